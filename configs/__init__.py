@@ -1,0 +1,1 @@
+"""Config files: each returns the settings of one run."""

@@ -1,0 +1,43 @@
+"""Repairs a backdoored classifier: `python -m launch.repair [--config=configs/otbr.py] [--workdir=DIR]`.
+
+Without arguments it trains a backdoored network on small images that ship with scikit-learn and repairs it. With
+`--config.model.checkpoint=DIR` it repairs that network instead. Every setting of the config file can be changed on
+the command line, such as `--config.otbr.gamma=0.05`.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+
+from absl import flags
+
+from launch import cli
+from otbr_jax.experiments import config as configs
+from otbr_jax.experiments.outputs import write_outputs
+from otbr_jax.experiments.pipeline import repair
+from otbr_jax.report.table import summary_table
+
+CONFIG = cli.define_config("otbr.py")
+WORKDIR = flags.DEFINE_string("workdir", "runs/otbr", "Directory for stages and results; a run is resumed there.")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs the pipeline, writes its results and prints the summary."""
+    del arguments
+    config = configs.from_dict(configs.RepairConfig, CONFIG.value.to_dict())
+    result = repair(config, WORKDIR.value)
+    summary = write_outputs(result)
+    folder = pathlib.Path(result.workdir)
+    print(f"\n{summary_table(summary)}\n")
+    for name, what in (
+        ("repaired", "the repaired network (Orbax checkpoint)"),
+        ("report.html", "the report"),
+        ("metrics.json", "all numbers"),
+        ("neuron_scores.csv", "weight change of every neuron"),
+    ):
+        print(f"{folder / name}  {what}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,40 @@
+"""Repair of backdoored neural networks in JAX.
+
+Pure functions over a `Network` (two functions) and its variables; see `otbr_jax.defenses` for whole methods and
+`otbr_jax.experiments` for what runs, saves and measures them.
+"""
+
+from otbr_jax.defenses.otbr import OTBRConfig, OTBRInfo, otbr
+from otbr_jax.errors import InputError
+from otbr_jax.fusion import FusionConfig, fuse
+from otbr_jax.neurons import Layer, NeuronGraph, permute, trace
+from otbr_jax.pruning import neurons_to_prune, prune
+from otbr_jax.transport import TransportConfig
+from otbr_jax.types import Batch, Network, Variables
+from otbr_jax.unlearning import UnlearningConfig, noise_batches, random_unlearning, unlearn
+from otbr_jax.weight_change import neuron_weight_changes, ranks
+
+__all__ = [
+    "Batch",
+    "FusionConfig",
+    "InputError",
+    "Layer",
+    "Network",
+    "NeuronGraph",
+    "OTBRConfig",
+    "OTBRInfo",
+    "TransportConfig",
+    "UnlearningConfig",
+    "Variables",
+    "fuse",
+    "neuron_weight_changes",
+    "neurons_to_prune",
+    "noise_batches",
+    "otbr",
+    "permute",
+    "prune",
+    "random_unlearning",
+    "ranks",
+    "trace",
+    "unlearn",
+]

@@ -1,0 +1,1 @@
+"""Backdoor attacks: pure functions on images, and how they poison a training set."""

@@ -1,0 +1,1 @@
+"""Whole methods, one file each: a short composition of the core functions."""

@@ -1,0 +1,82 @@
+"""OTBR: data-free repair by random unlearning, NWC pruning and optimal-transport fusion (arXiv 2408.15861)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+
+from otbr_jax.errors import InputError
+from otbr_jax.fusion import FusionConfig, FusionInfo, fuse
+from otbr_jax.neurons import Layer
+from otbr_jax.pruning import PruningInfo, neurons_to_prune, prune
+from otbr_jax.types import Network, Variables
+from otbr_jax.unlearning import UnlearningConfig, UnlearningInfo, random_unlearning
+from otbr_jax.weight_change import neuron_weight_changes
+
+
+@dataclasses.dataclass(frozen=True)
+class OTBRConfig:
+    """The whole method; the defaults are the published ones.
+
+    Attributes:
+      unlearning: step 1, random unlearning.
+      gamma: step 2, share of neurons to prune, in [0, 1].
+      fusion: step 3, lambda and transport.
+    """
+
+    unlearning: UnlearningConfig = UnlearningConfig()
+    gamma: float = 0.1
+    fusion: FusionConfig = FusionConfig()
+
+    def __post_init__(self) -> None:
+        neurons_to_prune(self.gamma, 0)
+
+
+class OTBRInfo(NamedTuple):
+    """What happened on the way: `scores` are the neuron weight changes, `{layer name: [neurons]}`."""
+
+    unlearning: UnlearningInfo
+    scores: Mapping[str, jax.Array]
+    pruning: PruningInfo
+    fusion: FusionInfo
+
+
+def otbr(
+    network: Network,
+    variables: Variables,
+    layers: Sequence[Layer],
+    *,
+    key: jax.Array,
+    config: OTBRConfig,
+    axis_name: str | None = None,
+) -> tuple[Variables, OTBRInfo]:
+    """Repairs a network without any data. Pure; jits; runs inside `jax.pmap` with `axis_name`.
+
+    Args:
+      network: the functions of the network.
+      variables: the suspicious network's variables.
+      layers: the layers to score, prune and fuse; as published `trace(...).main_convolutions`.
+      key: typed PRNG key for the noise.
+      config: the method's settings.
+      axis_name: mapped axis whose devices share each noise batch.
+
+    Returns:
+      `(repaired variables, OTBRInfo)`. Inside jit nothing can be raised: a layer whose scores are all zero gets a
+      uniform target mass, and `weight_change.check_scores` reports it from outside.
+
+    Raises:
+      InputError: if `layers` is empty.
+    """
+    if not layers:
+        raise InputError("layers: expected at least one convolution on the main path, found none")
+    unlearned, unlearning_info = random_unlearning(
+        network, variables, key=key, config=config.unlearning, axis_name=axis_name
+    )
+    scores = neuron_weight_changes(variables, unlearned, layers)
+    count = neurons_to_prune(config.gamma, sum(layer.neurons for layer in layers))
+    pruned, pruning_info = prune(variables, scores, layers, count=count)
+    repaired, fusion_info = fuse(pruned, variables, scores, pruning_info.pruned, layers, config=config.fusion)
+    return repaired, OTBRInfo(unlearning_info, scores, pruning_info, fusion_info)

@@ -1,0 +1,1 @@
+"""What runs: training, stages on disk, devices, the pipeline and its results."""

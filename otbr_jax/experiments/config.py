@@ -1,0 +1,88 @@
+"""The settings of one run, and how they come out of nested dictionaries (config files, flags, JSON)."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from otbr_jax.attacks.poisoning import AttackConfig
+from otbr_jax.data.sources import DataConfig
+from otbr_jax.defenses.otbr import OTBRConfig
+from otbr_jax.errors import InputError
+from otbr_jax.experiments.training import TrainingConfig
+from otbr_jax.models.registry import ModelConfig
+from otbr_jax.pruning import neurons_to_prune
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class RepairConfig:
+    """Everything that decides a run of `pipeline.repair`.
+
+    Attributes:
+      defense: the method, `otbr`.
+      seed: of every random choice; each stage gets a key of its own from it.
+      model: the network, and its checkpoint if it is already trained.
+      data: images to train a victim on (without a checkpoint) and to measure with. The repair uses none.
+      attack: the backdoor of the victim, and the trigger that ASR is measured with.
+      training: how a victim is trained; unused with a checkpoint.
+      otbr: the settings of the method.
+      sweep: values of gamma that the report shows beside the chosen one.
+    """
+
+    defense: str = "otbr"
+    seed: int = 0
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    attack: AttackConfig = AttackConfig()
+    training: TrainingConfig = TrainingConfig()
+    otbr: OTBRConfig = OTBRConfig()
+    sweep: tuple[float, ...] = (0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
+
+    def __post_init__(self) -> None:
+        if self.defense != "otbr":
+            raise InputError(f"defense: expected 'otbr', found {self.defense!r}")
+        for gamma in self.sweep:
+            neurons_to_prune(gamma, 0)
+        if self.attack.target >= self.model.num_classes:
+            raise InputError(
+                f"attack.target: expected a class in 0..{self.model.num_classes - 1}, found {self.attack.target}"
+            )
+
+
+def from_dict(config_type: type[T], values: Mapping[str, Any], *, name: str = "config") -> T:
+    """Builds a config dataclass from a nested mapping; fields that are left out keep their defaults.
+
+    Raises:
+      InputError: names an unknown field (and the nearest known one), or a value of another type.
+    """
+    hints = typing.get_type_hints(config_type)
+    fields = {}
+    for field, value in values.items():
+        if field not in hints:
+            near = difflib.get_close_matches(field, hints, n=1)
+            hint = f"; did you mean {name}.{near[0]}?" if near else f"; expected one of {sorted(hints)}"
+            raise InputError(f"{name}.{field}: unknown config field{hint}")
+        fields[field] = _value(hints[field], value, f"{name}.{field}")
+    return config_type(**fields)
+
+
+def _value(hint: Any, value: Any, name: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise InputError(f"{name}: expected a group of settings, found {value!r}")
+        return from_dict(typing.cast(type, hint), value, name=name)
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, (tuple, list)):
+            raise InputError(f"{name}: expected a list of values, found {value!r}")
+        (item, *_) = typing.get_args(hint)
+        return tuple(_value(item, part, name) for part in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise InputError(f"{name}: expected {hint.__name__}, found {value!r}")
+    return value

@@ -1,0 +1,125 @@
+"""Measuring networks: predictions over a test set, and the whole gamma sweep as one compiled program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from otbr_jax.experiments.parallel import split_batch
+from otbr_jax.fusion import FusionConfig, fuse
+from otbr_jax.metrics import Metrics, evaluate_predictions
+from otbr_jax.neurons import Layer
+from otbr_jax.pruning import prune
+from otbr_jax.types import Network, Variables
+from otbr_jax.weight_change import Scores
+
+
+class TestSet(NamedTuple):
+    """uint8 images `[n, h, w, c]`, the same with the trigger, and their true labels int32 `[n]`."""
+
+    clean: jax.Array
+    triggered: jax.Array
+    labels: jax.Array
+
+
+class Predictions(NamedTuple):
+    """Predicted classes int32 `[n]` of a test set's clean and triggered images."""
+
+    clean: jax.Array
+    triggered: jax.Array
+
+
+class Sweep(NamedTuple):
+    """Metrics `[settings]` of the pruned and of the fused network for every gamma."""
+
+    pruned: Metrics
+    fused: Metrics
+
+
+def predict(
+    network: Network,
+    variables: Variables,
+    images: jax.Array,
+    *,
+    prepare: Callable[[jax.Array], jax.Array],
+    mesh: Mesh,
+    batch_size: int = 512,
+) -> jax.Array:
+    """Predicted classes, int32 `[n]`, of uint8 images `[n, h, w, c]`; batches are split over the mesh.
+
+    `batch_size` is rounded up to a multiple of the mesh's devices; the last batch is filled up with copies.
+    """
+    count = len(images)
+    batch_size = -(-min(batch_size, count) // mesh.size) * mesh.size
+    padded = -(-count // batch_size) * batch_size
+    batches = images[jnp.arange(padded) % count].reshape(-1, batch_size, *images.shape[1:])
+
+    def one_batch(batch: jax.Array) -> jax.Array:
+        return jnp.argmax(network.apply(variables, prepare(split_batch(batch, mesh))), axis=-1)
+
+    return jax.lax.map(one_batch, batches).reshape(-1)[:count].astype(jnp.int32)
+
+
+def predict_both(
+    network: Network,
+    variables: Variables,
+    test: TestSet,
+    *,
+    prepare: Callable[[jax.Array], jax.Array],
+    mesh: Mesh,
+) -> Predictions:
+    """Predictions on the clean and on the triggered images."""
+    clean = predict(network, variables, test.clean, prepare=prepare, mesh=mesh)
+    return Predictions(clean, predict(network, variables, test.triggered, prepare=prepare, mesh=mesh))
+
+
+def gamma_sweep(
+    network: Network,
+    backdoored: Variables,
+    scores: Scores,
+    test: TestSet,
+    layers: Sequence[Layer],
+    *,
+    counts: jax.Array,
+    config: FusionConfig,
+    target: int,
+    prepare: Callable[[jax.Array], jax.Array],
+    mesh: Mesh,
+    on_setting: Callable[[], None] | None = None,
+) -> Sweep:
+    """Prunes, fuses and measures for every number of pruned neurons in one program.
+
+    Args:
+      network: the functions of the network.
+      backdoored: variables of the suspicious network.
+      scores: neuron weight changes.
+      test: images to measure on.
+      layers: the layers to prune and fuse.
+      counts: int `[settings]`, how many neurons each setting prunes.
+      config: lambda and transport.
+      target: the attacker's class.
+      prepare: uint8 images -> float32 images as the network takes them.
+      mesh: devices that share the images.
+      on_setting: called on the host after each setting (a progress bar); None traces no callback.
+
+    Returns:
+      The metrics of every setting.
+    """
+
+    def measure(variables: Variables) -> Metrics:
+        found = predict_both(network, variables, test, prepare=prepare, mesh=mesh)
+        return evaluate_predictions(found.clean, found.triggered, test.labels, target=target)
+
+    def one_setting(count: jax.Array) -> Sweep:
+        pruned, info = prune(backdoored, scores, layers, count=count)
+        fused, _ = fuse(pruned, backdoored, scores, info.pruned, layers, config=config)
+        result = Sweep(measure(pruned), measure(fused))
+        if on_setting is not None:
+            jax.debug.callback(on_setting)
+        return result
+
+    return jax.lax.map(one_setting, counts)

@@ -1,0 +1,343 @@
+"""From a suspicious network to a repaired one: victim -> unlearned -> scores -> pruned -> fused -> evaluation.
+
+What launchers and notebooks call. Everything is decided by a `RepairConfig`; every stage is saved in the working
+directory, and reloaded when nothing it depends on has changed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import zlib
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from otbr_jax import fusion, pruning, unlearning, weight_change
+from otbr_jax.attacks import poisoning
+from otbr_jax.data import sources
+from otbr_jax.data.sources import Dataset
+from otbr_jax.errors import InputError
+from otbr_jax.experiments import evaluation, parallel, training
+from otbr_jax.experiments.config import RepairConfig
+from otbr_jax.experiments.evaluation import TestSet
+from otbr_jax.experiments.progress import progress_bar
+from otbr_jax.experiments.stages import Stage, Workdir, content_digest, load_variables, open_workdir, replace_checkpoint
+from otbr_jax.models import registry
+from otbr_jax.neurons import NeuronGraph, trace
+from otbr_jax.types import Network, Variables, check_finite
+
+
+class Repair(NamedTuple):
+    """What `repair` found.
+
+    Attributes:
+      variables: the repaired network's variables.
+      network: its functions.
+      graph: its neuron graph.
+      stages: `victim`, `unlearned`, `scores`, `pruned`, `fused`, and `evaluation` if there was data.
+      dataset: the data it was measured with, or None.
+      test: the test images as they were measured, or None.
+      config: the settings.
+      workdir: where everything is.
+    """
+
+    variables: Variables
+    network: Network
+    graph: NeuronGraph
+    stages: Mapping[str, Stage]
+    dataset: Dataset | None
+    test: TestSet | None
+    config: RepairConfig
+    workdir: str
+
+
+def repair(config: RepairConfig, workdir: str | os.PathLike[str]) -> Repair:
+    """Repairs the network that `config` names, or a victim trained for the purpose, and measures it.
+
+    Guarantee: the repair itself uses no image; data are used to train a victim and to measure only.
+
+    Args:
+      config: the settings.
+      workdir: directory for the stages and for the checkpoint `repaired`; resumed if it has been used before.
+
+    Returns:
+      The repaired network and all that is known about it.
+
+    Raises:
+      InputError: names what is wrong with the settings, the checkpoint, the data or the working directory.
+    """
+    mesh = parallel.local_mesh()
+    parallel.check_batch_size(config.otbr.unlearning.batch_size, mesh, name="otbr.unlearning.batch_size")
+    network, init = registry.build(config.model)
+    like = jax.eval_shape(init, jax.random.key(0))
+    dataset = sources.load(config.data, image_shape=network.image_shape, num_classes=network.num_classes)
+    test = _test_set(dataset, config)
+    suspicious = None
+    if config.model.checkpoint:
+        suspicious = load_variables(config.model.checkpoint, like, name="model.checkpoint")
+        check_finite(suspicious, name=f"model.checkpoint {config.model.checkpoint}")
+    elif dataset is None or dataset.train is None:
+        raise InputError(
+            f"model.checkpoint: expected a checkpoint, since data {config.data.name!r} holds no training images "
+            "for a victim; found none"
+        )
+    else:
+        parallel.check_batch_size(config.training.batch_size, mesh, name="training.batch_size")
+    graph = trace(network.apply, like, jax.ShapeDtypeStruct((1, *network.image_shape), jnp.float32))
+    with open_workdir(workdir, subject=_subject(config)) as directory:
+        run = _Run(config, directory, network, graph, mesh)
+        stages = {}
+        if suspicious is not None:
+            stages["victim"] = run.given_victim(suspicious)
+        else:
+            assert dataset is not None
+            stages["victim"] = run.trained_victim(dataset, init)
+        stages["unlearned"] = run.unlearned(stages["victim"])
+        stages["scores"] = run.scores(stages["victim"], stages["unlearned"])
+        weight_change.check_scores(stages["scores"].value)
+        stages["pruned"] = run.pruned(stages["victim"], stages["scores"])
+        stages["fused"] = run.fused(stages["victim"], stages["scores"], stages["pruned"])
+        repaired = stages["fused"].value["variables"]
+        check_finite(repaired, name="the repaired network")
+        replace_checkpoint(directory.path / "repaired", repaired)
+        if test is not None:
+            stages["evaluation"] = run.evaluation(test, stages)
+        return Repair(repaired, network, graph, stages, dataset, test, config, str(directory.path))
+
+
+def _subject(config: RepairConfig) -> dict[str, Any]:
+    """What a working directory is about; the rest of the settings may change from run to run."""
+    return {"defense": config.defense, "model": dataclasses.asdict(config.model), "data": config.data.name}
+
+
+def _test_set(dataset: Dataset | None, config: RepairConfig) -> TestSet | None:
+    if dataset is None:
+        return None
+    clean = jnp.asarray(dataset.test.images)
+    triggered = clean if config.attack.name == "none" else poisoning.trigger(config.attack)(clean)
+    return TestSet(clean, triggered, jnp.asarray(dataset.test.labels))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """One run's stages: each method says what a stage computes and what it depends on."""
+
+    config: RepairConfig
+    directory: Workdir
+    network: Network
+    graph: NeuronGraph
+    mesh: Mesh
+
+    def key(self, stage: str) -> jax.Array:
+        """The key of a stage: from the seed and the stage's name alone."""
+        return jax.random.fold_in(jax.random.key(self.config.seed), zlib.crc32(stage.encode()))
+
+    def prepare(self, images: jax.Array) -> jax.Array:
+        """uint8 images -> images as the network takes them."""
+        return sources.preprocess(images, self.config.data)
+
+    def stage(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        inputs: tuple[Any, ...],
+        *,
+        title: str,
+        config: Any,
+        parents: tuple[Stage, ...],
+        key: jax.Array | None = None,
+        total: int = 1,
+        unit: str = "step",
+    ) -> Stage:
+        """Runs (or reloads) a jitted stage `function(*inputs, on_step)` with a progress bar of `total` steps."""
+
+        def compute() -> Any:
+            with progress_bar(title, total, unit=unit) as advance:
+                placed = parallel.replicate(inputs, self.mesh)
+                return jax.block_until_ready(jax.jit(partial(function, on_step=advance))(*placed))
+
+        return self.directory.run(
+            name,
+            compute,
+            like=lambda: jax.eval_shape(partial(function, on_step=None), *inputs),
+            config=config,
+            key=key,
+            parents=parents,
+        )
+
+    def given_victim(self, variables: Variables) -> Stage:
+        """The user's checkpoint, kept as the stage that all others descend from."""
+        return self.directory.run(
+            "victim", lambda: variables, like=lambda: variables, config=content_digest(variables), key=None
+        )
+
+    def trained_victim(self, dataset: Dataset, init: Callable[[jax.Array], Variables]) -> Stage:
+        """A victim: the attack poisons the training set, the network is trained on it."""
+        assert dataset.train is not None
+        train, config, key = dataset.train, self.config, self.key("victim")
+        init_key, poison_key, train_key = jax.random.split(key, 3)
+
+        def compute() -> Variables:
+            poisoned = poisoning.poison(
+                jnp.asarray(train.images), jnp.asarray(train.labels), key=poison_key, config=config.attack
+            )
+            start, images, labels = parallel.replicate(
+                (jax.jit(init)(init_key), poisoned.images, poisoned.labels), self.mesh
+            )
+            with progress_bar("training the victim", config.training.epochs, unit="epoch") as advance:
+                return training.train(
+                    self.network,
+                    start,
+                    images,
+                    labels,
+                    key=train_key,
+                    config=config.training,
+                    prepare=self.prepare,
+                    mesh=self.mesh,
+                    on_epoch=lambda loss: advance(loss=loss),
+                )
+
+        settings = {
+            "model": dataclasses.asdict(config.model),
+            "data": dataclasses.asdict(config.data) | {"content": content_digest(train)},
+            "attack": dataclasses.asdict(config.attack),
+            "training": dataclasses.asdict(config.training),
+        }
+        return self.directory.run("victim", compute, like=lambda: jax.eval_shape(init, key), config=settings, key=key)
+
+    def unlearned(self, victim: Stage) -> Stage:
+        """OTBR step 1: random unlearning; noise and batches are split over the devices."""
+        config = self.config.otbr.unlearning
+
+        def function(variables: Variables, key: jax.Array, *, on_step: Callable[[], None] | None) -> Any:
+            unlearned, info = unlearning.random_unlearning(
+                self.network,
+                variables,
+                key=key,
+                config=config,
+                place=partial(parallel.split_batch, mesh=self.mesh),
+                on_step=on_step,
+            )
+            return {"variables": unlearned, "info": info}
+
+        key = self.key("unlearned")
+        return self.stage(
+            "unlearned",
+            function,
+            (victim.value, key),
+            title="unlearning on noise",
+            config=config,
+            key=key,
+            parents=(victim,),
+            total=config.steps,
+        )
+
+    def scores(self, victim: Stage, unlearned: Stage) -> Stage:
+        """The neuron weight changes of every convolution on the main path."""
+        layers = self.graph.main_convolutions
+
+        def function(before: Variables, after: Variables, *, on_step: Any) -> Any:
+            return weight_change.neuron_weight_changes(before, after, layers)
+
+        return self.stage(
+            "scores",
+            function,
+            (victim.value, unlearned.value["variables"]),
+            title="neuron weight changes",
+            config=[layer.name for layer in layers],
+            parents=(victim, unlearned),
+        )
+
+    def pruned(self, victim: Stage, scores: Stage) -> Stage:
+        """OTBR step 2: the share gamma of the neurons that changed most loses its weights."""
+        layers, gamma = self.graph.main_convolutions, self.config.otbr.gamma
+        count = pruning.neurons_to_prune(gamma, sum(layer.neurons for layer in layers))
+
+        def function(variables: Variables, nwc: weight_change.Scores, *, on_step: Any) -> Any:
+            pruned, info = pruning.prune(variables, nwc, layers, count=count)
+            return {"variables": pruned, "info": info}
+
+        return self.stage(
+            "pruned",
+            function,
+            (victim.value, scores.value),
+            title="pruning",
+            config={"gamma": gamma, "count": count},
+            parents=(victim, scores),
+        )
+
+    def fused(self, victim: Stage, scores: Stage, pruned: Stage) -> Stage:
+        """OTBR step 3: the pruned network is aligned with the victim by transport, and interpolated."""
+        config = self.config.otbr.fusion
+
+        def function(
+            variables: Variables, original: Variables, nwc: weight_change.Scores, neurons: Any, *, on_step: Any
+        ) -> Any:
+            fused, info = fusion.fuse(variables, original, nwc, neurons, self.graph.main_convolutions, config=config)
+            return {"variables": fused, "info": info}
+
+        inputs = (pruned.value["variables"], victim.value, scores.value, pruned.value["info"].pruned)
+        return self.stage(
+            "fused", function, inputs, title="transport and fusion", config=config, parents=(victim, scores, pruned)
+        )
+
+    def evaluation(self, test: TestSet, stages: Mapping[str, Stage]) -> Stage:
+        """Metrics and predictions of all networks, and of the gamma sweep, in one program."""
+        config, layers = self.config, self.graph.main_convolutions
+        total = sum(layer.neurons for layer in layers)
+        counts = [pruning.neurons_to_prune(gamma, total) for gamma in config.sweep]
+        networks = {
+            "victim": stages["victim"].value,
+            "unlearned": stages["unlearned"].value["variables"],
+            "pruned": stages["pruned"].value["variables"],
+            "fused": stages["fused"].value["variables"],
+        }
+
+        def function(networks: Any, nwc: weight_change.Scores, test: TestSet, *, on_step: Any) -> Any:
+            predictions = {
+                name: evaluation.predict_both(self.network, variables, test, prepare=self.prepare, mesh=self.mesh)
+                for name, variables in networks.items()
+            }
+            return {
+                "predictions": predictions,
+                "metrics": {
+                    name: evaluation.evaluate_predictions(
+                        found.clean, found.triggered, test.labels, target=config.attack.target
+                    )
+                    for name, found in predictions.items()
+                },
+                "sweep": evaluation.gamma_sweep(
+                    self.network,
+                    networks["victim"],
+                    nwc,
+                    test,
+                    layers,
+                    counts=jnp.array(counts, jnp.int32),
+                    config=config.otbr.fusion,
+                    target=config.attack.target,
+                    prepare=self.prepare,
+                    mesh=self.mesh,
+                    on_setting=on_step,
+                ),
+            }
+
+        return self.stage(
+            "evaluation",
+            function,
+            (networks, stages["scores"].value, test),
+            title="measuring, gamma sweep",
+            config={
+                "sweep": counts,
+                "fusion": dataclasses.asdict(config.otbr.fusion),
+                "target": config.attack.target,
+                "data": dataclasses.asdict(config.data) | {"content": content_digest(test)},
+            },
+            parents=tuple(stages[name] for name in ("victim", "unlearned", "scores", "pruned", "fused")),
+            total=len(counts),
+            unit="setting",
+        )

@@ -1,0 +1,115 @@
+"""What a run leaves behind for machines: `metrics.json` and the neuron scores."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from typing import Any
+
+import jax
+import numpy as np
+
+from otbr_jax.experiments.pipeline import Repair
+from otbr_jax.experiments.stages import versions
+from otbr_jax.metrics import Metrics, defense_effectiveness
+from otbr_jax.weight_change import ranks
+
+NETWORKS = ("victim", "unlearned", "pruned", "fused")
+
+
+def summarize(result: Repair) -> dict[str, Any]:
+    """All numbers of a run as plain JSON values.
+
+    Fractions lie in [0, 1]; what could not be measured (no data, no trigger) is None. `oracle` is the setting of
+    the sweep with the highest DER, which a defender cannot know: it is chosen with the test set and the trigger.
+    """
+    config = result.config
+    plans = result.stages["fused"].value["info"].plans
+    fused_layers = [name for name, fused in result.stages["fused"].value["info"].fused.items() if fused]
+    pruned = result.stages["pruned"].value["info"].pruned
+    summary: dict[str, Any] = {
+        "defense": config.defense,
+        "metrics": dict.fromkeys(NETWORKS),
+        "choice": {"gamma": config.otbr.gamma, "lambda": config.otbr.fusion.lam, "chosen_by": "config"},
+        "oracle": None,
+        "sweep": [],
+        "neurons": {
+            "scored": int(sum(mask.size for mask in pruned.values())),
+            "pruned": int(sum(mask.sum() for mask in pruned.values())),
+            "layers_fused": len(fused_layers),
+        },
+        "transport": {
+            "converged": all(bool(plans[name].converged) for name in fused_layers),
+            "worst_marginal_error": max((float(plans[name].marginal_error) for name in fused_layers), default=None),
+            "most_iterations": max((int(plans[name].iterations) for name in fused_layers), default=None),
+        },
+        "data": None if result.dataset is None else result.dataset.provenance,
+        "stages": {
+            name: {
+                "seconds": round(stage.seconds, 3),
+                "resumed": stage.resumed,
+                "digest": stage.digest,
+                "versions": dict(stage.provenance["versions"]),
+            }
+            for name, stage in result.stages.items()
+        },
+        "versions": versions(),
+        "devices": [str(device.device_kind) for device in jax.local_devices()],
+        "config": dataclasses.asdict(config),
+    }
+    if "evaluation" in result.stages:
+        measured = result.stages["evaluation"].value
+        triggered = config.attack.name != "none"
+        victim = measured["metrics"]["victim"]
+        summary["metrics"] = {name: _row(measured["metrics"][name], victim, triggered) for name in NETWORKS}
+        for index, gamma in enumerate(config.sweep):
+            pruned_row, fused_row = (Metrics(*(field[index] for field in kind)) for kind in measured["sweep"])
+            summary["sweep"].append(
+                {
+                    "gamma": gamma,
+                    "lambda": config.otbr.fusion.lam,
+                    "pruned": _row(pruned_row, victim, triggered),
+                    "fused": _row(fused_row, victim, triggered),
+                }
+            )
+        if triggered and summary["sweep"]:
+            best = max(summary["sweep"], key=lambda row: row["fused"]["der"])
+            summary["oracle"] = {
+                "gamma": best["gamma"],
+                "lambda": best["lambda"],
+                "chosen_by": "oracle: highest DER on the test set, with the trigger known",
+                "fused": best["fused"],
+            }
+    return summary
+
+
+def _row(found: Metrics, victim: Metrics, triggered: bool) -> dict[str, float | None]:
+    row: dict[str, float | None] = {"acc": _round(found.acc), "asr": None, "ra": None, "der": None}
+    if triggered:
+        row |= {
+            "asr": _round(found.asr),
+            "ra": _round(found.ra),
+            "der": _round(defense_effectiveness(victim, found)),
+        }
+    return row
+
+
+def _round(value: Any) -> float:
+    return round(float(value), 6)
+
+
+def scores_table(result: Repair) -> str:
+    """CSV of every scored neuron: layer, index, NWC with all its digits, rank (0 = changed most), pruned."""
+    scores = result.stages["scores"].value
+    pruned = result.stages["pruned"].value["info"].pruned
+    places = ranks(scores)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["layer", "neuron", "nwc", "rank", "pruned"])
+    for layer in result.graph.main_convolutions:  # execution order
+        rows = zip(scores[layer.name], np.asarray(places[layer.name]), pruned[layer.name], strict=True)
+        for neuron, (score, rank, is_pruned) in enumerate(rows):
+            # 9 significant digits give back the same float32.
+            writer.writerow([layer.name, neuron, f"{score:.9g}", rank, int(is_pruned)])
+    return text.getvalue()

@@ -1,0 +1,323 @@
+"""Stages that are saved when they are done and reloaded when nothing they depend on has changed.
+
+A stage's identity is a hash of its name, its settings, its key and the *contents* of its parents, so a changed
+setting re-runs exactly the stages it touches, and earlier results stay beside the new ones. A stage is written to a
+`.partial` folder and renamed when complete; its manifest holds a hash of the saved values, which is checked when the
+stage is read, so that a damaged or half-written stage is never used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import pathlib
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from otbr_jax.errors import InputError
+from otbr_jax.types import leaf_name, named_leaves
+
+log = logging.getLogger(__name__)
+
+PACKAGES = ("otbr_jax", "jax", "jaxlib", "flax", "optax", "ott-jax", "orbax-checkpoint", "numpy")
+_FORMAT = 1
+
+
+class Stage(NamedTuple):
+    """A finished stage.
+
+    Attributes:
+      value: what it computed, arrays on the host.
+      name: such as `unlearned`.
+      digest: hash of the values.
+      seconds: wall time of computing it (not of reloading it).
+      resumed: whether it was reloaded.
+      provenance: config, key, versions, devices, parents.
+    """
+
+    value: Any
+    name: str
+    digest: str
+    seconds: float
+    resumed: bool
+    provenance: Mapping[str, Any]
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package and of the libraries that results depend on."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def content_digest(tree: Any) -> str:
+    """SHA-256 over names, shapes, dtypes and bytes of all arrays of a pytree."""
+    digest = hashlib.sha256()
+    for name, leaf in sorted(named_leaves(tree).items()):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+    """An open working directory: `path`, and the folder of its stages. See `open_workdir`."""
+
+    path: pathlib.Path
+
+    @property
+    def stages(self) -> pathlib.Path:
+        """The folder that holds one folder per stage."""
+        return self.path / "stages"
+
+    def run(
+        self,
+        name: str,
+        compute: Callable[[], Any],
+        *,
+        like: Callable[[], Any],
+        config: Any,
+        key: jax.Array | None,
+        parents: tuple[Stage, ...] = (),
+    ) -> Stage:
+        """Reloads the stage if it is finished and whole; computes and saves it otherwise.
+
+        Args:
+          name: the stage's name.
+          compute: computes its value, a pytree of arrays.
+          like: returns a pytree of `jax.ShapeDtypeStruct` with the value's structure.
+          config: the settings that the value depends on: a dataclass or plain JSON values.
+          key: typed PRNG key that the value depends on, or None.
+          parents: the stages that `compute` reads.
+
+        Returns:
+          The stage; its values are the same bits whether computed now or reloaded.
+        """
+        inputs: dict[str, Any] = {
+            "name": name,
+            "config": dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config,  # type: ignore
+            "key": None if key is None else np.asarray(jax.random.key_data(key)).tolist(),
+            "parents": {parent.name: parent.digest for parent in parents},
+            "format": _FORMAT,
+        }
+        identity = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+        folder = self.stages / f"{name}-{identity}"
+        if folder.exists():
+            try:
+                return _read(folder, like())
+            except _DamagedError as damage:
+                log.warning("stage %r is damaged and will be rebuilt: %s: %s", name, folder, damage)
+                shutil.rmtree(folder)
+        started = time.perf_counter()
+        value = jax.tree.map(np.asarray, jax.block_until_ready(compute()))
+        seconds = time.perf_counter() - started
+        provenance = inputs | {
+            "versions": versions(),
+            "devices": [str(device.device_kind) for device in jax.local_devices()],
+            "seconds": seconds,
+            "digest": content_digest(value),
+        }
+        self._write(folder, value, provenance)
+        return Stage(value, name, provenance["digest"], seconds, False, provenance)
+
+    def _write(self, folder: pathlib.Path, value: Any, provenance: Mapping[str, Any]) -> None:
+        partial = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_checkpoint(partial / "arrays", value)
+        write_text(partial / "provenance.json", json.dumps(provenance, indent=1))
+        os.rename(partial, folder)
+        _sync(folder.parent)
+
+
+@contextmanager
+def open_workdir(path: str | os.PathLike[str], *, subject: Mapping[str, Any]) -> Iterator[Workdir]:
+    """Opens (or makes) a working directory for one subject, and keeps every other process out of it.
+
+    Args:
+      path: the directory.
+      subject: plain JSON values that say what the directory is about (defence, network, data set). A directory
+        serves one subject; settings of the method may change from run to run.
+
+    Raises:
+      InputError: if it cannot be written, holds something else, belongs to another subject, or is in use.
+    """
+    root = pathlib.Path(path).expanduser().absolute()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = os.open(root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise InputError(f"workdir: expected a directory that can be written, found {root}: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            owner = os.pread(lock, 32, 0).decode() or "unknown"
+            raise InputError(f"workdir: {root} is in use by another process (pid {owner})") from None
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
+        _check_subject(root, subject)
+        workdir = Workdir(root)
+        workdir.stages.mkdir(exist_ok=True)
+        for partial in sorted(workdir.stages.glob("*.partial")):
+            log.warning("stage %r is half-written and will be rebuilt: %s", partial.name.split("-")[0], partial)
+            shutil.rmtree(partial)
+        yield workdir
+    finally:
+        os.close(lock)  # also gives up the lock, as the end of the process does
+
+
+def _check_subject(root: pathlib.Path, subject: Mapping[str, Any]) -> None:
+    file = root / "workdir.json"
+    subject = json.loads(json.dumps(subject))
+    if not file.exists():
+        others = sorted(entry.name for entry in root.iterdir() if entry.name not in (".lock", "workdir.json.partial"))
+        if others:
+            raise InputError(
+                f"workdir: expected an empty directory or one of this tool's, found {root} with {others[0]!r}"
+            )
+        write_text(file, json.dumps(subject, indent=1))
+        return
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"workdir: {file} cannot be read ({error}); choose another workdir") from None
+    for name in sorted(subject.keys() | found.keys()):
+        if subject.get(name) != found.get(name):
+            raise InputError(
+                f"workdir: {root} belongs to another config: expected {name} = {subject.get(name)!r}, "
+                f"found {found.get(name)!r}; choose another workdir"
+            )
+
+
+class _DamagedError(Exception):
+    """A stage on disk is not what its manifest says."""
+
+
+def _read(folder: pathlib.Path, like: Any) -> Stage:
+    try:
+        provenance = json.loads((folder / "provenance.json").read_text())
+        digest, name, seconds = provenance["digest"], provenance["name"], float(provenance["seconds"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _DamagedError(f"provenance.json cannot be read ({error!r})") from None
+    try:
+        value = restore_checkpoint(folder / "arrays", like)
+    except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
+        raise _DamagedError(f"arrays cannot be read ({_first_line(error)})") from None
+    found = content_digest(value)
+    if found != digest:
+        raise _DamagedError(f"expected values with hash {digest[:12]}, found {found[:12]}")
+    return Stage(value, name, digest, seconds, True, provenance)
+
+
+# --- Orbax ------------------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(path: pathlib.Path, tree: Any) -> None:
+    """Writes the arrays of a pytree as an Orbax checkpoint of nested dicts; `path` must not exist."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path.absolute(), _nested(named_leaves(tree)))
+
+
+def restore_checkpoint(path: pathlib.Path, like: Any) -> Any:
+    """Reads arrays that `save_checkpoint` wrote into the structure `like`, as numpy arrays on the host."""
+    leaves = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in named_leaves(like).items()}
+    with ocp.StandardCheckpointer() as checkpointer:
+        restored = named_leaves(checkpointer.restore(path.absolute(), _nested(leaves)))
+    return jax.tree_util.tree_map_with_path(lambda key_path, _: np.asarray(restored[leaf_name(key_path)]), like)
+
+
+def load_variables(path: str | os.PathLike[str], like: Any, *, name: str) -> Any:
+    """Loads a network's variables from a user's Orbax checkpoint.
+
+    Args:
+      path: a checkpoint directory (of `params`, `batch_stats`, ...).
+      like: pytree of `jax.ShapeDtypeStruct` that the network expects.
+      name: the argument's name, for messages.
+
+    Raises:
+      InputError: if it is missing, no Orbax checkpoint, damaged, or its arrays are not those of the network.
+    """
+    root = pathlib.Path(path).expanduser().absolute()
+    if not root.is_dir():
+        raise InputError(f"{name}: expected an Orbax checkpoint directory, found nothing at {root}")
+    if (root / "arrays").is_dir() and not (root / "_METADATA").exists():
+        root = root / "arrays"  # a stage of a working directory
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            found = named_leaves(dict(checkpointer.metadata(root).item_metadata.tree))
+    except Exception as error:
+        raise InputError(f"{name}: {root} is no readable Orbax checkpoint ({_first_line(error)})") from None
+    expected = named_leaves(like)
+    for leaf in sorted(expected.keys() - found.keys()):
+        raise InputError(f"{name}: expected an array {leaf} {expected[leaf].shape} in {root}, found none of that name")
+    for leaf in sorted(found.keys() - expected.keys()):
+        raise InputError(f"{name}: {root} holds {leaf} {tuple(found[leaf].shape)}, which the network does not have")
+    for leaf, array in expected.items():
+        if tuple(found[leaf].shape) != tuple(array.shape):
+            raise InputError(
+                f"{name}: expected {leaf} of shape {tuple(array.shape)} as config.model says, "
+                f"found {tuple(found[leaf].shape)} in {root}"
+            )
+    try:
+        return restore_checkpoint(root, like)
+    except Exception as error:
+        raise InputError(f"{name}: {root} is truncated or damaged ({_first_line(error)})") from None
+
+
+def replace_checkpoint(path: pathlib.Path, tree: Any) -> None:
+    """Writes an Orbax checkpoint to `path`; what was there stays until the new one is complete."""
+    partial, old = path.with_name(f"{path.name}.partial"), path.with_name(f"{path.name}.old")
+    shutil.rmtree(partial, ignore_errors=True)
+    save_checkpoint(partial, tree)
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        os.rename(path, old)
+    os.rename(partial, path)
+    shutil.rmtree(old, ignore_errors=True)
+    _sync(path.parent)
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a file at once: readers see the old text or the new, never a part."""
+    partial = path.with_name(f"{path.name}.partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        *folders, last = name.split("/")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[last] = leaf
+    return tree
+
+
+def _sync(folder: pathlib.Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0][:200] if text else 'no message'}"

@@ -1,0 +1,1 @@
+"""Flax networks, by name in `registry.py`."""

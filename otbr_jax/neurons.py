@@ -1,0 +1,511 @@
+"""Which axis of which array is a neuron, and who feeds whom: found by tracing the network's function.
+
+Every axis of every array in `variables` gets one *slot* per index. Following the jaxpr, operations unite the slots
+that must move together: a BatchNorm scale with the channels it scales, the inputs of a kernel with the outputs that
+feed it, both sides of an addition. What remains are groups of slots, and each group is one neuron wherever it
+appears. No layer's name or class is looked at.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from otbr_jax.errors import InputError
+from otbr_jax.types import ApplyFn, Variables, named_leaves, replace_leaves
+
+
+class Vector(NamedTuple):
+    """A per-neuron vector (bias, BatchNorm scale, mean, ...): axis `axis` of the array `name`."""
+
+    name: str
+    axis: int
+
+
+class Layer(NamedTuple):
+    """One convolution or dense kernel, and where its neurons are.
+
+    Attributes:
+      name: the kernel's name in the variables, such as `params/layer1_0/conv1/kernel`.
+      kind: `conv` or `dense`.
+      neuron_axis: axis of the kernel whose indices are the layer's neurons (its outputs).
+      input_axis: axis of the kernel whose indices are its inputs.
+      neurons: number of neurons.
+      inputs: number of inputs.
+      fed_by: earlier layers whose neurons are this layer's inputs, in execution order; several after a residual
+        addition or a concatenation, none for the first layer.
+      tied_to: other layers whose neurons are added to this layer's neurons.
+      vectors: the per-neuron vectors that belong to this layer's neurons.
+      shortcut: whether it lies on the shorter side of a residual addition.
+    """
+
+    name: str
+    kind: str
+    neuron_axis: int
+    input_axis: int
+    neurons: int
+    inputs: int
+    fed_by: tuple[str, ...]
+    tied_to: tuple[str, ...]
+    vectors: tuple[Vector, ...]
+    shortcut: bool
+
+
+class Axis(NamedTuple):
+    """Axis `axis` of the array `name`; `neurons [size]` says which neuron of the group each index belongs to."""
+
+    name: str
+    axis: int
+    neurons: tuple[int, ...]
+
+
+class Group(NamedTuple):
+    """`size` neurons that move together, and all array axes on which they appear."""
+
+    size: int
+    axes: tuple[Axis, ...]
+
+
+class NeuronGraph(NamedTuple):
+    """`layers` in execution order, and the permutable `groups` of neurons."""
+
+    layers: tuple[Layer, ...]
+    groups: tuple[Group, ...]
+
+    def layer(self, name: str) -> Layer:
+        """The layer of that name; raises KeyError if there is none."""
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise KeyError(f"no layer named {name!r} in the neuron graph")
+
+    @property
+    def main_convolutions(self) -> tuple[Layer, ...]:
+        """The convolutions that are not shortcuts: what OTBR scores, prunes and fuses."""
+        return tuple(layer for layer in self.layers if layer.kind == "conv" and not layer.shortcut)
+
+
+def permute(variables: Variables, group: Group, order: Sequence[int]) -> Variables:
+    """Reorders the neurons of one group everywhere: neuron `i` becomes what neuron `order[i]` was.
+
+    The network's function does not change; that is what makes `trace` testable.
+
+    Args:
+      variables: the network's variables.
+      group: a group of the network's graph.
+      order: a permutation of `range(group.size)`.
+    """
+    leaves: dict[str, Any] = {}
+    current = named_leaves(variables)
+    for name, axis, neurons in group.axes:
+        places: dict[int, list[int]] = {}
+        for index, neuron in enumerate(neurons):
+            places.setdefault(neuron, []).append(index)
+        # A neuron can own several indices of an axis (after flattening): the k-th takes the place of the k-th.
+        seen: dict[int, int] = {}
+        source = []
+        for neuron in neurons:
+            k = seen[neuron] = seen.get(neuron, -1) + 1
+            source.append(places[order[neuron]][k])
+        leaves[name] = jnp.take(leaves.get(name, current[name]), np.array(source), axis=axis)
+    return replace_leaves(variables, leaves)
+
+
+def trace(apply: ApplyFn, variables: Variables, images: Any) -> NeuronGraph:
+    """Finds the neurons of a network by tracing its function once (nothing is computed).
+
+    Args:
+      apply: evaluation-mode function of the network.
+      variables: its variables (arrays or `jax.ShapeDtypeStruct`).
+      images: example input `[n, h, w, c]` (array or `jax.ShapeDtypeStruct`).
+
+    Returns:
+      The neuron graph.
+
+    Raises:
+      InputError: names the operation, its equation and its source line, if the tracer cannot follow it.
+    """
+    jaxpr = jax.make_jaxpr(apply)(variables, images)
+    tracer = _Tracer()
+    inputs = [tracer.parameter(name, np.shape(leaf)) for name, leaf in named_leaves(variables).items()]
+    # A size that cannot be mistaken for a channel is not needed: image axes simply carry no slots.
+    inputs.append(_Value(axes=(None,) * len(np.shape(images)), data=True))
+    tracer.run(jaxpr.jaxpr, [_Value.constant(np.ndim(c)) for c in jaxpr.consts], inputs)
+    return tracer.graph()
+
+
+Slots = np.ndarray | None  # int [size]: the slot of every index of an axis; None for an axis without slots
+
+
+@dataclasses.dataclass(frozen=True)
+class _Value:
+    """What is known of one array in the jaxpr.
+
+    `axes`: slots per axis. `kernel`: (array name, its axis per axis) while it is just that array, transposed.
+    `data`: whether it depends on the images. `layers`: indices of the layers it went through; `depth`: how many
+    of them lie on the longest way.
+    """
+
+    axes: tuple[Slots, ...]
+    kernel: tuple[str, tuple[int, ...]] | None = None
+    data: bool = False
+    layers: frozenset[int] = frozenset()
+    depth: int = 0
+
+    @staticmethod
+    def constant(ndim: int) -> _Value:
+        return _Value(axes=(None,) * ndim)
+
+
+class _Tracer:
+    """Walks a jaxpr and unites slots; `graph` reads the result off."""
+
+    def __init__(self) -> None:
+        self.parent: list[int] = []
+        self.arrays: dict[str, tuple[np.ndarray, ...]] = {}
+        self.kernels: list[tuple[str, str, int, int]] = []
+        self.shortcuts: set[int] = set()
+
+    def parameter(self, name: str, shape: tuple[int, ...]) -> _Value:
+        axes = []
+        for size in shape:
+            start = len(self.parent)
+            self.parent.extend(range(start, start + size))
+            axes.append(np.arange(start, start + size))
+        self.arrays[name] = tuple(axes)
+        return _Value(axes=tuple(axes), kernel=(name, tuple(range(len(shape)))))
+
+    def find(self, slot: int) -> int:
+        while self.parent[slot] != slot:
+            self.parent[slot] = self.parent[self.parent[slot]]
+            slot = self.parent[slot]
+        return slot
+
+    def unite(self, a: Slots, b: Slots) -> Slots:
+        """Unites two axes' slots index by index; the first that has slots stands for both."""
+        if a is None or b is None:
+            return b if a is None else a
+        for x, y in zip(a.tolist(), b.tolist(), strict=True):
+            x, y = self.find(x), self.find(y)
+            self.parent[max(x, y)] = min(x, y)
+        return a
+
+    # --- walking ---------------------------------------------------------------------------------------------
+
+    def run(self, jaxpr: Any, consts: Sequence[_Value], args: Sequence[_Value]) -> list[_Value]:
+        values: dict[Any, _Value] = dict(zip(jaxpr.constvars, consts, strict=True))
+        values.update(zip(jaxpr.invars, args, strict=True))
+
+        def read(atom: Any) -> _Value:
+            return _Value.constant(np.ndim(atom.val)) if hasattr(atom, "val") else values[atom]
+
+        for eqn in jaxpr.eqns:
+            operands = [read(atom) for atom in eqn.invars]
+            inner = next((eqn.params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in eqn.params), None)
+            if inner is not None and eqn.primitive.name in _CALLS:
+                closed = hasattr(inner, "jaxpr")
+                consts = [_Value.constant(np.ndim(c)) for c in inner.consts] if closed else []
+                results = self.run(inner.jaxpr if closed else inner, consts, operands)
+            elif not any(operand.data or _has_slots(operand) for operand in operands):
+                results = [_Value.constant(len(out.aval.shape)) for out in eqn.outvars]
+            elif eqn.primitive.name in _RULES:
+                results = [_RULES[eqn.primitive.name](self, eqn, *operands)]
+            elif eqn.primitive.name in _ELEMENTWISE:
+                results = [self.elementwise(eqn, operands)]
+            else:
+                raise InputError(
+                    f"cannot follow neurons through the operation {eqn.primitive.name!r} in: {eqn} ({_where(eqn)}); "
+                    "state the neuron graph by hand instead"
+                )
+            values.update(zip(eqn.outvars, results, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def merge(self, operands: Sequence[_Value], axes: Sequence[Slots]) -> _Value:
+        """The result of an operation on `operands` with output slots `axes`; no longer a plain kernel."""
+        return _Value(
+            axes=tuple(axes),
+            data=any(o.data for o in operands),
+            layers=frozenset().union(*(o.layers for o in operands)),
+            depth=max((o.depth for o in operands), default=0),
+        )
+
+    def elementwise(self, eqn: Any, operands: Sequence[_Value]) -> _Value:
+        shape = eqn.outvars[0].aval.shape
+        axes: list[Slots] = [None] * len(shape)
+        full = [o for o, atom in zip(operands, eqn.invars, strict=True) if len(atom.aval.shape) == len(shape)]
+        for operand in full:
+            for axis, slots in enumerate(operand.axes):
+                # A size-1 axis is broadcast: its single slot says nothing about the other side's neurons.
+                if slots is not None and len(slots) == shape[axis]:
+                    axes[axis] = self.unite(axes[axis], slots)
+        branches = [o for o in operands if o.data]
+        if eqn.primitive.name in ("add", "add_any", "sub") and len(branches) == 2:
+            self.mark_shortcut(*branches)
+        result = self.merge(operands, axes)
+        plain = [o for o in operands if _has_slots(o) or o.data]
+        if eqn.primitive.name in ("convert_element_type", "copy") and len(plain) == 1:
+            result = dataclasses.replace(result, kernel=plain[0].kernel)
+        return result
+
+    def mark_shortcut(self, a: _Value, b: _Value) -> None:
+        """Of two branches that are added, the one that went through fewer layers is the shortcut."""
+        if a.depth == b.depth:
+            return
+        longer, shorter = (a, b) if a.depth > b.depth else (b, a)
+        self.shortcuts |= shorter.layers - longer.layers
+
+    def add_layer(self, kind: str, kernel: _Value, operand: _Value, neuron_axis: int, input_axis: int) -> _Value:
+        """Registers a kernel; `*_axis` are axes of the kernel as it is used. Returns a value of the new depth."""
+        assert kernel.kernel is not None
+        name, own_axes = kernel.kernel
+        self.kernels.append((name, kind, own_axes[neuron_axis], own_axes[input_axis]))
+        layers = operand.layers | {len(self.kernels) - 1}
+        return _Value(axes=(), data=True, layers=layers, depth=operand.depth + 1)
+
+    # --- the result ------------------------------------------------------------------------------------------
+
+    def graph(self) -> NeuronGraph:
+        roots = {
+            (name, axis): tuple(self.find(slot) for slot in slots.tolist())
+            for name, axes in self.arrays.items()
+            for axis, slots in enumerate(axes)
+        }
+        outputs = [set(roots[name, neuron_axis]) for name, _, neuron_axis, _ in self.kernels]
+        kernel_names = {name for name, *_ in self.kernels}
+        layers = []
+        for index, (name, kind, neuron_axis, input_axis) in enumerate(self.kernels):
+            own, fed = roots[name, neuron_axis], set(roots[name, input_axis])
+            layers.append(
+                Layer(
+                    name=name,
+                    kind=kind,
+                    neuron_axis=neuron_axis,
+                    input_axis=input_axis,
+                    neurons=len(own),
+                    inputs=len(roots[name, input_axis]),
+                    fed_by=tuple(k[0] for k, out in zip(self.kernels[:index], outputs, strict=False) if out & fed),
+                    tied_to=tuple(
+                        k[0] for i, k in enumerate(self.kernels) if i != index and outputs[i] & outputs[index]
+                    ),
+                    vectors=tuple(
+                        Vector(array, axis)
+                        for (array, axis), slots in roots.items()
+                        if array not in kernel_names and set(slots) & outputs[index]
+                    ),
+                    shortcut=index in self.shortcuts,
+                )
+            )
+        return NeuronGraph(tuple(layers), self._groups(roots, outputs))
+
+    def _groups(self, roots: Mapping[tuple[str, int], tuple[int, ...]], outputs: Sequence[set[int]]) -> tuple:
+        """Joins layers that share neurons into groups; the network's own outputs (classes) are no group."""
+        last = outputs[-1] if outputs else set()
+        merged: list[set[int]] = []
+        for neurons in outputs:
+            touching = [group for group in merged if group & neurons]
+            merged = [group for group in merged if not group & neurons] + [set(neurons).union(*touching)]
+        groups = []
+        for group in merged:
+            if group & last:
+                continue
+            position = {root: i for i, root in enumerate(sorted(group))}
+            axes = [
+                Axis(name, axis, tuple(position[s] for s in slots))
+                for (name, axis), slots in roots.items()
+                if slots and set(slots) <= group
+            ]
+            groups.append(Group(len(group), tuple(axes)))
+        return tuple(groups)
+
+
+def _has_slots(value: _Value) -> bool:
+    return any(slots is not None for slots in value.axes)
+
+
+def _where(eqn: Any) -> str:
+    """The innermost source line of an equation that is not inside JAX or Flax."""
+    traceback = eqn.source_info.traceback
+    for frame in traceback.frames if traceback is not None else []:
+        if not any(f"/{package}/" in frame.file_name for package in ("jax", "jaxlib", "flax", "jax_internal")):
+            return f"{frame.file_name}:{frame.line_num}"
+    return "unknown source line"
+
+
+# --- rules, one for each operation that moves axes --------------------------------------------------------------
+
+
+def _convolution(tracer: _Tracer, eqn: Any, images: _Value, kernel: _Value) -> _Value:
+    numbers, groups = eqn.params["dimension_numbers"], eqn.params["feature_group_count"]
+    if kernel.kernel is None or not images.data:
+        raise InputError(f"cannot follow a convolution whose kernel is computed, in: {eqn} ({_where(eqn)})")
+    out_axis, in_axis = numbers.rhs_spec[0], numbers.rhs_spec[1]
+    channels, neurons = images.axes[numbers.lhs_spec[1]], kernel.axes[out_axis]
+    if groups == 1:
+        tracer.unite(channels, kernel.axes[in_axis])
+    elif channels is not None and neurons is not None and len(channels) == len(neurons) == groups:
+        tracer.unite(channels, neurons)  # depthwise: neuron i reads channel i alone, so they move together
+    else:
+        raise InputError(f"cannot follow a convolution in {groups} groups, in: {eqn} ({_where(eqn)})")
+    layer = tracer.add_layer("conv", kernel, images, out_axis, in_axis)
+    axes: list[Slots] = [None] * len(numbers.out_spec)
+    axes[numbers.out_spec[1]] = neurons
+    return dataclasses.replace(layer, axes=tuple(axes))
+
+
+def _dot_general(tracer: _Tracer, eqn: Any, lhs: _Value, rhs: _Value) -> _Value:
+    (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = eqn.params["dimension_numbers"]
+    for a, b in zip((*lhs_contract, *lhs_batch), (*rhs_contract, *rhs_batch), strict=True):
+        tracer.unite(lhs.axes[a], rhs.axes[b])
+    lhs_free = [i for i in range(len(lhs.axes)) if i not in lhs_contract and i not in lhs_batch]
+    rhs_free = [i for i in range(len(rhs.axes)) if i not in rhs_contract and i not in rhs_batch]
+    axes = [lhs.axes[i] for i in (*lhs_batch, *lhs_free)] + [rhs.axes[i] for i in rhs_free]
+    result = tracer.merge((lhs, rhs), axes)
+    images, kernel, free, contract = (lhs, rhs, rhs_free, rhs_contract)
+    if rhs.data and not lhs.data:
+        images, kernel, free, contract = (rhs, lhs, lhs_free, lhs_contract)
+    if images.data and not kernel.data and kernel.kernel and len(free) == 1 and len(contract) == 1:
+        layer = tracer.add_layer("dense", kernel, images, free[0], contract[0])
+        result = dataclasses.replace(layer, axes=tuple(axes))
+    return result
+
+
+def _transpose(tracer: _Tracer, eqn: Any, x: _Value) -> _Value:
+    order = eqn.params["permutation"]
+    kernel = (x.kernel[0], tuple(x.kernel[1][i] for i in order)) if x.kernel else None
+    return dataclasses.replace(x, axes=tuple(x.axes[i] for i in order), kernel=kernel)
+
+
+def _broadcast(tracer: _Tracer, eqn: Any, x: _Value, *_: _Value) -> _Value:
+    axes: list[Slots] = [None] * len(eqn.params["shape"])
+    for axis, out_axis in enumerate(eqn.params["broadcast_dimensions"]):
+        slots = x.axes[axis]
+        if slots is not None and len(slots) == eqn.params["shape"][out_axis]:
+            axes[out_axis] = slots
+    return tracer.merge((x,), axes)
+
+
+def _reshape(tracer: _Tracer, eqn: Any, x: _Value) -> _Value:
+    """Axes may be kept, inserted and dropped (size 1), or merged; an axis with neurons is never split."""
+    before, after = list(eqn.invars[0].aval.shape), list(eqn.outvars[0].aval.shape)
+    axes: list[Slots] = []
+    i = 0
+    for size in after:
+        if i < len(before) and before[i] == size:
+            axes.append(x.axes[i])
+            i += 1
+            continue
+        start, total = i, 1
+        while i < len(before) and total < size:
+            total *= before[i]
+            i += 1
+        if total != size:
+            if any(x.axes[k] is not None and before[k] > 1 for k in range(start, len(before))):
+                raise InputError(f"cannot follow neurons through a split axis, in: {eqn} ({_where(eqn)})")
+            return tracer.merge((x,), [None] * len(after))
+        axes.append(_merged(eqn, [x.axes[k] for k in range(start, i)], before[start:i]))
+    return tracer.merge((x,), axes)
+
+
+def _merged(eqn: Any, axes: Sequence[Slots], sizes: Sequence[int]) -> Slots:
+    """Slots of several axes flattened into one, row-major; at most one of them may carry neurons."""
+    carrying = [i for i, slots in enumerate(axes) if slots is not None and sizes[i] > 1]
+    if not carrying:
+        return None
+    if len(carrying) > 1:
+        raise InputError(f"cannot follow two axes of neurons merged into one, in: {eqn} ({_where(eqn)})")
+    (i,) = carrying
+    shape = [1] * len(sizes)
+    shape[i] = sizes[i]
+    return np.broadcast_to(np.asarray(axes[i]).reshape(shape), sizes).reshape(-1)
+
+
+def _squeeze(tracer: _Tracer, eqn: Any, x: _Value) -> _Value:
+    dropped = [axis % len(x.axes) for axis in eqn.params["dimensions"]]
+    return tracer.merge((x,), [slots for axis, slots in enumerate(x.axes) if axis not in dropped])
+
+
+def _expand_dims(tracer: _Tracer, eqn: Any, x: _Value) -> _Value:
+    axes = list(x.axes)
+    for axis in sorted(eqn.params["dimensions"]):
+        axes.insert(axis, None)
+    return tracer.merge((x,), axes)
+
+
+def _reduce(tracer: _Tracer, eqn: Any, x: _Value, *_: _Value) -> _Value:
+    return tracer.merge((x,), [slots for axis, slots in enumerate(x.axes) if axis not in eqn.params["axes"]])
+
+
+def _window(tracer: _Tracer, eqn: Any, x: _Value, *_: _Value) -> _Value:
+    """Pooling: axes whose window is 1 wide keep their slots."""
+    sizes = eqn.params["window_dimensions"]
+    kept = [slots if sizes[axis] == 1 else None for axis, slots in enumerate(x.axes)]
+    return tracer.merge((x,), kept)
+
+
+def _pad(tracer: _Tracer, eqn: Any, x: _Value, *_: _Value) -> _Value:
+    same = [config == (0, 0, 0) for config in eqn.params["padding_config"]]
+    if any(slots is not None and not keep for slots, keep in zip(x.axes, same, strict=True)):
+        raise InputError(f"cannot follow neurons through padded channels, in: {eqn} ({_where(eqn)})")
+    return tracer.merge((x,), x.axes)
+
+
+def _slice(tracer: _Tracer, eqn: Any, x: _Value) -> _Value:
+    starts, limits = eqn.params["start_indices"], eqn.params["limit_indices"]
+    steps = eqn.params["strides"] or (1,) * len(starts)
+    axes = [
+        slots if slots is None else slots[a:b:s] for slots, a, b, s in zip(x.axes, starts, limits, steps, strict=True)
+    ]
+    return tracer.merge((x,), axes)
+
+
+def _concatenate(tracer: _Tracer, eqn: Any, *operands: _Value) -> _Value:
+    joined = eqn.params["dimension"]
+    axes: list[Slots] = []
+    for axis in range(len(operands[0].axes)):
+        parts = [operand.axes[axis] for operand in operands]
+        if axis != joined:
+            slots: Slots = None
+            for part in parts:
+                slots = tracer.unite(slots, part)
+            axes.append(slots)
+        elif all(part is None for part in parts):
+            axes.append(None)
+        elif any(part is None for part in parts):
+            raise InputError(f"cannot follow neurons joined with an input, in: {eqn} ({_where(eqn)})")
+        else:
+            axes.append(np.concatenate([part for part in parts if part is not None]))
+    return tracer.merge(operands, axes)
+
+
+_CALLS = frozenset("jit pjit closed_call core_call custom_jvp_call custom_vjp_call remat checkpoint".split())
+
+_RULES: Mapping[str, Callable[..., _Value]] = {
+    "conv_general_dilated": _convolution,
+    "dot_general": _dot_general,
+    "transpose": _transpose,
+    "broadcast_in_dim": _broadcast,
+    "reshape": _reshape,
+    "squeeze": _squeeze,
+    "expand_dims": _expand_dims,
+    "reduce_sum": _reduce,
+    "reduce_max": _reduce,
+    "reduce_min": _reduce,
+    "argmax": _reduce,
+    "reduce_window_sum": _window,
+    "reduce_window_max": _window,
+    "reduce_window": _window,
+    "pad": _pad,
+    "slice": _slice,
+    "concatenate": _concatenate,
+}
+
+_ELEMENTWISE = frozenset(
+    "abs add add_any cbrt ceil clamp convert_element_type copy cos div eq erf erf_inv erfc exp exp2 expm1 floor ge gt "
+    "integer_pow is_finite le log log1p logistic lt max min mul ne neg nextafter not and or pow rem round rsqrt "
+    "select_n sign sin sinh cosh sqrt square stop_gradient sub tan tanh sharding_constraint".split()
+)

@@ -1,0 +1,192 @@
+"""The report of a run: one self-contained HTML page."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from otbr_jax.report import plots
+from otbr_jax.report.table import ROWS, percent
+
+_CSS = """
+:root { color-scheme: light; --ink: #1f2328; --soft: #57606a; --line: #d8dee4; --good: #0072b2; --bad: #d55e00; }
+* { box-sizing: border-box; }
+body { margin: 0; color: var(--ink); background: #fff; font: 15px/1.55 system-ui, "Segoe UI", Roboto, sans-serif; }
+main { max-width: 60rem; margin: 0 auto; padding: 2.2rem 1.4rem 4rem; }
+h1 { font-size: 1.55rem; margin: 0 0 .3rem; } h2 { font-size: 1.12rem; margin: 2.4rem 0 .4rem; }
+p { margin: .4rem 0 .8rem; max-width: 48rem; } .soft, figcaption { color: var(--soft); }
+figure { margin: .6rem 0 0; } figcaption { font-size: .88rem; max-width: 48rem; margin-top: .4rem; }
+img { max-width: 100%; height: auto; }
+.tiles { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.2rem 0; }
+.tile { flex: 1 1 13rem; border: 1px solid var(--line); border-radius: 8px; padding: .8rem 1rem; }
+.tile b { display: block; font-size: 1.5rem; font-variant-numeric: tabular-nums; }
+.tile span { color: var(--soft); font-size: .88rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .6rem 0; }
+th, td { padding: .32rem .9rem .32rem 0; text-align: right; border-bottom: 1px solid var(--line); }
+th:first-child, td:first-child { text-align: left; } th { font-weight: 600; color: var(--soft); }
+tr.final td { font-weight: 650; } tr.oracle td { color: var(--soft); font-style: italic; }
+.warn { border-left: 4px solid var(--bad); padding: .4rem .9rem; background: #fff4ec; max-width: 48rem; }
+pre { background: #f6f8fa; padding: 1rem; overflow-x: auto; font-size: .8rem; border-radius: 6px; }
+.wrap { overflow-x: auto; }
+"""
+
+
+def render(
+    summary: Mapping[str, Any],
+    *,
+    scores: Mapping[str, np.ndarray],
+    pruned: Mapping[str, np.ndarray],
+    plan: tuple[str, np.ndarray] | None,
+    examples: Figure | None,
+) -> str:
+    """The page as HTML text, pictures included; it loads nothing from anywhere.
+
+    Args:
+      summary: `results.summarize`.
+      scores: neuron weight changes, layer name -> `[neurons]`, in execution order.
+      pruned: bool masks of the same shapes.
+      plan: name and plan `[neurons, neurons]` of the layer to show, or None if nothing was fused.
+      examples: images with predictions, or None without data.
+    """
+    measured = summary["metrics"]["victim"] is not None
+    choice, neurons = summary["choice"], summary["neurons"]
+    parts = [
+        "<h1>Repair of a suspicious classifier</h1>",
+        f"<p class=soft>{html.escape(summary['defense'].upper())} · {html.escape(_network(summary))} · "
+        f"gamma {choice['gamma']:g}, lambda {choice['lambda']:g}, chosen by {html.escape(choice['chosen_by'])} · "
+        f"{neurons['pruned']} of {neurons['scored']} neurons pruned, {neurons['layers_fused']} layers fused</p>",
+        _warning(summary),
+    ]
+    if measured:
+        parts += [_tiles(summary), _table(summary)]
+        parts.append(f"<p class=soft>Measured on: {html.escape(summary['data'])}. The repair itself used no image.</p>")
+    else:
+        parts.append(
+            "<p class=warn>No test images were given, so nothing was measured: whether the backdoor is gone is "
+            "<b>not known</b>. Give images with <code>--config.data.name=npz --config.data.path=…</code>.</p>"
+        )
+    if examples is not None:
+        parts += [
+            "<h2>What the network answers</h2>",
+            _figure(
+                examples,
+                "The first test images that do not belong to the attacker's class, without and with the trigger. "
+                "Blue: right. Orange: the attacker's class. Brown: another wrong class.",
+            ),
+        ]
+    if summary["sweep"]:
+        figure = plots.gamma_tradeoff(summary["sweep"], chosen=choice, victim=summary["metrics"]["victim"])
+        oracle = summary["oracle"]
+        note = "Dotted: the suspicious network. "
+        if oracle:
+            note += (
+                f"Best of these in hindsight is gamma {oracle['gamma']:g} (ACC {percent(oracle['fused']['acc'])}, "
+                f"ASR {percent(oracle['fused']['asr'])}): an oracle's choice, made with the trigger and the test set."
+            )
+        parts += ["<h2>Accuracy against backdoor, over gamma</h2>", _figure(figure, note)]
+    parts += [
+        "<h2>Which neurons random unlearning moved</h2>",
+        _figure(
+            plots.nwc_by_layer(scores, pruned),
+            "One point for each neuron of each convolution on the main path, in execution order. The neurons whose "
+            "weights changed most over all layers together were pruned. All values are in neuron_scores.csv.",
+        ),
+    ]
+    if plan is not None:
+        name, matrix = plan
+        parts += [
+            "<h2>Where their mass went</h2>",
+            _figure(
+                plots.transport_plan(matrix, pruned[name], layer=name),
+                "The transport plan of the fused layer that lost most neurons. Every original neuron is replaced, in "
+                "part, by the mixture of pruned-network neurons in its column; suspicious neurons receive most.",
+            ),
+        ]
+    parts += ["<h2>How it was made</h2>", _stages(summary)]
+    parts.append(
+        f"<details><summary>All settings</summary><pre>{html.escape(json.dumps(summary['config'], indent=1))}</pre>"
+        "</details>"
+    )
+    title = "Repair report"
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{_CSS}</style></head><body><main>{''.join(parts)}</main></body></html>\n"
+    )
+
+
+def _network(summary: Mapping[str, Any]) -> str:
+    model = summary["config"]["model"]
+    source = os.path.basename(os.path.normpath(model["checkpoint"])) if model["checkpoint"] else "victim trained here"
+    return f"{model['name']}, width {model['width']} ({source})"
+
+
+def _warning(summary: Mapping[str, Any]) -> str:
+    if summary["transport"]["converged"]:
+        return ""
+    return (
+        f"<p class=warn>Transport did not converge: worst marginal error "
+        f"{summary['transport']['worst_marginal_error']:.2g} after {summary['transport']['most_iterations']} "
+        "iterations.</p>"
+    )
+
+
+def _tiles(summary: Mapping[str, Any]) -> str:
+    before, after = summary["metrics"]["victim"], summary["metrics"]["fused"]
+    tiles = [("acc", "accuracy on clean images, %"), ("asr", "attack success rate, %"), ("ra", "triggered, right, %")]
+    return (
+        "<div class=tiles>"
+        + "".join(
+            f"<div class=tile><b>{percent(before[metric])} → {percent(after[metric])}</b><span>{text}</span></div>"
+            for metric, text in tiles
+        )
+        + "</div>"
+    )
+
+
+def _table(summary: Mapping[str, Any]) -> str:
+    rows = [("final" if name == "fused" else "", ROWS[name], summary["metrics"][name]) for name in ROWS]
+    oracle = summary["oracle"]
+    if oracle:
+        rows.append(("oracle", f"oracle's gamma {oracle['gamma']:g} (needs the trigger)", oracle["fused"]))
+    body = "".join(
+        f"<tr class='{kind}'><td>{title}</td>"
+        + "".join(f"<td>{percent(row[metric])}</td>" for metric in ("acc", "asr", "ra"))
+        + f"<td>{'-' if row['der'] is None else format(row['der'], '.3f')}</td></tr>"
+        for kind, title, row in rows
+    )
+    head = "<tr><th>network</th><th>ACC %</th><th>ASR %</th><th>RA %</th><th>DER</th></tr>"
+    return f"<div class=wrap><table>{head}{body}</table></div>"
+
+
+def _stages(summary: Mapping[str, Any]) -> str:
+    rows = "".join(
+        f"<tr><td>{name}</td><td>{stage['seconds']:.1f}</td><td>{'reloaded' if stage['resumed'] else 'computed'}</td>"
+        f"<td><code>{stage['digest'][:12]}</code></td></tr>"
+        for name, stage in summary["stages"].items()
+    )
+    libraries = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
+    head = "<tr><th>stage</th><th>seconds</th><th>this run</th><th>hash of its values</th></tr>"
+    return (
+        f"<div class=wrap><table>{head}{rows}</table></div>"
+        f"<p class=soft>Devices: {html.escape(', '.join(summary['devices']))}. {html.escape(libraries)}.</p>"
+    )
+
+
+def _figure(figure: Figure, caption: str) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=170, facecolor="white")
+    image = base64.b64encode(buffer.getvalue()).decode()
+    width = int(figure.get_figwidth() * 92)
+    return (
+        f'<figure><img width="{width}" alt="{html.escape(caption)}" src="data:image/png;base64,{image}">'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )

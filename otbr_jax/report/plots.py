@@ -1,0 +1,179 @@
+"""The pictures of a report, one function each: arrays in, matplotlib figure out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+GOOD, BAD, NEUTRAL, ACCENT = "#0072b2", "#d55e00", "#7f8891", "#009e73"  # Okabe-Ito, safe for colour-blind readers
+
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": NEUTRAL,
+    "axes.labelcolor": "#24292f",
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "xtick.color": "#57606a",
+    "ytick.color": "#57606a",
+    "legend.frameon": False,
+}
+
+
+def predictions(
+    clean: np.ndarray,
+    triggered: np.ndarray,
+    labels: np.ndarray,
+    before: tuple[np.ndarray, np.ndarray],
+    after: tuple[np.ndarray, np.ndarray],
+    *,
+    target: int,
+) -> Figure:
+    """Clean and triggered images with the network's answers before and after the repair.
+
+    Args:
+      clean: uint8 `[k, h, w, c]`.
+      triggered: the same with the trigger.
+      labels: int `[k]`, true classes.
+      before: predictions `[k]` of the suspicious network on the clean and on the triggered images.
+      after: the same of the repaired network.
+      target: the attacker's class.
+    """
+    columns = len(clean)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(1.05 * columns, 3.7), layout="constrained")
+        axes = figure.subplots(2, columns, squeeze=False)
+        for row, (images, name) in enumerate(((clean, "clean"), (triggered, "triggered"))):
+            for column in range(columns):
+                axis = axes[row, column]
+                axis.imshow(_displayable(images[column]), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+                axis.set(xticks=[], yticks=[])
+                for spine in axis.spines.values():
+                    spine.set_visible(False)
+                answers = (("before", before[row][column]), ("after", after[row][column]))
+                for line, (when, answer) in enumerate(answers):
+                    axis.text(
+                        0.5,
+                        -0.1 - 0.15 * line,
+                        f"{when} {answer}",
+                        transform=axis.transAxes,
+                        ha="center",
+                        va="top",
+                        fontsize=8.5,
+                        color=_answer_color(int(answer), int(labels[column]), target, name),
+                        fontweight="bold" if answer != labels[column] else "normal",
+                    )
+                if row == 0:
+                    axis.set_title(f"true {labels[column]}", loc="center", fontsize=9)
+            axes[row, 0].set_ylabel(name, fontsize=10, color="#24292f")
+        return figure
+
+
+def _answer_color(answer: int, label: int, target: int, kind: str) -> str:
+    if answer == label:
+        return GOOD
+    return BAD if kind == "triggered" and answer == target else "#8a6d00"
+
+
+def _displayable(image: np.ndarray) -> np.ndarray:
+    return image[..., 0] if image.shape[-1] == 1 else image[..., :3]
+
+
+def gamma_tradeoff(
+    sweep: Sequence[Mapping[str, Any]], *, chosen: Mapping[str, Any], victim: Mapping[str, float | None]
+) -> Figure:
+    """ACC and ASR over gamma, for the pruned and for the fused network, with the chosen gamma marked.
+
+    Args:
+      sweep: the rows `sweep` of `results.summarize`.
+      chosen: its `choice`.
+      victim: its `metrics` of the suspicious network.
+    """
+    gammas = [row["gamma"] for row in sweep]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 3.3), layout="constrained")
+        axis = figure.subplots()
+        for metric, color in (("acc", GOOD), ("asr", BAD)):
+            for kind, line in (("fused", "-"), ("pruned", "--")):
+                values = [row[kind][metric] for row in sweep]
+                if None not in values:
+                    label = f"{metric.upper()} after {'fusion' if kind == 'fused' else 'pruning only'}"
+                    axis.plot(gammas, 100 * np.array(values), line, color=color, marker="o", ms=3.5, label=label)
+            before = victim[metric]
+            if before is not None:
+                axis.axhline(100 * before, color=color, lw=0.8, ls=":", zorder=0)
+        axis.axvline(chosen["gamma"], color=NEUTRAL, lw=1, zorder=0)
+        axis.annotate(
+            f" chosen: {chosen['gamma']:g}",
+            (chosen["gamma"], 1.0),
+            xycoords=("data", "axes fraction"),
+            va="bottom",
+            ha="center",
+            color="#57606a",
+        )
+        axis.set(xlabel="gamma, share of neurons pruned", ylabel="per cent", ylim=(-3, 103))
+        axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+        return figure
+
+
+def nwc_by_layer(scores: Mapping[str, np.ndarray], pruned: Mapping[str, np.ndarray]) -> Figure:
+    """Every neuron's weight change, layer by layer in execution order, with the pruned neurons marked."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9, 3.8), layout="constrained")
+        axis = figure.subplots()
+        for index, (name, values) in enumerate(scores.items()):
+            # Neurons side by side in their own order: reproducible, and nothing is drawn on top of another.
+            places = index + np.linspace(-0.36, 0.36, len(values)) if len(values) > 1 else np.array([index])
+            mask = np.asarray(pruned[name])
+            axis.plot(places[~mask], values[~mask], ".", ms=2.6, color=NEUTRAL, label=None if index else "kept")
+            axis.plot(places[mask], values[mask], ".", ms=4, color=BAD, label=None if index else "pruned")
+        axis.set_xticks(range(len(scores)), [short_name(name) for name in scores], rotation=55, ha="right", fontsize=8)
+        positive = np.concatenate([np.ravel(values) for values in scores.values()])
+        if (positive > 0).any():
+            axis.set_yscale("log")
+        axis.set(ylabel="neuron weight change (L1)", xlim=(-0.7, len(scores) - 0.3))
+        handles, labels = axis.get_legend_handles_labels()
+        axis.legend(handles, labels, loc="upper left", markerscale=2)
+        return figure
+
+
+def transport_plan(matrix: np.ndarray, pruned: np.ndarray, *, layer: str) -> Figure:
+    """The plan of one layer: which pruned-network neuron's mass went to which original neuron.
+
+    Args:
+      matrix: `[neurons, neurons]`, rows are the pruned network's neurons, columns the original's.
+      pruned: bool `[neurons]`.
+      layer: its name.
+    """
+    order = np.argsort(~np.asarray(pruned), kind="stable")  # pruned neurons first
+    shown = matrix[np.ix_(order, order)] * len(matrix)  # 1 = all of a source neuron's mass
+    count = int(np.sum(pruned))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(5.6, 4.6), layout="constrained")
+        axis: Axes = figure.subplots()
+        image = axis.imshow(
+            np.maximum(shown, 1e-6), norm=LogNorm(1e-3, 1), cmap="magma", interpolation="nearest", aspect="equal"
+        )
+        if 0 < count < len(matrix):
+            axis.axhline(count - 0.5, color="white", lw=0.8)
+            axis.axvline(count - 0.5, color="white", lw=0.8)
+        axis.set(
+            xlabel=f"original neurons, the {count} pruned ones first",
+            ylabel="neurons of the pruned network, same order",
+            title=short_name(layer),
+        )
+        figure.colorbar(image, ax=axis, label="share of the source neuron's mass", shrink=0.85)
+        return figure
+
+
+def short_name(layer: str) -> str:
+    """`params/layer1_0/conv1/kernel` -> `layer1_0/conv1`."""
+    parts = layer.split("/")
+    return "/".join(parts[1:-1] if len(parts) > 2 else parts)

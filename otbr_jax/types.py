@@ -1,0 +1,91 @@
+"""The few nouns that everything shares: what a network is, and how its arrays are named."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from otbr_jax.errors import InputError
+
+Variables = Mapping[str, Any]
+"""All arrays of a network: `params` receives gradients, every other entry is state (BatchNorm statistics)."""
+
+ApplyFn = Callable[[Variables, jax.Array], jax.Array]
+"""`(variables, images [n, h, w, c]) -> logits [n, classes]`, evaluation mode."""
+
+TrainFn = Callable[[Variables, jax.Array], tuple[jax.Array, Mapping[str, Any]]]
+"""`(variables, images [n, h, w, c]) -> (logits [n, classes], new state)`, training mode."""
+
+
+class Batch(NamedTuple):
+    """Images `[n, h, w, c]` float32 as the network takes them, labels `[n]` int32."""
+
+    images: jax.Array
+    labels: jax.Array
+
+
+BatchFn = Callable[[jax.Array], Batch]
+"""`key -> Batch`: makes (or draws) one batch on the device."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A classifier as a pair of pure functions over its variables.
+
+    Attributes:
+      apply: evaluation mode, `(variables, images [n, h, w, c]) -> logits [n, num_classes]`.
+      image_shape: `(h, w, c)` of one input image.
+      num_classes: number of logits.
+      apply_train: training mode, returns the logits and the new state collections (everything but `params`).
+        None for a network whose two modes are the same (no BatchNorm, no dropout).
+    """
+
+    apply: ApplyFn
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    apply_train: TrainFn | None = None
+
+    def train(self, variables: Variables, images: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
+        """Returns `(logits [n, num_classes], state)` of a training-mode pass over `images [n, h, w, c]`."""
+        if self.apply_train is None:
+            return self.apply(variables, images), split(variables)[1]
+        logits, state = self.apply_train(variables, images)
+        return logits, dict(state)
+
+
+def split(variables: Variables) -> tuple[Any, dict[str, Any]]:
+    """Returns `(params, state)` of `variables`; raises InputError if there is no `params` entry."""
+    if "params" not in variables:
+        raise InputError(f"variables: expected an entry 'params', found {sorted(variables)}")
+    return variables["params"], {name: tree for name, tree in variables.items() if name != "params"}
+
+
+def leaf_name(path: Any) -> str:
+    """The name of an array in a pytree, such as `params/layer1_0/conv1/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """All arrays of a pytree by name, in the pytree's order."""
+    return {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def replace_leaves(tree: Any, leaves: Mapping[str, Any]) -> Any:
+    """`tree` with the named arrays replaced; raises KeyError if `tree` lacks one of the names."""
+    unknown = set(leaves) - set(named_leaves(tree))
+    if unknown:
+        raise KeyError(f"no array named {sorted(unknown)[0]!r} in the tree")
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaves.get(leaf_name(path), leaf), tree)
+
+
+def check_finite(variables: Variables, *, name: str = "variables") -> None:
+    """Raises InputError that names the first array of `variables` holding a NaN or an infinity."""
+    for leaf, array in named_leaves(variables).items():
+        if jnp.issubdtype(array.dtype, jnp.inexact):
+            bad = int(jnp.sum(~jnp.isfinite(array)))
+            if bad:
+                raise InputError(f"{name}: expected finite weights, found {bad} NaN or infinite values in {leaf}")

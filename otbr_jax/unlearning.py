@@ -1,0 +1,166 @@
+"""Unlearning: gradient *ascent* on the cross-entropy, whose weight changes reveal backdoor neurons."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from otbr_jax.convolutions import channels_last
+from otbr_jax.errors import InputError
+from otbr_jax.types import Batch, BatchFn, Network, Variables, split
+
+
+@dataclasses.dataclass(frozen=True)
+class UnlearningConfig:
+    """Random unlearning as published (OTBR, step 1).
+
+    Attributes:
+      steps: number of ascent steps.
+      batch_size: images per step, over all devices together.
+      learning_rate: of SGD without weight decay.
+      momentum: of SGD, in [0, 1).
+    """
+
+    steps: int = 20
+    batch_size: int = 256
+    learning_rate: float = 1e-4
+    momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        for field in ("steps", "batch_size"):
+            if getattr(self, field) < 1:
+                raise InputError(f"unlearning.{field}: expected at least 1, found {getattr(self, field)}")
+        if not self.learning_rate > 0:
+            raise InputError(f"unlearning.learning_rate: expected more than 0, found {self.learning_rate}")
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"unlearning.momentum: expected a number in [0, 1), found {self.momentum}")
+
+
+class UnlearningInfo(NamedTuple):
+    """`loss [steps]`: mean cross-entropy of each step's batch, before the step."""
+
+    loss: jax.Array
+
+
+def noise_batches(network: Network, *, batch_size: int, axis_name: str | None = None) -> BatchFn:
+    """Batches of uniform-[0, 1) noise with uniformly random labels (OTBR, step 1).
+
+    Every image comes from a key of its own, `fold_in(key, index)`, so that the noise does not depend on how many
+    devices share the batch: each device makes just its own part.
+
+    Args:
+      network: says the shape of the images and the number of classes.
+      batch_size: images per batch, over all devices of `axis_name` together.
+      axis_name: mapped axis whose devices share the batch; each then gets `batch_size / axis size` images.
+
+    Returns:
+      `key -> Batch`; the key must be the same on all devices. It raises InputError, when traced, if the devices
+      of `axis_name` cannot share `batch_size` evenly.
+    """
+
+    def one_image(key: jax.Array) -> Batch:
+        image_key, label_key = jax.random.split(key)
+        return Batch(
+            jax.random.uniform(image_key, network.image_shape),
+            jax.random.randint(label_key, (), 0, network.num_classes),
+        )
+
+    def batch(key: jax.Array) -> Batch:
+        indices = jnp.arange(batch_size)
+        if axis_name is not None:
+            devices = jax.lax.axis_size(axis_name)
+            if batch_size % devices:
+                raise InputError(f"unlearning.batch_size: expected a multiple of {devices} devices, found {batch_size}")
+            share = batch_size // devices
+            indices = jax.lax.axis_index(axis_name) * share + jnp.arange(share)
+        return jax.vmap(lambda index: one_image(jax.random.fold_in(key, index)))(indices)
+
+    return batch
+
+
+def unlearn(
+    network: Network,
+    variables: Variables,
+    batches: BatchFn,
+    *,
+    key: jax.Array,
+    config: UnlearningConfig,
+    axis_name: str | None = None,
+    on_step: Callable[[], None] | None = None,
+) -> tuple[Variables, UnlearningInfo]:
+    """Gradient ascent on the cross-entropy of `batches`, in training mode, over all parameters.
+
+    Guarantee: touches no data but what `batches` makes.
+
+    Args:
+      network: the functions of the network.
+      variables: the (suspicious) network's variables.
+      batches: `key -> Batch`, called once a step with a key of its own.
+      key: typed PRNG key; the same on all devices of `axis_name`.
+      config: steps, learning rate, momentum (`batch_size` is used by whoever makes `batches`).
+      axis_name: mapped axis over which gradients and losses are averaged; the network's BatchNorm must average
+        its statistics over the same axis if results shall not depend on the number of devices.
+      on_step: called on the host after each step (a progress bar); None traces no callback.
+
+    Returns:
+      `(unlearned variables, UnlearningInfo)`. Source: OTBR step 1; TSBD step 1 with clean batches.
+    """
+    params, state = split(variables)
+    # Ascent is descent on the negative loss; optax's momentum is PyTorch's (first buffer = first gradient).
+    optimizer = optax.chain(optax.scale(-1.0), optax.sgd(config.learning_rate, momentum=config.momentum))
+
+    def loss_fn(params, state, batch):
+        logits, state = network.train({"params": params, **state}, batch.images)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+        return jnp.mean(losses), state
+
+    loss_and_grads = channels_last(jax.value_and_grad(loss_fn, has_aux=True))
+
+    def step(carry, step_key):
+        params, state, optimizer_state = carry
+        (loss, state), grads = loss_and_grads(params, state, batches(step_key))
+        if axis_name is not None:
+            loss, grads, state = jax.lax.pmean((loss, grads, state), axis_name)
+        updates, optimizer_state = optimizer.update(grads, optimizer_state, params)
+        if on_step is not None:
+            jax.debug.callback(on_step)
+        return (optax.apply_updates(params, updates), state, optimizer_state), loss
+
+    carry = (params, state, optimizer.init(params))
+    (params, state, _), losses = jax.lax.scan(step, carry, jax.random.split(key, config.steps))
+    return {"params": params, **state}, UnlearningInfo(losses)
+
+
+def random_unlearning(
+    network: Network,
+    variables: Variables,
+    *,
+    key: jax.Array,
+    config: UnlearningConfig,
+    axis_name: str | None = None,
+    place: Callable[[Batch], Batch] = lambda batch: batch,
+    on_step: Callable[[], None] | None = None,
+) -> tuple[Variables, UnlearningInfo]:
+    """Unlearning on noise that the devices make for themselves: no data at all (OTBR, step 1).
+
+    Args:
+      network: the functions of the network.
+      variables: the suspicious network's variables.
+      key: typed PRNG key.
+      config: steps, batch size, learning rate, momentum.
+      axis_name: see `unlearn`.
+      place: says where a batch lies on the devices, for callers that shard under `jax.jit`.
+      on_step: see `unlearn`.
+
+    Returns:
+      `(unlearned variables, UnlearningInfo)`.
+    """
+    noise = noise_batches(network, batch_size=config.batch_size, axis_name=axis_name)
+    return unlearn(
+        network, variables, lambda k: place(noise(k)), key=key, config=config, axis_name=axis_name, on_step=on_step
+    )
