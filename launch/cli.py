@@ -15,9 +15,26 @@ from otbr_jax.errors import InputError
 CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
 
 
-def define_config(default: str) -> Any:
-    """Defines `--config`, a file of `configs/` by default, whose fields are flags such as `--config.seed=1`."""
-    return config_flags.DEFINE_config_file("config", str(CONFIGS / default), "Config file; its fields are flags too.")
+def define_config(default: str) -> Callable[[], dict[str, Any]]:
+    """Defines `--config`, a file of `configs/` by default, whose fields are flags such as `--config.seed=1`.
+
+    Returns a function that gives the settings as a nested dictionary once flags are parsed.
+    """
+    try:
+        holder = config_flags.DEFINE_config_file(
+            "config", str(CONFIGS / default), "Config file; its fields are flags too."
+        )
+    except AttributeError as error:  # ml_collections looks fields up here already
+        missing = error.args[0].args[0] if isinstance(error.args[0], KeyError) else str(error)
+        fail(f"unknown config field {_one_line(missing)}")
+
+    def settings() -> dict[str, Any]:
+        try:
+            return holder.value.to_dict()
+        except OSError as error:
+            raise InputError(f"--config: the file cannot be loaded: {str(error).splitlines()[-1].strip()}") from None
+
+    return settings
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
@@ -30,20 +47,32 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         try:
             main(arguments)
         except InputError as error:
-            _fail(str(error))
+            fail(str(error))
         except KeyboardInterrupt:
-            _fail("interrupted; the same command resumes after the last finished stage")
+            fail("interrupted; the same command resumes after the last finished stage")
 
     app.run(guarded, flags_parser=_parse_flags)
 
 
 def _parse_flags(arguments: Sequence[str]) -> list[str]:
     try:
-        return flags.FLAGS(list(arguments))
+        rest = flags.FLAGS(list(arguments))
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
-        _fail(" ".join(str(error).split()))
+        fail(_one_line(str(error)))
+    if len(rest) > 1:
+        fail(f"expected flags only, found {rest[1]!r}")
+    return rest
 
 
-def _fail(message: str) -> NoReturn:
+def _one_line(message: str) -> str:
+    """A library's message without line breaks, and without the traceback that it may quote."""
+    before, quoted, traceback = message.partition("Traceback (most recent call last):")
+    if quoted:
+        message = before + traceback.strip().splitlines()[-1]
+    return " ".join(message.split())
+
+
+def fail(message: str) -> NoReturn:
+    """Prints the line `error: MESSAGE` to standard error and exits with status 2."""
     print(f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(2)

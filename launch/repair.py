@@ -25,7 +25,7 @@ WORKDIR = flags.DEFINE_string("workdir", "runs/otbr", "Directory for stages and 
 def main(arguments: Sequence[str]) -> None:
     """Runs the pipeline, writes its results and prints the summary."""
     del arguments
-    config = configs.from_dict(configs.RepairConfig, CONFIG.value.to_dict())
+    config = configs.from_dict(configs.RepairConfig, CONFIG())
     result = repair(config, WORKDIR.value)
     summary = write_outputs(result)
     folder = pathlib.Path(result.workdir)

@@ -57,7 +57,7 @@ class Layer(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """Axis `axis` of the array `name`; `neurons [size]` says which neuron of the group each index belongs to."""
+    """Axis `axis` of the array `name`; `neurons [size]`: each index's neuron in the group, -1 if in another group."""
 
     name: str
     axis: int
@@ -104,14 +104,13 @@ def permute(variables: Variables, group: Group, order: Sequence[int]) -> Variabl
     current = named_leaves(variables)
     for name, axis, neurons in group.axes:
         places: dict[int, list[int]] = {}
+        source = list(range(len(neurons)))
         for index, neuron in enumerate(neurons):
             places.setdefault(neuron, []).append(index)
         # A neuron can own several indices of an axis (after flattening): the k-th takes the place of the k-th.
-        seen: dict[int, int] = {}
-        source = []
-        for neuron in neurons:
-            k = seen[neuron] = seen.get(neuron, -1) + 1
-            source.append(places[order[neuron]][k])
+        for neuron in range(group.size):
+            for to, of in zip(places[neuron], places[order[neuron]], strict=True):
+                source[to] = of
         leaves[name] = jnp.take(leaves.get(name, current[name]), np.array(source), axis=axis)
     return replace_leaves(variables, leaves)
 
@@ -170,6 +169,7 @@ class _Tracer:
         self.arrays: dict[str, tuple[np.ndarray, ...]] = {}
         self.kernels: list[tuple[str, str, int, int]] = []
         self.shortcuts: set[int] = set()
+        self.where = "unknown source line"
 
     def parameter(self, name: str, shape: tuple[int, ...]) -> _Value:
         axes = []
@@ -204,7 +204,9 @@ class _Tracer:
         def read(atom: Any) -> _Value:
             return _Value.constant(np.ndim(atom.val)) if hasattr(atom, "val") else values[atom]
 
+        outside = self.where
         for eqn in jaxpr.eqns:
+            self.where = _source_line(eqn) or outside
             operands = [read(atom) for atom in eqn.invars]
             inner = next((eqn.params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in eqn.params), None)
             if inner is not None and eqn.primitive.name in _CALLS:
@@ -218,12 +220,14 @@ class _Tracer:
             elif eqn.primitive.name in _ELEMENTWISE:
                 results = [self.elementwise(eqn, operands)]
             else:
-                raise InputError(
-                    f"cannot follow neurons through the operation {eqn.primitive.name!r} in: {eqn} ({_where(eqn)}); "
-                    "state the neuron graph by hand instead"
-                )
+                raise self.cannot(f"neurons through the operation {eqn.primitive.name!r}", eqn)
             values.update(zip(eqn.outvars, results, strict=True))
+        self.where = outside
         return [read(atom) for atom in jaxpr.outvars]
+
+    def cannot(self, what: str, eqn: Any) -> InputError:
+        """The error for an equation that cannot be followed, with its source line."""
+        return InputError(f"cannot follow {what}, in: {eqn} ({self.where}); state the neuron graph by hand instead")
 
     def merge(self, operands: Sequence[_Value], axes: Sequence[Slots]) -> _Value:
         """The result of an operation on `operands` with output slots `axes`; no longer a plain kernel."""
@@ -300,26 +304,31 @@ class _Tracer:
                     shortcut=index in self.shortcuts,
                 )
             )
-        return NeuronGraph(tuple(layers), self._groups(roots, outputs))
+        return NeuronGraph(tuple(layers), self._groups(roots, outputs[-1] if outputs else set()))
 
-    def _groups(self, roots: Mapping[tuple[str, int], tuple[int, ...]], outputs: Sequence[set[int]]) -> tuple:
-        """Joins layers that share neurons into groups; the network's own outputs (classes) are no group."""
-        last = outputs[-1] if outputs else set()
-        merged: list[set[int]] = []
-        for neurons in outputs:
-            touching = [group for group in merged if group & neurons]
-            merged = [group for group in merged if not group & neurons] + [set(neurons).union(*touching)]
+    def _groups(self, roots: Mapping[tuple[str, int], tuple[int, ...]], classes: set[int]) -> tuple[Group, ...]:
+        """Neurons that appear equally often on the same axes may change places: they form a group.
+
+        `classes` are the network's own outputs, whose order has a meaning; they are in no group.
+        """
+        appearances: dict[int, dict[tuple[str, int], int]] = {}
+        for where, slots in roots.items():
+            for slot in slots:
+                counts = appearances.setdefault(slot, {})
+                counts[where] = counts.get(where, 0) + 1
+        neuron_axes = {(name, axis) for name, _, axis, _ in self.kernels}
+        members: dict[tuple[Any, ...], list[int]] = {}
+        for slot, counts in appearances.items():
+            if slot not in classes and neuron_axes & counts.keys():
+                members.setdefault(tuple(counts.items()), []).append(slot)
         groups = []
-        for group in merged:
-            if group & last:
-                continue
-            position = {root: i for i, root in enumerate(sorted(group))}
+        for pattern, neurons in members.items():
+            position = {slot: i for i, slot in enumerate(sorted(neurons))}
             axes = [
-                Axis(name, axis, tuple(position[s] for s in slots))
-                for (name, axis), slots in roots.items()
-                if slots and set(slots) <= group
+                Axis(name, axis, tuple(position.get(slot, -1) for slot in roots[name, axis]))
+                for (name, axis), _ in pattern
             ]
-            groups.append(Group(len(group), tuple(axes)))
+            groups.append(Group(len(neurons), tuple(axes)))
         return tuple(groups)
 
 
@@ -327,13 +336,13 @@ def _has_slots(value: _Value) -> bool:
     return any(slots is not None for slots in value.axes)
 
 
-def _where(eqn: Any) -> str:
-    """The innermost source line of an equation that is not inside JAX or Flax."""
+def _source_line(eqn: Any) -> str | None:
+    """The innermost source line of an equation that is not inside JAX or Flax, if it is known."""
     traceback = eqn.source_info.traceback
     for frame in traceback.frames if traceback is not None else []:
-        if not any(f"/{package}/" in frame.file_name for package in ("jax", "jaxlib", "flax", "jax_internal")):
+        if not any(f"/{package}/" in frame.file_name for package in ("jax", "flax")):
             return f"{frame.file_name}:{frame.line_num}"
-    return "unknown source line"
+    return None
 
 
 # --- rules, one for each operation that moves axes --------------------------------------------------------------
@@ -342,7 +351,7 @@ def _where(eqn: Any) -> str:
 def _convolution(tracer: _Tracer, eqn: Any, images: _Value, kernel: _Value) -> _Value:
     numbers, groups = eqn.params["dimension_numbers"], eqn.params["feature_group_count"]
     if kernel.kernel is None or not images.data:
-        raise InputError(f"cannot follow a convolution whose kernel is computed, in: {eqn} ({_where(eqn)})")
+        raise tracer.cannot("a convolution whose kernel is computed", eqn)
     out_axis, in_axis = numbers.rhs_spec[0], numbers.rhs_spec[1]
     channels, neurons = images.axes[numbers.lhs_spec[1]], kernel.axes[out_axis]
     if groups == 1:
@@ -350,7 +359,7 @@ def _convolution(tracer: _Tracer, eqn: Any, images: _Value, kernel: _Value) -> _
     elif channels is not None and neurons is not None and len(channels) == len(neurons) == groups:
         tracer.unite(channels, neurons)  # depthwise: neuron i reads channel i alone, so they move together
     else:
-        raise InputError(f"cannot follow a convolution in {groups} groups, in: {eqn} ({_where(eqn)})")
+        raise tracer.cannot(f"a convolution in {groups} groups", eqn)
     layer = tracer.add_layer("conv", kernel, images, out_axis, in_axis)
     axes: list[Slots] = [None] * len(numbers.out_spec)
     axes[numbers.out_spec[1]] = neurons
@@ -405,19 +414,19 @@ def _reshape(tracer: _Tracer, eqn: Any, x: _Value) -> _Value:
             i += 1
         if total != size:
             if any(x.axes[k] is not None and before[k] > 1 for k in range(start, len(before))):
-                raise InputError(f"cannot follow neurons through a split axis, in: {eqn} ({_where(eqn)})")
+                raise tracer.cannot("neurons through a split axis", eqn)
             return tracer.merge((x,), [None] * len(after))
-        axes.append(_merged(eqn, [x.axes[k] for k in range(start, i)], before[start:i]))
+        axes.append(_merged(tracer, eqn, [x.axes[k] for k in range(start, i)], before[start:i]))
     return tracer.merge((x,), axes)
 
 
-def _merged(eqn: Any, axes: Sequence[Slots], sizes: Sequence[int]) -> Slots:
+def _merged(tracer: _Tracer, eqn: Any, axes: Sequence[Slots], sizes: Sequence[int]) -> Slots:
     """Slots of several axes flattened into one, row-major; at most one of them may carry neurons."""
     carrying = [i for i, slots in enumerate(axes) if slots is not None and sizes[i] > 1]
     if not carrying:
         return None
     if len(carrying) > 1:
-        raise InputError(f"cannot follow two axes of neurons merged into one, in: {eqn} ({_where(eqn)})")
+        raise tracer.cannot("two axes of neurons merged into one", eqn)
     (i,) = carrying
     shape = [1] * len(sizes)
     shape[i] = sizes[i]
@@ -450,7 +459,7 @@ def _window(tracer: _Tracer, eqn: Any, x: _Value, *_: _Value) -> _Value:
 def _pad(tracer: _Tracer, eqn: Any, x: _Value, *_: _Value) -> _Value:
     same = [config == (0, 0, 0) for config in eqn.params["padding_config"]]
     if any(slots is not None and not keep for slots, keep in zip(x.axes, same, strict=True)):
-        raise InputError(f"cannot follow neurons through padded channels, in: {eqn} ({_where(eqn)})")
+        raise tracer.cannot("neurons through padded channels", eqn)
     return tracer.merge((x,), x.axes)
 
 
@@ -476,7 +485,7 @@ def _concatenate(tracer: _Tracer, eqn: Any, *operands: _Value) -> _Value:
         elif all(part is None for part in parts):
             axes.append(None)
         elif any(part is None for part in parts):
-            raise InputError(f"cannot follow neurons joined with an input, in: {eqn} ({_where(eqn)})")
+            raise tracer.cannot("neurons joined with an input", eqn)
         else:
             axes.append(np.concatenate([part for part in parts if part is not None]))
     return tracer.merge(operands, axes)

@@ -80,7 +80,7 @@ def npz(config: DataConfig, image_shape: tuple[int, int, int]) -> Dataset:
     if not path.is_file():
         raise InputError(f"data.path: expected a .npz file, found nothing at {config.path!r}")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("images", "labels")}
     except KeyError as error:
         raise InputError(f"{path}: expected arrays 'images' and 'labels', found none named {error}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,9 +12,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from otbr_jax.errors import InputError
 
 
-def local_mesh() -> Mesh:
-    """A one-axis mesh named `batch` over all local devices."""
-    return Mesh(np.array(jax.local_devices()), ("batch",))
+def local_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A one-axis mesh named `batch` over `devices`, by default all local ones."""
+    return Mesh(np.array(jax.local_devices() if devices is None else devices), ("batch",))
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -56,7 +56,9 @@ class Repair(NamedTuple):
     workdir: str
 
 
-def repair(config: RepairConfig, workdir: str | os.PathLike[str]) -> Repair:
+def repair(
+    config: RepairConfig, workdir: str | os.PathLike[str], *, devices: Sequence[jax.Device] | None = None
+) -> Repair:
     """Repairs the network that `config` names, or a victim trained for the purpose, and measures it.
 
     Guarantee: the repair itself uses no image; data are used to train a victim and to measure only.
@@ -64,6 +66,7 @@ def repair(config: RepairConfig, workdir: str | os.PathLike[str]) -> Repair:
     Args:
       config: the settings.
       workdir: directory for the stages and for the checkpoint `repaired`; resumed if it has been used before.
+      devices: the devices that share the work; by default all local ones.
 
     Returns:
       The repaired network and all that is known about it.
@@ -71,7 +74,7 @@ def repair(config: RepairConfig, workdir: str | os.PathLike[str]) -> Repair:
     Raises:
       InputError: names what is wrong with the settings, the checkpoint, the data or the working directory.
     """
-    mesh = parallel.local_mesh()
+    mesh = parallel.local_mesh(devices)
     parallel.check_batch_size(config.otbr.unlearning.batch_size, mesh, name="otbr.unlearning.batch_size")
     network, init = registry.build(config.model)
     like = jax.eval_shape(init, jax.random.key(0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import json
 from typing import Any
 
 import jax
@@ -56,7 +57,7 @@ def summarize(result: Repair) -> dict[str, Any]:
         },
         "versions": versions(),
         "devices": [str(device.device_kind) for device in jax.local_devices()],
-        "config": dataclasses.asdict(config),
+        "config": json.loads(json.dumps(dataclasses.asdict(config))),
     }
     if "evaluation" in result.stages:
         measured = result.stages["evaluation"].value

@@ -1,0 +1,19 @@
+"""Eight simulated CPU devices, so that every test of sharding is a real one."""
+
+import os
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+import jax
+import pytest
+
+from otbr_jax.models import registry
+from otbr_jax.models.registry import ModelConfig
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """A one-channel PreAct-ResNet of width 4 on 8 x 8 images: (network, variables)."""
+    config = ModelConfig(name="preact_resnet10", width=4, image_shape=(8, 8, 1), num_classes=10)
+    network, init = registry.build(config)
+    return network, jax.jit(init)(jax.random.key(0))

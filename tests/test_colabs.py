@@ -1,0 +1,20 @@
+"""Every notebook in colabs/ runs from top to bottom."""
+
+import pathlib
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "colabs").glob("*.ipynb"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook(path):
+    notebook = nbformat.read(path, as_version=4)
+    assert len(notebook.cells) < 15
+    NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(ROOT)}}).execute()
+    printed = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert any("repaired (after fusion)" in output.get("text", "") for output in printed)

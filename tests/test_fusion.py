@@ -1,0 +1,101 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from otbr_jax import FusionConfig, InputError, fuse, neuron_weight_changes, neurons_to_prune, permute, prune, trace
+from otbr_jax.types import named_leaves, replace_leaves
+
+
+@pytest.fixture(scope="module")
+def setting(tiny):
+    network, variables = tiny
+    graph = trace(network.apply, variables, jnp.zeros((1, 8, 8, 1)))
+    leaves, structure = jax.tree.flatten(variables)
+    keys = jax.random.split(jax.random.key(9), len(leaves))
+    moved = [x + 0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+    return network, variables, jax.tree.unflatten(structure, moved), graph
+
+
+def run(before, after, layers, *, gamma=0.3, config=FusionConfig(), lam=None):  # noqa: B008
+    scores = neuron_weight_changes(before, after, layers)
+    count = neurons_to_prune(gamma, sum(layer.neurons for layer in layers))
+    pruned, info = prune(before, scores, layers, count=count)
+    return *fuse(pruned, before, scores, info.pruned, layers, config=config, lam=lam), info.pruned
+
+
+@pytest.mark.parametrize("settings", [{"lam": 0.0}, {"gamma": 0.0}])
+def test_nothing_changes_at_lambda_zero_or_without_pruning(setting, settings):
+    _, before, after, graph = setting
+    fused, _, _ = run(before, after, graph.main_convolutions, **settings)
+    jax.tree.map(np.testing.assert_array_equal, fused, before)
+
+
+def test_layers_before_the_first_pruned_neuron_and_all_other_arrays_stay(setting):
+    _, before, after, graph = setting
+    # Make the second half of the layers change most.
+    layers = graph.main_convolutions
+    late = {layer.name for layer in layers[4:]}
+    after = replace_leaves(after, {name: 50 * array for name, array in named_leaves(after).items() if name in late})
+    fused, info, pruned = run(before, after, layers, gamma=0.1)
+    assert [bool(info.fused[layer.name]) for layer in layers[:4]] == [False] * 4
+    assert bool(info.fused[layers[-1].name])
+    assert any(bool(mask.any()) for mask in pruned.values())
+    touched = {name for name, is_fused in info.fused.items() if is_fused}
+    for name, array in named_leaves(fused).items():
+        same = np.array_equal(array, named_leaves(before)[name])
+        assert same == (name not in touched), name
+
+
+def test_lambda_interpolates_linearly(setting):
+    _, before, after, graph = setting
+    none, half, whole = (run(before, after, graph.main_convolutions, lam=lam)[0] for lam in (0.0, 0.5, 1.0))
+    jax.tree.map(lambda a, b, c: np.testing.assert_allclose(b, (a + c) / 2, atol=1e-6), none, half, whole)
+
+
+def test_the_first_fused_layer_is_made_of_convex_combinations(setting):
+    _, before, after, graph = setting
+    layers = graph.main_convolutions
+    fused, info, pruned = run(before, after, layers, gamma=1.0, lam=1.0)
+    assert all(bool(mask.all()) for mask in pruned.values())
+    np.testing.assert_array_equal(named_leaves(fused)[layers[0].name], 0)  # convex combinations of zeros
+    fused, info, pruned = run(before, after, layers, gamma=0.5, lam=1.0)
+    first = next(layer for layer in layers if bool(info.fused[layer.name]))
+    source = np.where(np.asarray(pruned[first.name]), 0, named_leaves(before)[first.name])
+    found = np.asarray(named_leaves(fused)[first.name])
+    assert np.all(found.max(-1) <= source.max(-1) + 1e-5)
+    assert np.all(found.min(-1) >= source.min(-1) - 1e-5)
+
+
+def test_the_order_of_neurons_does_not_matter(setting):
+    """Fusing a network whose neurons were permuted gives the same function."""
+    network, before, after, graph = setting
+    images = jax.random.uniform(jax.random.key(1), (4, 8, 8, 1))
+    expected = network.apply(run(before, after, graph.main_convolutions)[0], images)
+    for group in graph.groups:
+        order = np.random.default_rng(2).permutation(group.size)
+        fused, _, _ = run(permute(before, group, order), permute(after, group, order), graph.main_convolutions)
+        np.testing.assert_allclose(network.apply(fused, images), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_jit_agrees(setting):
+    _, before, after, graph = setting
+    plain = run(before, after, graph.main_convolutions)[0]
+    jitted = jax.jit(lambda a, b: run(a, b, graph.main_convolutions)[0])(before, after)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), jitted, plain)
+
+
+def test_a_neuron_that_did_not_change_makes_no_nan(setting):
+    _, before, after, graph = setting
+    layer = graph.main_convolutions[3]
+    kernels = (named_leaves(tree)[layer.name] for tree in (before, after))
+    old, new = kernels
+    after = replace_leaves(after, {layer.name: new.at[..., 1].set(old[..., 1])})
+    fused, _, _ = run(before, after, graph.main_convolutions)
+    assert all(bool(jnp.all(jnp.isfinite(array))) for array in jax.tree.leaves(fused))
+
+
+@pytest.mark.parametrize("lam", [-0.5, 1.5, float("nan")])
+def test_lambda_outside_the_unit_interval(lam):
+    with pytest.raises(InputError, match=r"fusion.lam: expected the paper's lambda in \[0, 1\], found"):
+        FusionConfig(lam=lam)

@@ -1,0 +1,66 @@
+"""The command line: bad input ends in one clear line, status 2 and no traceback."""
+
+import subprocess
+import sys
+
+import pytest
+
+from otbr_jax import InputError
+from otbr_jax.experiments.config import RepairConfig, from_dict
+
+
+def launch(*flags):
+    return subprocess.run([sys.executable, "-m", "launch.repair", *flags], capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--config.otbr.gama=0.1", "gama"),
+        ("--config.otbr.gamma=high", "high"),
+        ("--config.otbr.gamma=1.5", "gamma: expected a fraction of neurons in [0, 1], found 1.5"),
+        ("--config=nowhere.py", "nowhere.py"),
+        ("--config.model.name=preact_resnet81", "did you mean 'preact_resnet18'?"),
+        (
+            "--config.model.checkpoint=/nowhere",
+            "model.checkpoint: expected an Orbax checkpoint directory, found nothing",
+        ),
+        ("--workdir=/proc/w", "workdir: expected a directory that can be written"),
+    ],
+)
+def test_bad_input_ends_in_one_clear_line(flag, message, tmp_path):
+    workdir = () if flag.startswith("--workdir") else (f"--workdir={tmp_path / 'w'}",)
+    done = launch(flag, *workdir)
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode == 2
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+    assert done.stdout == ""
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"otbr": {"gama": 0.1}}, r"config.otbr.gama: unknown config field; did you mean config.otbr.gamma\?"),
+        ({"zzz": 1}, r"config.zzz: unknown config field; expected one of \["),
+        ({"seed": 0.5}, "config.seed: expected int, found 0.5"),
+        ({"seed": True}, "config.seed: expected int, found True"),
+        ({"otbr": 3}, "config.otbr: expected a group of settings, found 3"),
+        ({"sweep": 0.1}, "config.sweep: expected a list of values, found 0.1"),
+        ({"sweep": [0.1, 2]}, r"gamma: expected a fraction of neurons in \[0, 1\], found 2.0"),
+        ({"defense": "magic"}, "defense: expected 'otbr', found 'magic'"),
+        ({"attack": {"target": 10}}, r"attack.target: expected a class in 0..9, found 10"),
+    ],
+)
+def test_bad_config(values, message):
+    with pytest.raises(InputError, match=message):
+        from_dict(RepairConfig, values)
+
+
+def test_a_config_survives_the_way_through_a_dictionary():
+    import dataclasses
+
+    config = RepairConfig(seed=3, sweep=(0.1, 0.2))
+    assert from_dict(RepairConfig, dataclasses.asdict(config)) == config

@@ -1,0 +1,284 @@
+"""The whole loop on a tiny network: train, unlearn, score, prune, fuse, measure, report."""
+
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from otbr_jax import InputError, OTBRConfig, UnlearningConfig
+from otbr_jax.attacks.poisoning import AttackConfig
+from otbr_jax.data.sources import DataConfig
+from otbr_jax.experiments.config import RepairConfig
+from otbr_jax.experiments.outputs import write_outputs
+from otbr_jax.experiments.pipeline import repair
+from otbr_jax.experiments.stages import load_variables, save_checkpoint
+from otbr_jax.experiments.training import TrainingConfig
+from otbr_jax.models.registry import ModelConfig
+from otbr_jax.types import named_leaves, replace_leaves
+
+CONFIG = RepairConfig(
+    model=ModelConfig(name="preact_resnet10", width=8, image_shape=(8, 8, 1)),
+    attack=AttackConfig(size=2),
+    training=TrainingConfig(epochs=4),
+    otbr=OTBRConfig(unlearning=UnlearningConfig(steps=4, batch_size=32), gamma=0.2),
+    sweep=(0.05, 0.2),
+)
+STAGES = ("victim", "unlearned", "scores", "pruned", "fused", "evaluation")
+
+
+def run(workdir, config=CONFIG, devices=1):
+    return repair(config, workdir, devices=jax.local_devices()[:devices])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(working directory, result, summary) of an uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("finished") / "w"
+    result = run(workdir)
+    return workdir, result, write_outputs(result)
+
+
+def copy(workdir, to):
+    shutil.copytree(workdir, to)
+    return to
+
+
+def numbers(summary):
+    return {name: summary[name] for name in ("metrics", "choice", "oracle", "sweep", "neurons", "transport")}
+
+
+def digests(result):
+    return {name: stage.digest for name, stage in result.stages.items()}
+
+
+def resumed(result):
+    return {name for name, stage in result.stages.items() if stage.resumed}
+
+
+def test_the_victim_is_backdoored_and_the_repair_changes_it(finished):
+    _, result, summary = finished
+    assert summary["metrics"]["victim"]["acc"] > 0.9
+    assert summary["metrics"]["victim"]["asr"] > 0.9
+    assert summary["metrics"]["fused"] != summary["metrics"]["victim"]
+    assert summary["choice"] == {"gamma": 0.2, "lambda": 0.5, "chosen_by": "config"}
+    assert summary["neurons"]["pruned"] == int(0.2 * summary["neurons"]["scored"])
+    assert summary["transport"]["converged"]
+    # The sweep's row of the chosen gamma is the chosen network's row.
+    assert summary["sweep"][1]["fused"] == summary["metrics"]["fused"]
+    assert summary["sweep"][1]["pruned"] == summary["metrics"]["pruned"]
+    assert "oracle" in summary["oracle"]["chosen_by"]
+    assert not resumed(result)
+
+
+def test_what_a_user_leaves_with(finished):
+    workdir, result, summary = finished
+    assert json.loads((workdir / "metrics.json").read_text()) == summary
+    assert set(summary["stages"]) == set(STAGES)
+    assert all(stage["seconds"] >= 0 for stage in summary["stages"].values())
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), result.variables)
+    saved = load_variables(workdir / "repaired", like, name="repaired")
+    jax.tree.map(np.testing.assert_array_equal, saved, result.variables)
+    rows = [line.split(",") for line in (workdir / "neuron_scores.csv").read_text().splitlines()]
+    assert rows[0] == ["layer", "neuron", "nwc", "rank", "pruned"]
+    assert len(rows) - 1 == summary["neurons"]["scored"]
+    exact = {(layer, int(neuron)): np.float32(nwc) for layer, neuron, nwc, *_ in rows[1:]}
+    for name, values in result.stages["scores"].value.items():
+        assert all(exact[name, i] == value for i, value in enumerate(values))
+    assert sum(int(row[4]) for row in rows[1:]) == summary["neurons"]["pruned"]
+    page = (workdir / "report.html").read_text()
+    assert page.count("<img") == 4
+    assert "http://" not in page
+    assert "https://" not in page
+    assert 'src="data:image/png;base64,' in page
+
+
+def test_a_second_run_reloads_everything_and_says_the_same(finished, tmp_path):
+    workdir, first, summary = finished
+    again = run(copy(workdir, tmp_path / "w"))
+    assert resumed(again) == set(STAGES)
+    assert digests(again) == digests(first)
+    assert numbers(write_outputs(again)) == numbers(summary)
+
+
+def test_the_same_config_gives_the_same_numbers_in_another_directory(finished, tmp_path):
+    _, first, summary = finished
+    other = run(tmp_path / "w")
+    assert digests(other) == digests(first)
+    assert numbers(write_outputs(other)) == numbers(summary)
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [
+        (lambda c: dataclasses.replace(c, sweep=(0.1,)), {"victim", "unlearned", "scores", "pruned", "fused"}),
+        (
+            lambda c: dataclasses.replace(c, otbr=dataclasses.replace(c.otbr, gamma=0.1)),
+            {"victim", "unlearned", "scores"},
+        ),
+        (
+            lambda c: dataclasses.replace(
+                c, otbr=dataclasses.replace(c.otbr, unlearning=UnlearningConfig(steps=3, batch_size=32))
+            ),
+            {"victim"},
+        ),
+        # The attack's trigger trains another victim.
+        (lambda c: dataclasses.replace(c, attack=AttackConfig(size=1)), set()),
+    ],
+    ids=["sweep", "gamma", "unlearning", "attack"],
+)
+def test_a_changed_config_runs_exactly_the_stages_it_touches(finished, tmp_path, change, kept):
+    workdir, _, _ = finished
+    result = run(copy(workdir, tmp_path / "w"), change(CONFIG))
+    assert resumed(result) == kept
+
+
+def test_a_damaged_stage_is_rebuilt_and_its_children_are_kept(finished, tmp_path, caplog):
+    workdir, first, _ = finished
+    workdir = copy(workdir, tmp_path / "w")
+    (folder,) = (workdir / "stages").glob("unlearned-*")
+    shutil.rmtree(folder / "arrays")
+    with caplog.at_level(logging.WARNING):
+        result = run(workdir)
+    assert "stage 'unlearned' is damaged and will be rebuilt" in caplog.text
+    assert resumed(result) == set(STAGES) - {"unlearned"}
+    assert digests(result) == digests(first)
+
+
+def test_eight_devices_agree_with_one(finished, tmp_path):
+    _, one, _ = finished
+    workdir = tmp_path / "w"
+    # The same victim, so that what is compared is the repair.
+    checkpoint = tmp_path / "checkpoint"
+    save_checkpoint(checkpoint, one.stages["victim"].value)
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, checkpoint=str(checkpoint)))
+    eight = run(workdir, config, devices=8)
+    for name, scores in one.stages["scores"].value.items():
+        np.testing.assert_allclose(eight.stages["scores"].value[name], scores, rtol=1e-3)
+        mask = one.stages["pruned"].value["info"].pruned[name]
+        np.testing.assert_array_equal(eight.stages["pruned"].value["info"].pruned[name], mask)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), eight.variables, one.variables)
+    for name, metrics in one.stages["evaluation"].value["metrics"].items():
+        np.testing.assert_allclose(eight.stages["evaluation"].value["metrics"][name], metrics, atol=0.01)
+
+
+def test_without_data_there_is_a_checkpoint_and_no_numbers(finished, tmp_path):
+    _, first, _ = finished
+    save_checkpoint(tmp_path / "c", first.stages["victim"].value)
+    config = dataclasses.replace(
+        CONFIG,
+        model=dataclasses.replace(CONFIG.model, checkpoint=str(tmp_path / "c")),
+        data=DataConfig(name="none"),
+    )
+    result = run(tmp_path / "w", config)
+    summary = write_outputs(result)
+    assert summary["metrics"] == dict.fromkeys(("victim", "unlearned", "pruned", "fused"))
+    assert summary["oracle"] is None
+    # Neither the data nor the training has a say in the repair.
+    jax.tree.map(np.testing.assert_array_equal, result.variables, first.variables)
+    page = (tmp_path / "w" / "report.html").read_text()
+    assert "not known" in page
+    assert page.count("<img") == 2
+
+
+def test_an_unknown_trigger_leaves_asr_open(finished, tmp_path):
+    _, first, _ = finished
+    save_checkpoint(tmp_path / "c", first.stages["victim"].value)
+    model = dataclasses.replace(CONFIG.model, checkpoint=str(tmp_path / "c"))
+    result = run(tmp_path / "w", dataclasses.replace(CONFIG, model=model, attack=AttackConfig(name="none")))
+    summary = write_outputs(result)
+    assert 0 < summary["metrics"]["fused"]["acc"] < 1
+    assert summary["metrics"]["fused"]["asr"] is None
+    assert summary["oracle"] is None
+
+
+KILLED = """
+import sys, jax
+sys.path.insert(0, {tests!r})
+from test_pipeline import CONFIG, run
+run({workdir!r})
+"""
+
+
+def test_a_killed_run_resumes_to_the_same_bits(finished, tmp_path):
+    """kill -9 as soon as each of three stages appears; the next process goes on from there."""
+    _, first, _ = finished
+    workdir = tmp_path / "w"
+    code = KILLED.format(tests=str(pathlib.Path(__file__).parent), workdir=str(workdir))
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    for stage in ("victim", "scores"):
+        process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
+        while not list((workdir / "stages").glob(f"{stage}-*")):
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    result = run(workdir)
+    assert {"victim"} <= resumed(result)
+    assert digests(result) == digests(first)
+
+
+def bad(config, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        run(tmp_path / "w", config)
+    assert not (tmp_path / "w").exists()
+
+
+def test_bad_input_is_refused_before_anything_is_written(finished, tmp_path):
+    _, first, _ = finished
+    victim = first.stages["victim"].value
+    checkpoint = tmp_path / "c"
+    save_checkpoint(checkpoint, victim)
+
+    def model(**changes):
+        return dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, **changes))
+
+    bad(
+        model(checkpoint="/nowhere"),
+        r"model.checkpoint: expected an Orbax checkpoint directory, found nothing",
+        tmp_path,
+    )
+    bad(model(checkpoint=str(checkpoint), num_classes=7), r"data 'digits': expected labels in 0..6", tmp_path)
+    classes = dataclasses.replace(model(checkpoint=str(checkpoint), num_classes=12), data=DataConfig(name="none"))
+    bad(classes, r"expected params/linear/kernel of shape \(64, 12\) as config.model says, found \(64, 10\)"
+        "|expected params/linear/bias of shape", tmp_path)  # fmt: skip
+    bad(model(checkpoint=str(checkpoint), image_shape=(8, 8, 3)), r"expected params/conv1/kernel of shape", tmp_path)
+    bad(
+        dataclasses.replace(CONFIG, data=DataConfig(name="none")),
+        "model.checkpoint: expected a checkpoint, since",
+        tmp_path,
+    )
+    name = "params/layer1_0/conv1/kernel"
+    broken = replace_leaves(victim, {name: jnp.asarray(named_leaves(victim)[name]).at[0].set(jnp.nan)})
+    save_checkpoint(tmp_path / "nan", broken)
+    bad(model(checkpoint=str(tmp_path / "nan")), f"expected finite weights, found .* in {name}", tmp_path)
+
+
+def test_a_layer_without_weight_change_is_named(finished, tmp_path):
+    """A dead layer: nothing reaches its kernel's gradient."""
+    _, first, _ = finished
+    victim = first.stages["victim"].value
+    dead = {
+        "params/layer2_0/bn1/scale": np.zeros(8, np.float32),
+        "params/layer2_0/bn1/bias": np.full(8, -1, np.float32),
+    }
+    save_checkpoint(tmp_path / "c", replace_leaves(victim, dead))
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, checkpoint=str(tmp_path / "c")))
+    with pytest.raises(InputError, match=r"scores of params/.*kernel: expected a neuron whose weights"):
+        run(tmp_path / "w", config)
+
+
+def test_a_batch_the_devices_cannot_share(tmp_path):
+    otbr = dataclasses.replace(CONFIG.otbr, unlearning=UnlearningConfig(batch_size=12))
+    with pytest.raises(InputError, match=r"unlearning.batch_size: expected a multiple of the 8 local devices"):
+        run(tmp_path / "w", dataclasses.replace(CONFIG, otbr=otbr), devices=8)
