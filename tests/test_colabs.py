@@ -18,3 +18,4 @@ def test_notebook(path):
     NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(ROOT)}}).execute()
     printed = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert any("repaired (after fusion)" in output.get("text", "") for output in printed)
+    assert sum("image/png" in output.get("data", {}) for output in printed) >= 3

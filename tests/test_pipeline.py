@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import os
 import pathlib
 import shutil
 import signal
@@ -111,13 +110,6 @@ def test_a_second_run_reloads_everything_and_says_the_same(finished, tmp_path):
     assert numbers(write_outputs(again)) == numbers(summary)
 
 
-def test_the_same_config_gives_the_same_numbers_in_another_directory(finished, tmp_path):
-    _, first, summary = finished
-    other = run(tmp_path / "w")
-    assert digests(other) == digests(first)
-    assert numbers(write_outputs(other)) == numbers(summary)
-
-
 @pytest.mark.parametrize(
     ("change", "kept"),
     [
@@ -211,13 +203,12 @@ run({workdir!r})
 
 
 def test_a_killed_run_resumes_to_the_same_bits(finished, tmp_path):
-    """kill -9 as soon as each of three stages appears; the next process goes on from there."""
-    _, first, _ = finished
+    """kill -9 as soon as a stage appears; the next process goes on from there, to the same numbers."""
+    _, first, summary = finished
     workdir = tmp_path / "w"
     code = KILLED.format(tests=str(pathlib.Path(__file__).parent), workdir=str(workdir))
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     for stage in ("victim", "scores"):
-        process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
         while not list((workdir / "stages").glob(f"{stage}-*")):
             assert process.poll() is None
             time.sleep(0.02)
@@ -226,6 +217,7 @@ def test_a_killed_run_resumes_to_the_same_bits(finished, tmp_path):
     result = run(workdir)
     assert {"victim"} <= resumed(result)
     assert digests(result) == digests(first)
+    assert numbers(write_outputs(result)) == numbers(summary)
 
 
 def bad(config, message, tmp_path):

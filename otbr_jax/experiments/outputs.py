@@ -44,7 +44,7 @@ def _plan_to_show(result: Repair) -> tuple[str, np.ndarray] | None:
 
 
 def example_predictions(result: Repair, *, columns: int = 9) -> Figure | None:
-    """The first test images of other classes than the target, with answers before and after; None without data."""
+    """The first test image of each class but the target, with answers before and after; None without data."""
     if result.test is None:
         return None
     target = result.config.attack.target

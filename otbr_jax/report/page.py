@@ -78,7 +78,7 @@ def render(
             "<h2>What the network answers</h2>",
             _figure(
                 examples,
-                "The first test images that do not belong to the attacker's class, without and with the trigger. "
+                "The first test image of each class but the attacker's, without and with the trigger. "
                 "Blue: right. Orange: the attacker's class. Brown: another wrong class.",
             ),
         ]
