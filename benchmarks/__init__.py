@@ -1,0 +1,1 @@
+"""What is timed or measured outside the tests, and how."""
