@@ -1,6 +1,7 @@
 """The default run for several seeds; appends one row per seed to results/digits.jsonl.
 
     python -m benchmarks.digits --seeds=0,1,2,3,4 --workdir=runs/digits
+    python -m benchmarks.digits --seeds=      # only prints the table of README.md
 
 Each row holds the networks' metrics, gamma and lambda and who chose them, the oracle's row, seed, settings, commit,
 hardware, versions, date and wall time. Nothing is chosen by looking at a row.
@@ -13,50 +14,65 @@ import pathlib
 import platform
 import subprocess
 from collections.abc import Sequence
+from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 from configs.otbr import get_config
+from launch import cli
 from otbr_jax.experiments.config import RepairConfig, from_dict
 from otbr_jax.experiments.pipeline import repair
 from otbr_jax.experiments.results import summarize
-from otbr_jax.report.table import summary_table
+from otbr_jax.report.table import percent, summary_table
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results" / "digits.jsonl"
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2", "3", "4"], "Seeds to run.")
 WORKDIR = flags.DEFINE_string("workdir", "runs/digits", "Directory for the runs, one folder per seed.")
 
 
+def git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def measure(seed: int) -> dict[str, Any]:
+    config = from_dict(RepairConfig, get_config().to_dict() | {"seed": seed})
+    summary = summarize(repair(config, pathlib.Path(WORKDIR.value) / f"seed{seed}"))
+    print(f"\nseed {seed}\n{summary_table(summary)}")
+    kept = ("metrics", "choice", "oracle", "transport", "data", "versions", "config")
+    return {
+        "seed": seed,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": git("rev-parse", "HEAD"),
+        "hardware": f"{platform.machine()}, {os.cpu_count()} CPU cores; {', '.join(summary['devices'])}",
+        "seconds": round(sum(stage["seconds"] for stage in summary["stages"].values()), 1),
+        **{name: summary[name] for name in kept},
+    }
+
+
+def markdown_table(rows: Sequence[dict[str, Any]]) -> str:
+    lines = ["| seed | victim ACC / ASR | repaired ACC / ASR / RA | oracle's gamma: ACC / ASR |", "|---|---|---|---|"]
+    for row in rows:
+        victim, fused, oracle = row["metrics"]["victim"], row["metrics"]["fused"], row["oracle"]
+        cells = (
+            f"{percent(victim['acc'])} / {percent(victim['asr'])}",
+            f"**{percent(fused['acc'])} / {percent(fused['asr'])}** / {percent(fused['ra'])}",
+            f"{oracle['gamma']:g}: {percent(oracle['fused']['acc'])} / {percent(oracle['fused']['asr'])}",
+        )
+        lines.append(f"| {row['seed']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main(arguments: Sequence[str]) -> None:
     del arguments
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
-    changed = subprocess.run(
-        ["git", "status", "--porcelain", "--", "otbr_jax", "configs"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    if changed.stdout:
+    if SEEDS.value and git("status", "--porcelain", "--", "otbr_jax", "configs"):
         raise SystemExit("error: results carry a commit; commit the changes in otbr_jax/ and configs/ first")
     for seed in SEEDS.value:
-        config = from_dict(RepairConfig, get_config().to_dict() | {"seed": int(seed)})
-        summary = summarize(repair(config, pathlib.Path(WORKDIR.value) / f"seed{seed}"))
-        row = {
-            "seed": int(seed),
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "commit": commit.stdout.strip(),
-            "hardware": f"{platform.machine()}, {os.cpu_count()} CPU cores; {', '.join(summary['devices'])}",
-            "seconds": round(sum(stage["seconds"] for stage in summary["stages"].values()), 1),
-            **{
-                name: summary[name]
-                for name in ("metrics", "choice", "oracle", "transport", "data", "versions", "config")
-            },
-        }
-        with open(ROOT / "results" / "digits.jsonl", "a", encoding="utf-8") as file:
+        row = measure(int(seed))
+        with open(RESULTS, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        print(f"\nseed {seed}\n{summary_table(summary)}")
+    print(markdown_table([json.loads(line) for line in RESULTS.read_text().splitlines()]))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

@@ -48,15 +48,15 @@ def predictions(
     """
     columns = len(clean)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(1.05 * columns, 3.7), layout="constrained")
+        figure = Figure(figsize=(1.05 * columns, 3.5), layout="constrained")
         axes = figure.subplots(2, columns, squeeze=False)
         for row, (images, name) in enumerate(((clean, "clean"), (triggered, "triggered"))):
             for column in range(columns):
                 axis = axes[row, column]
                 axis.imshow(_displayable(images[column]), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
                 axis.set(xticks=[], yticks=[])
-                for spine in axis.spines.values():
-                    spine.set_visible(False)
+                for spine in axis.spines.values():  # the trigger may be as white as the page
+                    spine.set(visible=True, color="#aab2bb", linewidth=0.8)
                 answers = (("before", before[row][column]), ("after", after[row][column]))
                 for line, (when, answer) in enumerate(answers):
                     axis.text(
