@@ -43,6 +43,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     def guarded(arguments: Sequence[str]) -> None:
         # After absl has put its own handler in place: one readable line for each warning, no news from libraries.
         logging.set_verbosity(logging.WARNING)
+        logging.get_absl_logger().setLevel("ERROR")  # Orbax's remarks; this project's own loggers are not absl's
         logging.get_absl_handler().setFormatter(None)
         try:
             main(arguments)
@@ -74,5 +75,7 @@ def _one_line(message: str) -> str:
 
 def fail(message: str) -> NoReturn:
     """Prints the line `error: MESSAGE` to standard error and exits with status 2."""
+    # TensorStore may still be reading a checkpoint that was refused, and complain about it while Python shuts down.
+    sys.unraisablehook = lambda _: None
     print(f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(2)

@@ -7,15 +7,14 @@ the command line, such as `--config.otbr.gamma=0.05`.
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Sequence
 
 from absl import flags
 
 from launch import cli
 from otbr_jax.experiments import config as configs
-from otbr_jax.experiments.outputs import write_outputs
 from otbr_jax.experiments.pipeline import repair
+from otbr_jax.experiments.results import summarize
 from otbr_jax.report.table import summary_table
 
 CONFIG = cli.define_config("otbr.py")
@@ -27,16 +26,14 @@ def main(arguments: Sequence[str]) -> None:
     del arguments
     config = configs.from_dict(configs.RepairConfig, CONFIG())
     result = repair(config, WORKDIR.value)
-    summary = write_outputs(result)
-    folder = pathlib.Path(result.workdir)
-    print(f"\n{summary_table(summary)}\n")
+    print(f"\n{summary_table(summarize(result))}\n")
     for name, what in (
         ("repaired", "the repaired network (Orbax checkpoint)"),
         ("report.html", "the report"),
         ("metrics.json", "all numbers"),
         ("neuron_scores.csv", "weight change of every neuron"),
     ):
-        print(f"{folder / name}  {what}")
+        print(f"{result.workdir / name}  {what}")
 
 
 if __name__ == "__main__":

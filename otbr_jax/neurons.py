@@ -132,7 +132,6 @@ def trace(apply: ApplyFn, variables: Variables, images: Any) -> NeuronGraph:
     jaxpr = jax.make_jaxpr(apply)(variables, images)
     tracer = _Tracer()
     inputs = [tracer.parameter(name, np.shape(leaf)) for name, leaf in named_leaves(variables).items()]
-    # A size that cannot be mistaken for a channel is not needed: image axes simply carry no slots.
     inputs.append(_Value(axes=(None,) * len(np.shape(images)), data=True))
     tracer.run(jaxpr.jaxpr, [_Value.constant(np.ndim(c)) for c in jaxpr.consts], inputs)
     return tracer.graph()
@@ -267,8 +266,10 @@ class _Tracer:
         """Registers a kernel; `*_axis` are axes of the kernel as it is used. Returns a value of the new depth."""
         assert kernel.kernel is not None
         name, own_axes = kernel.kernel
-        self.kernels.append((name, kind, own_axes[neuron_axis], own_axes[input_axis]))
-        layers = operand.layers | {len(self.kernels) - 1}
+        layer = (name, kind, own_axes[neuron_axis], own_axes[input_axis])
+        if layer not in self.kernels:  # a shared kernel is one layer, however often it is used
+            self.kernels.append(layer)
+        layers = operand.layers | {self.kernels.index(layer)}
         return _Value(axes=(), data=True, layers=layers, depth=operand.depth + 1)
 
     # --- the result ------------------------------------------------------------------------------------------

@@ -19,8 +19,8 @@ from otbr_jax import InputError, OTBRConfig, UnlearningConfig
 from otbr_jax.attacks.poisoning import AttackConfig
 from otbr_jax.data.sources import DataConfig
 from otbr_jax.experiments.config import RepairConfig
-from otbr_jax.experiments.outputs import write_outputs
 from otbr_jax.experiments.pipeline import repair
+from otbr_jax.experiments.results import summarize
 from otbr_jax.experiments.stages import load_variables, save_checkpoint
 from otbr_jax.experiments.training import TrainingConfig
 from otbr_jax.models.registry import ModelConfig
@@ -45,7 +45,7 @@ def finished(tmp_path_factory):
     """(working directory, result, summary) of an uninterrupted run."""
     workdir = tmp_path_factory.mktemp("finished") / "w"
     result = run(workdir)
-    return workdir, result, write_outputs(result)
+    return workdir, result, summarize(result)
 
 
 def copy(workdir, to):
@@ -107,7 +107,7 @@ def test_a_second_run_reloads_everything_and_says_the_same(finished, tmp_path):
     again = run(copy(workdir, tmp_path / "w"))
     assert resumed(again) == set(STAGES)
     assert digests(again) == digests(first)
-    assert numbers(write_outputs(again)) == numbers(summary)
+    assert numbers(summarize(again)) == numbers(summary)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_without_data_there_is_a_checkpoint_and_no_numbers(finished, tmp_path):
         data=DataConfig(name="none"),
     )
     result = run(tmp_path / "w", config)
-    summary = write_outputs(result)
+    summary = summarize(result)
     assert summary["metrics"] == dict.fromkeys(("victim", "unlearned", "pruned", "fused"))
     assert summary["oracle"] is None
     # Neither the data nor the training has a say in the repair.
@@ -188,7 +188,7 @@ def test_an_unknown_trigger_leaves_asr_open(finished, tmp_path):
     save_checkpoint(tmp_path / "c", first.stages["victim"].value)
     model = dataclasses.replace(CONFIG.model, checkpoint=str(tmp_path / "c"))
     result = run(tmp_path / "w", dataclasses.replace(CONFIG, model=model, attack=AttackConfig(name="none")))
-    summary = write_outputs(result)
+    summary = summarize(result)
     assert 0 < summary["metrics"]["fused"]["acc"] < 1
     assert summary["metrics"]["fused"]["asr"] is None
     assert summary["oracle"] is None
@@ -217,7 +217,7 @@ def test_a_killed_run_resumes_to_the_same_bits(finished, tmp_path):
     result = run(workdir)
     assert {"victim"} <= resumed(result)
     assert digests(result) == digests(first)
-    assert numbers(write_outputs(result)) == numbers(summary)
+    assert numbers(summarize(result)) == numbers(summary)
 
 
 def bad(config, message, tmp_path):

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import pathlib
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from otbr_jax.experiments.pipeline import Repair
-from otbr_jax.experiments.results import scores_table, summarize
+from otbr_jax.experiments.results import Repair, scores_table, summarize
 from otbr_jax.experiments.stages import write_text
 from otbr_jax.report import page, plots
 
 
-def write_outputs(result: Repair) -> dict[str, Any]:
-    """Writes the three files into the run's working directory and returns `results.summarize(result)`."""
-    summary = summarize(result)
-    folder = pathlib.Path(result.workdir)
+def write_outputs(result: Repair) -> None:
+    """Writes the three files into the run's working directory."""
+    summary, folder = summarize(result), result.workdir
     write_text(folder / "metrics.json", json.dumps(summary, indent=1) + "\n")
     write_text(folder / "neuron_scores.csv", scores_table(result))
     pruned = result.stages["pruned"].value["info"].pruned
@@ -31,7 +27,6 @@ def write_outputs(result: Repair) -> dict[str, Any]:
         examples=example_predictions(result),
     )
     write_text(folder / "report.html", report)
-    return summary
 
 
 def _plan_to_show(result: Repair) -> tuple[str, np.ndarray] | None:

@@ -11,7 +11,7 @@ import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,47 +25,27 @@ from otbr_jax.errors import InputError
 from otbr_jax.experiments import evaluation, parallel, training
 from otbr_jax.experiments.config import RepairConfig
 from otbr_jax.experiments.evaluation import TestSet
+from otbr_jax.experiments.outputs import write_outputs
 from otbr_jax.experiments.progress import progress_bar
+from otbr_jax.experiments.results import Repair
 from otbr_jax.experiments.stages import Stage, Workdir, content_digest, load_variables, open_workdir, replace_checkpoint
 from otbr_jax.models import registry
 from otbr_jax.neurons import NeuronGraph, trace
 from otbr_jax.types import Network, Variables, check_finite
 
 
-class Repair(NamedTuple):
-    """What `repair` found.
-
-    Attributes:
-      variables: the repaired network's variables.
-      network: its functions.
-      graph: its neuron graph.
-      stages: `victim`, `unlearned`, `scores`, `pruned`, `fused`, and `evaluation` if there was data.
-      dataset: the data it was measured with, or None.
-      test: the test images as they were measured, or None.
-      config: the settings.
-      workdir: where everything is.
-    """
-
-    variables: Variables
-    network: Network
-    graph: NeuronGraph
-    stages: Mapping[str, Stage]
-    dataset: Dataset | None
-    test: TestSet | None
-    config: RepairConfig
-    workdir: str
-
-
 def repair(
     config: RepairConfig, workdir: str | os.PathLike[str], *, devices: Sequence[jax.Device] | None = None
 ) -> Repair:
-    """Repairs the network that `config` names, or a victim trained for the purpose, and measures it.
+    """Repairs the network that `config` names, or a victim trained for the purpose, measures it and reports.
+
+    Leaves in `workdir`: the checkpoint `repaired`, `metrics.json`, `neuron_scores.csv` and `report.html`.
 
     Guarantee: the repair itself uses no image; data are used to train a victim and to measure only.
 
     Args:
       config: the settings.
-      workdir: directory for the stages and for the checkpoint `repaired`; resumed if it has been used before.
+      workdir: directory for the stages and the results; resumed if it has been used before.
       devices: the devices that share the work; by default all local ones.
 
     Returns:
@@ -110,7 +90,9 @@ def repair(
         replace_checkpoint(directory.path / "repaired", repaired)
         if test is not None:
             stages["evaluation"] = run.evaluation(test, stages)
-        return Repair(repaired, network, graph, stages, dataset, test, config, str(directory.path))
+        result = Repair(repaired, network, graph, stages, dataset, test, config, directory.path)
+        write_outputs(result)
+        return result
 
 
 def _subject(config: RepairConfig) -> dict[str, Any]:

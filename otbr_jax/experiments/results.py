@@ -1,4 +1,4 @@
-"""What a run leaves behind for machines: `metrics.json` and the neuron scores."""
+"""The result of a run, and what it says to machines: all numbers as JSON, the neuron scores as CSV."""
 
 from __future__ import annotations
 
@@ -6,15 +6,46 @@ import csv
 import dataclasses
 import io
 import json
-from typing import Any
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from otbr_jax.experiments.pipeline import Repair
-from otbr_jax.experiments.stages import versions
+from otbr_jax.data.sources import Dataset
+from otbr_jax.experiments.config import RepairConfig
+from otbr_jax.experiments.evaluation import TestSet
+from otbr_jax.experiments.stages import Stage, versions
 from otbr_jax.metrics import Metrics, defense_effectiveness
+from otbr_jax.neurons import NeuronGraph
+from otbr_jax.types import Network, Variables
 from otbr_jax.weight_change import ranks
+
+
+class Repair(NamedTuple):
+    """What `pipeline.repair` found.
+
+    Attributes:
+      variables: the repaired network's variables.
+      network: its functions.
+      graph: its neuron graph.
+      stages: `victim`, `unlearned`, `scores`, `pruned`, `fused`, and `evaluation` if there was data.
+      dataset: the data it was measured with, or None.
+      test: the test images as they were measured, or None.
+      config: the settings.
+      workdir: where everything is.
+    """
+
+    variables: Variables
+    network: Network
+    graph: NeuronGraph
+    stages: Mapping[str, Stage]
+    dataset: Dataset | None
+    test: TestSet | None
+    config: RepairConfig
+    workdir: pathlib.Path
+
 
 NETWORKS = ("victim", "unlearned", "pruned", "fused")
 

@@ -2,8 +2,8 @@
 
 A stage's identity is a hash of its name, its settings, its key and the *contents* of its parents, so a changed
 setting re-runs exactly the stages it touches, and earlier results stay beside the new ones. A stage is written to a
-`.partial` folder and renamed when complete; its manifest holds a hash of the saved values, which is checked when the
-stage is read, so that a damaged or half-written stage is never used.
+`.partial` folder and renamed when complete; its manifest holds the hashes of the files and of the values in them, which
+are checked before a stage is used, so that a damaged or half-written one is never read.
 """
 
 from __future__ import annotations
@@ -136,6 +136,7 @@ class Workdir:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         save_checkpoint(partial / "arrays", value)
+        provenance = {**provenance, "files": _file_digests(partial / "arrays")}
         write_text(partial / "provenance.json", json.dumps(provenance, indent=1))
         os.rename(partial, folder)
         _sync(folder.parent)
@@ -154,7 +155,9 @@ def open_workdir(path: str | os.PathLike[str], *, subject: Mapping[str, Any]) ->
       InputError: if it cannot be written, holds something else, belongs to another subject, or is in use.
     """
     root = pathlib.Path(path).expanduser().absolute()
+    subject = json.loads(json.dumps(subject))  # tuples become lists, as in the file
     try:
+        _check_subject(root, subject)  # before anything is written into a directory that is not ours
         root.mkdir(parents=True, exist_ok=True)
         lock = os.open(root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
@@ -168,6 +171,8 @@ def open_workdir(path: str | os.PathLike[str], *, subject: Mapping[str, Any]) ->
         os.ftruncate(lock, 0)
         os.pwrite(lock, str(os.getpid()).encode(), 0)
         _check_subject(root, subject)
+        if not (root / "workdir.json").exists():
+            write_text(root / "workdir.json", json.dumps(subject, indent=1))
         workdir = Workdir(root)
         workdir.stages.mkdir(exist_ok=True)
         for partial in sorted(workdir.stages.glob("*.partial")):
@@ -179,21 +184,22 @@ def open_workdir(path: str | os.PathLike[str], *, subject: Mapping[str, Any]) ->
 
 
 def _check_subject(root: pathlib.Path, subject: Mapping[str, Any]) -> None:
+    """Raises InputError if `root` holds something else or another subject's work; OSError if it is no directory."""
     file = root / "workdir.json"
-    subject = json.loads(json.dumps(subject))
     if not file.exists():
-        others = sorted(entry.name for entry in root.iterdir() if entry.name not in (".lock", "workdir.json.partial"))
+        ours = (".lock", "workdir.json.partial")
+        others = sorted(entry.name for entry in root.iterdir() if entry.name not in ours) if root.exists() else []
         if others:
             raise InputError(
                 f"workdir: expected an empty directory or one of this tool's, found {root} with {others[0]!r}"
             )
-        write_text(file, json.dumps(subject, indent=1))
         return
     try:
         found = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+        names = sorted(subject.keys() | found.keys())
+    except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"workdir: {file} cannot be read ({error}); choose another workdir") from None
-    for name in sorted(subject.keys() | found.keys()):
+    for name in names:
         if subject.get(name) != found.get(name):
             raise InputError(
                 f"workdir: {root} belongs to another config: expected {name} = {subject.get(name)!r}, "
@@ -209,8 +215,13 @@ def _read(folder: pathlib.Path, like: Any) -> Stage:
     try:
         provenance = json.loads((folder / "provenance.json").read_text())
         digest, name, seconds = provenance["digest"], provenance["name"], float(provenance["seconds"])
+        expected = dict(provenance["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _DamagedError(f"provenance.json cannot be read ({error!r})") from None
+    files = _file_digests(folder / "arrays")
+    for file in sorted(expected.keys() | files.keys()):
+        if expected.get(file) != files.get(file):
+            raise _DamagedError(f"arrays/{file} is missing or not what was written")
     try:
         value = restore_checkpoint(folder / "arrays", like)
     except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
@@ -219,6 +230,11 @@ def _read(folder: pathlib.Path, like: Any) -> Stage:
     if found != digest:
         raise _DamagedError(f"expected values with hash {digest[:12]}, found {found[:12]}")
     return Stage(value, name, digest, seconds, True, provenance)
+
+
+def _file_digests(folder: pathlib.Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 # --- Orbax ------------------------------------------------------------------------------------------------------
@@ -256,9 +272,12 @@ def load_variables(path: str | os.PathLike[str], like: Any, *, name: str) -> Any
         root = root / "arrays"  # a stage of a working directory
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            found = named_leaves(dict(checkpointer.metadata(root).item_metadata.tree))
+            metadata = checkpointer.metadata(root).item_metadata
     except Exception as error:
         raise InputError(f"{name}: {root} is no readable Orbax checkpoint ({_first_line(error)})") from None
+    if metadata is None:
+        raise InputError(f"{name}: {root} is no readable Orbax checkpoint (it describes no arrays, or is truncated)")
+    found = named_leaves(dict(metadata.tree))
     expected = named_leaves(like)
     for leaf in sorted(expected.keys() - found.keys()):
         raise InputError(f"{name}: expected an array {leaf} {expected[leaf].shape} in {root}, found none of that name")
