@@ -9,15 +9,13 @@ hardware, versions, date and wall time. Nothing is chosen by looking at a row.
 
 import datetime
 import json
-import os
 import pathlib
-import platform
-import subprocess
 from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
 
+from benchmarks.provenance import ROOT, git, hardware
 from configs.otbr import get_config
 from launch import cli
 from otbr_jax.experiments.config import RepairConfig, from_dict
@@ -25,14 +23,9 @@ from otbr_jax.experiments.pipeline import repair
 from otbr_jax.experiments.results import summarize
 from otbr_jax.report.table import percent, summary_table
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "digits.jsonl"
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2", "3", "4"], "Seeds to run.")
 WORKDIR = flags.DEFINE_string("workdir", "runs/digits", "Directory for the runs, one folder per seed.")
-
-
-def git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def measure(seed: int) -> dict[str, Any]:
@@ -44,18 +37,23 @@ def measure(seed: int) -> dict[str, Any]:
         "seed": seed,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": git("rev-parse", "HEAD"),
-        "hardware": f"{platform.machine()}, {os.cpu_count()} CPU cores; {', '.join(summary['devices'])}",
+        "hardware": hardware(),
         "seconds": round(sum(stage["seconds"] for stage in summary["stages"].values()), 1),
         **{name: summary[name] for name in kept},
     }
 
 
 def markdown_table(rows: Sequence[dict[str, Any]]) -> str:
-    lines = ["| seed | victim ACC / ASR | repaired ACC / ASR / RA | oracle's gamma: ACC / ASR |", "|---|---|---|---|"]
+    lines = [
+        "| seed | victim ACC / ASR | pruned only | repaired ACC / ASR / RA | oracle's gamma: ACC / ASR |",
+        "|---|---|---|---|---|",
+    ]
     for row in rows:
-        victim, fused, oracle = row["metrics"]["victim"], row["metrics"]["fused"], row["oracle"]
+        victim, pruned, fused = (row["metrics"][name] for name in ("victim", "pruned", "fused"))
+        oracle = row["oracle"]
         cells = (
             f"{percent(victim['acc'])} / {percent(victim['asr'])}",
+            f"{percent(pruned['acc'])} / {percent(pruned['asr'])}",
             f"**{percent(fused['acc'])} / {percent(fused['asr'])}** / {percent(fused['ra'])}",
             f"{oracle['gamma']:g}: {percent(oracle['fused']['acc'])} / {percent(oracle['fused']['asr'])}",
         )

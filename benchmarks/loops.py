@@ -2,17 +2,20 @@
 
     python -m benchmarks.loops
 
-Prints the time of one training step of a small PreAct-ResNet (batch 64, 16 x 16) called from the host, inside
-`lax.scan` as JAX differentiates it, and inside `lax.scan` in channels-last layout; then the ratios, which are what
-carries over to other machines. On CPUs the plain loop is an order of magnitude slower; on GPUs and TPUs all agree.
+Prints, and appends to results/loops.jsonl, the time of one training step of a small PreAct-ResNet (batch 64,
+16 x 16): called from the host, inside `lax.scan` as JAX differentiates it, and inside `lax.scan` in channels-last
+layout. The ratios are what carries over to other machines. On CPUs the plain loop is an order of magnitude slower.
 """
 
+import datetime
+import json
 import time
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from benchmarks.provenance import ROOT, git, hardware
 from otbr_jax.convolutions import channels_last
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
@@ -57,6 +60,15 @@ def main() -> None:
             times.append((time.perf_counter() - began) / STEPS)
         seconds[name] = sorted(times)[2]
         print(f"{name:<22}{1000 * seconds[name]:9.2f} ms a step")
+    row = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": git("rev-parse", "HEAD"),
+        "hardware": hardware(),
+        "milliseconds_per_step": {name: round(1000 * value, 2) for name, value in seconds.items()},
+        "jax": jax.__version__,
+    }
+    with open(ROOT / "results" / "loops.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
     print(f"{'scan / channels last':<22}{seconds['scan'] / seconds['scan, channels last']:9.2f}")
     print(f"{'host / channels last':<22}{seconds['host loop'] / seconds['scan, channels last']:9.2f}")
 

@@ -31,8 +31,10 @@ def define_config(default: str) -> Callable[[], dict[str, Any]]:
     def settings() -> dict[str, Any]:
         try:
             return holder.value.to_dict()
-        except OSError as error:
-            raise InputError(f"--config: the file cannot be loaded: {str(error).splitlines()[-1].strip()}") from None
+        except Exception as error:  # whatever a user's file does
+            raise InputError(
+                f"--config: expected a file whose get_config() returns a ConfigDict: {_last_line(error)}"
+            ) from None
 
     return settings
 
@@ -48,9 +50,9 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         try:
             main(arguments)
         except InputError as error:
-            fail(str(error))
+            fail(_one_line(str(error)))
         except KeyboardInterrupt:
-            fail("interrupted; the same command resumes after the last finished stage")
+            fail("interrupted; the same command resumes after the last finished stage", status=130)
 
     app.run(guarded, flags_parser=_parse_flags)
 
@@ -58,11 +60,15 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 def _parse_flags(arguments: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(list(arguments))
-    except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
+    except Exception as error:  # ml_collections runs the user's config file here
         fail(_one_line(str(error)))
     if len(rest) > 1:
         fail(f"expected flags only, found {rest[1]!r}")
     return rest
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
 
 
 def _one_line(message: str) -> str:
@@ -73,9 +79,9 @@ def _one_line(message: str) -> str:
     return " ".join(message.split())
 
 
-def fail(message: str) -> NoReturn:
-    """Prints the line `error: MESSAGE` to standard error and exits with status 2."""
+def fail(message: str, *, status: int = 2) -> NoReturn:
+    """Prints the line `error: MESSAGE` to standard error and exits with that status."""
     # TensorStore may still be reading a checkpoint that was refused, and complain about it while Python shuts down.
     sys.unraisablehook = lambda _: None
     print(f"error: {message}", file=sys.stderr, flush=True)
-    sys.exit(2)
+    sys.exit(status)

@@ -22,7 +22,8 @@ _CALLS = frozenset(("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp
 def channels_last(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` with all its convolutions, gradients included, computed in NHWC x HWIO layout.
 
-    Apply it to the outermost function (after `jax.grad`). The values do not change.
+    Apply it to the outermost function (after `jax.grad`). The values do not change. Convolutions inside the function's
+    own loops and `jax.checkpoint` regions are left as they are.
     """
 
     def rewritten(*args: Any) -> Any:
@@ -48,7 +49,8 @@ def _run(jaxpr: Any, consts: Any, args: Any) -> list[Any]:
         elif eqn.primitive.name in _CALLS and hasattr(inner, "consts"):
             results = _run(inner.jaxpr, inner.consts, operands)
         else:
-            outputs = eqn.primitive.bind(*operands, **eqn.params)
+            with eqn.ctx.manager:
+                outputs = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
             results = outputs if eqn.primitive.multiple_results else [outputs]
         values.update(zip(eqn.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from otbr_jax import transport
 from otbr_jax.errors import InputError
@@ -111,18 +112,38 @@ def fuse(
         started = started | jnp.any(pruned_neurons[layer.name])
         fused[layer.name] = started
         kernel = source[layer.name]
-        feeder = next((name for name in reversed(layer.fed_by) if name in maps), None)
-        if feeder is not None and maps[feeder].shape[0] == layer.inputs:
-            kernel = _map_axis(kernel, layer.input_axis, maps[feeder])
+        kernel = _map_axis(kernel, layer.input_axis, _input_map(layer, maps))
         own = transport.barycentric_map(plans[layer.name].matrix)
         kernel = _map_axis(kernel, layer.neuron_axis, own)
         original = target[layer.name]
-        kernels[layer.name] = jnp.where(started, lam * kernel + (1 - lam) * original, original)
+        mixed = lam * kernel + (1 - lam) * original
+        kernels[layer.name] = jnp.where(started, mixed.astype(original.dtype), original)
         maps[layer.name] = jnp.where(started, own, jnp.eye(layer.neurons, dtype=own.dtype))
     return replace_leaves(backdoored, kernels), FusionInfo(plans, fused)
 
 
+def _input_map(layer: Layer, maps: Mapping[str, jax.Array]) -> jax.Array:
+    """The map `[inputs, inputs]` of a layer's inputs, put together from the maps of the layers that feed it.
+
+    Where several layers are added, the last one counts, as in the published method; where they are concatenated, each
+    maps its own block; inputs that no mapped layer feeds stay.
+    """
+    result = jnp.eye(layer.inputs)
+    for name, neurons in layer.fed_by.items():
+        if name not in maps:
+            continue
+        index = np.array(neurons)
+        fed = index >= 0
+        # After flattening a neuron feeds several inputs: the k-th of one is mapped to the k-th of another.
+        copy = np.array([neurons[:i].count(neuron) for i, neuron in enumerate(neurons)])
+        together = fed[:, None] & fed[None, :] & (copy[:, None] == copy[None, :])
+        apart = fed[:, None] != fed[None, :]
+        block = maps[name][index[:, None], index[None, :]]
+        result = jnp.where(together, block, jnp.where(apart | (fed[:, None] & fed[None, :]), 0.0, result))
+    return result
+
+
 def _map_axis(kernel: jax.Array, axis: int, weights: jax.Array) -> jax.Array:
     """New index j of `axis` = sum over old i of `weights[i, j]` times old index i."""
-    moved = jnp.tensordot(kernel, weights, axes=(axis, 0), precision=jax.lax.Precision.HIGHEST)
+    moved = jnp.tensordot(kernel.astype(jnp.float32), weights, axes=(axis, 0), precision=jax.lax.Precision.HIGHEST)
     return jnp.moveaxis(moved, -1, axis)

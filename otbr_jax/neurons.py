@@ -9,6 +9,7 @@ appears. No layer's name or class is looked at.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -32,16 +33,17 @@ class Layer(NamedTuple):
 
     Attributes:
       name: the kernel's name in the variables, such as `params/layer1_0/conv1/kernel`.
-      kind: `conv` or `dense`.
+      kind: `conv`, `depthwise` (neuron i reads channel i alone) or `dense`.
       neuron_axis: axis of the kernel whose indices are the layer's neurons (its outputs).
       input_axis: axis of the kernel whose indices are its inputs.
       neurons: number of neurons.
       inputs: number of inputs.
-      fed_by: earlier layers whose neurons are this layer's inputs, in execution order; several after a residual
-        addition or a concatenation, none for the first layer.
+      fed_by: `{earlier layer: int [inputs]}` in execution order: which of that layer's neurons each input is, -1 if
+        none. Several after a residual addition or a concatenation, none for the first layer.
       tied_to: other layers whose neurons are added to this layer's neurons.
       vectors: the per-neuron vectors that belong to this layer's neurons.
-      shortcut: whether it lies on the shorter side of a residual addition.
+      main_path: false for shortcuts (the shorter side of an addition), for gates (the longer side of a
+        multiplication) and for layers whose outputs are the network's outputs.
     """
 
     name: str
@@ -50,10 +52,10 @@ class Layer(NamedTuple):
     input_axis: int
     neurons: int
     inputs: int
-    fed_by: tuple[str, ...]
+    fed_by: Mapping[str, tuple[int, ...]]
     tied_to: tuple[str, ...]
     vectors: tuple[Vector, ...]
-    shortcut: bool
+    main_path: bool
 
 
 class Axis(NamedTuple):
@@ -86,8 +88,11 @@ class NeuronGraph(NamedTuple):
 
     @property
     def main_convolutions(self) -> tuple[Layer, ...]:
-        """The convolutions that are not shortcuts: what OTBR scores, prunes and fuses."""
-        return tuple(layer for layer in self.layers if layer.kind == "conv" and not layer.shortcut)
+        """The convolutions of the main path: what OTBR scores, prunes and fuses.
+
+        Depthwise convolutions have no neurons of their own (each belongs to its channel's neuron) and stay as they are.
+        """
+        return tuple(layer for layer in self.layers if layer.kind == "conv" and layer.main_path)
 
 
 def permute(variables: Variables, group: Group, order: Sequence[int]) -> Variables:
@@ -133,8 +138,8 @@ def trace(apply: ApplyFn, variables: Variables, images: Any) -> NeuronGraph:
     tracer = _Tracer()
     inputs = [tracer.parameter(name, np.shape(leaf)) for name, leaf in named_leaves(variables).items()]
     inputs.append(_Value(axes=(None,) * len(np.shape(images)), data=True))
-    tracer.run(jaxpr.jaxpr, [_Value.constant(np.ndim(c)) for c in jaxpr.consts], inputs)
-    return tracer.graph()
+    outputs = tracer.run(jaxpr.jaxpr, [_Value.constant(np.ndim(c)) for c in jaxpr.consts], inputs)
+    return tracer.graph(outputs)
 
 
 Slots = np.ndarray | None  # int [size]: the slot of every index of an axis; None for an axis without slots
@@ -167,7 +172,7 @@ class _Tracer:
         self.parent: list[int] = []
         self.arrays: dict[str, tuple[np.ndarray, ...]] = {}
         self.kernels: list[tuple[str, str, int, int]] = []
-        self.shortcuts: set[int] = set()
+        self.side: set[int] = set()
         self.where = "unknown source line"
 
     def parameter(self, name: str, shape: tuple[int, ...]) -> _Value:
@@ -215,7 +220,8 @@ class _Tracer:
             elif not any(operand.data or _has_slots(operand) for operand in operands):
                 results = [_Value.constant(len(out.aval.shape)) for out in eqn.outvars]
             elif eqn.primitive.name in _RULES:
-                results = [_RULES[eqn.primitive.name](self, eqn, *operands)]
+                found = _RULES[eqn.primitive.name](self, eqn, *operands)
+                results = found if isinstance(found, list) else [found]
             elif eqn.primitive.name in _ELEMENTWISE:
                 results = [self.elementwise(eqn, operands)]
             else:
@@ -226,7 +232,9 @@ class _Tracer:
 
     def cannot(self, what: str, eqn: Any) -> InputError:
         """The error for an equation that cannot be followed, with its source line."""
-        return InputError(f"cannot follow {what}, in: {eqn} ({self.where}); state the neuron graph by hand instead")
+        equation = " ".join(str(eqn).split())
+        shown = equation if len(equation) <= 200 else f"{equation[:200]}..."
+        return InputError(f"network: cannot follow {what}, in `{shown}` ({self.where}); state the neuron graph by hand")
 
     def merge(self, operands: Sequence[_Value], axes: Sequence[Slots]) -> _Value:
         """The result of an operation on `operands` with output slots `axes`; no longer a plain kernel."""
@@ -247,20 +255,20 @@ class _Tracer:
                 if slots is not None and len(slots) == shape[axis]:
                     axes[axis] = self.unite(axes[axis], slots)
         branches = [o for o in operands if o.data]
-        if eqn.primitive.name in ("add", "add_any", "sub") and len(branches) == 2:
-            self.mark_shortcut(*branches)
+        if eqn.primitive.name in ("add", "add_any", "sub", "mul") and len(branches) == 2:
+            self.mark_side_path(*branches, gate=eqn.primitive.name == "mul")
         result = self.merge(operands, axes)
         plain = [o for o in operands if _has_slots(o) or o.data]
         if eqn.primitive.name in ("convert_element_type", "copy") and len(plain) == 1:
             result = dataclasses.replace(result, kernel=plain[0].kernel)
         return result
 
-    def mark_shortcut(self, a: _Value, b: _Value) -> None:
-        """Of two branches that are added, the one that went through fewer layers is the shortcut."""
+    def mark_side_path(self, a: _Value, b: _Value, *, gate: bool) -> None:
+        """Of two branches that are added, the one through fewer layers is a shortcut; multiplied, the other a gate."""
         if a.depth == b.depth:
             return
         longer, shorter = (a, b) if a.depth > b.depth else (b, a)
-        self.shortcuts |= shorter.layers - longer.layers
+        self.side |= (longer.layers - shorter.layers) if gate else (shorter.layers - longer.layers)
 
     def add_layer(self, kind: str, kernel: _Value, operand: _Value, neuron_axis: int, input_axis: int) -> _Value:
         """Registers a kernel; `*_axis` are axes of the kernel as it is used. Returns a value of the new depth."""
@@ -274,17 +282,18 @@ class _Tracer:
 
     # --- the result ------------------------------------------------------------------------------------------
 
-    def graph(self) -> NeuronGraph:
+    def graph(self, results: Sequence[_Value]) -> NeuronGraph:
         roots = {
             (name, axis): tuple(self.find(slot) for slot in slots.tolist())
             for name, axes in self.arrays.items()
             for axis, slots in enumerate(axes)
         }
         outputs = [set(roots[name, neuron_axis]) for name, _, neuron_axis, _ in self.kernels]
+        classes = {self.find(slot) for value in results for axis in value.axes if axis is not None for slot in axis}
         kernel_names = {name for name, *_ in self.kernels}
         layers = []
         for index, (name, kind, neuron_axis, input_axis) in enumerate(self.kernels):
-            own, fed = roots[name, neuron_axis], set(roots[name, input_axis])
+            own, fed = roots[name, neuron_axis], roots[name, input_axis]
             layers.append(
                 Layer(
                     name=name,
@@ -292,8 +301,12 @@ class _Tracer:
                     neuron_axis=neuron_axis,
                     input_axis=input_axis,
                     neurons=len(own),
-                    inputs=len(roots[name, input_axis]),
-                    fed_by=tuple(k[0] for k, out in zip(self.kernels[:index], outputs, strict=False) if out & fed),
+                    inputs=len(fed),
+                    fed_by={
+                        feeder: _positions(fed, roots[feeder, axis])
+                        for (feeder, _, axis, _), out in zip(self.kernels[:index], outputs, strict=False)
+                        if out & set(fed)
+                    },
                     tied_to=tuple(
                         k[0] for i, k in enumerate(self.kernels) if i != index and outputs[i] & outputs[index]
                     ),
@@ -302,10 +315,10 @@ class _Tracer:
                         for (array, axis), slots in roots.items()
                         if array not in kernel_names and set(slots) & outputs[index]
                     ),
-                    shortcut=index in self.shortcuts,
+                    main_path=index not in self.side and not outputs[index] & classes,
                 )
             )
-        return NeuronGraph(tuple(layers), self._groups(roots, outputs[-1] if outputs else set()))
+        return NeuronGraph(tuple(layers), self._groups(roots, classes))
 
     def _groups(self, roots: Mapping[tuple[str, int], tuple[int, ...]], classes: set[int]) -> tuple[Group, ...]:
         """Neurons that appear equally often on the same axes may change places: they form a group.
@@ -333,6 +346,11 @@ class _Tracer:
         return tuple(groups)
 
 
+def _positions(inputs: Sequence[int], neurons: Sequence[int]) -> tuple[int, ...]:
+    place = {neuron: i for i, neuron in enumerate(neurons)}
+    return tuple(place.get(slot, -1) for slot in inputs)
+
+
 def _has_slots(value: _Value) -> bool:
     return any(slots is not None for slots in value.axes)
 
@@ -355,13 +373,15 @@ def _convolution(tracer: _Tracer, eqn: Any, images: _Value, kernel: _Value) -> _
         raise tracer.cannot("a convolution whose kernel is computed", eqn)
     out_axis, in_axis = numbers.rhs_spec[0], numbers.rhs_spec[1]
     channels, neurons = images.axes[numbers.lhs_spec[1]], kernel.axes[out_axis]
+    kind = "conv"
     if groups == 1:
         tracer.unite(channels, kernel.axes[in_axis])
     elif channels is not None and neurons is not None and len(channels) == len(neurons) == groups:
-        tracer.unite(channels, neurons)  # depthwise: neuron i reads channel i alone, so they move together
+        tracer.unite(channels, neurons)
+        kind = "depthwise"
     else:
         raise tracer.cannot(f"a convolution in {groups} groups", eqn)
-    layer = tracer.add_layer("conv", kernel, images, out_axis, in_axis)
+    layer = tracer.add_layer(kind, kernel, images, out_axis, in_axis)
     axes: list[Slots] = [None] * len(numbers.out_spec)
     axes[numbers.out_spec[1]] = neurons
     return dataclasses.replace(layer, axes=tuple(axes))
@@ -378,7 +398,9 @@ def _dot_general(tracer: _Tracer, eqn: Any, lhs: _Value, rhs: _Value) -> _Value:
     images, kernel, free, contract = (lhs, rhs, rhs_free, rhs_contract)
     if rhs.data and not lhs.data:
         images, kernel, free, contract = (rhs, lhs, lhs_free, lhs_contract)
-    if images.data and not kernel.data and kernel.kernel and len(free) == 1 and len(contract) == 1:
+    if images.data and not kernel.data and _has_slots(kernel):
+        if kernel.kernel is None or len(free) != 1 or len(contract) != 1:
+            raise tracer.cannot("a dense layer whose kernel is computed or reshaped", eqn)
         layer = tracer.add_layer("dense", kernel, images, free[0], contract[0])
         result = dataclasses.replace(layer, axes=tuple(axes))
     return result
@@ -414,11 +436,21 @@ def _reshape(tracer: _Tracer, eqn: Any, x: _Value) -> _Value:
             total *= before[i]
             i += 1
         if total != size:
-            if any(x.axes[k] is not None and before[k] > 1 for k in range(start, len(before))):
-                raise tracer.cannot("neurons through a split axis", eqn)
-            return tracer.merge((x,), [None] * len(after))
+            return _split_axes(tracer, eqn, x)
         axes.append(_merged(tracer, eqn, [x.axes[k] for k in range(start, i)], before[start:i]))
     return tracer.merge((x,), axes)
+
+
+def _split_axes(tracer: _Tracer, eqn: Any, x: _Value) -> _Value:
+    """A reshape that splits axes: those behind the last changed one keep their slots, the others must have none."""
+    before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    same = 0
+    while same < min(len(before), len(after)) and before[-1 - same] == after[-1 - same]:
+        same += 1
+    changed = len(before) - same
+    if any(slots is not None and size > 1 for slots, size in zip(x.axes[:changed], before[:changed], strict=True)):
+        raise tracer.cannot("neurons through a split axis", eqn)
+    return tracer.merge((x,), [None] * (len(after) - same) + list(x.axes[changed:]))
 
 
 def _merged(tracer: _Tracer, eqn: Any, axes: Sequence[Slots], sizes: Sequence[int]) -> Slots:
@@ -451,10 +483,11 @@ def _reduce(tracer: _Tracer, eqn: Any, x: _Value, *_: _Value) -> _Value:
 
 
 def _window(tracer: _Tracer, eqn: Any, x: _Value, *_: _Value) -> _Value:
-    """Pooling: axes whose window is 1 wide keep their slots."""
+    """Pooling over axes without neurons."""
     sizes = eqn.params["window_dimensions"]
-    kept = [slots if sizes[axis] == 1 else None for axis, slots in enumerate(x.axes)]
-    return tracer.merge((x,), kept)
+    if any(slots is not None and size > 1 for slots, size in zip(x.axes, sizes, strict=True)):
+        raise tracer.cannot("pooling across neurons", eqn)
+    return tracer.merge((x,), x.axes)
 
 
 def _pad(tracer: _Tracer, eqn: Any, x: _Value, *_: _Value) -> _Value:
@@ -471,6 +504,18 @@ def _slice(tracer: _Tracer, eqn: Any, x: _Value) -> _Value:
         slots if slots is None else slots[a:b:s] for slots, a, b, s in zip(x.axes, starts, limits, steps, strict=True)
     ]
     return tracer.merge((x,), axes)
+
+
+def _split(tracer: _Tracer, eqn: Any, x: _Value) -> list[_Value]:
+    """One output per part of the split axis; its slots are divided among them."""
+    bounds = np.cumsum((0, *eqn.params["sizes"]))
+    results = []
+    for start, stop in itertools.pairwise(bounds):
+        axes = list(x.axes)
+        slots = axes[eqn.params["axis"]]
+        axes[eqn.params["axis"]] = None if slots is None else slots[start:stop]
+        results.append(tracer.merge((x,), axes))
+    return results
 
 
 def _concatenate(tracer: _Tracer, eqn: Any, *operands: _Value) -> _Value:
@@ -492,9 +537,9 @@ def _concatenate(tracer: _Tracer, eqn: Any, *operands: _Value) -> _Value:
     return tracer.merge(operands, axes)
 
 
-_CALLS = frozenset("jit pjit closed_call core_call custom_jvp_call custom_vjp_call remat checkpoint".split())
+_CALLS = frozenset("jit pjit closed_call core_call custom_jvp_call custom_vjp_call remat remat2 checkpoint".split())
 
-_RULES: Mapping[str, Callable[..., _Value]] = {
+_RULES: Mapping[str, Callable[..., _Value | list[_Value]]] = {
     "conv_general_dilated": _convolution,
     "dot_general": _dot_general,
     "transpose": _transpose,
@@ -511,6 +556,7 @@ _RULES: Mapping[str, Callable[..., _Value]] = {
     "reduce_window": _window,
     "pad": _pad,
     "slice": _slice,
+    "split": _split,
     "concatenate": _concatenate,
 }
 

@@ -31,8 +31,10 @@ class TransportConfig:
 
     def __post_init__(self) -> None:
         for field in ("epsilon", "threshold", "max_iterations"):
-            if not getattr(self, field) > 0:
-                raise InputError(f"fusion.transport.{field}: expected more than 0, found {getattr(self, field)}")
+            if not 0 < getattr(self, field) < float("inf"):
+                raise InputError(
+                    f"fusion.transport.{field}: expected a finite number above 0, found {getattr(self, field)}"
+                )
 
 
 class Plan(NamedTuple):

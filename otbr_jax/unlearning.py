@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -35,8 +36,8 @@ class UnlearningConfig:
         for field in ("steps", "batch_size"):
             if getattr(self, field) < 1:
                 raise InputError(f"unlearning.{field}: expected at least 1, found {getattr(self, field)}")
-        if not self.learning_rate > 0:
-            raise InputError(f"unlearning.learning_rate: expected more than 0, found {self.learning_rate}")
+        if not 0 < self.learning_rate < float("inf"):
+            raise InputError(f"unlearning.learning_rate: expected a finite number above 0, found {self.learning_rate}")
         if not 0 <= self.momentum < 1:
             raise InputError(f"unlearning.momentum: expected a number in [0, 1), found {self.momentum}")
 
@@ -105,19 +106,24 @@ def unlearn(
       config: steps, learning rate, momentum (`batch_size` is used by whoever makes `batches`).
       axis_name: mapped axis over which gradients and losses are averaged; the network's BatchNorm must average
         its statistics over the same axis if results shall not depend on the number of devices.
-      on_step: called on the host after each step (a progress bar); None traces no callback.
+      on_step: called on the host after each step (a progress bar), by every device of a mapped axis; None traces no
+        callback.
 
     Returns:
-      `(unlearned variables, UnlearningInfo)`. Source: OTBR step 1; TSBD step 1 with clean batches.
+      `(unlearned variables, UnlearningInfo)`; parameters at least in float32. Source: OTBR step 1; with clean batches
+      TSBD step 1.
     """
-    params, state = split(variables)
+    start, state = split(variables)
+    # The steps are too small for half precision: parameters move in float32 and are rounded where they are used.
+    params = jax.tree.map(lambda p: p.astype(jnp.promote_types(p.dtype, jnp.float32)), start)
     # Ascent is descent on the negative loss; optax's momentum is PyTorch's (first buffer = first gradient).
     optimizer = optax.chain(optax.scale(-1.0), optax.sgd(config.learning_rate, momentum=config.momentum))
 
     def loss_fn(params, state, batch):
-        logits, state = network.train({"params": params, **state}, batch.images)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
-        return jnp.mean(losses), state
+        rounded = jax.tree.map(lambda p, like: p.astype(like.dtype), params, start)
+        logits, moved = network.train({"params": rounded, **state}, batch.images)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), batch.labels)
+        return jnp.mean(losses), jax.tree.map(lambda new, old: new.astype(old.dtype), moved, state)
 
     loss_and_grads = channels_last(jax.value_and_grad(loss_fn, has_aux=True))
 
@@ -125,7 +131,8 @@ def unlearn(
         params, state, optimizer_state = carry
         (loss, state), grads = loss_and_grads(params, state, batches(step_key))
         if axis_name is not None:
-            loss, grads, state = jax.lax.pmean((loss, grads, state), axis_name)
+            loss, grads = jax.lax.pmean((loss, grads), axis_name)
+            state = jax.tree.map(partial(_average, axis_name=axis_name), state)
         updates, optimizer_state = optimizer.update(grads, optimizer_state, params)
         if on_step is not None:
             jax.debug.callback(on_step)
@@ -134,6 +141,11 @@ def unlearn(
     carry = (params, state, optimizer.init(params))
     (params, state, _), losses = jax.lax.scan(step, carry, jax.random.split(key, config.steps))
     return {"params": params, **state}, UnlearningInfo(losses)
+
+
+def _average(statistic: jax.Array, *, axis_name: str) -> jax.Array:
+    """The mean over devices; counters and the like are the same on all of them."""
+    return jax.lax.pmean(statistic, axis_name) if jnp.issubdtype(statistic.dtype, jnp.inexact) else statistic
 
 
 def random_unlearning(

@@ -16,8 +16,8 @@ Scores = Mapping[str, jax.Array]
 
 
 def by_neuron(kernel: jax.Array, layer: Layer) -> jax.Array:
-    """The kernel as one row per neuron: `[neurons, weights of one neuron]`."""
-    return jnp.moveaxis(kernel, layer.neuron_axis, 0).reshape(layer.neurons, -1)
+    """The kernel as one row per neuron: float32 `[neurons, weights of one neuron]`."""
+    return jnp.moveaxis(kernel, layer.neuron_axis, 0).reshape(layer.neurons, -1).astype(jnp.float32)
 
 
 def neuron_weight_changes(before: Variables, after: Variables, layers: Sequence[Layer]) -> dict[str, jax.Array]:
@@ -33,7 +33,8 @@ def neuron_weight_changes(before: Variables, after: Variables, layers: Sequence[
     """
     old, new = named_leaves(before), named_leaves(after)
     return {
-        layer.name: jnp.sum(jnp.abs(by_neuron(new[layer.name] - old[layer.name], layer)), axis=1) for layer in layers
+        layer.name: jnp.sum(jnp.abs(by_neuron(new[layer.name], layer) - by_neuron(old[layer.name], layer)), axis=1)
+        for layer in layers
     }
 
 

@@ -1,5 +1,6 @@
 """Every notebook in colabs/ runs from top to bottom."""
 
+import os
 import pathlib
 
 import nbformat
@@ -7,6 +8,8 @@ import pytest
 from nbclient import NotebookClient
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+# Without the tests' own XLA flags: eight slow devices.
+FULL_SPEED = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
 NOTEBOOKS = sorted((ROOT / "colabs").glob("*.ipynb"))
 
 
@@ -15,7 +18,7 @@ NOTEBOOKS = sorted((ROOT / "colabs").glob("*.ipynb"))
 def test_notebook(path):
     notebook = nbformat.read(path, as_version=4)
     assert len(notebook.cells) < 15
-    NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(ROOT)}}).execute()
+    NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(ROOT)}}).execute(env=FULL_SPEED)
     printed = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert any("repaired (after fusion)" in output.get("text", "") for output in printed)
     assert sum("image/png" in output.get("data", {}) for output in printed) >= 3

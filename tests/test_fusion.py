@@ -2,8 +2,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_neurons import cases
 
-from otbr_jax import FusionConfig, InputError, fuse, neuron_weight_changes, neurons_to_prune, permute, prune, trace
+from otbr_jax import (
+    FusionConfig,
+    InputError,
+    TransportConfig,
+    UnlearningConfig,
+    fuse,
+    neuron_weight_changes,
+    neurons_to_prune,
+    permute,
+    prune,
+    random_unlearning,
+    trace,
+)
 from otbr_jax.types import named_leaves, replace_leaves
 
 
@@ -77,6 +90,36 @@ def test_the_order_of_neurons_does_not_matter(setting):
         order = np.random.default_rng(2).permutation(group.size)
         fused = jitted(permute(before, group, order), permute(after, group, order))
         np.testing.assert_allclose(network.apply(fused, images), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_concatenated_inputs_are_mapped_block_by_block():
+    """The same for two concatenated convolutions of different width, and a depthwise one, which is left as it is."""
+    case = next(case for case in cases() if case[0] == "concatenating")
+    _, apply, before, shape = case
+    after = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), before)
+    images = jax.random.uniform(jax.random.key(1), (4, *shape))
+    graph = trace(apply, before, images)
+    layers = graph.main_convolutions
+    assert [layer.name for layer in layers] == ["params/a/kernel", "params/b/kernel", "params/c/kernel"]
+    assert layers[2].fed_by["params/a/kernel"] == (0, 1, 2, -1, -1, -1, -1)
+    config = FusionConfig(transport=TransportConfig(threshold=1e-5))
+    expected = apply(run(before, after, layers, gamma=0.4, config=config)[0], images)
+    for group in graph.groups:
+        order = np.random.default_rng(2).permutation(group.size)
+        fused, _, _ = run(permute(before, group, order), permute(after, group, order), layers, gamma=0.4, config=config)
+        np.testing.assert_allclose(apply(fused, images), expected, rtol=1e-2, atol=1e-2)
+
+
+def test_half_precision_weights(setting):
+    network, before, _, graph = setting
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), before)
+    config = UnlearningConfig(steps=2, batch_size=8)
+    unlearned, _ = random_unlearning(network, half, key=jax.random.key(0), config=config)
+    fused, info, _ = run(half, unlearned, graph.main_convolutions)
+    scores = neuron_weight_changes(half, unlearned, graph.main_convolutions)
+    assert all(score.dtype == jnp.float32 and bool(jnp.any(score > 0)) for score in scores.values())
+    assert all(bool(plan.converged) for plan in info.plans.values())
+    assert {leaf.dtype for leaf in jax.tree.leaves(fused)} == {jnp.dtype(jnp.bfloat16)}
 
 
 def test_jit_agrees(setting):

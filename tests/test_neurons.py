@@ -64,6 +64,21 @@ class Concatenating(nn.Module):
         return nn.Dense(3, name="out")(nn.avg_pool(x, (4, 4)).reshape(len(x), -1))
 
 
+class Gated(nn.Module):
+    """A shared kernel used twice, squeeze-and-excitation, a split, rematerialisation, a convolutional classifier."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        x = nn.Conv(6, (3, 3), name="stem")(x)
+        shared = nn.Conv(6, (3, 3), name="shared")
+        x = nn.relu(shared(nn.relu(shared(x))))
+        gate = nn.Conv(6, (1, 1), name="gate")(x.mean((1, 2), keepdims=True))
+        x = x * nn.sigmoid(gate)
+        a, b = jnp.split(nn.Conv(8, (1, 1), name="glu")(x), 2, axis=-1)
+        x = jax.checkpoint(jnp.tanh)(a) * nn.sigmoid(b)
+        return nn.Conv(3, (1, 1), name="classifier")(x).mean((1, 2))
+
+
 def cases():
     preact, init = registry.build(ModelConfig(name="preact_resnet18", width=4, image_shape=(8, 8, 3)))
     yield (
@@ -73,6 +88,9 @@ def cases():
         (8, 8, 3),
     )
     yield "by hand", plain_apply, plain_variables(), (4, 4, 2)
+    gated = Gated()
+    start = gated.init(jax.random.key(0), jnp.zeros((1, 4, 4, 2)), train=False)
+    yield "gated", lambda v, x: gated.apply(v, x, train=False), shuffled(start, jax.random.key(3)), (4, 4, 2)
     module = Concatenating()
     variables = module.init(jax.random.key(0), jnp.zeros((1, 4, 4, 2)), train=False)
     yield (
@@ -106,11 +124,36 @@ def test_a_broken_edge_is_noticed(tiny):
 def test_main_path_is_told_from_shortcuts_without_names():
     network, init = registry.build(ModelConfig(name="preact_resnet18", width=4, image_shape=(8, 8, 3)))
     graph = trace(network.apply, jax.eval_shape(init, jax.random.key(0)), jnp.zeros((1, 8, 8, 3)))
-    assert [layer.name for layer in graph.layers if layer.shortcut] == [
+    assert [layer.name for layer in graph.layers if not layer.main_path and layer.kind == "conv"] == [
         f"params/layer{stage}_0/shortcut/kernel" for stage in (2, 3, 4)
     ]
     assert len(graph.main_convolutions) == 17
     assert graph.layers[-1].kind == "dense"
+
+
+def test_gates_shared_kernels_and_classifiers():
+    _, apply, variables, shape = next(case for case in cases() if case[0] == "gated")
+    graph = trace(apply, variables, jnp.zeros((1, *shape)))
+    names = [layer.name.split("/")[1] for layer in graph.layers]
+    assert names == ["stem", "shared", "gate", "glu", "classifier"]
+    assert [layer.name.split("/")[1] for layer in graph.main_convolutions] == ["stem", "shared", "glu"]
+
+
+def test_pooling_across_neurons_and_computed_kernels_are_refused():
+    def pooled(variables, images):
+        x = images.reshape(len(images), -1) @ variables["params"]["kernel"]
+        return jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 2), (1, 1), "SAME")
+
+    def normalised(variables, images):
+        kernel = variables["params"]["kernel"]
+        return images.reshape(len(images), -1) @ (kernel / jnp.linalg.norm(kernel))
+
+    variables = {"params": {"kernel": jnp.ones((4, 3))}}
+    with pytest.raises(InputError, match="cannot follow pooling across neurons"):
+        trace(pooled, variables, jnp.zeros((1, 2, 2, 1)))
+    with pytest.raises(InputError, match="dense layer whose kernel is computed or reshaped") as caught:
+        trace(normalised, variables, jnp.zeros((1, 2, 2, 1)))
+    assert "\n" not in str(caught.value)
 
 
 def test_published_network_has_3904_neurons_on_its_main_path():
@@ -123,10 +166,10 @@ def test_layers_know_who_feeds_them_and_what_they_are_tied_to(tiny):
     network, variables = tiny
     graph = trace(network.apply, variables, jnp.zeros((1, 8, 8, 1)))
     first = graph.layer("params/conv1/kernel")
-    assert (first.neuron_axis, first.input_axis, first.neurons, first.inputs, first.fed_by) == (3, 2, 4, 1, ())
+    assert (first.neuron_axis, first.input_axis, first.neurons, first.inputs, first.fed_by) == (3, 2, 4, 1, {})
     assert first.tied_to == ("params/layer1_0/conv2/kernel",)
     second = graph.layer("params/layer1_0/conv2/kernel")
-    assert second.fed_by == ("params/layer1_0/conv1/kernel",)
+    assert second.fed_by == {"params/layer1_0/conv1/kernel": (0, 1, 2, 3)}
     names = {vector.name for vector in graph.layer("params/layer1_0/conv1/kernel").vectors}
     bn2 = "layer1_0/bn2"
     assert names == {f"params/{bn2}/{v}" for v in ("scale", "bias")} | {

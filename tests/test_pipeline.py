@@ -209,7 +209,7 @@ def test_a_killed_run_resumes_to_the_same_bits(finished, tmp_path):
     code = KILLED.format(tests=str(pathlib.Path(__file__).parent), workdir=str(workdir))
     for stage in ("victim", "scores"):
         process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
-        while not list((workdir / "stages").glob(f"{stage}-*")):
+        while not any(p.suffix != ".partial" for p in (workdir / "stages").glob(f"{stage}-*")):
             assert process.poll() is None
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)

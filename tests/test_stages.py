@@ -86,6 +86,11 @@ def truncate(folder):
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+def change_manifest(folder):
+    file = folder / "provenance.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"config": {"c": 99}}))
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -93,9 +98,10 @@ def truncate(folder):
         truncate,
         lambda folder: (folder / "provenance.json").write_text('{"digest": "'),
         lambda folder: (folder / "provenance.json").unlink(),
+        change_manifest,
         lambda folder: os.rename(folder / "arrays", folder / "gone"),
     ],
-    ids=["flipped bits", "truncated", "half a manifest", "no manifest", "no arrays"],
+    ids=["flipped bits", "truncated", "half a manifest", "no manifest", "changed manifest", "no arrays"],
 )
 def test_a_damaged_stage_is_named_and_rebuilt(tmp_path, damage, caplog):
     compute = Counter()
@@ -180,6 +186,33 @@ def test_replacing_a_checkpoint(tmp_path):
     replace_checkpoint(path, other)
     assert [entry.name for entry in tmp_path.iterdir()] == ["repaired"]
     jax.tree.map(np.testing.assert_array_equal, restore_checkpoint(path, like()), jax.tree.map(np.asarray, other))
+
+
+def test_a_checkpoint_survives_death_between_the_renames(tmp_path, monkeypatch):
+    path = tmp_path / "repaired"
+    replace_checkpoint(path, VALUE)
+    os.rename(path, tmp_path / "repaired.old")
+
+    def dies(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("otbr_jax.experiments.stages.save_checkpoint", dies)
+    with pytest.raises(KeyboardInterrupt):
+        replace_checkpoint(path, VALUE)
+    restore_checkpoint(path, like())
+
+
+def test_what_is_not_the_stages_fault_deletes_nothing(tmp_path, monkeypatch):
+    def out_of_memory(*_):
+        raise MemoryError
+
+    with open_workdir(tmp_path / "w", subject=SUBJECT) as workdir:
+        run(workdir, Counter())
+        with monkeypatch.context() as patch:
+            patch.setattr("otbr_jax.experiments.stages.restore_checkpoint", out_of_memory)
+            with pytest.raises(MemoryError):
+                run(workdir, Counter())
+        assert run(workdir, Counter()).resumed
 
 
 def test_a_users_checkpoint(tmp_path):

@@ -82,5 +82,5 @@ def test_stopping_early_is_reported():
 
 @pytest.mark.parametrize("field", ["epsilon", "threshold", "max_iterations"])
 def test_bad_settings(field):
-    with pytest.raises(InputError, match=rf"fusion\.transport\.{field}: expected more than 0, found 0"):
+    with pytest.raises(InputError, match=rf"fusion\.transport\.{field}: expected a finite number above 0, found 0"):
         TransportConfig(**{field: 0})

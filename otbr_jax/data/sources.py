@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -34,6 +35,8 @@ class DataConfig:
     std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        if not all(0 < value < float("inf") for value in self.std):
+            raise InputError(f"data.std: expected finite values above 0, found {self.std}")
         if self.name not in (*SOURCES, "none"):
             raise InputError(f"data.name: expected one of {[*SOURCES, 'none']}, found {self.name!r}")
         if len(self.mean) != len(self.std):
@@ -84,7 +87,7 @@ def npz(config: DataConfig, image_shape: tuple[int, int, int]) -> Dataset:
             arrays = {name: file[name] for name in ("images", "labels")}
     except KeyError as error:
         raise InputError(f"{path}: expected arrays 'images' and 'labels', found none named {error}") from None
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+    except (ValueError, TypeError, OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise InputError(f"{path}: expected a .npz file of plain arrays, found: {error}") from None
     images, labels = arrays["images"], arrays["labels"]
     if images.dtype != np.uint8 or images.ndim != 4:

@@ -44,6 +44,8 @@ class RepairConfig:
     sweep: tuple[float, ...] = (0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed: expected an integer in [0, 2**32), found {self.seed}")
         if self.defense != "otbr":
             raise InputError(f"defense: expected 'otbr', found {self.defense!r}")
         for gamma in self.sweep:

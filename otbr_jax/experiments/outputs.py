@@ -39,11 +39,13 @@ def _plan_to_show(result: Repair) -> tuple[str, np.ndarray] | None:
 
 
 def example_predictions(result: Repair, *, columns: int = 9) -> Figure | None:
-    """The first test image of each class but the target, with answers before and after; None without data."""
+    """The first test image of each class but the target, with answers before and after; None without such images."""
     if result.test is None:
         return None
     target = result.config.attack.target
     labels = np.asarray(result.test.labels)
+    if np.all(labels == target):
+        return None
     chosen = _one_per_class(labels, [c for c in np.unique(labels) if c != target])[:columns]
     found = result.stages["evaluation"].value["predictions"]
     return plots.predictions(

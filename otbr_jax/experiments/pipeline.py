@@ -7,7 +7,10 @@ directory, and reloaded when nothing it depends on has changed.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
+import pathlib
+import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -73,7 +76,7 @@ def repair(
         parallel.check_batch_size(config.training.batch_size, mesh, name="training.batch_size")
     graph = trace(network.apply, like, jax.ShapeDtypeStruct((1, *network.image_shape), jnp.float32))
     with open_workdir(workdir, subject=_subject(config)) as directory:
-        run = _Run(config, directory, network, graph, mesh)
+        run = _Run(config, directory, network, like, graph, mesh)
         stages = {}
         if suspicious is not None:
             stages["victim"] = run.given_victim(suspicious)
@@ -97,7 +100,10 @@ def repair(
 
 def _subject(config: RepairConfig) -> dict[str, Any]:
     """What a working directory is about; the rest of the settings may change from run to run."""
-    return {"defense": config.defense, "model": dataclasses.asdict(config.model), "data": config.data.name}
+    model = dataclasses.asdict(config.model)
+    if config.model.checkpoint:
+        model["checkpoint"] = str(pathlib.Path(config.model.checkpoint).expanduser().absolute())
+    return {"defense": config.defense, "model": model, "data": config.data.name}
 
 
 def _test_set(dataset: Dataset | None, config: RepairConfig) -> TestSet | None:
@@ -115,12 +121,21 @@ class _Run:
     config: RepairConfig
     directory: Workdir
     network: Network
+    like: Variables
     graph: NeuronGraph
     mesh: Mesh
 
     def key(self, stage: str) -> jax.Array:
         """The key of a stage: from the seed and the stage's name alone."""
         return jax.random.fold_in(jax.random.key(self.config.seed), zlib.crc32(stage.encode()))
+
+    def network_digest(self) -> str:
+        """A hash of what the network computes, so that stages do not outlive a change of its code."""
+        images = jax.ShapeDtypeStruct((2, *self.network.image_shape), jnp.float32)
+        programs = [
+            jax.make_jaxpr(function)(self.like, images) for function in (self.network.apply, self.network.train)
+        ]
+        return hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(programs)).encode()).hexdigest()
 
     def prepare(self, images: jax.Array) -> jax.Array:
         """uint8 images -> images as the network takes them."""
@@ -144,7 +159,9 @@ class _Run:
         def compute() -> Any:
             with progress_bar(title, total, unit=unit) as advance:
                 placed = parallel.replicate(inputs, self.mesh)
-                return jax.block_until_ready(jax.jit(partial(function, on_step=advance))(*placed))
+                value = jax.block_until_ready(jax.jit(partial(function, on_step=advance))(*placed))
+                jax.effects_barrier()  # the bar's last steps
+                return value
 
         return self.directory.run(
             name,
@@ -188,6 +205,7 @@ class _Run:
                 )
 
         settings = {
+            "network": self.network_digest(),
             "model": dataclasses.asdict(config.model),
             "data": dataclasses.asdict(config.data) | {"content": content_digest(train)},
             "attack": dataclasses.asdict(config.attack),
@@ -216,7 +234,7 @@ class _Run:
             function,
             (victim.value, key),
             title="unlearning on noise",
-            config=config,
+            config={"network": self.network_digest(), **dataclasses.asdict(config)},
             key=key,
             parents=(victim,),
             total=config.steps,
@@ -317,6 +335,7 @@ class _Run:
             (networks, stages["scores"].value, test),
             title="measuring, gamma sweep",
             config={
+                "network": self.network_digest(),
                 "sweep": counts,
                 "fusion": dataclasses.asdict(config.otbr.fusion),
                 "target": config.attack.target,

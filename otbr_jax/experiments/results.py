@@ -16,7 +16,7 @@ import numpy as np
 from otbr_jax.data.sources import Dataset
 from otbr_jax.experiments.config import RepairConfig
 from otbr_jax.experiments.evaluation import TestSet
-from otbr_jax.experiments.stages import Stage, versions
+from otbr_jax.experiments.stages import Stage, content_digest, versions
 from otbr_jax.metrics import Metrics, defense_effectiveness
 from otbr_jax.neurons import NeuronGraph
 from otbr_jax.types import Network, Variables
@@ -76,6 +76,7 @@ def summarize(result: Repair) -> dict[str, Any]:
             "worst_marginal_error": max((float(plans[name].marginal_error) for name in fused_layers), default=None),
             "most_iterations": max((int(plans[name].iterations) for name in fused_layers), default=None),
         },
+        "repaired": content_digest(result.variables),
         "data": None if result.dataset is None else result.dataset.provenance,
         "stages": {
             name: {

@@ -32,7 +32,6 @@ from otbr_jax.types import leaf_name, named_leaves
 log = logging.getLogger(__name__)
 
 PACKAGES = ("otbr_jax", "jax", "jaxlib", "flax", "optax", "ott-jax", "orbax-checkpoint", "numpy")
-_FORMAT = 1
 
 
 class Stage(NamedTuple):
@@ -66,7 +65,7 @@ def content_digest(tree: Any) -> str:
     for name, leaf in sorted(named_leaves(tree).items()):
         array = np.ascontiguousarray(leaf)
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.tobytes())
+        digest.update(array.view(np.uint8).data)
     return digest.hexdigest()
 
 
@@ -109,13 +108,14 @@ class Workdir:
             "config": dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config,  # type: ignore
             "key": None if key is None else np.asarray(jax.random.key_data(key)).tolist(),
             "parents": {parent.name: parent.digest for parent in parents},
-            "format": _FORMAT,
+            "otbr_jax": importlib.metadata.version("otbr_jax"),
         }
+        inputs = json.loads(json.dumps(inputs))  # as they will be read back
         identity = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
         folder = self.stages / f"{name}-{identity}"
         if folder.exists():
             try:
-                return _read(folder, like())
+                return _read(folder, like(), inputs)
             except _DamagedError as damage:
                 log.warning("stage %r is damaged and will be rebuilt: %s: %s", name, folder, damage)
                 shutil.rmtree(folder)
@@ -128,7 +128,10 @@ class Workdir:
             "seconds": seconds,
             "digest": content_digest(value),
         }
-        self._write(folder, value, provenance)
+        try:
+            self._write(folder, value, provenance)
+        except OSError as error:
+            raise InputError(f"workdir: stage {name!r} cannot be written to {folder}: {error.strerror}") from None
         return Stage(value, name, provenance["digest"], seconds, False, provenance)
 
     def _write(self, folder: pathlib.Path, value: Any, provenance: Mapping[str, Any]) -> None:
@@ -165,16 +168,21 @@ def open_workdir(path: str | os.PathLike[str], *, subject: Mapping[str, Any]) ->
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             owner = os.pread(lock, 32, 0).decode() or "unknown"
             raise InputError(f"workdir: {root} is in use by another process (pid {owner})") from None
+        except OSError as error:
+            raise InputError(f"workdir: {root} is on a file system without locks: {error.strerror}") from None
         os.ftruncate(lock, 0)
         os.pwrite(lock, str(os.getpid()).encode(), 0)
         _check_subject(root, subject)
         if not (root / "workdir.json").exists():
             write_text(root / "workdir.json", json.dumps(subject, indent=1))
         workdir = Workdir(root)
-        workdir.stages.mkdir(exist_ok=True)
+        try:
+            workdir.stages.mkdir(exist_ok=True)
+        except OSError as error:
+            raise InputError(f"workdir: expected to write into {workdir.stages}: {error.strerror}") from None
         for partial in sorted(workdir.stages.glob("*.partial")):
             log.warning("stage %r is half-written and will be rebuilt: %s", partial.name.split("-")[0], partial)
             shutil.rmtree(partial)
@@ -211,21 +219,22 @@ class _DamagedError(Exception):
     """A stage on disk is not what its manifest says."""
 
 
-def _read(folder: pathlib.Path, like: Any) -> Stage:
+def _read(folder: pathlib.Path, like: Any, inputs: Mapping[str, Any]) -> Stage:
+    """Reads a stage; raises _DamagedError if it is not what was written for `inputs`, and nothing else for that."""
     try:
         provenance = json.loads((folder / "provenance.json").read_text())
         digest, name, seconds = provenance["digest"], provenance["name"], float(provenance["seconds"])
-        expected = dict(provenance["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        expected, _ = dict(provenance["files"]), dict(provenance["versions"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise _DamagedError(f"provenance.json cannot be read ({error!r})") from None
+    for field, value in inputs.items():
+        if provenance.get(field) != value:
+            raise _DamagedError(f"provenance.json was changed: its {field} is not this stage's")
     files = _file_digests(folder / "arrays")
     for file in sorted(expected.keys() | files.keys()):
         if expected.get(file) != files.get(file):
             raise _DamagedError(f"arrays/{file} is missing or not what was written")
-    try:
-        value = restore_checkpoint(folder / "arrays", like)
-    except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
-        raise _DamagedError(f"arrays cannot be read ({_first_line(error)})") from None
+    value = restore_checkpoint(folder / "arrays", like)  # whole: what fails now is not the stage's fault
     found = content_digest(value)
     if found != digest:
         raise _DamagedError(f"expected values with hash {digest[:12]}, found {found[:12]}")
@@ -267,7 +276,8 @@ def load_variables(path: str | os.PathLike[str], like: Any, *, name: str) -> Any
     """
     root = pathlib.Path(path).expanduser().absolute()
     if not root.is_dir():
-        raise InputError(f"{name}: expected an Orbax checkpoint directory, found nothing at {root}")
+        found_there = "a file" if root.exists() else "nothing"
+        raise InputError(f"{name}: expected an Orbax checkpoint directory, found {found_there} at {root}")
     if (root / "arrays").is_dir() and not (root / "_METADATA").exists():
         root = root / "arrays"  # a stage of a working directory
     try:
@@ -296,8 +306,13 @@ def load_variables(path: str | os.PathLike[str], like: Any, *, name: str) -> Any
 
 
 def replace_checkpoint(path: pathlib.Path, tree: Any) -> None:
-    """Writes an Orbax checkpoint to `path`; what was there stays until the new one is complete."""
+    """Writes an Orbax checkpoint to `path`; what was there stays until the new one is complete.
+
+    A process that dies between the two renames leaves the old one at `path` + `.old`; the next call puts it back first.
+    """
     partial, old = path.with_name(f"{path.name}.partial"), path.with_name(f"{path.name}.old")
+    if old.exists() and not path.exists():
+        os.rename(old, path)
     shutil.rmtree(partial, ignore_errors=True)
     save_checkpoint(partial, tree)
     shutil.rmtree(old, ignore_errors=True)

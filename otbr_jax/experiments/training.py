@@ -40,8 +40,12 @@ class TrainingConfig:
         for field in ("epochs", "batch_size"):
             if getattr(self, field) < 1:
                 raise InputError(f"training.{field}: expected at least 1, found {getattr(self, field)}")
-        if not self.learning_rate > 0:
-            raise InputError(f"training.learning_rate: expected more than 0, found {self.learning_rate}")
+        if not 0 < self.learning_rate < float("inf"):
+            raise InputError(f"training.learning_rate: expected a finite number above 0, found {self.learning_rate}")
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"training.momentum: expected a number in [0, 1), found {self.momentum}")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise InputError(f"training.weight_decay: expected a finite number from 0, found {self.weight_decay}")
 
 
 def train(

@@ -83,7 +83,7 @@ def _answer_color(answer: int, label: int, target: int, kind: str) -> str:
 
 
 def _displayable(image: np.ndarray) -> np.ndarray:
-    return image[..., 0] if image.shape[-1] == 1 else image[..., :3]
+    return image if image.shape[-1] == 3 else image.mean(axis=-1)
 
 
 def gamma_tradeoff(
