@@ -18,6 +18,7 @@ from otbr_jax.experiments.results import summarize
 from otbr_jax.report.table import summary_table
 
 CONFIG = cli.define_config("otbr.py")
+flags.adopt_module_key_flags(cli)  # --help shows --config
 WORKDIR = flags.DEFINE_string("workdir", "runs/otbr", "Directory for stages and results; a run is resumed there.")
 
 

@@ -1,7 +1,7 @@
 """Convolutions in the one layout that XLA's CPU backend computes fast inside loops.
 
 XLA brings convolutions into its library's layout only outside loops; in the body of a `lax.scan`, the transposed
-layouts that gradients have fall back to naive code, 15 times slower for a small residual network
+layouts that gradients have fall back to naive code, 14 times slower for a small residual network
 (https://github.com/jax-ml/jax/issues/12868; measured by `benchmarks/loops.py`). So they are rewritten here, in the
 jaxpr, which works for every network.
 """

@@ -20,16 +20,6 @@ from otbr_jax import (
 from otbr_jax.types import named_leaves, replace_leaves
 
 
-@pytest.fixture(scope="module")
-def setting(tiny):
-    network, variables = tiny
-    graph = trace(network.apply, variables, jnp.zeros((1, 8, 8, 1)))
-    leaves, structure = jax.tree.flatten(variables)
-    keys = jax.random.split(jax.random.key(9), len(leaves))
-    moved = [x + 0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-    return network, variables, jax.tree.unflatten(structure, moved), graph
-
-
 def run(before, after, layers, *, gamma=0.3, config=FusionConfig(), lam=None):  # noqa: B008
     scores = neuron_weight_changes(before, after, layers)
     count = neurons_to_prune(gamma, sum(layer.neurons for layer in layers))
@@ -38,14 +28,14 @@ def run(before, after, layers, *, gamma=0.3, config=FusionConfig(), lam=None):  
 
 
 @pytest.mark.parametrize("settings", [{"lam": 0.0}, {"gamma": 0.0}])
-def test_nothing_changes_at_lambda_zero_or_without_pruning(setting, settings):
-    _, before, after, graph = setting
+def test_nothing_changes_at_lambda_zero_or_without_pruning(moved, settings):
+    _, before, after, graph = moved
     fused, _, _ = run(before, after, graph.main_convolutions, **settings)
     jax.tree.map(np.testing.assert_array_equal, fused, before)
 
 
-def test_layers_before_the_first_pruned_neuron_and_all_other_arrays_stay(setting):
-    _, before, after, graph = setting
+def test_layers_before_the_first_pruned_neuron_and_all_other_arrays_stay(moved):
+    _, before, after, graph = moved
     # Make the second half of the layers change most.
     layers = graph.main_convolutions
     late = {layer.name for layer in layers[4:]}
@@ -60,14 +50,14 @@ def test_layers_before_the_first_pruned_neuron_and_all_other_arrays_stay(setting
         assert same == (name not in touched), name
 
 
-def test_lambda_interpolates_linearly(setting):
-    _, before, after, graph = setting
+def test_lambda_interpolates_linearly(moved):
+    _, before, after, graph = moved
     none, half, whole = (run(before, after, graph.main_convolutions, lam=lam)[0] for lam in (0.0, 0.5, 1.0))
     jax.tree.map(lambda a, b, c: np.testing.assert_allclose(b, (a + c) / 2, atol=1e-6), none, half, whole)
 
 
-def test_the_first_fused_layer_is_made_of_convex_combinations(setting):
-    _, before, after, graph = setting
+def test_the_first_fused_layer_is_made_of_convex_combinations(moved):
+    _, before, after, graph = moved
     layers = graph.main_convolutions
     fused, info, pruned = run(before, after, layers, gamma=1.0, lam=1.0)
     assert all(bool(mask.all()) for mask in pruned.values())
@@ -80,9 +70,9 @@ def test_the_first_fused_layer_is_made_of_convex_combinations(setting):
     assert np.all(found.min(-1) >= source.min(-1) - 1e-5)
 
 
-def test_the_order_of_neurons_does_not_matter(setting):
+def test_the_order_of_neurons_does_not_matter(moved):
     """Fusing a network whose neurons were permuted gives the same function."""
-    network, before, after, graph = setting
+    network, before, after, graph = moved
     images = jax.random.uniform(jax.random.key(1), (4, 8, 8, 1))
     jitted = jax.jit(lambda before, after: run(before, after, graph.main_convolutions)[0])
     expected = network.apply(jitted(before, after), images)
@@ -110,8 +100,8 @@ def test_concatenated_inputs_are_mapped_block_by_block():
         np.testing.assert_allclose(apply(fused, images), expected, rtol=1e-2, atol=1e-2)
 
 
-def test_half_precision_weights(setting):
-    network, before, _, graph = setting
+def test_half_precision_weights(moved):
+    network, before, _, graph = moved
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), before)
     config = UnlearningConfig(steps=2, batch_size=8)
     unlearned, _ = random_unlearning(network, half, key=jax.random.key(0), config=config)
@@ -122,15 +112,15 @@ def test_half_precision_weights(setting):
     assert {leaf.dtype for leaf in jax.tree.leaves(fused)} == {jnp.dtype(jnp.bfloat16)}
 
 
-def test_jit_agrees(setting):
-    _, before, after, graph = setting
+def test_jit_agrees(moved):
+    _, before, after, graph = moved
     plain = run(before, after, graph.main_convolutions)[0]
     jitted = jax.jit(lambda a, b: run(a, b, graph.main_convolutions)[0])(before, after)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), jitted, plain)
 
 
-def test_a_neuron_that_did_not_change_makes_no_nan(setting):
-    _, before, after, graph = setting
+def test_a_neuron_that_did_not_change_makes_no_nan(moved):
+    _, before, after, graph = moved
     layer = graph.main_convolutions[3]
     kernels = (named_leaves(tree)[layer.name] for tree in (before, after))
     old, new = kernels

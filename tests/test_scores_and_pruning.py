@@ -3,23 +3,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from otbr_jax import InputError, neuron_weight_changes, neurons_to_prune, permute, prune, ranks, trace
+from otbr_jax import InputError, neuron_weight_changes, neurons_to_prune, permute, prune, ranks
 from otbr_jax.types import named_leaves
 from otbr_jax.weight_change import check_scores
 
 
-@pytest.fixture(scope="module")
-def traced(tiny):
-    network, variables = tiny
-    graph = trace(network.apply, variables, jnp.zeros((1, 8, 8, 1)))
-    leaves, structure = jax.tree.flatten(variables)
-    keys = jax.random.split(jax.random.key(9), len(leaves))
-    moved = [x + 0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-    return variables, jax.tree.unflatten(structure, moved), graph
-
-
-def test_nwc_is_the_l1_norm_of_a_neurons_change(traced):
-    before, after, graph = traced
+def test_nwc_is_the_l1_norm_of_a_neurons_change(moved):
+    _, before, after, graph = moved
     layer = graph.main_convolutions[2]
     scores = neuron_weight_changes(before, after, graph.main_convolutions)
     old, new = (np.asarray(named_leaves(tree)[layer.name]) for tree in (before, after))
@@ -27,8 +17,8 @@ def test_nwc_is_the_l1_norm_of_a_neurons_change(traced):
     np.testing.assert_allclose(scores[layer.name], expected, rtol=1e-5)
 
 
-def test_nwc_moves_with_the_neurons(traced):
-    before, after, graph = traced
+def test_nwc_moves_with_the_neurons(moved):
+    _, before, after, graph = moved
     group = graph.groups[1]
     order = np.random.default_rng(1).permutation(group.size)
     scores = neuron_weight_changes(before, after, graph.main_convolutions)
@@ -49,8 +39,8 @@ def test_ranks_are_one_global_list_and_ties_keep_execution_order():
 
 @pytest.mark.parametrize("gamma", [0.0, 0.1, 0.5, 1.0])
 @pytest.mark.parametrize("jit", [False, True])
-def test_exactly_the_highest_scores_are_zeroed(traced, gamma, jit):
-    before, after, graph = traced
+def test_exactly_the_highest_scores_are_zeroed(moved, gamma, jit):
+    _, before, after, graph = moved
     layers = graph.main_convolutions
     scores = neuron_weight_changes(before, after, layers)
     count = neurons_to_prune(gamma, sum(layer.neurons for layer in layers))
