@@ -18,10 +18,10 @@ import pytest
 from otbr_jax import InputError, OTBRConfig, UnlearningConfig
 from otbr_jax.attacks.poisoning import AttackConfig
 from otbr_jax.data.sources import DataConfig
+from otbr_jax.experiments.checkpoints import load_variables, save_checkpoint
 from otbr_jax.experiments.config import RepairConfig
 from otbr_jax.experiments.pipeline import repair
 from otbr_jax.experiments.results import summarize
-from otbr_jax.experiments.stages import load_variables, save_checkpoint
 from otbr_jax.experiments.training import TrainingConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.types import named_leaves, replace_leaves

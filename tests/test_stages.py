@@ -10,14 +10,8 @@ import numpy as np
 import pytest
 
 from otbr_jax import InputError
-from otbr_jax.experiments.stages import (
-    content_digest,
-    load_variables,
-    open_workdir,
-    replace_checkpoint,
-    restore_checkpoint,
-    save_checkpoint,
-)
+from otbr_jax.experiments.checkpoints import load_variables, replace_checkpoint, restore_checkpoint, save_checkpoint
+from otbr_jax.experiments.stages import content_digest, open_workdir
 
 VALUE = {"a": {"x": jnp.arange(6.0).reshape(2, 3)}, "flags": jnp.array([True, False]), "n": jnp.int32(7)}
 SUBJECT = {"defense": "otbr", "model": {"name": "m"}}
@@ -196,7 +190,7 @@ def test_a_checkpoint_survives_death_between_the_renames(tmp_path, monkeypatch):
     def dies(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("otbr_jax.experiments.stages.save_checkpoint", dies)
+    monkeypatch.setattr("otbr_jax.experiments.checkpoints.save_checkpoint", dies)
     with pytest.raises(KeyboardInterrupt):
         replace_checkpoint(path, VALUE)
     restore_checkpoint(path, like())

@@ -7,8 +7,8 @@ import json
 import numpy as np
 from matplotlib.figure import Figure
 
+from otbr_jax.experiments.checkpoints import write_text
 from otbr_jax.experiments.results import Repair, scores_table, summarize
-from otbr_jax.experiments.stages import write_text
 from otbr_jax.report import page, plots
 
 

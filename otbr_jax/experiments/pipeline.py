@@ -26,12 +26,13 @@ from otbr_jax.data import sources
 from otbr_jax.data.sources import Dataset
 from otbr_jax.errors import InputError
 from otbr_jax.experiments import evaluation, parallel, training
+from otbr_jax.experiments.checkpoints import load_variables, replace_checkpoint
 from otbr_jax.experiments.config import RepairConfig
 from otbr_jax.experiments.evaluation import TestSet
 from otbr_jax.experiments.outputs import write_outputs
 from otbr_jax.experiments.progress import progress_bar
 from otbr_jax.experiments.results import Repair
-from otbr_jax.experiments.stages import Stage, Workdir, content_digest, load_variables, open_workdir, replace_checkpoint
+from otbr_jax.experiments.stages import Stage, Workdir, content_digest, open_workdir
 from otbr_jax.models import registry
 from otbr_jax.neurons import NeuronGraph, trace
 from otbr_jax.types import Network, Variables, check_finite
