@@ -2,10 +2,10 @@
 
     python -m launch.repair --config=configs/otbr.py --workdir=runs/otbr
 
-The method is as published but for lambda = 0.75 (published: 0.5). gamma and lambda were fixed once, on development
-victims with other random keys; a run does not look at any image to choose them.
+The method is as published but for lambda = 0.75 (published: 0.5). gamma and lambda were settled while developing,
+on other victims; a run does not look at any image to choose them.
 
-Expected: see the table in README.md, whose rows stand in results/digits.jsonl. About two minutes on two CPU cores.
+Expected: see the table in README.md, whose rows stand in results/digits.jsonl. One to two minutes on two CPU cores.
 
 A network of your own, as an Orbax checkpoint of a network in `otbr_jax/models/registry.py`:
 

@@ -60,8 +60,10 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 def _parse_flags(arguments: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(list(arguments))
-    except Exception as error:  # ml_collections runs the user's config file here
+    except flags.Error as error:
         fail(_one_line(str(error)))
+    except Exception as error:  # ml_collections runs the user's config file here
+        fail(f"--config: {_one_line(str(error))}")
     if len(rest) > 1:
         fail(f"expected flags only, found {rest[1]!r}")
     return rest

@@ -77,7 +77,7 @@ def euclidean_cost(source: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def plan(cost: jax.Array, source: jax.Array, target: jax.Array, *, config: TransportConfig) -> Plan:
-    """The entropic optimal transport plan.
+    """The entropic optimal transport plan (OTBR, step 3), by ott-jax's Sinkhorn iterations.
 
     Args:
       cost: `[m, n]`, at least 0.

@@ -40,6 +40,16 @@ def test_bad_input_ends_in_one_clear_line(flag, message, tmp_path):
     assert not (tmp_path / "w").exists()
 
 
+def test_a_broken_config_file_is_named_with_its_flag(tmp_path):
+    file = tmp_path / "broken.py"
+    file.write_text("def get_config(:")
+    done = launch(f"--config={file}", f"--workdir={tmp_path / 'w'}")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --config: ")
+    assert "broken.py, line 1" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
