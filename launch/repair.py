@@ -1,8 +1,9 @@
 """Repairs a backdoored classifier: `python -m launch.repair [--config=configs/otbr.py] [--workdir=DIR]`.
 
 Without arguments it trains a backdoored network on small images that ship with scikit-learn and repairs it. With
-`--config.model.checkpoint=DIR` it repairs that network instead. Every setting of the config file can be changed on
-the command line, such as `--config.otbr.gamma=0.05`.
+`--config.model.checkpoint=PATH` (an Orbax checkpoint, a PyTorch or a safetensors file) it repairs that network instead,
+with `--config.model.name=FILE.py:ATTRIBUTE` one of your own code: see configs/own_network.py. Every setting of the
+config file can be changed on the command line, such as `--config.otbr.gamma=0.05`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str]) -> None:
     print(f"\n{summary_table(summarize(result))}\n")
     for name, what in (
         ("repaired", "the repaired network (Orbax checkpoint)"),
+        *((file.name, "the repaired network, in a file like the one it came in") for file in result.files),
         ("report.html", "the report"),
         ("metrics.json", "all numbers"),
         ("neuron_scores.csv", "weight change of every neuron"),

@@ -7,7 +7,8 @@ Pure functions over a `Network` (two functions) and its variables; see `otbr_jax
 from otbr_jax.defenses.otbr import OTBRConfig, OTBRInfo, otbr
 from otbr_jax.errors import InputError
 from otbr_jax.fusion import FusionConfig, fuse
-from otbr_jax.neurons import Layer, NeuronGraph, permute, trace
+from otbr_jax.neuron_graph import Group, Layer, NeuronGraph, check_graph, permutation_error, permute
+from otbr_jax.neurons import trace
 from otbr_jax.pruning import neurons_to_prune, prune
 from otbr_jax.transport import TransportConfig
 from otbr_jax.types import Batch, Network, Variables
@@ -17,6 +18,7 @@ from otbr_jax.weight_change import neuron_weight_changes, ranks
 __all__ = [
     "Batch",
     "FusionConfig",
+    "Group",
     "InputError",
     "Layer",
     "Network",
@@ -26,11 +28,13 @@ __all__ = [
     "TransportConfig",
     "UnlearningConfig",
     "Variables",
+    "check_graph",
     "fuse",
     "neuron_weight_changes",
     "neurons_to_prune",
     "noise_batches",
     "otbr",
+    "permutation_error",
     "permute",
     "prune",
     "random_unlearning",

@@ -12,7 +12,7 @@ import numpy as np
 
 from otbr_jax import transport
 from otbr_jax.errors import InputError
-from otbr_jax.neurons import Layer
+from otbr_jax.neuron_graph import Layer
 from otbr_jax.transport import Plan, TransportConfig
 from otbr_jax.types import Variables, named_leaves, replace_leaves
 from otbr_jax.weight_change import Scores, by_neuron
@@ -112,9 +112,9 @@ def fuse(
         started = started | jnp.any(pruned_neurons[layer.name])
         fused[layer.name] = started
         kernel = source[layer.name]
-        kernel = _map_axis(kernel, layer.input_axis, _input_map(layer, maps))
+        kernel = _map_axes(kernel, layer.input_axes, _input_map(layer, maps))
         own = transport.barycentric_map(plans[layer.name].matrix)
-        kernel = _map_axis(kernel, layer.neuron_axis, own)
+        kernel = _map_axes(kernel, layer.neuron_axes, own)
         original = target[layer.name]
         mixed = lam * kernel + (1 - lam) * original
         kernels[layer.name] = jnp.where(started, mixed.astype(original.dtype), original)
@@ -143,7 +143,10 @@ def _input_map(layer: Layer, maps: Mapping[str, jax.Array]) -> jax.Array:
     return result
 
 
-def _map_axis(kernel: jax.Array, axis: int, weights: jax.Array) -> jax.Array:
-    """New index j of `axis` = sum over old i of `weights[i, j]` times old index i."""
-    moved = jnp.tensordot(kernel.astype(jnp.float32), weights, axes=(axis, 0), precision=jax.lax.Precision.HIGHEST)
-    return jnp.moveaxis(moved, -1, axis)
+def _map_axes(kernel: jax.Array, axes: Sequence[int], weights: jax.Array) -> jax.Array:
+    """New index j of `axes` (together, row-major) = sum over old i of `weights[i, j]` times old index i."""
+    last = range(kernel.ndim - len(axes), kernel.ndim)
+    moved = jnp.moveaxis(kernel.astype(jnp.float32), axes, last)
+    flat = moved.reshape(*moved.shape[: last.start], weights.shape[0])
+    mapped = jnp.tensordot(flat, weights, axes=1, precision=jax.lax.Precision.HIGHEST)
+    return jnp.moveaxis(mapped.reshape(moved.shape), last, axes)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from otbr_jax.errors import InputError
-from otbr_jax.neurons import Layer
+from otbr_jax.neuron_graph import Layer
 from otbr_jax.types import Variables, named_leaves, replace_leaves
 from otbr_jax.weight_change import Scores, ranks
 
@@ -52,7 +52,6 @@ def prune(
     for layer in layers:
         pruned[layer.name] = places[layer.name] < count
         kernel = leaves[layer.name]
-        shape = [1] * kernel.ndim
-        shape[layer.neuron_axis] = layer.neurons
+        shape = [size if axis in layer.neuron_axes else 1 for axis, size in enumerate(kernel.shape)]
         changed[layer.name] = jnp.where(pruned[layer.name].reshape(shape), 0.0, kernel)
     return replace_leaves(variables, changed), PruningInfo(pruned)

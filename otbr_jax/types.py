@@ -65,7 +65,7 @@ def split(variables: Variables) -> tuple[Any, dict[str, Any]]:
 
 
 def leaf_name(path: Any) -> str:
-    """The name of an array in a pytree, such as `params/layer1_0/conv1/kernel`."""
+    """The name of an array in a pytree, such as `params/layer1.0/conv1/kernel`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 

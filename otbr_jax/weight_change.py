@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from otbr_jax.errors import InputError
-from otbr_jax.neurons import Layer
+from otbr_jax.neuron_graph import Layer
 from otbr_jax.types import Variables, named_leaves
 
 Scores = Mapping[str, jax.Array]
@@ -17,7 +17,8 @@ Scores = Mapping[str, jax.Array]
 
 def by_neuron(kernel: jax.Array, layer: Layer) -> jax.Array:
     """The kernel as one row per neuron: float32 `[neurons, weights of one neuron]`."""
-    return jnp.moveaxis(kernel, layer.neuron_axis, 0).reshape(layer.neurons, -1).astype(jnp.float32)
+    first = jnp.moveaxis(kernel, layer.neuron_axes, range(len(layer.neuron_axes)))
+    return first.reshape(layer.neurons, -1).astype(jnp.float32)
 
 
 def neuron_weight_changes(before: Variables, after: Variables, layers: Sequence[Layer]) -> dict[str, jax.Array]:

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_neurons import cases
+from test_neurons import traced
 
 from otbr_jax import (
     FusionConfig,
@@ -15,7 +15,6 @@ from otbr_jax import (
     permute,
     prune,
     random_unlearning,
-    trace,
 )
 from otbr_jax.types import named_leaves, replace_leaves
 
@@ -84,11 +83,8 @@ def test_the_order_of_neurons_does_not_matter(moved):
 
 def test_concatenated_inputs_are_mapped_block_by_block():
     """The same for two concatenated convolutions of different width, and a depthwise one, which is left as it is."""
-    case = next(case for case in cases() if case[0] == "concatenating")
-    _, apply, before, shape = case
+    apply, before, images, graph = traced("concatenating")
     after = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), before)
-    images = jax.random.uniform(jax.random.key(1), (4, *shape))
-    graph = trace(apply, before, images)
     layers = graph.main_convolutions
     assert [layer.name for layer in layers] == ["params/a/kernel", "params/b/kernel", "params/c/kernel"]
     assert layers[2].fed_by["params/a/kernel"] == (0, 1, 2, -1, -1, -1, -1)

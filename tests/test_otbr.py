@@ -16,7 +16,7 @@ def test_the_whole_defence_jits_and_runs_in_a_users_pmap(tiny):
     synchronised, _ = registry.build(
         ModelConfig(name="preact_resnet10", width=4, image_shape=(8, 8, 1)), axis_name="devices"
     )
-    key = jax.random.key(7)
+    key = jax.random.key(8)
     repaired, info = jax.jit(lambda v: otbr(network, v, layers, key=key, config=CONFIG))(variables)
     mapped, mapped_info = jax.pmap(
         lambda _, v: otbr(synchronised, v, layers, key=key, config=CONFIG, axis_name="devices"),

@@ -250,7 +250,7 @@ def test_bad_input_is_refused_before_anything_is_written(finished, tmp_path):
         "model.checkpoint: expected a checkpoint, since",
         tmp_path,
     )
-    name = "params/layer1_0/conv1/kernel"
+    name = "params/layer1.0/conv1/kernel"
     broken = replace_leaves(victim, {name: jnp.asarray(named_leaves(victim)[name]).at[0].set(jnp.nan)})
     save_checkpoint(tmp_path / "nan", broken)
     bad(model(checkpoint=str(tmp_path / "nan")), f"expected finite weights, found .* in {name}", tmp_path)
@@ -261,8 +261,8 @@ def test_a_layer_without_weight_change_is_named(finished, tmp_path):
     _, first, _ = finished
     victim = first.stages["victim"].value
     dead = {
-        "params/layer2_0/bn1/scale": np.zeros(8, np.float32),
-        "params/layer2_0/bn1/bias": np.full(8, -1, np.float32),
+        "params/layer2.0/bn1/scale": np.zeros(8, np.float32),
+        "params/layer2.0/bn1/bias": np.full(8, -1, np.float32),
     }
     save_checkpoint(tmp_path / "c", replace_leaves(victim, dead))
     config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, checkpoint=str(tmp_path / "c")))

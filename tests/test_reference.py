@@ -13,21 +13,14 @@ import numpy as np
 import pytest
 
 from otbr_jax import Batch, FusionConfig, UnlearningConfig, fuse, neuron_weight_changes, neurons_to_prune, prune, trace
+from otbr_jax.interop.state_dict import from_state_dict, tensor_name
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
-from otbr_jax.types import leaf_name, named_leaves
+from otbr_jax.types import named_leaves
 from otbr_jax.unlearning import unlearn
 
 FILE = pathlib.Path(os.environ.get("OTBR_JAX_REFERENCE", ""))
 pytestmark = pytest.mark.skipif(not FILE.is_file(), reason="OTBR_JAX_REFERENCE names no reference file")
-SUFFIX = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-
-
-def torch_name(name):
-    """`batch_stats/layer1_0/bn1/mean` -> `layer1.0.bn1.running_mean`."""
-    _, *modules, leaf = name.split("/")
-    path = ".".join(modules).replace("_", ".").replace("shortcut", "shortcut.0")
-    return f"{path}.{SUFFIX[leaf]}"
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +38,8 @@ def network_and_load(reference):
     like = jax.eval_shape(init, jax.random.key(0))
 
     def load(prefix):
-        def leaf(path, spec):
-            array = reference[prefix + torch_name(leaf_name(path))]
-            array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
-            assert array.shape == spec.shape
-            return jnp.asarray(array)
-
-        return jax.tree_util.tree_map_with_path(leaf, like)
+        tensors = {name.removeprefix(prefix): array for name, array in reference.items() if name.startswith(prefix)}
+        return jax.tree.map(jnp.asarray, from_state_dict(tensors, like))
 
     return network, load, meta
 
@@ -96,9 +84,9 @@ def test_logits_and_unlearned_weights(reference, network_and_load, stages):
 def test_neurons_and_their_weight_changes(reference, network_and_load, stages):
     _, _, meta = network_and_load
     _, _, layers, scores = stages
-    assert [torch_name(layer.name) for layer in layers] == meta["conv_layers"]
+    assert [tensor_name(layer.name) for layer in layers] == meta["conv_layers"]
     for layer in layers:
-        np.testing.assert_allclose(scores[layer.name], reference[f"otbr/nwc/{torch_name(layer.name)}"], rtol=1e-3)
+        np.testing.assert_allclose(scores[layer.name], reference[f"otbr/nwc/{tensor_name(layer.name)}"], rtol=1e-3)
 
 
 @pytest.mark.parametrize("gamma", ["0.01", "0.05", "0.1"])
@@ -111,13 +99,13 @@ def test_the_pruned_set_and_the_fused_network(reference, network_and_load, stage
     victim, _, layers, scores = stages
     count = neurons_to_prune(float(gamma), sum(layer.neurons for layer in layers))
     pruned, info = prune(victim, scores, layers, count=count)
-    found = {f"{torch_name(layer.name)}:{i}" for layer in layers for i in np.flatnonzero(info.pruned[layer.name])}
+    found = {f"{tensor_name(layer.name)}:{i}" for layer in layers for i in np.flatnonzero(info.pruned[layer.name])}
     assert found == set(reference[f"otbr/pruned_{gamma}/neurons"].tolist())
     assert relative(network.apply(pruned, probe(reference)), reference[f"otbr/pruned_{gamma}/logits"]) < 1e-4
     fused, fusion_info = jax.jit(lambda p: fuse(p, victim, scores, info.pruned, layers, config=FusionConfig()))(pruned)
     assert all(bool(plan.converged) for plan in fusion_info.plans.values())
     assert relative(network.apply(fused, probe(reference)), reference[f"otbr/fused_{gamma}/logits"]) < 0.05
     for layer in layers:
-        expected = reference[f"otbr/fused_{gamma}/{torch_name(layer.name)}"].transpose(2, 3, 1, 0)
+        expected = reference[f"otbr/fused_{gamma}/{tensor_name(layer.name)}"].transpose(2, 3, 1, 0)
         difference = np.linalg.norm(named_leaves(fused)[layer.name] - expected) / np.linalg.norm(expected)
         assert difference < (0.05 if gamma == "0.01" else 0.2), layer.name

@@ -26,7 +26,7 @@ def test_nwc_moves_with_the_neurons(moved):
         permute(before, group, order), permute(after, group, order), graph.main_convolutions
     )
     for layer in graph.main_convolutions:
-        owned = any(axis.name == layer.name and axis.axis == layer.neuron_axis for axis in group.axes)
+        owned = any(axis.name == layer.name and layer.neuron_axes == (axis.axis,) for axis in group.axes)
         expected = scores[layer.name][order] if owned else scores[layer.name]
         np.testing.assert_allclose(permuted[layer.name], expected, rtol=1e-5)
 

@@ -10,11 +10,13 @@ import jax
 
 from otbr_jax.errors import InputError
 from otbr_jax.fusion import FusionConfig, FusionInfo, fuse
-from otbr_jax.neurons import Layer
+from otbr_jax.neuron_graph import Layer, NeuronGraph
 from otbr_jax.pruning import PruningInfo, neurons_to_prune, prune
 from otbr_jax.types import Network, Variables
 from otbr_jax.unlearning import UnlearningConfig, UnlearningInfo, random_unlearning
 from otbr_jax.weight_change import neuron_weight_changes
+
+LAYERS = ("auto", "convolutions", "hidden")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,14 +27,38 @@ class OTBRConfig:
       unlearning: step 1, random unlearning.
       gamma: step 2, share of neurons to prune, in [0, 1].
       fusion: step 3, lambda and transport.
+      layers: which layers are scored, pruned and fused; a name of `LAYERS`.
     """
 
     unlearning: UnlearningConfig = UnlearningConfig()
     gamma: float = 0.1
     fusion: FusionConfig = FusionConfig()
+    layers: str = "auto"
 
     def __post_init__(self) -> None:
         neurons_to_prune(self.gamma, 0)
+        if self.layers not in LAYERS:
+            raise InputError(f"otbr.layers: expected one of {list(LAYERS)}, found {self.layers!r}")
+
+
+def choose_layers(graph: NeuronGraph, layers: str) -> tuple[Layer, ...]:
+    """The layers of a network that OTBR scores, prunes and fuses.
+
+    Args:
+      graph: the network's neuron graph.
+      layers: `convolutions` of the main path, as published; `hidden`, its dense layers too; `auto`, convolutions where
+        they are most of the hidden layers (ResNet, VGG, DenseNet), else hidden (MLP, ViT, ConvNeXt).
+
+    Raises:
+      InputError: if the network has no such layer.
+    """
+    convolutions, hidden = graph.main_convolutions, graph.hidden_layers
+    if layers == "auto":
+        layers = "convolutions" if 2 * len(convolutions) > len(hidden) else "hidden"
+    chosen = convolutions if layers == "convolutions" else hidden
+    if not chosen:
+        raise InputError(f"otbr.layers: expected {layers} layers on the network's main path, found none")
+    return chosen
 
 
 class OTBRInfo(NamedTuple):
@@ -58,7 +84,7 @@ def otbr(
     Args:
       network: the functions of the network.
       variables: the suspicious network's variables.
-      layers: the layers to score, prune and fuse; as published `trace(...).main_convolutions`.
+      layers: the layers to score, prune and fuse, see `choose_layers`.
       key: typed PRNG key for the noise.
       config: the method's settings.
       axis_name: mapped axis whose devices share each noise batch.

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from otbr_jax.experiments.parallel import split_batch
 from otbr_jax.fusion import FusionConfig, fuse
 from otbr_jax.metrics import Metrics, evaluate_predictions
-from otbr_jax.neurons import Layer
+from otbr_jax.neuron_graph import Layer
 from otbr_jax.pruning import prune
 from otbr_jax.types import Network, Variables
 from otbr_jax.weight_change import Scores

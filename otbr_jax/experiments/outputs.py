@@ -18,7 +18,7 @@ def write_outputs(result: Repair) -> None:
     write_text(folder / "metrics.json", json.dumps(summary, indent=1) + "\n")
     write_text(folder / "neuron_scores.csv", scores_table(result))
     pruned = result.stages["pruned"].value["info"].pruned
-    in_order = [layer.name for layer in result.graph.main_convolutions]
+    in_order = [layer.name for layer in result.layers]
     report = page.render(
         summary,
         scores={name: result.stages["scores"].value[name] for name in in_order},

@@ -24,17 +24,19 @@ from otbr_jax import fusion, pruning, unlearning, weight_change
 from otbr_jax.attacks import poisoning
 from otbr_jax.data import sources
 from otbr_jax.data.sources import Dataset
+from otbr_jax.defenses.otbr import choose_layers
 from otbr_jax.errors import InputError
 from otbr_jax.experiments import evaluation, parallel, training
-from otbr_jax.experiments.checkpoints import load_variables, replace_checkpoint
+from otbr_jax.experiments.checkpoints import replace_checkpoint
 from otbr_jax.experiments.config import RepairConfig
 from otbr_jax.experiments.evaluation import TestSet
+from otbr_jax.experiments.networks import open_network
 from otbr_jax.experiments.outputs import write_outputs
 from otbr_jax.experiments.progress import progress_bar
 from otbr_jax.experiments.results import Repair
 from otbr_jax.experiments.stages import Stage, Workdir, content_digest, open_workdir
-from otbr_jax.models import registry
-from otbr_jax.neurons import NeuronGraph, trace
+from otbr_jax.interop.matching import file_name, write_like
+from otbr_jax.neuron_graph import Layer
 from otbr_jax.types import Network, Variables, check_finite
 
 
@@ -43,7 +45,8 @@ def repair(
 ) -> Repair:
     """Repairs the network that `config` names, or a victim trained for the purpose, measures it and reports.
 
-    Leaves in `workdir`: the checkpoint `repaired`, `metrics.json`, `neuron_scores.csv` and `report.html`.
+    Leaves in `workdir`: the checkpoint `repaired`, `metrics.json`, `neuron_scores.csv` and `report.html`; and for a
+    network that came in a PyTorch or safetensors file, a repaired file like it.
 
     Guarantee: the repair itself uses no image; data are used to train a victim and to measure only.
 
@@ -60,30 +63,27 @@ def repair(
     """
     mesh = parallel.local_mesh(devices)
     parallel.check_batch_size(config.otbr.unlearning.batch_size, mesh, name="otbr.unlearning.batch_size")
-    network, init = registry.build(config.model)
-    like = jax.eval_shape(init, jax.random.key(0))
+    subject = open_network(config.model)
+    network, suspicious = subject.network, subject.variables
+    layers = choose_layers(subject.graph, config.otbr.layers)
     dataset = sources.load(config.data, image_shape=network.image_shape, num_classes=network.num_classes)
     test = _test_set(dataset, config)
-    suspicious = None
-    if config.model.checkpoint:
-        suspicious = load_variables(config.model.checkpoint, like, name="model.checkpoint")
-        check_finite(suspicious, name=f"model.checkpoint {config.model.checkpoint}")
-    elif dataset is None or dataset.train is None:
+    if suspicious is None and (dataset is None or dataset.train is None):
         raise InputError(
             f"model.checkpoint: expected a checkpoint, since data {config.data.name!r} holds no training images "
             "for a victim; found none"
         )
-    else:
+    if suspicious is None:
         parallel.check_batch_size(config.training.batch_size, mesh, name="training.batch_size")
-    graph = trace(network.apply, like, jax.ShapeDtypeStruct((1, *network.image_shape), jnp.float32))
     with open_workdir(workdir, subject=_subject(config)) as directory:
-        run = _Run(config, directory, network, like, graph, mesh)
+        run = _Run(config, directory, network, subject.like, layers, mesh)
         stages = {}
         if suspicious is not None:
             stages["victim"] = run.given_victim(suspicious)
         else:
             assert dataset is not None
-            stages["victim"] = run.trained_victim(dataset, init)
+            assert subject.init is not None
+            stages["victim"] = run.trained_victim(dataset, subject.init)
         stages["unlearned"] = run.unlearned(stages["victim"])
         stages["scores"] = run.scores(stages["victim"], stages["unlearned"])
         weight_change.check_scores(stages["scores"].value)
@@ -92,9 +92,14 @@ def repair(
         repaired = stages["fused"].value["variables"]
         check_finite(repaired, name="the repaired network")
         replace_checkpoint(directory.path / "repaired", repaired)
+        files = []
+        if subject.template is not None:
+            files.append(directory.path / file_name(subject.template))
+            write_like(subject.template, repaired, files[0])
         if test is not None:
             stages["evaluation"] = run.evaluation(test, stages)
-        result = Repair(repaired, network, graph, stages, dataset, test, config, directory.path)
+        restored = subject.restore(repaired)
+        result = Repair(restored, network, layers, stages, dataset, test, config, directory.path, tuple(files))
         write_outputs(result)
         return result
 
@@ -123,7 +128,7 @@ class _Run:
     directory: Workdir
     network: Network
     like: Variables
-    graph: NeuronGraph
+    layers: tuple[Layer, ...]
     mesh: Mesh
 
     def key(self, stage: str) -> jax.Array:
@@ -242,8 +247,8 @@ class _Run:
         )
 
     def scores(self, victim: Stage, unlearned: Stage) -> Stage:
-        """The neuron weight changes of every convolution on the main path."""
-        layers = self.graph.main_convolutions
+        """The neuron weight changes of every layer that is repaired."""
+        layers = self.layers
 
         def function(before: Variables, after: Variables, *, on_step: Any) -> Any:
             return weight_change.neuron_weight_changes(before, after, layers)
@@ -259,7 +264,7 @@ class _Run:
 
     def pruned(self, victim: Stage, scores: Stage) -> Stage:
         """OTBR step 2: the share gamma of the neurons that changed most loses its weights."""
-        layers, gamma = self.graph.main_convolutions, self.config.otbr.gamma
+        layers, gamma = self.layers, self.config.otbr.gamma
         count = pruning.neurons_to_prune(gamma, sum(layer.neurons for layer in layers))
 
         def function(variables: Variables, nwc: weight_change.Scores, *, on_step: Any) -> Any:
@@ -282,7 +287,7 @@ class _Run:
         def function(
             variables: Variables, original: Variables, nwc: weight_change.Scores, neurons: Any, *, on_step: Any
         ) -> Any:
-            fused, info = fusion.fuse(variables, original, nwc, neurons, self.graph.main_convolutions, config=config)
+            fused, info = fusion.fuse(variables, original, nwc, neurons, self.layers, config=config)
             return {"variables": fused, "info": info}
 
         inputs = (pruned.value["variables"], victim.value, scores.value, pruned.value["info"].pruned)
@@ -292,7 +297,7 @@ class _Run:
 
     def evaluation(self, test: TestSet, stages: Mapping[str, Stage]) -> Stage:
         """Metrics and predictions of all networks, and of the gamma sweep, in one program."""
-        config, layers = self.config, self.graph.main_convolutions
+        config, layers = self.config, self.layers
         total = sum(layer.neurons for layer in layers)
         counts = [pruning.neurons_to_prune(gamma, total) for gamma in config.sweep]
         networks = {
@@ -307,7 +312,7 @@ class _Run:
                 name: evaluation.predict_both(self.network, variables, test, prepare=self.prepare, mesh=self.mesh)
                 for name, variables in networks.items()
             }
-            return {
+            measured: dict[str, Any] = {
                 "predictions": predictions,
                 "metrics": {
                     name: evaluation.evaluate_predictions(
@@ -315,7 +320,9 @@ class _Run:
                     )
                     for name, found in predictions.items()
                 },
-                "sweep": evaluation.gamma_sweep(
+            }
+            if counts:  # Orbax saves no empty arrays
+                measured["sweep"] = evaluation.gamma_sweep(
                     self.network,
                     networks["victim"],
                     nwc,
@@ -327,8 +334,8 @@ class _Run:
                     prepare=self.prepare,
                     mesh=self.mesh,
                     on_setting=on_step,
-                ),
-            }
+                )
+            return measured
 
         return self.stage(
             "evaluation",

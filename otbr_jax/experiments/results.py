@@ -18,7 +18,7 @@ from otbr_jax.experiments.config import RepairConfig
 from otbr_jax.experiments.evaluation import TestSet
 from otbr_jax.experiments.stages import Stage, content_digest, versions
 from otbr_jax.metrics import Metrics, defense_effectiveness
-from otbr_jax.neurons import NeuronGraph
+from otbr_jax.neuron_graph import Layer
 from otbr_jax.types import Network, Variables
 from otbr_jax.weight_change import ranks
 
@@ -27,24 +27,26 @@ class Repair(NamedTuple):
     """What `pipeline.repair` found.
 
     Attributes:
-      variables: the repaired network's variables.
+      variables: the repaired network's variables, as the pytree that the user brought.
       network: its functions.
-      graph: its neuron graph.
+      layers: the layers that were repaired, in execution order.
       stages: `victim`, `unlearned`, `scores`, `pruned`, `fused`, and `evaluation` if there was data.
       dataset: the data it was measured with, or None.
       test: the test images as they were measured, or None.
       config: the settings.
       workdir: where everything is.
+      files: the repaired network as files of the user's own kind, beside the Orbax checkpoint.
     """
 
     variables: Variables
     network: Network
-    graph: NeuronGraph
+    layers: tuple[Layer, ...]
     stages: Mapping[str, Stage]
     dataset: Dataset | None
     test: TestSet | None
     config: RepairConfig
     workdir: pathlib.Path
+    files: tuple[pathlib.Path, ...] = ()
 
 
 NETWORKS = ("victim", "unlearned", "pruned", "fused")
@@ -76,7 +78,7 @@ def summarize(result: Repair) -> dict[str, Any]:
             "worst_marginal_error": max((float(plans[name].marginal_error) for name in fused_layers), default=None),
             "most_iterations": max((int(plans[name].iterations) for name in fused_layers), default=None),
         },
-        "repaired": content_digest(result.variables),
+        "repaired": content_digest(result.stages["fused"].value["variables"]),
         "data": None if result.dataset is None else result.dataset.provenance,
         "stages": {
             name: {
@@ -140,7 +142,7 @@ def scores_table(result: Repair) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["layer", "neuron", "nwc", "rank", "pruned"])
-    for layer in result.graph.main_convolutions:  # execution order
+    for layer in result.layers:  # execution order
         rows = zip(scores[layer.name], np.asarray(places[layer.name]), pruned[layer.name], strict=True)
         for neuron, (score, rank, is_pruned) in enumerate(rows):
             # 9 significant digits give back the same float32.

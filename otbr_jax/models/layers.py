@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from otbr_jax.errors import InputError
 
 # PyTorch's default for convolutions and dense layers: uniform in +-1/sqrt(fan_in).
 torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+# He et al. (arXiv 1502.01852) in the variant of torchvision's ResNets and VGGs, which keeps the gradient's variance.
+he_fan_out = nn.initializers.variance_scaling(2, "fan_out", "normal")
+
+# As ConvNeXt and ViT publish it. Flax's faster variance, the difference of two moments, loses digits PyTorch keeps.
+LayerNorm = partial(nn.LayerNorm, epsilon=1e-6, use_fast_variance=False)
 
 
 class BatchNorm(nn.Module):
@@ -51,3 +62,49 @@ class BatchNorm(nn.Module):
         if self.axis_name is None or self.is_initializing():
             return statistic
         return jax.lax.pmean(statistic, self.axis_name)
+
+
+def max_pool(x: jax.Array, window: int, stride: int, padding: int = 0) -> jax.Array:
+    """Maximum over square windows of `x [n, h, w, c]`; what is padded never wins, as in `torch.nn.MaxPool2d`."""
+    return nn.max_pool(x, (window, window), (stride, stride), [(padding, padding)] * 2)
+
+
+def global_avg_pool(x: jax.Array) -> jax.Array:
+    """Mean over all positions, `[n, h, w, c]` -> `[n, c]`; raises InputError if no position is left."""
+    _check_positions(x)
+    return jnp.mean(x, axis=(1, 2))
+
+
+def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:
+    """Averages `x [n, h, w, c]` to `[n, size, size, c]`, from any h and w, as `torch.nn.AdaptiveAvgPool2d` does.
+
+    Row i of the output averages rows `floor(i h / size)` up to `ceil((i + 1) h / size)` of the input; small inputs
+    thus repeat rows, and inputs of this size stay as they are.
+
+    Raises:
+      InputError: if h or w is 0.
+    """
+    _check_positions(x)
+    for axis in (1, 2):
+        if x.shape[axis] != size:
+            matrix = jnp.asarray(_pooling_matrix(x.shape[axis], size), x.dtype)
+            pooled = jnp.tensordot(x, matrix, axes=(axis, 0), precision=jax.lax.Precision.HIGHEST)
+            x = jnp.moveaxis(pooled, -1, axis)
+    return x
+
+
+def _pooling_matrix(inputs: int, outputs: int) -> np.ndarray:
+    """`[inputs, outputs]`; column i averages the inputs of window i."""
+    matrix = np.zeros((inputs, outputs))
+    for i in range(outputs):
+        start, end = i * inputs // outputs, -((i + 1) * inputs // -outputs)
+        matrix[start:end, i] = 1 / (end - start)
+    return matrix
+
+
+def _check_positions(x: jax.Array) -> None:
+    if 0 in x.shape[1:3]:
+        raise InputError(
+            "model.image_shape: expected images large enough for the network's strides, "
+            f"found that {x.shape[1]} x {x.shape[2]} positions are left to average"
+        )

@@ -13,29 +13,46 @@ import jax
 import jax.numpy as jnp
 
 from otbr_jax.errors import InputError
-from otbr_jax.models.preact_resnet import PreActResNet
+from otbr_jax.models.convnext import ConvNeXt
+from otbr_jax.models.densenet import DenseNet
+from otbr_jax.models.preact_resnet import PreActBottleneck, PreActResNet
+from otbr_jax.models.resnet import Bottleneck, ResNet
+from otbr_jax.models.vgg import VGG
+from otbr_jax.models.vit import VisionTransformer
 from otbr_jax.types import Network, Variables, split
 
-ARCHITECTURES: Mapping[str, Callable[..., nn.Module]] = {
-    "preact_resnet18": partial(PreActResNet, stage_sizes=(2, 2, 2, 2)),
-    "preact_resnet10": partial(PreActResNet, stage_sizes=(1, 1, 1, 1)),
+ARCHITECTURES: Mapping[str, partial[Any]] = {
+    "preact_resnet10": partial(PreActResNet, depth=(1, 1, 1, 1)),
+    "preact_resnet18": partial(PreActResNet, depth=(2, 2, 2, 2)),
+    "preact_resnet34": partial(PreActResNet, depth=(3, 4, 6, 3)),
+    "preact_resnet50": partial(PreActResNet, depth=(3, 4, 6, 3), block=PreActBottleneck),
+    "resnet18": partial(ResNet, depth=(2, 2, 2, 2)),
+    "resnet50": partial(ResNet, depth=(3, 4, 6, 3), block=Bottleneck),
+    "vgg11_bn": partial(VGG, depth=(1, 1, 2, 2, 2)),
+    "vgg16_bn": partial(VGG, depth=(2, 2, 3, 3, 3)),
+    "vgg19_bn": partial(VGG, depth=(2, 2, 4, 4, 4)),
+    "densenet121": partial(DenseNet, depth=(6, 12, 24, 16)),
+    "convnext_tiny": partial(ConvNeXt, depth=(3, 3, 9, 3)),
+    "vit_b_16": partial(VisionTransformer, depth=(12,)),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Which network: a name of `ARCHITECTURES`, its width, its input and its output.
+    """Which network: a name of `ARCHITECTURES`, its size, its input and its output.
 
     Attributes:
-      name: a name of `ARCHITECTURES`.
-      width: channels of the first stage.
+      name: a name of `ARCHITECTURES`, or the user's own network, `package.module:attribute` or `file.py:attribute`.
+      width: channels of the first stage; 0 for as many as published.
+      depth: blocks per stage (of a VGG convolutions, of a DenseNet layers); empty for as many as published.
       image_shape: `(h, w, c)` of one input image.
       num_classes: number of logits.
-      checkpoint: directory of an Orbax checkpoint of its variables; empty for a network without weights yet.
+      checkpoint: its weights, an Orbax checkpoint directory, or a PyTorch or safetensors file; empty for none yet.
     """
 
     name: str = "preact_resnet18"
-    width: int = 64
+    width: int = 0
+    depth: tuple[int, ...] = ()
     image_shape: tuple[int, int, int] = (32, 32, 3)
     num_classes: int = 10
     checkpoint: str = ""
@@ -60,7 +77,8 @@ def build(config: ModelConfig, *, axis_name: str | None = None) -> tuple[Network
     """Returns the network that `config` names and its `init(key) -> variables`.
 
     Raises:
-      InputError: if the name is not in `ARCHITECTURES`, or a size is not positive.
+      InputError: if the name is not in `ARCHITECTURES`, a size is not positive, the number of stages differs from the
+        published one, or the images do not suit the network.
     """
     if config.name not in ARCHITECTURES:
         near = difflib.get_close_matches(config.name, ARCHITECTURES, n=1)
@@ -68,14 +86,21 @@ def build(config: ModelConfig, *, axis_name: str | None = None) -> tuple[Network
         raise InputError(f"model.name: expected one of {sorted(ARCHITECTURES)}, found {config.name!r}{hint}")
     if len(config.image_shape) != 3 or min(config.image_shape) < 1:
         raise InputError(f"model.image_shape: expected (height, width, channels), found {config.image_shape}")
-    for field in ("width", "num_classes"):
-        if getattr(config, field) < 1:
-            raise InputError(f"model.{field}: expected at least 1, found {getattr(config, field)}")
-    module = ARCHITECTURES[config.name](num_classes=config.num_classes, width=config.width, axis_name=axis_name)
+    for field, least in (("width", 0), ("num_classes", 1)):
+        if getattr(config, field) < least:
+            raise InputError(f"model.{field}: expected at least {least}, found {getattr(config, field)}")
+    architecture = ARCHITECTURES[config.name]
+    published = architecture.keywords["depth"]
+    depth = tuple(config.depth) or published
+    if len(depth) != len(published) or min(depth) < 1:
+        raise InputError(f"model.depth: expected a number of at least 1 for each of {published}, found {depth}")
+    width = {"width": config.width} if config.width else {}
+    module = architecture(num_classes=config.num_classes, depth=depth, **width, axis_name=axis_name)
     shape = (int(config.image_shape[0]), int(config.image_shape[1]), int(config.image_shape[2]))
     network = network_from_flax(module, image_shape=shape, num_classes=config.num_classes)
 
     def init(key: jax.Array) -> Variables:
         return module.init(key, jnp.zeros((1, *shape), jnp.float32), train=True)
 
+    jax.eval_shape(init, jax.random.key(0))  # a shape that does not suit the network ends here, not in the first stage
     return network, init

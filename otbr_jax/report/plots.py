@@ -174,6 +174,6 @@ def transport_plan(matrix: np.ndarray, pruned: np.ndarray, *, layer: str) -> Fig
 
 
 def short_name(layer: str) -> str:
-    """`params/layer1_0/conv1/kernel` -> `layer1_0/conv1`."""
+    """`params/layer1.0/conv1/kernel` -> `layer1.0/conv1`."""
     parts = layer.split("/")
     return "/".join(parts[1:-1] if len(parts) > 2 else parts)

@@ -1,0 +1,32 @@
+"""Prints and draws a network's neuron graph: `python -m launch.inspect_network --config.model.name=resnet18`.
+
+The network is that of `--config.model...`, as for `launch.repair`: of the registry, from a checkpoint, or of your own
+code. `--verify` permutes every group of neurons and says how far the outputs move: in a right graph 0, but for
+rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from absl import flags
+
+from launch import cli
+from otbr_jax.experiments import config as configs
+from otbr_jax.experiments.inspecting import inspect
+
+CONFIG = cli.define_config("own_network.py")
+flags.adopt_module_key_flags(cli)
+OUT = flags.DEFINE_string("out", None, "File for the drawing: .png, .svg or .pdf.")
+VERIFY = flags.DEFINE_bool("verify", False, "Permutes every group and measures how far the outputs move.")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Traces the network and prints its table."""
+    del arguments
+    config = configs.from_dict(configs.RepairConfig, CONFIG())
+    print(inspect(config, drawing=OUT.value, verify=VERIFY.value))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,92 @@
+"""Which network of the registry a file's tensors are those of: for errors, and for settings left out."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterable, Mapping
+
+import jax
+import numpy as np
+
+from otbr_jax.errors import InputError
+from otbr_jax.interop.matching import known_shapes
+from otbr_jax.interop.state_dict import tensor_name, tensor_shape
+from otbr_jax.models import registry
+from otbr_jax.models.registry import ModelConfig
+from otbr_jax.models.vit import PATCH
+from otbr_jax.types import named_leaves
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+# Sizes that no network has by itself, so that the probe shows which axes they set.
+_PROBE = ModelConfig(width=64, image_shape=(32, 32, 11), num_classes=997)
+_POSITIONS = "encoder.pos_embedding"
+
+
+def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """PyTorch's names and shapes of all weights and statistics of the network that `config` names.
+
+    Raises:
+      InputError: as `registry.build`.
+    """
+    _, init = registry.build(config)
+    leaves = named_leaves(jax.eval_shape(init, jax.random.key(0)))
+    return {tensor_name(leaf): tensor_shape(leaf, spec.shape) for leaf, spec in leaves.items()}
+
+
+def identify(
+    tensors: Mapping[str, np.ndarray],
+    *,
+    names: Iterable[str] = tuple(registry.ARCHITECTURES),
+    depth: tuple[int, ...] = (),
+) -> ModelConfig | None:
+    """Returns the network whose names and shapes are exactly a file's, under any prefix; None if there is none.
+
+    Args:
+      tensors: arrays by the file's names.
+      names: architectures to try.
+      depth: see `ModelConfig`; other depths than this (by default the published ones) are not tried.
+    """
+    for name in names:
+        probe = _probe(name, depth)
+        found = known_shapes(tensors, probe)
+        if probe.keys() == found.keys():
+            config = _read_off(probe, found, name=name, depth=depth)
+            if config is not None and _fits(config, found):
+                return config
+    return None
+
+
+def describe(config: ModelConfig) -> str:
+    """One clause for an error line: `preact_resnet18 with model.width=16, model.num_classes=10`."""
+    settings: dict[str, object] = {"width": config.width, "num_classes": config.num_classes}
+    if config.image_shape != ModelConfig().image_shape:
+        settings["image_shape"] = config.image_shape
+    return f"{config.name} with {', '.join(f'model.{key}={value}' for key, value in settings.items())}"
+
+
+@functools.cache
+def _probe(name: str, depth: tuple[int, ...]) -> Shapes:
+    return expected_shapes(dataclasses.replace(_PROBE, name=name, depth=depth))
+
+
+def _read_off(probe: Shapes, found: Shapes, *, name: str, depth: tuple[int, ...]) -> ModelConfig | None:
+    """The sizes of a network from the axes where the probe has its own; None if they make no network."""
+    first = next(key for key, shape in probe.items() if len(shape) == 4 and shape[1] == _PROBE.image_shape[2])
+    head = next(key for key, shape in probe.items() if shape == (_PROBE.num_classes,))
+    if len(found[first]) != 4 or len(found[head]) != 1:
+        return None
+    side = ModelConfig().image_shape[0]
+    if _POSITIONS in found and len(found[_POSITIONS]) == 3:
+        side = PATCH * math.isqrt(max(0, found[_POSITIONS][1] - 1))
+    width = found[first][0] * _PROBE.width // probe[first][0]
+    return ModelConfig(name, width, depth, (side, side, found[first][1]), found[head][0])
+
+
+def _fits(config: ModelConfig, found: Shapes) -> bool:
+    try:
+        return config.width > 0 and expected_shapes(config) == found
+    except InputError:  # sizes that the network does not come in
+        return False

@@ -1,0 +1,81 @@
+"""What a network's neuron graph looks like, and whether it is right."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import jax
+import numpy as np
+
+from otbr_jax.defenses.otbr import choose_layers
+from otbr_jax.errors import InputError
+from otbr_jax.experiments.config import RepairConfig
+from otbr_jax.experiments.networks import Subject, open_network
+from otbr_jax.neuron_graph import permutation_error
+from otbr_jax.report.network import draw_network, network_table
+from otbr_jax.types import Variables, named_leaves
+
+DRAWINGS = (".png", ".svg", ".pdf")
+
+
+def inspect(config: RepairConfig, *, drawing: str | os.PathLike[str] | None = None, verify: bool = False) -> str:
+    """The table of a network's layers, which of them OTBR would repair, and what else was asked for.
+
+    Args:
+      config: names the network (`config.model`) and the layers to repair (`config.otbr.layers`).
+      drawing: a file for a picture of the graph; its suffix is one of `DRAWINGS`.
+      verify: whether to permute every group of neurons and measure how far the outputs move.
+
+    Raises:
+      InputError: if the network cannot be opened or traced, or the picture not written.
+    """
+    if drawing is not None and pathlib.Path(drawing).suffix not in DRAWINGS:
+        raise InputError(f"--out: expected a name that ends in one of {', '.join(DRAWINGS)}, found {str(drawing)!r}")
+    subject = open_network(config.model)
+    shapes = {name: tuple(leaf.shape) for name, leaf in named_leaves(subject.like).items()}
+    layers = choose_layers(subject.graph, config.otbr.layers)
+    kinds = ", ".join(sorted({layer.kind for layer in layers}))
+    lines = [
+        network_table(subject.graph, shapes),
+        f"repaired: {len(layers)} layers ({kinds}) with {sum(layer.neurons for layer in layers):,} neurons",
+    ]
+    if verify:
+        lines.append(_verdict(subject))
+    if drawing is not None:
+        try:
+            draw_network(subject.graph, title=config.model.name).savefig(drawing, dpi=150)
+        except OSError as error:
+            raise InputError(f"--out: cannot write {drawing} ({error.strerror})") from None
+        lines.append(f"drawn in {drawing}")
+    return "\n".join(lines)
+
+
+def _verdict(subject: Subject) -> str:
+    network = subject.network
+    variables = _random(subject.like) if subject.variables is None else subject.variables
+    images = jax.random.uniform(jax.random.key(1), (4, *network.image_shape))
+    apply = jax.jit(network.apply)
+    errors = [
+        float(permutation_error(apply, variables, group, images, key=jax.random.key(index)))
+        for index, group in enumerate(subject.graph.groups)
+    ]
+    worst = max(errors, default=0.0)
+    weights = "random weights" if subject.variables is None else "its own weights"
+    return (
+        f"verified with {weights}: permuting each of {len(errors)} groups moves the outputs by at most {worst:.1e} "
+        "of the largest"
+    )
+
+
+def _random(like: Variables) -> Variables:
+    """Random values everywhere, since equal ones (BatchNorm's zeros and ones) hide mistakes."""
+    leaves, structure = jax.tree.flatten(like)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+
+    def draw(key: jax.Array, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        if leaf.size > max(leaf.shape, default=0):
+            return jax.random.normal(key, leaf.shape, leaf.dtype) / np.sqrt(np.prod(leaf.shape[:-1]))
+        return jax.random.uniform(key, leaf.shape, leaf.dtype, minval=0.2, maxval=1.0)
+
+    return jax.tree.unflatten(structure, [draw(key, leaf) for key, leaf in zip(keys, leaves, strict=True)])

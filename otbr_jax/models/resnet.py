@@ -1,0 +1,100 @@
+"""Residual networks (arXiv 1512.03385) with torchvision's layers and names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import flax.linen as nn
+import jax
+
+from otbr_jax.models.layers import BatchNorm, global_avg_pool, he_fan_out, max_pool, torch_uniform
+
+_conv = partial(nn.Conv, padding=0, use_bias=False, kernel_init=he_fan_out)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions, each with BatchNorm, added to their input.
+
+    Attributes:
+      features: number of output channels.
+      stride: stride of the first convolution and of the shortcut.
+      axis_name: see `BatchNorm`.
+    """
+
+    features: int
+    stride: int = 1
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps activations `[n, h, w, c]` to `[n, h / stride, w / stride, features]`."""
+        norm = partial(BatchNorm, axis_name=self.axis_name)
+        out = _conv(self.features, (3, 3), self.stride, padding=1, name="conv1")(x)
+        out = nn.relu(norm(name="bn1")(out, train=train))
+        out = _conv(self.features, (3, 3), padding=1, name="conv2")(out)
+        out = norm(name="bn2")(out, train=train)
+        if self.stride != 1 or x.shape[-1] != self.features:
+            x = _conv(self.features, (1, 1), self.stride, name="downsample.0")(x)
+            x = norm(name="downsample.1")(x, train=train)
+        return nn.relu(out + x)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions, each with BatchNorm, added to their input; the 3x3 has the stride.
+
+    Attributes:
+      features: channels of the first two convolutions; four times as many leave.
+      stride: stride of the 3x3 convolution and of the shortcut.
+      axis_name: see `BatchNorm`.
+    """
+
+    features: int
+    stride: int = 1
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps activations `[n, h, w, c]` to `[n, h / stride, w / stride, 4 * features]`."""
+        norm = partial(BatchNorm, axis_name=self.axis_name)
+        out = _conv(self.features, (1, 1), name="conv1")(x)
+        out = nn.relu(norm(name="bn1")(out, train=train))
+        out = _conv(self.features, (3, 3), self.stride, padding=1, name="conv2")(out)
+        out = nn.relu(norm(name="bn2")(out, train=train))
+        out = _conv(4 * self.features, (1, 1), name="conv3")(out)
+        out = norm(name="bn3")(out, train=train)
+        if self.stride != 1 or x.shape[-1] != 4 * self.features:
+            x = _conv(4 * self.features, (1, 1), self.stride, name="downsample.0")(x)
+            x = norm(name="downsample.1")(x, train=train)
+        return nn.relu(out + x)
+
+
+class ResNet(nn.Module):
+    """ResNet for large images: a 7x7 stem and a max pool divide the resolution by four before the first stage.
+
+    Attributes:
+      num_classes: number of logits.
+      depth: blocks per stage, (2, 2, 2, 2) for ResNet18; each later stage halves the resolution.
+      width: channels of the stem and of the first stage, doubled at every later stage (64 as published).
+      block: `BasicBlock` or `Bottleneck`.
+      axis_name: see `BatchNorm`.
+    """
+
+    num_classes: int
+    depth: Sequence[int] = (2, 2, 2, 2)
+    width: int = 64
+    block: type[BasicBlock] | type[Bottleneck] = BasicBlock
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps images `[n, h, w, c]` to logits `[n, num_classes]`."""
+        x = _conv(self.width, (7, 7), 2, padding=3, name="conv1")(x)
+        x = nn.relu(BatchNorm(axis_name=self.axis_name, name="bn1")(x, train=train))
+        x = max_pool(x, 3, 2, padding=1)
+        for stage, blocks in enumerate(self.depth):
+            for i in range(blocks):
+                stride = 2 if stage > 0 and i == 0 else 1
+                block = self.block(self.width * 2**stage, stride, self.axis_name, name=f"layer{stage + 1}.{i}")
+                x = block(x, train=train)
+        return nn.Dense(self.num_classes, kernel_init=torch_uniform, name="fc")(global_avg_pool(x))

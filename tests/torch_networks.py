@@ -1,0 +1,163 @@
+"""The PyTorch originals of the networks in `otbr_jax.models`, with random weights and statistics."""
+
+import sys
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+# Beside JAX's threads, PyTorch's own wait for each other far longer than these small networks take on one.
+torch.set_num_threads(1)
+
+
+def _import_torchvision():
+    """torchvision's networks, also where its compiled operators do not fit this build of PyTorch.
+
+    A CUDA build of torchvision beside a CPU build of PyTorch cannot load its library of operators, and then fails to
+    import since it refers to them. No network here calls one: it is enough that the operators exist by name.
+    """
+    try:
+        import torchvision
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor x) -> Tensor")
+        import torchvision
+
+        torchvision._operators_by_name = library  # they exist as long as this object does
+    return torchvision.models
+
+
+class PreActBlock(nn.Module):
+    expansion = 1
+
+    def __init__(self, inputs, features, stride):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, features, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(features)
+        self.conv2 = nn.Conv2d(features, features, 3, 1, 1, bias=False)
+        if stride != 1 or inputs != features:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, features, 1, stride, bias=False))
+
+    def forward(self, x):
+        active = functional.relu(self.bn1(x))
+        shortcut = self.shortcut(active) if hasattr(self, "shortcut") else x
+        return self.conv2(functional.relu(self.bn2(self.conv1(active)))) + shortcut
+
+
+class PreActBottleneck(nn.Module):
+    expansion = 4
+
+    def __init__(self, inputs, features, stride):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, features, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(features)
+        self.conv2 = nn.Conv2d(features, features, 3, stride, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(features)
+        self.conv3 = nn.Conv2d(features, 4 * features, 1, bias=False)
+        if stride != 1 or inputs != 4 * features:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, 4 * features, 1, stride, bias=False))
+
+    def forward(self, x):
+        active = functional.relu(self.bn1(x))
+        shortcut = self.shortcut(active) if hasattr(self, "shortcut") else x
+        out = self.conv2(functional.relu(self.bn2(self.conv1(active))))
+        return self.conv3(functional.relu(self.bn3(out))) + shortcut
+
+
+class PreActResNet(nn.Module):
+    def __init__(self, block, depth, num_classes, width=64):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        inputs = width
+        for stage, blocks in enumerate(depth):
+            layers = []
+            for i in range(blocks):
+                layers.append(block(inputs, width * 2**stage, 2 if stage > 0 and i == 0 else 1))
+                inputs = width * 2**stage * block.expansion
+            setattr(self, f"layer{stage + 1}", nn.Sequential(*layers))
+        self.linear = nn.Linear(inputs, num_classes)
+
+    def forward(self, x):
+        x = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(x)))))
+        return self.linear(functional.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+PREACT = {
+    "preact_resnet18": (PreActBlock, (2, 2, 2, 2)),
+    "preact_resnet34": (PreActBlock, (3, 4, 6, 3)),
+    "preact_resnet50": (PreActBottleneck, (3, 4, 6, 3)),
+}
+VGG = {"vgg11_bn": "A", "vgg16_bn": "D", "vgg19_bn": "E"}
+
+
+def _vgg(models, name, num_classes, width):
+    """torchvision's VGG, with fewer channels where `width` is less than 64."""
+    channels = [entry if entry == "M" else entry * width // 64 for entry in models.vgg.cfgs[VGG[name]]]
+    model = models.vgg.VGG(models.vgg.make_layers(channels, batch_norm=True), num_classes, dropout=0.0)
+    if width < 64:  # the number of channels that the dense layers expect is fixed
+        for i, inputs in ((0, 7 * 7 * 8 * width), (3, 64 * width)):
+            model.classifier[i] = nn.Linear(inputs, 64 * width)
+        model.classifier[6] = nn.Linear(64 * width, num_classes)
+    return model
+
+
+def original(name, *, num_classes=1000, image_size=224, width=64):
+    """The network without its values (on PyTorch's meta device), dropout and stochastic depth off.
+
+    `width` is that of a VGG; the others have the published one.
+    """
+    models = _import_torchvision()
+    with torch.device("meta"):
+        if name in PREACT:
+            return PreActResNet(*PREACT[name], num_classes)
+        if name in VGG:
+            return _vgg(models, name, num_classes, width)
+        settings = {"vit_b_16": {"image_size": image_size}, "convnext_tiny": {"stochastic_depth_prob": 0.0}}
+        return getattr(models, name)(num_classes=num_classes, **settings.get(name, {}))
+
+
+def build(name, **settings):
+    """The network with every parameter and running statistic drawn at random, so that none can hide behind 0 or 1."""
+    model = original(name, **settings).to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    for leaf, tensor in model.state_dict().items():
+        if leaf.endswith("num_batches_tracked"):
+            tensor.zero_()
+        elif tensor.ndim > 1:
+            tensor.normal_(generator=generator).mul_((2 / tensor[0].numel()) ** 0.5)
+        elif leaf.endswith(("weight", "running_var")):
+            tensor.uniform_(0.5, 1.5, generator=generator)
+        else:
+            tensor.normal_(0, 0.1, generator=generator)
+    return model
+
+
+def tensors(model):
+    """A copy of the state dict as NumPy arrays."""
+    return {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
+
+
+def evaluate(model, images):
+    """Logits of `images [n, h, w, c]` in evaluation mode."""
+    with torch.no_grad():
+        return model.eval()(_nchw(images)).numpy()
+
+
+def train_step(model, images, labels, *, learning_rate):
+    """One step of SGD on the cross-entropy of `images [n, h, w, c]`; returns the training-mode logits."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate)
+    logits = model.train()(_nchw(images))
+    functional.cross_entropy(logits, torch.from_numpy(labels)).backward()
+    optimizer.step()
+    return logits.detach().numpy()
+
+
+def _nchw(images):
+    return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
