@@ -23,7 +23,7 @@ def launch(*flags):
         ("--config.model.name=preact_resnet81", "did you mean 'preact_resnet18'?"),
         (
             "--config.model.checkpoint=/nowhere",
-            "model.checkpoint: expected an Orbax checkpoint directory, found nothing",
+            "model.checkpoint: expected an Orbax checkpoint directory, or a PyTorch or safetensors file, found nothing",
         ),
         ("--workdir=/proc/w", "workdir: expected a directory that can be written"),
     ],

@@ -237,10 +237,10 @@ def test_bad_input_is_refused_before_anything_is_written(finished, tmp_path):
 
     bad(
         model(checkpoint="/nowhere"),
-        r"model.checkpoint: expected an Orbax checkpoint directory, found nothing",
+        r"model.checkpoint: expected an Orbax checkpoint directory, or a PyTorch or safetensors file, found nothing",
         tmp_path,
     )
-    bad(model(checkpoint=str(checkpoint), num_classes=7), r"data 'digits': expected labels in 0..6", tmp_path)
+    bad(model(num_classes=7), r"data 'digits': expected labels in 0..6", tmp_path)
     classes = dataclasses.replace(model(checkpoint=str(checkpoint), num_classes=12), data=DataConfig(name="none"))
     bad(classes, r"expected params/linear/kernel of shape \(64, 12\) as config.model says, found \(64, 10\)"
         "|expected params/linear/bias of shape", tmp_path)  # fmt: skip

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -20,6 +21,15 @@ def save_checkpoint(path: pathlib.Path, tree: Any) -> None:
     """Writes the arrays of a pytree as an Orbax checkpoint of nested dicts; `path` must not exist."""
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(path.absolute(), _nested(named_leaves(tree)))
+
+
+def numeric_leaves(tree: Any) -> dict[str, Any]:
+    """The arrays of a pytree by name, without random keys, which no checkpoint format knows."""
+    return {
+        name: leaf
+        for name, leaf in named_leaves(tree).items()
+        if not jax.dtypes.issubdtype(jnp.result_type(leaf), jax.dtypes.extended)
+    }
 
 
 def restore_checkpoint(path: pathlib.Path, like: Any) -> Any:

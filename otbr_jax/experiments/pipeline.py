@@ -27,7 +27,7 @@ from otbr_jax.data.sources import Dataset
 from otbr_jax.defenses.otbr import choose_layers
 from otbr_jax.errors import InputError
 from otbr_jax.experiments import evaluation, parallel, training
-from otbr_jax.experiments.checkpoints import replace_checkpoint
+from otbr_jax.experiments.checkpoints import numeric_leaves, replace_checkpoint
 from otbr_jax.experiments.config import RepairConfig
 from otbr_jax.experiments.evaluation import TestSet
 from otbr_jax.experiments.networks import open_network
@@ -91,14 +91,14 @@ def repair(
         stages["fused"] = run.fused(stages["victim"], stages["scores"], stages["pruned"])
         repaired = stages["fused"].value["variables"]
         check_finite(repaired, name="the repaired network")
-        replace_checkpoint(directory.path / "repaired", repaired)
+        restored = subject.restore(repaired)
+        replace_checkpoint(directory.path / "repaired", numeric_leaves(restored))
         files = []
         if subject.template is not None:
             files.append(directory.path / file_name(subject.template))
             write_like(subject.template, repaired, files[0])
         if test is not None:
             stages["evaluation"] = run.evaluation(test, stages)
-        restored = subject.restore(repaired)
         result = Repair(restored, network, layers, stages, dataset, test, config, directory.path, tuple(files))
         write_outputs(result)
         return result
