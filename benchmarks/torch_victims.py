@@ -1,0 +1,95 @@
+"""PyTorch checkpoints that somebody else trained, repaired as published; appends rows to results/torch_victims.jsonl.
+
+    python -m benchmarks.torch_victims --folder=VICTIMS --images=cifar10_test.npz --workdir=runs/victims
+
+`--folder` holds state dicts of the toolkit's PreAct-ResNet18 (names, no final BatchNorm-ReLU) with first width 16, trained
+on CIFAR-10; `--images` the test set as `images` (uint8 `[n, 32, 32, 3]`) and `labels`. ASR and RA are measured with
+BadNets' white 3x3 square and target class 0. Every file is loaded, measured, repaired, written back, and the written file is
+loaded again; each row carries the file's name and digest, settings, commit, hardware, date.
+"""
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from benchmarks.provenance import ROOT, git, hardware
+from configs.own_network import get_config
+from launch import cli
+from otbr_jax.data.sources import DataConfig
+from otbr_jax.experiments.config import RepairConfig, from_dict
+from otbr_jax.experiments.loading import load_checkpoint
+from otbr_jax.experiments.pipeline import repair
+from otbr_jax.experiments.results import summarize
+from otbr_jax.report.table import percent, summary_table
+
+RESULTS = ROOT / "results" / "torch_victims.jsonl"
+FOLDER = flags.DEFINE_string("folder", None, "Folder of .pt files.", required=True)
+IMAGES = flags.DEFINE_string("images", None, "CIFAR-10's test images as .npz.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", "runs/victims", "Directory for the runs, one folder per file.")
+PROVENANCE = flags.DEFINE_string("provenance", "CIFAR-10", "What the images are, for the rows.")
+
+
+def measure(file: pathlib.Path) -> dict[str, Any]:
+    data = DataConfig("npz", IMAGES.value, mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.243, 0.261))
+    config = from_dict(RepairConfig, get_config().to_dict())
+    model = dataclasses.replace(config.model, name="preact_resnet18", width=16, checkpoint=str(file))
+    config = dataclasses.replace(config, model=model, data=data)
+    result = repair(config, pathlib.Path(WORKDIR.value) / file.stem)
+    summary = summarize(result)
+    print(f"\n{file.name}\n{summary_table(summary)}")
+    written, _ = load_checkpoint(result.files[0], result.variables, name="written")
+    jax.tree.map(np.testing.assert_array_equal, written, result.variables)
+    kept = ("metrics", "choice", "oracle", "sweep", "transport", "versions")
+    return {
+        "file": file.name,
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "images": PROVENANCE.value,
+        "seed": config.seed,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": git("rev-parse", "HEAD"),
+        "hardware": hardware(),
+        "seconds": round(sum(stage["seconds"] for stage in summary["stages"].values()), 1),
+        **{name: summary[name] for name in kept},
+        # Without the folders of one machine.
+        "config": summary["config"]
+        | {"model": summary["config"]["model"] | {"checkpoint": file.name}}
+        | {"data": summary["config"]["data"] | {"path": pathlib.Path(IMAGES.value).name}},
+    }
+
+
+def markdown_table(rows: Sequence[dict[str, Any]]) -> str:
+    lines = [
+        "| file | as it came: ACC / ASR / RA | pruned only | repaired: ACC / ASR / RA | oracle's gamma: ACC / ASR |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        victim, pruned, fused = (
+            " / ".join(percent(row["metrics"][name][metric]) for metric in ("acc", "asr", "ra"))
+            for name in ("victim", "pruned", "fused")
+        )
+        best = row["oracle"]["fused"]
+        oracle = f"{row['oracle']['gamma']:g}: {percent(best['acc'])} / {percent(best['asr'])}"
+        lines.append(f"| `{row['file']}` | {victim} | {pruned} | **{fused}** | {oracle} |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str]) -> None:
+    del arguments
+    if git("status", "--porcelain", "--", "otbr_jax", "configs"):
+        raise SystemExit("error: results carry a commit; commit the changes in otbr_jax/ and configs/ first")
+    rows = [measure(file) for file in sorted(pathlib.Path(FOLDER.value).glob("*.pt"))]
+    with open(RESULTS, "a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    print(markdown_table(rows))
+
+
+if __name__ == "__main__":
+    cli.run(main)
