@@ -2,10 +2,10 @@
 
     python -m benchmarks.torch_victims --folder=VICTIMS --images=cifar10_test.npz --workdir=runs/victims
 
-`--folder` holds state dicts of the toolkit's PreAct-ResNet18 (names, no final BatchNorm-ReLU) with first width 16, trained
-on CIFAR-10; `--images` the test set as `images` (uint8 `[n, 32, 32, 3]`) and `labels`. ASR and RA are measured with
-BadNets' white 3x3 square and target class 0. Every file is loaded, measured, repaired, written back, and the written file is
-loaded again; each row carries the file's name and digest, settings, commit, hardware, date.
+`--folder` holds state dicts of the toolkit's PreAct-ResNet18 (names, no final BatchNorm-ReLU) with first width 16,
+trained on CIFAR-10; `--images` the test set as `images` (uint8 `[n, 32, 32, 3]`) and `labels`. ASR and RA are measured
+with BadNets' white 3x3 square and target class 0. Every file is loaded, measured, repaired and written back, and the
+written file is loaded again; each row carries the file's name and digest, settings, commit, hardware, date.
 """
 
 import dataclasses

@@ -81,19 +81,26 @@ def test_the_order_of_neurons_does_not_matter(moved):
         np.testing.assert_allclose(network.apply(fused, images), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_concatenated_inputs_are_mapped_block_by_block():
-    """The same for two concatenated convolutions of different width, and a depthwise one, which is left as it is."""
-    apply, before, images, graph = traced("concatenating")
+@pytest.mark.parametrize("name", ["concatenating", "plain", "attending", "fused attention", "grouped"])
+def test_the_order_of_neurons_does_not_matter_however_they_are_fed(name):
+    """The same through concatenation, flattening, heads and groups; grouped and depthwise kernels stay as they are."""
+    apply, before, images, graph = traced(name)
     after = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), before)
+    layers = graph.hidden_layers
+    config = FusionConfig(transport=TransportConfig(threshold=1e-5))
+    fused = jax.jit(lambda a, b: run(a, b, layers, gamma=0.4, config=config)[0])
+    expected = apply(fused(before, after), images)
+    for group in graph.groups:
+        order = np.random.default_rng(2).permutation(group.size).tolist()
+        found = apply(fused(permute(before, group, order), permute(after, group, order)), images)
+        np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-2)
+
+
+def test_concatenated_inputs_are_known_block_by_block():
+    _, _, _, graph = traced("concatenating")
     layers = graph.main_convolutions
     assert [layer.name for layer in layers] == ["params/a/kernel", "params/b/kernel", "params/c/kernel"]
     assert layers[2].fed_by["params/a/kernel"] == (0, 1, 2, -1, -1, -1, -1)
-    config = FusionConfig(transport=TransportConfig(threshold=1e-5))
-    expected = apply(run(before, after, layers, gamma=0.4, config=config)[0], images)
-    for group in graph.groups:
-        order = np.random.default_rng(2).permutation(group.size)
-        fused, _, _ = run(permute(before, group, order), permute(after, group, order), layers, gamma=0.4, config=config)
-        np.testing.assert_allclose(apply(fused, images), expected, rtol=1e-2, atol=1e-2)
 
 
 def test_half_precision_weights(moved):
