@@ -96,7 +96,7 @@ def render(
         "<h2>Which neurons random unlearning moved</h2>",
         _figure(
             plots.nwc_by_layer(scores, pruned),
-            "One point for each neuron of each convolution on the main path, in execution order. The neurons whose "
+            "One point for each neuron of each repaired layer, in execution order. The neurons whose "
             "weights changed most over all layers together were pruned. All values are in neuron_scores.csv.",
         ),
     ]
