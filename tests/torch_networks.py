@@ -108,18 +108,33 @@ def _vgg(models, name, num_classes, width):
     return model
 
 
-def original(name, *, num_classes=1000, image_size=224, width=64):
+def _vit(models, num_classes, image_size, width):
+    """torchvision's ViT-B/16, with fewer heads where `width` is less than 768."""
+    return models.VisionTransformer(
+        image_size,
+        16,
+        num_layers=12,
+        num_heads=width // 64,
+        hidden_dim=width,
+        mlp_dim=4 * width,
+        num_classes=num_classes,
+    )
+
+
+def original(name, *, num_classes=1000, image_size=224, width=0):
     """The network without its values (on PyTorch's meta device), dropout and stochastic depth off.
 
-    `width` is that of a VGG; the others have the published one.
+    `width` is that of a VGG or ViT, 0 for the published one, which all others have.
     """
     models = _import_torchvision()
     with torch.device("meta"):
         if name in PREACT:
             return PreActResNet(*PREACT[name], num_classes)
         if name in VGG:
-            return _vgg(models, name, num_classes, width)
-        settings = {"vit_b_16": {"image_size": image_size}, "convnext_tiny": {"stochastic_depth_prob": 0.0}}
+            return _vgg(models, name, num_classes, width or 64)
+        if name == "vit_b_16":
+            return _vit(models, num_classes, image_size, width or 768)
+        settings = {"convnext_tiny": {"stochastic_depth_prob": 0.0}}
         return getattr(models, name)(num_classes=num_classes, **settings.get(name, {}))
 
 
