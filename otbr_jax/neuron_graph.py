@@ -39,7 +39,8 @@ class Layer(NamedTuple):
       inputs: number of inputs of the whole layer, all groups together.
       fed_by: `{earlier layer: int [inputs]}` in execution order: which of that layer's neurons each input is, -1 if
         none. Several after a residual addition or a concatenation, none for the first layer.
-      tied_to: other layers whose neurons are added to this layer's neurons.
+      tied_to: other layers whose neurons are added to this layer's neurons, or multiplied with them (gates, queries
+        with keys): they can only move together.
       vectors: the per-neuron vectors that belong to this layer's neurons.
       main_path: false for shortcuts (the shorter side of an addition), for gates (the longer side of a
         multiplication) and for layers whose outputs are the network's outputs.

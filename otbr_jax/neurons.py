@@ -18,7 +18,7 @@ import numpy as np
 
 from otbr_jax.neuron_graph import Layer, NeuronGraph, Vector
 from otbr_jax.slots import CannotMergeError, groups
-from otbr_jax.tracing_rules import CALLS, Tracing, Value, follow
+from otbr_jax.tracing_rules import CALLS, Kernel, Tracing, Value, follow
 from otbr_jax.types import ApplyFn, Variables, named_leaves
 
 
@@ -123,7 +123,7 @@ def _graph(state: Tracing, results: Sequence[Value]) -> NeuronGraph:
                     if feeder < index
                 },
                 tied_to=tuple(state.kernels[other].name for other in tied),
-                vectors=tuple(dict.fromkeys(vector for root in along for vector in vectors.get(root, ()))),
+                vectors=_on_all_axes([vector for root in along for vector in vectors.get(root, ())], kernel),
                 main_path=index not in state.side and own.isdisjoint(final),
             )
         )
@@ -140,6 +140,13 @@ def _vectors(state: Tracing, arrays: Mapping[tuple[str, int], np.ndarray]) -> di
             for root in dict.fromkeys(roots.tolist()):
                 found.setdefault(root, []).append(Vector(name, axis))
     return found
+
+
+def _on_all_axes(vectors: Sequence[Vector], kernel: Kernel) -> tuple[Vector, ...]:
+    """Each once; of a kernel with several axes of neurons, such as heads and head sizes, arrays that have them all."""
+    once = list(dict.fromkeys(vectors))
+    names = [vector.name for vector in once]
+    return tuple(vector for vector in once if names.count(vector.name) >= len(kernel.neuron_axes))
 
 
 def _feeders(

@@ -123,6 +123,10 @@ class Slots:
         """The slots of which a slot is the product; itself if it is none."""
         return self._factors.get(slot, (slot,))
 
+    def set_apart(self, ids: np.ndarray) -> None:
+        """States that these slots may only change places among themselves: they are children of a pinned slot."""
+        self._adopt(int(self.new((1,), pinned=True)[0]), np.unique(self.roots(np.ravel(ids))).tolist())
+
     def _adopt(self, parent: int, children: Sequence[int]) -> None:
         self._children.setdefault(parent, []).extend(children)
         for child in children:
@@ -134,6 +138,9 @@ class Slots:
         if all(len(row) == 1 for row in roots):
             return np.array([row[0] for row in roots])
         common = [set.intersection(*(self.parent_roots(slot) for slot in row)) for row in roots]
+        if len(common) > 1:
+            shared = set.intersection(*common)  # a part of an axis that holds all rows
+            common = [parents - shared for parents in common]
         if all(len(parents) == 1 for parents in common) and len(set().union(*common)) == len(rows):
             return np.array([next(iter(parents)) for parents in common])
         blocks = self.new((len(rows),))

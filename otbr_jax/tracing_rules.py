@@ -111,6 +111,12 @@ class Tracing:
         present = [axis for axis in axes if axis in shape]
         return self.slots.merge(value.labels, [Label((a,), self.slots.new((shape[a],), pinned=True)) for a in present])
 
+    def part(self, labels: Sequence[Label], axis: int, index: slice) -> None:
+        """States that what is taken of an axis is treated apart: it may only change places among itself."""
+        for label in labels:
+            if axis in label.axes and (taken := label.at(axis, index)) is not None:
+                self.slots.set_apart(taken.ids)
+
     def mark_side_path(self, a: Value, b: Value, *, gate: bool) -> None:
         """Of two branches that are added, the one through fewer layers is a shortcut; multiplied, the other a gate."""
         if a.depth == b.depth:
@@ -151,7 +157,7 @@ def follow(state: Tracing, eqn: Any, operands: Sequence[Value]) -> list[Value]:
     """The results of one equation; raises InputError if there is no rule for it."""
     name = eqn.primitive.name
     if not any(operand.data or operand.params for operand in operands):
-        varies = name in ("iota", "random_bits") or any(operand.labels for operand in operands)
+        varies = name not in _UNIFORM or any(operand.labels for operand in operands)
         shapes = [out.aval.shape for out in eqn.outvars]
         return [Value(state.fixed(s, [a for a in range(len(s)) if s[a] > 1]) if varies else ()) for s in shapes]
     if name in _RULES:
@@ -193,12 +199,16 @@ def _convolution(state: Tracing, eqn: Any, images: Value, kernel: Value) -> Valu
     in_shape, out_shape = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
     labels = state.slots.merge(images.labels, state.fixed(in_shape, spatial))
     image_labels = state.fixed(out_shape, numbers.out_spec[2:])
+    if (images_of := _only(labels, numbers.lhs_spec[0])) is not None:
+        image_labels = (*image_labels, Label((numbers.out_spec[0],), images_of))
     channels = _only(labels, channel)
     neurons, inputs = _only(kernel.labels, numbers.rhs_spec[0]), _only(kernel.labels, numbers.rhs_spec[1])
     out_channels, per_group = out_shape[numbers.out_spec[1]] // groups, in_shape[channel] // groups
 
     if not kernel.params:
         if per_group == out_channels == 1 and channels is not None:  # a fixed filter on every channel, such as a blur
+            if neurons is not None:
+                state.slots.unite(channels, neurons)
             passed = [Label((numbers.out_spec[1],), channels)]
             return state.merged((images,), (*passed, *image_labels))
         state.pin(images, (channel,), "a convolution of neurons with a constant", eqn)
@@ -311,10 +321,16 @@ def _expand_dims(state: Tracing, eqn: Any, x: Value) -> Value:
 def _reshape(state: Tracing, eqn: Any, x: Value, *_: Value) -> Value:
     """Changes runs of axes whose sizes have the same product, last run first, so that earlier axes keep their place."""
     before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    if eqn.params.get("dimensions") is not None:
+        place = {axis: i for i, axis in enumerate(eqn.params["dimensions"])}
+        x = dataclasses.replace(x, labels=tuple(label.renamed(place) for label in x.labels))
+        before = tuple(before[axis] for axis in eqn.params["dimensions"])
     labels = list(x.labels)
     for old, new in reversed(_runs(before, after)):
         if [before[axis] for axis in old] != [after[axis] for axis in new]:
-            labels = _reshape_run(state, labels, before, old, [after[axis] for axis in new])
+            labels = _reshape_run(
+                state, labels, (*before[: old.stop], *after[new.stop :]), old, [after[axis] for axis in new]
+            )
     return dataclasses.replace(x, labels=tuple(labels))
 
 
@@ -358,11 +374,18 @@ def _reshape_run(
         if np.array_equal(np.broadcast_to(first, ids.shape), ids):  # the same slots all along: nothing to say there
             ids = first.squeeze(position)
             del axes[position]
+    if state.slots.pinned().issuperset(state.slots.roots(np.ravel(ids)).tolist()):
+        return [
+            *result,
+            *(Label((a,), state.slots.new((n,), pinned=True)) for a, n in zip(axes, ids.shape, strict=True)),
+        ]
     return [*result, Label(tuple(range(len(axes))), ids).renamed(dict(enumerate(axes)))]
 
 
 def _reduce(state: Tracing, eqn: Any, x: Value, *_: Value) -> Value:
     gone = set(eqn.params["axes"])
+    if eqn.primitive.name in ("argmax", "argmin"):
+        x = dataclasses.replace(x, labels=tuple(state.pin(x, tuple(gone), "the number of a neuron", eqn)))
     place = {axis: i for i, axis in enumerate(a for a in range(len(eqn.invars[0].aval.shape)) if a not in gone)}
     left = [state.slots.reduce(label, gone) for label in x.labels if not gone.issuperset(label.axes)]
     return state.merged((x,), [label.renamed(place) for label in left])
@@ -382,6 +405,8 @@ def _window(state: Tracing, eqn: Any, x: Value, *_: Value) -> Value:
 def _along_axis(state: Tracing, eqn: Any, x: Value, *_: Value) -> Value:
     """Cumulative sums and the like, over an axis without neurons."""
     labels = state.pin(x, (eqn.params["axis"],), f"neurons through the operation {eqn.primitive.name!r}", eqn)
+    if not any(eqn.params["axis"] in label.axes for label in labels):
+        labels = [*labels, *state.fixed(eqn.outvars[0].aval.shape, [eqn.params["axis"]])]
     return state.merged((x,), labels)
 
 
@@ -405,7 +430,8 @@ def _pad(state: Tracing, eqn: Any, x: Value, *_: Value) -> Value:
             ids[tuple(old)] = label.ids
             label = Label(label.axes, ids)
         labels.append(label)
-    return state.merged((x,), labels)
+    known = {axis for label in labels for axis in label.axes}
+    return state.merged((x,), [*labels, *state.fixed(shape, [a for a in changed if a not in known])])
 
 
 def _take(labels: Sequence[Label], axis: int, index: slice) -> list[Label]:
@@ -418,6 +444,8 @@ def _slice(state: Tracing, eqn: Any, x: Value) -> Value:
     limits = eqn.params["limit_indices"]
     steps = eqn.params["strides"] or (1,) * len(limits)
     for axis, (start, stop, step) in enumerate(zip(eqn.params["start_indices"], limits, steps, strict=True)):
+        if (stop - start, step) != (eqn.invars[0].aval.shape[axis], 1):
+            state.part(labels, axis, slice(start, stop, step))
         labels = _take(labels, axis, slice(start, stop, step))
     return dataclasses.replace(x, labels=tuple(labels))
 
@@ -432,8 +460,39 @@ def _reverse(state: Tracing, eqn: Any, x: Value) -> Value:
 def _split(state: Tracing, eqn: Any, x: Value) -> list[Value]:
     """One output per part of the split axis; its slots are divided among them."""
     bounds = np.cumsum((0, *eqn.params["sizes"])).tolist()
+    for bound in itertools.pairwise(bounds):
+        state.part(x.labels, eqn.params["axis"], slice(*bound))
     parts = [_take(x.labels, eqn.params["axis"], slice(*bound)) for bound in itertools.pairwise(bounds)]
     return [dataclasses.replace(x, labels=tuple(labels)) for labels in parts]
+
+
+def _unstack(state: Tracing, eqn: Any, x: Value) -> list[Value]:
+    """One output per index of an axis."""
+    axis, results = eqn.params["axis"], []
+    place = {a: a - (a > axis) for a in range(len(eqn.invars[0].aval.shape))}
+    for index in range(eqn.invars[0].aval.shape[axis]):
+        state.part(x.labels, axis, slice(index, index + 1))
+        taken = [label.at(axis, index) if axis in label.axes else label for label in x.labels]
+        results.append(
+            dataclasses.replace(x, labels=tuple(label.renamed(place) for label in taken if label is not None))
+        )
+    return results
+
+
+def _stack(state: Tracing, eqn: Any, *operands: Value) -> Value:
+    """Values of the same shape along a new axis, whose order has a meaning."""
+    axis, shape = eqn.params["axis"], eqn.outvars[0].aval.shape
+    place = {a: a + (a >= axis) for a in range(len(shape) - 1)}
+    moved = [[label.renamed(place) for label in operand.labels] for operand in operands]
+    labels: list[Label] = reduce(state.slots.merge, moved, [])
+    return state.merged(operands, [*labels, *state.fixed(shape, [axis])])
+
+
+def _tile(state: Tracing, eqn: Any, x: Value) -> Value:
+    """The same again and again along an axis."""
+    reps = eqn.params["reps"]
+    labels = [Label(label.axes, np.tile(label.ids, [reps[axis] for axis in label.axes])) for label in x.labels]
+    return state.merged((x,), labels)
 
 
 def _dynamic_slice(state: Tracing, eqn: Any, x: Value, *_: Value) -> Value:
@@ -460,6 +519,7 @@ def _gather(state: Tracing, eqn: Any, x: Value, *indices: Value) -> Value:
     place = dict(zip(kept, numbers.offset_dims, strict=True))
     left = [label.renamed(place) for label in labels if not set(label.axes) & set(looked_up)]
     rest = [place[axis] for axis in kept if axis in looked_up and after[place[axis]] > 1]
+    rest += [axis for axis in range(len(after)) if axis not in numbers.offset_dims and after[axis] > 1]
     return state.merged((x, *indices), [*left, *state.fixed(after, rest)])
 
 
@@ -472,7 +532,7 @@ def _concatenate(state: Tracing, eqn: Any, *operands: Value) -> Value:
         parts.append(next((label for label in operand.labels if joined in label.axes), None))
     axes = {label.axes for label in parts if label is not None}
     if not axes:
-        return state.merged(operands, rest)
+        return state.merged(operands, [*rest, *state.fixed(eqn.outvars[0].aval.shape, [joined])])
     if len(axes) > 1:
         raise state.cannot("neurons joined along an axis that is split differently", eqn)
     (common,) = axes
@@ -481,7 +541,9 @@ def _concatenate(state: Tracing, eqn: Any, *operands: Value) -> Value:
     for label, operand, atom in zip(parts, operands, eqn.invars, strict=True):
         shape = tuple(atom.aval.shape[axis] for axis in common)
         # What has no slots has the same value everywhere (a constant), or comes from the images.
-        pieces.append(label.ids if label is not None else state.slots.new(shape, pinned=operand.data))
+        pieces.append(
+            label.ids if label is not None else state.slots.new(shape, pinned=operand.data or parts.count(None) > 1)
+        )
     return state.merged(operands, [*rest, Label(common, np.concatenate(pieces, where))])
 
 
@@ -519,6 +581,9 @@ _RULES: Mapping[str, Callable[..., Value | list[Value]]] = {
     "slice": _slice,
     "rev": _reverse,
     "split": _split,
+    "unstack": _unstack,
+    "stack": _stack,
+    "tile": _tile,
     "dynamic_slice": _dynamic_slice,
     "gather": _gather,
     "concatenate": _concatenate,
@@ -526,7 +591,14 @@ _RULES: Mapping[str, Callable[..., Value | list[Value]]] = {
 }
 
 _ELEMENTWISE = frozenset(
-    "abs add add_any cbrt ceil clamp convert_element_type copy cos div eq erf erf_inv erfc exp exp2 expm1 floor ge gt "
-    "integer_pow is_finite le log log1p logistic lt max min mul ne neg nextafter not and or pow reduce_precision rem "
-    "round rsqrt select_n sign sin sinh cosh sqrt square stop_gradient sub tan tanh xor sharding_constraint".split()
+    "abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp conj convert_element_type copy cos "
+    "cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le lgamma log log1p "
+    "logistic lt max min mul ne neg nextafter not or pow reduce_precision rem round rsqrt select_n "
+    "sharding_constraint sign sin sinh sqrt square stop_gradient sub tan tanh xor".split()
+)
+
+# What makes of constants with the same value everywhere another such constant.
+_UNIFORM = _ELEMENTWISE | frozenset(
+    "broadcast_in_dim dot_general expand_dims reduce_max reduce_min reduce_sum reshape rev slice split squeeze tile "
+    "transpose unstack".split()
 )

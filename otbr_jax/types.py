@@ -70,8 +70,14 @@ def leaf_name(path: Any) -> str:
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """All arrays of a pytree by name, in the pytree's order."""
-    return {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    """All arrays of a pytree by name, in the pytree's order; raises InputError if two have the same name."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    named = {leaf_name(path): leaf for path, leaf in leaves}
+    if len(named) < len(leaves):
+        names = [leaf_name(path) for path, _ in leaves]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"variables: expected a name for each array, found {twice!r} for two")
+    return named
 
 
 def replace_leaves(tree: Any, leaves: Mapping[str, Any]) -> Any:

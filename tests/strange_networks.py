@@ -143,6 +143,51 @@ def concatenated_relu():
     return apply, of_shapes(same=(3, 3, 2, 2), standard=(3, 3, 2, 4), next=(1, 1, 8, 6), out=(6, 3)), (4, 4, 2)
 
 
+def parts():
+    """Halves of the channels treated differently (split, slice, stack), one channel as a gate, weights per part."""
+
+    def apply(variables, images):
+        p = variables["params"]
+        u, t = jnp.split(conv(images, p["first"]), 2, -1)
+        x = jnp.concatenate([jax.nn.relu(u), jnp.tanh(t)], -1)
+        x = x * jax.nn.sigmoid(x[..., :1])
+        shifted = jnp.concatenate([jnp.roll(x[..., :3], 1, 1), x[..., 3:]], -1)
+        a, b = jnp.unstack(jnp.stack([shifted, jnp.tile(x.mean((1, 2), keepdims=True), (1, 4, 4, 1))], -1), axis=-1)
+        return jax.nn.relu(conv(a * b, p["second"])).mean((1, 2)) @ p["out"]
+
+    return apply, of_shapes(first=(3, 3, 2, 8), second=(3, 3, 8, 6), out=(6, 3)), (4, 4, 2)
+
+
+def windows():
+    """Windows as Swin partitions them, pooling by reshaping, space to depth, resizing, transposing while flattening."""
+
+    def apply(variables, images):
+        p = variables["params"]
+        x = images.reshape(-1, 2, 2, 2, 2, 2).transpose(0, 1, 3, 2, 4, 5).reshape(-1, 2, 2, 8)
+        x = jax.nn.relu(conv(jax.image.resize(x, (len(images), 4, 4, 8), "nearest"), p["first"]))
+        w = jnp.roll(x, (1, 1), (1, 2)).reshape(-1, 2, 2, 2, 2, 6).transpose(0, 1, 3, 2, 4, 5).reshape(-1, 4, 6)
+        w = w + jax.nn.gelu((w - w.mean(1, keepdims=True)) @ p["up"]) @ p["down"]
+        x = w.reshape(-1, 2, 2, 2, 2, 6).transpose(0, 1, 3, 2, 4, 5).reshape(-1, 4, 4, 6)
+        x = x.reshape(-1, 2, 2, 2, 2, 6).mean((2, 4))
+        return jax.lax.reshape(x, (len(images), 24), (0, 3, 1, 2)) @ p["out"]
+
+    return apply, of_shapes(first=(3, 3, 8, 6), up=(6, 5), down=(5, 6), out=(24, 3)), (4, 4, 2)
+
+
+def fixed_filters():
+    """Another fixed filter for every channel: they cannot change places, those of the next layer can."""
+
+    def apply(variables, images):
+        p = variables["params"]
+        filters = jnp.asarray(np.random.default_rng(0).normal(size=(3, 3, 1, 6)), jnp.float32)
+        x = conv(conv(images, p["first"]), filters, feature_group_count=6)
+        x = jax.nn.relu(conv(x, p["second"]))
+        return jax.nn.relu(x.mean((1, 2)) @ p["hidden"]) @ p["out"]
+
+    shapes = of_shapes(first=(3, 3, 2, 6), second=(3, 3, 6, 5), hidden=(5, 4), out=(4, 3))
+    return apply, shapes, (4, 4, 2)
+
+
 # --- Flax Linen ---------------------------------------------------------------------------------------------------
 
 
@@ -278,6 +323,9 @@ CASES = {
     "fused attention": fused_attention,
     "mixer": mixer,
     "concatenated relu": concatenated_relu,
+    "parts": parts,
+    "windows": windows,
+    "fixed filters": fixed_filters,
     "concatenating": lambda: linen(Concatenating(), (4, 4, 2)),
     "gated": lambda: linen(Gated(), (4, 4, 2)),
     "group norm": lambda: linen(GroupNormed(), (4, 4, 2)),

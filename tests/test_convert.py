@@ -38,6 +38,24 @@ def assert_same(found, expected):
         assert found[name].tobytes() == array.tobytes(), name
 
 
+def test_a_checkpoint_is_never_converted_onto_itself(victim):
+    before = victim.read_bytes()
+    with pytest.raises(InputError, match=r"--to: expected another place than --from, found .*victim.pt for both"):
+        convert(victim, victim.parent / "." / victim.name, NAME, {}, overwrite=True)
+    assert victim.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [("", "--to: expected a name, found an empty one"), ("x" * 300 + ".pt", r"--to: cannot use .*File name too long")],
+)
+def test_a_target_that_cannot_be(victim, target, message):
+    with pytest.raises(InputError, match=message):
+        convert(victim, target, NAME, {})
+    with pytest.raises(InputError, match=r"--from: expected .*, found nothing at .*~nobody-of-this-name"):
+        convert("~nobody-of-this-name/x.pt", victim.parent / "y.pt", NAME, {})
+
+
 def test_from_torch_through_orbax_and_safetensors_and_back(tiny, victim, tmp_path):
     original = read_tensors(victim, name="file").tensors
     line = convert(victim, tmp_path / "a" / "orbax", NAME, {})

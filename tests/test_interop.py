@@ -525,3 +525,12 @@ def test_victims_make_the_round_trip(path, tmp_path):
     for name, array in file.tensors.items():
         assert (other[name].dtype, other[name].shape) == (array.dtype, array.shape)
         assert other[name].tobytes() == array.tobytes()
+
+
+def test_an_archive_that_grows_and_a_counter_that_is_none_are_refused(state, saved, tmp_path):
+    plain = saved(state)
+    with zipfile.ZipFile(plain) as old, zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as new:
+        for entry in old.namelist():
+            new.writestr(entry, old.read(entry) + bytes(1 << 20) * entry.endswith("/0"))
+    with pytest.raises(InputError, match="is refused: it is compressed, and would unpack to"):
+        read_tensors(tmp_path / "bomb.pt", name="model.checkpoint")

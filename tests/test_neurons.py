@@ -85,6 +85,23 @@ def test_positions_pixels_and_classes_never_move():
     assert not graph.layers[-1].main_path
 
 
+def test_what_is_treated_differently_does_not_change_places():
+    _, _, _, graph = traced("parts")
+    sizes = {group.size for group in graph.groups if any(axis.name == "params/first" for axis in group.axes)}
+    assert sizes == {2, 4}  # channels 1 and 2, which are rolled, and the second half; channel 0 is the gate, 3 is alone
+    _, _, _, graph = traced("fixed filters")
+    assert not any(axis.name == "params/first" for group in graph.groups for axis in group.axes)
+
+
+def test_the_number_of_a_neuron_is_refused():
+    def routed(variables, images):
+        x = images.reshape(len(images), -1) @ variables["params"]["first"]
+        return jax.nn.one_hot(x.argmax(-1), 3) @ variables["params"]["out"]
+
+    with pytest.raises(InputError, match=r"cannot follow the number of a neuron, in .*argmax"):
+        trace(routed, {"params": {"first": jnp.ones((4, 3)), "out": jnp.ones((3, 2))}}, jnp.zeros((1, 2, 2, 1)))
+
+
 def test_grouped_convolutions_read_their_own_channels():
     _, _, _, graph = traced("grouped")
     grouped, depthwise = graph.layer("params/grouped"), graph.layer("params/depthwise")

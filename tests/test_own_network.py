@@ -100,6 +100,8 @@ def test_counters_and_random_keys_stay_as_they_came():
         (lambda v, x: x, [jnp.arange(3)], "variables: expected floating-point arrays, found none"),
         (lambda v, x: x.mean((1, 2, 3)), [jnp.ones(3)], r"apply: expected logits \(2, 3\) .* found \(2,\)"),
         (lambda v, x: x @ v["w"], [jnp.ones(3)], r"apply: expected a function .* it raised TypeError"),
+        (lambda v, x: x.reshape(2, -1)[:, :3] * v[0], [jnp.ones(3)], r"expected logits \(3, 3\) .* found \(2, 3\)"),
+        (lambda v, x: x, {"a/b": jnp.ones(3), "a": {"b": jnp.ones(3)}}, "expected a name for each array, found 'a/b'"),
     ],
 )
 def test_what_is_no_classifier_is_refused(apply, variables, message):
@@ -131,6 +133,10 @@ def broken():
     raise RuntimeError("no weights here")
 
 number = 3
+
+def leaving():
+    raise SystemExit("bye")
+
 triple = (*pair, "graph")
 wrong = (*pair, NeuronGraph((Layer("params/first", "dense", (1,), (0,), 9, 64),)))
 nan = (apply, {**variables, "bias": jnp.full(8, jnp.nan)})
@@ -160,6 +166,8 @@ def test_a_python_path_names_a_network(file, attribute):
         ("{file}:triple", "expected a NeuronGraph as the third of .*, found str"),
         ("{file}:wrong", "graph: layer 'params/first': expected neurons=8"),
         ("{file}:broken", "broken failed: RuntimeError: no weights here"),
+        ("{file}:leaving", "leaving failed: SystemExit: bye"),
+        ("~nobody-of-this-name/x.py:pair", "expected a Python file, found nothing at"),
         ("{file}:nan", "expected finite weights, found 8 NaN or infinite values in params/bias"),
         ("{file}x.py:pair", "expected a Python file, found nothing at"),
         ("no_such_module:pair", "cannot import no_such_module: ModuleNotFoundError"),
@@ -216,6 +224,21 @@ def test_an_attack_result_becomes_a_defense_result_that_pytorch_loads(tensors, t
 
 
 # --- inspecting ---------------------------------------------------------------------------------------------------
+
+
+def test_a_graph_that_is_wrong_is_not_called_verified(file):
+    file.write_text(
+        file.read_text()
+        + """
+from otbr_jax.neuron_graph import Axis, Group
+wrong_group = Group(8, (Axis("params/first", 1, tuple(range(8))),))
+network = Network(lambda v, x: apply(v["params"], x), (8, 8, 1), 10)
+misled = (network, {"params": variables}, NeuronGraph(graph.layers, (wrong_group,)))
+"""
+    )
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, name=f"{file}:misled"))
+    with pytest.raises(InputError, match=r"graph is wrong: permuting 8 neurons \(on params/first axis 1, ...\) moves"):
+        inspect(config, verify=True)
 
 
 def test_the_graph_is_printed_drawn_and_verified(tmp_path):

@@ -242,7 +242,7 @@ def test_bad_input_is_refused_before_anything_is_written(finished, tmp_path):
     )
     bad(model(num_classes=7), r"data 'digits': expected labels in 0..6", tmp_path)
     classes = dataclasses.replace(model(checkpoint=str(checkpoint), num_classes=12), data=DataConfig(name="none"))
-    bad(classes, r"expected params/linear/kernel of shape \(64, 12\) as config.model says, found \(64, 10\)"
+    bad(classes, r"expected params/linear/kernel of shape \(64, 12\) as the model's settings say, found \(64, 10\)"
         "|expected params/linear/bias of shape", tmp_path)  # fmt: skip
     bad(model(checkpoint=str(checkpoint), image_shape=(8, 8, 3)), r"expected params/conv1/kernel of shape", tmp_path)
     bad(

@@ -226,7 +226,7 @@ def test_bad_checkpoints(tmp_path):
         load(tmp_path / "empty")
     save_checkpoint(tmp_path / "c", VALUE)
     wider = like() | {"n": jax.ShapeDtypeStruct((3,), jnp.int32)}
-    with pytest.raises(InputError, match=r"expected n of shape \(3,\) as config.model says, found \(\) in"):
+    with pytest.raises(InputError, match=r"expected n of shape \(3,\) as the model's settings say, found \(\) in"):
         load(tmp_path / "c", wider)
     with pytest.raises(InputError, match=r"expected an array b \(2,\) in .* found none of that name"):
         load(tmp_path / "c", like() | {"b": jax.ShapeDtypeStruct((2,), jnp.float32)})

@@ -51,7 +51,7 @@ def load_variables(path: str | os.PathLike[str], like: Any, *, name: str) -> Any
     Raises:
       InputError: if it is missing, no Orbax checkpoint, damaged, or its arrays are not those of the network.
     """
-    root = pathlib.Path(path).expanduser().absolute()
+    root = pathlib.Path(os.path.expanduser(path)).absolute()
     if not root.is_dir():
         found_there = "a file" if root.exists() else "nothing"
         raise InputError(f"{name}: expected an Orbax checkpoint directory, found {found_there} at {root}")
@@ -73,7 +73,7 @@ def load_variables(path: str | os.PathLike[str], like: Any, *, name: str) -> Any
     for leaf, array in expected.items():
         if tuple(found[leaf].shape) != tuple(array.shape):
             raise InputError(
-                f"{name}: expected {leaf} of shape {tuple(array.shape)} as config.model says, "
+                f"{name}: expected {leaf} of shape {tuple(array.shape)} as the model's settings say, "
                 f"found {tuple(found[leaf].shape)} in {root}"
             )
     try:

@@ -47,8 +47,15 @@ def convert(
       InputError: if the model is unknown, the source cannot be read or is not that model, or the target cannot be
         written or is in the way.
     """
-    root, goal = (pathlib.Path(path).expanduser().absolute() for path in (source, target))
-    _check_target(goal, overwrite=overwrite)
+    if not os.fspath(target):
+        raise InputError("--to: expected a name, found an empty one")
+    root, goal = (pathlib.Path(os.path.expanduser(path)).absolute() for path in (source, target))
+    try:
+        if goal.exists() and goal.samefile(root):
+            raise InputError(f"--to: expected another place than --from, found {goal} for both")
+        _check_target(goal, overwrite=overwrite)
+    except OSError as error:
+        raise InputError(f"--to: cannot use {goal} ({error.strerror})") from None
     config = dataclasses.replace(ModelConfig(model), **settings)
     _network_arrays(config)  # an unknown name or size ends here
     if root.is_file():

@@ -17,6 +17,7 @@ from otbr_jax.report.network import draw_network, network_table
 from otbr_jax.types import Variables, named_leaves
 
 DRAWINGS = (".png", ".svg", ".pdf")
+TOLERANCE = 1e-3  # of the largest logit; rounding stays well below it
 
 
 def inspect(config: RepairConfig, *, drawing: str | os.PathLike[str] | None = None, verify: bool = False) -> str:
@@ -28,7 +29,8 @@ def inspect(config: RepairConfig, *, drawing: str | os.PathLike[str] | None = No
       verify: whether to permute every group of neurons and measure how far the outputs move.
 
     Raises:
-      InputError: if the network cannot be opened or traced, or the picture not written.
+      InputError: if the network cannot be opened or traced, a permuted group moves its outputs, or the picture cannot
+        be written.
     """
     if drawing is not None and pathlib.Path(drawing).suffix not in DRAWINGS:
         raise InputError(f"--out: expected a name that ends in one of {', '.join(DRAWINGS)}, found {str(drawing)!r}")
@@ -60,6 +62,13 @@ def _verdict(subject: Subject) -> str:
         float(permutation_error(apply, variables, group, images, key=jax.random.key(index)))
         for index, group in enumerate(subject.graph.groups)
     ]
+    for group, error in zip(subject.graph.groups, errors, strict=True):
+        if not error < TOLERANCE:
+            where = ", ".join(f"{axis.name} axis {axis.axis}" for axis in group.axes[:3])
+            raise InputError(
+                f"network: the neuron graph is wrong: permuting {group.size} neurons (on {where}, ...) moves the "
+                f"outputs by {error:.1e} of the largest; state the neuron graph by hand"
+            )
     worst = max(errors, default=0.0)
     weights = "random weights" if subject.variables is None else "its own weights"
     return (

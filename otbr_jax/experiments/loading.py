@@ -24,7 +24,7 @@ def load_checkpoint(path: str | os.PathLike[str], like: Variables, *, name: str)
     Raises:
       InputError: if it is missing, of another kind, damaged, refused, or holds other arrays than the network's.
     """
-    root = pathlib.Path(path).expanduser().absolute()
+    root = pathlib.Path(os.path.expanduser(path)).absolute()
     if not root.exists():
         raise InputError(
             f"{name}: expected an Orbax checkpoint directory, or a PyTorch or safetensors file, found nothing at {root}"

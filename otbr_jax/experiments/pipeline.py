@@ -108,7 +108,7 @@ def _subject(config: RepairConfig) -> dict[str, Any]:
     """What a working directory is about; the rest of the settings may change from run to run."""
     model = dataclasses.asdict(config.model)
     if config.model.checkpoint:
-        model["checkpoint"] = str(pathlib.Path(config.model.checkpoint).expanduser().absolute())
+        model["checkpoint"] = str(pathlib.Path(os.path.expanduser(config.model.checkpoint)).absolute())
     return {"defense": config.defense, "model": model, "data": config.data.name}
 
 

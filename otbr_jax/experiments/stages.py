@@ -157,7 +157,7 @@ def open_workdir(path: str | os.PathLike[str], *, subject: Mapping[str, Any]) ->
     Raises:
       InputError: if it cannot be written, holds something else, belongs to another subject, or is in use.
     """
-    root = pathlib.Path(path).expanduser().absolute()
+    root = pathlib.Path(os.path.expanduser(path)).absolute()
     subject = json.loads(json.dumps(subject))  # tuples become lists, as in the file
     try:
         _check_subject(root, subject)  # before anything is written into a directory that is not ours

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Mapping
@@ -60,11 +61,12 @@ def bring(
     """
     if isinstance(variables, Mapping) and "params" in variables:
         network = Network(apply, image_shape, num_classes, apply_train)
-        brought = Brought(network, variables, lambda repaired: repaired)
+        arrays = jax.tree.map(lambda leaf: leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf), variables)
+        brought = Brought(network, arrays, lambda repaired: repaired)
     else:
         if apply_train is not None:
             raise InputError("apply_train: expected variables with an entry 'params' beside it, found none")
-        params = {name: leaf for name, leaf in named_leaves(variables).items() if _is_float(leaf)}
+        params = {name: jnp.asarray(leaf) for name, leaf in named_leaves(variables).items() if _is_float(leaf)}
 
         def restore(repaired: Variables) -> Any:
             # Counters and random keys are not the defence's business: they stay as they came.
@@ -95,7 +97,7 @@ def load(path: str, *, image_shape: tuple[int, int, int], num_classes: int, name
     if callable(found):
         try:
             found = found()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(f"{name}: {path} failed: {type(error).__name__}: {_first_line(error)}") from error
     if (
         not isinstance(found, tuple)
@@ -125,7 +127,7 @@ def _import(module_name: str, *, name: str) -> Any:
     try:
         if not module_name.endswith(".py"):
             return importlib.import_module(module_name)
-        file = pathlib.Path(module_name).expanduser()
+        file = pathlib.Path(os.path.expanduser(module_name))
         if not file.is_file():
             raise InputError(f"{name}: expected a Python file, found nothing at {file}")
         spec = importlib.util.spec_from_file_location(file.stem, file)
@@ -137,15 +139,20 @@ def _import(module_name: str, *, name: str) -> Any:
         return module
     except InputError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(
             f"{name}: cannot import {module_name}: {type(error).__name__}: {_first_line(error)}"
         ) from error
 
 
 def _check_logits(brought: Brought) -> None:
+    for batch in (2, 3):  # a function that only takes one number of images fails here, not in the middle of a repair
+        _check_batch(brought, batch)
+
+
+def _check_batch(brought: Brought, batch: int) -> None:
     network = brought.network
-    images = jax.ShapeDtypeStruct((2, *network.image_shape), np.float32)
+    images = jax.ShapeDtypeStruct((batch, *network.image_shape), np.float32)
     try:
         logits = jax.eval_shape(network.apply, brought.variables, images)
     except InputError:
@@ -155,7 +162,7 @@ def _check_logits(brought: Brought) -> None:
             f"apply: expected a function of (variables, images {images.shape}), "
             f"it raised {type(error).__name__}: {_first_line(error)}"
         ) from error
-    expected = (2, network.num_classes)
+    expected = (batch, network.num_classes)
     if getattr(logits, "shape", None) != expected:
         raise InputError(
             f"apply: expected logits {expected} for images {images.shape} (model.image_shape, model.num_classes), "

@@ -68,7 +68,7 @@ def load_tensors(file: TensorFile, like: Variables, *, name: str) -> tuple[Varia
 
     Raises:
       MismatchError: if a tensor is missing, has another shape, or is not the network's; the line names the first.
-      InputError: if a tensor is not floating-point, or holds a NaN or an infinity.
+      InputError: if a tensor is not floating-point, holds a NaN or an infinity, or is a variance below 0.
     """
     where = f"{name}: {file.path}"
     expected = {tensor_name(leaf): tensor_shape(leaf, spec.shape) for leaf, spec in named_leaves(like).items()}
@@ -81,7 +81,7 @@ def load_tensors(file: TensorFile, like: Variables, *, name: str) -> tuple[Varia
         if known in expected and known not in found:
             found[known] = stored
             slots[stored] = Slot(known, array.dtype)
-        elif stored.endswith(_COUNTER):
+        elif stored.endswith(_COUNTER) and array.ndim == 0 and array.dtype.kind == "i":
             slots[stored] = Slot("", array.dtype, array)
         else:
             extra.append(stored)
@@ -179,7 +179,7 @@ def _modern_spelling(name: str) -> str:
 def _in_float32(
     tensors: Mapping[str, np.ndarray], stored_names: Mapping[str, str], *, where: str
 ) -> dict[str, np.ndarray]:
-    """Tensors of any floating dtype in float32; raises InputError for other dtypes and for NaN or infinity."""
+    """Tensors of any floating dtype in float32; raises InputError for other dtypes and impossible values."""
     kinds = {known: array.dtype for known, array in tensors.items()}
     problems = [
         f"expected floating-point weights, found {kind} in {stored_names[known]}"
@@ -191,6 +191,11 @@ def _in_float32(
     with np.errstate(over="ignore"):
         single = {known: array.astype(np.float32, copy=False) for known, array in tensors.items()}
     problems = [
+        f"expected variances from 0 on, found {float(array.min()):g} in {stored_names[known]}"
+        for known, array in single.items()
+        if known.endswith("running_var") and array.size and array.min() < 0
+    ]
+    problems += [
         f"expected finite weights, found {int(np.sum(~np.isfinite(array)))} NaN or infinite values in "
         f"{stored_names[known]}"
         for known, array in single.items()

@@ -51,7 +51,7 @@ def read_tensors(path: str | os.PathLike[str], *, name: str) -> TensorFile:
     Raises:
       InputError: if there is no such file, it is empty, damaged, of another kind, refused, or torch is not installed.
     """
-    root = pathlib.Path(path).expanduser().absolute()
+    root = pathlib.Path(os.path.expanduser(path)).absolute()
     if not root.is_file():
         found = "a directory" if root.is_dir() else "no file" if root.exists() else "nothing"
         raise InputError(f"{name}: expected a PyTorch or safetensors file, found {found} at {root}")
@@ -91,11 +91,13 @@ def write_tensors(
     if format == "safetensors":
         contiguous = {key: np.array(array, order="C") for key, array in tensors.items()}
         content = safetensors.numpy.save(contiguous, metadata=dict(envelope.metadata or {}) or None)
-        _write_at_once(pathlib.Path(path).expanduser(), lambda file: file.write(content), name=name)
+        _write_at_once(pathlib.Path(os.path.expanduser(path)), lambda file: file.write(content), name=name)
     else:
         import_torch(name)
         _write_at_once(
-            pathlib.Path(path).expanduser(), lambda file: write_torch(file, tensors, envelope, name=name), name=name
+            pathlib.Path(os.path.expanduser(path)),
+            lambda file: write_torch(file, tensors, envelope, name=name),
+            name=name,
         )
 
 

@@ -79,6 +79,8 @@ def read_torch(path: pathlib.Path, *, name: str) -> tuple[dict[str, np.ndarray],
         (the line names what), or has no state dict.
     """
     torch = import_torch(name)
+    if (size := _unpacked_size(path)) > path.stat().st_size:  # torch.save does not compress
+        raise InputError(f"{name}: {path} is refused: it is compressed, and would unpack to {size:,} bytes")
     stand_ins = [(_Skipped, numpy_name) for numpy_name in _NUMPY_NAMES]
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
@@ -154,6 +156,15 @@ def _pickle(path: pathlib.Path) -> bytes | None:
         return None
 
 
+def _unpacked_size(path: pathlib.Path) -> int:
+    """What the entries of a zip archive claim to hold, in bytes; 0 for other files."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sum(entry.file_size for entry in archive.infolist())
+    except Exception:  # an archive may be broken in many ways
+        return 0
+
+
 def _why_refused(error: Exception, path: pathlib.Path) -> str:
     """One clause on why `torch.load` refused a file."""
     text = str(error)
@@ -170,7 +181,8 @@ def _why_refused(error: Exception, path: pathlib.Path) -> str:
     if wanted and any(asked.startswith("torch.nn.modules.") for asked in names):
         return f"holds a whole pickled module (it asks for {wanted}), not tensors; save model.state_dict() instead"
     if wanted:
-        return f"is refused: its pickle asks for {wanted}, which no checkpoint of tensors needs; it was not run"
+        safe = "it was not run; save model.state_dict() alone"
+        return f"is refused: its pickle asks for {wanted}, which no checkpoint of tensors needs; {safe}"
     lines = [line.removeprefix("WeightsUnpickler error: ") for line in text.split("\n") if line.strip()]
     told = [line.strip() for line in lines if not line.lstrip().startswith(("Weights only load", "(1)", "(2)"))]
     return f"is no readable PyTorch checkpoint ({told[0][:200] if told else type(error).__name__})"
