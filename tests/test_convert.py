@@ -56,6 +56,13 @@ def test_a_target_that_cannot_be(victim, target, message):
         convert("~nobody-of-this-name/x.pt", victim.parent / "y.pt", NAME, {})
 
 
+def test_a_tensor_too_many_is_named_though_no_size_was_given(victim, tmp_path):
+    tensors = read_tensors(victim, name="file").tensors
+    write_state_dict(victim, {**tensors, "foo.weight": np.ones(3, np.float32)})
+    with pytest.raises(InputError, match=r"victim.pt: found foo.weight \(3,\), which the network does not have$"):
+        convert(victim, tmp_path / "o.pt", NAME, {})
+
+
 def test_from_torch_through_orbax_and_safetensors_and_back(tiny, victim, tmp_path):
     original = read_tensors(victim, name="file").tensors
     line = convert(victim, tmp_path / "a" / "orbax", NAME, {})

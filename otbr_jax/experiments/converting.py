@@ -12,7 +12,7 @@ import jax
 
 from otbr_jax.errors import InputError
 from otbr_jax.experiments.checkpoints import replace_checkpoint
-from otbr_jax.experiments.identify import identify
+from otbr_jax.experiments.identify import identify, likely_sizes
 from otbr_jax.experiments.loading import load_checkpoint, load_file
 from otbr_jax.interop.matching import tensors_like
 from otbr_jax.interop.state_dict import to_state_dict
@@ -61,6 +61,7 @@ def convert(
     if root.is_file():
         file = read_tensors(root, name="--from")
         guess = identify(file.tensors, names=(model,), depth=config.depth)
+        guess = guess or likely_sizes(file.tensors, name=model, depth=config.depth)
         variables, template = load_file(
             file, _network_arrays(dataclasses.replace(guess or config, **settings)), name="--from"
         )

@@ -59,6 +59,24 @@ def identify(
     return None
 
 
+def likely_sizes(tensors: Mapping[str, np.ndarray], *, name: str, depth: tuple[int, ...] = ()) -> ModelConfig | None:
+    """The sizes of a file that holds most tensors of an architecture, but not all or others too; None if it does not.
+
+    With them an error names the tensor that is missing or too many, not the many whose shapes are not the published.
+    """
+    probe = _probe(name, depth)
+    found = known_shapes(tensors, probe)
+    if 2 * len(probe.keys() & found.keys()) < len(probe):
+        return None
+    try:
+        config = _read_off(probe, found, name=name, depth=depth)
+        if config is not None:
+            expected_shapes(config)
+        return config
+    except (KeyError, InputError):  # the tensors that tell are not there, or tell of no network
+        return None
+
+
 def describe(config: ModelConfig) -> str:
     """One clause for an error line: `preact_resnet18 with model.width=16, model.num_classes=10`."""
     settings: dict[str, object] = {"width": config.width, "num_classes": config.num_classes}
