@@ -70,7 +70,7 @@ def _few(names: list[str]) -> str:
 def draw_network(graph: NeuronGraph, *, title: str = "") -> Figure:
     """The layers from top to bottom as bars as long as they have neurons, with arcs from the layers that feed them.
 
-    An arc from the layer just above is left out where it is the only one; what is added to each other is joined by a
+    An arc from the layer just above is left out where it is the only one; what is added or multiplied is joined by a
     bracket on the left.
     """
     layers = graph.layers
@@ -103,7 +103,7 @@ def draw_network(graph: NeuronGraph, *, title: str = "") -> Figure:
         axis.barh(0, 0, color="white", edgecolor=NEUTRAL, label="side path or output")
         axis.plot([], [], color=NEUTRAL, label="feeds")
         if _tied(graph):
-            axis.plot([], [], color=ACCENT, marker=".", label="added to each other")
+            axis.plot([], [], color=ACCENT, marker=".", label="added or multiplied")
         axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=6, fontsize=7, borderaxespad=0.2, handlelength=1.2)
         if title:
             figure.suptitle(title, x=0.01, ha="left", fontsize=10)
@@ -118,7 +118,7 @@ def _arc(axis: mpl.axes.Axes, start: int, stop: int, *, color: str, alpha: float
 
 
 def _tied(graph: NeuronGraph) -> list[list[str]]:
-    """Sets of layers that are added to each other, each once."""
+    """Sets of layers that are added or multiplied, each once."""
     sets: dict[frozenset[str], list[str]] = {}
     for layer in graph.layers:
         if layer.tied_to:
