@@ -4,7 +4,7 @@ Pure functions over a `Network` (two functions) and its variables; see `otbr_jax
 `otbr_jax.experiments` for what runs, saves and measures them.
 """
 
-from otbr_jax.defenses.otbr import OTBRConfig, OTBRInfo, otbr
+from otbr_jax.defenses.otbr import OTBRConfig, OTBRInfo, choose_layers, otbr
 from otbr_jax.errors import InputError
 from otbr_jax.fusion import FusionConfig, fuse
 from otbr_jax.neuron_graph import Group, Layer, NeuronGraph, check_graph, permutation_error, permute
@@ -29,6 +29,7 @@ __all__ = [
     "UnlearningConfig",
     "Variables",
     "check_graph",
+    "choose_layers",
     "fuse",
     "neuron_weight_changes",
     "neurons_to_prune",

@@ -335,6 +335,7 @@ def _reshape(state: Tracing, eqn: Any, x: Value, *_: Value) -> Value:
 
 
 def _runs(before: Sequence[int], after: Sequence[int]) -> list[tuple[range, range]]:
+    """The shortest runs of axes, before and after a reshape, that hold equally many elements."""
     runs, i, j = [], 0, 0
     while i < len(before) and j < len(after):
         start, first, size, other = i, j, before[i], after[j]
@@ -354,6 +355,7 @@ def _runs(before: Sequence[int], after: Sequence[int]) -> list[tuple[range, rang
 def _reshape_run(
     state: Tracing, labels: Sequence[Label], shape: Sequence[int], run: range, sizes: Sequence[int]
 ) -> list[Label]:
+    """The labels once the axes `run` of a value of that `shape` have become axes of the given sizes."""
     shift = len(sizes) - len(run)
     place = {axis: axis if axis < run.stop else axis + shift for axis in range(len(shape))}
     touched = [label for label in labels if set(label.axes) & set(run)]

@@ -532,7 +532,20 @@ def test_victims_make_the_round_trip(path, tmp_path):
         assert other[name].tobytes() == array.tobytes()
 
 
-def test_an_archive_that_grows_and_a_counter_that_is_none_are_refused(state, saved, tmp_path):
+@pytest.mark.skipif(not VICTIMS.is_dir(), reason="OTBR_JAX_VICTIMS names no folder")
+@pytest.mark.parametrize("path", sorted(VICTIMS.glob("*.pt")), ids=lambda path: path.name)
+def test_victims_answer_as_in_pytorch(path):
+    networks = pytest.importorskip("torch_networks")
+    module = networks.PreActResNet(networks.PreActBlock, (2, 2, 2, 2), num_classes=10, width=16)
+    module.load_state_dict(torch.load(path, weights_only=True), strict=True)
+    network, init = registry.build(ModelConfig("preact_resnet18", width=16))
+    variables, _ = load_checkpoint(path, jax.eval_shape(init, jax.random.key(0)), name="file")
+    images = np.random.default_rng(0).normal(size=(8, 32, 32, 3)).astype(np.float32)
+    expected = networks.evaluate(module, images)
+    np.testing.assert_allclose(network.apply(variables, images), expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_an_archive_that_grows_is_refused(state, saved, tmp_path):
     plain = saved(state)
     with zipfile.ZipFile(plain) as old, zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as new:
         for entry in old.namelist():

@@ -54,6 +54,8 @@ def inspect(config: RepairConfig, *, drawing: str | os.PathLike[str] | None = No
 
 
 def _verdict(subject: Subject) -> str:
+    if not subject.graph.groups:
+        return "nothing to verify: the neuron graph states no groups of neurons that may change places"
     network = subject.network
     variables = _random(subject.like) if subject.variables is None else subject.variables
     images = jax.random.uniform(jax.random.key(1), (4, *network.image_shape))
@@ -69,11 +71,10 @@ def _verdict(subject: Subject) -> str:
                 f"network: the neuron graph is wrong: permuting {group.size} neurons (on {where}, ...) moves the "
                 f"outputs by {error:.1e} of the largest; state the neuron graph by hand"
             )
-    worst = max(errors, default=0.0)
     weights = "random weights" if subject.variables is None else "its own weights"
     return (
-        f"verified with {weights}: permuting each of {len(errors)} groups moves the outputs by at most {worst:.1e} "
-        "of the largest"
+        f"verified with {weights}: permuting each of {len(errors)} groups moves the outputs by at most "
+        f"{max(errors):.1e} of the largest"
     )
 
 

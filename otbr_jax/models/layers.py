@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import flax.linen as nn
@@ -67,6 +68,26 @@ class BatchNorm(nn.Module):
 def max_pool(x: jax.Array, window: int, stride: int, padding: int = 0) -> jax.Array:
     """Maximum over square windows of `x [n, h, w, c]`; what is padded never wins, as in `torch.nn.MaxPool2d`."""
     return nn.max_pool(x, (window, window), (stride, stride), [(padding, padding)] * 2)
+
+
+def residual_stages(
+    x: jax.Array, block: Callable[..., nn.Module], *, depth: Sequence[int], width: int, train: bool
+) -> jax.Array:
+    """The stages of a ResNet, called in its module: each but the first halves the resolution and doubles the channels.
+
+    Args:
+      x: activations `[n, h, w, c]`.
+      block: `(features, stride, name=...) -> module`, called as `module(x, train=train)`.
+      depth: blocks per stage.
+      width: features of the first stage.
+      train: training mode.
+    """
+    for stage, blocks in enumerate(depth):
+        for i in range(blocks):
+            stride = 2 if stage > 0 and i == 0 else 1
+            module: Callable[..., jax.Array] = block(width * 2**stage, stride, name=f"layer{stage + 1}.{i}")
+            x = module(x, train=train)
+    return x
 
 
 def global_avg_pool(x: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 
-from otbr_jax.models.layers import BatchNorm, global_avg_pool, he_fan_out, max_pool, torch_uniform
+from otbr_jax.models.layers import BatchNorm, global_avg_pool, he_fan_out, max_pool, residual_stages, torch_uniform
 
 _conv = partial(nn.Conv, padding=0, use_bias=False, kernel_init=he_fan_out)
 
@@ -92,9 +92,6 @@ class ResNet(nn.Module):
         x = _conv(self.width, (7, 7), 2, padding=3, name="conv1")(x)
         x = nn.relu(BatchNorm(axis_name=self.axis_name, name="bn1")(x, train=train))
         x = max_pool(x, 3, 2, padding=1)
-        for stage, blocks in enumerate(self.depth):
-            for i in range(blocks):
-                stride = 2 if stage > 0 and i == 0 else 1
-                block = self.block(self.width * 2**stage, stride, self.axis_name, name=f"layer{stage + 1}.{i}")
-                x = block(x, train=train)
+        block = partial(self.block, axis_name=self.axis_name)
+        x = residual_stages(x, block, depth=self.depth, width=self.width, train=train)
         return nn.Dense(self.num_classes, kernel_init=torch_uniform, name="fc")(global_avg_pool(x))
