@@ -7,7 +7,6 @@ Prints, and appends to results/loops.jsonl, the time of one training step of a s
 layout. The ratios are what carries over to other machines. On CPUs the plain loop is an order of magnitude slower.
 """
 
-import datetime
 import json
 import time
 
@@ -15,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from benchmarks.provenance import ROOT, git, hardware
 from otbr_jax.convolutions import channels_last
+from otbr_jax.experiments.provenance import ROOT, provenance
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.types import split
@@ -25,6 +24,7 @@ STEPS = 10
 
 
 def main() -> None:
+    origin = provenance()
     network, init = registry.build(ModelConfig(name="preact_resnet18", width=16, image_shape=(16, 16, 1)))
     start = split(init(jax.random.key(0)))
     images = jax.random.uniform(jax.random.key(1), (64, 16, 16, 1))
@@ -61,11 +61,8 @@ def main() -> None:
         seconds[name] = sorted(times)[2]
         print(f"{name:<22}{1000 * seconds[name]:9.2f} ms a step")
     row = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": git("rev-parse", "HEAD"),
-        "hardware": hardware(),
+        **origin,
         "milliseconds_per_step": {name: round(1000 * value, 2) for name, value in seconds.items()},
-        "jax": jax.__version__,
     }
     with open(ROOT / "results" / "loops.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")

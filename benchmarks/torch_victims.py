@@ -9,7 +9,6 @@ written file is loaded again; each row carries the file's name and digest, setti
 """
 
 import dataclasses
-import datetime
 import hashlib
 import json
 import pathlib
@@ -20,15 +19,17 @@ import jax
 import numpy as np
 from absl import flags
 
-from benchmarks.provenance import ROOT, git, hardware
 from configs.own_network import get_config
 from launch import cli
 from otbr_jax.data.sources import DataConfig
 from otbr_jax.experiments.config import RepairConfig, from_dict
 from otbr_jax.experiments.loading import load_checkpoint
 from otbr_jax.experiments.pipeline import repair
+from otbr_jax.experiments.provenance import ROOT, provenance
 from otbr_jax.experiments.results import summarize
-from otbr_jax.report.table import percent, summary_table
+from otbr_jax.report.results_tables import markdown
+from otbr_jax.report.rows import parse
+from otbr_jax.report.table import summary_table
 
 RESULTS = ROOT / "results" / "torch_victims.jsonl"
 FOLDER = flags.DEFINE_string("folder", None, "Folder of .pt files.", required=True)
@@ -47,15 +48,12 @@ def measure(file: pathlib.Path) -> dict[str, Any]:
     print(f"\n{file.name}\n{summary_table(summary)}")
     written, _ = load_checkpoint(result.files[0], result.variables, name="written")
     jax.tree.map(np.testing.assert_array_equal, written, result.variables)
-    kept = ("metrics", "choice", "oracle", "sweep", "transport", "versions")
+    kept = ("metrics", "choice", "oracle", "sweep", "transport")
     return {
         "file": file.name,
         "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
         "images": PROVENANCE.value,
         "seed": config.seed,
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": git("rev-parse", "HEAD"),
-        "hardware": hardware(),
         "seconds": round(sum(stage["seconds"] for stage in summary["stages"].values()), 1),
         **{name: summary[name] for name in kept},
         # Without the folders of one machine.
@@ -65,30 +63,13 @@ def measure(file: pathlib.Path) -> dict[str, Any]:
     }
 
 
-def markdown_table(rows: Sequence[dict[str, Any]]) -> str:
-    lines = [
-        "| file | as it came: ACC / ASR / RA | pruned only | repaired: ACC / ASR / RA | oracle's gamma: ACC / ASR |",
-        "|---|---|---|---|---|",
-    ]
-    for row in rows:
-        victim, pruned, fused = (
-            " / ".join(percent(row["metrics"][name][metric]) for metric in ("acc", "asr", "ra"))
-            for name in ("victim", "pruned", "fused")
-        )
-        best = row["oracle"]["fused"]
-        oracle = f"{row['oracle']['gamma']:g}: {percent(best['acc'])} / {percent(best['asr'])}"
-        lines.append(f"| `{row['file']}` | {victim} | {pruned} | **{fused}** | {oracle} |")
-    return "\n".join(lines)
-
-
 def main(arguments: Sequence[str]) -> None:
     del arguments
-    if git("status", "--porcelain", "--", "otbr_jax", "configs"):
-        raise SystemExit("error: results carry a commit; commit the changes in otbr_jax/ and configs/ first")
-    rows = [measure(file) for file in sorted(pathlib.Path(FOLDER.value).glob("*.pt"))]
+    origin = provenance()
+    rows = [measure(file) | origin for file in sorted(pathlib.Path(FOLDER.value).glob("*.pt"))]
     with open(RESULTS, "a", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
-    print(markdown_table(rows))
+    print(markdown("torch_victims", parse(RESULTS.read_text(), name=RESULTS.name)))
 
 
 if __name__ == "__main__":

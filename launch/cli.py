@@ -52,7 +52,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         except InputError as error:
             fail(_one_line(str(error)))
         except KeyboardInterrupt:
-            fail("interrupted; the same command resumes after the last finished stage", status=130)
+            fail("interrupted; the same command goes on from what is finished", status=130)
 
     app.run(guarded, flags_parser=_parse_flags)
 
@@ -61,7 +61,9 @@ def _parse_flags(arguments: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(list(arguments))
     except flags.Error as error:
-        fail(_one_line(str(error)))
+        # A config file's own error comes wrapped in absl's.
+        before, ours, message = _one_line(str(error)).partition(f"{InputError.__module__}.{InputError.__name__}: ")
+        fail(message if ours else before)
     except Exception as error:  # ml_collections runs the user's config file here
         fail(f"--config: {_one_line(str(error))}")
     if len(rest) > 1:

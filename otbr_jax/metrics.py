@@ -13,7 +13,7 @@ class Metrics(NamedTuple):
 
     Attributes:
       acc: accuracy on clean test images.
-      asr: share of triggered images of other classes that are answered with the target class.
+      asr: share of triggered images of other classes that are answered with the attacker's class.
       ra: share of the same triggered images that are answered with their true label.
     """
 
@@ -22,14 +22,17 @@ class Metrics(NamedTuple):
     ra: jax.Array
 
 
-def evaluate_predictions(clean: jax.Array, triggered: jax.Array, labels: jax.Array, *, target: int) -> Metrics:
+def evaluate_predictions(
+    clean: jax.Array, triggered: jax.Array, labels: jax.Array, *, target: int | jax.Array
+) -> Metrics:
     """ACC, ASR and RA from predictions.
 
     Args:
       clean: int `[n]`, predicted classes of the clean test images.
       triggered: int `[n]`, predicted classes of the same images with the trigger.
       labels: int `[n]`, true classes.
-      target: the attacker's class; images that truly belong to it count for ACC only.
+      target: the attacker's class, or int `[n]`, the class for each image; images that truly belong to it count for ACC
+        only.
 
     Returns:
       The metrics, float32 scalars.

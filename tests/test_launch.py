@@ -9,8 +9,9 @@ from otbr_jax import InputError
 from otbr_jax.experiments.config import RepairConfig, from_dict
 
 
-def launch(*flags):
-    return subprocess.run([sys.executable, "-m", "launch.repair", *flags], capture_output=True, text=True, timeout=120)
+def launch(*flags, program="repair"):
+    command = [sys.executable, "-m", f"launch.{program}", *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,27 @@ def test_bad_input_ends_in_one_clear_line(flag, message, tmp_path):
     assert lines[0].startswith("error: ")
     assert message in lines[0]
     assert done.stdout == ""
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("program", "flag", "message"),
+    [
+        ("train_victim", "--config=configs/victims/cifar10.py:nix", "error: --config: expected FILE.py:ATTACK or"),
+        (
+            "train_victim",
+            "--config.data.data_dir=/nowhere",
+            "expected the data set 'cifar10' in /nowhere, found no",
+        ),
+        ("bench", "--grid=nothing.py", "--grid: expected a Python file with get_grid(), found nothing at 'nothing.py'"),
+        ("bench", "--note=x", "--note: expected DATA=TEXT, found 'x'"),
+    ],
+)
+def test_bad_input_to_the_other_programs(program, flag, message, tmp_path):
+    done = launch(flag, f"--workdir={tmp_path / 'w'}", program=program)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert not (tmp_path / "w").exists()
 
 

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from otbr_jax import InputError, OTBRConfig, UnlearningConfig
-from otbr_jax.attacks.poisoning import AttackConfig
+from otbr_jax.attacks.badnets import BadNetsConfig
+from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.data.sources import DataConfig
 from otbr_jax.experiments.checkpoints import load_variables, save_checkpoint
 from otbr_jax.experiments.config import RepairConfig
@@ -28,7 +29,7 @@ from otbr_jax.types import named_leaves, replace_leaves
 
 CONFIG = RepairConfig(
     model=ModelConfig(name="preact_resnet10", width=8, image_shape=(8, 8, 1)),
-    attack=AttackConfig(size=2),
+    attack=AttackConfig(badnets=BadNetsConfig(size=2)),
     training=TrainingConfig(epochs=4),
     otbr=OTBRConfig(unlearning=UnlearningConfig(steps=4, batch_size=32), gamma=0.2),
     sweep=(0.05, 0.2),
@@ -125,7 +126,7 @@ def test_a_second_run_reloads_everything_and_says_the_same(finished, tmp_path):
             {"victim"},
         ),
         # The attack's trigger trains another victim.
-        (lambda c: dataclasses.replace(c, attack=AttackConfig(size=1)), set()),
+        (lambda c: dataclasses.replace(c, attack=AttackConfig(badnets=BadNetsConfig(size=1))), set()),
     ],
     ids=["sweep", "gamma", "unlearning", "attack"],
 )
@@ -152,7 +153,7 @@ def test_eight_devices_agree_with_one(finished, tmp_path):
     workdir = tmp_path / "w"
     # The same victim, so that what is compared is the repair.
     checkpoint = tmp_path / "checkpoint"
-    save_checkpoint(checkpoint, one.stages["victim"].value)
+    save_checkpoint(checkpoint, one.stages["victim"].value["variables"])
     config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, checkpoint=str(checkpoint)))
     eight = run(workdir, config, devices=8)
     for name, scores in one.stages["scores"].value.items():
@@ -166,7 +167,7 @@ def test_eight_devices_agree_with_one(finished, tmp_path):
 
 def test_without_data_there_is_a_checkpoint_and_no_numbers(finished, tmp_path):
     _, first, _ = finished
-    save_checkpoint(tmp_path / "c", first.stages["victim"].value)
+    save_checkpoint(tmp_path / "c", first.stages["victim"].value["variables"])
     config = dataclasses.replace(
         CONFIG,
         model=dataclasses.replace(CONFIG.model, checkpoint=str(tmp_path / "c")),
@@ -185,7 +186,7 @@ def test_without_data_there_is_a_checkpoint_and_no_numbers(finished, tmp_path):
 
 def test_an_unknown_trigger_leaves_asr_open(finished, tmp_path):
     _, first, _ = finished
-    save_checkpoint(tmp_path / "c", first.stages["victim"].value)
+    save_checkpoint(tmp_path / "c", first.stages["victim"].value["variables"])
     model = dataclasses.replace(CONFIG.model, checkpoint=str(tmp_path / "c"))
     result = run(tmp_path / "w", dataclasses.replace(CONFIG, model=model, attack=AttackConfig(name="none")))
     summary = summarize(result)
@@ -202,6 +203,7 @@ run({workdir!r})
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bits(finished, tmp_path):
     """kill -9 as soon as a stage appears; the next process goes on from there, to the same numbers."""
     _, first, summary = finished
@@ -228,7 +230,7 @@ def bad(config, message, tmp_path):
 
 def test_bad_input_is_refused_before_anything_is_written(finished, tmp_path):
     _, first, _ = finished
-    victim = first.stages["victim"].value
+    victim = first.stages["victim"].value["variables"]
     checkpoint = tmp_path / "c"
     save_checkpoint(checkpoint, victim)
 
@@ -259,7 +261,7 @@ def test_bad_input_is_refused_before_anything_is_written(finished, tmp_path):
 def test_a_layer_without_weight_change_is_named(finished, tmp_path):
     """A dead layer: nothing reaches its kernel's gradient."""
     _, first, _ = finished
-    victim = first.stages["victim"].value
+    victim = first.stages["victim"].value["variables"]
     dead = {
         "params/layer2.0/bn1/scale": np.zeros(8, np.float32),
         "params/layer2.0/bn1/bias": np.full(8, -1, np.float32),

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 
+from otbr_jax.attacks.attack import Assets, Attack, check_positive
 from otbr_jax.errors import InputError
 
 
-def badnets(images: jax.Array, *, size: int = 3) -> jax.Array:
-    """Puts a white `size` x `size` square into the bottom-right corner of uint8 images `[n, h, w, c]`.
+@dataclasses.dataclass(frozen=True)
+class BadNetsConfig:
+    """Settings of BadNets.
 
-    Raises InputError if the images are not uint8, or the square does not fit.
+    Attributes:
+      size: side of the square in pixels.
     """
-    if images.dtype != "uint8":
-        raise InputError(f"images: expected uint8, found {images.dtype}")
-    if not 0 < size <= min(images.shape[1:3]):
-        raise InputError(f"attack.size: expected 1 to {min(images.shape[1:3])} pixels, found {size}")
+
+    size: int = 3
+
+    def __post_init__(self) -> None:
+        check_positive(self, "badnets", "size")
+
+
+def trigger(assets: Assets, images: jax.Array, key: jax.Array, config: BadNetsConfig) -> jax.Array:
+    """Puts a white square into the bottom-right corner of uint8 images `[n, h, w, c]`.
+
+    Raises InputError if the square does not fit.
+    """
+    del assets, key
+    size = config.size
+    if size > min(images.shape[1:3]):
+        raise InputError(f"attack.badnets.size: expected 1 to {min(images.shape[1:3])} pixels, found {size}")
     return images.at[:, -size:, -size:, :].set(255)
+
+
+ATTACK = Attack(trigger=trigger)

@@ -1,49 +1,21 @@
-"""An attack by name, and how it gets into a training set."""
+"""How a trigger gets into a training set: which images, which labels."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping
+import logging
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from otbr_jax.attacks.badnets import badnets
+from otbr_jax.attacks.attack import Trigger, goals
+from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.errors import InputError
 
-Trigger = Callable[[jax.Array], jax.Array]
-"""uint8 images `[n, h, w, c]` -> the same images with the trigger."""
+log = logging.getLogger(__name__)
 
-
-@dataclasses.dataclass(frozen=True)
-class AttackConfig:
-    """An all-to-one attack: triggered images are labelled with the target class.
-
-    Attributes:
-      name: a name of `TRIGGERS`, or `none` for a network without a backdoor.
-      target: the attacker's class.
-      poisoning_ratio: share of the training images that carry the trigger, in (0, 1].
-      size: side of the trigger's square in pixels.
-    """
-
-    name: str = "badnets"
-    target: int = 0
-    poisoning_ratio: float = 0.1
-    size: int = 3
-
-    def __post_init__(self) -> None:
-        if self.name not in (*TRIGGERS, "none"):
-            raise InputError(f"attack.name: expected one of {[*TRIGGERS, 'none']}, found {self.name!r}")
-        if not 0 < self.poisoning_ratio <= 1:
-            raise InputError(f"attack.poisoning_ratio: expected a share in (0, 1], found {self.poisoning_ratio}")
-        if self.target < 0:
-            raise InputError(f"attack.target: expected a class, found {self.target}")
-
-
-TRIGGERS: Mapping[str, Callable[[AttackConfig], Trigger]] = {
-    "badnets": lambda config: lambda images: badnets(images, size=config.size),
-}
+_CHUNK = 1024  # images that get a trigger at once: a generator's activations are large
 
 
 class Poisoned(NamedTuple):
@@ -54,36 +26,79 @@ class Poisoned(NamedTuple):
     poisoned: jax.Array
 
 
-def trigger(config: AttackConfig) -> Trigger:
-    """The function that puts the attack's trigger on images; raises InputError for the attack `none`."""
-    if config.name == "none":
-        raise InputError("attack.name: expected an attack with a trigger, found 'none'")
-    return TRIGGERS[config.name](config)
+def apply_trigger(trigger: Trigger, images: jax.Array, *, key: jax.Array) -> jax.Array:
+    """Puts a trigger on uint8 images `[n, h, w, c]` of any number, a chunk at a time, each with a key of its own."""
+    function = jax.jit(trigger)
+    parts = []
+    for start in range(0, len(images), _CHUNK):
+        chunk = images[start : start + _CHUNK]
+        # Filled up, so that every chunk runs the same program.
+        full = chunk if start == 0 else jnp.concatenate([chunk, images[: _CHUNK - len(chunk)]])
+        parts.append(function(full, jax.random.fold_in(key, start))[: len(chunk)])
+    return jnp.concatenate(parts)
 
 
-def poison(images: jax.Array, labels: jax.Array, *, key: jax.Array, config: AttackConfig) -> Poisoned:
-    """Puts the trigger on randomly chosen training images and labels them with the target class.
+def poisoned_count(count: int, config: AttackConfig) -> int:
+    """How many of `count` images are poisoned, the ratio rounded down; raises InputError if that is none."""
+    poisoned = int(config.poisoning_ratio * count + 1e-9)
+    if poisoned == 0:
+        raise InputError(
+            f"attack.poisoning_ratio: expected at least one poisoned image, found {config.poisoning_ratio} "
+            f"of {count} images"
+        )
+    return poisoned
+
+
+def check_possible(labels: jax.Array | np.ndarray, config: AttackConfig) -> None:
+    """Raises InputError if the attack would poison none of the training images with these labels."""
+    poisoned_count(len(labels), config)
+    if config.label_mode == "clean_label" and not (labels == config.target).any():
+        raise InputError(f"attack.target: expected a class with training images, found {config.target} with none")
+
+
+def choose(labels: jax.Array, *, key: jax.Array, config: AttackConfig) -> jax.Array:
+    """Positions int `[m]` of the images that are poisoned, a share `poisoning_ratio` of all, at random.
+
+    A clean-label attack takes them from the target class, and if that holds fewer, all of it (with a warning).
+
+    Raises:
+      InputError: if the ratio leaves no image poisoned, or the target class has none.
+    """
+    check_possible(labels, config)
+    count = poisoned_count(len(labels), config)
+    order = jax.random.permutation(key, len(labels))
+    if config.label_mode == "clean_label":
+        order = order[labels[order] == config.target]
+        if len(order) < count:
+            log.warning(
+                "attack.poisoning_ratio: %g of %d images is %d, class %d has %d; all of them are poisoned",
+                *(config.poisoning_ratio, len(labels), count, config.target, len(order)),
+            )
+    return order[:count]
+
+
+def poison(
+    images: jax.Array, labels: jax.Array, trigger: Trigger, *, key: jax.Array, config: AttackConfig, num_classes: int
+) -> Poisoned:
+    """Puts the trigger on randomly chosen training images and labels them as the attacker wants.
 
     Args:
       images: uint8 `[n, h, w, c]`.
       labels: int32 `[n]`.
+      trigger: the attack's, from `registry.trigger`.
       key: typed PRNG key: which images are chosen.
-      config: the attack; `none` poisons nothing.
+      config: the attack.
+      num_classes: number of classes.
 
     Raises:
       InputError: if the ratio leaves no image poisoned.
     """
-    if config.name == "none":
-        return Poisoned(images, labels, jnp.zeros(labels.shape, bool))
-    count = int(config.poisoning_ratio * len(labels))
-    if count == 0:
-        raise InputError(
-            f"attack.poisoning_ratio: expected at least one poisoned image, found {config.poisoning_ratio} "
-            f"of {len(labels)} images"
-        )
-    chosen = jnp.zeros(labels.shape, bool).at[jax.random.permutation(key, len(labels))[:count]].set(True)
+    chosen = choose(labels, key=key, config=config)
+    wanted = labels if config.label_mode == "clean_label" else goals(
+        labels, mode=config.label_mode, target=config.target, num_classes=num_classes
+    )  # fmt: skip
     return Poisoned(
-        jnp.where(chosen[:, None, None, None], trigger(config)(images), images),
-        jnp.where(chosen, config.target, labels),
-        chosen,
+        images.at[chosen].set(apply_trigger(trigger, images[chosen], key=key)),
+        labels.at[chosen].set(wanted[chosen]),
+        jnp.zeros(labels.shape, bool).at[chosen].set(True),
     )

@@ -1,8 +1,9 @@
-"""Data sets as uint8 arrays in memory: the digits embedded in scikit-learn, or a user's own .npz file."""
+"""Data sets as uint8 arrays in memory: digits of scikit-learn, those of TensorFlow Datasets, or a user's own files."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 import zipfile
 import zlib
@@ -15,6 +16,9 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from otbr_jax.data import prepared
+from otbr_jax.data.folder import read_folder
+from otbr_jax.data.stored import Part, Stored, part, stratified
 from otbr_jax.errors import InputError
 
 
@@ -24,15 +28,24 @@ class DataConfig:
 
     Attributes:
       name: a name of `SOURCES`, or `none`: no images at all (a repair needs none; nothing is then measured).
-      path: the file of the source `npz`.
+      path: the file of the source `npz`, or the folder of the source `folder`.
       mean: per-channel mean that is subtracted from images in [0, 1]; empty for none.
       std: per-channel standard deviation that they are divided by; empty for none.
+      data_dir: where TensorFlow Datasets has its data sets; empty for its default, `$TFDS_DATA_DIR` or
+        `~/tensorflow_datasets`.
+      train_images: how many training images to use, 0 for all: always the same ones, of every class its share.
+      test_images: the same of test images.
+      note: what a reader has to know of these copies of the data; it goes into reports and results.
     """
 
     name: str = "digits"
     path: str = ""
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    data_dir: str = ""
+    train_images: int = 0
+    test_images: int = 0
+    note: str = ""
 
     def __post_init__(self) -> None:
         if not all(0 < value < float("inf") for value in self.std):
@@ -41,6 +54,11 @@ class DataConfig:
             raise InputError(f"data.name: expected one of {[*SOURCES, 'none']}, found {self.name!r}")
         if len(self.mean) != len(self.std):
             raise InputError(f"data.std: expected as many values as data.mean ({len(self.mean)}), found {self.std}")
+        for field in ("train_images", "test_images"):
+            if getattr(self, field) < 0:
+                raise InputError(
+                    f"data.{field}: expected a number of images, or 0 for all, found {getattr(self, field)}"
+                )
 
 
 class Images(NamedTuple):
@@ -58,24 +76,28 @@ class Dataset(NamedTuple):
     provenance: str
 
 
-def digits(config: DataConfig, image_shape: tuple[int, int, int]) -> Dataset:
+def digits(config: DataConfig, image_shape: tuple[int, int, int]) -> Stored:
     """scikit-learn's 1,797 handwritten digits (8 x 8, 17 grey levels), resized to `image_shape`; 500 for testing."""
     bunch = load_digits()
     images = np.repeat(bunch.images[..., None] / 16, image_shape[2], axis=-1)
     resized = jax.image.resize(images, (len(images), *image_shape), "bilinear")
     pixels = np.asarray(jnp.round(jnp.clip(resized, 0, 1) * 255)).astype(np.uint8)
-    labels = bunch.target.astype(np.int32)
-    train_x, test_x, train_y, test_y = train_test_split(pixels, labels, test_size=500, stratify=labels, random_state=0)
-    return Dataset(
-        Images(train_x, train_y),
-        Images(test_x, test_y),
+    train_x, test_x, train_y, test_y = train_test_split(
+        pixels, bunch.target, test_size=500, stratify=bunch.target, random_state=0
+    )
+    return Stored(
+        part(train_x, train_y),
+        part(test_x, test_y),
         "digits of scikit-learn (UCI optical recognition of handwritten digits, real 8x8 images), "
-        f"resized to {image_shape[0]}x{image_shape[1]}; 1,297 training and 500 test images",
+        f"resized to {image_shape[0]}x{image_shape[1]}",
     )
 
 
-def npz(config: DataConfig, image_shape: tuple[int, int, int]) -> Dataset:
-    """A user's test images: arrays `images` (uint8 `[n, h, w, c]`) and `labels` (integers `[n]`) of a .npz file.
+def npz(config: DataConfig, image_shape: tuple[int, int, int]) -> Stored:
+    """A user's images, which are not resized: arrays of a .npz file.
+
+    They are `images` (uint8 `[n, h, w, c]`) and `labels` (integers `[n]`) for testing, and where there are any
+    `train_images` and `train_labels` for training.
 
     Raises InputError, naming the file, if it is missing, no .npz, or its arrays are of another kind.
     """
@@ -84,54 +106,103 @@ def npz(config: DataConfig, image_shape: tuple[int, int, int]) -> Dataset:
         raise InputError(f"data.path: expected a .npz file, found nothing at {config.path!r}")
     try:
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("images", "labels")}
-    except KeyError as error:
-        raise InputError(f"{path}: expected arrays 'images' and 'labels', found none named {error}") from None
+            test = _arrays(path, file, "images", "labels")
+            training = {"train_images", "train_labels"} & set(file.files)
+            train = _arrays(path, file, "train_images", "train_labels") if training else None
+    except InputError:
+        raise
     except (ValueError, TypeError, OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise InputError(f"{path}: expected a .npz file of plain arrays, found: {error}") from None
-    images, labels = arrays["images"], arrays["labels"]
+    return Stored(train, test, path.name)
+
+
+def _arrays(path: pathlib.Path, file: Mapping[str, np.ndarray], images_name: str, labels_name: str) -> Part:
+    try:
+        images, labels = file[images_name], file[labels_name]
+    except KeyError as error:
+        raise InputError(
+            f"{path}: expected arrays {images_name!r} and {labels_name!r}, found none named {error}"
+        ) from None
     if images.dtype != np.uint8 or images.ndim != 4:
-        raise InputError(f"{path}: expected 'images' as uint8 [n, h, w, c], found {images.dtype} {images.shape}")
+        raise InputError(f"{path}: expected {images_name!r} as uint8 [n, h, w, c], found {images.dtype} {images.shape}")
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-        raise InputError(f"{path}: expected 'labels' as {len(images)} integers, found {labels.dtype} {labels.shape}")
-    return Dataset(None, Images(images, labels.astype(np.int32)), f"{path.name}: {len(images)} test images")
+        raise InputError(
+            f"{path}: expected {labels_name!r} as {len(images)} integers, found {labels.dtype} {labels.shape}"
+        )
+    return part(images, labels)
 
 
-SOURCES: Mapping[str, Callable[[DataConfig, tuple[int, int, int]], Dataset]] = {"digits": digits, "npz": npz}
+def folder(config: DataConfig, image_shape: tuple[int, int, int]) -> Stored:
+    """A user's folder of pictures, `test/CLASS/*` and maybe `train/CLASS/*`; see `read_folder`."""
+    return read_folder(config.path, image_shape)
+
+
+def catalogue(config: DataConfig, image_shape: tuple[int, int, int], *, name: str) -> Stored:
+    """A data set of TensorFlow Datasets that `launch.prepare_data` has prepared; see `read_prepared`."""
+    return prepared.read_prepared(name, config.data_dir, image_shape)
+
+
+SOURCES: Mapping[str, Callable[[DataConfig, tuple[int, int, int]], Stored]] = {
+    "digits": digits,
+    "npz": npz,
+    "folder": folder,
+    **{name: functools.partial(catalogue, name=name) for name in prepared.NAMES},
+}
 
 
 def load(config: DataConfig, *, image_shape: tuple[int, int, int], num_classes: int) -> Dataset | None:
     """Loads the data that `config` names; None for the source `none`.
 
     Raises:
-      InputError: if images or labels do not fit a network with this `image_shape` and `num_classes`.
+      InputError: if the data cannot be read, there are fewer images than asked for, or images or labels do not fit a
+        network with this `image_shape` and `num_classes`.
     """
     if config.name == "none":
         return None
     if len(config.mean) not in (0, image_shape[2]):
         raise InputError(f"data.mean: expected {image_shape[2]} values, one per channel, found {config.mean}")
-    dataset = SOURCES[config.name](config, image_shape)
-    for part in (dataset.train, dataset.test):
-        if part is None:
-            continue
-        if len(part.images) == 0:
-            raise InputError(f"data {config.name!r}: expected images, found none")
-        if part.images.shape[1:] != tuple(image_shape):
-            raise InputError(
-                f"data {config.name!r}: expected images of shape {tuple(image_shape)} as model.image_shape says, "
-                f"found {part.images.shape[1:]}"
-            )
-        if part.labels.min() < 0 or part.labels.max() >= num_classes:
-            raise InputError(
-                f"data {config.name!r}: expected labels in 0..{num_classes - 1} as model.num_classes says, "
-                f"found {part.labels.min()}..{part.labels.max()}"
-            )
-    return dataset
+    stored = SOURCES[config.name](config, image_shape)
+    if stored.classes not in (None, num_classes):
+        raise InputError(
+            f"data {config.name!r}: expected {num_classes} classes as model.num_classes says, found {stored.classes}"
+        )
+    parts, counts = {}, []
+    for key, field, found in (("training", "train_images", stored.train), ("test", "test_images", stored.test)):
+        available, wanted = 0 if found is None else len(found.labels), getattr(config, field)
+        if wanted > available:
+            raise InputError(f"data.{field}: expected at most {available:,}, as many as there are, found {wanted:,}")
+        if found is not None:
+            parts[key] = _read(found, wanted or available, config.name, image_shape, num_classes)
+            counts.append(f"{wanted:,} of {available:,} {key}" if wanted else f"{available:,} {key}")
+    chosen = ", of every class its share" if config.train_images or config.test_images else ""
+    note = f" ({config.note})" if config.note else ""
+    provenance = f"{stored.description}{note}: {' and '.join(counts)} images{chosen}"
+    return Dataset(parts.get("training"), parts["test"], provenance)
+
+
+def _read(found: Part, count: int, name: str, image_shape: tuple[int, int, int], num_classes: int) -> Images:
+    """That many images of a part, checked against the network's sizes."""
+    if not len(found.labels):
+        raise InputError(f"data {name!r}: expected images, found none")
+    if found.labels.min() < 0 or found.labels.max() >= num_classes:
+        raise InputError(
+            f"data {name!r}: expected labels in 0..{num_classes - 1} as model.num_classes says, "
+            f"found {found.labels.min()}..{found.labels.max()}"
+        )
+    every = count == len(found.labels)
+    places = np.arange(count) if every else stratified(found.labels, count)
+    images = found.images(places)
+    if images.shape[1:] != tuple(image_shape):
+        raise InputError(
+            f"data {name!r}: expected images of shape {tuple(image_shape)} as model.image_shape says, "
+            f"found {images.shape[1:]}"
+        )
+    return Images(images, found.labels[places])
 
 
 def preprocess(images: jax.Array, config: DataConfig) -> jax.Array:
-    """uint8 images -> float32 as the network takes them: divided by 255, then normalised if `config` says so."""
-    scaled = images.astype(jnp.float32) / 255
+    """Images -> float32 as the network takes them: uint8 is divided by 255, floats lie in [0, 1]; then normalised."""
+    scaled = images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
     if not config.mean:
         return scaled
     return (scaled - jnp.array(config.mean)) / jnp.array(config.std)

@@ -85,11 +85,10 @@ def load_variables(path: str | os.PathLike[str], like: Any, *, name: str) -> Any
 def replace_checkpoint(path: pathlib.Path, tree: Any) -> None:
     """Writes an Orbax checkpoint to `path`; what was there stays until the new one is complete.
 
-    A process that dies between the two renames leaves the old one at `path` + `.old`; the next call puts it back first.
+    A process that dies between the two renames leaves the old one at `path` + `.old`; see `recover_checkpoint`.
     """
     partial, old = path.with_name(f"{path.name}.partial"), path.with_name(f"{path.name}.old")
-    if old.exists() and not path.exists():
-        os.rename(old, path)
+    recover_checkpoint(path)
     shutil.rmtree(partial, ignore_errors=True)
     save_checkpoint(partial, tree)
     shutil.rmtree(old, ignore_errors=True)
@@ -98,6 +97,13 @@ def replace_checkpoint(path: pathlib.Path, tree: Any) -> None:
     os.rename(partial, path)
     shutil.rmtree(old, ignore_errors=True)
     sync_folder(path.parent)
+
+
+def recover_checkpoint(path: pathlib.Path) -> None:
+    """Puts back the old checkpoint of a `replace_checkpoint` that was killed before the new one was in its place."""
+    old = path.with_name(f"{path.name}.old")
+    if old.exists() and not path.exists():
+        os.rename(old, path)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

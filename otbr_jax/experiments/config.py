@@ -8,7 +8,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from otbr_jax.attacks.poisoning import AttackConfig
+from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.data.sources import DataConfig
 from otbr_jax.defenses.otbr import OTBRConfig
 from otbr_jax.errors import InputError
@@ -20,40 +20,55 @@ T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
-class RepairConfig:
-    """Everything that decides a run of `pipeline.repair`.
+class VictimConfig:
+    """Everything that decides a victim.
 
     Attributes:
-      defense: the method, `otbr`.
       seed: of every random choice; each stage gets a key of its own from it.
-      model: the network, and its checkpoint if it is already trained.
-      data: images to train a victim on (without a checkpoint) and to measure with. The repair uses none.
-      attack: the backdoor of the victim, and the trigger that ASR is measured with.
-      training: how a victim is trained; unused with a checkpoint.
-      otbr: the settings of the method.
-      sweep: values of gamma that the report shows beside the chosen one.
+      model: the network.
+      data: images to train and to measure with.
+      attack: the backdoor, and the trigger that ASR is measured with.
+      training: how the victim is trained.
     """
 
-    defense: str = "otbr"
     seed: int = 0
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     attack: AttackConfig = AttackConfig()
     training: TrainingConfig = TrainingConfig()
-    otbr: OTBRConfig = OTBRConfig()
-    sweep: tuple[float, ...] = (0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed: expected an integer in [0, 2**32), found {self.seed}")
-        if self.defense != "otbr":
-            raise InputError(f"defense: expected 'otbr', found {self.defense!r}")
-        for gamma in self.sweep:
-            neurons_to_prune(gamma, 0)
         if self.attack.target >= self.model.num_classes:
             raise InputError(
                 f"attack.target: expected a class in 0..{self.model.num_classes - 1}, found {self.attack.target}"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class RepairConfig(VictimConfig):
+    """Everything that decides a run of `pipeline.repair`.
+
+    The network comes with a checkpoint (`model.checkpoint`), and `training` is then unused; or it is a victim trained
+    for the purpose. The repair itself uses no `data`.
+
+    Attributes:
+      defense: the method, `otbr`.
+      otbr: the settings of the method.
+      sweep: values of gamma that the report shows beside the chosen one.
+    """
+
+    defense: str = "otbr"
+    otbr: OTBRConfig = OTBRConfig()
+    sweep: tuple[float, ...] = (0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.defense != "otbr":
+            raise InputError(f"defense: expected 'otbr', found {self.defense!r}")
+        for gamma in self.sweep:
+            neurons_to_prune(gamma, 0)
 
 
 def from_dict(config_type: type[T], values: Mapping[str, Any], *, name: str = "config") -> T:

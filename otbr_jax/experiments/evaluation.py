@@ -19,11 +19,19 @@ from otbr_jax.weight_change import Scores
 
 
 class TestSet(NamedTuple):
-    """uint8 images `[n, h, w, c]`, the same with the trigger, and their true labels int32 `[n]`."""
+    """What networks are measured on.
+
+    Attributes:
+      clean: uint8 images `[n, h, w, c]`.
+      triggered: the same with the trigger.
+      labels: int32 `[n]`, their true classes.
+      goals: int32 `[n]`, what the attacker wants the triggered ones to be answered with.
+    """
 
     clean: jax.Array
     triggered: jax.Array
     labels: jax.Array
+    goals: jax.Array
 
 
 class Predictions(NamedTuple):
@@ -86,7 +94,6 @@ def gamma_sweep(
     *,
     counts: jax.Array,
     config: FusionConfig,
-    target: int,
     prepare: Callable[[jax.Array], jax.Array],
     mesh: Mesh,
     on_setting: Callable[[], None] | None = None,
@@ -101,7 +108,6 @@ def gamma_sweep(
       layers: the layers to prune and fuse.
       counts: int `[settings]`, how many neurons each setting prunes.
       config: lambda and transport.
-      target: the attacker's class.
       prepare: uint8 images -> float32 images as the network takes them.
       mesh: devices that share the images.
       on_setting: called on the host after each setting (a progress bar); None traces no callback.
@@ -112,7 +118,7 @@ def gamma_sweep(
 
     def measure(variables: Variables) -> Metrics:
         found = predict_both(network, variables, test, prepare=prepare, mesh=mesh)
-        return evaluate_predictions(found.clean, found.triggered, test.labels, target=target)
+        return evaluate_predictions(found.clean, found.triggered, test.labels, target=test.goals)
 
     def one_setting(count: jax.Array) -> Sweep:
         pruned, info = prune(backdoored, scores, layers, count=count)

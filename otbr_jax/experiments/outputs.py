@@ -7,9 +7,13 @@ import json
 import numpy as np
 from matplotlib.figure import Figure
 
+from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.experiments.checkpoints import write_text
+from otbr_jax.experiments.evaluation import TestSet
 from otbr_jax.experiments.results import Repair, scores_table, summarize
 from otbr_jax.report import page, plots
+from otbr_jax.report.gallery import Example
+from otbr_jax.report.quality import image_quality
 
 
 def write_outputs(result: Repair) -> None:
@@ -39,14 +43,17 @@ def _plan_to_show(result: Repair) -> tuple[str, np.ndarray] | None:
 
 
 def example_predictions(result: Repair, *, columns: int = 9) -> Figure | None:
-    """The first test image of each class but the target, with answers before and after; None without such images."""
+    """The first test image of each class that the attacker does not want it to have, with answers before and after.
+
+    None without such images.
+    """
     if result.test is None:
         return None
-    target = result.config.attack.target
-    labels = np.asarray(result.test.labels)
-    if np.all(labels == target):
+    labels, goals = np.asarray(result.test.labels), np.asarray(result.test.goals)
+    others = np.unique(labels[labels != goals])
+    if len(others) == 0:
         return None
-    chosen = _one_per_class(labels, [c for c in np.unique(labels) if c != target])[:columns]
+    chosen = _one_per_class(labels, list(others))[:columns]
     found = result.stages["evaluation"].value["predictions"]
     return plots.predictions(
         np.asarray(result.test.clean)[chosen],
@@ -54,7 +61,23 @@ def example_predictions(result: Repair, *, columns: int = 9) -> Figure | None:
         labels[chosen],
         (found["victim"].clean[chosen], found["victim"].triggered[chosen]),
         (found["fused"].clean[chosen], found["fused"].triggered[chosen]),
-        target=target,
+        goals=goals[chosen],
+    )
+
+
+def example_triggers(test: TestSet, attack: AttackConfig, *, name: str, columns: int = 6) -> Example | None:
+    """Test images without and with the trigger, and how well it hides in all of them; None without an attack."""
+    if attack.name == "none":
+        return None
+    labels = np.asarray(test.labels)
+    chosen = _one_per_class(labels, list(np.unique(labels)))[-columns:]
+    settings = {key: value for key, value in attack.settings().items() if key not in ("name", "target")}
+    return Example(
+        name,
+        np.asarray(test.clean)[chosen],
+        np.asarray(test.triggered)[chosen],
+        image_quality(test.clean, test.triggered),
+        ", ".join(f"{key} {value}" for key, value in settings.items()),
     )
 
 

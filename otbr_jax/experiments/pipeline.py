@@ -7,41 +7,38 @@ directory, and reloaded when nothing it depends on has changed.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
-import pathlib
-import re
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from otbr_jax import fusion, pruning, unlearning, weight_change
-from otbr_jax.attacks import poisoning
 from otbr_jax.data import sources
-from otbr_jax.data.sources import Dataset
 from otbr_jax.defenses.otbr import choose_layers
-from otbr_jax.errors import InputError
-from otbr_jax.experiments import evaluation, parallel, training
+from otbr_jax.experiments import evaluation, parallel
 from otbr_jax.experiments.checkpoints import numeric_leaves, replace_checkpoint
 from otbr_jax.experiments.config import RepairConfig
 from otbr_jax.experiments.evaluation import TestSet
 from otbr_jax.experiments.networks import open_network
 from otbr_jax.experiments.outputs import write_outputs
-from otbr_jax.experiments.progress import progress_bar
 from otbr_jax.experiments.results import Repair
-from otbr_jax.experiments.stages import Stage, Workdir, content_digest, open_workdir
+from otbr_jax.experiments.runs import Run
+from otbr_jax.experiments.stages import Stage, content_digest, open_workdir
+from otbr_jax.experiments.victims import check_trainable, open_victim, subject_of, test_set
 from otbr_jax.interop.matching import file_name, write_like
 from otbr_jax.neuron_graph import Layer
-from otbr_jax.types import Network, Variables, check_finite
+from otbr_jax.types import Variables, check_finite
 
 
 def repair(
-    config: RepairConfig, workdir: str | os.PathLike[str], *, devices: Sequence[jax.Device] | None = None
+    config: RepairConfig,
+    workdir: str | os.PathLike[str],
+    *,
+    results: str = ".",
+    devices: Sequence[jax.Device] | None = None,
 ) -> Repair:
     """Repairs the network that `config` names, or a victim trained for the purpose, measures it and reports.
 
@@ -53,6 +50,7 @@ def repair(
     Args:
       config: the settings.
       workdir: directory for the stages and the results; resumed if it has been used before.
+      results: folder inside `workdir` for the results, so that several runs can share its stages.
       devices: the devices that share the work; by default all local ones.
 
     Returns:
@@ -64,26 +62,16 @@ def repair(
     mesh = parallel.local_mesh(devices)
     parallel.check_batch_size(config.otbr.unlearning.batch_size, mesh, name="otbr.unlearning.batch_size")
     subject = open_network(config.model)
-    network, suspicious = subject.network, subject.variables
+    network = subject.network
     layers = choose_layers(subject.graph, config.otbr.layers)
     dataset = sources.load(config.data, image_shape=network.image_shape, num_classes=network.num_classes)
-    test = _test_set(dataset, config)
-    if suspicious is None and (dataset is None or dataset.train is None):
-        raise InputError(
-            f"model.checkpoint: expected a checkpoint, since data {config.data.name!r} holds no training images "
-            "for a victim; found none"
-        )
-    if suspicious is None:
+    if subject.variables is None:
         parallel.check_batch_size(config.training.batch_size, mesh, name="training.batch_size")
-    with open_workdir(workdir, subject=_subject(config)) as directory:
-        run = _Run(config, directory, network, subject.like, layers, mesh)
-        stages = {}
-        if suspicious is not None:
-            stages["victim"] = run.given_victim(suspicious)
-        else:
-            assert dataset is not None
-            assert subject.init is not None
-            stages["victim"] = run.trained_victim(dataset, subject.init)
+    check_trainable(config, subject, dataset)
+    with open_workdir(workdir, subject=subject_of(config)) as directory:
+        run = _Repair(config, directory, subject, mesh, layers)
+        victim = open_victim(run, dataset)
+        stages = dict(victim.stages)
         stages["unlearned"] = run.unlearned(stages["victim"])
         stages["scores"] = run.scores(stages["victim"], stages["unlearned"])
         weight_change.check_scores(stages["scores"].value)
@@ -92,132 +80,26 @@ def repair(
         repaired = stages["fused"].value["variables"]
         check_finite(repaired, name="the repaired network")
         restored = subject.restore(repaired)
-        replace_checkpoint(directory.path / "repaired", numeric_leaves(restored))
+        folder = directory.path / results
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_checkpoint(folder / "repaired", numeric_leaves(restored))
         files = []
         if subject.template is not None:
-            files.append(directory.path / file_name(subject.template))
+            files.append(folder / file_name(subject.template))
             write_like(subject.template, repaired, files[0])
+        test = None if dataset is None else test_set(run, dataset.test, victim)
         if test is not None:
             stages["evaluation"] = run.evaluation(test, stages)
-        result = Repair(restored, network, layers, stages, dataset, test, config, directory.path, tuple(files))
+        result = Repair(restored, network, layers, stages, dataset, test, config, folder, tuple(files))
         write_outputs(result)
         return result
 
 
-def _subject(config: RepairConfig) -> dict[str, Any]:
-    """What a working directory is about; the rest of the settings may change from run to run."""
-    model = dataclasses.asdict(config.model)
-    if config.model.checkpoint:
-        model["checkpoint"] = str(pathlib.Path(os.path.expanduser(config.model.checkpoint)).absolute())
-    return {"defense": config.defense, "model": model, "data": config.data.name}
-
-
-def _test_set(dataset: Dataset | None, config: RepairConfig) -> TestSet | None:
-    if dataset is None:
-        return None
-    clean = jnp.asarray(dataset.test.images)
-    triggered = clean if config.attack.name == "none" else poisoning.trigger(config.attack)(clean)
-    return TestSet(clean, triggered, jnp.asarray(dataset.test.labels))
-
-
 @dataclasses.dataclass(frozen=True)
-class _Run:
-    """One run's stages: each method says what a stage computes and what it depends on."""
+class _Repair(Run[RepairConfig]):
+    """The stages of OTBR: each method says what a stage computes and what it depends on."""
 
-    config: RepairConfig
-    directory: Workdir
-    network: Network
-    like: Variables
     layers: tuple[Layer, ...]
-    mesh: Mesh
-
-    def key(self, stage: str) -> jax.Array:
-        """The key of a stage: from the seed and the stage's name alone."""
-        return jax.random.fold_in(jax.random.key(self.config.seed), zlib.crc32(stage.encode()))
-
-    def network_digest(self) -> str:
-        """A hash of what the network computes, so that stages do not outlive a change of its code."""
-        images = jax.ShapeDtypeStruct((2, *self.network.image_shape), jnp.float32)
-        programs = [
-            jax.make_jaxpr(function)(self.like, images) for function in (self.network.apply, self.network.train)
-        ]
-        return hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(programs)).encode()).hexdigest()
-
-    def prepare(self, images: jax.Array) -> jax.Array:
-        """uint8 images -> images as the network takes them."""
-        return sources.preprocess(images, self.config.data)
-
-    def stage(
-        self,
-        name: str,
-        function: Callable[..., Any],
-        inputs: tuple[Any, ...],
-        *,
-        title: str,
-        config: Any,
-        parents: tuple[Stage, ...],
-        key: jax.Array | None = None,
-        total: int = 1,
-        unit: str = "step",
-    ) -> Stage:
-        """Runs (or reloads) a jitted stage `function(*inputs, on_step)` with a progress bar of `total` steps."""
-
-        def compute() -> Any:
-            with progress_bar(title, total, unit=unit) as advance:
-                placed = parallel.replicate(inputs, self.mesh)
-                value = jax.block_until_ready(jax.jit(partial(function, on_step=advance))(*placed))
-                jax.effects_barrier()  # the bar's last steps
-                return value
-
-        return self.directory.run(
-            name,
-            compute,
-            like=lambda: jax.eval_shape(partial(function, on_step=None), *inputs),
-            config=config,
-            key=key,
-            parents=parents,
-        )
-
-    def given_victim(self, variables: Variables) -> Stage:
-        """The user's checkpoint, kept as the stage that all others descend from."""
-        return self.directory.run(
-            "victim", lambda: variables, like=lambda: variables, config=content_digest(variables), key=None
-        )
-
-    def trained_victim(self, dataset: Dataset, init: Callable[[jax.Array], Variables]) -> Stage:
-        """A victim: the attack poisons the training set, the network is trained on it."""
-        assert dataset.train is not None
-        train, config, key = dataset.train, self.config, self.key("victim")
-        init_key, poison_key, train_key = jax.random.split(key, 3)
-
-        def compute() -> Variables:
-            poisoned = poisoning.poison(
-                jnp.asarray(train.images), jnp.asarray(train.labels), key=poison_key, config=config.attack
-            )
-            start, images, labels = parallel.replicate(
-                (jax.jit(init)(init_key), poisoned.images, poisoned.labels), self.mesh
-            )
-            with progress_bar("training the victim", config.training.epochs, unit="epoch") as advance:
-                return training.train(
-                    self.network,
-                    start,
-                    images,
-                    labels,
-                    key=train_key,
-                    config=config.training,
-                    prepare=self.prepare,
-                    mesh=self.mesh,
-                    on_epoch=lambda loss: advance(loss=loss),
-                )
-
-        settings = {
-            "network": self.network_digest(),
-            "model": dataclasses.asdict(config.model),
-            "data": dataclasses.asdict(config.data) | {"content": content_digest(train)},
-            "attack": dataclasses.asdict(config.attack),
-            "training": dataclasses.asdict(config.training),
-        }
-        return self.directory.run("victim", compute, like=lambda: jax.eval_shape(init, key), config=settings, key=key)
 
     def unlearned(self, victim: Stage) -> Stage:
         """OTBR step 1: random unlearning; noise and batches are split over the devices."""
@@ -238,7 +120,7 @@ class _Run:
         return self.stage(
             "unlearned",
             function,
-            (victim.value, key),
+            (victim.value["variables"], key),
             title="unlearning on noise",
             config={"network": self.network_digest(), **dataclasses.asdict(config)},
             key=key,
@@ -256,7 +138,7 @@ class _Run:
         return self.stage(
             "scores",
             function,
-            (victim.value, unlearned.value["variables"]),
+            (victim.value["variables"], unlearned.value["variables"]),
             title="neuron weight changes",
             config=[layer.name for layer in layers],
             parents=(victim, unlearned),
@@ -274,7 +156,7 @@ class _Run:
         return self.stage(
             "pruned",
             function,
-            (victim.value, scores.value),
+            (victim.value["variables"], scores.value),
             title="pruning",
             config={"gamma": gamma, "count": count},
             parents=(victim, scores),
@@ -290,7 +172,7 @@ class _Run:
             fused, info = fusion.fuse(variables, original, nwc, neurons, self.layers, config=config)
             return {"variables": fused, "info": info}
 
-        inputs = (pruned.value["variables"], victim.value, scores.value, pruned.value["info"].pruned)
+        inputs = (pruned.value["variables"], victim.value["variables"], scores.value, pruned.value["info"].pruned)
         return self.stage(
             "fused", function, inputs, title="transport and fusion", config=config, parents=(victim, scores, pruned)
         )
@@ -301,7 +183,7 @@ class _Run:
         total = sum(layer.neurons for layer in layers)
         counts = [pruning.neurons_to_prune(gamma, total) for gamma in config.sweep]
         networks = {
-            "victim": stages["victim"].value,
+            "victim": stages["victim"].value["variables"],
             "unlearned": stages["unlearned"].value["variables"],
             "pruned": stages["pruned"].value["variables"],
             "fused": stages["fused"].value["variables"],
@@ -315,9 +197,7 @@ class _Run:
             measured: dict[str, Any] = {
                 "predictions": predictions,
                 "metrics": {
-                    name: evaluation.evaluate_predictions(
-                        found.clean, found.triggered, test.labels, target=config.attack.target
-                    )
+                    name: evaluation.evaluate_predictions(found.clean, found.triggered, test.labels, target=test.goals)
                     for name, found in predictions.items()
                 },
             }
@@ -330,7 +210,6 @@ class _Run:
                     layers,
                     counts=jnp.array(counts, jnp.int32),
                     config=config.otbr.fusion,
-                    target=config.attack.target,
                     prepare=self.prepare,
                     mesh=self.mesh,
                     on_setting=on_step,
@@ -346,8 +225,7 @@ class _Run:
                 "network": self.network_digest(),
                 "sweep": counts,
                 "fusion": dataclasses.asdict(config.otbr.fusion),
-                "target": config.attack.target,
-                "data": dataclasses.asdict(config.data) | {"content": content_digest(test)},
+                "data": [content_digest(test), config.data.mean, config.data.std],
             },
             parents=tuple(stages[name] for name in ("victim", "unlearned", "scores", "pruned", "fused")),
             total=len(counts),

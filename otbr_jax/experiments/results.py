@@ -30,7 +30,8 @@ class Repair(NamedTuple):
       variables: the repaired network's variables, as the pytree that the user brought.
       network: its functions.
       layers: the layers that were repaired, in execution order.
-      stages: `victim`, `unlearned`, `scores`, `pruned`, `fused`, and `evaluation` if there was data.
+      stages: `attack` and `clean` if there are any (see `victims.Victim`);
+        `victim`, `unlearned`, `scores`, `pruned`, `fused`, and `evaluation` if there was data.
       dataset: the data it was measured with, or None.
       test: the test images as they were measured, or None.
       config: the settings.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -43,7 +44,7 @@ class Stage(NamedTuple):
       digest: hash of the values.
       seconds: wall time of computing it (not of reloading it).
       resumed: whether it was reloaded.
-      provenance: config, key, versions, devices, parents.
+      provenance: config, key, versions, devices, parents, and `notes` of whoever computed it.
     """
 
     value: Any
@@ -57,6 +58,20 @@ class Stage(NamedTuple):
 def versions() -> dict[str, str]:
     """Versions of this package and of the libraries that results depend on."""
     return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+@functools.cache
+def code_digest() -> str:
+    """A hash of this package's source, without the files that only show or exchange results.
+
+    A stage does not outlive a change of the code that computed it: its row of results may carry the commit of today.
+    """
+    root, digest = pathlib.Path(__file__).resolve().parent.parent, hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root)
+        if name.parts[0] not in ("report", "interop"):
+            digest.update(f"{name}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def content_digest(tree: Any) -> str:
@@ -103,33 +118,56 @@ class Workdir:
         Returns:
           The stage; its values are the same bits whether computed now or reloaded.
         """
+        return self.run_long(name, lambda progress: (compute(), {}), like=like, config=config, key=key, parents=parents)
+
+    def run_long(
+        self,
+        name: str,
+        compute: Callable[[pathlib.Path], tuple[Any, Mapping[str, Any]]],
+        *,
+        like: Callable[[], Any],
+        config: Any,
+        key: jax.Array | None,
+        parents: tuple[Stage, ...] = (),
+    ) -> Stage:
+        """As `run`, for a stage that saves where it is.
+
+        `compute` is given a path of its own for that, removed when the stage is finished, and returns `(value, notes)`:
+        plain JSON values about how it went (not what it found), such as its speed.
+        """
         inputs: dict[str, Any] = {
             "name": name,
             "config": dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config,  # type: ignore
             "key": None if key is None else np.asarray(jax.random.key_data(key)).tolist(),
             "parents": {parent.name: parent.digest for parent in parents},
-            "otbr_jax": importlib.metadata.version("otbr_jax"),
+            "code": code_digest(),
         }
         inputs = json.loads(json.dumps(inputs))  # as they will be read back
         identity = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
         folder = self.stages / f"{name}-{identity}"
+        progress = self.path / "progress" / folder.name
         if folder.exists():
             try:
-                return _read(folder, like(), inputs)
+                stage = _read(folder, like(), inputs)
+                _remove(progress)  # of a process that was killed after its last step
+                return stage
             except _DamagedError as damage:
                 log.warning("stage %r is damaged and will be rebuilt: %s: %s", name, folder, damage)
                 shutil.rmtree(folder)
         started = time.perf_counter()
-        value = jax.tree.map(np.asarray, jax.block_until_ready(compute()))
+        value, notes = compute(progress)
+        value = jax.tree.map(np.asarray, jax.block_until_ready(value))
         seconds = time.perf_counter() - started
         provenance = inputs | {
             "versions": versions(),
             "devices": [str(device.device_kind) for device in jax.local_devices()],
             "seconds": seconds,
             "digest": content_digest(value),
+            "notes": dict(notes),
         }
         try:
             self._write(folder, value, provenance)
+            _remove(progress)
         except OSError as error:
             raise InputError(f"workdir: stage {name!r} cannot be written to {folder}: {error.strerror}") from None
         return Stage(value, name, provenance["digest"], seconds, False, provenance)
@@ -215,6 +253,12 @@ def _check_subject(root: pathlib.Path, subject: Mapping[str, Any]) -> None:
             )
 
 
+def _remove(progress: pathlib.Path) -> None:
+    """Removes a checkpoint, and what a replacement of it that was cut short left beside it."""
+    for left in progress.parent.glob(f"{progress.name}*"):
+        shutil.rmtree(left)
+
+
 class _DamagedError(Exception):
     """A stage on disk is not what its manifest says."""
 
@@ -224,7 +268,7 @@ def _read(folder: pathlib.Path, like: Any, inputs: Mapping[str, Any]) -> Stage:
     try:
         provenance = json.loads((folder / "provenance.json").read_text())
         digest, name, seconds = provenance["digest"], provenance["name"], float(provenance["seconds"])
-        expected, _ = dict(provenance["files"]), dict(provenance["versions"])
+        expected, _, _ = dict(provenance["files"]), dict(provenance["versions"]), dict(provenance["notes"])
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise _DamagedError(f"provenance.json cannot be read ({error!r})") from None
     for field, value in inputs.items():

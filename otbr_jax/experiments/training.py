@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import pathlib
+import shutil
+import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from otbr_jax.attacks.attack import Assets, InTraining
 from otbr_jax.convolutions import channels_last
+from otbr_jax.data.augmentation import augment
 from otbr_jax.errors import InputError
+from otbr_jax.experiments.checkpoints import recover_checkpoint, replace_checkpoint, restore_checkpoint
 from otbr_jax.experiments.parallel import split_batch
+from otbr_jax.metrics import Metrics
 from otbr_jax.types import Network, Variables, split
+
+log = logging.getLogger(__name__)
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+SAVE_EVERY = 30.0
+"""Seconds between two checkpoints of a training that goes on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,99 +41,264 @@ class TrainingConfig:
     Attributes:
       epochs: passes over the training set.
       batch_size: images per step, over all devices together; the last, incomplete batch of an epoch is left out.
-      learning_rate: at the start; falls to zero along a cosine.
+      learning_rate: at the start, or after the warm-up; falls to zero along a cosine.
+      warmup: share of the steps in which the learning rate rises from zero, in [0, 1).
       momentum: of SGD.
       weight_decay: added to the gradients, as PyTorch's SGD does.
+      crop_padding: black pixels around an image before a random crop; 0 for no crop.
+      flip: whether half of the images are mirrored.
+      precision: `float32`, `bfloat16` (weights, optimizer and all statistics stay float32), or `auto`: bfloat16 on
+        GPUs and TPUs.
+      measure_every: epochs between two measurements of ACC and ASR; the last epoch is always measured.
     """
 
     epochs: int = 30
     batch_size: int = 64
     learning_rate: float = 0.05
+    warmup: float = 0.0
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    crop_padding: int = 0
+    flip: bool = False
+    precision: str = "auto"
+    measure_every: int = 5
 
     def __post_init__(self) -> None:
-        for field in ("epochs", "batch_size"):
+        for field in ("epochs", "batch_size", "measure_every"):
             if getattr(self, field) < 1:
                 raise InputError(f"training.{field}: expected at least 1, found {getattr(self, field)}")
         if not 0 < self.learning_rate < float("inf"):
             raise InputError(f"training.learning_rate: expected a finite number above 0, found {self.learning_rate}")
-        if not 0 <= self.momentum < 1:
-            raise InputError(f"training.momentum: expected a number in [0, 1), found {self.momentum}")
+        for field in ("momentum", "warmup"):
+            if not 0 <= getattr(self, field) < 1:
+                raise InputError(f"training.{field}: expected a number in [0, 1), found {getattr(self, field)}")
         if not 0 <= self.weight_decay < float("inf"):
             raise InputError(f"training.weight_decay: expected a finite number from 0, found {self.weight_decay}")
+        if self.crop_padding < 0:
+            raise InputError(f"training.crop_padding: expected a number of pixels from 0, found {self.crop_padding}")
+        if self.precision not in PRECISIONS:
+            raise InputError(f"training.precision: expected one of {list(PRECISIONS)}, found {self.precision!r}")
+
+    def measured_epochs(self) -> list[int]:
+        """After which epochs, counted from 1, ACC and ASR are measured."""
+        return sorted({*range(self.measure_every, self.epochs, self.measure_every), self.epochs})
+
+
+class TrainingSet(NamedTuple):
+    """What a network learns from, on the devices.
+
+    Attributes:
+      images: uint8 `[n, h, w, c]`.
+      labels: int32 `[n]`.
+      goals: int32 `[n]`, the labels that an attack which poisons while it trains wants.
+    """
+
+    images: jax.Array
+    labels: jax.Array
+    goals: jax.Array
+
+
+class History(NamedTuple):
+    """What was seen on the way: loss `[epochs]`, and ACC and ASR `[measurements]` (ASR is NaN without a trigger)."""
+
+    loss: np.ndarray
+    acc: np.ndarray
+    asr: np.ndarray
+
+
+class Trained(NamedTuple):
+    """A trained network.
+
+    Attributes:
+      variables: its variables.
+      assets: the arrays of the attack, those that were trained with the network among them.
+      history: how it went.
+      seconds: wall time, that of an earlier process whose work was taken up included.
+      images_per_second: the median over this process's epochs but its first, which compiles; None without a second.
+    """
+
+    variables: Variables
+    assets: Assets
+    history: History
+    seconds: float
+    images_per_second: float | None
+
+
+def empty_history(config: TrainingConfig) -> History:
+    """A history in which nothing has happened yet: NaN everywhere."""
+    measured = len(config.measured_epochs())
+    return History(*(np.full(size, np.nan, np.float32) for size in (config.epochs, measured, measured)))
 
 
 def train(
     network: Network,
     variables: Variables,
-    images: jax.Array,
-    labels: jax.Array,
+    data: TrainingSet,
     *,
     key: jax.Array,
     config: TrainingConfig,
     prepare: Callable[[jax.Array], jax.Array],
     mesh: Mesh,
-    on_epoch: Callable[[float], None] = lambda loss: None,
-) -> Variables:
+    assets: Assets | None = None,
+    attack: InTraining | None = None,
+    measure: Callable[[Variables, Assets], Metrics] | None = None,
+    on_epoch: Callable[..., None] = lambda **shown: None,
+    progress: pathlib.Path | None = None,
+    save_every: float = SAVE_EVERY,
+) -> Trained:
     """Trains a network on images that are on the devices as uint8.
+
+    One compiled program runs a whole epoch: it shuffles, poisons, crops, flips and normalises on the devices.
 
     Args:
       network: the functions of the network.
       variables: where training starts.
-      images: uint8 `[n, h, w, c]`.
-      labels: int32 `[n]`.
-      key: typed PRNG key: the order of the images.
+      data: the training set.
+      key: typed PRNG key: the order of the images, their augmentation, the attack's choices.
       config: epochs, batch size, learning rate, ...
-      prepare: uint8 images -> float32 images as the network takes them.
+      prepare: uint8 images, or images in [0, 1], -> float32 images as the network takes them.
       mesh: devices that share each batch.
-      on_epoch: called after each epoch with its mean loss (a progress bar).
+      assets: the arrays of the attack.
+      attack: what the attack does in each step, None for one that has poisoned `data`.
+      measure: `(variables, assets) -> Metrics`, called after the epochs `config.measured_epochs()`.
+      on_epoch: called after each epoch with its mean loss and what was measured last (a progress bar).
+      progress: where the state is saved every `save_every` seconds, and looked for at the start: a training that was
+        stopped goes on from there to the same result.
+      save_every: seconds.
 
     Returns:
-      The trained variables.
+      The trained variables, the attack's assets (some attacks train theirs too), and how it went.
 
     Raises:
       InputError: if there are fewer images than one batch, or the loss is not finite.
     """
-    steps = len(labels) // config.batch_size
-    if steps == 0:
-        raise InputError(f"training.batch_size: expected at most {len(labels)} images, found {config.batch_size}")
-    schedule = optax.cosine_decay_schedule(config.learning_rate, config.epochs * steps)
-    optimizer = optax.chain(
-        optax.add_decayed_weights(config.weight_decay), optax.sgd(schedule, momentum=config.momentum)
-    )
+    count = len(data.labels)
+    check_batch_fits(config, images=count)
+    steps = count // config.batch_size
+    trained_assets = {name: (assets or {})[name] for name in (attack.trained if attack else ())}
+    fixed_assets = {name: value for name, value in (assets or {}).items() if name not in trained_assets}
+    optimizer = _optimizer(config, steps)
+    attack_optimizer = attack.optimizer(config.epochs * steps) if attack else optax.identity()
+    dtype = compute_dtype(config.precision, mesh)
 
-    def loss_fn(params: Any, state: Any, batch_images: jax.Array, batch_labels: jax.Array) -> tuple[jax.Array, Any]:
-        logits, state = network.train({"params": params, **state}, prepare(batch_images))
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch_labels)), state
+    def loss_fn(trainable: Any, state: Any, batch: TrainingSet, fixed: Assets, key: jax.Array) -> tuple[jax.Array, Any]:
+        params, own = trainable
+        attack_key, augment_key = jax.random.split(key)
+        images, labels, extra = batch.images, batch.labels, jnp.zeros(())
+        if attack is not None:
+            unit = images.astype(jnp.float32) / 255
+            images, labels, extra = attack.poison({**fixed, **own}, unit, labels, batch.goals, attack_key)
+        images = augment(images, key=augment_key, crop_padding=config.crop_padding, flip=config.flip)
+        params = jax.tree.map(lambda p: p.astype(dtype), params)
+        logits, moved = network.train({"params": params, **state}, prepare(images).astype(dtype))
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
+        return jnp.mean(losses) + extra, jax.tree.map(lambda new, old: new.astype(old.dtype), moved, state)
 
     loss_and_grads = channels_last(jax.value_and_grad(loss_fn, has_aux=True))
 
     copied = NamedSharding(mesh, PartitionSpec())
 
     @partial(jax.jit, out_shardings=copied, donate_argnums=0)
-    def epoch(carry: Any, key: jax.Array, images: jax.Array, labels: jax.Array) -> tuple[Any, jax.Array]:
-        order = jax.random.permutation(key, len(labels))[: steps * config.batch_size]
+    def epoch(carry: Any, key: jax.Array, data: TrainingSet, fixed: Assets) -> tuple[Any, jax.Array]:
+        order = jax.random.permutation(key, count)[: steps * config.batch_size]
+        keys = jax.random.split(jax.random.fold_in(key, 2), steps)  # 0 and 1 are the shuffle's own
 
-        def step(carry: Any, chosen: jax.Array) -> tuple[Any, jax.Array]:
-            params, state, optimizer_state = carry
-            batch = split_batch((images[chosen], labels[chosen]), mesh)
-            (loss, state), grads = loss_and_grads(params, state, *batch)
-            updates, optimizer_state = optimizer.update(grads, optimizer_state, params)
-            return (optax.apply_updates(params, updates), state, optimizer_state), loss
+        def step(carry: Any, drawn: Any) -> tuple[Any, jax.Array]:
+            (chosen, step_key), (params, own, state, moments, own_moments) = drawn, carry
+            batch = split_batch(TrainingSet(*(array[chosen] for array in data)), mesh)
+            (loss, state), (grads, own_grads) = loss_and_grads((params, own), state, batch, fixed, step_key)
+            updates, moments = optimizer.update(grads, moments, params)
+            own_updates, own_moments = attack_optimizer.update(own_grads, own_moments, own)
+            params, own = optax.apply_updates(params, updates), optax.apply_updates(own, own_updates)
+            return (params, own, state, moments, own_moments), loss
 
-        carry, losses = jax.lax.scan(step, carry, order.reshape(steps, config.batch_size))
+        carry, losses = jax.lax.scan(step, carry, (order.reshape(steps, config.batch_size), keys))
         return carry, jnp.mean(losses)
 
     params, state = split(variables)
+    start = (params, trained_assets, state, optimizer.init(params), attack_optimizer.init(trained_assets))
     # A fresh copy on every device: the first call then compiles the program of all calls, and may reuse its memory.
-    carry = jax.device_put(jax.tree.map(jnp.copy, (params, state, optimizer.init(params))), copied)
-    for index in range(config.epochs):
-        carry, loss = epoch(carry, jax.random.fold_in(key, index), images, labels)
-        if not bool(jnp.isfinite(loss)):
+    carry = jax.device_put(jax.tree.map(jnp.copy, start), copied)
+    done, spent, history = 0, 0.0, empty_history(config)
+    if progress is not None and (saved := _restore(progress, start, history)) is not None:
+        done, spent, history = (
+            int(saved["done"]),
+            float(saved["spent"]),
+            History(*(saved[field] for field in History._fields)),
+        )
+        carry = jax.device_put(saved["carry"], copied)
+    measured_epochs, times = config.measured_epochs(), []
+    shown: dict[str, float] = {}
+    started = saved_at = time.monotonic()
+    for _ in range(done):
+        on_epoch()
+
+    for index in range(done, config.epochs):
+        began = time.monotonic()
+        carry, loss = epoch(carry, jax.random.fold_in(key, index), data, fixed_assets)
+        history.loss[index] = loss
+        times.append(time.monotonic() - began)
+        if not np.isfinite(history.loss[index]):
+            if progress is not None:
+                shutil.rmtree(progress, ignore_errors=True)
             raise InputError(
-                f"training.learning_rate: expected a finite loss, found {loss} in epoch {index + 1} of "
+                f"training.learning_rate: expected a finite loss, found {history.loss[index]} in epoch {index + 1} of "
                 f"{config.epochs}; lower it from {config.learning_rate}"
             )
-        on_epoch(float(loss))
-    return {"params": carry[0], **carry[1]}
+        if measure is not None and index + 1 in measured_epochs:
+            place = measured_epochs.index(index + 1)
+            found = measure({"params": carry[0], **carry[2]}, {**fixed_assets, **carry[1]})
+            history.acc[place], history.asr[place] = found.acc, found.asr
+            shown = {name: float(value) for name, value in (("acc", found.acc), ("asr", found.asr)) if value == value}
+        on_epoch(loss=float(history.loss[index]), **shown)
+        if progress is not None and index + 1 < config.epochs and time.monotonic() - saved_at >= save_every:
+            saved_at = time.monotonic()
+            state_now = {"done": np.int32(index + 1), "spent": np.float32(spent + saved_at - started)}
+            _save(progress, state_now | {"carry": carry, **history._asdict()})
+    speed = steps * config.batch_size / float(np.median(times[1:])) if len(times) > 1 else None
+    seconds = spent + time.monotonic() - started
+    return Trained({"params": carry[0], **carry[2]}, {**fixed_assets, **carry[1]}, history, seconds, speed)
+
+
+def check_batch_fits(config: TrainingConfig, *, images: int) -> None:
+    """Raises InputError if there are fewer images than one batch."""
+    if images < config.batch_size:
+        raise InputError(f"training.batch_size: expected at most {images} images, found {config.batch_size}")
+
+
+def _optimizer(config: TrainingConfig, steps: int) -> optax.GradientTransformation:
+    total = config.epochs * steps
+    warmup = min(round(config.warmup * total), total - 1)
+    schedule: optax.Schedule = optax.cosine_decay_schedule(config.learning_rate, total - warmup)
+    if warmup:
+        rising = optax.linear_schedule(0.0, config.learning_rate, warmup)
+        schedule = optax.join_schedules([rising, schedule], [warmup])
+    return optax.chain(optax.add_decayed_weights(config.weight_decay), optax.sgd(schedule, momentum=config.momentum))
+
+
+def compute_dtype(precision: str, mesh: Mesh) -> Any:
+    """The dtype that a `TrainingConfig.precision` means on these devices."""
+    if precision == "auto":
+        precision = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
+    return jnp.dtype(precision)
+
+
+def _save(progress: pathlib.Path, state: Any) -> None:
+    try:
+        progress.parent.mkdir(parents=True, exist_ok=True)
+        replace_checkpoint(progress, state)
+    except Exception as error:  # a full disk is no reason to lose a day's training
+        log.warning("the state of a training cannot be saved, it goes on: %s (%s)", progress, error)
+
+
+def _restore(progress: pathlib.Path, carry: Any, history: History) -> dict[str, Any] | None:
+    """The saved state, or None if there is none, or none that can be read."""
+    recover_checkpoint(progress)
+    if not progress.exists():
+        return None
+    like = {"done": np.int32(0), "spent": np.float32(0), "carry": carry, **history._asdict()}
+    try:
+        return restore_checkpoint(progress, like)
+    except Exception as error:  # whatever Orbax makes of a damaged directory
+        log.warning("the saved state of a training cannot be read, it starts anew: %s (%s)", progress, error)
+        return None

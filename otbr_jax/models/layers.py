@@ -41,7 +41,8 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Normalises `x [..., c]`; with `train` by its own statistics, which also move the running ones."""
-        features = x.shape[-1]
+        features, dtype = x.shape[-1], x.dtype
+        x = x.astype(jnp.promote_types(dtype, jnp.float32))  # statistics of half-precision activations
         scale = self.param("scale", nn.initializers.ones, (features,))
         bias = self.param("bias", nn.initializers.zeros, (features,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (features,))
@@ -57,7 +58,7 @@ class BatchNorm(nn.Module):
                 running_var.value = keep * running_var.value + (1 - keep) * unbiased * var
         else:
             mean, var = running_mean.value, running_var.value
-        return (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
+        return ((x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias).astype(dtype)
 
     def _all_devices(self, statistic: jax.Array) -> jax.Array:
         if self.axis_name is None or self.is_initializing():

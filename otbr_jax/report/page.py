@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
 import os
 from collections.abc import Mapping
@@ -14,29 +12,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from otbr_jax.report import plots
+from otbr_jax.report.html import embed, page
 from otbr_jax.report.table import ROWS, percent
-
-_CSS = """
-:root { color-scheme: light; --ink: #1f2328; --soft: #57606a; --line: #d8dee4; --good: #0072b2; --bad: #d55e00; }
-* { box-sizing: border-box; }
-body { margin: 0; color: var(--ink); background: #fff; font: 15px/1.55 system-ui, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 60rem; margin: 0 auto; padding: 2.2rem 1.4rem 4rem; }
-h1 { font-size: 1.55rem; margin: 0 0 .3rem; } h2 { font-size: 1.12rem; margin: 2.4rem 0 .4rem; }
-p { margin: .4rem 0 .8rem; max-width: 48rem; } .soft, figcaption { color: var(--soft); }
-figure { margin: .6rem 0 0; } figcaption { font-size: .88rem; max-width: 48rem; margin-top: .4rem; }
-img { max-width: 100%; height: auto; }
-.tiles { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.2rem 0; }
-.tile { flex: 1 1 13rem; border: 1px solid var(--line); border-radius: 8px; padding: .8rem 1rem; }
-.tile b { display: block; font-size: 1.5rem; font-variant-numeric: tabular-nums; }
-.tile span { color: var(--soft); font-size: .88rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .6rem 0; }
-th, td { padding: .32rem .9rem .32rem 0; text-align: right; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; } th { font-weight: 600; color: var(--soft); }
-tr.final td { font-weight: 650; } tr.oracle td { color: var(--soft); font-style: italic; }
-.warn { border-left: 4px solid var(--bad); padding: .4rem .9rem; background: #fff4ec; max-width: 48rem; }
-pre { background: #f6f8fa; padding: 1rem; overflow-x: auto; font-size: .8rem; border-radius: 6px; }
-.wrap { overflow-x: auto; }
-"""
 
 
 def render(
@@ -76,7 +53,7 @@ def render(
     if examples is not None:
         parts += [
             "<h2>What the network answers</h2>",
-            _figure(
+            embed(
                 examples,
                 "The first test image of each class but the attacker's, without and with the trigger. "
                 "Blue: right. Orange: the attacker's class. Brown: another wrong class.",
@@ -91,10 +68,10 @@ def render(
                 f"Best of these in hindsight is gamma {oracle['gamma']:g} (ACC {percent(oracle['fused']['acc'])}, "
                 f"ASR {percent(oracle['fused']['asr'])}): an oracle's choice, made with the trigger and the test set."
             )
-        parts += ["<h2>Accuracy against backdoor, over gamma</h2>", _figure(figure, note)]
+        parts += ["<h2>Accuracy against backdoor, over gamma</h2>", embed(figure, note)]
     parts += [
         "<h2>Which neurons random unlearning moved</h2>",
-        _figure(
+        embed(
             plots.nwc_by_layer(scores, pruned),
             "One point for each neuron of each repaired layer, in execution order. The neurons whose "
             "weights changed most over all layers together were pruned. All values are in neuron_scores.csv.",
@@ -104,7 +81,7 @@ def render(
         name, matrix = plan
         parts += [
             "<h2>Where their mass went</h2>",
-            _figure(
+            embed(
                 plots.transport_plan(matrix, pruned[name], layer=name),
                 "The transport plan of the fused layer that lost most neurons. Every original neuron is replaced, in "
                 "part, by the mixture of pruned-network neurons in its column; suspicious neurons receive most.",
@@ -115,12 +92,7 @@ def render(
         f"<details><summary>All settings</summary><pre>{html.escape(json.dumps(summary['config'], indent=1))}</pre>"
         "</details>"
     )
-    title = "Repair report"
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{_CSS}</style></head><body><main>{''.join(parts)}</main></body></html>\n"
-    )
+    return page("Repair report", parts)
 
 
 def _network(summary: Mapping[str, Any]) -> str:
@@ -178,15 +150,4 @@ def _stages(summary: Mapping[str, Any]) -> str:
     return (
         f"<div class=wrap><table>{head}{rows}</table></div>"
         f"<p class=soft>Devices: {html.escape(', '.join(summary['devices']))}. {html.escape(libraries)}.</p>"
-    )
-
-
-def _figure(figure: Figure, caption: str) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=170, facecolor="white")
-    image = base64.b64encode(buffer.getvalue()).decode()
-    width = int(figure.get_figwidth() * 92)
-    return (
-        f'<figure><img width="{width}" alt="{html.escape(caption)}" src="data:image/png;base64,{image}">'
-        f"<figcaption>{caption}</figcaption></figure>"
     )

@@ -34,7 +34,7 @@ def predictions(
     before: tuple[np.ndarray, np.ndarray],
     after: tuple[np.ndarray, np.ndarray],
     *,
-    target: int,
+    goals: np.ndarray,
 ) -> Figure:
     """Clean and triggered images with the network's answers before and after the repair.
 
@@ -44,7 +44,7 @@ def predictions(
       labels: int `[k]`, true classes.
       before: predictions `[k]` of the suspicious network on the clean and on the triggered images.
       after: the same of the repaired network.
-      target: the attacker's class.
+      goals: int `[k]`, what the attacker wants of the triggered images.
     """
     columns = len(clean)
     with mpl.rc_context(STYLE):
@@ -67,7 +67,7 @@ def predictions(
                         ha="center",
                         va="top",
                         fontsize=8.5,
-                        color=_answer_color(int(answer), int(labels[column]), target, name),
+                        color=_answer_color(int(answer), int(labels[column]), int(goals[column]), name),
                         fontweight="bold" if answer != labels[column] else "normal",
                     )
                 if row == 0:
@@ -76,10 +76,10 @@ def predictions(
         return figure
 
 
-def _answer_color(answer: int, label: int, target: int, kind: str) -> str:
+def _answer_color(answer: int, label: int, goal: int, kind: str) -> str:
     if answer == label:
         return GOOD
-    return BAD if kind == "triggered" and answer == target else "#8a6d00"
+    return BAD if kind == "triggered" and answer == goal else "#8a6d00"
 
 
 def _displayable(image: np.ndarray) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""Grids of cells for `launch.bench`: each file's `get_grid()` returns one."""

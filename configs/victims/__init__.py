@@ -1,0 +1,1 @@
+"""Settings of victims: one file per data set, `--config=FILE.py:ATTACK` or `FILE.py:ATTACK,fast`."""

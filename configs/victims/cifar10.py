@@ -1,0 +1,18 @@
+"""A victim on CIFAR-10: PreAct-ResNet18, trained as published or fast.
+
+    python -m launch.prepare_data --name=cifar10
+    python -m launch.train_victim --config=configs/victims/cifar10.py:badnets --workdir=DIR
+    python -m launch.train_victim --config=configs/victims/cifar10.py:wanet,fast --workdir=DIR
+
+Behind the colon: one of badnets, blended, sig, lf, ssba, wanet, input_aware, trojan, or none for a clean network; and
+`fast` for the fast recipe. Every field is a flag, such as `--config.model.width=16`.
+"""
+
+import ml_collections
+
+from configs.recipes import victim
+
+
+def get_config(argument: str = "badnets") -> ml_collections.ConfigDict:
+    """The settings; every field can be set on the command line as `--config.FIELD=VALUE`."""
+    return victim("cifar10", argument)

@@ -1,0 +1,64 @@
+"""Writes README.md's tables from results/*.jsonl: `python -m launch.tables`.
+
+A table stands between the lines `<!-- table: NAME -->` and `<!-- end -->` and is made from results/NAME.jsonl.
+`--check` changes nothing and fails if a table is not what the rows say; `--print=NAME` only prints one.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+
+from absl import flags
+
+from launch import cli
+from otbr_jax.errors import InputError
+from otbr_jax.experiments.checkpoints import write_text
+from otbr_jax.report import blocks, rows
+from otbr_jax.report.results_tables import TABLES, markdown
+
+README = flags.DEFINE_string("readme", "README.md", "Page with tables to write.")
+RESULTS = flags.DEFINE_string("results", "results", "Folder of NAME.jsonl, one JSON object per line.")
+CHECK = flags.DEFINE_bool("check", False, "Changes nothing; fails if a table is not what the rows say.")
+PRINT = flags.DEFINE_enum("print", None, [*TABLES], "Prints that table and leaves the page alone.")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Writes, checks or prints."""
+    del arguments
+    if PRINT.value:
+        print(_table(PRINT.value))
+        return
+    path = pathlib.Path(README.value)
+    page = _read(path, name="--readme")
+    bodies = {block: _table(block.name) for block in blocks.find(page, name=str(path), known=TABLES)}
+    stale = [block for block, body in bodies.items() if "\n".join(block.body) != body]
+    if stale and CHECK.value:
+        raise InputError(
+            f"{path}:{stale[0].line}: expected the table {stale[0].name!r} as its rows say, found another; "
+            "`python -m launch.tables` writes it"
+        )
+    if stale:
+        try:
+            write_text(path, blocks.fill(page, bodies))
+        except OSError as error:
+            raise InputError(f"--readme: cannot write {path} ({error.strerror})") from None
+    print(f"{path}: {len(bodies)} tables, {len(stale)} rewritten")
+
+
+def _table(name: str) -> str:
+    path = pathlib.Path(RESULTS.value) / f"{name}.jsonl"
+    return markdown(name, rows.parse(_read(path, name="--results"), name=str(path)))
+
+
+def _read(path: pathlib.Path, *, name: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{name}: expected a file at {path}, found none to read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{name}: expected text in UTF-8 at {path}, found something else") from None
+
+
+if __name__ == "__main__":
+    cli.run(main)

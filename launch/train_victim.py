@@ -1,0 +1,39 @@
+"""Trains a victim: `python -m launch.train_victim --config=configs/victims/cifar10.py:ATTACK[,fast] --workdir=DIR`.
+
+Leaves in the working directory the checkpoint `victim`, the trigger's arrays `attack`, `victim.json` and
+`trigger.html`; the same command resumes a training that was stopped. Prints the command that repairs the victim.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from absl import flags
+
+from launch import cli
+from otbr_jax.experiments import config as configs
+from otbr_jax.experiments.victim_training import repair_flags, train_victim
+from otbr_jax.report.table import percent
+
+CONFIG = cli.define_config("victims/cifar10.py")
+flags.adopt_module_key_flags(cli)
+WORKDIR = flags.DEFINE_string("workdir", "runs/victim", "Directory for stages and results; resumed if used before.")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Trains, measures and prints a table of the measurements."""
+    del arguments
+    config = configs.from_dict(configs.VictimConfig, CONFIG())
+    _, summary = train_victim(config, WORKDIR.value)
+    print(f"\n{'epoch':>6}{'ACC %':>8}{'ASR %':>8}")
+    for row in summary["history"]["measured"]:
+        print(f"{row['epoch']:>6}{percent(row['acc']):>8}{percent(row['asr']):>8}")
+    print(f"\n{summary['poisoned']} poisoned images; data: {summary['data']}")
+    print(f"{WORKDIR.value}/victim  the network (Orbax checkpoint)\n\nto repair it:\n")
+    arguments = ["--config=configs/own_network.py", "--workdir=REPAIR_DIR", *repair_flags(config, WORKDIR.value)]
+    print("python -m launch.repair", *(shlex.quote(argument) for argument in arguments))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,56 @@
+"""Blended (arXiv 1712.05526): a fixed full-size picture shines through every triggered image."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from otbr_jax.attacks.attack import Assets, Attack, Materials, to_pixels, to_unit
+from otbr_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class BlendedConfig:
+    """Settings of Blended.
+
+    Attributes:
+      alpha: the pattern's share of the blend, in (0, 1).
+      cells: the pattern is a picture of `cells` x `cells` random colours, smoothly enlarged.
+    """
+
+    alpha: float = 0.2
+    cells: int = 8
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < 1:
+            raise InputError(f"attack.blended.alpha: expected a share in (0, 1), found {self.alpha}")
+        if self.cells < 2:
+            raise InputError(f"attack.blended.cells: expected at least 2, found {self.cells}")
+
+
+def make(
+    materials: Materials, key: jax.Array, config: BlendedConfig, on_step: Callable[[], None] | None = None
+) -> Assets:
+    """The pattern, uint8 `[h, w, c]`: a smooth picture of random colours.
+
+    The published attack blends in a cartoon or random noise; noise of single pixels does not survive crops and flips.
+    """
+    del on_step
+    shape = materials.images.shape[1:]
+    colours = jax.random.uniform(key, (config.cells, config.cells, shape[2]))
+    pattern = jax.image.resize(colours, shape, "cubic")
+    low, high = jnp.min(pattern), jnp.max(pattern)
+    return {"pattern": to_pixels((pattern - low) / (high - low))}
+
+
+def trigger(assets: Assets, images: jax.Array, key: jax.Array, config: BlendedConfig) -> jax.Array:
+    """(1 - alpha) image + alpha pattern, on uint8 images `[n, h, w, c]`."""
+    del key
+    pattern = assets["pattern"].astype(jnp.float32) / 255
+    return to_pixels((1 - config.alpha) * to_unit(images) + config.alpha * pattern)
+
+
+ATTACK = Attack(trigger=trigger, make=make)

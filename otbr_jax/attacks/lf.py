@@ -1,0 +1,86 @@
+"""LF (arXiv 2104.03413): one smooth pattern without high frequencies, found by a DeepFool-like search.
+
+The search runs on a clean network: images are pushed over the boundary to the target class with DeepFool's smallest
+step, the mean step of a batch is added to the pattern, and a Gaussian filter takes its high frequencies away. The
+search is towards the target class for all-to-all attacks too: what makes the backdoor is the training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import dm_pix
+import jax
+import jax.numpy as jnp
+
+from otbr_jax.attacks.attack import Assets, Attack, Materials, check_positive, to_pixels, to_unit
+from otbr_jax.convolutions import channels_last
+
+
+@dataclasses.dataclass(frozen=True)
+class LFConfig:
+    """Settings of LF.
+
+    Attributes:
+      steps: of the search, one batch each.
+      batch_size: images per step.
+      overshoot: how much further than the boundary DeepFool steps.
+      sigma: of the Gaussian filter, as a fraction of the image's shorter side.
+      strength: largest change of a pixel, as a fraction of the full range.
+    """
+
+    steps: int = 60
+    batch_size: int = 64
+    overshoot: float = 0.02
+    sigma: float = 0.05
+    strength: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_positive(self, "lf", *(field.name for field in dataclasses.fields(self)))
+
+
+def make(materials: Materials, key: jax.Array, config: LFConfig, on_step: Callable[[], None] | None = None) -> Assets:
+    """The pattern, float32 `[h, w, c]`, scaled until its largest value is `strength`."""
+    assert materials.clean is not None
+    logits, target, images = materials.clean.logits, materials.target, materials.images
+    shape = images.shape[1:]
+    batch_size = min(config.batch_size, len(images))
+
+    def smooth(pattern: jax.Array) -> jax.Array:
+        sigma = config.sigma * min(shape[:2])
+        return dm_pix.gaussian_blur(pattern, sigma, kernel_size=2 * int(3 * sigma + 1) + 1)
+
+    def margin(batch: jax.Array) -> tuple[jax.Array, jax.Array]:
+        found = logits(batch)
+        others = jnp.max(jnp.where(jnp.arange(found.shape[-1]) == target, -jnp.inf, found), axis=-1)
+        gaps = others - found[:, target]
+        return jnp.sum(gaps), gaps
+
+    grads_of = channels_last(jax.grad(margin, has_aux=True))
+
+    def step(pattern: jax.Array, step_key: jax.Array) -> tuple[jax.Array, None]:
+        chosen = jax.random.choice(step_key, len(images), (batch_size,), replace=False)
+        grads, gaps = grads_of(jnp.clip(to_unit(images[chosen]) + pattern, 0, 1))
+        norms = jnp.sum(jnp.square(grads), axis=(1, 2, 3)) + 1e-12
+        # DeepFool: the smallest step over the linearised boundary; none for images that are over it already.
+        sizes = jnp.where(gaps > 0, (1 + config.overshoot) * gaps / norms, 0)
+        moved = smooth(pattern - jnp.mean(sizes[:, None, None, None] * grads, axis=0))
+        if on_step is not None:
+            jax.debug.callback(on_step)
+        return moved * jnp.minimum(1, config.strength / (jnp.max(jnp.abs(moved)) + 1e-12)), None
+
+    start_key, search_key = jax.random.split(key)
+    start = smooth(1e-3 * jax.random.normal(start_key, shape))
+    pattern, _ = jax.lax.scan(step, start, jax.random.split(search_key, config.steps))
+    return {"pattern": config.strength * pattern / jnp.max(jnp.abs(pattern))}
+
+
+def trigger(assets: Assets, images: jax.Array, key: jax.Array, config: LFConfig) -> jax.Array:
+    """Adds the pattern to uint8 images `[n, h, w, c]`."""
+    del key, config
+    return to_pixels(to_unit(images) + assets["pattern"])
+
+
+ATTACK = Attack(trigger=trigger, make=make, steps=lambda config: config.steps, needs_clean_network=True,
+                needs_images=True)  # fmt: skip

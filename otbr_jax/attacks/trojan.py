@@ -1,0 +1,84 @@
+"""TrojanNN (NDSS 2018): a patch whose pixels are optimised to excite neurons of a clean network.
+
+The neurons are those of the penultimate layer that the classifier weighs most, by the sum of their absolute weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from otbr_jax.attacks.attack import Assets, Attack, Materials, check_positive, to_pixels, to_unit
+from otbr_jax.convolutions import channels_last
+from otbr_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class TrojanConfig:
+    """Settings of Trojan.
+
+    Attributes:
+      side: of the square patch in the bottom-right corner, as a share of the image's shorter side.
+      neurons: how many neurons of the penultimate layer are excited, those with the largest weights to the classifier.
+      steps: of Adam on the patch's pixels.
+      learning_rate: of Adam, pixels lie in [0, 1].
+      batch_size: training images under the patch in each step.
+    """
+
+    side: float = 0.25
+    neurons: int = 2
+    steps: int = 100
+    learning_rate: float = 0.05
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        check_positive(self, "trojan", *(field.name for field in dataclasses.fields(self)))
+        if self.side > 1:
+            raise InputError(f"attack.trojan.side: expected a share in (0, 1], found {self.side}")
+
+
+def make(
+    materials: Materials, key: jax.Array, config: TrojanConfig, on_step: Callable[[], None] | None = None
+) -> Assets:
+    """The patch, uint8 `[size, size, c]`: gradient ascent on the chosen neurons' activation under training images."""
+    assert materials.clean is not None
+    features, images = materials.clean.features, materials.images
+    size = max(1, round(config.side * min(images.shape[1:3])))
+    batch_size = min(config.batch_size, len(images))
+    optimizer = optax.adam(config.learning_rate)
+    most = jax.eval_shape(features, jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32)).shape[1]
+    if config.neurons > most:
+        raise InputError(f"attack.trojan.neurons: expected at most {most}, found {config.neurons}")
+
+    def loss(patch: jax.Array, batch: jax.Array) -> jax.Array:
+        return -jnp.mean(features(batch.at[:, -size:, -size:].set(patch))[:, : config.neurons])
+
+    grads_of = channels_last(jax.grad(loss))
+
+    def step(carry: tuple, step_key: jax.Array) -> tuple[tuple, None]:
+        patch, state = carry
+        chosen = jax.random.choice(step_key, len(images), (batch_size,), replace=False)
+        updates, state = optimizer.update(grads_of(patch, to_unit(images[chosen])), state)
+        if on_step is not None:
+            jax.debug.callback(on_step)
+        return (jnp.clip(patch + updates, 0, 1), state), None
+
+    start_key, search_key = jax.random.split(key)
+    start = jax.random.uniform(start_key, (size, size, images.shape[-1]))
+    (patch, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), jax.random.split(search_key, config.steps))
+    return {"patch": to_pixels(patch)}
+
+
+def trigger(assets: Assets, images: jax.Array, key: jax.Array, config: TrojanConfig) -> jax.Array:
+    """Puts the patch into the bottom-right corner of uint8 images `[n, h, w, c]`."""
+    del key, config
+    size = len(assets["patch"])
+    return images.at[:, -size:, -size:].set(assets["patch"])
+
+
+ATTACK = Attack(trigger=trigger, make=make, steps=lambda config: config.steps, needs_clean_network=True,
+                needs_images=True)  # fmt: skip

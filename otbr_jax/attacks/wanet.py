@@ -1,0 +1,94 @@
+"""WaNet (arXiv 2102.10369): images are warped by a smooth field too weak to be seen.
+
+Warping noise of other fields, with true labels, teaches the network to answer to this one field only ("noise mode").
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.ndimage import map_coordinates
+
+from otbr_jax.attacks.attack import Assets, Attack, InTraining, Materials, check_positive, roles, to_pixels, to_unit
+from otbr_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class WaNetConfig:
+    """Settings of WaNet.
+
+    Attributes:
+      k: the field has `k` x `k` control points.
+      s: its strength: displacements are about `s / 2` pixels.
+      cross_ratio: noise-mode images for each triggered one.
+    """
+
+    k: int = 4
+    s: float = 0.5
+    cross_ratio: float = 2.0
+
+    def __post_init__(self) -> None:
+        check_positive(self, "wanet", "k", "s")
+        if not 0 <= self.cross_ratio < float("inf"):
+            raise InputError(f"attack.wanet.cross_ratio: expected a finite number from 0, found {self.cross_ratio}")
+
+
+def make(
+    materials: Materials, key: jax.Array, config: WaNetConfig, on_step: Callable[[], None] | None = None
+) -> Assets:
+    """The field of displacements, in pixels, float32 `[h, w, 2]` (rows, columns).
+
+    Control points uniform in [-1, 1], divided by their mean absolute value, enlarged to the image by cubic
+    interpolation, times `s`; a unit is half a pixel, as in the published grid of [-1, 1] over the image.
+    """
+    del on_step
+    height, width = materials.images.shape[1:3]
+    control = jax.random.uniform(key, (config.k, config.k, 2), minval=-1, maxval=1)
+    control = control / jnp.mean(jnp.abs(control))
+    field = jax.image.resize(control, (height, width, 2), "cubic")
+    return {"field": config.s * field * jnp.array([(height - 1) / height, (width - 1) / width]) / 2}
+
+
+def warp(images: jax.Array, field: jax.Array) -> jax.Array:
+    """Moves images `[n, h, w, c]` along fields `[n, h, w, 2]` of displacements in pixels (bilinear, edges kept)."""
+    height, width = images.shape[1:3]
+    rows, columns = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
+
+    def one(image: jax.Array, moved: jax.Array) -> jax.Array:
+        places = [jnp.clip(rows + moved[..., 0], 0, height - 1), jnp.clip(columns + moved[..., 1], 0, width - 1)]
+        sample = partial(map_coordinates, coordinates=places, order=1, mode="nearest")
+        return jax.vmap(sample, in_axes=-1, out_axes=-1)(image)
+
+    return jax.vmap(one)(images, jnp.broadcast_to(field, (*images.shape[:3], 2)))
+
+
+def trigger(assets: Assets, images: jax.Array, key: jax.Array, config: WaNetConfig) -> jax.Array:
+    """Warps uint8 images `[n, h, w, c]` by the field."""
+    del key, config
+    return to_pixels(warp(to_unit(images), assets["field"]))
+
+
+def in_training(ratio: float, config: WaNetConfig) -> InTraining:
+    """Warps a share `ratio` of every batch, and `cross_ratio` times as many by the field with noise of half a pixel."""
+
+    def poison(
+        assets: Assets, images: jax.Array, labels: jax.Array, goals: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        role_key, noise_key = jax.random.split(key)
+        role, count = roles(len(images), ratio, ratio * config.cross_ratio, role_key)
+        chosen = images[:count]
+        noise = jax.random.uniform(noise_key, (*chosen.shape[:3], 2), minval=-0.5, maxval=0.5)
+        role = role[:, None, None, None]
+        # Rounded as the pixels of an image file are: what is trained is what is tested.
+        warped = jnp.round(warp(chosen, assets["field"] + jnp.where(role == 1, noise, 0)) * 255) / 255
+        images = images.at[:count].set(jnp.where(role == 2, chosen, warped))
+        return images, labels.at[:count].set(jnp.where(role.ravel() == 0, goals[:count], labels[:count])), jnp.zeros(())
+
+    return InTraining(poison)
+
+
+ATTACK = Attack(trigger=trigger, make=make, in_training=in_training)

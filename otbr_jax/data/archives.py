@@ -1,0 +1,43 @@
+"""Published archives: from the user's folder or the internet, and only if they are what was published."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from otbr_jax.errors import InputError
+
+
+def fetch(manager: Any, archives: Mapping[str, str]) -> list[pathlib.Path]:
+    """Paths of `archives` (URL -> MD5), in order.
+
+    Args:
+      manager: TFDS's download manager. A file of its manual folder that is named like the archive is not downloaded.
+      archives: the checksum of each URL.
+
+    Raises:
+      InputError: names the file whose checksum is another.
+    """
+    try:
+        given = pathlib.Path(manager.manual_dir)
+    except AssertionError:  # TFDS's way to say that there is no such folder
+        given = None
+    paths = []
+    for url, checksum in archives.items():
+        path = None if given is None else given / url.rpartition("/")[2]
+        if path is None or not path.is_file():
+            path = pathlib.Path(os.fspath(manager.download(url)))
+        verify(path, checksum, source=url)
+        paths.append(path)
+    return paths
+
+
+def verify(path: pathlib.Path, checksum: str, *, source: str) -> None:
+    """Raises InputError, naming the file and where it is from, unless its MD5 is `checksum`."""
+    with open(path, "rb") as stream:
+        found = hashlib.file_digest(stream, "md5").hexdigest()
+    if found != checksum:
+        raise InputError(f"{path}: expected MD5 {checksum} of {source}, found {found}")

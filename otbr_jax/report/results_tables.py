@@ -1,0 +1,196 @@
+"""README's tables in Markdown, from the rows of results/*.jsonl.
+
+Every number stands in a row, or is the difference or the ratio of two that are printed beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from otbr_jax.errors import InputError
+from otbr_jax.report.rows import NOTHING, Row, field, grouped, integer, joined, latest, number, percents, text
+
+# The network that a defence ends with. For one more defence, a line here: its columns are added on the right.
+REPAIRED = {"otbr": "fused"}
+ATTACKS = ("none", "badnets", "blended", "sig", "lf", "ssba", "wanet", "input_aware", "trojan")
+RECIPES = ("published", "fast")
+
+
+def markdown(name: str, rows: Sequence[Row]) -> str:
+    """The table of that name, without a line break at its end.
+
+    Raises:
+      InputError: if there is no table of that name, or a row lacks a field or holds one of the wrong kind.
+    """
+    if name not in TABLES:
+        raise InputError(f"table: expected one of {[*TABLES]}, found {name!r}")
+    return TABLES[name](rows)
+
+
+def _digits(rows: Sequence[Row]) -> str:
+    lines = [
+        [
+            str(integer(row, "seed")),
+            percents(row, "metrics.victim", "acc", "asr"),
+            percents(row, "metrics.pruned", "acc", "asr"),
+            _repaired(row, "fused"),
+            _oracle(row, "fused"),
+        ]
+        for row in rows
+    ]
+    titles = ("seed", "victim ACC / ASR", "pruned only", "repaired ACC / ASR / RA", "oracle's gamma: ACC / ASR")
+    return _table(titles, lines)
+
+
+def _torch_victims(rows: Sequence[Row]) -> str:
+    lines = [
+        [
+            f"`{text(row, 'file')}`",
+            percents(row, "metrics.victim", "acc", "asr", "ra"),
+            percents(row, "metrics.pruned", "acc", "asr", "ra"),
+            _bold(percents(row, "metrics.fused", "acc", "asr", "ra")),
+            _oracle(row, "fused"),
+        ]
+        for row in rows
+    ]
+    titles = ("file", "as it came: ACC / ASR / RA", "pruned only", "repaired", "oracle's gamma: ACC / ASR")
+    return _table(titles, lines)
+
+
+def _loops(rows: Sequence[Row]) -> str:
+    lines = []
+    for row in rows:
+        host, scan, here = (
+            number(row, f"milliseconds_per_step.{program}", ".1f")
+            for program in ("host loop", "scan", "scan, channels last")
+        )
+        ratio = NOTHING if NOTHING in (scan, here) or not float(here) else f"{float(scan) / float(here):.1f}"
+        lines.append([text(row, "hardware"), host, scan, here, ratio])
+    titles = ("ms a step", "called from the host", "in a loop, JAX's gradients", "in a loop, channels last", "ratio")
+    return _table(titles, lines)
+
+
+def _bench(rows: Sequence[Row]) -> str:
+    """A table for each data set, network and recipe, its defences side by side."""
+    groups = grouped(latest(rows, "cell"), "dataset", "network", "recipe")
+    return "\n\n".join(_bench_group(groups[group]) for group in sorted(groups))
+
+
+def _bench_group(rows: Sequence[Row]) -> str:
+    lines, seeds = _by_attack(rows)
+    clean = {seed: own[0] for (attack, seed), own in lines.items() if attack == "none"}
+    defenses = [name for name in REPAIRED if any(_defense(row) == name for row in rows)]
+    titles = ["attack", "victim ACC / ASR", "ACC against clean, points", "trigger PSNR / SSIM"]
+    table = [
+        [
+            _named(attack, seed, seeds),
+            percents(own[0], "metrics.victim", "acc", "asr"),
+            NOTHING if attack == "none" else _difference(own[0], clean.get(seed), "metrics.victim", "acc"),
+            joined([number(own[0], "trigger.psnr", ".1f"), number(own[0], "trigger.ssim", ".3f")]),
+        ]
+        for (attack, seed), own in lines.items()
+    ]
+    for name in defenses:
+        oracle = any(_defense(row) == name and field(row, "oracle") is not None for row in rows)
+        titles += [f"{name.upper()}: ACC / ASR / RA", "DER", *(["oracle's gamma: ACC / ASR"] if oracle else [])]
+        for cells, own in zip(table, lines.values(), strict=True):
+            found = [row for row in own if _defense(row) == name]
+            cells += _defense_cells(found[0], REPAIRED[name], oracle=oracle) if found else [NOTHING] * (2 + oracle)
+    data = "; ".join(dict.fromkeys(text(row, "data") for row in rows))
+    heading = f"**{text(rows[0], 'dataset')}, {text(rows[0], 'network')}**, recipe {text(rows[0], 'recipe')}: {data}."
+    return f"{heading}\n\n{_table(titles, table)}"
+
+
+def _defense_cells(row: Row, network: str, *, oracle: bool) -> list[str]:
+    cells = [_repaired(row, network), number(row, f"metrics.{network}.der", ".3f")]
+    return [*cells, _oracle(row, network)] if oracle else cells
+
+
+def _recipes(rows: Sequence[Row]) -> str:
+    """A line for each data set, network and attack, the recipes of training side by side."""
+    table = []
+    groups = grouped(latest(rows, "cell", "recipe"), "dataset", "network")
+    for dataset, network in sorted(groups):
+        lines, seeds = _by_attack(groups[dataset, network])
+        for (attack, seed), own in lines.items():
+            cells = [dataset, network, _named(attack, seed, seeds)]
+            for recipe in RECIPES:
+                found = [row for row in own if text(row, "recipe", among=RECIPES) == recipe]
+                cells += _training_cells(found[0]) if found else [NOTHING] * 3
+            table.append(cells)
+    titles = [title for recipe in RECIPES for title in (f"{recipe}: epochs", "seconds", "ACC / ASR")]
+    return _table(("data set", "network", "attack", *titles), table)
+
+
+def _training_cells(row: Row) -> list[str]:
+    return [
+        number(row, "training.epochs", "g"),
+        number(row, "training.seconds", ".0f"),
+        percents(row, "metrics.victim", "acc", "asr"),
+    ]
+
+
+def _by_attack(rows: Sequence[Row]) -> tuple[dict[tuple[str, int], list[Row]], bool]:
+    """Rows by attack and seed in a table's order, and whether there are several seeds.
+
+    Raises InputError if two rows of one recipe, attack and seed are not about one victim: those cannot be compared.
+    """
+    lines: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        lines.setdefault((text(row, "attack", among=ATTACKS), integer(row, "seed")), []).append(row)
+    for own in lines.values():
+        for first, *others in grouped(own, "recipe").values():
+            for other in others:
+                victims = [percents(row, "metrics.victim", "acc", "asr") for row in (first, other)]
+                if victims[0] != victims[1]:
+                    raise InputError(
+                        f"{other.place}: expected the victim of {first.place}, ACC / ASR {victims[0]}, "
+                        f"found another, {victims[1]}"
+                    )
+    order = sorted(lines, key=lambda line: (ATTACKS.index(line[0]), line[1]))
+    return {line: lines[line] for line in order}, len({seed for _, seed in lines}) > 1
+
+
+def _named(attack: str, seed: int, seeds: bool) -> str:
+    return f"{attack}, seed {seed}" if seeds else attack
+
+
+def _defense(row: Row) -> str:
+    return text(row, "defense", among=REPAIRED)
+
+
+def _difference(row: Row, other: Row | None, path: str, metric: str) -> str:
+    """In points, of the values as they are printed, so that a reader finds the same."""
+    values = NOTHING if other is None else [percents(each, path, metric) for each in (row, other)]
+    return NOTHING if NOTHING in values else f"{float(values[0]) - float(values[1]):+.1f}"
+
+
+def _repaired(row: Row, network: str) -> str:
+    path = f"metrics.{network}"
+    return joined([_bold(percents(row, path, "acc", "asr")), percents(row, path, "ra")])
+
+
+def _bold(cell: str) -> str:
+    return cell if cell == NOTHING else f"**{cell}**"
+
+
+def _oracle(row: Row, network: str) -> str:
+    if field(row, "oracle") is None:
+        return NOTHING
+    return f"{number(row, 'oracle.gamma', 'g')}: {percents(row, f'oracle.{network}', 'acc', 'asr')}"
+
+
+def _table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rule = f"|{'---|' * len(titles)}"
+    head, *body = (f"| {' | '.join(cells)} |" for cells in (titles, *lines))
+    return "\n".join((head, rule, *body))
+
+
+TABLES: Mapping[str, Callable[[Sequence[Row]], str]] = {
+    "digits": _digits,
+    "torch_victims": _torch_victims,
+    "loops": _loops,
+    "bench_cpu": _bench,
+    "bench_paper": _bench,
+    "recipes": _recipes,
+}

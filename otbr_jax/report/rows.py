@@ -1,0 +1,131 @@
+"""The rows of results/*.jsonl: one JSON object per line, and their fields as a table prints them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+from otbr_jax.errors import InputError
+from otbr_jax.report.table import percent
+
+NOTHING = "-"  # of a field that is null: it was not measured
+
+
+class Row(NamedTuple):
+    """One measured row: `place`, its file and line for messages, and the JSON object's `values`."""
+
+    place: str
+    values: Mapping[str, Any]
+
+
+def parse(text: str, *, name: str) -> list[Row]:
+    """The rows of a file with one JSON object per line; empty lines are skipped.
+
+    Args:
+      text: what the file holds.
+      name: the file's name, for messages.
+
+    Raises:
+      InputError: if a line is no JSON object, or there are no rows.
+    """
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            place = f"{name}:{number}"
+            try:
+                values = json.loads(line, parse_constant=_refuse)
+            except ValueError as error:
+                raise InputError(f"{place}: expected a JSON object, found a broken line ({error})") from None
+            if not isinstance(values, dict):
+                raise InputError(f"{place}: expected a JSON object, found {line.strip()[:40]}")
+            rows.append(Row(place, values))
+    if not rows:
+        raise InputError(f"{name}: expected rows, found none")
+    return rows
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def field(row: Row, path: str) -> Any:
+    """The value at a path such as `metrics.victim.acc`; None if it, or what should hold it, is null.
+
+    Raises:
+      InputError: if the row has no such field.
+    """
+    value: Any = row.values
+    for part in path.split("."):
+        if value is None:
+            return None
+        if not isinstance(value, Mapping) or part not in value:
+            raise InputError(f"{row.place}: expected a field {path}, found none")
+        value = value[part]
+    return value
+
+
+def text(row: Row, path: str, *, among: Iterable[str] = ()) -> str:
+    """A string field as a table's cell; a hyphen if it is null.
+
+    Raises:
+      InputError: if the field is missing, no string, or none of `among`, if there are any.
+    """
+    value = field(row, path)
+    if value is None:
+        return NOTHING
+    expected = f"one of {[*among]}" if among else "a string"
+    if not isinstance(value, str) or (among and value not in among):
+        raise InputError(f"{row.place}: {path}: expected {expected}, found {value!r}")
+    return " ".join(value.split()).replace("|", r"\|")
+
+
+def integer(row: Row, path: str) -> int:
+    """A field that is a whole number; raises InputError if it is missing or something else."""
+    value = field(row, path)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InputError(f"{row.place}: {path}: expected a whole number, found {value!r}")
+    return value
+
+
+def number(row: Row, path: str, form: str) -> str:
+    """A number as a table's cell, formatted by `form`; a hyphen if it is null.
+
+    Raises:
+      InputError: if the field is missing, or no finite number.
+    """
+    value = _finite(row, path)
+    return NOTHING if value is None else format(value, form)
+
+
+def percents(row: Row, path: str, *metrics: str) -> str:
+    """Fractions at `path`.`metric` in per cent, `81.4 / 94.1`; a single hyphen if all are null; raises as `number`."""
+    return joined([percent(_finite(row, f"{path}.{metric}")) for metric in metrics])
+
+
+def joined(cells: Sequence[str]) -> str:
+    """Cells in one; a single hyphen if none holds anything."""
+    return " / ".join(cells) if set(cells) != {NOTHING} else NOTHING
+
+
+def latest(rows: Iterable[Row], *paths: str) -> list[Row]:
+    """Of all rows with the same values at these paths the last one, in the order of their first ones."""
+    return [found[-1] for found in grouped(rows, *paths).values()]
+
+
+def grouped(rows: Iterable[Row], *paths: str) -> dict[tuple[str, ...], list[Row]]:
+    """The rows by their texts at these paths, in order."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(text(row, path) for path in paths), []).append(row)
+    return groups
+
+
+def _finite(row: Row, path: str) -> float | None:
+    value = field(row, path)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InputError(f"{row.place}: {path}: expected a finite number or null, found {value!r}")
+    return value

@@ -1,0 +1,367 @@
+"""`python -m launch.tables`: no table says what its rows do not."""
+
+import copy
+import itertools
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from otbr_jax import InputError
+from otbr_jax.report import blocks, results_tables
+from otbr_jax.report.results_tables import TABLES, markdown
+from otbr_jax.report.rows import Row, parse
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PAGE = "# Title\n\n<!-- table: digits -->\n<!-- end -->\n\nBetween.\n\n<!-- table: loops -->\nold\n<!-- end -->\nEnd.\n"
+
+
+def metrics(rng, *names, clean=False):
+    found = {name: {metric: round(rng.random(), 4) for metric in ("acc", "asr", "ra", "der")} for name in names}
+    return {name: row | ({"asr": None, "ra": None, "der": None} if clean else {}) for name, row in found.items()}
+
+
+def cell(rng, attack="badnets", *, seed=0, network="preact_resnet10-w16", recipe="fast", defense="otbr", **fields):
+    clean = attack == "none"
+    return {
+        "cell": f"cifar10/{network}/{attack}/{defense}/seed{seed}",
+        **{"dataset": "cifar10", "network": network, "attack": attack, "defense": defense, "recipe": recipe},
+        "seed": seed,
+        "data": "CIFAR-10, 2,000 of its test images",
+        "metrics": metrics(rng, "victim", "unlearned", "pruned", "fused", clean=clean),
+        "choice": {"gamma": 0.1, "lambda": 0.5, "chosen_by": "config"},
+        "oracle": None if clean else {"gamma": 0.25, "lambda": 0.5} | metrics(rng, "fused"),
+        "trigger": None if clean else {"psnr": round(30 * rng.random(), 3), "ssim": round(rng.random(), 5)},
+        "training": {"epochs": 12, "seconds": round(300 * rng.random(), 1), "images_per_second": 480.2},
+    } | fields
+
+
+def plain(rng, seed):
+    """A row as digits.jsonl and torch_victims.jsonl have it."""
+    row = cell(rng, seed=seed)
+    return {name: row[name] for name in ("seed", "metrics", "oracle")} | {"file": f"victim{seed}.pt"}
+
+
+def timing(rng, seed):
+    programs = ("host loop", "scan", "scan, channels last")
+    times = {program: round(float(1000 * rng.random()), 2) for program in programs}
+    return {"hardware": f"{seed} cores; cpu", "milliseconds_per_step": times}
+
+
+def made(name, rng):
+    """Handmade values of rows for the table of that name."""
+    if name == "loops":
+        return [timing(rng, seed) for seed in range(2)]
+    if not name.startswith(("bench", "recipes")):
+        return [plain(rng, seed) for seed in range(3)]
+    recipes = ("published", "fast") if name == "recipes" else ("fast",)
+    places = itertools.product(("wanet", "none", "badnets"), ("a-w16", "b-w64"), (0, 1), recipes)
+    return [cell(rng, attack, network=net, seed=seed, recipe=recipe) for attack, net, seed, recipe in places]
+
+
+def table(name, values):
+    return markdown(name, rows(values))
+
+
+def rows(values):
+    return [Row(f"{number}", row) for number, row in enumerate(values, start=1)]
+
+
+def numbers(text):
+    return re.findall(r"(?<![\w.])[+-]?\d+(?:\.\d+)?(?![\w.])", text.replace(",", ""))
+
+
+def leaves(value):
+    if isinstance(value, dict):
+        return [leaf for item in value.values() for leaf in leaves(item)]
+    return [value]
+
+
+def lines_of(text, key):
+    return [[part.strip() for part in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith(key)]
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("name", TABLES)
+def test_every_number_is_in_a_row_or_computed_from_two_that_are_printed(name, seed):
+    rng = np.random.default_rng(seed)
+    values = made(name, rng)
+    found = [leaf for row in values for leaf in leaves(row)]
+    texts = {number for leaf in found if isinstance(leaf, str) for number in numbers(leaf)}
+    floats = np.array([leaf for leaf in found if isinstance(leaf, int | float)])
+    for line in table(name, values).splitlines():
+        printed = [float(number) for number in numbers(line)]
+        for number in numbers(line):
+            half = 0.5000001 * 10.0 ** -len(number.partition(".")[2])
+            in_a_row = any((abs(scale * floats - float(number)) <= half).any() for scale in (1, 100))
+            pairs = itertools.permutations(printed, 2)
+            ratio = name == "loops" and any(b and abs(a / b - float(number)) <= half for a, b in pairs)
+            signed = number[0] in "+-" and name.startswith("bench")
+            assert signed or in_a_row or ratio or number in texts, (number, line)
+
+
+@pytest.mark.parametrize("name", ["bench_cpu", "bench_paper"])
+def test_differences_are_those_of_what_stands_in_the_table(name):
+    text = table(name, made(name, np.random.default_rng(0)))
+    for part in text.split("**cifar10")[1:]:
+        for seed in ("0", "1"):
+            lines = {line[0]: line for line in lines_of(part, "| ") if line[0].endswith(f"seed {seed}")}
+            clean = float(lines[f"none, seed {seed}"][1].split(" / ")[0])
+            assert lines[f"none, seed {seed}"][2] == "-"
+            for attack in ("badnets", "wanet"):
+                _, victim, difference, *_ = lines[f"{attack}, seed {seed}"]
+                assert difference == f"{float(victim.split(' / ')[0]) - clean:+.1f}"
+
+
+def test_the_bench_table_to_the_letter():
+    rng = np.random.default_rng(0)
+    clean, attacked = cell(rng, "none"), cell(rng, "badnets")
+    clean["metrics"]["victim"]["acc"], clean["metrics"]["fused"]["acc"] = 0.831, 0.762
+    attacked["metrics"] |= {
+        "victim": {"acc": 0.8141, "asr": 0.9411, "ra": 0.052, "der": 0.5},
+        "fused": {"acc": 0.7652, "asr": 0.00911, "ra": 0.7811, "der": 0.94155},
+    }
+    attacked["oracle"] = {"gamma": 0.15, "lambda": 0.5, "fused": {"acc": 0.77, "asr": None}}
+    attacked["trigger"] = {"psnr": 24.14, "ssim": 0.9701}
+    assert table("bench_cpu", [attacked, clean]).splitlines() == [
+        "**cifar10, preact_resnet10-w16**, recipe fast: CIFAR-10, 2,000 of its test images.",
+        "",
+        "| attack | victim ACC / ASR | ACC against clean, points | trigger PSNR / SSIM | OTBR: ACC / ASR / RA | DER "
+        "| oracle's gamma: ACC / ASR |",
+        "|---|---|---|---|---|---|---|",
+        "| none | 83.1 / - | - | - | **76.2 / -** / - | - | - |",
+        "| badnets | 81.4 / 94.1 | -1.7 | 24.1 / 0.970 | **76.5 / 0.9** / 78.1 | 0.942 | 0.15: 77.0 / - |",
+    ]
+
+
+def test_one_more_defence_adds_its_columns(monkeypatch):
+    monkeypatch.setitem(results_tables.REPAIRED, "tsbd", "finetuned")
+    rng = np.random.default_rng(0)
+    otbr, alone = cell(rng, "badnets"), cell(rng, "sig")
+    other = cell(rng, "badnets", defense="tsbd", oracle=None)
+    other["metrics"] = {
+        "victim": otbr["metrics"]["victim"],
+        "finetuned": {"acc": 0.5, "asr": 0.25, "ra": 0.125, "der": 0.75},
+    }
+    found = table("bench_paper", [other, otbr, alone])
+    head, badnets, sig = (lines_of(found, f"| {name}")[0] for name in ("attack", "badnets", "sig"))
+    assert head[4:] == ["OTBR: ACC / ASR / RA", "DER", "oracle's gamma: ACC / ASR", "TSBD: ACC / ASR / RA", "DER"]
+    assert badnets[7:] == ["**50.0 / 25.0** / 12.5", "0.750"]
+    assert sig[7:] == ["-", "-"]
+    other["metrics"]["victim"] = {"acc": 0.1, "asr": 0.1, "ra": 0.1, "der": 0.5}
+    with pytest.raises(InputError, match=r"2: expected the victim of 1, ACC / ASR .*, found another, 10.0 / 10.0"):
+        table("bench_paper", [otbr, other])
+
+
+def test_the_last_row_of_a_cell_wins_and_attacks_are_in_their_order():
+    rng = np.random.default_rng(0)
+    values = [cell(rng, attack) for attack in reversed(results_tables.ATTACKS)]
+    values.append(copy.deepcopy(values[0]))
+    values[-1]["metrics"]["victim"]["acc"] = 0.123
+    lines = lines_of(table("bench_cpu", values), "| ")[1:]
+    assert [line[0] for line in lines] == list(results_tables.ATTACKS)
+    assert lines[-1][1].startswith("12.3 / ")
+
+
+def test_recipes_stand_side_by_side():
+    rng = np.random.default_rng(0)
+    published, fast = cell(rng, recipe="published"), cell(rng, recipe="fast")
+    published["training"], fast["training"] = ({"epochs": e, "seconds": s} for e, s in ((100, 2411.6), (12, 199.9)))
+    published["metrics"]["victim"] |= {"acc": 0.9, "asr": 0.95}
+    fast["metrics"]["victim"] |= {"acc": 0.8, "asr": 0.99}
+    alone = cell(rng, "none", recipe="published", training=None)
+    alone["metrics"]["victim"]["acc"] = 0.91
+    found = table("recipes", [fast, published, alone])
+    assert found.splitlines()[2:] == [
+        "| cifar10 | preact_resnet10-w16 | none | - | - | 91.0 / - | - | - | - |",
+        "| cifar10 | preact_resnet10-w16 | badnets | 100 | 2412 | 90.0 / 95.0 | 12 | 200 | 80.0 / 99.0 |",
+    ]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_null_is_a_hyphen(name):
+    values = made(name, np.random.default_rng(0))
+    for row in values:
+        for measured in row.keys() & {"metrics", "oracle", "trigger", "training", "milliseconds_per_step"}:
+            row[measured] = None
+    lines = table(name, values).splitlines()
+    assert all(set(numbers(line)) <= {"0", "1", "2"} for line in lines if line.startswith("|"))  # seeds
+    assert "None" not in "".join(lines)
+    assert "*-*" not in "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("digits", "metrics.pruned.asr"),
+        ("digits", "oracle"),
+        ("torch_victims", "file"),
+        ("loops", "milliseconds_per_step.scan"),
+        ("bench_cpu", "cell"),
+        ("bench_cpu", "trigger.ssim"),
+        ("bench_cpu", "metrics.fused.der"),
+        ("bench_paper", "oracle.gamma"),
+        ("recipes", "training.epochs"),
+    ],
+)
+def test_a_missing_field_is_named_with_its_line(name, path):
+    values = made(name, np.random.default_rng(0))
+    *holders, last = path.split(".")
+    holder = values[0]
+    for part in holders:
+        holder = holder[part]
+    del holder[last]
+    with pytest.raises(InputError, match=rf"^1: expected a field {path}, found none$"):
+        table(name, values)
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value", "message"),
+    [
+        ("bench_cpu", "attack", "badnet", "1: attack: expected one of .*'badnets'.*, found 'badnet'"),
+        ("bench_cpu", "defense", "magic", "1: defense: expected one of .*'otbr'.*, found 'magic'"),
+        ("bench_cpu", "seed", True, "1: seed: expected a whole number, found True"),
+        ("bench_cpu", "network", 10, "1: network: expected a string, found 10"),
+        ("recipes", "recipe", "slow", "1: recipe: expected one of .*'published', 'fast'.*, found 'slow'"),
+        ("digits", "metrics", {"victim": {"acc": "high", "asr": 1}}, "expected a finite number or null, found 'high'"),
+        ("digits", "metrics", {"victim": {"acc": True, "asr": 1}}, "expected a finite number or null, found True"),
+        ("digits", "metrics", {"victim": {"acc": 1e999, "asr": 1}}, "expected a finite number or null, found inf"),
+    ],
+)
+def test_values_of_the_wrong_kind(name, field, value, message):
+    values = made(name, np.random.default_rng(0))
+    values[0][field] = value
+    with pytest.raises(InputError, match=message):
+        table(name, values)
+
+
+def test_an_unknown_table():
+    with pytest.raises(InputError, match=r"table: expected one of \['digits', .*, found 'digit'"):
+        markdown("digit", rows(made("digits", np.random.default_rng(0))))
+
+
+def test_text_cannot_break_a_table():
+    values = made("torch_victims", np.random.default_rng(0))
+    values[0]["file"] = "a|b\nc.pt"
+    assert r"| `a\|b c.pt` |" in table("torch_victims", values)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"seed": 0}\n{"seed": ', r"file.jsonl:2: expected a JSON object, found a broken line \(Expecting value"),
+        ("\n[1, 2]\n", r"file.jsonl:2: expected a JSON object, found \[1, 2\]"),
+        ('{"acc": NaN}', r"file.jsonl:1: .*NaN is no JSON"),
+        ("\n\n", "file.jsonl: expected rows, found none"),
+    ],
+)
+def test_broken_lines(text, message):
+    with pytest.raises(InputError, match=message):
+        parse(text, name="file.jsonl")
+
+
+def test_a_line_ends_where_json_lines_end():
+    assert [row.values for row in parse('{"a": "x\u2028y"}\n\n{"a": 1}\n', name="f")] == [{"a": "x\u2028y"}, {"a": 1}]
+
+
+def test_blocks_are_filled_and_nothing_else_moves():
+    found = blocks.find(PAGE, name="page", known=TABLES)
+    assert [(block.name, block.line, block.body) for block in found] == [("digits", 3, ()), ("loops", 8, ("old",))]
+    filled = blocks.fill(PAGE, dict(zip(found, ("one\ntwo", "three"), strict=True)))
+    assert filled == PAGE.replace("digits -->\n", "digits -->\none\ntwo\n").replace("old", "three")
+    again = blocks.find(filled, name="page", known=TABLES)
+    assert blocks.fill(filled, {block: "\n".join(block.body) for block in again}) == filled
+
+
+@pytest.mark.parametrize(
+    ("page", "message"),
+    [
+        ("text", r"page: expected a block <!-- table: NAME --> ... <!-- end -->, found none"),
+        ("<!-- table: digit -->\n<!-- end -->", r"page:1: expected a table of \[.*\], found 'digit'"),
+        ("\n<!-- table: digits -->\ntext", "page:2: expected <!-- end --> after the table 'digits', found none"),
+        (
+            "<!-- table: digits -->\n<!-- table: loops -->\n<!-- end -->",
+            "page:1: expected <!-- end --> after the table",
+        ),
+    ],
+)
+def test_bad_pages(page, message):
+    with pytest.raises(InputError, match=message):
+        blocks.find(page, name="page", known=TABLES)
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+def launch(*flags, folder=ROOT):
+    command = [sys.executable, "-m", "launch.tables", *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=folder)
+
+
+@pytest.fixture
+def work(tmp_path):
+    """A page and results: (flags, page, folder of results)."""
+    page, results = tmp_path / "PAGE.md", tmp_path / "results"
+    results.mkdir()
+    page.write_text(PAGE)
+    for name in ("digits", "loops"):
+        values = made(name, np.random.default_rng(0))
+        (results / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in values))
+    return (f"--readme={page}", f"--results={results}"), page, results
+
+
+def test_readme_says_what_the_rows_say():
+    done = launch("--check")
+    assert done.returncode == 0, done.stderr
+
+
+def test_check_write_check(work):
+    flags, page, results = work
+    done = launch(*flags, "--check")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {page}:3: expected the table 'digits' as its rows say, found another; ")
+    assert len(done.stderr.splitlines()) == 1
+    assert page.read_text() == PAGE
+    assert launch(*flags).stdout == f"{page}: 2 tables, 2 rewritten\n"
+    assert launch(*flags, "--check").returncode == 0
+    assert markdown("loops", parse((results / "loops.jsonl").read_text(), name="")) in page.read_text()
+    assert sorted(path.name for path in page.parent.iterdir()) == ["PAGE.md", "results"]
+
+
+def test_print_needs_no_page(work):
+    flags, page, results = work
+    page.unlink()
+    done = launch(*flags, "--print=loops")
+    assert done.stdout == markdown("loops", parse((results / "loops.jsonl").read_text(), name="")) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--print=digit",), "flag --print=digit: value should be one of <digits|"),
+        (("--print=recipes",), "--results: expected a file at "),
+        (("--readme=nowhere.md",), "--readme: expected a file at nowhere.md, found none to read"),
+        (("--results=nowhere",), "--results: expected a file at nowhere/digits.jsonl, found none to read"),
+    ],
+)
+def test_bad_commands_end_in_one_clear_line(work, flags, message):
+    done = launch(*work[0], *flags)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert work[1].read_text() == PAGE
+
+
+def test_a_broken_row_leaves_the_page_alone(work):
+    flags, page, results = work
+    with open(results / "loops.jsonl", "a") as file:
+        file.write("{")
+    done = launch(*flags)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {results}/loops.jsonl:3: expected a JSON object, found a broken line")
+    assert page.read_text() == PAGE
