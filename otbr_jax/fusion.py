@@ -42,35 +42,156 @@ class FusionInfo(NamedTuple):
     fused: dict[str, jax.Array]
 
 
+class Alignment(NamedTuple):
+    """The pruned network in the suspicious one's order of neurons.
+
+    Attributes:
+      kernels: `{layer name: float32 array}` of the aligned pruned network, shaped as the layer's kernel.
+      info: the plans, and which layers take part.
+    """
+
+    kernels: dict[str, jax.Array]
+    info: FusionInfo
+
+
 def layer_plans(
-    pruned: Variables, backdoored: Variables, scores: Scores, layers: Sequence[Layer], *, config: TransportConfig
+    pruned: Variables,
+    backdoored: Variables,
+    scores: Scores,
+    layers: Sequence[Layer],
+    *,
+    config: TransportConfig,
+    key: jax.Array | None = None,
 ) -> dict[str, Plan]:
-    """One plan per layer, from the pruned network's neurons (uniform mass) to the backdoored one's (mass NWC).
+    """One plan per layer, from the pruned network's neurons to the backdoored one's.
 
     Plans do not depend on each other, so layers with equally many neurons share one compiled solver.
+
+    Args:
+      pruned: variables after `pruning.prune`.
+      backdoored: variables of the suspicious network.
+      scores: neuron weight changes, for masses in proportion to them.
+      layers: the layers, in execution order.
+      config: masses, cost and solver.
+      key: typed PRNG key, which only random masses need.
 
     Returns:
       `{layer name: Plan with matrix [neurons, neurons]}`, in execution order.
     """
     source, target = named_leaves(pruned), named_leaves(backdoored)
+    keys = {layer.name: None if key is None else jax.random.fold_in(key, i) for i, layer in enumerate(layers)}
+
+    def masses(layer: Layer) -> tuple[jax.Array, jax.Array]:
+        own = keys[layer.name]
+        first, second = (None, None) if own is None else tuple(jax.random.split(own))
+        changes = scores[layer.name]
+        return (
+            transport.mass(config.source_mass, changes, key=first),
+            transport.mass(config.target_mass, changes, key=second),
+        )
+
     plans = {}
     for size in sorted({layer.neurons for layer in layers}):
         members = [layer for layer in layers if layer.neurons == size]
         costs = [
-            transport.euclidean_cost(by_neuron(source[layer.name], layer), by_neuron(target[layer.name], layer))
+            transport.cost_matrix(
+                by_neuron(source[layer.name], layer), by_neuron(target[layer.name], layer), kind=config.cost
+            )
             for layer in members
         ]
-        masses = [transport.proportional_mass(scores[layer.name]) for layer in members]
+        problems = [(cost, *masses(layer)) for cost, layer in zip(costs, members, strict=True)]
         # map, not vmap: each layer stops iterating when it has converged.
         solved = jax.lax.map(
-            lambda problem: transport.plan(
-                problem[0], transport.uniform_mass(problem[1].size), problem[1], config=config
-            ),
-            (jnp.stack(costs), jnp.stack(masses)),
+            lambda problem: transport.plan(*problem, config=config), jax.tree.map(lambda *x: jnp.stack(x), *problems)
         )
         for index, layer in enumerate(members):
             plans[layer.name] = Plan(*(field[index] for field in solved))
     return {layer.name: plans[layer.name] for layer in layers}
+
+
+def align(
+    pruned: Variables,
+    backdoored: Variables,
+    scores: Scores,
+    pruned_neurons: Mapping[str, jax.Array],
+    layers: Sequence[Layer],
+    *,
+    config: TransportConfig,
+    key: jax.Array | None = None,
+) -> Alignment:
+    """Brings the pruned network's neurons into the order of the suspicious one's, layer after layer (OTBR, step 3).
+
+    With T = the plan normalised per target neuron: inputs are mapped by the T of the layer that feeds them
+    (identity before the first fused layer), outputs by the layer's own T, so that each target neuron is a convex
+    combination of pruned ones.
+
+    Args:
+      pruned: variables after `pruning.prune`.
+      backdoored: variables of the suspicious network.
+      scores: neuron weight changes, the target masses.
+      pruned_neurons: `PruningInfo.pruned`, `{layer name: bool [neurons]}`; layers before the first pruned neuron
+        do not take part.
+      layers: the layers to align, in execution order.
+      config: how plans are computed.
+      key: typed PRNG key, which only random masses need.
+
+    Returns:
+      The alignment.
+
+    Raises:
+      InputError: if masses are random and there is no key.
+    """
+    plans = layer_plans(pruned, backdoored, scores, layers, config=config, key=key)
+    started = jnp.zeros((), bool)
+    fused: dict[str, jax.Array] = {}
+    maps: dict[str, jax.Array] = {}
+    for layer in layers:
+        started = started | jnp.any(pruned_neurons[layer.name])
+        fused[layer.name] = started
+        own = transport.barycentric_map(plans[layer.name].matrix)
+        maps[layer.name] = jnp.where(started, own, jnp.eye(layer.neurons, dtype=own.dtype))
+    return Alignment(map_neurons(pruned, layers, maps), FusionInfo(plans, fused))
+
+
+def map_neurons(variables: Variables, layers: Sequence[Layer], maps: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """The layers' kernels with their neurons, and the inputs that these feed, mapped.
+
+    Args:
+      variables: the network's.
+      layers: in execution order.
+      maps: `{layer name: [neurons, neurons]}`; new neuron j is the sum over i of `map[i, j]` times neuron i.
+
+    Returns:
+      `{layer name: float32 array}`, shaped as the layer's kernel.
+    """
+    kernels = named_leaves(variables)
+    before: dict[str, jax.Array] = {}
+    mapped = {}
+    for layer in layers:
+        kernel = _map_axes(kernels[layer.name], layer.input_axes, _input_map(layer, before))
+        mapped[layer.name] = _map_axes(kernel, layer.neuron_axes, maps[layer.name])
+        before[layer.name] = maps[layer.name]
+    return mapped
+
+
+def interpolate(backdoored: Variables, alignment: Alignment, *, lam: float | jax.Array) -> Variables:
+    """W* = lam * aligned + (1 - lam) * backdoored in every layer that takes part (OTBR, step 3).
+
+    Args:
+      backdoored: variables of the suspicious network; all arrays but the layers' kernels are taken from it.
+      alignment: what `align` returned.
+      lam: the paper's lambda, in [0, 1]; may be traced, so that a sweep is one program.
+
+    Returns:
+      The fused variables.
+    """
+    target = named_leaves(backdoored)
+    kernels = {}
+    for name, aligned in alignment.kernels.items():
+        original = target[name]
+        mixed = lam * aligned + (1 - lam) * original
+        kernels[name] = jnp.where(alignment.info.fused[name], mixed.astype(original.dtype), original)
+    return replace_leaves(backdoored, kernels)
 
 
 def fuse(
@@ -81,45 +202,14 @@ def fuse(
     layers: Sequence[Layer],
     *,
     config: FusionConfig,
-    lam: float | jax.Array | None = None,
+    key: jax.Array | None = None,
 ) -> tuple[Variables, FusionInfo]:
-    """Fuses layer after layer, from the first that holds a pruned neuron to the last (OTBR, step 3).
+    """Fuses layer after layer, from the first that holds a pruned neuron to the last: `align`, then `interpolate`.
 
-    With T = the plan normalised per target neuron: inputs are mapped by the T of the layer that feeds them
-    (identity before the first fused layer), outputs by the layer's own T, so that each target neuron is a convex
-    combination of pruned ones; then W* = lam * aligned + (1 - lam) * backdoored.
-
-    Args:
-      pruned: variables after `pruning.prune`.
-      backdoored: variables of the suspicious network; all arrays but the layers' kernels are taken from it.
-      scores: neuron weight changes, the target masses.
-      pruned_neurons: `PruningInfo.pruned`, `{layer name: bool [neurons]}`.
-      layers: the layers to fuse, in execution order.
-      config: lambda and transport.
-      lam: overrides `config.lam`; may be traced.
-
-    Returns:
-      `(fused variables, FusionInfo)`.
+    Takes what `align` takes; returns `(fused variables, FusionInfo)`.
     """
-    lam = config.lam if lam is None else lam
-    source, target = named_leaves(pruned), named_leaves(backdoored)
-    plans = layer_plans(pruned, backdoored, scores, layers, config=config.transport)
-    maps: dict[str, jax.Array] = {}
-    fused: dict[str, jax.Array] = {}
-    kernels = {}
-    started = jnp.zeros((), bool)
-    for layer in layers:
-        started = started | jnp.any(pruned_neurons[layer.name])
-        fused[layer.name] = started
-        kernel = source[layer.name]
-        kernel = _map_axes(kernel, layer.input_axes, _input_map(layer, maps))
-        own = transport.barycentric_map(plans[layer.name].matrix)
-        kernel = _map_axes(kernel, layer.neuron_axes, own)
-        original = target[layer.name]
-        mixed = lam * kernel + (1 - lam) * original
-        kernels[layer.name] = jnp.where(started, mixed.astype(original.dtype), original)
-        maps[layer.name] = jnp.where(started, own, jnp.eye(layer.neurons, dtype=own.dtype))
-    return replace_leaves(backdoored, kernels), FusionInfo(plans, fused)
+    alignment = align(pruned, backdoored, scores, pruned_neurons, layers, config=config.transport, key=key)
+    return interpolate(backdoored, alignment, lam=config.lam), alignment.info
 
 
 def _input_map(layer: Layer, maps: Mapping[str, jax.Array]) -> jax.Array:

@@ -1,12 +1,18 @@
-"""Optimal transport between the neurons of two layers: mass, cost and plan."""
+"""Optimal transport between the neurons of two layers: mass, cost and plan.
+
+Plans are entropic (ott-jax's Sinkhorn) or exact (POT's network simplex) behind one signature, `plan`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import ot
 from ott.geometry.geometry import Geometry
 from ott.problems.linear.linear_problem import LinearProblem
 from ott.solvers.linear.acceleration import Momentum
@@ -14,22 +20,42 @@ from ott.solvers.linear.sinkhorn import Sinkhorn
 
 from otbr_jax.errors import InputError
 
+SOLVERS = ("sinkhorn", "exact")
+COSTS = ("euclidean", "squared_euclidean")
+MASSES = ("uniform", "nwc", "random")
+_PIVOTS = 100_000_000  # the network simplex ends by itself long before: 2,048 neurons take some 100,000
+
 
 @dataclasses.dataclass(frozen=True)
 class TransportConfig:
-    """Entropic transport with ott-jax's Sinkhorn solver.
+    """What is transported, at which cost, and by which solver; masses and cost as published (OTBR, step 3).
 
     Attributes:
-      epsilon: entropic regularisation, as a fraction of the mean cost.
-      threshold: largest L1 error of the marginals at which the plan counts as converged.
-      max_iterations: where the solver stops all the same; `Plan.converged` then says so.
+      solver: `sinkhorn`, entropic plans on the device; `exact`, the network simplex on the host, which no device helps.
+      cost: between two neurons' weights: `euclidean`, their distance, or `squared_euclidean`.
+      source_mass: of the pruned network's neurons, see `mass`.
+      target_mass: of the suspicious network's neurons, see `mass`.
+      epsilon: entropic regularisation of `sinkhorn`, as a fraction of the mean cost. The default and what it costs
+        against exact plans: `benchmarks/transport.py`.
+      threshold: largest L1 error of the marginals at which a plan of `sinkhorn` counts as converged.
+      max_iterations: where `sinkhorn` stops all the same; `Plan.converged` then says so.
     """
 
+    solver: str = "sinkhorn"
+    cost: str = "euclidean"
+    source_mass: str = "uniform"
+    target_mass: str = "nwc"
     epsilon: float = 1e-2
     threshold: float = 1e-3
     max_iterations: int = 5000
 
     def __post_init__(self) -> None:
+        known = {"solver": SOLVERS, "cost": COSTS, "source_mass": MASSES, "target_mass": MASSES}
+        for field, names in known.items():
+            if getattr(self, field) not in names:
+                raise InputError(
+                    f"fusion.transport.{field}: expected one of {list(names)}, found {getattr(self, field)!r}"
+                )
         for field in ("epsilon", "threshold", "max_iterations"):
             if not 0 < getattr(self, field) < float("inf"):
                 raise InputError(
@@ -44,8 +70,8 @@ class Plan(NamedTuple):
       matrix: `[m, n]`, how much of source neuron i's mass goes to target neuron j; sums to 1.
       cost: transport cost, sum of plan times cost matrix.
       marginal_error: L1 distance of the plan's row and column sums from the masses.
-      converged: whether the solver met its threshold.
-      iterations: how many iterations it took.
+      converged: whether the solver met its threshold; for `exact`, whether it found the optimum.
+      iterations: of `sinkhorn`; 0 for `exact`, which does not count.
     """
 
     matrix: jax.Array
@@ -55,9 +81,27 @@ class Plan(NamedTuple):
     iterations: jax.Array
 
 
-def uniform_mass(n: int) -> jax.Array:
-    """`[n]`, 1/n each."""
-    return jnp.full((n,), 1.0 / n)
+def mass(kind: str, scores: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+    """The mass of each neuron of a layer, `[n]`, which sums to 1.
+
+    Args:
+      kind: `uniform`, 1/n each; `nwc`, in proportion to the scores, so that suspicious neurons receive most; `random`,
+        uniformly random in proportion, to compare with.
+      scores: `[n]`, at least 0, the neuron weight changes.
+      key: typed PRNG key, which only `random` needs.
+
+    Raises:
+      InputError: if `kind` is unknown, or `random` has no key.
+    """
+    if kind == "uniform":
+        return jnp.full(scores.shape, 1.0 / scores.size)
+    if kind == "nwc":
+        return proportional_mass(scores)
+    if kind != "random":
+        raise InputError(f"mass: expected one of {list(MASSES)}, found {kind!r}")
+    if key is None:
+        raise InputError("key: expected a PRNG key for random masses, found None")
+    return proportional_mass(jax.random.uniform(key, scores.shape))
 
 
 def proportional_mass(scores: jax.Array) -> jax.Array:
@@ -66,28 +110,38 @@ def proportional_mass(scores: jax.Array) -> jax.Array:
     return jnp.where(total > 0, scores / jnp.where(total > 0, total, 1.0), 1.0 / scores.size)
 
 
-def euclidean_cost(source: jax.Array, target: jax.Array) -> jax.Array:
-    """Euclidean distances `[m, n]` between the rows of `source [m, d]` and of `target [n, d]`."""
+def cost_matrix(source: jax.Array, target: jax.Array, *, kind: str = "euclidean") -> jax.Array:
+    """Distances `[m, n]` between the rows of `source [m, d]` and of `target [n, d]`; a `kind` of `COSTS`."""
     squared = (
         jnp.sum(source**2, axis=1)[:, None]
         + jnp.sum(target**2, axis=1)[None, :]
         - 2 * jnp.matmul(source, target.T, precision=jax.lax.Precision.HIGHEST)
     )
-    return jnp.sqrt(jnp.maximum(squared, 0.0))
+    squared = jnp.maximum(squared, 0.0)
+    return squared if kind == "squared_euclidean" else jnp.sqrt(squared)
 
 
 def plan(cost: jax.Array, source: jax.Array, target: jax.Array, *, config: TransportConfig) -> Plan:
-    """The entropic optimal transport plan (OTBR, step 3), by ott-jax's Sinkhorn iterations.
+    """The optimal transport plan (OTBR, step 3), by the solver that `config` names. Jits and maps with either.
 
     Args:
       cost: `[m, n]`, at least 0.
       source: `[m]`, mass of the source neurons, sums to 1; zeros are allowed.
       target: `[n]`, mass of the target neurons, sums to 1; zeros are allowed.
-      config: regularisation and stopping rule.
+      config: solver, regularisation and stopping rule.
 
     Returns:
       The plan; look at `converged` and `marginal_error`.
     """
+    solve = _exact if config.solver == "exact" else _sinkhorn
+    matrix, converged, iterations = solve(cost, source, target, config)
+    error = jnp.sum(jnp.abs(matrix.sum(axis=1) - source)) + jnp.sum(jnp.abs(matrix.sum(axis=0) - target))
+    return Plan(matrix, jnp.sum(matrix * cost), error, converged, iterations)
+
+
+def _sinkhorn(
+    cost: jax.Array, source: jax.Array, target: jax.Array, config: TransportConfig
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     scale = jnp.mean(cost)
     scale = jnp.where(scale > 0, scale, 1.0)  # all rows identical: any plan is optimal
     geometry = Geometry(cost_matrix=cost / scale, epsilon=config.epsilon)
@@ -101,14 +155,26 @@ def plan(cost: jax.Array, source: jax.Array, target: jax.Array, *, config: Trans
     with jax.default_matmul_precision("highest"):
         output = solver(LinearProblem(geometry, a=source, b=target))
         matrix = output.matrix
-    error = jnp.sum(jnp.abs(matrix.sum(axis=1) - source)) + jnp.sum(jnp.abs(matrix.sum(axis=0) - target))
-    return Plan(
-        matrix=matrix,
-        cost=jnp.sum(matrix * cost),
-        marginal_error=error,
-        converged=jnp.asarray(output.converged),
-        iterations=jnp.asarray(output.n_iters),
-    )
+    return matrix, jnp.asarray(output.converged), jnp.asarray(output.n_iters)
+
+
+def _exact(
+    cost: jax.Array, source: jax.Array, target: jax.Array, config: TransportConfig
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    del config
+    results = (jax.ShapeDtypeStruct(cost.shape, jnp.float32), jax.ShapeDtypeStruct((), jnp.bool_))
+    matrix, converged = jax.pure_callback(_network_simplex, results, cost, source, target, vmap_method="sequential")
+    return matrix, converged, jnp.zeros((), jnp.int32)
+
+
+def _network_simplex(cost: jax.Array, source: jax.Array, target: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+    """On the host, in float64; both masses are normalised there, since the solver wants equal sums."""
+    masses = [np.asarray(mass, np.float64) for mass in (source, target)]
+    first, second = (mass / mass.sum() for mass in masses)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what they say is in the log
+        matrix, log = ot.emd(first, second, np.asarray(cost, np.float64), numItermax=_PIVOTS, log=True)
+    return matrix.astype(np.float32), np.asarray(log["warning"] is None)
 
 
 def barycentric_map(matrix: jax.Array) -> jax.Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -87,9 +87,9 @@ def noise_batches(network: Network, *, batch_size: int, axis_name: str | None = 
 def unlearn(
     network: Network,
     variables: Variables,
-    batches: BatchFn,
+    batches: BatchFn | Batch,
     *,
-    key: jax.Array,
+    key: jax.Array | None = None,
     config: UnlearningConfig,
     axis_name: str | None = None,
     on_step: Callable[[], None] | None = None,
@@ -101,8 +101,9 @@ def unlearn(
     Args:
       network: the functions of the network.
       variables: the (suspicious) network's variables.
-      batches: `key -> Batch`, called once a step with a key of its own.
-      key: typed PRNG key; the same on all devices of `axis_name`.
+      batches: `key -> Batch`, called once a step with a key of its own; or the batches themselves, images
+        `[steps, n, h, w, c]` and labels `[steps, n]`.
+      key: typed PRNG key, which only a function of keys needs; the same on all devices of `axis_name`.
       config: steps, learning rate, momentum (`batch_size` is used by whoever makes `batches`).
       axis_name: mapped axis over which gradients and losses are averaged; the network's BatchNorm must average
         its statistics over the same axis if results shall not depend on the number of devices.
@@ -112,7 +113,20 @@ def unlearn(
     Returns:
       `(unlearned variables, UnlearningInfo)`; parameters at least in float32. Source: OTBR step 1; with clean batches
       TSBD step 1.
+
+    Raises:
+      InputError: if there are other than `config.steps` batches, or a function of keys has no key.
     """
+    make: Callable[[Any], Batch]
+    steps: Any
+    if isinstance(batches, Batch):
+        if len(batches.labels) != config.steps:
+            raise InputError(f"batches: expected {config.steps}, one a step, found {len(batches.labels)}")
+        make, steps = (lambda batch: batch), batches
+    elif key is None:
+        raise InputError("key: expected a PRNG key for the batches, found None")
+    else:
+        make, steps = batches, jax.random.split(key, config.steps)
     start, state = split(variables)
     # The steps are too small for half precision: parameters move in float32 and are rounded where they are used.
     params = jax.tree.map(lambda p: p.astype(jnp.promote_types(p.dtype, jnp.float32)), start)
@@ -127,9 +141,9 @@ def unlearn(
 
     loss_and_grads = channels_last(jax.value_and_grad(loss_fn, has_aux=True))
 
-    def step(carry, step_key):
+    def step(carry, key_or_batch):
         params, state, optimizer_state = carry
-        (loss, state), grads = loss_and_grads(params, state, batches(step_key))
+        (loss, state), grads = loss_and_grads(params, state, make(key_or_batch))
         if axis_name is not None:
             loss, grads = jax.lax.pmean((loss, grads), axis_name)
             state = jax.tree.map(partial(_average, axis_name=axis_name), state)
@@ -139,7 +153,7 @@ def unlearn(
         return (optax.apply_updates(params, updates), state, optimizer_state), loss
 
     carry = (params, state, optimizer.init(params))
-    (params, state, _), losses = jax.lax.scan(step, carry, jax.random.split(key, config.steps))
+    (params, state, _), losses = jax.lax.scan(step, carry, steps)
     return {"params": params, **state}, UnlearningInfo(losses)
 
 

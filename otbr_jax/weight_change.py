@@ -1,8 +1,9 @@
-"""Neuron weight change (NWC): how far unlearning moved the weights of each neuron, and the ranking by it."""
+"""Neuron weight change (NWC): how far unlearning moved the weights of each neuron, its ranking and correlation."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,3 +68,54 @@ def check_scores(scores: Scores) -> None:
                 f"scores of {name}: expected a neuron whose weights changed, found all {score.size} at zero; "
                 "no gradient reaches this layer, so its neurons cannot be told apart"
             )
+
+
+class Correlation(NamedTuple):
+    """How alike two scores of the same neurons are.
+
+    Attributes:
+      pearson: linear correlation, in [-1, 1]; NaN where one of the scores is constant.
+      spearman: correlation of the ranks, ties at their mean rank; NaN as `pearson`.
+      overlap: share of the neurons with the highest scores in one that are among them in the other, in [0, 1].
+    """
+
+    pearson: jax.Array
+    spearman: jax.Array
+    overlap: jax.Array
+
+
+def correlation(first: jax.Array, second: jax.Array, *, top: float = 0.1) -> Correlation:
+    """Correlation of two scores `[n]` of the same neurons; `overlap` is of the share `top` of them, at least one.
+
+    Raises InputError if the shapes differ, or `top` is not in (0, 1]. Source: TSBD section 3.1; OTBR figure 1.
+    """
+    if first.shape != second.shape or first.ndim != 1:
+        raise InputError(f"scores: expected two of one shape [n], found {first.shape} and {second.shape}")
+    if not 0 < top <= 1:
+        raise InputError(f"top: expected a share of neurons in (0, 1], found {top}")
+    count = max(1, round(top * first.size))
+    highest = [jnp.zeros(first.shape, bool).at[jax.lax.top_k(score, count)[1]].set(True) for score in (first, second)]
+    return Correlation(
+        pearson=_pearson(first, second),
+        spearman=_pearson(*(jax.scipy.stats.rankdata(score) for score in (first, second))),
+        overlap=jnp.sum(highest[0] & highest[1]) / count,
+    )
+
+
+def correlations(first: Scores, second: Scores, *, top: float = 0.1) -> tuple[Correlation, dict[str, Correlation]]:
+    """Correlation of two scores over all neurons together, and of every layer: `(all, {layer name: Correlation})`.
+
+    Raises InputError as `correlation`, or if the scores are about different layers.
+    """
+    if list(first) != list(second):
+        raise InputError(f"scores: expected two of the same layers, found {list(first)} and {list(second)}")
+    together = [jnp.concatenate([jnp.ravel(score) for score in scores.values()]) for scores in (first, second)]
+    layers = {name: correlation(first[name], second[name], top=top) for name in first}
+    return correlation(*together, top=top), layers
+
+
+def _pearson(first: jax.Array, second: jax.Array) -> jax.Array:
+    # Centred, then scaled: weight changes are so small that their squares leave float32.
+    first, second = (values - jnp.mean(values) for values in (first, second))
+    first, second = (values / jnp.max(jnp.abs(values)) for values in (first, second))
+    return jnp.sum(first * second) / jnp.sqrt(jnp.sum(first**2) * jnp.sum(second**2))

@@ -14,7 +14,7 @@ from otbr_jax.attacks.registry import ATTACKS, AttackConfig
 from otbr_jax.data.sources import DataConfig
 from otbr_jax.experiments import bench, provenance
 from otbr_jax.experiments.bench import Cell, Grid, load_grid
-from otbr_jax.experiments.config import RepairConfig, VictimConfig, from_dict
+from otbr_jax.experiments.config import RepairConfig, SweepConfig, VictimConfig, from_dict
 from otbr_jax.experiments.training import TrainingConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.report.results_tables import markdown
@@ -26,7 +26,7 @@ CONFIG = RepairConfig(
     attack=AttackConfig(badnets=BadNetsConfig(size=2)),
     training=TrainingConfig(epochs=2),
     otbr=OTBRConfig(unlearning=UnlearningConfig(steps=2, batch_size=16)),
-    sweep=(0.1,),
+    sweep=SweepConfig(gamma=(0.1,), lam=(0.5,)),
 )
 GRID = Grid(
     "cpu",

@@ -19,11 +19,12 @@ from otbr_jax import (
 from otbr_jax.types import named_leaves, replace_leaves
 
 
-def run(before, after, layers, *, gamma=0.3, config=FusionConfig(), lam=None):  # noqa: B008
+def run(before, after, layers, *, gamma=0.3, lam=0.5, transport=TransportConfig(), key=None):  # noqa: B008
+    config = FusionConfig(lam, transport)
     scores = neuron_weight_changes(before, after, layers)
     count = neurons_to_prune(gamma, sum(layer.neurons for layer in layers))
     pruned, info = prune(before, scores, layers, count=count)
-    return *fuse(pruned, before, scores, info.pruned, layers, config=config, lam=lam), info.pruned
+    return *fuse(pruned, before, scores, info.pruned, layers, config=config, key=key), info.pruned
 
 
 @pytest.mark.parametrize("settings", [{"lam": 0.0}, {"gamma": 0.0}])
@@ -47,6 +48,35 @@ def test_layers_before_the_first_pruned_neuron_and_all_other_arrays_stay(moved):
     for name, array in named_leaves(fused).items():
         same = np.array_equal(array, named_leaves(before)[name])
         assert same == (name not in touched), name
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"solver": "exact"},
+        {"cost": "squared_euclidean"},
+        {"target_mass": "uniform"},
+        {"source_mass": "nwc"},
+        {"target_mass": "random"},
+    ],
+    ids=lambda settings: "-".join(settings.values()),
+)
+def test_other_transports(moved, settings):
+    network, before, after, graph = moved
+    layers, key = graph.main_convolutions, jax.random.key(5)
+    fuse = jax.jit(lambda a, b: run(a, b, layers, transport=TransportConfig(**settings), key=key)[:2])
+    fused, info = fuse(before, after)
+    usual, _, _ = run(before, after, layers)
+    images = jax.random.uniform(jax.random.key(1), (4, 8, 8, 1))
+    assert all(bool(plan.converged) for plan in info.plans.values())
+    assert bool(jnp.all(jnp.isfinite(network.apply(fused, images))))
+    assert not np.allclose(network.apply(fused, images), network.apply(usual, images), rtol=1e-6)
+
+
+def test_random_masses_need_a_key(moved):
+    _, before, after, graph = moved
+    with pytest.raises(InputError, match="key: expected a PRNG key for random masses"):
+        run(before, after, graph.main_convolutions, transport=TransportConfig(target_mass="random"))
 
 
 def test_lambda_interpolates_linearly(moved):
@@ -87,8 +117,8 @@ def test_the_order_of_neurons_does_not_matter_however_they_are_fed(name):
     apply, before, images, graph = traced(name)
     after = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), before)
     layers = graph.hidden_layers
-    config = FusionConfig(transport=TransportConfig(threshold=1e-5))
-    fused = jax.jit(lambda a, b: run(a, b, layers, gamma=0.4, config=config)[0])
+    config = TransportConfig(threshold=1e-5)
+    fused = jax.jit(lambda a, b: run(a, b, layers, gamma=0.4, transport=config)[0])
     expected = apply(fused(before, after), images)
     for group in graph.groups:
         order = np.random.default_rng(2).permutation(group.size).tolist()

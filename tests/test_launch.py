@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from otbr_jax import InputError
-from otbr_jax.experiments.config import RepairConfig, from_dict
+from otbr_jax.experiments.config import RepairConfig, SweepConfig, from_dict
 
 
 def launch(*flags, program="repair"):
@@ -80,8 +80,8 @@ def test_a_broken_config_file_is_named_with_its_flag(tmp_path):
         ({"seed": 0.5}, "config.seed: expected int, found 0.5"),
         ({"seed": True}, "config.seed: expected int, found True"),
         ({"otbr": 3}, "config.otbr: expected a group of settings, found 3"),
-        ({"sweep": 0.1}, "config.sweep: expected a list of values, found 0.1"),
-        ({"sweep": [0.1, 2]}, r"gamma: expected a fraction of neurons in \[0, 1\], found 2.0"),
+        ({"sweep": {"gamma": 0.1}}, "config.sweep.gamma: expected a list of values, found 0.1"),
+        ({"sweep": {"lam": [0.1, 2]}}, r"sweep.lam: expected fractions in \[0, 1\], found 2.0"),
         ({"defense": "magic"}, "defense: expected 'otbr', found 'magic'"),
         ({"attack": {"target": 10}}, r"attack.target: expected a class in 0..9, found 10"),
     ],
@@ -94,5 +94,5 @@ def test_bad_config(values, message):
 def test_a_config_survives_the_way_through_a_dictionary():
     import dataclasses
 
-    config = RepairConfig(seed=3, sweep=(0.1, 0.2))
+    config = RepairConfig(seed=3, sweep=SweepConfig(gamma=(0.1, 0.2)))
     assert from_dict(RepairConfig, dataclasses.asdict(config)) == config

@@ -14,7 +14,7 @@ from otbr_jax import InputError, Network, UnlearningConfig, otbr
 from otbr_jax.data.sources import DataConfig
 from otbr_jax.defenses.otbr import OTBRConfig, choose_layers
 from otbr_jax.experiments.checkpoints import load_variables
-from otbr_jax.experiments.config import RepairConfig
+from otbr_jax.experiments.config import RepairConfig, SweepConfig
 from otbr_jax.experiments.inspecting import inspect
 from otbr_jax.experiments.networks import open_network
 from otbr_jax.experiments.pipeline import repair
@@ -31,7 +31,7 @@ CONFIG = RepairConfig(
     model=MODEL,
     data=DataConfig(name="none"),
     otbr=OTBRConfig(unlearning=UnlearningConfig(steps=2, batch_size=8), gamma=0.2),
-    sweep=(),
+    sweep=SweepConfig(gamma=()),
 )
 
 

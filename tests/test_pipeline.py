@@ -20,7 +20,7 @@ from otbr_jax.attacks.badnets import BadNetsConfig
 from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.data.sources import DataConfig
 from otbr_jax.experiments.checkpoints import load_variables, save_checkpoint
-from otbr_jax.experiments.config import RepairConfig
+from otbr_jax.experiments.config import RepairConfig, SweepConfig
 from otbr_jax.experiments.pipeline import repair
 from otbr_jax.experiments.results import summarize
 from otbr_jax.experiments.training import TrainingConfig
@@ -32,7 +32,7 @@ CONFIG = RepairConfig(
     attack=AttackConfig(badnets=BadNetsConfig(size=2)),
     training=TrainingConfig(epochs=4),
     otbr=OTBRConfig(unlearning=UnlearningConfig(steps=4, batch_size=32), gamma=0.2),
-    sweep=(0.05, 0.2),
+    sweep=SweepConfig(gamma=(0.05, 0.2), lam=(0.5, 1.0)),
 )
 STAGES = ("victim", "unlearned", "scores", "pruned", "fused", "evaluation")
 
@@ -74,9 +74,12 @@ def test_the_victim_is_backdoored_and_the_repair_changes_it(finished):
     assert summary["choice"] == {"gamma": 0.2, "lambda": 0.5, "chosen_by": "config"}
     assert summary["neurons"]["pruned"] == int(0.2 * summary["neurons"]["scored"])
     assert summary["transport"]["converged"]
-    # The sweep's row of the chosen gamma is the chosen network's row.
-    assert summary["sweep"][1]["fused"] == summary["metrics"]["fused"]
-    assert summary["sweep"][1]["pruned"] == summary["metrics"]["pruned"]
+    settings = {(row["gamma"], row["lambda"]): row for row in summary["sweep"]}
+    assert list(settings) == [(0.05, 0.5), (0.05, 1.0), (0.2, 0.5), (0.2, 1.0)]
+    assert all(row["converged"] for row in summary["sweep"])
+    # The grid's row of the chosen setting is the chosen network's row.
+    assert settings[0.2, 0.5]["fused"] == summary["metrics"]["fused"]
+    assert settings[0.2, 0.5]["pruned"] == summary["metrics"]["pruned"]
     assert "oracle" in summary["oracle"]["chosen_by"]
     assert not resumed(result)
 
@@ -114,7 +117,10 @@ def test_a_second_run_reloads_everything_and_says_the_same(finished, tmp_path):
 @pytest.mark.parametrize(
     ("change", "kept"),
     [
-        (lambda c: dataclasses.replace(c, sweep=(0.1,)), {"victim", "unlearned", "scores", "pruned", "fused"}),
+        (
+            lambda c: dataclasses.replace(c, sweep=SweepConfig(gamma=(0.1,))),
+            {"victim", "unlearned", "scores", "pruned", "fused"},
+        ),
         (
             lambda c: dataclasses.replace(c, otbr=dataclasses.replace(c.otbr, gamma=0.1)),
             {"victim", "unlearned", "scores"},

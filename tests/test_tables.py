@@ -131,7 +131,7 @@ def test_the_bench_table_to_the_letter():
         "**cifar10, preact_resnet10-w16**, recipe fast: CIFAR-10, 2,000 of its test images.",
         "",
         "| attack | victim ACC / ASR | ACC against clean, points | trigger PSNR / SSIM | OTBR: ACC / ASR / RA | DER "
-        "| oracle's gamma: ACC / ASR |",
+        "| oracle's gamma, lambda: ACC / ASR |",
         "|---|---|---|---|---|---|---|",
         "| none | 83.1 / - | - | - | **76.2 / -** / - | - | - |",
         "| badnets | 81.4 / 94.1 | -1.7 | 24.1 / 0.970 | **76.5 / 0.9** / 78.1 | 0.942 | 0.15: 77.0 / - |",
@@ -149,7 +149,13 @@ def test_one_more_defence_adds_its_columns(monkeypatch):
     }
     found = table("bench_paper", [other, otbr, alone])
     head, badnets, sig = (lines_of(found, f"| {name}")[0] for name in ("attack", "badnets", "sig"))
-    assert head[4:] == ["OTBR: ACC / ASR / RA", "DER", "oracle's gamma: ACC / ASR", "TSBD: ACC / ASR / RA", "DER"]
+    assert head[4:] == [
+        "OTBR: ACC / ASR / RA",
+        "DER",
+        "oracle's gamma, lambda: ACC / ASR",
+        "TSBD: ACC / ASR / RA",
+        "DER",
+    ]
     assert badnets[7:] == ["**50.0 / 25.0** / 12.5", "0.750"]
     assert sig[7:] == ["-", "-"]
     other["metrics"]["victim"] = {"acc": 0.1, "asr": 0.1, "ra": 0.1, "der": 0.5}

@@ -4,19 +4,24 @@ import numpy as np
 import pytest
 
 from otbr_jax import InputError, TransportConfig
-from otbr_jax.transport import barycentric_map, euclidean_cost, plan, proportional_mass, uniform_mass
+from otbr_jax.transport import SOLVERS, barycentric_map, cost_matrix, mass, plan, proportional_mass
+
+
+def uniform_mass(n):
+    return mass("uniform", jnp.zeros(n))
 
 
 def problem(n=24, seed=0):
     a, b, c = jax.random.split(jax.random.key(seed), 3)
-    cost = euclidean_cost(jax.random.normal(a, (n, 30)), jax.random.normal(b, (n, 30)))
+    cost = cost_matrix(jax.random.normal(a, (n, 30)), jax.random.normal(b, (n, 30)))
     return cost, uniform_mass(n), proportional_mass(jax.random.exponential(c, (n,)))
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("jit", [False, True])
-def test_mass_is_conserved(jit):
+def test_mass_is_conserved(jit, solver):
     cost, source, target = problem()
-    function = lambda *args: plan(*args, config=TransportConfig())  # noqa: E731
+    function = lambda *args: plan(*args, config=TransportConfig(solver=solver))  # noqa: E731
     found = (jax.jit(function) if jit else function)(cost, source, target)
     assert bool(found.converged)
     np.testing.assert_allclose(found.matrix.sum(1), source, atol=1e-3)
@@ -25,52 +30,104 @@ def test_mass_is_conserved(jit):
     assert float(found.marginal_error) < 2e-3
 
 
-def test_it_is_nearly_optimal():
+@pytest.mark.parametrize(("solver", "tolerance"), [("sinkhorn", 5e-3), ("exact", 1e-6)])
+def test_it_is_nearly_optimal(solver, tolerance):
     """Against every permutation's cost on equal masses: the optimum is an assignment."""
     import itertools
 
     cost, source, _ = problem(6)
     best = min(sum(float(cost[i, j]) for i, j in enumerate(p)) / 6 for p in itertools.permutations(range(6)))
-    found = plan(cost, source, source, config=TransportConfig(epsilon=1e-3, max_iterations=50_000))
-    np.testing.assert_allclose(found.cost, best, rtol=5e-3)
+    found = plan(cost, source, source, config=TransportConfig(solver, epsilon=1e-3, max_iterations=50_000))
+    np.testing.assert_allclose(found.cost, best, rtol=tolerance)
 
 
-def test_identical_networks_map_onto_themselves():
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_identical_networks_map_onto_themselves(solver):
     weights = jax.random.normal(jax.random.key(3), (16, 40))
-    mass = uniform_mass(16)
-    found = plan(euclidean_cost(weights, weights), mass, mass, config=TransportConfig())
+    same = uniform_mass(16)
+    found = plan(cost_matrix(weights, weights), same, same, config=TransportConfig(solver))
     np.testing.assert_allclose(barycentric_map(found.matrix), jnp.eye(16), atol=1e-3)
 
 
-def test_permuting_the_target_permutes_the_plan():
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_permuting_the_target_permutes_the_plan(solver):
     cost, source, target = problem()
     order = np.random.default_rng(0).permutation(24)
-    found = plan(cost[:, order], source, target[order], config=TransportConfig())
-    expected = plan(cost, source, target, config=TransportConfig()).matrix[:, order]
+    found = plan(cost[:, order], source, target[order], config=TransportConfig(solver))
+    expected = plan(cost, source, target, config=TransportConfig(solver)).matrix[:, order]
     np.testing.assert_allclose(found.matrix, expected, atol=2e-4)
 
 
-def test_a_zero_mass_makes_no_nan_and_keeps_its_own_neuron():
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_zero_mass_makes_no_nan_and_keeps_its_own_neuron(solver):
     cost, source, target = problem()
     target = target.at[5].set(0.0)
     target = target / target.sum()
-    found = plan(cost, source, target, config=TransportConfig())
+    found = plan(cost, source, target, config=TransportConfig(solver))
     mapped = barycentric_map(found.matrix)
     assert bool(jnp.all(jnp.isfinite(found.matrix)))
     np.testing.assert_allclose(mapped.sum(0), 1, rtol=1e-5)
     np.testing.assert_array_equal(mapped[:, 5], jnp.eye(24)[5])
 
 
-def test_identical_rows_and_a_single_neuron():
-    same = plan(jnp.zeros((4, 4)), uniform_mass(4), uniform_mass(4), config=TransportConfig())
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_identical_rows_and_a_single_neuron(solver):
+    config = TransportConfig(solver)
+    same = plan(jnp.zeros((4, 4)), uniform_mass(4), uniform_mass(4), config=config)
     np.testing.assert_allclose(same.matrix.sum(0), 0.25, atol=1e-3)
-    single = plan(jnp.ones((1, 1)), uniform_mass(1), uniform_mass(1), config=TransportConfig())
+    # Pruned neurons: whatever way their mass is shared, as much of it leaves them.
+    cost, source, target = problem()
+    tied = plan(cost.at[:6].set(cost[0]), source, target, config=config)
+    np.testing.assert_allclose(tied.matrix.sum(1), source, atol=1e-3)
+    single = plan(jnp.ones((1, 1)), uniform_mass(1), uniform_mass(1), config=config)
     np.testing.assert_allclose(single.matrix, 1.0, atol=1e-3)
 
 
+def test_entropic_plans_approach_the_exact_one():
+    problems = problem(64)
+    exact = plan(*problems, config=TransportConfig("exact"))
+    assert bool(exact.converged)
+    assert np.count_nonzero(exact.matrix) <= 2 * 64 - 1  # a vertex of the polytope
+    found = [plan(*problems, config=TransportConfig(epsilon=e, max_iterations=50_000)) for e in (1e-1, 1e-2, 1e-3)]
+    gaps = [float(each.cost / exact.cost) - 1 for each in found]
+    distances = [float(jnp.sum(jnp.abs(each.matrix - exact.matrix))) for each in found]
+    assert gaps == sorted(gaps, reverse=True)
+    assert distances == sorted(distances, reverse=True)
+    assert -1e-4 < gaps[-1] < 2e-3
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_plans_map_over_problems(solver):
+    problems = [problem(8, seed) for seed in range(3)]
+    config = TransportConfig(solver)
+    stacked = [jnp.stack(part) for part in zip(*problems, strict=True)]
+    for mapped in (
+        jax.vmap(lambda *p: plan(*p, config=config)),
+        lambda *p: jax.lax.map(lambda q: plan(*q, config=config), p),
+    ):
+        found = jax.jit(mapped)(*stacked)
+        for index, each in enumerate(problems):
+            np.testing.assert_allclose(found.matrix[index], plan(*each, config=config).matrix, atol=2e-3)
+
+
+def test_costs():
+    source, target = jax.random.normal(jax.random.key(0), (3, 5)), jax.random.normal(jax.random.key(1), (4, 5))
+    expected = np.linalg.norm(np.asarray(source)[:, None] - np.asarray(target)[None], axis=-1)
+    np.testing.assert_allclose(cost_matrix(source, target), expected, rtol=1e-5)
+    np.testing.assert_allclose(cost_matrix(source, target, kind="squared_euclidean"), expected**2, rtol=1e-5)
+
+
 def test_masses_never_hold_nan():
-    np.testing.assert_allclose(proportional_mass(jnp.array([1.0, 3.0])), [0.25, 0.75])
-    np.testing.assert_allclose(proportional_mass(jnp.zeros(4)), 0.25)
+    scores, key = jnp.array([1.0, 3.0]), jax.random.key(0)
+    np.testing.assert_allclose(mass("uniform", scores), 0.5)
+    np.testing.assert_allclose(mass("nwc", scores), [0.25, 0.75])
+    np.testing.assert_allclose(mass("nwc", jnp.zeros(4)), 0.25)
+    np.testing.assert_allclose(mass("random", scores, key=key).sum(), 1.0, rtol=1e-6)
+    assert not np.allclose(mass("random", scores, key=key), mass("random", scores, key=jax.random.key(1)))
+    with pytest.raises(InputError, match="key: expected a PRNG key for random masses, found None"):
+        mass("random", scores)
+    with pytest.raises(InputError, match=r"mass: expected one of \['uniform', 'nwc', 'random'\], found 'nix'"):
+        mass("nix", scores)
 
 
 def test_stopping_early_is_reported():
@@ -84,3 +141,9 @@ def test_stopping_early_is_reported():
 def test_bad_settings(field):
     with pytest.raises(InputError, match=rf"fusion\.transport\.{field}: expected a finite number above 0, found 0"):
         TransportConfig(**{field: 0})
+
+
+@pytest.mark.parametrize("field", ["solver", "cost", "source_mass", "target_mass"])
+def test_unknown_names(field):
+    with pytest.raises(InputError, match=rf"fusion\.transport\.{field}: expected one of \[.*\], found 'nix'"):
+        TransportConfig(**{field: "nix"})

@@ -18,7 +18,7 @@ from otbr_jax.attacks.badnets import BadNetsConfig
 from otbr_jax.attacks.registry import ATTACKS, AttackConfig
 from otbr_jax.data.sources import DataConfig
 from otbr_jax.experiments.checkpoints import load_variables
-from otbr_jax.experiments.config import RepairConfig, VictimConfig
+from otbr_jax.experiments.config import RepairConfig, SweepConfig, VictimConfig
 from otbr_jax.experiments.pipeline import repair
 from otbr_jax.experiments.training import TrainingConfig
 from otbr_jax.experiments.victim_training import train_victim
@@ -97,7 +97,7 @@ def test_a_victim_on_disk_is_repaired_and_measured_with_its_own_trigger(tmp_path
     jax.tree.map(np.testing.assert_array_equal, loaded, victim.stage.value["variables"])
     made, trained = victim.stages["attack"].value["generator"], victim.stage.value["assets"]["generator"]
     assert not np.array_equal(jax.tree.leaves(made)[0], jax.tree.leaves(trained)[0])
-    options = {"otbr": OTBRConfig(unlearning=UnlearningConfig(steps=2, batch_size=16)), "sweep": ()}
+    options = {"otbr": OTBRConfig(unlearning=UnlearningConfig(steps=2, batch_size=16)), "sweep": SweepConfig(gamma=())}
     given = RepairConfig(
         model=dataclasses.replace(MODEL, checkpoint=str(tmp_path / "v" / "victim")),
         attack=dataclasses.replace(config.attack, assets=str(tmp_path / "v" / "attack")),

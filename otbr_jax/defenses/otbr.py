@@ -17,6 +17,7 @@ from otbr_jax.unlearning import UnlearningConfig, UnlearningInfo, random_unlearn
 from otbr_jax.weight_change import neuron_weight_changes
 
 LAYERS = ("auto", "convolutions", "hidden")
+_MASSES = 2**31  # tells the key of random masses from those of the unlearning's steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +86,7 @@ def otbr(
       network: the functions of the network.
       variables: the suspicious network's variables.
       layers: the layers to score, prune and fuse, see `choose_layers`.
-      key: typed PRNG key for the noise.
+      key: typed PRNG key for the noise, and for random masses.
       config: the method's settings.
       axis_name: mapped axis whose devices share each noise batch.
 
@@ -104,5 +105,13 @@ def otbr(
     scores = neuron_weight_changes(variables, unlearned, layers)
     count = neurons_to_prune(config.gamma, sum(layer.neurons for layer in layers))
     pruned, pruning_info = prune(variables, scores, layers, count=count)
-    repaired, fusion_info = fuse(pruned, variables, scores, pruning_info.pruned, layers, config=config.fusion)
+    repaired, fusion_info = fuse(
+        pruned,
+        variables,
+        scores,
+        pruning_info.pruned,
+        layers,
+        config=config.fusion,
+        key=jax.random.fold_in(key, _MASSES),
+    )
     return repaired, OTBRInfo(unlearning_info, scores, pruning_info, fusion_info)

@@ -14,7 +14,6 @@ from otbr_jax.defenses.otbr import OTBRConfig
 from otbr_jax.errors import InputError
 from otbr_jax.experiments.training import TrainingConfig
 from otbr_jax.models.registry import ModelConfig
-from otbr_jax.pruning import neurons_to_prune
 
 T = TypeVar("T")
 
@@ -47,6 +46,25 @@ class VictimConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SweepConfig:
+    """The grid of settings that the report shows beside the chosen one; empty for none.
+
+    Attributes:
+      gamma: shares of neurons to prune, each in [0, 1].
+      lam: the paper's lambdas, each in [0, 1]. The chosen one is measured too if it is not among them.
+    """
+
+    gamma: tuple[float, ...] = (0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
+    lam: tuple[float, ...] = (0.25, 0.5, 0.625, 0.75, 1.0)
+
+    def __post_init__(self) -> None:
+        for field in ("gamma", "lam"):
+            for value in getattr(self, field):
+                if not 0 <= value <= 1:
+                    raise InputError(f"sweep.{field}: expected fractions in [0, 1], found {value}")
+
+
+@dataclasses.dataclass(frozen=True)
 class RepairConfig(VictimConfig):
     """Everything that decides a run of `pipeline.repair`.
 
@@ -56,19 +74,22 @@ class RepairConfig(VictimConfig):
     Attributes:
       defense: the method, `otbr`.
       otbr: the settings of the method.
-      sweep: values of gamma that the report shows beside the chosen one.
+      sweep: settings that the report shows beside the chosen one.
     """
 
     defense: str = "otbr"
     otbr: OTBRConfig = OTBRConfig()
-    sweep: tuple[float, ...] = (0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
+    sweep: SweepConfig = SweepConfig()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.defense != "otbr":
             raise InputError(f"defense: expected 'otbr', found {self.defense!r}")
-        for gamma in self.sweep:
-            neurons_to_prune(gamma, 0)
+
+    @property
+    def lams(self) -> tuple[float, ...]:
+        """The lambdas of the grid, the chosen one among them, in order."""
+        return tuple(sorted({*self.sweep.lam, self.otbr.fusion.lam})) if self.sweep.gamma and self.sweep.lam else ()
 
 
 def from_dict(config_type: type[T], values: Mapping[str, Any], *, name: str = "config") -> T:

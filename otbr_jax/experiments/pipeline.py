@@ -164,24 +164,35 @@ class _Repair(Run[RepairConfig]):
 
     def fused(self, victim: Stage, scores: Stage, pruned: Stage) -> Stage:
         """OTBR step 3: the pruned network is aligned with the victim by transport, and interpolated."""
-        config = self.config.otbr.fusion
+        config, key = self.config.otbr.fusion, self.key("fused")
 
         def function(
-            variables: Variables, original: Variables, nwc: weight_change.Scores, neurons: Any, *, on_step: Any
+            variables: Variables,
+            original: Variables,
+            nwc: weight_change.Scores,
+            neurons: Any,
+            key: jax.Array,
+            *,
+            on_step: Any,
         ) -> Any:
-            fused, info = fusion.fuse(variables, original, nwc, neurons, self.layers, config=config)
+            fused, info = fusion.fuse(variables, original, nwc, neurons, self.layers, config=config, key=key)
             return {"variables": fused, "info": info}
 
-        inputs = (pruned.value["variables"], victim.value["variables"], scores.value, pruned.value["info"].pruned)
         return self.stage(
-            "fused", function, inputs, title="transport and fusion", config=config, parents=(victim, scores, pruned)
+            "fused",
+            function,
+            (pruned.value["variables"], victim.value["variables"], scores.value, pruned.value["info"].pruned, key),
+            title="transport and fusion",
+            config=config,
+            key=key,
+            parents=(victim, scores, pruned),
         )
 
     def evaluation(self, test: TestSet, stages: Mapping[str, Stage]) -> Stage:
-        """Metrics and predictions of all networks, and of the gamma sweep, in one program."""
-        config, layers = self.config, self.layers
+        """Metrics and predictions of all networks, and of the grid gamma x lambda, in one program."""
+        config, layers, key = self.config, self.layers, self.key("fused")
         total = sum(layer.neurons for layer in layers)
-        counts = [pruning.neurons_to_prune(gamma, total) for gamma in config.sweep]
+        counts = [pruning.neurons_to_prune(gamma, total) for gamma in config.sweep.gamma] if config.lams else []
         networks = {
             "victim": stages["victim"].value["variables"],
             "unlearned": stages["unlearned"].value["variables"],
@@ -189,7 +200,7 @@ class _Repair(Run[RepairConfig]):
             "fused": stages["fused"].value["variables"],
         }
 
-        def function(networks: Any, nwc: weight_change.Scores, test: TestSet, *, on_step: Any) -> Any:
+        def function(networks: Any, nwc: weight_change.Scores, test: TestSet, key: jax.Array, *, on_step: Any) -> Any:
             predictions = {
                 name: evaluation.predict_both(self.network, variables, test, prepare=self.prepare, mesh=self.mesh)
                 for name, variables in networks.items()
@@ -202,14 +213,16 @@ class _Repair(Run[RepairConfig]):
                 },
             }
             if counts:  # Orbax saves no empty arrays
-                measured["sweep"] = evaluation.gamma_sweep(
+                measured["sweep"] = evaluation.sweep(
                     self.network,
                     networks["victim"],
                     nwc,
                     test,
                     layers,
                     counts=jnp.array(counts, jnp.int32),
-                    config=config.otbr.fusion,
+                    lams=jnp.array(config.lams, jnp.float32),
+                    config=config.otbr.fusion.transport,
+                    key=key,
                     prepare=self.prepare,
                     mesh=self.mesh,
                     on_setting=on_step,
@@ -219,15 +232,15 @@ class _Repair(Run[RepairConfig]):
         return self.stage(
             "evaluation",
             function,
-            (networks, stages["scores"].value, test),
-            title="measuring, gamma sweep",
+            (networks, stages["scores"].value, test, key),
+            title="measuring, gamma x lambda",
             config={
                 "network": self.network_digest(),
-                "sweep": counts,
-                "fusion": dataclasses.asdict(config.otbr.fusion),
+                "sweep": [counts, config.lams],
+                "transport": dataclasses.asdict(config.otbr.fusion.transport),
                 "data": [content_digest(test), config.data.mean, config.data.std],
             },
             parents=tuple(stages[name] for name in ("victim", "unlearned", "scores", "pruned", "fused")),
             total=len(counts),
-            unit="setting",
+            unit="gamma",
         )

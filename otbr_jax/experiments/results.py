@@ -99,16 +99,18 @@ def summarize(result: Repair) -> dict[str, Any]:
         triggered = config.attack.name != "none"
         victim = measured["metrics"]["victim"]
         summary["metrics"] = {name: _row(measured["metrics"][name], victim, triggered) for name in NETWORKS}
-        for index, gamma in enumerate(config.sweep):
-            pruned_row, fused_row = (Metrics(*(field[index] for field in kind)) for kind in measured["sweep"])
-            summary["sweep"].append(
-                {
-                    "gamma": gamma,
-                    "lambda": config.otbr.fusion.lam,
-                    "pruned": _row(pruned_row, victim, triggered),
-                    "fused": _row(fused_row, victim, triggered),
-                }
-            )
+        summary["sweep"] = [
+            {
+                "gamma": gamma,
+                "lambda": lam,
+                "pruned": _row(Metrics(*(field[i] for field in measured["sweep"].pruned)), victim, triggered),
+                "fused": _row(Metrics(*(field[i, j] for field in measured["sweep"].fused)), victim, triggered),
+                "converged": bool(measured["sweep"].converged[i]),
+                "marginal_error": _round(measured["sweep"].marginal_error[i]),
+            }
+            for i, gamma in enumerate(config.sweep.gamma)
+            for j, lam in enumerate(config.lams)
+        ]
         if triggered and summary["sweep"]:
             best = max(summary["sweep"], key=lambda row: row["fused"]["der"])
             summary["oracle"] = {

@@ -96,10 +96,11 @@ def test_set(run: Run, test: Images, victim: Victim) -> TestSet:
     triggered = clean
     if victim.trigger is not None:
         triggered = poisoning.apply_trigger(victim.trigger, clean, key=run.key("trigger"))
-    return TestSet(clean, triggered, labels, _goals(run.config.attack, labels, run.network.num_classes))
+    return TestSet(clean, triggered, labels, attacker_goals(run.config.attack, labels, run.network.num_classes))
 
 
-def _goals(attack: AttackConfig, labels: jax.Array, num_classes: int) -> jax.Array:
+def attacker_goals(attack: AttackConfig, labels: jax.Array, num_classes: int) -> jax.Array:
+    """What the attacker wants images of these labels to be answered with, int32 `[n]`."""
     return goals(labels, mode=attack.label_mode, target=attack.target, num_classes=num_classes)
 
 
@@ -171,7 +172,7 @@ def _training_set(
 ) -> tuple[TrainingSet, InTraining | None, int]:
     """The data to learn from, what the attack does in training, and how many images (of an epoch) are poisoned."""
     config, images, labels = run.config.attack, jnp.asarray(train.images), jnp.asarray(train.labels)
-    wanted = _goals(config, labels, run.network.num_classes)
+    wanted = attacker_goals(config, labels, run.network.num_classes)
     if config.name == "none":
         return TrainingSet(images, labels, wanted), None, 0
     attack = ATTACKS[config.name]
@@ -198,7 +199,7 @@ def _measure(run: Run, test: Images) -> Callable[[Variables, Assets], Metrics]:
         triggered = predict(
             run.network, variables, images, prepare=lambda batch: run.prepare(put(batch, key)), mesh=run.mesh
         )
-        wanted = _goals(config, labels, run.network.num_classes)
+        wanted = attacker_goals(config, labels, run.network.num_classes)
         return evaluate_predictions(clean, triggered, labels, target=wanted)
 
     return lambda variables, assets: measure(variables, assets, images, labels)

@@ -17,7 +17,7 @@ from otbr_jax.models.convnext import ConvNeXt
 from otbr_jax.models.densenet import DenseNet
 from otbr_jax.models.preact_resnet import PreActBottleneck, PreActResNet
 from otbr_jax.models.resnet import Bottleneck, ResNet
-from otbr_jax.models.vgg import VGG
+from otbr_jax.models.vgg import VGG, PooledVGG
 from otbr_jax.models.vit import VisionTransformer
 from otbr_jax.types import Network, Variables, split
 
@@ -28,6 +28,7 @@ ARCHITECTURES: Mapping[str, partial[Any]] = {
     "preact_resnet50": partial(PreActResNet, depth=(3, 4, 6, 3), block=PreActBottleneck),
     "resnet18": partial(ResNet, depth=(2, 2, 2, 2)),
     "resnet50": partial(ResNet, depth=(3, 4, 6, 3), block=Bottleneck),
+    "vgg7_bn": partial(PooledVGG, depth=(1, 1, 2, 2)),
     "vgg11_bn": partial(VGG, depth=(1, 1, 2, 2, 2)),
     "vgg16_bn": partial(VGG, depth=(2, 2, 3, 3, 3)),
     "vgg19_bn": partial(VGG, depth=(2, 2, 4, 4, 4)),

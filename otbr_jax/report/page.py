@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from otbr_jax.report import plots
 from otbr_jax.report.html import embed, page
-from otbr_jax.report.table import ROWS, percent
+from otbr_jax.report.table import ROWS, not_converged, percent
 
 
 def render(
@@ -60,15 +60,25 @@ def render(
             ),
         ]
     if summary["sweep"]:
-        figure = plots.gamma_tradeoff(summary["sweep"], chosen=choice, victim=summary["metrics"]["victim"])
         oracle = summary["oracle"]
-        note = "Dotted: the suspicious network. "
-        if oracle:
-            note += (
-                f"Best of these in hindsight is gamma {oracle['gamma']:g} (ACC {percent(oracle['fused']['acc'])}, "
-                f"ASR {percent(oracle['fused']['asr'])}): an oracle's choice, made with the trigger and the test set."
-            )
-        parts += ["<h2>Accuracy against backdoor, over gamma</h2>", embed(figure, note)]
+        hindsight = (
+            f" Dashed: best of these in hindsight (ACC {percent(oracle['fused']['acc'])}, "
+            f"ASR {percent(oracle['fused']['asr'])}), an oracle's choice, made with the trigger and the test set."
+            if oracle
+            else ""
+        )
+        at_chosen = [row for row in summary["sweep"] if row["lambda"] == choice["lambda"]]
+        parts += [
+            "<h2>Accuracy and backdoor over gamma and lambda</h2>",
+            embed(
+                plots.grid(summary["sweep"], chosen=choice, oracle=oracle),
+                "The repaired network at every setting. Framed: the chosen setting." + hindsight,
+            ),
+            embed(
+                plots.gamma_tradeoff(at_chosen, chosen=choice, victim=summary["metrics"]["victim"]),
+                f"The same along gamma at lambda {choice['lambda']:g}. Dotted: the suspicious network.",
+            ),
+        ]
     parts += [
         "<h2>Which neurons random unlearning moved</h2>",
         embed(
@@ -103,7 +113,10 @@ def _network(summary: Mapping[str, Any]) -> str:
 
 def _warning(summary: Mapping[str, Any]) -> str:
     if summary["transport"]["converged"]:
-        return ""
+        unconverged = ", ".join(f"{gamma:g}" for gamma in not_converged(summary["sweep"]))
+        return (
+            f"<p class=warn>Transport did not converge for the grid's gamma {unconverged}.</p>" if unconverged else ""
+        )
     return (
         f"<p class=warn>Transport did not converge: worst marginal error "
         f"{summary['transport']['worst_marginal_error']:.2g} after {summary['transport']['most_iterations']} "
@@ -128,7 +141,8 @@ def _table(summary: Mapping[str, Any]) -> str:
     rows = [("final" if name == "fused" else "", ROWS[name], summary["metrics"][name]) for name in ROWS]
     oracle = summary["oracle"]
     if oracle:
-        rows.append(("oracle", f"oracle's gamma {oracle['gamma']:g} (needs the trigger)", oracle["fused"]))
+        name = f"oracle: gamma {oracle['gamma']:g}, lambda {oracle['lambda']:g} (needs the trigger)"
+        rows.append(("oracle", name, oracle["fused"]))
     body = "".join(
         f"<tr class='{kind}'><td>{title}</td>"
         + "".join(f"<td>{percent(row[metric])}</td>" for metric in ("acc", "asr", "ra"))

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 GOOD, BAD, NEUTRAL, ACCENT = "#0072b2", "#d55e00", "#7f8891", "#009e73"  # Okabe-Ito, safe for colour-blind readers
 
@@ -84,6 +85,39 @@ def _answer_color(answer: int, label: int, goal: int, kind: str) -> str:
 
 def _displayable(image: np.ndarray) -> np.ndarray:
     return image if image.shape[-1] == 3 else image.mean(axis=-1)
+
+
+def grid(sweep: Sequence[Mapping[str, Any]], *, chosen: Mapping[str, Any], oracle: Mapping[str, Any] | None) -> Figure:
+    """ACC, and ASR if there is a trigger, of the repaired network at every gamma and lambda, as numbers on colours.
+
+    Args:
+      sweep: the rows `sweep` of `results.summarize`, all pairs.
+      chosen: its `choice`, framed.
+      oracle: its `oracle`, framed with a dashed line; None without a trigger.
+    """
+    gammas, lams = (sorted({row[name] for row in sweep}) for name in ("gamma", "lambda"))
+    found = {(row["gamma"], row["lambda"]): row["fused"] for row in sweep}
+    panels = [("acc", "ACC, %", "Blues"), ("asr", "ASR, %", "Oranges")]
+    panels = [panel for panel in panels if sweep[0]["fused"][panel[0]] is not None]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(1.2 + 3.6 * len(panels), 0.9 + 0.3 * len(gammas)), layout="constrained")
+        for axis, (metric, title, colors) in zip(
+            figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+        ):
+            values = 100 * np.array([[found[gamma, lam][metric] for lam in lams] for gamma in gammas])
+            axis.imshow(values, cmap=colors, vmin=0, vmax=140, aspect="auto")  # dark letters stay readable
+            for i, j in np.ndindex(values.shape):
+                axis.text(j, i, f"{values[i, j]:.1f}", ha="center", va="center", fontsize=8.5)
+            for setting, line in ((oracle, (0, (2, 2))), (chosen, "-")):
+                if setting is not None and (setting["gamma"], setting["lambda"]) in found:
+                    corner = (lams.index(setting["lambda"]) - 0.5, gammas.index(setting["gamma"]) - 0.5)
+                    axis.add_patch(Rectangle(corner, 1, 1, fill=False, lw=1.8, ls=line, ec="#24292f", clip_on=False))
+            axis.set_xticks(range(len(lams)), [f"{lam:g}" for lam in lams])
+            axis.set_yticks(range(len(gammas)), [f"{gamma:g}" for gamma in gammas])
+            axis.tick_params(length=0)
+            axis.spines[:].set_visible(False)
+            axis.set(xlabel="lambda", ylabel="gamma", title=title)
+        return figure
 
 
 def gamma_tradeoff(
@@ -177,3 +211,68 @@ def short_name(layer: str) -> str:
     """`params/layer1.0/conv1/kernel` -> `layer1.0/conv1`."""
     parts = layer.split("/")
     return "/".join(parts[1:-1] if len(parts) > 2 else parts)
+
+
+def nwc_scatter(
+    scores: Mapping[str, Mapping[str, np.ndarray]], correlations: Mapping[str, Mapping[str, Any]], *, attack: str
+) -> Figure:
+    """How far neurons moved under random and under clean unlearning, against poison unlearning.
+
+    Args:
+      scores: NWC by kind of unlearning and layer.
+      correlations: `with_poison` of `correlation.summarize`.
+      attack: its name.
+    """
+    kinds, last = tuple(correlations), list(scores["poison"])[-1]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.6, 5.6), layout="constrained")
+        axes = figure.subplots(2, len(kinds), squeeze=False)
+        for column, kind in enumerate(kinds):
+            for row, (part, layers) in enumerate((("all", list(scores["poison"])), ("last", [last]))):
+                axis = axes[row, column]
+                depth = np.concatenate([np.full(len(scores[kind][name]), i) for i, name in enumerate(layers)])
+                x, y = (np.concatenate([scores[which][name] for name in layers]) for which in (kind, "poison"))
+                if part == "all":
+                    positive = (x > 0) & (y > 0)  # a logarithm has no place for the others
+                    drawn = axis.scatter(x[positive], y[positive], c=depth[positive], s=5, cmap="viridis", lw=0)
+                    axis.set(xscale="log", yscale="log")
+                    if column == len(kinds) - 1:
+                        bar = figure.colorbar(drawn, ax=axes[0, :], label="layer, in execution order", shrink=0.9)
+                        bar.outline.set_visible(False)
+                else:
+                    axis.plot(x, y, ".", ms=5, color=GOOD)
+                found = correlations[kind][part]
+                values = [f"{name} {found[name]:.2f}" for name in ("pearson", "spearman") if found[name] is not None]
+                name = "all neurons" if part == "all" else short_name(last)
+                axis.set_title(f"{name}\n{', '.join(values)}", fontsize=8.5)
+                axis.set(xlabel=f"NWC, {kind} unlearning", ylabel="NWC, poison unlearning" if column == 0 else "")
+        figure.suptitle(attack, x=0.01, ha="left", fontsize=10)
+        return figure
+
+
+def correlation_by_layer(studies: Sequence[Mapping[str, Any]]) -> Figure:
+    """Pearson correlation with poison unlearning, layer by layer: one panel for each kind, one line for each attack.
+
+    `studies` is what `correlation.summarize` returns, of networks with the same layers.
+    """
+    kinds = tuple(studies[0]["with_poison"])
+    names = list(studies[0]["with_poison"][kinds[0]]["layers"])
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9, 3.6), layout="constrained")
+        for axis, kind in zip(figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0], kinds, strict=True):
+            for index, study in enumerate(studies):
+                found = study["with_poison"][kind]["layers"]
+                values = [np.nan if found[name]["pearson"] is None else found[name]["pearson"] for name in names]
+                axis.plot(
+                    range(len(names)), values, marker="o", ms=3.5, lw=1.2, color=f"C{index % 10}", label=study["attack"]
+                )
+            axis.axhline(0, color=NEUTRAL, lw=0.8, ls=":", zorder=0)
+            axis.set_xticks(
+                range(len(names)), [short_name(name) for name in names], rotation=55, ha="right", fontsize=8
+            )
+            axis.set(
+                title=f"{kind} against poison unlearning",
+                ylabel="Pearson correlation of NWC" if axis.get_subplotspec().is_first_col() else "",
+            )
+        axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+        return figure

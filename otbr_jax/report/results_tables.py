@@ -38,7 +38,7 @@ def _digits(rows: Sequence[Row]) -> str:
         ]
         for row in rows
     ]
-    titles = ("seed", "victim ACC / ASR", "pruned only", "repaired ACC / ASR / RA", "oracle's gamma: ACC / ASR")
+    titles = ("seed", "victim ACC / ASR", "pruned only", "repaired ACC / ASR / RA", "oracle's gamma, lambda: ACC / ASR")
     return _table(titles, lines)
 
 
@@ -53,7 +53,7 @@ def _torch_victims(rows: Sequence[Row]) -> str:
         ]
         for row in rows
     ]
-    titles = ("file", "as it came: ACC / ASR / RA", "pruned only", "repaired", "oracle's gamma: ACC / ASR")
+    titles = ("file", "as it came: ACC / ASR / RA", "pruned only", "repaired", "oracle's gamma, lambda: ACC / ASR")
     return _table(titles, lines)
 
 
@@ -92,7 +92,7 @@ def _bench_group(rows: Sequence[Row]) -> str:
     ]
     for name in defenses:
         oracle = any(_defense(row) == name and field(row, "oracle") is not None for row in rows)
-        titles += [f"{name.upper()}: ACC / ASR / RA", "DER", *(["oracle's gamma: ACC / ASR"] if oracle else [])]
+        titles += [f"{name.upper()}: ACC / ASR / RA", "DER", *(["oracle's gamma, lambda: ACC / ASR"] if oracle else [])]
         for cells, own in zip(table, lines.values(), strict=True):
             found = [row for row in own if _defense(row) == name]
             cells += _defense_cells(found[0], REPAIRED[name], oracle=oracle) if found else [NOTHING] * (2 + oracle)
@@ -177,7 +177,8 @@ def _bold(cell: str) -> str:
 def _oracle(row: Row, network: str) -> str:
     if field(row, "oracle") is None:
         return NOTHING
-    return f"{number(row, 'oracle.gamma', 'g')}: {percents(row, f'oracle.{network}', 'acc', 'asr')}"
+    setting = f"{number(row, 'oracle.gamma', 'g')}, {number(row, 'oracle.lambda', 'g')}"
+    return f"{setting}: {percents(row, f'oracle.{network}', 'acc', 'asr')}"
 
 
 def _table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -1,0 +1,124 @@
+"""What the grid gamma x lambda costs against a single setting; appends a row to results/sweep.jsonl.
+
+    python -m benchmarks.sweep --workdir=runs/sweep
+
+On the digits default's victim: pruning, transport, fusion and measuring of one setting, and of the grid of 7 x 5, each
+compiled once and run three times (the fastest counts), in one process; and the same without measuring. Memory is
+what the compiler reserves for temporary arrays, also for VGG19-BN of width 64 on 32x32 images, not run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+
+from configs.otbr import get_config
+from launch import cli
+from otbr_jax.defenses.otbr import choose_layers
+from otbr_jax.experiments import evaluation, parallel
+from otbr_jax.experiments.bench import append_row
+from otbr_jax.experiments.config import RepairConfig, SweepConfig, from_dict
+from otbr_jax.experiments.evaluation import TestSet
+from otbr_jax.experiments.networks import open_network
+from otbr_jax.experiments.pipeline import repair
+from otbr_jax.experiments.provenance import ROOT, provenance
+from otbr_jax.fusion import align, interpolate
+from otbr_jax.models.registry import ModelConfig
+from otbr_jax.pruning import neurons_to_prune, prune
+from otbr_jax.transport import TransportConfig
+
+RESULTS = ROOT / "results" / "sweep.jsonl"
+WORKDIR = flags.DEFINE_string("workdir", "runs/sweep", "Directory for the victim.")
+GRID = SweepConfig()
+
+
+def program(network, layers, gammas, lams, traces: list[None]) -> Callable[..., Any]:
+    counts = [neurons_to_prune(gamma, sum(layer.neurons for layer in layers)) for gamma in gammas]
+
+    def function(variables, scores, test):
+        traces.append(None)
+        return evaluation.sweep(
+            network, variables, scores, test, layers,
+            counts=jnp.array(counts, jnp.int32), lams=jnp.array(lams, jnp.float32), config=TransportConfig(),
+            key=jax.random.key(0), prepare=lambda images: images.astype(jnp.float32) / 255, mesh=parallel.local_mesh(),
+        )  # fmt: skip
+
+    return jax.jit(function)
+
+
+def unmeasured(layers, gammas, lams) -> Callable[..., Any]:
+    """Pruning, transport and fusion alone; the fused weights are only summed up."""
+    counts = [neurons_to_prune(gamma, sum(layer.neurons for layer in layers)) for gamma in gammas]
+
+    def function(variables, scores):
+        def one_gamma(count):
+            pruned, info = prune(variables, scores, layers, count=count)
+            alignment = align(pruned, variables, scores, info.pruned, layers, config=TransportConfig())
+            total = lambda tree: sum(jnp.sum(leaf) for leaf in jax.tree.leaves(tree))  # noqa: E731
+            return jax.lax.map(
+                lambda lam: total(interpolate(variables, alignment, lam=lam)["params"]), jnp.array(lams, jnp.float32)
+            )
+
+        return jax.lax.map(one_gamma, jnp.array(counts, jnp.int32))
+
+    return jax.jit(function)
+
+
+def seconds(function: Callable[..., Any], *arguments: Any) -> float:
+    jax.block_until_ready(function(*arguments))
+    found = []
+    for _ in range(3):
+        began = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        found.append(time.perf_counter() - began)
+    return min(found)
+
+
+def temporary_megabytes(function: Callable[..., Any], *arguments: Any) -> float:
+    memory = jax.jit(function).lower(*arguments).compile().memory_analysis()
+    return round(memory.temp_size_in_bytes / 2**20, 1)
+
+
+def vgg19(gammas, lams) -> float:
+    subject = open_network(ModelConfig("vgg19_bn"))
+    layers = choose_layers(subject.graph, "convolutions")
+    images, labels = jax.ShapeDtypeStruct((2000, 32, 32, 3), jnp.uint8), jax.ShapeDtypeStruct((2000,), jnp.int32)
+    scores = {layer.name: jax.ShapeDtypeStruct((layer.neurons,), jnp.float32) for layer in layers}
+    function = program(subject.network, layers, gammas, lams, [])
+    return temporary_megabytes(function, subject.like, scores, TestSet(images, images, labels, labels))
+
+
+def main(arguments: Sequence[str]) -> None:
+    del arguments
+    origin = provenance()
+    config = from_dict(RepairConfig, get_config().to_dict())
+    result = repair(dataclasses.replace(config, sweep=SweepConfig(gamma=())), WORKDIR.value)
+    single = ((config.otbr.gamma,), (config.otbr.fusion.lam,))
+    grid = (GRID.gamma, GRID.lam)
+    victim, scores = result.stages["victim"].value["variables"], result.stages["scores"].value
+    traces: dict[str, list[None]] = {"single": [], "grid": []}
+    row: dict[str, Any] = {"network": f"{config.model.name}-w{config.model.width}", "dataset": "digits", "seed": 0}
+    row |= {"test_images": len(result.test.labels), "settings": len(GRID.gamma) * len(GRID.lam)}
+    for name, settings in (("single", single), ("grid", grid)):
+        whole = program(result.network, result.layers, *settings, traces[name])
+        row[name] = {
+            "seconds": round(seconds(whole, victim, scores, result.test), 3),
+            "without_measuring": round(seconds(unmeasured(result.layers, *settings), victim, scores), 3),
+            "traces": len(traces[name]),
+            "temporary_mib": temporary_megabytes(whole, victim, scores, result.test),
+            "temporary_mib_vgg19_bn": vgg19(*settings),
+        }
+    for name in ("seconds", "without_measuring"):
+        row[f"ratio_{name}"] = round(row["grid"][name] / row["single"][name], 2)
+    append_row(RESULTS, row | origin)
+    print(row)
+
+
+if __name__ == "__main__":
+    cli.run(main)

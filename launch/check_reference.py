@@ -1,0 +1,36 @@
+"""Compares every stage of a method with reference numbers: `python -m launch.check_reference --reference=FILE.npz`.
+
+Prints one JSON line for each comparison (name, max_abs, max_rel, tolerance, pass, and what a reader has to know), and
+exits with status 1 if one fails.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from launch import cli
+from otbr_jax.experiments.reference_otbr import check_otbr
+from otbr_jax.experiments.references import load_reference
+
+METHODS = {"otbr": check_otbr}
+REFERENCE = flags.DEFINE_string("reference", None, "The .npz file of reference numbers.", required=True)
+METHOD = flags.DEFINE_enum("method", "otbr", list(METHODS), "Which method's numbers.")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Prints the comparisons."""
+    del arguments
+    failed = 0
+    for comparison in METHODS[METHOD.value](load_reference(REFERENCE.value)):
+        print(json.dumps(comparison.as_json()), flush=True)
+        failed += not comparison.passed
+    if failed:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,89 @@
+"""Files of reference numbers as another implementation writes them: OTBR in PyTorch, for a small VGG."""
+
+import json
+
+import numpy as np
+import ot
+import torch
+from torch import nn
+from torch.nn import functional
+
+WIDTH, SIZE, CLASSES, STEPS, BATCH = 4, 8, 3, 4, 8
+
+
+class VGG(nn.Module):
+    """Convolutions without biases, and other names than this project's."""
+
+    def __init__(self):
+        super().__init__()
+        layers, inputs = [], 1
+        for entry in (1, "M", 2, "M", 4, 4, "M", 8, 8):
+            if entry == "M":
+                layers.append(nn.MaxPool2d(2))
+            else:
+                outputs = entry * WIDTH
+                layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+                inputs = outputs
+        self.body = nn.Sequential(*layers)
+        self.fc = nn.Linear(inputs, CLASSES)
+
+    def forward(self, x):
+        return self.fc(self.body(x).mean((2, 3)))
+
+
+def write_reference(path, *, seed=0, gammas=("0.05", "0.3"), lam=0.5):
+    """Every array of OTBR under the keys of a reference file."""
+    torch.manual_seed(seed)
+    model = VGG()
+    convolutions = [f"body.{i}.weight" for i, layer in enumerate(model.body) if isinstance(layer, nn.Conv2d)]
+    arrays = {"probe/images": torch.rand(6, 1, SIZE, SIZE), "otbr/noise": torch.rand(STEPS, BATCH, 1, SIZE, SIZE)}
+    arrays["otbr/labels"] = torch.randint(0, CLASSES, (STEPS, BATCH))
+    victim = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def logits(state):
+        model.load_state_dict(state)
+        with torch.no_grad():
+            return model.eval()(arrays["probe/images"])
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    model.train()
+    for images, labels in zip(arrays["otbr/noise"], arrays["otbr/labels"], strict=True):
+        optimizer.zero_grad()
+        (-functional.cross_entropy(model(images), labels)).backward()
+        optimizer.step()
+    unlearned = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    nwc = {name: (unlearned[name] - victim[name]).abs().flatten(1).sum(1) for name in convolutions}
+    arrays |= {f"victim/{name}": tensor for name, tensor in victim.items()}
+    arrays |= {f"otbr/unlearned/{name}": tensor for name, tensor in unlearned.items()}
+    arrays |= {f"otbr/nwc/{name}": values for name, values in nwc.items()}
+    arrays |= {"victim_logits": logits(victim), "otbr/unlearned_logits": logits(unlearned)}
+    ranked = sorted(((float(v), f"{n}:{i}") for n in convolutions for i, v in enumerate(nwc[n])), reverse=True)
+    for gamma in gammas:
+        chosen = [name for _, name in ranked[: int(float(gamma) * len(ranked))]]
+        pruned = {name: tensor.clone() for name, tensor in victim.items()}
+        for name in chosen:
+            layer, index = name.split(":")
+            pruned[layer][int(index)] = 0
+        fused = _fuse(pruned, victim, nwc, lam, first={name.split(":")[0] for name in chosen})
+        arrays |= {f"otbr/pruned_{gamma}/neurons": np.array(chosen), f"otbr/pruned_{gamma}/logits": logits(pruned)}
+        arrays |= {f"otbr/fused_{gamma}/{name}": fused[name] for name in convolutions}
+        arrays[f"otbr/fused_{gamma}/logits"] = logits(fused)
+    otbr = {"lr": 1e-3, "momentum": 0.9, "steps": STEPS, "batch": BATCH, "lambda": lam}
+    meta = {"arch": "vgg", "width": WIDTH, "image_size": SIZE, "classes": CLASSES, "conv_layers": convolutions}
+    np.savez(path, meta=json.dumps(meta | {"otbr": otbr}), **{name: np.asarray(a) for name, a in arrays.items()})
+
+
+def _fuse(pruned, victim, nwc, lam, *, first):
+    fused, before = dict(victim), None
+    for name, scores in nwc.items():
+        if before is None and name not in first:
+            continue
+        source, target = pruned[name].flatten(1), victim[name].flatten(1)
+        mass = (scores / scores.sum()).double().numpy()
+        cost = torch.cdist(source, target, compute_mode="donot_use_mm_for_euclid_dist").double().numpy()
+        plan = ot.emd(np.full(len(mass), 1 / len(mass)), mass / mass.sum(), cost)
+        own = torch.tensor(plan / plan.sum(0), dtype=torch.float32)
+        aligned = pruned[name] if before is None else torch.einsum("oihw,ij->ojhw", pruned[name], before)
+        fused[name] = lam * torch.einsum("oihw,op->pihw", aligned, own) + (1 - lam) * victim[name]
+        before = own
+    return fused
