@@ -2,10 +2,11 @@
 
     python -m benchmarks.transport --workdir=runs/transport
 
-Two PreAct-ResNets with blocks (1, 1, 1, 1) learn scikit-learn's digits with BadNets: width 64 on 16x16 images (layers
-of 64 to 512 neurons) and width 256 on 8x8 (256 to 2048). Each is repaired as published (gamma 0.1, lambda 0.5) with exact
-plans, and with Sinkhorn's at several epsilons. A row is one network and epsilon: for each size of layer the worst over
-its layers, and the repaired networks' ACC and ASR. Seconds are of one plan on one device, compiled before.
+Two networks learn scikit-learn's digits with BadNets: a PreAct-ResNet with blocks (1, 1, 1, 1) and width 64 on 16x16
+images (convolutions of 64 to 512 neurons), and the MLP of `benchmarks/mlp.py` on 8x8 (dense layers of 64 to 2048).
+Each is repaired as published (gamma 0.1, lambda 0.5) with exact plans, and with Sinkhorn's at several epsilons. A row
+is one network and epsilon: for each size of layer the worst over its layers, and the repaired networks' ACC and ASR.
+Seconds are of one plan on one device, compiled before.
 """
 
 from __future__ import annotations
@@ -20,10 +21,9 @@ import jax
 import numpy as np
 from absl import flags
 
+from benchmarks import mlp
 from launch import cli
 from otbr_jax import fusion, transport
-from otbr_jax.attacks.badnets import BadNetsConfig
-from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.defenses.otbr import OTBRConfig
 from otbr_jax.experiments import evaluation, parallel
 from otbr_jax.experiments.bench import append_row
@@ -39,22 +39,22 @@ from otbr_jax.types import Variables, named_leaves
 from otbr_jax.weight_change import by_neuron
 
 RESULTS = ROOT / "results" / "transport.jsonl"
-WORKDIR = flags.DEFINE_string("workdir", "runs/transport", "Directory for the runs, one folder per width.")
-WIDTHS = flags.DEFINE_list("widths", ["64", "256"], "Networks to run.")
-EPSILONS = {"64": (1e-1, 3e-2, 1e-2, 3e-3, 1e-3), "256": (3e-2, 1e-2, 3e-3)}
-SIZES = {"64": 16, "256": 8}
+WORKDIR = flags.DEFINE_string("workdir", "runs/transport", "Directory for the runs, one folder per network.")
+EPSILONS = (1e-1, 3e-2, 1e-2, 3e-3)
 EXACT = TransportConfig(solver="exact")
-
-
-def config(width: str) -> RepairConfig:
-    size = SIZES[width]
-    return RepairConfig(
-        model=ModelConfig("preact_resnet10", int(width), image_shape=(size, size, 1)),
-        attack=AttackConfig(badnets=BadNetsConfig(size=3 if size == 16 else 2)),
-        training=TrainingConfig(epochs=8),
-        otbr=OTBRConfig(fusion=FusionConfig(transport=EXACT)),
-        sweep=SweepConfig(gamma=()),
-    )
+_REPAIR = RepairConfig(otbr=OTBRConfig(fusion=FusionConfig(transport=EXACT)), sweep=SweepConfig(gamma=()))
+NETWORKS = {
+    "preact_resnet10-w64": dataclasses.replace(
+        _REPAIR,
+        model=ModelConfig("preact_resnet10", 64, image_shape=(16, 16, 1)),
+        training=TrainingConfig(epochs=5),
+    ),
+    "mlp": dataclasses.replace(
+        _REPAIR,
+        model=ModelConfig(str(pathlib.Path(mlp.__file__)) + ":network", image_shape=mlp.SHAPE),
+        attack=mlp.ATTACK,
+    ),
+}
 
 
 def plans(result: Repair, settings: TransportConfig) -> tuple[dict[str, Plan], dict[str, float]]:
@@ -74,9 +74,10 @@ def plans(result: Repair, settings: TransportConfig) -> tuple[dict[str, Plan], d
     return found, seconds
 
 
-def fused(result: Repair, found: dict[str, Plan]) -> Variables:
-    """The network fused by these plans."""
+def fused(result: Repair, found: dict[str, Plan], *, everywhere: bool = False) -> Variables:
+    """The network fused by these plans; `everywhere`, also before the first layer that holds a pruned neuron."""
     used = result.stages["fused"].value["info"].fused
+    used = {name: np.bool_(everywhere or started) for name, started in used.items()}
     maps = {
         layer.name: transport.barycentric_map(found[layer.name].matrix)
         if used[layer.name]
@@ -106,11 +107,10 @@ def compare(result: Repair, epsilon: float, exact: tuple[dict[str, Plan], dict[s
     """What one epsilon costs against exact plans, by size of layer."""
     best, exact_seconds = exact
     found, seconds = plans(result, TransportConfig(epsilon=epsilon))
-    ours, theirs = (named_leaves(fused(result, each)) for each in (found, best))
-    used = result.stages["fused"].value["info"].fused
+    ours, theirs = (named_leaves(fused(result, each, everywhere=True)) for each in (found, best))
     by_size = []
-    for size in sorted({layer.neurons for layer in result.layers if used[layer.name]}):
-        names = [layer.name for layer in result.layers if layer.neurons == size and used[layer.name]]
+    for size in sorted({layer.neurons for layer in result.layers}):
+        names = [layer.name for layer in result.layers if layer.neurons == size]
         gaps = [float(found[name].cost / best[name].cost - 1) for name in names]
         differences = [float(np.linalg.norm(ours[n] - theirs[n]) / np.linalg.norm(theirs[n])) for n in names]
         by_size.append(
@@ -132,24 +132,23 @@ def compare(result: Repair, epsilon: float, exact: tuple[dict[str, Plan], dict[s
 def main(arguments: Sequence[str]) -> None:
     del arguments
     origin = provenance()
-    for width in WIDTHS.value:
-        settings = config(width)
-        result = repair(settings, pathlib.Path(WORKDIR.value) / f"width{width}")
+    for name, settings in NETWORKS.items():
+        result = repair(settings, pathlib.Path(WORKDIR.value) / name)
         exact = plans(result, EXACT)
         row = {
-            "network": f"{settings.model.name}-w{width}",
-            "dataset": f"digits {SIZES[width]}x{SIZES[width]}",
+            "network": name,
+            "dataset": "digits, {} x {}".format(*settings.model.image_shape),
             "seed": settings.seed,
             "gamma": settings.otbr.gamma,
             "lambda": settings.otbr.fusion.lam,
             "victim": measured(result, result.stages["victim"].value["variables"]),
             "exact": measured(result, fused(result, exact[0])),
-            "training": dataclasses.asdict(settings.training) | {"images": "scikit-learn's digits"},
+            "training": None if name == "mlp" else dataclasses.asdict(settings.training),
         }
-        for epsilon in EPSILONS[width]:
+        for epsilon in EPSILONS:
             found = compare(result, epsilon, exact)
             append_row(RESULTS, row | found | origin)
-            print(width, found, flush=True)
+            print(name, found, flush=True)
 
 
 if __name__ == "__main__":

@@ -52,10 +52,42 @@ def timing(rng, seed):
     return {"hardware": f"{seed} cores; cpu", "milliseconds_per_step": times}
 
 
+def value(rng):
+    return round(float(rng.random()), 4)
+
+
+def transported(rng, seed):
+    sizes = [
+        {"neurons": neurons, "layers": 2, "converged": neurons == 64, "iterations": int(rng.integers(10, 5000))}
+        | {name: value(rng) for name in ("cost_gap", "marginal_error", "fused_difference", "seconds", "exact_seconds")}
+        for neurons in (64, 128)
+    ]
+    row = {"network": f"preact_resnet10-w{seed}", "epsilon": 10.0**-seed, "sizes": sizes}
+    return row | {name: {"acc": value(rng), "asr": value(rng)} for name in ("victim", "exact", "repaired")}
+
+
+def swept(rng, seed):
+    names = ("seconds", "without_measuring", "temporary_mib", "temporary_mib_vgg19_bn")
+    row = {"settings": 35, "ratio_seconds": value(rng), "ratio_without_measuring": value(rng)}
+    return row | {path: {"traces": 1} | {name: value(rng) for name in names} for path in ("single", "grid")}
+
+
+def correlated(rng, seed):
+    found = {
+        kind: {part: {name: value(rng) for name in ("pearson", "spearman", "overlap")} for part in ("all", "last")}
+        for kind in ("random", "clean")
+    }
+    row = {"dataset": "digits", "network": f"preact_resnet10-w{seed}", "attack": "badnets", "file": None}
+    return row | {"with_poison": found, "victim": {"acc": value(rng), "asr": value(rng)}}
+
+
+MADE = {"loops": timing, "transport": transported, "sweep": swept, "correlation": correlated}
+
+
 def made(name, rng):
     """Handmade values of rows for the table of that name."""
-    if name == "loops":
-        return [timing(rng, seed) for seed in range(2)]
+    if name in MADE:
+        return [MADE[name](rng, seed) for seed in range(1, 3)]
     if not name.startswith(("bench", "recipes")):
         return [plain(rng, seed) for seed in range(3)]
     recipes = ("published", "fast") if name == "recipes" else ("fast",)
@@ -78,6 +110,8 @@ def numbers(text):
 def leaves(value):
     if isinstance(value, dict):
         return [leaf for item in value.values() for leaf in leaves(item)]
+    if isinstance(value, list):
+        return [leaf for item in value for leaf in leaves(item)]
     return [value]
 
 

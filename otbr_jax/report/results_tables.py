@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from otbr_jax.errors import InputError
 from otbr_jax.report.rows import NOTHING, Row, field, grouped, integer, joined, latest, number, percents, text
+from otbr_jax.report.table import CORRELATIONS
 
 # The network that a defence ends with. For one more defence, a line here: its columns are added on the right.
 REPAIRED = {"otbr": "fused"}
@@ -130,6 +131,81 @@ def _training_cells(row: Row) -> list[str]:
     ]
 
 
+def _transport(rows: Sequence[Row]) -> str:
+    """Entropic against exact plans: a line for each size of layer and epsilon, and one for each repaired network."""
+    rows = list({(text(row, "network"), number(row, "epsilon", "g")): row for row in rows}.values())
+    lines, repaired = [], []
+    for row in rows:
+        epsilon = number(row, "epsilon", "g")
+        for index, values in enumerate(field(row, "sizes")):
+            size = Row(f"{row.place}: sizes[{index}]", values)
+            lines.append(
+                [
+                    text(row, "network"),
+                    str(integer(size, "neurons")),
+                    epsilon,
+                    number(size, "cost_gap", ".4f"),
+                    number(size, "marginal_error", ".4f"),
+                    number(size, "fused_difference", ".4f"),
+                    str(integer(size, "iterations")) + ("" if field(size, "converged") else " (stopped)"),
+                    number(size, "seconds", ".3f"),
+                    number(size, "exact_seconds", ".3f"),
+                ]
+            )
+        repaired.append(
+            [
+                text(row, "network"),
+                percents(row, "victim", "acc", "asr"),
+                percents(row, "exact", "acc", "asr"),
+                epsilon,
+                percents(row, "repaired", "acc", "asr"),
+            ]
+        )
+    titles = ("network", "neurons", "epsilon", "cost gap", "marginal error", "fused weights differ by", "iterations")
+    networks = ("network", "victim ACC / ASR", "repaired with exact plans", "epsilon", "repaired with entropic plans")
+    return f"{_table((*titles, 'seconds', 'exact: seconds'), lines)}\n\n{_table(networks, repaired)}"
+
+
+def _sweep(rows: Sequence[Row]) -> str:
+    lines = []
+    for row in rows:
+        for name, path in (("one setting", "single"), (f"grid of {integer(row, 'settings')}", "grid")):
+            lines.append(
+                [
+                    name,
+                    number(row, f"{path}.seconds", ".2f"),
+                    number(row, f"{path}.without_measuring", ".2f"),
+                    str(integer(row, f"{path}.traces")),
+                    number(row, f"{path}.temporary_mib", ".0f"),
+                    number(row, f"{path}.temporary_mib_vgg19_bn", ".0f"),
+                ]
+            )
+        ratios = [number(row, f"ratio_{name}", ".1f") for name in ("seconds", "without_measuring")]
+        lines.append(["ratio", *ratios, NOTHING, NOTHING, NOTHING])
+    titles = ("", "seconds", "without measuring", "compilations", "temporary memory, MiB", "of VGG19-BN, MiB")
+    return _table(titles, lines)
+
+
+def _correlation(rows: Sequence[Row]) -> str:
+    """A line for each victim: Pearson, Spearman and overlap of the top neurons with those of poison unlearning."""
+    parts = [(kind, part) for kind in ("random", "clean") for part in ("all", "last")]
+    lines = [
+        [
+            f"{text(row, 'dataset')}, {text(row, 'network')}" + ("" if field(row, "file") is None else ", a file"),
+            text(row, "attack", among=ATTACKS),
+            percents(row, "victim", "acc", "asr"),
+            *(
+                " / ".join(number(row, f"with_poison.{kind}.{part}.{name}", ".2f") for name in CORRELATIONS)
+                for kind, part in parts
+            ),
+        ]
+        for row in latest(rows, "dataset", "network", "attack")
+    ]
+    where = {"all": "all neurons", "last": "last layer"}
+    titles = [f"{kind}, {where[part]}" for kind, part in parts]
+    return _table(("victim", "attack", "ACC / ASR", *titles), lines)
+
+
 def _by_attack(rows: Sequence[Row]) -> tuple[dict[tuple[str, int], list[Row]], bool]:
     """Rows by attack and seed in a table's order, and whether there are several seeds.
 
@@ -194,4 +270,7 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], str]] = {
     "bench_cpu": _bench,
     "bench_paper": _bench,
     "recipes": _recipes,
+    "transport": _transport,
+    "sweep": _sweep,
+    "correlation": _correlation,
 }
