@@ -1,4 +1,4 @@
-"""Writes README.md's tables from results/*.jsonl: `python -m launch.tables`.
+"""Writes the tables of README.md and docs/ from results/*.jsonl: `python -m launch.tables`.
 
 A table stands between the lines `<!-- table: NAME -->` and `<!-- end -->` and is made from results/NAME.jsonl.
 `--check` changes nothing and fails if a table is not what the rows say; `--print=NAME` only prints one.
@@ -17,7 +17,7 @@ from otbr_jax.experiments.checkpoints import write_text
 from otbr_jax.report import blocks, rows
 from otbr_jax.report.results_tables import TABLES, markdown
 
-README = flags.DEFINE_string("readme", "README.md", "Page with tables to write.")
+PAGES = flags.DEFINE_list("pages", ["README.md", "docs/measurements.md"], "Pages with tables to write.")
 RESULTS = flags.DEFINE_string("results", "results", "Folder of NAME.jsonl, one JSON object per line.")
 CHECK = flags.DEFINE_bool("check", False, "Changes nothing; fails if a table is not what the rows say.")
 PRINT = flags.DEFINE_enum("print", None, [*TABLES], "Prints that table and leaves the page alone.")
@@ -29,21 +29,25 @@ def main(arguments: Sequence[str]) -> None:
     if PRINT.value:
         print(_table(PRINT.value))
         return
-    path = pathlib.Path(README.value)
-    page = _read(path, name="--readme")
-    bodies = {block: _table(block.name) for block in blocks.find(page, name=str(path), known=TABLES)}
-    stale = [block for block, body in bodies.items() if "\n".join(block.body) != body]
-    if stale and CHECK.value:
-        raise InputError(
-            f"{path}:{stale[0].line}: expected the table {stale[0].name!r} as its rows say, found another; "
-            "`python -m launch.tables` writes it"
-        )
-    if stale:
-        try:
-            write_text(path, blocks.fill(page, bodies))
-        except OSError as error:
-            raise InputError(f"--readme: cannot write {path} ({error.strerror})") from None
-    print(f"{path}: {len(bodies)} tables, {len(stale)} rewritten")
+    made = [_made(pathlib.Path(page)) for page in PAGES.value]  # all of them, before one is written
+    for path, page, bodies in made:
+        stale = [block for block, body in bodies.items() if "\n".join(block.body) != body]
+        if stale and CHECK.value:
+            raise InputError(
+                f"{path}:{stale[0].line}: expected the table {stale[0].name!r} as its rows say, found another; "
+                "`python -m launch.tables` writes it"
+            )
+        if stale:
+            try:
+                write_text(path, blocks.fill(page, bodies))
+            except OSError as error:
+                raise InputError(f"--pages: cannot write {path} ({error.strerror})") from None
+        print(f"{path}: {len(bodies)} tables, {len(stale)} rewritten")
+
+
+def _made(path: pathlib.Path) -> tuple[pathlib.Path, str, dict[blocks.Block, str]]:
+    page = _read(path, name="--pages")
+    return path, page, {block: _table(block.name) for block in blocks.find(page, name=str(path), known=TABLES)}
 
 
 def _table(name: str) -> str:

@@ -13,7 +13,7 @@ from otbr_jax.pruning import neurons_to_prune, prune
 from otbr_jax.transport import TransportConfig
 from otbr_jax.types import Batch, Network, Variables
 from otbr_jax.unlearning import UnlearningConfig, noise_batches, random_unlearning, unlearn
-from otbr_jax.weight_change import neuron_weight_changes, ranks
+from otbr_jax.weight_change import correlation, neuron_weight_changes, ranks
 
 __all__ = [
     "Batch",
@@ -30,6 +30,7 @@ __all__ = [
     "Variables",
     "check_graph",
     "choose_layers",
+    "correlation",
     "fuse",
     "neuron_weight_changes",
     "neurons_to_prune",

@@ -28,6 +28,7 @@ CONFIG = CorrelationConfig(
     unlearning=UnlearningConfig(steps=3, batch_size=16),
     attacks=("badnets", "blended"),
 )
+DEVICES = jax.local_devices()[:1]
 
 
 @pytest.mark.parametrize("jit", [False, True])
@@ -73,7 +74,7 @@ def test_layers_and_all_neurons_together():
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("correlation")
-    return workdir, correlate(CONFIG, workdir)
+    return workdir, correlate(CONFIG, workdir, devices=DEVICES)
 
 
 def test_a_study_of_two_attacks(finished):
@@ -101,7 +102,7 @@ def test_a_study_of_two_attacks(finished):
 def test_running_again_computes_nothing(finished):
     workdir, studies = finished
     before = {path: path.stat().st_mtime_ns for path in (workdir / "stages").rglob("*")}
-    again = correlate(CONFIG, workdir)
+    again = correlate(CONFIG, workdir, devices=DEVICES)
     assert {path: path.stat().st_mtime_ns for path in (workdir / "stages").rglob("*")} == before
     assert summarize(CONFIG, again) == summarize(CONFIG, studies)
 

@@ -168,7 +168,7 @@ def test_the_bench_table_to_the_letter():
         "| oracle's gamma, lambda: ACC / ASR |",
         "|---|---|---|---|---|---|---|",
         "| none | 83.1 / - | - | - | **76.2 / -** / - | - | - |",
-        "| badnets | 81.4 / 94.1 | -1.7 | 24.1 / 0.970 | **76.5 / 0.9** / 78.1 | 0.942 | 0.15: 77.0 / - |",
+        "| badnets | 81.4 / 94.1 | -1.7 | 24.1 / 0.970 | **76.5 / 0.9** / 78.1 | 0.942 | 0.15, 0.5: 77.0 / - |",
     ]
 
 
@@ -222,7 +222,7 @@ def test_recipes_stand_side_by_side():
     ]
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", [name for name in TABLES if name not in MADE or name == "loops"])
 def test_null_is_a_hyphen(name):
     values = made(name, np.random.default_rng(0))
     for row in values:
@@ -232,6 +232,18 @@ def test_null_is_a_hyphen(name):
     assert all(set(numbers(line)) <= {"0", "1", "2"} for line in lines if line.startswith("|"))  # seeds
     assert "None" not in "".join(lines)
     assert "*-*" not in "".join(lines)
+
+
+def test_correlations_that_are_not_defined_and_plans_that_stopped():
+    row = correlated(np.random.default_rng(0), 8)
+    row["with_poison"]["clean"]["last"] = dict.fromkeys(("pearson", "spearman", "overlap"))
+    assert lines_of(table("correlation", [row]), "| digits")[0][-1] == "-"
+    again = correlated(np.random.default_rng(1), 8)
+    assert table("correlation", [row, again]) == table("correlation", [again])  # the latest counts
+    plans = transported(np.random.default_rng(0), 1)
+    lines = lines_of(table("transport", [plans]), "| preact")
+    assert [line[6].endswith(" (stopped)") for line in lines[:2]] == [False, True]
+    assert lines[2][3] == "0.1"
 
 
 @pytest.mark.parametrize(
@@ -351,7 +363,7 @@ def work(tmp_path):
     for name in ("digits", "loops"):
         values = made(name, np.random.default_rng(0))
         (results / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in values))
-    return (f"--readme={page}", f"--results={results}"), page, results
+    return (f"--pages={page}", f"--results={results}"), page, results
 
 
 def test_readme_says_what_the_rows_say():
@@ -384,7 +396,7 @@ def test_print_needs_no_page(work):
     [
         (("--print=digit",), "flag --print=digit: value should be one of <digits|"),
         (("--print=recipes",), "--results: expected a file at "),
-        (("--readme=nowhere.md",), "--readme: expected a file at nowhere.md, found none to read"),
+        (("--pages=nowhere.md",), "--pages: expected a file at nowhere.md, found none to read"),
         (("--results=nowhere",), "--results: expected a file at nowhere/digits.jsonl, found none to read"),
     ],
 )

@@ -105,7 +105,7 @@ def grid(sweep: Sequence[Mapping[str, Any]], *, chosen: Mapping[str, Any], oracl
             figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
         ):
             values = 100 * np.array([[found[gamma, lam][metric] for lam in lams] for gamma in gammas])
-            axis.imshow(values, cmap=colors, vmin=0, vmax=140, aspect="auto")  # dark letters stay readable
+            axis.imshow(values, cmap=colors, vmin=0, vmax=180, aspect="auto")  # dark letters stay readable
             for i, j in np.ndindex(values.shape):
                 axis.text(j, i, f"{values[i, j]:.1f}", ha="center", va="center", fontsize=8.5)
             for setting, line in ((oracle, (0, (2, 2))), (chosen, "-")):

@@ -195,7 +195,7 @@ def _correlation(rows: Sequence[Row]) -> str:
             text(row, "attack", among=ATTACKS),
             percents(row, "victim", "acc", "asr"),
             *(
-                " / ".join(number(row, f"with_poison.{kind}.{part}.{name}", ".2f") for name in CORRELATIONS)
+                joined([number(row, f"with_poison.{kind}.{part}.{name}", ".2f") for name in CORRELATIONS])
                 for kind, part in parts
             ),
         ]
