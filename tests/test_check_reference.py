@@ -71,6 +71,7 @@ def test_other_numbers_fail_and_only_these(written, tmp_path):
     assert "fused_0.05/logits" not in found  # another set of neurons, another network
 
 
+@pytest.mark.slow
 def test_the_command(written, tmp_path):
     def run(path):
         command = [sys.executable, "-m", "launch.check_reference", f"--reference={path}", "--method=otbr"]

@@ -77,6 +77,7 @@ def finished(tmp_path_factory):
     return workdir, correlate(CONFIG, workdir, devices=DEVICES)
 
 
+@pytest.mark.slow
 def test_a_study_of_two_attacks(finished):
     workdir, studies = finished
     assert [study.attack for study in studies] == ["badnets", "blended"]
@@ -99,6 +100,7 @@ def test_a_study_of_two_attacks(finished):
     assert "blended" in correlation_table(summary)
 
 
+@pytest.mark.slow
 def test_running_again_computes_nothing(finished):
     workdir, studies = finished
     before = {path: path.stat().st_mtime_ns for path in (workdir / "stages").rglob("*")}
@@ -107,6 +109,7 @@ def test_running_again_computes_nothing(finished):
     assert summarize(CONFIG, again) == summarize(CONFIG, studies)
 
 
+@pytest.mark.slow
 def test_a_row_says_what_was_measured(finished):
     config = dataclasses.replace(CONFIG, data=DataConfig(data_dir="/somewhere"))
     found = rows(config, finished[1])

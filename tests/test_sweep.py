@@ -48,14 +48,18 @@ def test_it_is_its_settings_one_by_one(problem):
         predicted = predict_both(network, variables, test, prepare=prepare, mesh=MESH)
         return evaluate_predictions(predicted.clean, predicted.triggered, test.labels, target=test.goals)
 
+    @jax.jit
+    def fused(pruned, masks):
+        return [fuse(pruned, variables, scores, masks, layers, config=FusionConfig(lam)) for lam in LAMS]
+
     for i, count in enumerate(COUNTS):
         pruned, info = prune(variables, scores, layers, count=count)
         np.testing.assert_allclose([field[i] for field in found.pruned], measured(pruned, test), atol=1e-6)
-        for j, lam in enumerate(LAMS):
-            fused, details = jax.jit(
-                lambda p, m, lam=lam: fuse(p, variables, scores, m, layers, config=FusionConfig(lam))
-            )(pruned, info.pruned)
-            np.testing.assert_allclose([field[i, j] for field in found.fused], measured(fused, test), atol=1e-6)
+        settings = fused(pruned, info.pruned)
+        for j, (variables_of_setting, _) in enumerate(settings):
+            expected = measured(variables_of_setting, test)
+            np.testing.assert_allclose([field[i, j] for field in found.fused], expected, atol=1e-6)
+        details = settings[0][1]
         used = [float(plan.marginal_error) for name, plan in details.plans.items() if details.fused[name]]
         np.testing.assert_allclose(found.marginal_error[i], max(used, default=0.0), atol=1e-5)
     assert found.converged.all()

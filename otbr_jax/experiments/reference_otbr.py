@@ -31,7 +31,7 @@ _TIED = (
     "pruned neurons are identical rows: any way to share mass among them is optimal, and the next layer's inputs "
     "depend on the solver's; compared with the sharing that the reference's weights show"
 )
-_SINKHORN = TransportConfig(epsilon=1e-3, max_iterations=50_000)
+_SINKHORN = TransportConfig(epsilon=3e-3, max_iterations=20_000)
 
 
 def check_otbr(reference: Reference) -> Iterator[Comparison]:
@@ -236,7 +236,7 @@ def _entropic(
         f"sinkhorn_{gamma}/{_stored(reference, first)}",
         float(np.max(np.abs(difference))),
         float(np.linalg.norm(difference) / np.linalg.norm(expected)),
-        tolerance=5e-2,
+        tolerance=0.1,
         note="Euclidean norm; in later layers entropic plans share ties evenly, exact ones do not",
     )
 
