@@ -100,7 +100,7 @@ def test_what_a_user_leaves_with(finished):
         assert all(exact[name, i] == value for i, value in enumerate(values))
     assert sum(int(row[4]) for row in rows[1:]) == summary["neurons"]["pruned"]
     page = (workdir / "report.html").read_text()
-    assert page.count("<img") == 4
+    assert page.count("<img") == 5
     assert "http://" not in page
     assert "https://" not in page
     assert 'src="data:image/png;base64,' in page
