@@ -280,6 +280,7 @@ def test_more_neurons_than_the_classifier_has():
         trojan.make(materials, KEY, trojan.TrojanConfig(neurons=6))
 
 
+@pytest.mark.slow
 def test_ssba_hides_bits_that_its_decoder_reads():
     shape = (12, 12, 1)
     images = images_of(shape, 64)

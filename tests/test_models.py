@@ -136,7 +136,10 @@ def test_names_and_shapes_of_the_published_network(torch_networks, name):
     assert found == {leaf: shape for leaf, shape in expected.items() if not leaf.endswith("num_batches_tracked")}
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+SLOW = {"densenet121": pytest.mark.slow}  # 121 layers to compile, twice
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW.get(name, ())) for name in CONFIGS])
 def test_same_network_as_in_pytorch(torch_networks, name):
     """Names, arrays, logits in both modes, running statistics, and (of some) the weights after one step of SGD."""
     config = CONFIGS[name]

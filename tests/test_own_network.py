@@ -49,7 +49,7 @@ def tensors():
 # --- functions ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["equinox", "nnx", "haiku", "fused attention"])
+@pytest.mark.parametrize("name", ["equinox", pytest.param("nnx", marks=pytest.mark.slow), "haiku", "fused attention"])
 def test_the_defence_runs_on_networks_of_every_library_and_gives_their_own_pytree_back(name):
     apply, like, shape = CASES[name]()
     variables = shuffled(like, jax.random.key(0))
