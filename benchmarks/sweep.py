@@ -21,13 +21,14 @@ from absl import flags
 from configs.otbr import get_config
 from launch import cli
 from otbr_jax.defenses.otbr import choose_layers
-from otbr_jax.experiments import evaluation, parallel
+from otbr_jax.experiments import otbr_grid, parallel
 from otbr_jax.experiments.bench import append_row
-from otbr_jax.experiments.config import RepairConfig, SweepConfig, from_dict
+from otbr_jax.experiments.config import from_dict
 from otbr_jax.experiments.evaluation import TestSet
 from otbr_jax.experiments.networks import open_network
 from otbr_jax.experiments.pipeline import repair
 from otbr_jax.experiments.provenance import ROOT, provenance
+from otbr_jax.experiments.repair_config import RepairConfig, SweepConfig
 from otbr_jax.fusion import align, interpolate
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.pruning import neurons_to_prune, prune
@@ -43,7 +44,7 @@ def program(network, layers, gammas, lams, traces: list[None]) -> Callable[..., 
 
     def function(variables, scores, test):
         traces.append(None)
-        return evaluation.sweep(
+        return otbr_grid.sweep(
             network, variables, scores, test, layers,
             counts=jnp.array(counts, jnp.int32), lams=jnp.array(lams, jnp.float32), config=TransportConfig(),
             key=jax.random.key(0), prepare=lambda images: images.astype(jnp.float32) / 255, mesh=parallel.local_mesh(),

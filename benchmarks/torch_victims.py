@@ -22,10 +22,11 @@ from absl import flags
 from configs.own_network import get_config
 from launch import cli
 from otbr_jax.data.sources import DataConfig
-from otbr_jax.experiments.config import RepairConfig, from_dict
+from otbr_jax.experiments.config import from_dict
 from otbr_jax.experiments.loading import load_checkpoint
 from otbr_jax.experiments.pipeline import repair
 from otbr_jax.experiments.provenance import ROOT, provenance
+from otbr_jax.experiments.repair_config import RepairConfig
 from otbr_jax.experiments.results import summarize
 from otbr_jax.report.results_tables import markdown
 from otbr_jax.report.rows import parse

@@ -27,9 +27,9 @@ from otbr_jax import fusion, transport
 from otbr_jax.defenses.otbr import OTBRConfig
 from otbr_jax.experiments import evaluation, parallel
 from otbr_jax.experiments.bench import append_row
-from otbr_jax.experiments.config import RepairConfig, SweepConfig
 from otbr_jax.experiments.pipeline import repair
 from otbr_jax.experiments.provenance import ROOT, provenance
+from otbr_jax.experiments.repair_config import RepairConfig, SweepConfig
 from otbr_jax.experiments.results import Repair
 from otbr_jax.experiments.training import TrainingConfig
 from otbr_jax.fusion import Alignment, FusionConfig, FusionInfo

@@ -19,7 +19,7 @@ import dataclasses
 import ml_collections
 
 from otbr_jax.defenses.otbr import OTBRConfig
-from otbr_jax.experiments.config import RepairConfig
+from otbr_jax.experiments.repair_config import RepairConfig
 from otbr_jax.experiments.training import TrainingConfig
 from otbr_jax.fusion import FusionConfig
 from otbr_jax.models.registry import ModelConfig

@@ -20,7 +20,7 @@ import dataclasses
 import ml_collections
 
 from otbr_jax.data.sources import DataConfig
-from otbr_jax.experiments.config import RepairConfig
+from otbr_jax.experiments.repair_config import RepairConfig
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from absl import flags
 
 from launch import cli
-from otbr_jax.experiments import config as configs
+from otbr_jax.experiments.config import from_dict
 from otbr_jax.experiments.inspecting import inspect
+from otbr_jax.experiments.repair_config import RepairConfig
 
 CONFIG = cli.define_config("own_network.py")
 flags.adopt_module_key_flags(cli)
@@ -24,7 +25,7 @@ VERIFY = flags.DEFINE_bool("verify", False, "Permutes every group and measures h
 def main(arguments: Sequence[str]) -> None:
     """Traces the network and prints its table."""
     del arguments
-    config = configs.from_dict(configs.RepairConfig, CONFIG())
+    config = from_dict(RepairConfig, CONFIG())
     print(inspect(config, drawing=OUT.value, verify=VERIFY.value))
 
 

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from absl import flags
 
 from launch import cli
-from otbr_jax.experiments import config as configs
+from otbr_jax.experiments.config import from_dict
 from otbr_jax.experiments.pipeline import repair
+from otbr_jax.experiments.repair_config import RepairConfig
 from otbr_jax.experiments.results import summarize
 from otbr_jax.report.table import summary_table
 
@@ -26,7 +27,7 @@ WORKDIR = flags.DEFINE_string("workdir", "runs/otbr", "Directory for stages and 
 def main(arguments: Sequence[str]) -> None:
     """Runs the pipeline, writes its results and prints the summary."""
     del arguments
-    config = configs.from_dict(configs.RepairConfig, CONFIG())
+    config = from_dict(RepairConfig, CONFIG())
     result = repair(config, WORKDIR.value)
     print(f"\n{summary_table(summarize(result))}\n")
     for name, what in (

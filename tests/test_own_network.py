@@ -14,10 +14,10 @@ from otbr_jax import InputError, Network, UnlearningConfig, otbr
 from otbr_jax.data.sources import DataConfig
 from otbr_jax.defenses.otbr import OTBRConfig, choose_layers
 from otbr_jax.experiments.checkpoints import load_variables
-from otbr_jax.experiments.config import RepairConfig, SweepConfig
 from otbr_jax.experiments.inspecting import inspect
 from otbr_jax.experiments.networks import open_network
 from otbr_jax.experiments.pipeline import repair
+from otbr_jax.experiments.repair_config import RepairConfig, SweepConfig
 from otbr_jax.interop import functions
 from otbr_jax.interop.state_dict import to_state_dict
 from otbr_jax.interop.tensor_files import read_tensors, write_tensors

@@ -36,7 +36,9 @@ class Counter:
 
 
 def run(workdir, compute, *, config=1, seed=0, parents=()):
-    return workdir.run("s", compute, like=like, config={"c": config}, key=jax.random.key(seed), parents=parents)
+    return workdir.run(
+        "s", compute, like=like, config={"c": config}, key=jax.random.key(seed), code=__name__, parents=parents
+    )
 
 
 def test_a_finished_stage_is_reloaded_to_the_bit(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from otbr_jax import FusionConfig, TransportConfig, fuse, neuron_weight_changes, prune
-from otbr_jax.experiments import evaluation, parallel
+from otbr_jax.experiments import evaluation, otbr_grid, parallel
 from otbr_jax.experiments.evaluation import evaluate_predictions, predict_both
 from otbr_jax.types import named_leaves, replace_leaves
 
@@ -31,7 +31,7 @@ def problem(moved):
 
 def program(network, layers, config=TransportConfig()):  # noqa: B008
     def sweep(variables, scores, test):
-        return evaluation.sweep(
+        return otbr_grid.sweep(
             network, variables, scores, test, layers, counts=jnp.array(COUNTS), lams=jnp.array(LAMS), config=config,
             key=jax.random.key(0), prepare=prepare, mesh=MESH,
         )  # fmt: skip

@@ -18,8 +18,9 @@ from otbr_jax.attacks.badnets import BadNetsConfig
 from otbr_jax.attacks.registry import ATTACKS, AttackConfig
 from otbr_jax.data.sources import DataConfig
 from otbr_jax.experiments.checkpoints import load_variables
-from otbr_jax.experiments.config import RepairConfig, SweepConfig, VictimConfig
+from otbr_jax.experiments.config import VictimConfig
 from otbr_jax.experiments.pipeline import repair
+from otbr_jax.experiments.repair_config import RepairConfig, SweepConfig
 from otbr_jax.experiments.training import TrainingConfig
 from otbr_jax.experiments.victim_training import train_victim
 from otbr_jax.models.registry import ModelConfig

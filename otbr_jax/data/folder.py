@@ -41,6 +41,20 @@ def read_folder(path: str, image_shape: tuple[int, int, int]) -> Stored:
         raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from None
 
 
+def read_classes(path: str, image_shape: tuple[int, int, int]) -> tuple[Part, list[str]]:
+    """Pictures of a folder whose classes are folders, `path/CLASS/*`, and the names of the classes in order.
+
+    Raises:
+      InputError: if there is no such folder, or it has no classes.
+    """
+    root = pathlib.Path(path).expanduser()
+    classes = _classes(root)
+    try:
+        return _part(root, classes, image_shape), classes
+    except OSError as error:
+        raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from None
+
+
 def _classes(folder: pathlib.Path) -> list[str]:
     if not folder.is_dir():
         raise InputError(f"{folder}: expected a folder of classes, found none")

@@ -172,7 +172,9 @@ def load(config: DataConfig, *, image_shape: tuple[int, int, int], num_classes: 
         if wanted > available:
             raise InputError(f"data.{field}: expected at most {available:,}, as many as there are, found {wanted:,}")
         if found is not None:
-            parts[key] = _read(found, wanted or available, config.name, image_shape, num_classes)
+            parts[key] = read_part(
+                found, wanted or available, name=config.name, image_shape=image_shape, num_classes=num_classes
+            )
             counts.append(f"{wanted:,} of {available:,} {key}" if wanted else f"{available:,} {key}")
     chosen = ", of every class its share" if config.train_images or config.test_images else ""
     note = f" ({config.note})" if config.note else ""
@@ -180,8 +182,22 @@ def load(config: DataConfig, *, image_shape: tuple[int, int, int], num_classes: 
     return Dataset(parts.get("training"), parts["test"], provenance)
 
 
-def _read(found: Part, count: int, name: str, image_shape: tuple[int, int, int], num_classes: int) -> Images:
-    """That many images of a part, checked against the network's sizes."""
+def read_part(
+    found: Part, count: int, *, name: str, image_shape: tuple[int, int, int], num_classes: int, seed: int = 0
+) -> Images:
+    """That many images of a part, of every class its share.
+
+    Args:
+      found: the part.
+      count: how many of its images, at least 1.
+      name: of the data, for messages.
+      image_shape: of the network's images.
+      num_classes: of the network.
+      seed: which images; see `stratified`.
+
+    Raises:
+      InputError: if there are none, or images or labels do not fit the network.
+    """
     if not len(found.labels):
         raise InputError(f"data {name!r}: expected images, found none")
     if found.labels.min() < 0 or found.labels.max() >= num_classes:
@@ -190,7 +206,7 @@ def _read(found: Part, count: int, name: str, image_shape: tuple[int, int, int],
             f"found {found.labels.min()}..{found.labels.max()}"
         )
     every = count == len(found.labels)
-    places = np.arange(count) if every else stratified(found.labels, count)
+    places = np.arange(count) if every else stratified(found.labels, count, seed=seed)
     images = found.images(places)
     if images.shape[1:] != tuple(image_shape):
         raise InputError(

@@ -29,12 +29,12 @@ def part(images: np.ndarray, labels: np.ndarray) -> Part:
     return Part(labels.astype(np.int32), images.__getitem__)
 
 
-def stratified(labels: np.ndarray, count: int) -> np.ndarray:
-    """Places `[count]`, ascending, of images of which every class has its share, always the same ones.
+def stratified(labels: np.ndarray, count: int, *, seed: int = 0) -> np.ndarray:
+    """Places `[count]`, ascending, of images of which every class has its share, the same ones for the same seed.
 
     The places for a smaller count are among those for a larger one.
     """
-    order = np.random.default_rng(0).permutation(len(labels))
+    order = np.random.default_rng(seed).permutation(len(labels))
     progress = np.empty(len(labels))
     for label in np.unique(labels):
         members = order[labels[order] == label]

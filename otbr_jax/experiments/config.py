@@ -1,4 +1,4 @@
-"""The settings of one run, and how they come out of nested dictionaries (config files, flags, JSON)."""
+"""The settings of a victim, and how settings come out of nested dictionaries (config files, flags, JSON)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.data.sources import DataConfig
-from otbr_jax.defenses.otbr import OTBRConfig
 from otbr_jax.errors import InputError
 from otbr_jax.experiments.training import TrainingConfig
 from otbr_jax.models.registry import ModelConfig
@@ -43,53 +42,6 @@ class VictimConfig:
             raise InputError(
                 f"attack.target: expected a class in 0..{self.model.num_classes - 1}, found {self.attack.target}"
             )
-
-
-@dataclasses.dataclass(frozen=True)
-class SweepConfig:
-    """The grid of settings that the report shows beside the chosen one; empty for none.
-
-    Attributes:
-      gamma: shares of neurons to prune, each in [0, 1].
-      lam: the paper's lambdas, each in [0, 1]. The chosen one is measured too if it is not among them.
-    """
-
-    gamma: tuple[float, ...] = (0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
-    lam: tuple[float, ...] = (0.25, 0.5, 0.625, 0.75, 1.0)
-
-    def __post_init__(self) -> None:
-        for field in ("gamma", "lam"):
-            for value in getattr(self, field):
-                if not 0 <= value <= 1:
-                    raise InputError(f"sweep.{field}: expected fractions in [0, 1], found {value}")
-
-
-@dataclasses.dataclass(frozen=True)
-class RepairConfig(VictimConfig):
-    """Everything that decides a run of `pipeline.repair`.
-
-    The network comes with a checkpoint (`model.checkpoint`), and `training` is then unused; or it is a victim trained
-    for the purpose. The repair itself uses no `data`.
-
-    Attributes:
-      defense: the method, `otbr`.
-      otbr: the settings of the method.
-      sweep: settings that the report shows beside the chosen one.
-    """
-
-    defense: str = "otbr"
-    otbr: OTBRConfig = OTBRConfig()
-    sweep: SweepConfig = SweepConfig()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.defense != "otbr":
-            raise InputError(f"defense: expected 'otbr', found {self.defense!r}")
-
-    @property
-    def lams(self) -> tuple[float, ...]:
-        """The lambdas of the grid, the chosen one among them, in order."""
-        return tuple(sorted({*self.sweep.lam, self.otbr.fusion.lam})) if self.sweep.gamma and self.sweep.lam else ()
 
 
 def from_dict(config_type: type[T], values: Mapping[str, Any], *, name: str = "config") -> T:

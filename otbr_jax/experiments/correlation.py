@@ -267,8 +267,7 @@ class _Unlearning(Run[VictimConfig]):
 
         @jax.jit
         def measure(variables: Variables, test: evaluation.TestSet) -> Metrics:
-            found = evaluation.predict_both(self.network, variables, test, prepare=self.prepare, mesh=self.mesh)
-            return evaluation.evaluate_predictions(found.clean, found.triggered, test.labels, target=test.goals)
+            return evaluation.measure(self.network, variables, test, prepare=self.prepare, mesh=self.mesh)
 
         return measure(*parallel.replicate((victim.stage.value["variables"], test), self.mesh))
 

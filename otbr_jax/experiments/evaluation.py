@@ -1,8 +1,8 @@
-"""Measuring networks: predictions over a test set, and the whole grid gamma x lambda as one compiled program."""
+"""Measuring networks: predictions over a test set, and their metrics."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -10,13 +10,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from otbr_jax.experiments.parallel import split_batch
-from otbr_jax.fusion import align, interpolate
 from otbr_jax.metrics import Metrics, evaluate_predictions
-from otbr_jax.neuron_graph import Layer
-from otbr_jax.pruning import prune
-from otbr_jax.transport import TransportConfig
 from otbr_jax.types import Network, Variables
-from otbr_jax.weight_change import Scores
 
 
 class TestSet(NamedTuple):
@@ -40,22 +35,6 @@ class Predictions(NamedTuple):
 
     clean: jax.Array
     triggered: jax.Array
-
-
-class Sweep(NamedTuple):
-    """What each setting of a grid gives.
-
-    Attributes:
-      pruned: metrics `[gammas]` of the pruned network.
-      fused: metrics `[gammas, lambdas]` of the fused network.
-      converged: bool `[gammas]`, whether all plans of its fused layers converged.
-      marginal_error: `[gammas]`, the worst of them.
-    """
-
-    pruned: Metrics
-    fused: Metrics
-    converged: jax.Array
-    marginal_error: jax.Array
 
 
 def predict(
@@ -95,58 +74,14 @@ def predict_both(
     return Predictions(clean, predict(network, variables, test.triggered, prepare=prepare, mesh=mesh))
 
 
-def sweep(
+def measure(
     network: Network,
-    backdoored: Variables,
-    scores: Scores,
+    variables: Variables,
     test: TestSet,
-    layers: Sequence[Layer],
     *,
-    counts: jax.Array,
-    lams: jax.Array,
-    config: TransportConfig,
-    key: jax.Array,
     prepare: Callable[[jax.Array], jax.Array],
     mesh: Mesh,
-    on_setting: Callable[[], None] | None = None,
-) -> Sweep:
-    """Prunes, fuses and measures for every pair of a gamma and a lambda in one program.
-
-    Transport does not depend on lambda: each gamma is pruned and aligned once, and its lambdas only interpolate.
-    One setting is held in memory at a time, so that a grid needs no more of it than a single setting.
-
-    Args:
-      network: the functions of the network.
-      backdoored: variables of the suspicious network.
-      scores: neuron weight changes.
-      test: images to measure on.
-      layers: the layers to prune and fuse.
-      counts: int `[gammas]`, how many neurons each gamma prunes.
-      lams: float32 `[lambdas]`.
-      config: how plans are computed.
-      key: typed PRNG key, which only random masses need.
-      prepare: uint8 images -> float32 images as the network takes them.
-      mesh: devices that share the images.
-      on_setting: called on the host after each gamma (a progress bar); None traces no callback.
-
-    Returns:
-      The metrics of every setting, and how well their transport went.
-    """
-
-    def measure(variables: Variables) -> Metrics:
-        found = predict_both(network, variables, test, prepare=prepare, mesh=mesh)
-        return evaluate_predictions(found.clean, found.triggered, test.labels, target=test.goals)
-
-    def one_gamma(count: jax.Array) -> Sweep:
-        pruned, info = prune(backdoored, scores, layers, count=count)
-        alignment = align(pruned, backdoored, scores, info.pruned, layers, config=config, key=key)
-        fused = jax.lax.map(lambda lam: measure(interpolate(backdoored, alignment, lam=lam)), lams)
-        plans = [(alignment.info.fused[name], found) for name, found in alignment.info.plans.items()]
-        converged = jnp.all(jnp.stack([plan.converged | ~used for used, plan in plans]))
-        error = jnp.max(jnp.stack([jnp.where(used, plan.marginal_error, 0.0) for used, plan in plans]))
-        result = Sweep(measure(pruned), fused, converged, error)
-        if on_setting is not None:
-            jax.debug.callback(on_setting)
-        return result
-
-    return jax.lax.map(one_gamma, counts)
+) -> Metrics:
+    """ACC, ASR and RA of a network on a test set."""
+    found = predict_both(network, variables, test, prepare=prepare, mesh=mesh)
+    return evaluate_predictions(found.clean, found.triggered, test.labels, target=test.goals)

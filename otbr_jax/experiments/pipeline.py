@@ -18,12 +18,12 @@ import jax.numpy as jnp
 from otbr_jax import fusion, pruning, unlearning, weight_change
 from otbr_jax.data import sources
 from otbr_jax.defenses.otbr import choose_layers
-from otbr_jax.experiments import evaluation, parallel
+from otbr_jax.experiments import evaluation, otbr_grid, parallel
 from otbr_jax.experiments.checkpoints import numeric_leaves, replace_checkpoint
-from otbr_jax.experiments.config import RepairConfig
 from otbr_jax.experiments.evaluation import TestSet
 from otbr_jax.experiments.networks import open_network
 from otbr_jax.experiments.outputs import write_outputs
+from otbr_jax.experiments.repair_config import RepairConfig
 from otbr_jax.experiments.results import Repair
 from otbr_jax.experiments.runs import Run
 from otbr_jax.experiments.stages import Stage, content_digest, open_workdir
@@ -213,7 +213,7 @@ class _Repair(Run[RepairConfig]):
                 },
             }
             if counts:  # Orbax saves no empty arrays
-                measured["sweep"] = evaluation.sweep(
+                measured["sweep"] = otbr_grid.sweep(
                     self.network,
                     networks["victim"],
                     nwc,

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from otbr_jax.data.sources import Dataset
-from otbr_jax.experiments.config import RepairConfig
 from otbr_jax.experiments.evaluation import TestSet
+from otbr_jax.experiments.repair_config import RepairConfig
 from otbr_jax.experiments.stages import Stage, content_digest, versions
 from otbr_jax.metrics import Metrics, defense_effectiveness
 from otbr_jax.neuron_graph import Layer

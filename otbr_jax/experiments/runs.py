@@ -83,5 +83,6 @@ class Run(Generic[C]):
             like=lambda: jax.eval_shape(partial(function, on_step=None), *inputs),
             config=config,
             key=key,
+            code=function.__module__,
             parents=parents,
         )

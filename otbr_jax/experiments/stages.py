@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
-import functools
 import hashlib
 import importlib.metadata
 import json
@@ -28,6 +27,7 @@ import numpy as np
 
 from otbr_jax.errors import InputError
 from otbr_jax.experiments.checkpoints import restore_checkpoint, save_checkpoint, sync_folder, write_text
+from otbr_jax.experiments.code_digest import code_digest
 from otbr_jax.types import named_leaves
 
 log = logging.getLogger(__name__)
@@ -60,20 +60,6 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
-@functools.cache
-def code_digest() -> str:
-    """A hash of this package's source, without the files that only show or exchange results.
-
-    A stage does not outlive a change of the code that computed it: its row of results may carry the commit of today.
-    """
-    root, digest = pathlib.Path(__file__).resolve().parent.parent, hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        name = path.relative_to(root)
-        if name.parts[0] not in ("report", "interop"):
-            digest.update(f"{name}\n".encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
 def content_digest(tree: Any) -> str:
     """SHA-256 over names, shapes, dtypes and bytes of all arrays of a pytree."""
     digest = hashlib.sha256()
@@ -103,6 +89,7 @@ class Workdir:
         like: Callable[[], Any],
         config: Any,
         key: jax.Array | None,
+        code: str,
         parents: tuple[Stage, ...] = (),
     ) -> Stage:
         """Reloads the stage if it is finished and whole; computes and saves it otherwise.
@@ -113,12 +100,15 @@ class Workdir:
           like: returns a pytree of `jax.ShapeDtypeStruct` with the value's structure.
           config: the settings that the value depends on: a dataclass or plain JSON values.
           key: typed PRNG key that the value depends on, or None.
+          code: dotted name of the module that computes it; see `code_digest`.
           parents: the stages that `compute` reads.
 
         Returns:
           The stage; its values are the same bits whether computed now or reloaded.
         """
-        return self.run_long(name, lambda progress: (compute(), {}), like=like, config=config, key=key, parents=parents)
+        return self.run_long(
+            name, lambda progress: (compute(), {}), like=like, config=config, key=key, code=code, parents=parents
+        )
 
     def run_long(
         self,
@@ -128,6 +118,7 @@ class Workdir:
         like: Callable[[], Any],
         config: Any,
         key: jax.Array | None,
+        code: str,
         parents: tuple[Stage, ...] = (),
     ) -> Stage:
         """As `run`, for a stage that saves where it is.
@@ -140,7 +131,7 @@ class Workdir:
             "config": dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config,  # type: ignore
             "key": None if key is None else np.asarray(jax.random.key_data(key)).tolist(),
             "parents": {parent.name: parent.digest for parent in parents},
-            "code": code_digest(),
+            "code": code_digest(code),
         }
         inputs = json.loads(json.dumps(inputs))  # as they will be read back
         identity = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]

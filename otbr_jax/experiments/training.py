@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import pathlib
 import shutil
 import time
@@ -21,17 +20,12 @@ from otbr_jax.attacks.attack import Assets, InTraining
 from otbr_jax.convolutions import channels_last
 from otbr_jax.data.augmentation import augment
 from otbr_jax.errors import InputError
-from otbr_jax.experiments.checkpoints import recover_checkpoint, replace_checkpoint, restore_checkpoint
 from otbr_jax.experiments.parallel import split_batch
+from otbr_jax.experiments.resuming import SAVE_EVERY, restore_state, save_state
 from otbr_jax.metrics import Metrics
 from otbr_jax.types import Network, Variables, split
 
-log = logging.getLogger(__name__)
-
 PRECISIONS = ("auto", "float32", "bfloat16")
-
-SAVE_EVERY = 30.0
-"""Seconds between two checkpoints of a training that goes on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,7 +214,8 @@ def train(
     # A fresh copy on every device: the first call then compiles the program of all calls, and may reuse its memory.
     carry = jax.device_put(jax.tree.map(jnp.copy, start), copied)
     done, spent, history = 0, 0.0, empty_history(config)
-    if progress is not None and (saved := _restore(progress, start, history)) is not None:
+    like = {"done": np.int32(0), "spent": np.float32(0), "carry": start, **history._asdict()}
+    if progress is not None and (saved := restore_state(progress, like)) is not None:
         done, spent, history = (
             int(saved["done"]),
             float(saved["spent"]),
@@ -254,7 +249,7 @@ def train(
         if progress is not None and index + 1 < config.epochs and time.monotonic() - saved_at >= save_every:
             saved_at = time.monotonic()
             state_now = {"done": np.int32(index + 1), "spent": np.float32(spent + saved_at - started)}
-            _save(progress, state_now | {"carry": carry, **history._asdict()})
+            save_state(progress, state_now | {"carry": carry, **history._asdict()})
     speed = steps * config.batch_size / float(np.median(times[1:])) if len(times) > 1 else None
     seconds = spent + time.monotonic() - started
     return Trained({"params": carry[0], **carry[2]}, {**fixed_assets, **carry[1]}, history, seconds, speed)
@@ -281,24 +276,3 @@ def compute_dtype(precision: str, mesh: Mesh) -> Any:
     if precision == "auto":
         precision = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
     return jnp.dtype(precision)
-
-
-def _save(progress: pathlib.Path, state: Any) -> None:
-    try:
-        progress.parent.mkdir(parents=True, exist_ok=True)
-        replace_checkpoint(progress, state)
-    except Exception as error:  # a full disk is no reason to lose a day's training
-        log.warning("the state of a training cannot be saved, it goes on: %s (%s)", progress, error)
-
-
-def _restore(progress: pathlib.Path, carry: Any, history: History) -> dict[str, Any] | None:
-    """The saved state, or None if there is none, or none that can be read."""
-    recover_checkpoint(progress)
-    if not progress.exists():
-        return None
-    like = {"done": np.int32(0), "spent": np.float32(0), "carry": carry, **history._asdict()}
-    try:
-        return restore_checkpoint(progress, like)
-    except Exception as error:  # whatever Orbax makes of a damaged directory
-        log.warning("the saved state of a training cannot be read, it starts anew: %s (%s)", progress, error)
-        return None

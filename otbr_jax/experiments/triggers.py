@@ -47,7 +47,9 @@ def trigger_stage(run: Run, dataset: Dataset, *, clean: Stage | None = None) -> 
         variables = run.subject.like if attack.needs_clean_network else None
         like = jax.eval_shape(lambda *args: function(*args, on_step=None), *images, key, variables)
         assets = load_variables(config.assets, like, name="attack.assets")
-        return run.directory.run("attack", lambda: assets, like=lambda: assets, config=content_digest(assets), key=None)
+        return run.directory.run(
+            "attack", lambda: assets, like=lambda: assets, config=content_digest(assets), key=None, code=__name__
+        )
     if run.subject.variables is not None:
         raise InputError(
             f"attack.assets: expected the directory with the trigger of {config.name}, which belongs to the network "

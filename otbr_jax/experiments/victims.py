@@ -82,6 +82,7 @@ def open_victim(run: Run, dataset: Dataset | None) -> Victim:
         like=lambda: {"variables": variables},
         config=content_digest(variables),
         key=None,
+        code=__name__,
     )
     if dataset is None or config.attack.name == "none":
         return Victim({"victim": stage}, None)
@@ -164,7 +165,9 @@ def _victim_stage(run: Run, dataset: Dataset, attack: Stage | None) -> Stage:
         "training": dataclasses.asdict(config.training) | {"precision": precision},
     }
     parents = (attack,) if attack else ()
-    return run.directory.run_long("victim", compute, like=like, config=settings, key=key, parents=parents)
+    return run.directory.run_long(
+        "victim", compute, like=like, config=settings, key=key, code=__name__, parents=parents
+    )
 
 
 def _training_set(
