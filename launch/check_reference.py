@@ -14,9 +14,10 @@ from absl import flags
 
 from launch import cli
 from otbr_jax.experiments.reference_otbr import check_otbr
+from otbr_jax.experiments.reference_tsbd import check_tsbd
 from otbr_jax.experiments.references import load_reference
 
-METHODS = {"otbr": check_otbr}
+METHODS = {"otbr": check_otbr, "tsbd": check_tsbd}
 REFERENCE = flags.DEFINE_string("reference", None, "The .npz file of reference numbers.", required=True)
 METHOD = flags.DEFINE_enum("method", "otbr", list(METHODS), "Which method's numbers.")
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from otbr_jax.convolutions import channels_last
 from otbr_jax.errors import InputError
+from otbr_jax.objective import Evaluated, cross_entropy, float32_params
 from otbr_jax.types import Batch, BatchFn, Network, Variables, split
 
 
@@ -33,19 +32,70 @@ class UnlearningConfig:
     momentum: float = 0.9
 
     def __post_init__(self) -> None:
-        for field in ("steps", "batch_size"):
-            if getattr(self, field) < 1:
-                raise InputError(f"unlearning.{field}: expected at least 1, found {getattr(self, field)}")
-        if not 0 < self.learning_rate < float("inf"):
-            raise InputError(f"unlearning.learning_rate: expected a finite number above 0, found {self.learning_rate}")
-        if not 0 <= self.momentum < 1:
-            raise InputError(f"unlearning.momentum: expected a number in [0, 1), found {self.momentum}")
+        _check(self, "unlearning", "steps", "batch_size")
+
+
+@dataclasses.dataclass(frozen=True)
+class CleanUnlearningConfig:
+    """Clean unlearning as published (TSBD, step 1): epochs of ascent until the network knows no more than chance.
+
+    Attributes:
+      max_epochs: at most so many passes over the clean images.
+      batch_size: images per step, over all devices together; an epoch's last, incomplete batch is left out.
+      learning_rate: of SGD without weight decay.
+      momentum: of SGD, in [0, 1).
+      stop_accuracy: it ends with the first epoch whose accuracy is at most this, in [0, 1]; 0 for chance level,
+        `1 / classes`.
+    """
+
+    max_epochs: int = 100
+    batch_size: int = 256
+    learning_rate: float = 1e-4
+    momentum: float = 0.9
+    stop_accuracy: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self, "unlearning", "max_epochs", "batch_size")
+        if not 0 <= self.stop_accuracy < 1:
+            raise InputError(f"unlearning.stop_accuracy: expected an accuracy in [0, 1), found {self.stop_accuracy}")
+
+
+def _check(config: Any, name: str, *counts: str) -> None:
+    for field in counts:
+        if getattr(config, field) < 1:
+            raise InputError(f"{name}.{field}: expected at least 1, found {getattr(config, field)}")
+    if not 0 < config.learning_rate < float("inf"):
+        raise InputError(f"{name}.learning_rate: expected a finite number above 0, found {config.learning_rate}")
+    if not 0 <= config.momentum < 1:
+        raise InputError(f"{name}.momentum: expected a number in [0, 1), found {config.momentum}")
 
 
 class UnlearningInfo(NamedTuple):
-    """`loss [steps]`: mean cross-entropy of each step's batch, before the step."""
+    """How it went, step by step.
+
+    Attributes:
+      loss: `[steps]`, mean cross-entropy of each step's batch, before the step.
+      observed: what `observe` said of each step's gradients, a leading axis `[steps]` on every array; None without.
+    """
 
     loss: jax.Array
+    observed: Any = None
+
+
+class CleanUnlearningInfo(NamedTuple):
+    """How it went, epoch by epoch; NaN for epochs that were not needed.
+
+    Attributes:
+      loss: `[max_epochs]`, mean cross-entropy of the epoch's batches, each before its step.
+      accuracy: `[max_epochs]`, share of them answered right, in [0, 1].
+      epochs: how many there were.
+      reached: whether the last one's accuracy is at most the one to stop at.
+    """
+
+    loss: jax.Array
+    accuracy: jax.Array
+    epochs: jax.Array
+    reached: jax.Array
 
 
 def noise_batches(network: Network, *, batch_size: int, axis_name: str | None = None) -> BatchFn:
@@ -92,6 +142,7 @@ def unlearn(
     key: jax.Array | None = None,
     config: UnlearningConfig,
     axis_name: str | None = None,
+    observe: Callable[[Any], Any] | None = None,
     on_step: Callable[[], None] | None = None,
 ) -> tuple[Variables, UnlearningInfo]:
     """Gradient ascent on the cross-entropy of `batches`, in training mode, over all parameters.
@@ -107,12 +158,13 @@ def unlearn(
       config: steps, learning rate, momentum (`batch_size` is used by whoever makes `batches`).
       axis_name: mapped axis over which gradients and losses are averaged; the network's BatchNorm must average
         its statistics over the same axis if results shall not depend on the number of devices.
+      observe: `gradients -> pytree`, of the cross-entropy with respect to the parameters at each step.
       on_step: called on the host after each step (a progress bar), by every device of a mapped axis; None traces no
         callback.
 
     Returns:
       `(unlearned variables, UnlearningInfo)`; parameters at least in float32. Source: OTBR step 1; with clean batches
-      TSBD step 1.
+      what TSBD step 1 does within an epoch.
 
     Raises:
       InputError: if there are other than `config.steps` batches, or a function of keys has no key.
@@ -127,39 +179,130 @@ def unlearn(
         raise InputError("key: expected a PRNG key for the batches, found None")
     else:
         make, steps = batches, jax.random.split(key, config.steps)
-    start, state = split(variables)
-    # The steps are too small for half precision: parameters move in float32 and are rounded where they are used.
-    params = jax.tree.map(lambda p: p.astype(jnp.promote_types(p.dtype, jnp.float32)), start)
-    # Ascent is descent on the negative loss; optax's momentum is PyTorch's (first buffer = first gradient).
-    optimizer = optax.chain(optax.scale(-1.0), optax.sgd(config.learning_rate, momentum=config.momentum))
+    params, state = split(variables)
+    ascend = _ascent(network, params, config, axis_name)
 
-    def loss_fn(params, state, batch):
-        rounded = jax.tree.map(lambda p, like: p.astype(like.dtype), params, start)
-        logits, moved = network.train({"params": rounded, **state}, batch.images)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), batch.labels)
-        return jnp.mean(losses), jax.tree.map(lambda new, old: new.astype(old.dtype), moved, state)
-
-    loss_and_grads = channels_last(jax.value_and_grad(loss_fn, has_aux=True))
-
-    def step(carry, key_or_batch):
-        params, state, optimizer_state = carry
-        (loss, state), grads = loss_and_grads(params, state, make(key_or_batch))
-        if axis_name is not None:
-            loss, grads = jax.lax.pmean((loss, grads), axis_name)
-            state = jax.tree.map(partial(_average, axis_name=axis_name), state)
-        updates, optimizer_state = optimizer.update(grads, optimizer_state, params)
+    def step(carry: _Ascending, key_or_batch: Any) -> tuple[_Ascending, Any]:
+        carry, found, grads = ascend(carry, make(key_or_batch))
         if on_step is not None:
             jax.debug.callback(on_step)
-        return (optax.apply_updates(params, updates), state, optimizer_state), loss
+        return carry, (found.loss, None if observe is None else observe(grads))
 
-    carry = (params, state, optimizer.init(params))
-    (params, state, _), losses = jax.lax.scan(step, carry, steps)
-    return {"params": params, **state}, UnlearningInfo(losses)
+    carry, (losses, observed) = jax.lax.scan(step, _begin(params, state, config), steps)
+    return {"params": carry.params, **carry.state}, UnlearningInfo(losses, observed)
 
 
-def _average(statistic: jax.Array, *, axis_name: str) -> jax.Array:
-    """The mean over devices; counters and the like are the same on all of them."""
-    return jax.lax.pmean(statistic, axis_name) if jnp.issubdtype(statistic.dtype, jnp.inexact) else statistic
+class _Ascending(NamedTuple):
+    params: Any
+    state: Any
+    moments: Any
+
+
+def _optimizer(config: UnlearningConfig | CleanUnlearningConfig) -> optax.GradientTransformation:
+    # Ascent is descent on the negative loss; optax's momentum is PyTorch's (first buffer = first gradient).
+    return optax.chain(optax.scale(-1.0), optax.sgd(config.learning_rate, momentum=config.momentum))
+
+
+def _begin(params: Any, state: Any, config: UnlearningConfig | CleanUnlearningConfig) -> _Ascending:
+    params = float32_params(params)
+    return _Ascending(params, state, _optimizer(config).init(params))
+
+
+def _ascent(
+    network: Network, like: Any, config: UnlearningConfig | CleanUnlearningConfig, axis_name: str | None
+) -> Callable[[_Ascending, Batch], tuple[_Ascending, Evaluated, Any]]:
+    """One step up: `(carry, batch) -> (carry, what was evaluated before the step, gradients of the cross-entropy)`."""
+    objective, optimizer = cross_entropy(network, like, axis_name=axis_name), _optimizer(config)
+
+    def ascend(carry: _Ascending, batch: Batch) -> tuple[_Ascending, Evaluated, Any]:
+        found, grads = objective(carry.params, carry.state, batch)
+        updates, moments = optimizer.update(grads, carry.moments, carry.params)
+        return _Ascending(optax.apply_updates(carry.params, updates), found.state, moments), found, grads
+
+    return ascend
+
+
+def clean_unlearning(
+    network: Network,
+    variables: Variables,
+    clean: Batch,
+    *,
+    key: jax.Array,
+    config: CleanUnlearningConfig,
+    prepare: Callable[[jax.Array, jax.Array], jax.Array],
+    axis_name: str | None = None,
+    place: Callable[[Batch], Batch] = lambda batch: batch,
+    on_epoch: Callable[..., None] | None = None,
+) -> tuple[Variables, CleanUnlearningInfo]:
+    """Gradient ascent on clean images, epoch after epoch, until the network answers them by chance (TSBD, step 1).
+
+    The accuracy that it stops at is that of an epoch's batches in training mode, each before its step, which costs
+    nothing. Guarantee: touches no data but `clean`.
+
+    Args:
+      network: the functions of the network.
+      variables: the suspicious network's variables.
+      clean: all clean images `[n, h, w, c]` (of any dtype that `prepare` takes) and labels `[n]`; on a mapped axis each
+        device's own part, of equal size.
+      key: typed PRNG key: the order of the images, and their augmentation.
+      config: epochs, batch size, learning rate, momentum.
+      prepare: `(images, key) -> images` as the network takes them: augmentation and normalisation.
+      axis_name: see `unlearn`.
+      place: says where a batch lies on the devices, for callers that shard under `jax.jit`.
+      on_epoch: called on the host as `on_epoch(loss=..., acc=...)` after each epoch; None traces no callback.
+
+    Returns:
+      `(unlearned variables, CleanUnlearningInfo)`; parameters at least in float32.
+
+    Raises:
+      InputError: if there are fewer images than one batch.
+    """
+    devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+    params, state = split(variables)
+    ascend = _ascent(network, params, config, axis_name)
+    stop = config.stop_accuracy or 1 / network.num_classes
+
+    def epoch(carry: _Ascending, key: jax.Array) -> tuple[_Ascending, jax.Array, jax.Array]:
+        def step(carry: _Ascending, drawn: Any) -> tuple[_Ascending, Any]:
+            chosen, step_key = drawn
+            batch = Batch(prepare(clean.images[chosen], step_key), clean.labels[chosen])
+            carry, found, _ = ascend(carry, place(batch))
+            return carry, (found.loss, found.accuracy)
+
+        draws = epoch_draws(len(clean.labels), config.batch_size // devices, key=key)
+        carry, (losses, accuracies) = jax.lax.scan(step, carry, draws)
+        return carry, jnp.mean(losses), jnp.mean(accuracies)
+
+    def one_more(loop: Any) -> jax.Array:
+        _, info = loop
+        return (info.epochs < config.max_epochs) & ~info.reached
+
+    def body(loop: Any) -> Any:
+        carry, info = loop
+        carry, loss, accuracy = epoch(carry, jax.random.fold_in(key, info.epochs))
+        if on_epoch is not None:
+            jax.debug.callback(lambda loss, acc: on_epoch(loss=float(loss), acc=float(acc)), loss, accuracy)
+        # A loss that is no number any more ends it too: there is nothing left to unlearn.
+        reached = (accuracy <= stop) | ~jnp.isfinite(loss)
+        losses, accuracies = info.loss.at[info.epochs].set(loss), info.accuracy.at[info.epochs].set(accuracy)
+        return carry, CleanUnlearningInfo(losses, accuracies, info.epochs + 1, reached)
+
+    nothing = jnp.full(config.max_epochs, jnp.nan)
+    start = CleanUnlearningInfo(nothing, nothing, jnp.int32(0), jnp.bool_(False))
+    carry, info = jax.lax.while_loop(one_more, body, (_begin(params, state, config), start))
+    return {"params": carry.params, **carry.state}, info
+
+
+def epoch_draws(count: int, batch_size: int, *, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """One epoch's batches: places int `[steps, batch_size]` in a random order, and a key for each step.
+
+    An incomplete last batch is left out. Raises InputError if there are fewer images than one batch.
+    """
+    if count < batch_size:
+        raise InputError(f"batch_size: expected at most {count}, as many as there are clean images, found {batch_size}")
+    steps = count // batch_size
+    order = jax.random.permutation(key, count)[: steps * batch_size]
+    return order.reshape(steps, batch_size), jax.random.split(jax.random.fold_in(key, 2), steps)
 
 
 def random_unlearning(

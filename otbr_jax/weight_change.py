@@ -22,6 +22,14 @@ def by_neuron(kernel: jax.Array, layer: Layer) -> jax.Array:
     return first.reshape(layer.neurons, -1).astype(jnp.float32)
 
 
+def from_neurons(rows: jax.Array, layer: Layer, shape: tuple[int, ...]) -> jax.Array:
+    """The inverse of `by_neuron`: rows `[neurons, weights of one neuron]` as an array of the kernel's shape."""
+    axes = layer.neuron_axes
+    rest = [size for axis, size in enumerate(shape) if axis not in axes]
+    first = rows.reshape(*(shape[axis] for axis in axes), *rest)
+    return jnp.moveaxis(first, range(len(axes)), axes)
+
+
 def neuron_weight_changes(before: Variables, after: Variables, layers: Sequence[Layer]) -> dict[str, jax.Array]:
     """NWC of neuron i = sum_j |after[i, j] - before[i, j]|, the L1 norm of its weight change.
 

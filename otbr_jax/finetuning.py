@@ -1,0 +1,240 @@
+"""Activeness-aware fine-tuning: descent on the loss and on the norm of its gradient.
+
+In a training loop of one's own, `activeness_aware` goes in front of any optax optimiser:
+
+    optimizer = optax.chain(activeness_aware(radius=0.05, alpha=0.7), optax.sgd(0.01, momentum=0.9))
+    updates, state = optimizer.update(grads, state, params, grad_fn=grad_fn)
+
+where `grad_fn(params)` gives the gradients of the same batch at other parameters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from otbr_jax.errors import InputError
+from otbr_jax.objective import cross_entropy, float32_params, training_state
+from otbr_jax.types import Batch, Network, Variables, split
+from otbr_jax.unlearning import epoch_draws
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuningConfig:
+    """Activeness-aware fine-tuning as published (TSBD, step 3).
+
+    Attributes:
+      epochs: passes over the clean images.
+      batch_size: images per step, over all devices together; an epoch's last, incomplete batch is left out.
+      learning_rate: of SGD without weight decay.
+      momentum: of SGD, in [0, 1).
+      radius: the paper's r, how far each tensor is moved up its gradient; above 0.
+      alpha: weight of the gradient found there, in [0, 1]; 0 is fine-tuning as everybody knows it.
+    """
+
+    epochs: int = 20
+    batch_size: int = 256
+    learning_rate: float = 0.01
+    momentum: float = 0.9
+    radius: float = 0.05
+    alpha: float = 0.7
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0:
+            raise InputError(f"finetuning.epochs: expected a number from 0, found {self.epochs}")
+        if self.batch_size < 1:
+            raise InputError(f"finetuning.batch_size: expected at least 1, found {self.batch_size}")
+        for field in ("learning_rate", "radius"):
+            if not 0 < getattr(self, field) < float("inf"):
+                raise InputError(f"finetuning.{field}: expected a finite number above 0, found {getattr(self, field)}")
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"finetuning.momentum: expected a number in [0, 1), found {self.momentum}")
+        if not 0 <= self.alpha <= 1:
+            raise InputError(f"finetuning.alpha: expected a number in [0, 1], found {self.alpha}")
+
+
+def activeness_aware(*, radius: float = 0.05, alpha: float = 0.7) -> optax.GradientTransformationExtraArgs:
+    """Turns gradients of a loss L into those of L + c ||grad L||, which keeps neurons from becoming active again.
+
+    With `g1 = grad L(theta)` and `g2 = grad L(theta + radius g1 / ||g1||)`, the norm taken tensor by tensor, updates
+    become `(1 - alpha) g1 + alpha g2`: to first order a step on `L + alpha radius ||grad L||`. It holds no state.
+
+    Args:
+      radius: the paper's r, above 0; in the units of the parameters.
+      alpha: weight of `g2`, in [0, 1]; with 0 gradients stay as they are and `grad_fn` is not called.
+
+    Returns:
+      A transformation whose `update` takes `grad_fn`, `params -> gradients` on the batch that the updates are from, as
+      one more keyword; `optax.chain` hands it on. A tensor without a gradient is not moved.
+
+    Raises:
+      InputError: if `update` is called without `params` or `grad_fn`.
+
+    Source: TSBD section 3.4; the approximation is that of Zhao et al., arXiv 2202.03599.
+    """
+    FinetuningConfig(radius=radius, alpha=alpha)
+
+    def init(params: Any) -> optax.EmptyState:
+        del params
+        return optax.EmptyState()
+
+    def update(updates: Any, state: Any, params: Any = None, *, grad_fn: Any = None, **extra: Any) -> tuple[Any, Any]:
+        del extra
+        if alpha == 0:
+            return updates, state
+        if params is None or grad_fn is None:
+            missing = "params" if params is None else "grad_fn"
+            raise InputError(f"{missing}: activeness_aware expected it in update(grads, state, params, grad_fn=...)")
+        ahead = grad_fn(jax.tree.map(lambda p, g: p + radius * _direction(g), params, updates))
+        return jax.tree.map(lambda g1, g2: (1 - alpha) * g1 + alpha * g2, updates, ahead), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _direction(gradient: jax.Array) -> jax.Array:
+    """The gradient of one tensor in length 1; zero where it is zero."""
+    # Scaled first: squares of small gradients leave float32.
+    largest = jnp.max(jnp.abs(gradient))
+    scaled = gradient / jnp.where(largest > 0, largest, 1.0)
+    norm = jnp.sqrt(jnp.sum(scaled**2))
+    return scaled / jnp.where(norm > 0, norm, 1.0)
+
+
+class Finetuning(NamedTuple):
+    """A fine-tuning on its way: parameters (at least float32), state, and the optimiser's own."""
+
+    params: Any
+    state: Any
+    moments: Any
+
+
+class FinetuningInfo(NamedTuple):
+    """`loss` and `accuracy`, `[steps]`: of each step's batch in training mode, before the step."""
+
+    loss: jax.Array
+    accuracy: jax.Array
+
+
+StepFn = Callable[[Finetuning, Batch], tuple[Finetuning, FinetuningInfo]]
+
+
+def optimizer_of(config: FinetuningConfig) -> optax.GradientTransformationExtraArgs:
+    """SGD behind `activeness_aware`."""
+    ahead = activeness_aware(radius=config.radius, alpha=config.alpha)
+    return optax.chain(ahead, optax.sgd(config.learning_rate, momentum=config.momentum))
+
+
+def begin(variables: Variables, optimizer: optax.GradientTransformation) -> Finetuning:
+    """The start of a fine-tuning."""
+    params, state = split(variables)
+    params = float32_params(params)
+    return Finetuning(params, state, optimizer.init(params))
+
+
+def variables_of(tuning: Finetuning) -> Variables:
+    """The network's variables as they are now; parameters at least in float32."""
+    return {"params": tuning.params, **tuning.state}
+
+
+def step_fn(
+    network: Network,
+    variables: Variables,
+    optimizer: optax.GradientTransformationExtraArgs,
+    *,
+    axis_name: str | None = None,
+) -> StepFn:
+    """One step of fine-tuning, `(Finetuning, batch) -> (Finetuning, FinetuningInfo)`.
+
+    Both gradients are taken in training mode without keeping the state that they move; it moves in one more
+    training-mode pass after the step, at the new parameters.
+
+    Args:
+      network: the functions of the network.
+      variables: only the dtypes that it computes in are used.
+      optimizer: any; what takes `grad_fn` is given it.
+      axis_name: see `objective.cross_entropy`.
+    """
+    like, _ = split(variables)
+    objective = cross_entropy(network, like, axis_name=axis_name)
+    moved = training_state(network, like, axis_name=axis_name)
+
+    def step(carry: Finetuning, batch: Batch) -> tuple[Finetuning, FinetuningInfo]:
+        found, grads = objective(carry.params, carry.state, batch)
+        updates, moments = optimizer.update(
+            grads, carry.moments, carry.params, grad_fn=lambda params: objective(params, carry.state, batch)[1]
+        )
+        params = optax.apply_updates(carry.params, updates)
+        state = moved(params, carry.state, batch)
+        return Finetuning(params, state, moments), FinetuningInfo(found.loss, found.accuracy)
+
+    return step
+
+
+def finetune_epoch(
+    step: StepFn,
+    carry: Finetuning,
+    clean: Batch,
+    *,
+    key: jax.Array,
+    batch_size: int,
+    prepare: Callable[[jax.Array, jax.Array], jax.Array],
+    place: Callable[[Batch], Batch] = lambda batch: batch,
+) -> tuple[Finetuning, FinetuningInfo]:
+    """One pass over clean images `[n, h, w, c]` with labels `[n]`, in a random order.
+
+    Args:
+      step: from `step_fn`.
+      carry: where it is.
+      clean: the images, of any dtype that `prepare` takes; on a mapped axis each device's own part.
+      key: typed PRNG key: the order of the images, and their augmentation.
+      batch_size: images per step (of this device).
+      prepare: `(images, key) -> images` as the network takes them.
+      place: says where a batch lies on the devices, for callers that shard under `jax.jit`.
+
+    Raises:
+      InputError: if there are fewer images than one batch.
+    """
+
+    def one(carry: Finetuning, drawn: Any) -> tuple[Finetuning, FinetuningInfo]:
+        chosen, step_key = drawn
+        return step(carry, place(Batch(prepare(clean.images[chosen], step_key), clean.labels[chosen])))
+
+    return jax.lax.scan(one, carry, epoch_draws(len(clean.labels), batch_size, key=key))
+
+
+def finetune(
+    network: Network,
+    variables: Variables,
+    clean: Batch,
+    *,
+    key: jax.Array,
+    config: FinetuningConfig,
+    prepare: Callable[[jax.Array, jax.Array], jax.Array],
+    axis_name: str | None = None,
+    place: Callable[[Batch], Batch] = lambda batch: batch,
+) -> tuple[Variables, FinetuningInfo]:
+    """All epochs of activeness-aware fine-tuning (TSBD, step 3). Guarantee: touches no data but `clean`.
+
+    Args: as `finetune_epoch` and `step_fn`; the key of epoch `i` is `fold_in(key, i)`.
+
+    Returns:
+      `(variables, FinetuningInfo)`, the latter `[epochs, steps]`; parameters at least in float32.
+
+    Raises:
+      InputError: if there are fewer images than one batch.
+    """
+    optimizer = optimizer_of(config)
+    step = step_fn(network, variables, optimizer, axis_name=axis_name)
+    batch_size = config.batch_size // (1 if axis_name is None else jax.lax.axis_size(axis_name))
+
+    def epoch(carry: Finetuning, index: jax.Array) -> tuple[Finetuning, FinetuningInfo]:
+        own = jax.random.fold_in(key, index)
+        return finetune_epoch(step, carry, clean, key=own, batch_size=batch_size, prepare=prepare, place=place)
+
+    carry, info = jax.lax.scan(epoch, begin(variables, optimizer), jnp.arange(config.epochs))
+    return variables_of(carry), info
