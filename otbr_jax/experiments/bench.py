@@ -24,7 +24,7 @@ from otbr_jax.experiments.outputs import example_triggers
 from otbr_jax.experiments.pipeline import repair
 from otbr_jax.experiments.provenance import provenance, today
 from otbr_jax.experiments.repair_config import RepairConfig
-from otbr_jax.experiments.results import Repair, summarize
+from otbr_jax.experiments.results import FINAL, Repair, summarize
 from otbr_jax.experiments.stages import versions
 from otbr_jax.report import gallery, rows
 from otbr_jax.report.gallery import Example
@@ -91,9 +91,14 @@ class Grid:
 
 def plain_config(config: RepairConfig) -> dict[str, Any]:
     """What decides a cell, as plain JSON values: nothing of other attacks and defences, nor where data lie."""
-    deciding = {field.name for field in dataclasses.fields(VictimConfig)} | {"defense", config.defense, "sweep"}
+    own = {"otbr": ("otbr",), "tsbd": ("tsbd", "clean", "selection")}[config.defense]
+    deciding = {field.name for field in dataclasses.fields(VictimConfig)} | {"defense", "sweep", *own}
     values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     values = {name: value for name, value in values.items() if name in deciding}
+    swept = {"otbr": ("gamma", "lam"), "tsbd": ("n",)}[config.defense]
+    values["sweep"] = {name: values["sweep"][name] for name in swept}
+    if "clean" in values:
+        values["clean"] |= {"path": "", "data_dir": ""}
     values["data"] |= {"path": "", "data_dir": "", "note": ""}
     values["attack"] = config.attack.settings()
     return values
@@ -206,7 +211,7 @@ def make_row(cell: Cell, result: Repair, example: Example | None) -> dict[str, A
     summary, config, victim = summarize(result), cell.config, result.stages["victim"]
     assert result.dataset is not None
     assert result.dataset.train is not None
-    kept = ("metrics", "choice", "oracle", "data")
+    kept = ("metrics", "choice", "oracle", "data", "selection", "unlearning", "clean")
     return {
         "dataset": config.data.name,
         "network": cell.network,
@@ -217,7 +222,7 @@ def make_row(cell: Cell, result: Repair, example: Example | None) -> dict[str, A
         "poisoned": int(victim.value["poisoned"]),
         "train_images": len(result.dataset.train.labels),
         "test_images": len(result.dataset.test.labels),
-        **{name: summary[name] for name in kept},
+        **{name: summary[name] for name in kept if name in summary},
         "trigger": None if example is None else {"psnr": example.quality.psnr, "ssim": example.quality.ssim},
         "training": {"epochs": config.training.epochs, **victim.provenance["notes"]},
         "stage_seconds": {name: round(stage.seconds, 1) for name, stage in result.stages.items()},
@@ -283,7 +288,7 @@ def _in_words(row: Mapping[str, Any]) -> str:
         values = [found["acc"]] + ([] if found["asr"] is None else [found["asr"]])
         return " / ".join(f"{100 * value:.1f}" for value in values)
 
-    return f"victim {part('victim')}, repaired {part('fused')}"
+    return f"victim {part('victim')}, repaired {part(FINAL[row['defense']])}"
 
 
 def _example_path(root: pathlib.Path, cell: Cell) -> pathlib.Path:

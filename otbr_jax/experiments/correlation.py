@@ -24,19 +24,19 @@ from otbr_jax.data import sources
 from otbr_jax.data.sources import Dataset, Images
 from otbr_jax.defenses.otbr import choose_layers
 from otbr_jax.errors import InputError
-from otbr_jax.experiments import evaluation, parallel
+from otbr_jax.experiments import parallel
 from otbr_jax.experiments.checkpoints import write_text
 from otbr_jax.experiments.config import VictimConfig
 from otbr_jax.experiments.networks import open_network
 from otbr_jax.experiments.runs import Run
 from otbr_jax.experiments.stages import Stage, content_digest, open_workdir
+from otbr_jax.experiments.studies import drawn, row_settings, row_subject, victim_config, victim_metrics
 from otbr_jax.experiments.victims import (
     Victim,
     attacker_goals,
     check_trainable,
     open_victim,
     subject_of,
-    test_set,
 )
 from otbr_jax.metrics import Metrics
 from otbr_jax.neuron_graph import Layer
@@ -77,8 +77,7 @@ class CorrelationConfig(VictimConfig):
     def each(self) -> list[VictimConfig]:
         """The settings of every victim."""
         named = [dataclasses.replace(self.attack, name=name) for name in self.attacks] or [self.attack]
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(VictimConfig)}
-        return [VictimConfig(**fields | {"attack": attack}) for attack in named]
+        return [victim_config(self, attack=attack) for attack in named]
 
 
 class Study(NamedTuple):
@@ -162,14 +161,10 @@ def summarize(config: CorrelationConfig, studies: Sequence[Study]) -> list[dict[
 
 def rows(config: CorrelationConfig, studies: Sequence[Study]) -> list[dict[str, Any]]:
     """A row of results for each victim, but for commit, hardware and date."""
-    model, data, file = config.model, config.data, os.path.basename(config.model.checkpoint)
-    settings = json.loads(json.dumps(dataclasses.asdict(config)))
-    # Without the folders of one machine.
-    settings["model"] |= {"checkpoint": file}
-    settings["data"] |= {"path": os.path.basename(data.path), "data_dir": ""}
-    network = f"{model.name}-w{model.width}"
+    subject, settings = row_subject(config), row_settings(config)
     return [
-        {"dataset": data.name, "network": network, "file": file or None, "seed": config.seed, **found}
+        subject
+        | {"seed": config.seed, **found}
         | {"config": settings | {"attack": victim.attack.settings(), "attacks": []}}
         for victim, found in zip(config.each(), summarize(config, studies), strict=True)
     ]
@@ -199,7 +194,7 @@ def _study(run: _Unlearning, dataset: Dataset) -> Study:
         kind: weight_change.correlations(scores[kind], scores["poison"], top=run.study.top)
         for kind in ("random", "clean")
     }
-    return Study(run.config.attack.name, run.metrics(victim, dataset), scores, pairs, dataset.provenance)
+    return Study(run.config.attack.name, victim_metrics(run, victim, dataset.test), scores, pairs, dataset.provenance)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,7 +228,7 @@ class _Unlearning(Run[VictimConfig]):
             if images is None:
                 make: BatchFn = unlearning.noise_batches(self.network, batch_size=size)
             else:
-                make = partial(_drawn, images=images, size=size, prepare=self.prepare)
+                make = partial(drawn, images=images, size=size, prepare=self.prepare)
             after, _ = unlearning.unlearn(
                 self.network, variables, lambda key: place(make(key)), key=key, config=config, on_step=on_step
             )
@@ -260,19 +255,3 @@ class _Unlearning(Run[VictimConfig]):
         scores = {layer.name: stage.value[layer.name] for layer in layers}  # execution order
         weight_change.check_scores(scores)
         return scores
-
-    def metrics(self, victim: Victim, dataset: Dataset) -> Metrics:
-        """ACC, ASR and RA of the victim."""
-        test = test_set(self, dataset.test, victim)
-
-        @jax.jit
-        def measure(variables: Variables, test: evaluation.TestSet) -> Metrics:
-            return evaluation.measure(self.network, variables, test, prepare=self.prepare, mesh=self.mesh)
-
-        return measure(*parallel.replicate((victim.stage.value["variables"], test), self.mesh))
-
-
-def _drawn(key: jax.Array, *, images: Batch, size: int, prepare: Callable[[jax.Array], jax.Array]) -> Batch:
-    """A batch of uniformly drawn images."""
-    chosen = jax.random.randint(key, (size,), 0, len(images.labels))
-    return Batch(prepare(images.images[chosen]), images.labels[chosen])

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.experiments.checkpoints import write_text
 from otbr_jax.experiments.evaluation import TestSet
-from otbr_jax.experiments.results import Repair, scores_table, summarize
+from otbr_jax.experiments.results import FINAL, Repair, chosen_neurons, scores_table, summarize
 from otbr_jax.report import page, plots
 from otbr_jax.report.gallery import Example
 from otbr_jax.report.quality import image_quality
@@ -21,12 +21,11 @@ def write_outputs(result: Repair) -> None:
     summary, folder = summarize(result), result.workdir
     write_text(folder / "metrics.json", json.dumps(summary, indent=1) + "\n")
     write_text(folder / "neuron_scores.csv", scores_table(result))
-    pruned = result.stages["pruned"].value["info"].pruned
     in_order = [layer.name for layer in result.layers]
     report = page.render(
         summary,
         scores={name: result.stages["scores"].value[name] for name in in_order},
-        pruned=pruned,
+        chosen=chosen_neurons(result),
         plan=_plan_to_show(result),
         examples=example_predictions(result),
     )
@@ -34,7 +33,9 @@ def write_outputs(result: Repair) -> None:
 
 
 def _plan_to_show(result: Repair) -> tuple[str, np.ndarray] | None:
-    """The plan of the layer with the most pruned neurons."""
+    """The plan of the layer with the most pruned neurons; None for a defence without plans."""
+    if "fused" not in result.stages:
+        return None
     pruned = result.stages["pruned"].value["info"].pruned
     name = max(pruned, key=lambda layer: int(pruned[layer].sum()))
     if not pruned[name].any():
@@ -55,12 +56,13 @@ def example_predictions(result: Repair, *, columns: int = 9) -> Figure | None:
         return None
     chosen = _one_per_class(labels, list(others))[:columns]
     found = result.stages["evaluation"].value["predictions"]
+    repaired = found[FINAL[result.config.defense]]
     return plots.predictions(
         np.asarray(result.test.clean)[chosen],
         np.asarray(result.test.triggered)[chosen],
         labels[chosen],
         (found["victim"].clean[chosen], found["victim"].triggered[chosen]),
-        (found["fused"].clean[chosen], found["fused"].triggered[chosen]),
+        (repaired.clean[chosen], repaired.triggered[chosen]),
         goals=goals[chosen],
     )
 

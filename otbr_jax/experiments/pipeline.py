@@ -1,4 +1,4 @@
-"""From a suspicious network to a repaired one: victim -> unlearned -> scores -> pruned -> fused -> evaluation.
+"""From a suspicious network to a repaired one: victim -> the stages of a defence -> evaluation -> report.
 
 What launchers and notebooks call. Everything is decided by a `RepairConfig`; every stage is saved in the working
 directory, and reloaded when nothing it depends on has changed.
@@ -6,31 +6,29 @@ directory, and reloaded when nothing it depends on has changed.
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from otbr_jax import fusion, pruning, unlearning, weight_change
 from otbr_jax.data import sources
+from otbr_jax.data.clean import load_clean
+from otbr_jax.data.sources import Dataset
 from otbr_jax.defenses.otbr import choose_layers
-from otbr_jax.experiments import evaluation, otbr_grid, parallel
+from otbr_jax.experiments import parallel
 from otbr_jax.experiments.checkpoints import numeric_leaves, replace_checkpoint
-from otbr_jax.experiments.evaluation import TestSet
-from otbr_jax.experiments.networks import open_network
+from otbr_jax.experiments.networks import Subject, open_network
+from otbr_jax.experiments.otbr_run import OTBRRun
 from otbr_jax.experiments.outputs import write_outputs
 from otbr_jax.experiments.repair_config import RepairConfig
-from otbr_jax.experiments.results import Repair
-from otbr_jax.experiments.runs import Run
-from otbr_jax.experiments.stages import Stage, content_digest, open_workdir
+from otbr_jax.experiments.results import FINAL, Repair
+from otbr_jax.experiments.stages import Workdir, open_workdir
+from otbr_jax.experiments.tsbd_run import TSBDRun, check_clean
 from otbr_jax.experiments.victims import check_trainable, open_victim, subject_of, test_set
 from otbr_jax.interop.matching import file_name, write_like
 from otbr_jax.neuron_graph import Layer
-from otbr_jax.types import Variables, check_finite
+from otbr_jax.types import check_finite
 
 
 def repair(
@@ -45,7 +43,8 @@ def repair(
     Leaves in `workdir`: the checkpoint `repaired`, `metrics.json`, `neuron_scores.csv` and `report.html`; and for a
     network that came in a PyTorch or safetensors file, a repaired file like it.
 
-    Guarantee: the repair itself uses no image; data are used to train a victim and to measure only.
+    Guarantee: the repair itself uses no image (OTBR), or the clean images that `config.clean` names (TSBD); all other
+    data are used to train a victim and to measure only.
 
     Args:
       config: the settings.
@@ -60,24 +59,21 @@ def repair(
       InputError: names what is wrong with the settings, the checkpoint, the data or the working directory.
     """
     mesh = parallel.local_mesh(devices)
-    parallel.check_batch_size(config.otbr.unlearning.batch_size, mesh, name="otbr.unlearning.batch_size")
+    for name, size in config.batch_sizes().items():
+        parallel.check_batch_size(size, mesh, name=name)
     subject = open_network(config.model)
     network = subject.network
-    layers = choose_layers(subject.graph, config.otbr.layers)
+    layers = choose_layers(subject.graph, config.layers)
     dataset = sources.load(config.data, image_shape=network.image_shape, num_classes=network.num_classes)
     if subject.variables is None:
         parallel.check_batch_size(config.training.batch_size, mesh, name="training.batch_size")
     check_trainable(config, subject, dataset)
     with open_workdir(workdir, subject=subject_of(config)) as directory:
-        run = _Repair(config, directory, subject, mesh, layers)
+        run = _run(config, directory, subject, mesh, layers, dataset)
         victim = open_victim(run, dataset)
-        stages = dict(victim.stages)
-        stages["unlearned"] = run.unlearned(stages["victim"])
-        stages["scores"] = run.scores(stages["victim"], stages["unlearned"])
-        weight_change.check_scores(stages["scores"].value)
-        stages["pruned"] = run.pruned(stages["victim"], stages["scores"])
-        stages["fused"] = run.fused(stages["victim"], stages["scores"], stages["pruned"])
-        repaired = stages["fused"].value["variables"]
+        defended = run.defend(victim.stage)
+        stages = {**victim.stages, **defended}
+        repaired = stages[FINAL[config.defense]].value["variables"]
         check_finite(repaired, name="the repaired network")
         restored = subject.restore(repaired)
         folder = directory.path / results
@@ -90,157 +86,25 @@ def repair(
         test = None if dataset is None else test_set(run, dataset.test, victim)
         if test is not None:
             stages["evaluation"] = run.evaluation(test, stages)
-        result = Repair(restored, network, layers, stages, dataset, test, config, folder, tuple(files))
+        clean = run.clean.provenance if isinstance(run, TSBDRun) else None
+        result = Repair(restored, network, layers, stages, dataset, test, config, folder, tuple(files), clean)
         write_outputs(result)
         return result
 
 
-@dataclasses.dataclass(frozen=True)
-class _Repair(Run[RepairConfig]):
-    """The stages of OTBR: each method says what a stage computes and what it depends on."""
-
-    layers: tuple[Layer, ...]
-
-    def unlearned(self, victim: Stage) -> Stage:
-        """OTBR step 1: random unlearning; noise and batches are split over the devices."""
-        config = self.config.otbr.unlearning
-
-        def function(variables: Variables, key: jax.Array, *, on_step: Callable[[], None] | None) -> Any:
-            unlearned, info = unlearning.random_unlearning(
-                self.network,
-                variables,
-                key=key,
-                config=config,
-                place=partial(parallel.split_batch, mesh=self.mesh),
-                on_step=on_step,
-            )
-            return {"variables": unlearned, "info": info}
-
-        key = self.key("unlearned")
-        return self.stage(
-            "unlearned",
-            function,
-            (victim.value["variables"], key),
-            title="unlearning on noise",
-            config={"network": self.network_digest(), **dataclasses.asdict(config)},
-            key=key,
-            parents=(victim,),
-            total=config.steps,
-        )
-
-    def scores(self, victim: Stage, unlearned: Stage) -> Stage:
-        """The neuron weight changes of every layer that is repaired."""
-        layers = self.layers
-
-        def function(before: Variables, after: Variables, *, on_step: Any) -> Any:
-            return weight_change.neuron_weight_changes(before, after, layers)
-
-        return self.stage(
-            "scores",
-            function,
-            (victim.value["variables"], unlearned.value["variables"]),
-            title="neuron weight changes",
-            config=[layer.name for layer in layers],
-            parents=(victim, unlearned),
-        )
-
-    def pruned(self, victim: Stage, scores: Stage) -> Stage:
-        """OTBR step 2: the share gamma of the neurons that changed most loses its weights."""
-        layers, gamma = self.layers, self.config.otbr.gamma
-        count = pruning.neurons_to_prune(gamma, sum(layer.neurons for layer in layers))
-
-        def function(variables: Variables, nwc: weight_change.Scores, *, on_step: Any) -> Any:
-            pruned, info = pruning.prune(variables, nwc, layers, count=count)
-            return {"variables": pruned, "info": info}
-
-        return self.stage(
-            "pruned",
-            function,
-            (victim.value["variables"], scores.value),
-            title="pruning",
-            config={"gamma": gamma, "count": count},
-            parents=(victim, scores),
-        )
-
-    def fused(self, victim: Stage, scores: Stage, pruned: Stage) -> Stage:
-        """OTBR step 3: the pruned network is aligned with the victim by transport, and interpolated."""
-        config, key = self.config.otbr.fusion, self.key("fused")
-
-        def function(
-            variables: Variables,
-            original: Variables,
-            nwc: weight_change.Scores,
-            neurons: Any,
-            key: jax.Array,
-            *,
-            on_step: Any,
-        ) -> Any:
-            fused, info = fusion.fuse(variables, original, nwc, neurons, self.layers, config=config, key=key)
-            return {"variables": fused, "info": info}
-
-        return self.stage(
-            "fused",
-            function,
-            (pruned.value["variables"], victim.value["variables"], scores.value, pruned.value["info"].pruned, key),
-            title="transport and fusion",
-            config=config,
-            key=key,
-            parents=(victim, scores, pruned),
-        )
-
-    def evaluation(self, test: TestSet, stages: Mapping[str, Stage]) -> Stage:
-        """Metrics and predictions of all networks, and of the grid gamma x lambda, in one program."""
-        config, layers, key = self.config, self.layers, self.key("fused")
-        total = sum(layer.neurons for layer in layers)
-        counts = [pruning.neurons_to_prune(gamma, total) for gamma in config.sweep.gamma] if config.lams else []
-        networks = {
-            "victim": stages["victim"].value["variables"],
-            "unlearned": stages["unlearned"].value["variables"],
-            "pruned": stages["pruned"].value["variables"],
-            "fused": stages["fused"].value["variables"],
-        }
-
-        def function(networks: Any, nwc: weight_change.Scores, test: TestSet, key: jax.Array, *, on_step: Any) -> Any:
-            predictions = {
-                name: evaluation.predict_both(self.network, variables, test, prepare=self.prepare, mesh=self.mesh)
-                for name, variables in networks.items()
-            }
-            measured: dict[str, Any] = {
-                "predictions": predictions,
-                "metrics": {
-                    name: evaluation.evaluate_predictions(found.clean, found.triggered, test.labels, target=test.goals)
-                    for name, found in predictions.items()
-                },
-            }
-            if counts:  # Orbax saves no empty arrays
-                measured["sweep"] = otbr_grid.sweep(
-                    self.network,
-                    networks["victim"],
-                    nwc,
-                    test,
-                    layers,
-                    counts=jnp.array(counts, jnp.int32),
-                    lams=jnp.array(config.lams, jnp.float32),
-                    config=config.otbr.fusion.transport,
-                    key=key,
-                    prepare=self.prepare,
-                    mesh=self.mesh,
-                    on_setting=on_step,
-                )
-            return measured
-
-        return self.stage(
-            "evaluation",
-            function,
-            (networks, stages["scores"].value, test, key),
-            title="measuring, gamma x lambda",
-            config={
-                "network": self.network_digest(),
-                "sweep": [counts, config.lams],
-                "transport": dataclasses.asdict(config.otbr.fusion.transport),
-                "data": [content_digest(test), config.data.mean, config.data.std],
-            },
-            parents=tuple(stages[name] for name in ("victim", "unlearned", "scores", "pruned", "fused")),
-            total=len(counts),
-            unit="gamma",
-        )
+def _run(
+    config: RepairConfig,
+    directory: Workdir,
+    subject: Subject,
+    mesh: Mesh,
+    layers: tuple[Layer, ...],
+    dataset: Dataset | None,
+) -> OTBRRun | TSBDRun:
+    if config.defense == "otbr":
+        return OTBRRun(config, directory, subject, mesh, layers)
+    network = subject.network
+    clean = load_clean(
+        config.clean, dataset, image_shape=network.image_shape, num_classes=network.num_classes, seed=config.seed
+    )
+    check_clean(config, images=len(clean.images.labels))
+    return TSBDRun(config, directory, subject, mesh, layers, clean)

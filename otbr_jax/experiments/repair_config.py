@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
+from otbr_jax.data.clean import CleanConfig
 from otbr_jax.defenses.otbr import OTBRConfig
+from otbr_jax.defenses.tsbd import TSBDConfig
 from otbr_jax.errors import InputError
 from otbr_jax.experiments.config import VictimConfig
+from otbr_jax.selection import SelectionConfig
+
+DEFENSES = ("otbr", "tsbd")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,13 +21,15 @@ class SweepConfig:
     Attributes:
       gamma: shares of neurons to prune, each in [0, 1].
       lam: the paper's lambdas, each in [0, 1]. The chosen one is measured too if it is not among them.
+      n: TSBD's shares of neurons, each in [0, 1]; every one costs a fine-tuning.
     """
 
     gamma: tuple[float, ...] = (0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
     lam: tuple[float, ...] = (0.25, 0.5, 0.625, 0.75, 1.0)
+    n: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        for field in ("gamma", "lam"):
+        for field in ("gamma", "lam", "n"):
             for value in getattr(self, field):
                 if not 0 <= value <= 1:
                     raise InputError(f"sweep.{field}: expected fractions in [0, 1], found {value}")
@@ -33,22 +40,41 @@ class RepairConfig(VictimConfig):
     """Everything that decides a run of `pipeline.repair`.
 
     The network comes with a checkpoint (`model.checkpoint`), and `training` is then unused; or it is a victim trained
-    for the purpose. The repair itself uses no `data`.
+    for the purpose. OTBR uses no image; TSBD uses `clean`, and nothing else of `data`.
 
     Attributes:
-      defense: the method, `otbr`.
-      otbr: the settings of the method.
+      defense: the method, a name of `DEFENSES`.
+      otbr: the settings of OTBR.
+      tsbd: the settings of TSBD.
+      clean: TSBD's clean images.
+      selection: how TSBD's n is chosen with them.
       sweep: settings that the report shows beside the chosen one.
     """
 
     defense: str = "otbr"
     otbr: OTBRConfig = OTBRConfig()
+    tsbd: TSBDConfig = TSBDConfig()
+    clean: CleanConfig = CleanConfig()
+    selection: SelectionConfig = SelectionConfig()
     sweep: SweepConfig = SweepConfig()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.defense != "otbr":
-            raise InputError(f"defense: expected 'otbr', found {self.defense!r}")
+        if self.defense not in DEFENSES:
+            raise InputError(f"defense: expected one of {[*DEFENSES]}, found {self.defense!r}")
+
+    @property
+    def layers(self) -> str:
+        """Which layers the method repairs; see `choose_layers`."""
+        return self.otbr.layers if self.defense == "otbr" else self.tsbd.layers
+
+    def batch_sizes(self) -> dict[str, int]:
+        """The batch sizes of the method, which devices share, by their names."""
+        if self.defense == "otbr":
+            return {"otbr.unlearning.batch_size": self.otbr.unlearning.batch_size}
+        return {
+            f"tsbd.{stage}.batch_size": getattr(self.tsbd, stage).batch_size for stage in ("unlearning", "finetuning")
+        }
 
     @property
     def lams(self) -> tuple[float, ...]:

@@ -7,7 +7,7 @@ import dataclasses
 import io
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ from otbr_jax.data.sources import Dataset
 from otbr_jax.experiments.evaluation import TestSet
 from otbr_jax.experiments.repair_config import RepairConfig
 from otbr_jax.experiments.stages import Stage, content_digest, versions
+from otbr_jax.experiments.tsbd_run import chosen_n
 from otbr_jax.metrics import Metrics, defense_effectiveness
 from otbr_jax.neuron_graph import Layer
 from otbr_jax.types import Network, Variables
@@ -31,12 +32,13 @@ class Repair(NamedTuple):
       network: its functions.
       layers: the layers that were repaired, in execution order.
       stages: `attack` and `clean` if there are any (see `victims.Victim`);
-        `victim`, `unlearned`, `scores`, `pruned`, `fused`, and `evaluation` if there was data.
+        `victim`, those of the defence (see `otbr_run`, `tsbd_run`), and `evaluation` if there was data.
       dataset: the data it was measured with, or None.
       test: the test images as they were measured, or None.
       config: the settings.
       workdir: where everything is.
       files: the repaired network as files of the user's own kind, beside the Orbax checkpoint.
+      clean: what the clean images were that the defence used, in a line; None without.
     """
 
     variables: Variables
@@ -48,9 +50,19 @@ class Repair(NamedTuple):
     config: RepairConfig
     workdir: pathlib.Path
     files: tuple[pathlib.Path, ...] = ()
+    clean: str | None = None
 
 
-NETWORKS = ("victim", "unlearned", "pruned", "fused")
+NETWORKS = {
+    "otbr": ("victim", "unlearned", "pruned", "fused"),
+    "tsbd": ("victim", "unlearned", "reinitialized", "finetuned"),
+}
+"""The stages that are networks and are measured, defence by defence."""
+
+FINAL = {defense: networks[-1] for defense, networks in NETWORKS.items()}
+"""The stage that holds the repaired network."""
+
+ORACLE = "oracle: highest DER on the test set, with the trigger known"
 
 
 def summarize(result: Repair) -> dict[str, Any]:
@@ -60,26 +72,14 @@ def summarize(result: Repair) -> dict[str, Any]:
     the sweep with the highest DER, which a defender cannot know: it is chosen with the test set and the trigger.
     """
     config = result.config
-    plans = result.stages["fused"].value["info"].plans
-    fused_layers = [name for name, fused in result.stages["fused"].value["info"].fused.items() if fused]
-    pruned = result.stages["pruned"].value["info"].pruned
+    names, final = NETWORKS[config.defense], FINAL[config.defense]
     summary: dict[str, Any] = {
         "defense": config.defense,
-        "metrics": dict.fromkeys(NETWORKS),
-        "choice": {"gamma": config.otbr.gamma, "lambda": config.otbr.fusion.lam, "chosen_by": "config"},
+        "metrics": dict.fromkeys(names),
+        **(_otbr(result) if config.defense == "otbr" else _tsbd(result)),
         "oracle": None,
         "sweep": [],
-        "neurons": {
-            "scored": int(sum(mask.size for mask in pruned.values())),
-            "pruned": int(sum(mask.sum() for mask in pruned.values())),
-            "layers_fused": len(fused_layers),
-        },
-        "transport": {
-            "converged": all(bool(plans[name].converged) for name in fused_layers),
-            "worst_marginal_error": max((float(plans[name].marginal_error) for name in fused_layers), default=None),
-            "most_iterations": max((int(plans[name].iterations) for name in fused_layers), default=None),
-        },
-        "repaired": content_digest(result.stages["fused"].value["variables"]),
+        "repaired": content_digest(result.stages[final].value["variables"]),
         "data": None if result.dataset is None else result.dataset.provenance,
         "stages": {
             name: {
@@ -98,28 +98,89 @@ def summarize(result: Repair) -> dict[str, Any]:
         measured = result.stages["evaluation"].value
         triggered = config.attack.name != "none"
         victim = measured["metrics"]["victim"]
-        summary["metrics"] = {name: _row(measured["metrics"][name], victim, triggered) for name in NETWORKS}
-        summary["sweep"] = [
-            {
-                "gamma": gamma,
-                "lambda": lam,
-                "pruned": _row(Metrics(*(field[i] for field in measured["sweep"].pruned)), victim, triggered),
-                "fused": _row(Metrics(*(field[i, j] for field in measured["sweep"].fused)), victim, triggered),
-                "converged": bool(measured["sweep"].converged[i]),
-                "marginal_error": _round(measured["sweep"].marginal_error[i]),
-            }
-            for i, gamma in enumerate(config.sweep.gamma)
-            for j, lam in enumerate(config.lams)
-        ]
+        summary["metrics"] = {name: _row(measured["metrics"][name], victim, triggered) for name in names}
+        sweep = _otbr_sweep if config.defense == "otbr" else _tsbd_sweep
+        summary["sweep"] = sweep(config, measured.get("sweep"), lambda found: _row(found, victim, triggered))
         if triggered and summary["sweep"]:
-            best = max(summary["sweep"], key=lambda row: row["fused"]["der"])
-            summary["oracle"] = {
-                "gamma": best["gamma"],
-                "lambda": best["lambda"],
-                "chosen_by": "oracle: highest DER on the test set, with the trigger known",
-                "fused": best["fused"],
-            }
+            best = max(summary["sweep"], key=lambda row: row[final]["der"])
+            setting = {name: best[name] for name in ("gamma", "lambda", "n") if name in best}
+            summary["oracle"] = setting | {"chosen_by": ORACLE, final: best[final]}
     return summary
+
+
+def _otbr(result: Repair) -> dict[str, Any]:
+    config, info = result.config, result.stages["fused"].value["info"]
+    plans, pruned = info.plans, result.stages["pruned"].value["info"].pruned
+    fused_layers = [name for name, fused in info.fused.items() if fused]
+    return {
+        "choice": {"gamma": config.otbr.gamma, "lambda": config.otbr.fusion.lam, "chosen_by": "config"},
+        "neurons": {
+            "scored": int(sum(mask.size for mask in pruned.values())),
+            "pruned": int(sum(mask.sum() for mask in pruned.values())),
+            "layers_fused": len(fused_layers),
+        },
+        "transport": {
+            "converged": all(bool(plans[name].converged) for name in fused_layers),
+            "worst_marginal_error": max((float(plans[name].marginal_error) for name in fused_layers), default=None),
+            "most_iterations": max((int(plans[name].iterations) for name in fused_layers), default=None),
+        },
+    }
+
+
+def _otbr_sweep(config: RepairConfig, sweep: Any, row: Callable[[Metrics], dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "gamma": gamma,
+            "lambda": lam,
+            "pruned": row(Metrics(*(field[i] for field in sweep.pruned))),
+            "fused": row(Metrics(*(field[i, j] for field in sweep.fused))),
+            "converged": bool(sweep.converged[i]),
+            "marginal_error": _round(sweep.marginal_error[i]),
+        }
+        for i, gamma in enumerate(config.sweep.gamma)
+        for j, lam in enumerate(config.lams)
+    ]
+
+
+def _tsbd(result: Repair) -> dict[str, Any]:
+    config, stages = result.config, result.stages
+    unlearning, reinit = stages["unlearned"].value["info"], stages["reinitialized"].value["info"]
+    epochs = int(unlearning.epochs)
+    selection = None
+    if "selected" in stages:
+        found = stages["selected"].value
+        selection = [
+            {"n": n, "held_out_accuracy": _round(accuracy), "held_out_loss": _round(loss)}
+            for n, accuracy, loss in zip(sorted(config.selection.n), found.accuracy, found.loss, strict=True)
+        ]
+    history = stages["finetuned"].value.get("history", {"loss": [], "accuracy": []})
+    return {
+        "choice": {
+            "n": chosen_n(config, stages),
+            "m": config.tsbd.m,
+            "chosen_by": "config" if selection is None else "held-out clean images",
+        },
+        "selection": selection,
+        "neurons": {
+            "scored": int(sum(mask.size for mask in reinit.neurons.values())),
+            "reinitialized": int(sum(mask.sum() for mask in reinit.neurons.values())),
+            "weights_zeroed": int(sum(mask.sum() for mask in reinit.zeroed.values())),
+        },
+        "unlearning": {
+            "epochs": epochs,
+            "accuracy": _round(unlearning.accuracy[epochs - 1]),
+            "reached_chance": bool(unlearning.reached),
+        },
+        "finetuning": {name: [_round(value) for value in values] for name, values in history.items()},
+        "clean": result.clean,
+    }
+
+
+def _tsbd_sweep(config: RepairConfig, sweep: Any, row: Callable[[Metrics], dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {"n": n} | {name: row(Metrics(*(field[i] for field in found))) for name, found in sweep.items()}
+        for i, n in enumerate(config.sweep.n)
+    ]
 
 
 def _row(found: Metrics, victim: Metrics, triggered: bool) -> dict[str, float | None]:
@@ -137,14 +198,25 @@ def _round(value: Any) -> float:
     return round(float(value), 6)
 
 
+def chosen_neurons(result: Repair) -> Mapping[str, np.ndarray]:
+    """Which neurons the defence pruned or re-initialised, `{layer name: bool [neurons]}`."""
+    if result.config.defense == "otbr":
+        return result.stages["pruned"].value["info"].pruned
+    return result.stages["reinitialized"].value["info"].neurons
+
+
 def scores_table(result: Repair) -> str:
-    """CSV of every scored neuron: layer, index, NWC with all its digits, rank (0 = changed most), pruned."""
+    """CSV of every scored neuron: layer, index, NWC with all its digits, rank (0 = changed most), pruned.
+
+    For TSBD the last column says whether its weights were re-initialised.
+    """
     scores = result.stages["scores"].value
-    pruned = result.stages["pruned"].value["info"].pruned
+    pruned = chosen_neurons(result)
     places = ranks(scores)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["layer", "neuron", "nwc", "rank", "pruned"])
+    last = "pruned" if result.config.defense == "otbr" else "reinitialized"
+    writer.writerow(["layer", "neuron", "nwc", "rank", last])
     for layer in result.layers:  # execution order
         rows = zip(scores[layer.name], np.asarray(places[layer.name]), pruned[layer.name], strict=True)
         for neuron, (score, rank, is_pruned) in enumerate(rows):

@@ -13,14 +13,14 @@ from matplotlib.figure import Figure
 
 from otbr_jax.report import plots
 from otbr_jax.report.html import embed, page
-from otbr_jax.report.table import ROWS, not_converged, percent
+from otbr_jax.report.table import ROWS, percent, setting, warnings
 
 
 def render(
     summary: Mapping[str, Any],
     *,
     scores: Mapping[str, np.ndarray],
-    pruned: Mapping[str, np.ndarray],
+    chosen: Mapping[str, np.ndarray],
     plan: tuple[str, np.ndarray] | None,
     examples: Figure | None,
 ) -> str:
@@ -29,22 +29,26 @@ def render(
     Args:
       summary: `results.summarize`.
       scores: neuron weight changes, layer name -> `[neurons]`, in execution order.
-      pruned: bool masks of the same shapes.
+      chosen: bool masks of the same shapes: the neurons that were pruned or re-initialised.
       plan: name and plan `[neurons, neurons]` of the layer to show, or None if nothing was fused.
       examples: images with predictions, or None without data.
     """
     measured = summary["metrics"]["victim"] is not None
-    choice, neurons = summary["choice"], summary["neurons"]
+    choice = summary["choice"]
     parts = [
         "<h1>Repair of a suspicious classifier</h1>",
         f"<p class=soft>{html.escape(summary['defense'].upper())} · {html.escape(_network(summary))} · "
-        f"gamma {choice['gamma']:g}, lambda {choice['lambda']:g}, chosen by {html.escape(choice['chosen_by'])} · "
-        f"{neurons['pruned']} of {neurons['scored']} neurons pruned, {neurons['layers_fused']} layers fused</p>",
-        _warning(summary),
+        f"{setting(choice)}, chosen by {html.escape(choice['chosen_by'])} · {_what_was_done(summary)}</p>",
+        *(f"<p class=warn>{html.escape(line)}</p>" for line in warnings(summary)),
     ]
+    used = (
+        f"The repair itself used {html.escape(summary['clean'])}."
+        if summary.get("clean")
+        else ("The repair itself used no image.")
+    )
     if measured:
         parts += [_tiles(summary), _table(summary)]
-        parts.append(f"<p class=soft>Measured on: {html.escape(summary['data'])}. The repair itself used no image.</p>")
+        parts.append(f"<p class=soft>Measured on: {html.escape(summary['data'])}. {used}</p>")
     else:
         parts.append(
             "<p class=warn>No test images were given, so nothing was measured: whether the backdoor is gone is "
@@ -59,32 +63,14 @@ def render(
                 "Blue: right. Orange: the attacker's class. Brown: another wrong class.",
             ),
         ]
-    if summary["sweep"]:
-        oracle = summary["oracle"]
-        hindsight = (
-            f" Dashed: best of these in hindsight (ACC {percent(oracle['fused']['acc'])}, "
-            f"ASR {percent(oracle['fused']['asr'])}), an oracle's choice, made with the trigger and the test set."
-            if oracle
-            else ""
-        )
-        at_chosen = [row for row in summary["sweep"] if row["lambda"] == choice["lambda"]]
-        parts += [
-            "<h2>Accuracy and backdoor over gamma and lambda</h2>",
-            embed(
-                plots.grid(summary["sweep"], chosen=choice, oracle=oracle),
-                "The repaired network at every setting. Framed: the chosen setting." + hindsight,
-            ),
-            embed(
-                plots.gamma_tradeoff(at_chosen, chosen=choice, victim=summary["metrics"]["victim"]),
-                f"The same along gamma at lambda {choice['lambda']:g}. Dotted: the suspicious network.",
-            ),
-        ]
+    parts += _otbr_grid(summary) if summary["defense"] == "otbr" else _tsbd_choice(summary)
+    kind, did = ("random", "pruned") if summary["defense"] == "otbr" else ("clean", "re-initialised")
     parts += [
-        "<h2>Which neurons random unlearning moved</h2>",
+        f"<h2>Which neurons {kind} unlearning moved</h2>",
         embed(
-            plots.nwc_by_layer(scores, pruned),
+            plots.nwc_by_layer(scores, chosen, label=did),
             "One point for each neuron of each repaired layer, in execution order. The neurons whose "
-            "weights changed most over all layers together were pruned. All values are in neuron_scores.csv.",
+            f"weights changed most over all layers together were {did}. All values are in neuron_scores.csv.",
         ),
     ]
     if plan is not None:
@@ -92,7 +78,7 @@ def render(
         parts += [
             "<h2>Where their mass went</h2>",
             embed(
-                plots.transport_plan(matrix, pruned[name], layer=name),
+                plots.transport_plan(matrix, chosen[name], layer=name),
                 "The transport plan of the fused layer that lost most neurons. Every original neuron is replaced, in "
                 "part, by the mixture of pruned-network neurons in its column; suspicious neurons receive most.",
             ),
@@ -111,21 +97,70 @@ def _network(summary: Mapping[str, Any]) -> str:
     return f"{model['name']}, width {model['width']} ({source})"
 
 
-def _warning(summary: Mapping[str, Any]) -> str:
-    if summary["transport"]["converged"]:
-        unconverged = ", ".join(f"{gamma:g}" for gamma in not_converged(summary["sweep"]))
-        return (
-            f"<p class=warn>Transport did not converge for the grid's gamma {unconverged}.</p>" if unconverged else ""
-        )
+def _what_was_done(summary: Mapping[str, Any]) -> str:
+    neurons = summary["neurons"]
+    if summary["defense"] == "otbr":
+        return f"{neurons['pruned']} of {neurons['scored']} neurons pruned, {neurons['layers_fused']} layers fused"
     return (
-        f"<p class=warn>Transport did not converge: worst marginal error "
-        f"{summary['transport']['worst_marginal_error']:.2g} after {summary['transport']['most_iterations']} "
-        "iterations.</p>"
+        f"{neurons['weights_zeroed']:,} weights of {neurons['reinitialized']} of {neurons['scored']} neurons "
+        f"re-initialised, {len(summary['finetuning']['loss'])} epochs of fine-tuning"
+    )
+
+
+def _otbr_grid(summary: Mapping[str, Any]) -> list[str]:
+    if not summary["sweep"]:
+        return []
+    choice, oracle = summary["choice"], summary["oracle"]
+    at_chosen = [row for row in summary["sweep"] if row["lambda"] == choice["lambda"]]
+    return [
+        "<h2>Accuracy and backdoor over gamma and lambda</h2>",
+        embed(
+            plots.grid(summary["sweep"], chosen=choice, oracle=oracle),
+            "The repaired network at every setting. Framed: the chosen setting." + _hindsight(oracle, "fused"),
+        ),
+        embed(
+            plots.tradeoff(at_chosen, chosen=choice, victim=summary["metrics"]["victim"]),
+            f"The same along gamma at lambda {choice['lambda']:g}. Dotted: the suspicious network.",
+        ),
+    ]
+
+
+def _tsbd_choice(summary: Mapping[str, Any]) -> list[str]:
+    parts = []
+    if summary["selection"]:
+        parts += [
+            "<h2>How n was chosen</h2>",
+            embed(
+                plots.selection(summary["selection"], chosen=summary["choice"]["n"]),
+                "Accuracy of each candidate on clean images that its fine-tuning did not see. Chosen is the largest n "
+                "that these images cannot tell from the best one. No test image and no trigger was looked at.",
+            ),
+        ]
+    if summary["sweep"]:
+        parts += [
+            "<h2>Accuracy and backdoor over n</h2>",
+            embed(
+                plots.tradeoff(summary["sweep"], chosen=summary["choice"], victim=summary["metrics"]["victim"]),
+                "Measured with the test images for comparison only. Dotted: the suspicious network."
+                + _hindsight(summary["oracle"], "finetuned"),
+            ),
+        ]
+    return parts
+
+
+def _hindsight(oracle: Mapping[str, Any] | None, network: str) -> str:
+    if not oracle:
+        return ""
+    drawn = " Dashed: best" if network == "fused" else f" At n {oracle['n']:g} lies the best"
+    found = oracle[network]
+    return (
+        f"{drawn} of these in hindsight (ACC {percent(found['acc'])}, ASR {percent(found['asr'])}), an oracle's choice, "
+        "made with the trigger and the test set."
     )
 
 
 def _tiles(summary: Mapping[str, Any]) -> str:
-    before, after = summary["metrics"]["victim"], summary["metrics"]["fused"]
+    before, after = summary["metrics"]["victim"], summary["metrics"][list(ROWS[summary["defense"]])[-1]]
     tiles = [("acc", "accuracy on clean images, %"), ("asr", "attack success rate, %"), ("ra", "triggered, right, %")]
     return (
         "<div class=tiles>"
@@ -138,11 +173,12 @@ def _tiles(summary: Mapping[str, Any]) -> str:
 
 
 def _table(summary: Mapping[str, Any]) -> str:
-    rows = [("final" if name == "fused" else "", ROWS[name], summary["metrics"][name]) for name in ROWS]
+    titles = ROWS[summary["defense"]]
+    final = list(titles)[-1]
+    rows = [("final" if name == final else "", title, summary["metrics"][name]) for name, title in titles.items()]
     oracle = summary["oracle"]
     if oracle:
-        name = f"oracle: gamma {oracle['gamma']:g}, lambda {oracle['lambda']:g} (needs the trigger)"
-        rows.append(("oracle", name, oracle["fused"]))
+        rows.append(("oracle", f"oracle: {setting(oracle)} (needs the trigger)", oracle[final]))
     body = "".join(
         f"<tr class='{kind}'><td>{title}</td>"
         + "".join(f"<td>{percent(row[metric])}</td>" for metric in ("acc", "asr", "ra"))

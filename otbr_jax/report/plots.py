@@ -120,54 +120,79 @@ def grid(sweep: Sequence[Mapping[str, Any]], *, chosen: Mapping[str, Any], oracl
         return figure
 
 
-def gamma_tradeoff(
+def tradeoff(
     sweep: Sequence[Mapping[str, Any]], *, chosen: Mapping[str, Any], victim: Mapping[str, float | None]
 ) -> Figure:
-    """ACC and ASR over gamma, for the pruned and for the fused network, with the chosen gamma marked.
+    """ACC and ASR over gamma or n, for the repaired network and for the one before its last stage.
 
     Args:
       sweep: the rows `sweep` of `results.summarize`.
-      chosen: its `choice`.
+      chosen: its `choice`, marked.
       victim: its `metrics` of the suspicious network.
     """
-    gammas = [row["gamma"] for row in sweep]
+    name, networks = (
+        ("gamma", (("fused", "after fusion", "-"), ("pruned", "after pruning only", "--")))
+        if "gamma" in sweep[0]
+        else ("n", (("finetuned", "after fine-tuning", "-"), ("reinitialized", "after re-initialisation", "--")))
+    )
+    what = {"gamma": "gamma, share of neurons pruned", "n": "n, share of neurons re-initialised"}[name]
+    settings = [row[name] for row in sweep]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 3.3), layout="constrained")
         axis = figure.subplots()
         for metric, color in (("acc", GOOD), ("asr", BAD)):
-            for kind, line in (("fused", "-"), ("pruned", "--")):
+            for kind, title, line in networks:
                 values = [row[kind][metric] for row in sweep]
                 if None not in values:
-                    label = f"{metric.upper()} after {'fusion' if kind == 'fused' else 'pruning only'}"
-                    axis.plot(gammas, 100 * np.array(values), line, color=color, marker="o", ms=3.5, label=label)
+                    label = f"{metric.upper()} {title}"
+                    axis.plot(settings, 100 * np.array(values), line, color=color, marker="o", ms=3.5, label=label)
             before = victim[metric]
             if before is not None:
                 axis.axhline(100 * before, color=color, lw=0.8, ls=":", zorder=0)
-        axis.axvline(chosen["gamma"], color=NEUTRAL, lw=1, zorder=0)
-        axis.annotate(
-            f" chosen: {chosen['gamma']:g}",
-            (chosen["gamma"], 1.0),
-            xycoords=("data", "axes fraction"),
-            va="bottom",
-            ha="center",
-            color="#57606a",
-        )
-        axis.set(xlabel="gamma, share of neurons pruned", ylabel="per cent", ylim=(-3, 103))
+        axis.set(xlabel=what, ylabel="per cent", ylim=(-3, 103))
+        _mark(axis, chosen[name])
         axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
         return figure
 
 
-def nwc_by_layer(scores: Mapping[str, np.ndarray], pruned: Mapping[str, np.ndarray]) -> Figure:
-    """Every neuron's weight change, layer by layer in execution order, with the pruned neurons marked."""
+def selection(candidates: Sequence[Mapping[str, float]], *, chosen: float) -> Figure:
+    """Held-out accuracy over n; `candidates` are the rows `selection` of `results.summarize`."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 2.6), layout="constrained")
+        axis = figure.subplots()
+        values = 100 * np.array([row["held_out_accuracy"] for row in candidates])
+        axis.plot([row["n"] for row in candidates], values, "-", color=GOOD, marker="o", ms=3.5)
+        axis.set(xlabel="n, share of neurons re-initialised", ylabel="held-out accuracy, %")
+        _mark(axis, chosen)
+        return figure
+
+
+def _mark(axis: Axes, value: float) -> None:
+    """A line at the chosen setting."""
+    axis.axvline(value, color=NEUTRAL, lw=1, zorder=0)
+    axis.annotate(
+        f" chosen: {value:g}",
+        (value, 1.0),
+        xycoords=("data", "axes fraction"),
+        va="bottom",
+        ha="center",
+        color="#57606a",
+    )
+
+
+def nwc_by_layer(
+    scores: Mapping[str, np.ndarray], chosen: Mapping[str, np.ndarray], *, label: str = "pruned"
+) -> Figure:
+    """Every neuron's weight change, layer by layer in execution order, with the chosen neurons marked."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9, 3.8), layout="constrained")
         axis = figure.subplots()
         for index, (name, values) in enumerate(scores.items()):
             # Neurons side by side in their own order: reproducible, and nothing is drawn on top of another.
             places = index + np.linspace(-0.36, 0.36, len(values)) if len(values) > 1 else np.array([index])
-            mask = np.asarray(pruned[name])
+            mask = np.asarray(chosen[name])
             axis.plot(places[~mask], values[~mask], ".", ms=2.6, color=NEUTRAL, label=None if index else "kept")
-            axis.plot(places[mask], values[mask], ".", ms=4, color=BAD, label=None if index else "pruned")
+            axis.plot(places[mask], values[mask], ".", ms=4, color=BAD, label=None if index else label)
         axis.set_xticks(range(len(scores)), [short_name(name) for name in scores], rotation=55, ha="right", fontsize=8)
         positive = np.concatenate([np.ravel(values) for values in scores.values()])
         if (positive > 0).any():
@@ -275,4 +300,91 @@ def correlation_by_layer(studies: Sequence[Mapping[str, Any]]) -> Figure:
                 ylabel="Pearson correlation of NWC" if axis.get_subplotspec().is_first_col() else "",
             )
         axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+        return figure
+
+
+_KINDS = ("#24292f", BAD, GOOD, ACCENT, "#cc79a7", "#e69f00", "#56b4e9", "#a08000", NEUTRAL)
+
+
+def activeness_by_neuron(victims: Sequence[Mapping[str, Any]], means: Sequence[Mapping[str, np.ndarray]]) -> Figure:
+    """Activeness of clean and backdoored networks: sorted neurons of the last layer, averages and maxima by layer.
+
+    Args:
+      victims: `victims` of `activeness_study.summarize`, of networks with the same layers.
+      means: for each of them the mean activeness of every neuron, `{layer name: [neurons]}`.
+    """
+    attacks = sorted({one["attack"] for one in victims}, key=lambda name: (name != "none", name))
+    names = list(means[0])
+    groups = {attack: [i for i, one in enumerate(victims) if one["attack"] == attack] for attack in attacks}
+
+    def lines(axis: Axes, values: Sequence[np.ndarray], start: int, **style: Any) -> None:
+        places = np.arange(start, start + len(values[0]))
+        for index, attack in enumerate(attacks):
+            color, own = _KINDS[index % len(_KINDS)], np.stack([values[i] for i in groups[attack]])
+            # A logarithm has no place for neurons that do not move.
+            own = np.where(own > 0, own, np.nan)
+            for line in own if len(own) > 1 else []:
+                axis.plot(places, line, color=color, lw=0.6, alpha=0.5)
+            label = "clean network" if attack == "none" else attack
+            axis.plot(
+                places,
+                own.mean(axis=0),
+                color=color,
+                ls="--" if attack == "none" else "-",
+                lw=1.8,
+                label=label,
+                **style,
+            )
+        axis.set_yscale("log")
+
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9.6, 3.9), layout="constrained")
+        left, middle, right = figure.subplots(1, 3, sharey=True, width_ratios=(1.3, 1, 1))
+        lines(left, [np.sort(np.asarray(mean[names[-1]]))[::-1] for mean in means], 1)
+        left.set(xlabel="neuron, the most active first", ylabel="activeness", title=short_name(names[-1]))
+        for axis, part in ((middle, "average"), (right, "maximum")):
+            lines(
+                axis,
+                [np.array([one["layers"][name][part] for name in names], float) for one in victims],
+                0,
+                marker="o",
+                ms=3.5,
+            )
+            axis.set_xticks(
+                range(len(names)), [short_name(name) for name in names], rotation=55, ha="right", fontsize=8
+            )
+            axis.set_title(f"{part} of each layer")
+        handles, labels = left.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+        return figure
+
+
+def roc_curves(curves: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str]) -> Figure:
+    """ROC curve of each score, a panel each.
+
+    Args:
+      curves: `detection` of `activeness_study.summarize`, of networks of both kinds.
+      titles: the scores in words; the order of the panels.
+    """
+    columns = 3
+    rows = -(-len(titles) // columns)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.8, 2.7 * rows), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+        for index, (name, title) in enumerate(titles.items()):
+            axis, curve = axes[index // columns, index % columns], curves[name]
+            x, y = (np.array(curve[rate], float) for rate in ("false_positive_rate", "true_positive_rate"))
+            axis.plot([0, 1], [0, 1], color=NEUTRAL, lw=0.8, ls=":")
+            axis.fill_between(x, y, color=GOOD, alpha=0.1, lw=0)
+            axis.plot(x, y, color=GOOD, lw=1.6, marker="o", ms=3, clip_on=False)
+            axis.set_title(title, fontsize=8.5)
+            auc = "AUC -" if curve["auc"] is None else f"AUC {curve['auc']:.2f}"
+            axis.text(0.97, 0.05, auc, ha="right", transform=axis.transAxes, fontweight="bold")
+            axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
+        for axis in axes.flat[len(titles) :]:
+            axis.set_visible(False)
+        for axis in axes[-1]:
+            axis.set_xlabel("false positive rate")
+        for axis in axes[:, 0]:
+            axis.set_ylabel("true positive rate")
         return figure

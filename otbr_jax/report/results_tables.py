@@ -12,7 +12,8 @@ from otbr_jax.report.rows import NOTHING, Row, field, grouped, integer, joined, 
 from otbr_jax.report.table import CORRELATIONS
 
 # The network that a defence ends with. For one more defence, a line here: its columns are added on the right.
-REPAIRED = {"otbr": "fused"}
+REPAIRED = {"otbr": "fused", "tsbd": "finetuned"}
+ORACLES = {"otbr": "oracle's gamma, lambda: ACC / ASR", "tsbd": "oracle's n: ACC / ASR"}
 ATTACKS = ("none", "badnets", "blended", "sig", "lf", "ssba", "wanet", "input_aware", "trojan")
 RECIPES = ("published", "fast")
 
@@ -93,7 +94,7 @@ def _bench_group(rows: Sequence[Row]) -> str:
     ]
     for name in defenses:
         oracle = any(_defense(row) == name and field(row, "oracle") is not None for row in rows)
-        titles += [f"{name.upper()}: ACC / ASR / RA", "DER", *(["oracle's gamma, lambda: ACC / ASR"] if oracle else [])]
+        titles += [f"{name.upper()}: ACC / ASR / RA", "DER", *([ORACLES[name]] if oracle else [])]
         for cells, own in zip(table, lines.values(), strict=True):
             found = [row for row in own if _defense(row) == name]
             cells += _defense_cells(found[0], REPAIRED[name], oracle=oracle) if found else [NOTHING] * (2 + oracle)
@@ -253,7 +254,8 @@ def _bold(cell: str) -> str:
 def _oracle(row: Row, network: str) -> str:
     if field(row, "oracle") is None:
         return NOTHING
-    setting = f"{number(row, 'oracle.gamma', 'g')}, {number(row, 'oracle.lambda', 'g')}"
+    names = ("gamma", "lambda") if network == "fused" else ("n",)
+    setting = ", ".join(number(row, f"oracle.{name}", "g") for name in names)
     return f"{setting}: {percents(row, f'oracle.{network}', 'acc', 'asr')}"
 
 

@@ -6,11 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 ROWS = {
-    "victim": "suspicious network",
-    "unlearned": "after random unlearning",
-    "pruned": "after pruning",
-    "fused": "repaired (after fusion)",
+    "otbr": {
+        "victim": "suspicious network",
+        "unlearned": "after random unlearning",
+        "pruned": "after pruning",
+        "fused": "repaired (after fusion)",
+    },
+    "tsbd": {
+        "victim": "suspicious network",
+        "unlearned": "after clean unlearning",
+        "reinitialized": "after re-initialisation",
+        "finetuned": "repaired (fine-tuned)",
+    },
 }
+"""What networks are called, defence by defence; the last one is the repaired one."""
 
 CORRELATIONS = ("pearson", "spearman", "overlap")
 
@@ -23,26 +32,52 @@ def percent(value: float | None) -> str:
 def summary_table(summary: Mapping[str, Any]) -> str:
     """ACC, ASR, RA in per cent and DER for every network of `results.summarize`, as fixed-width text."""
     lines = [f"{'':<26}{'ACC %':>8}{'ASR %':>8}{'RA %':>8}{'DER':>8}", "-" * 58]
-    for name, title in ROWS.items():
+    rows = ROWS[summary["defense"]]
+    for name, title in rows.items():
         lines.append(_line(title, summary["metrics"][name]))
-    choice, oracle = summary["choice"], summary["oracle"]
+    choice, oracle, neurons = summary["choice"], summary["oracle"], summary["neurons"]
     if oracle:
-        lines.append(_line(f"oracle ({oracle['gamma']:g}, {oracle['lambda']:g})", oracle["fused"]))
+        lines.append(_line(f"oracle ({setting(oracle, names=False)})", oracle[list(rows)[-1]]))
     lines.append("-" * 58)
+    did = "pruned" if summary["defense"] == "otbr" else "reinitialized"
     lines.append(
-        f"gamma {choice['gamma']:g}, lambda {choice['lambda']:g}, chosen by {choice['chosen_by']}; "
-        f"{summary['neurons']['pruned']} of {summary['neurons']['scored']} neurons pruned"
+        f"{setting(choice)}, chosen by {choice['chosen_by']}; {neurons[did]} of {neurons['scored']} neurons {did}"
     )
+    if summary.get("clean"):
+        lines.append(f"used: {summary['clean']}")
     if oracle:
-        lines.append("oracle: best (gamma, lambda) of the grid by test ACC and ASR, which a defender cannot know")
-    if not summary["transport"]["converged"]:
+        swept = setting(oracle, values=False)
+        lines.append(f"oracle: best {swept} of the grid by test ACC and ASR, which a defender cannot know")
+    return "\n".join(lines + warnings(summary))
+
+
+def setting(choice: Mapping[str, Any], *, names: bool = True, values: bool = True) -> str:
+    """The settings of a `choice` or an `oracle` in words: `gamma 0.1, lambda 0.5`, or only names or values."""
+    found = [name for name in ("gamma", "lambda", "n", "m") if name in choice]
+    if not values:
+        return f"({', '.join(found)})" if len(found) > 1 else found[0]
+    return ", ".join(f"{name} {choice[name]:g}" if names else f"{choice[name]:g}" for name in found)
+
+
+def warnings(summary: Mapping[str, Any]) -> list[str]:
+    """What went less well than it should, a sentence each."""
+    if summary["defense"] == "tsbd":
+        found = summary["unlearning"]
+        if found["reached_chance"]:
+            return []
+        return [
+            f"clean unlearning did NOT reach chance: accuracy {percent(found['accuracy'])} % after {found['epochs']} "
+            "epochs; raise tsbd.unlearning.max_epochs or its learning_rate"
+        ]
+    lines, transport = [], summary["transport"]
+    if not transport["converged"]:
         lines.append(
-            f"transport did NOT converge: worst marginal error {summary['transport']['worst_marginal_error']:.2g}; "
+            f"transport did NOT converge: worst marginal error {transport['worst_marginal_error']:.2g}; "
             "raise otbr.fusion.transport.max_iterations or epsilon"
         )
     if unconverged := not_converged(summary["sweep"]):
         lines.append(f"transport did NOT converge in the grid at gamma {', '.join(f'{g:g}' for g in unconverged)}")
-    return "\n".join(lines)
+    return lines
 
 
 def not_converged(sweep: Sequence[Mapping[str, Any]]) -> list[float]:

@@ -1,0 +1,143 @@
+"""The clean images that a defender has: a share of a training set, or files of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from otbr_jax.data import sources
+from otbr_jax.data.folder import read_classes
+from otbr_jax.data.sources import DataConfig, Dataset, Images
+from otbr_jax.data.stored import Part, part, stratified
+from otbr_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class CleanConfig:
+    """Where the clean images come from, and how they are varied.
+
+    Attributes:
+      name: empty for the training set of `data`; `folder` or `npz` for files of one's own, which are used whole; or
+        another data set of `data.sources.SOURCES`, of whose training images a share is used.
+      path: the folder, with pictures in `CLASS/`, or the .npz file, with arrays `images` and `labels`.
+      data_dir: see `DataConfig.data_dir`.
+      fraction: share of a training set, in (0, 1], of every class its share.
+      crop_padding: black pixels around an image before a random crop, 0 for no crop: as the network was trained.
+      flip: whether half of the images are mirrored.
+    """
+
+    name: str = ""
+    path: str = ""
+    data_dir: str = ""
+    fraction: float = 0.05
+    crop_padding: int = 0
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        if self.name not in ("", *sources.SOURCES):
+            raise InputError(f"clean.name: expected '' or one of {[*sources.SOURCES]}, found {self.name!r}")
+        if not 0 < self.fraction <= 1:
+            raise InputError(f"clean.fraction: expected a share in (0, 1], found {self.fraction}")
+        if self.crop_padding < 0:
+            raise InputError(f"clean.crop_padding: expected a number of pixels from 0, found {self.crop_padding}")
+
+
+class Clean(NamedTuple):
+    """Clean images, and what they are in a line."""
+
+    images: Images
+    provenance: str
+
+
+def load_clean(
+    config: CleanConfig, dataset: Dataset | None, *, image_shape: tuple[int, int, int], num_classes: int, seed: int
+) -> Clean:
+    """The defender's clean images.
+
+    Args:
+      config: where they are.
+      dataset: the run's data, whose training images an empty `clean.name` means.
+      image_shape: `(h, w, c)` of the network's images.
+      num_classes: of the network.
+      seed: which images of a training set.
+
+    Raises:
+      InputError: if there are none, they do not fit the network, they are no uint8 images in 0..255, or a class has
+        none.
+    """
+    stored, description, whole = _stored(config, dataset, image_shape)
+    count = len(stored.labels) if whole else round(config.fraction * len(stored.labels))
+    if not count:
+        raise InputError(
+            f"clean.fraction: expected at least one image, found {config.fraction:g} of {len(stored.labels):,}"
+        )
+    images = sources.read_part(
+        stored, count, name=description, image_shape=image_shape, num_classes=num_classes, seed=seed
+    )
+    if images.images.max() <= 1:
+        raise InputError(
+            f"clean images of {description}: expected uint8 in 0..255, found at most {images.images.max()}: were they "
+            "scaled to [0, 1] before?"
+        )
+    missing = sorted(set(range(num_classes)) - set(images.labels.tolist()))
+    if missing:
+        raise InputError(
+            f"clean images of {description}: expected some of each of {num_classes} classes, found none of class "
+            f"{', '.join(map(str, missing[:10]))}"
+        )
+    share = "" if whole else f", {100 * config.fraction:g} % of {len(stored.labels):,} training images"
+    return Clean(images, f"{count:,} clean images of {description}{share}")
+
+
+def split_folds(labels: np.ndarray, *, held_out: float, folds: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places of images to fit `[folds, n]` and to hold out `[folds, m]`, every class its share.
+
+    No image is held out twice.
+
+    Args:
+      labels: int `[n + m]`.
+      held_out: share that is held out each time, in (0, 1).
+      folds: how many times; at most `1 / held_out`.
+      seed: which images.
+
+    Raises:
+      InputError: if nothing would be held out, or nothing left.
+    """
+    count = len(labels)
+    size = round(held_out * count)
+    if size < 1 or folds * size > count or size == count:
+        raise InputError(
+            f"selection.held_out: expected a share that {folds} times fits into {count} images, found {held_out:g}"
+        )
+    # The first places of every list have each class's share, and so have the next ones.
+    order: list[int] = []
+    left = np.arange(count)
+    for _ in range(folds):
+        chosen = left[stratified(labels[left], size, seed=seed)]
+        order += chosen.tolist()
+        left = np.setdiff1d(left, chosen)
+    held = np.array(order).reshape(folds, size)
+    return np.stack([np.setdiff1d(np.arange(count), fold) for fold in held]), held
+
+
+def _stored(config: CleanConfig, dataset: Dataset | None, image_shape: tuple[int, int, int]) -> tuple[Part, str, bool]:
+    """The images, what they are, and whether they are used whole."""
+    if not config.name:
+        if dataset is None or dataset.train is None:
+            raise InputError(
+                "clean.name: expected clean images of your own (`folder`, `npz` or a data set), since the data hold no "
+                "training images; found none"
+            )
+        return part(dataset.train.images, dataset.train.labels), "the training set", False
+    if config.name == "folder":
+        stored, _ = read_classes(config.path, image_shape)
+        return stored, config.path, True
+    source = DataConfig(config.name, path=config.path, data_dir=config.data_dir)
+    found = sources.SOURCES[config.name](source, image_shape)
+    if config.name == "npz":
+        return found.test, config.path, True
+    if found.train is None:
+        raise InputError(f"clean.name: expected a data set with training images, found {config.name!r} without")
+    return found.train, config.name, False

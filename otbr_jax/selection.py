@@ -1,0 +1,147 @@
+"""Choosing a setting with clean images only: cross-validation, and the strongest setting that costs nothing.
+
+Neither test images nor the trigger are looked at.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from otbr_jax.errors import InputError
+from otbr_jax.finetuning import FinetuningConfig, finetune
+from otbr_jax.neuron_graph import Layer
+from otbr_jax.pruning import reinitialize
+from otbr_jax.types import Batch, Network, Variables
+from otbr_jax.weight_change import Scores
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectionConfig:
+    """How n is chosen.
+
+    Attributes:
+      n: shares of neurons to choose from, each in [0, 1]; empty for `tsbd.n` as it is.
+      held_out: share of the clean images that a candidate is judged by, in (0, 1).
+      folds: how many disjoint parts are held out in turn.
+      errors: how many standard errors of the best candidate's held-out accuracy another may fall behind, from 0.
+    """
+
+    n: tuple[float, ...] = ()
+    held_out: float = 0.25
+    folds: int = 1
+    errors: float = 0.5
+
+    def __post_init__(self) -> None:
+        for value in self.n:
+            if not 0 <= value <= 1:
+                raise InputError(f"selection.n: expected fractions in [0, 1], found {value}")
+        if not 0 < self.held_out < 1:
+            raise InputError(f"selection.held_out: expected a share in (0, 1), found {self.held_out}")
+        if self.folds < 1 or self.folds * self.held_out > 1 + 1e-9:
+            raise InputError(f"selection.folds: expected 1..{int(1 / self.held_out + 1e-9)}, found {self.folds}")
+        if not 0 <= self.errors < float("inf"):
+            raise InputError(f"selection.errors: expected a finite number from 0, found {self.errors}")
+
+
+class Selection(NamedTuple):
+    """What candidates were judged by, and which one was chosen.
+
+    Attributes:
+      accuracy: `[candidates]`, of the held-out clean images of all folds, in [0, 1].
+      loss: `[candidates]`, their mean cross-entropy.
+      chosen: index of the chosen candidate.
+    """
+
+    accuracy: jax.Array
+    loss: jax.Array
+    chosen: jax.Array
+
+
+def strongest(accuracy: jax.Array, *, images: int, errors: float) -> jax.Array:
+    """Index of the last candidate whose accuracy is within `errors` standard errors of the best one's.
+
+    The standard-error rule of Breiman et al. (1984) turned to repair: candidates differ in how much of the network
+    they take, and of those that clean images cannot tell from the best the one that takes most leaves least of a
+    backdoor.
+
+    Args:
+      accuracy: `[candidates]` in [0, 1], in order of increasing strength.
+      images: how many images each accuracy is of.
+      errors: from 0.
+    """
+    best = jnp.max(accuracy)
+    # Of one success and one failure more than were seen: without a failure the error is small, not zero.
+    smoothed = (best * images + 1) / (images + 2)
+    error = jnp.sqrt(smoothed * (1 - smoothed) / images)
+    near = accuracy >= best - errors * error - 1e-6
+    return jnp.max(jnp.where(near, jnp.arange(len(accuracy)), -1))
+
+
+def select_reinitialization(
+    network: Network,
+    variables: Variables,
+    unlearned: Variables,
+    scores: Scores,
+    layers: Sequence[Layer],
+    clean: Batch,
+    folds: tuple[jax.Array, jax.Array],
+    *,
+    counts: jax.Array,
+    share: float,
+    key: jax.Array,
+    config: FinetuningConfig,
+    errors: float,
+    prepare: Callable[[jax.Array, jax.Array], jax.Array],
+    prepare_held_out: Callable[[jax.Array], jax.Array],
+    place: Callable[[Batch], Batch] = lambda batch: batch,
+    on_candidate: Callable[[], None] | None = None,
+) -> Selection:
+    """Chooses how many neurons are re-initialised: every candidate is fine-tuned on a part, and judged by the rest.
+
+    Guarantee: touches no data but `clean`. One program for all candidates, one network in memory at a time.
+
+    Args:
+      network: the functions of the network.
+      variables: the suspicious network's variables.
+      unlearned: the same after clean unlearning.
+      scores: neuron weight changes.
+      layers: the layers that `scores` is about.
+      clean: clean images `[n, h, w, c]` and labels `[n]`.
+      folds: places to fit int `[folds, fitted]` and to hold out int `[folds, held]`.
+      counts: int `[candidates]`, numbers of neurons, ascending.
+      share: the paper's m.
+      key: typed PRNG key of the fine-tunings.
+      config: how candidates are fine-tuned.
+      errors: see `strongest`.
+      prepare: `(images, key) -> images` as the network takes them, augmented.
+      prepare_held_out: the same without augmentation.
+      place: says where a batch lies on the devices.
+      on_candidate: called on the host after each candidate of each fold; None traces no callback.
+
+    Raises:
+      InputError: if a fold has fewer images than one batch.
+    """
+
+    def judged(fold: tuple[jax.Array, jax.Array], count: jax.Array) -> tuple[jax.Array, jax.Array]:
+        fit, held = fold
+        start, _ = reinitialize(variables, unlearned, scores, layers, count=count, share=share)
+        part = Batch(clean.images[fit], clean.labels[fit])
+        tuned, _ = finetune(network, start, part, key=key, config=config, prepare=prepare, place=place)
+        logits = network.apply(tuned, prepare_held_out(clean.images[held])).astype(jnp.float32)
+        labels = clean.labels[held]
+        right = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+        losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)
+        if on_candidate is not None:
+            jax.debug.callback(on_candidate)
+        return jnp.mean(right), jnp.mean(losses)
+
+    def one_fold(fold: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        return jax.lax.map(lambda count: judged(fold, count), counts)
+
+    accuracy, loss = (jnp.mean(found, axis=0) for found in jax.lax.map(one_fold, folds))
+    return Selection(accuracy, loss, strongest(accuracy, images=folds[1].size, errors=errors))
