@@ -4,19 +4,32 @@ Pure functions over a `Network` (two functions) and its variables; see `otbr_jax
 `otbr_jax.experiments` for what runs, saves and measures them.
 """
 
+from otbr_jax.activeness import Activeness, activeness
 from otbr_jax.defenses.otbr import OTBRConfig, OTBRInfo, choose_layers, otbr
+from otbr_jax.defenses.tsbd import TSBDConfig, TSBDInfo, tsbd
 from otbr_jax.errors import InputError
+from otbr_jax.finetuning import FinetuningConfig, activeness_aware, finetune
 from otbr_jax.fusion import FusionConfig, fuse
 from otbr_jax.neuron_graph import Group, Layer, NeuronGraph, check_graph, permutation_error, permute
 from otbr_jax.neurons import trace
-from otbr_jax.pruning import neurons_to_prune, prune
+from otbr_jax.pruning import neurons_to_prune, prune, reinitialize
 from otbr_jax.transport import TransportConfig
 from otbr_jax.types import Batch, Network, Variables
-from otbr_jax.unlearning import UnlearningConfig, noise_batches, random_unlearning, unlearn
+from otbr_jax.unlearning import (
+    CleanUnlearningConfig,
+    UnlearningConfig,
+    clean_unlearning,
+    noise_batches,
+    random_unlearning,
+    unlearn,
+)
 from otbr_jax.weight_change import correlation, neuron_weight_changes, ranks
 
 __all__ = [
+    "Activeness",
     "Batch",
+    "CleanUnlearningConfig",
+    "FinetuningConfig",
     "FusionConfig",
     "Group",
     "InputError",
@@ -25,12 +38,18 @@ __all__ = [
     "NeuronGraph",
     "OTBRConfig",
     "OTBRInfo",
+    "TSBDConfig",
+    "TSBDInfo",
     "TransportConfig",
     "UnlearningConfig",
     "Variables",
+    "activeness",
+    "activeness_aware",
     "check_graph",
     "choose_layers",
+    "clean_unlearning",
     "correlation",
+    "finetune",
     "fuse",
     "neuron_weight_changes",
     "neurons_to_prune",
@@ -41,6 +60,8 @@ __all__ = [
     "prune",
     "random_unlearning",
     "ranks",
+    "reinitialize",
     "trace",
+    "tsbd",
     "unlearn",
 ]

@@ -21,7 +21,7 @@ import optax
 from otbr_jax.errors import InputError
 from otbr_jax.objective import cross_entropy, float32_params, training_state
 from otbr_jax.types import Batch, Network, Variables, split
-from otbr_jax.unlearning import epoch_draws
+from otbr_jax.unlearning import epoch_draws, per_device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,11 +226,11 @@ def finetune(
       `(variables, FinetuningInfo)`, the latter `[epochs, steps]`; parameters at least in float32.
 
     Raises:
-      InputError: if there are fewer images than one batch.
+      InputError: if there are fewer images than one batch, or devices cannot share a batch evenly.
     """
     optimizer = optimizer_of(config)
     step = step_fn(network, variables, optimizer, axis_name=axis_name)
-    batch_size = config.batch_size // (1 if axis_name is None else jax.lax.axis_size(axis_name))
+    batch_size = per_device(config.batch_size, axis_name, name="finetuning.batch_size")
 
     def epoch(carry: Finetuning, index: jax.Array) -> tuple[Finetuning, FinetuningInfo]:
         own = jax.random.fold_in(key, index)

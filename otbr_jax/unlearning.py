@@ -122,16 +122,21 @@ def noise_batches(network: Network, *, batch_size: int, axis_name: str | None = 
         )
 
     def batch(key: jax.Array) -> Batch:
-        indices = jnp.arange(batch_size)
+        share = per_device(batch_size, axis_name, name="unlearning.batch_size")
+        indices = jnp.arange(share)
         if axis_name is not None:
-            devices = jax.lax.axis_size(axis_name)
-            if batch_size % devices:
-                raise InputError(f"unlearning.batch_size: expected a multiple of {devices} devices, found {batch_size}")
-            share = batch_size // devices
-            indices = jax.lax.axis_index(axis_name) * share + jnp.arange(share)
+            indices += jax.lax.axis_index(axis_name) * share
         return jax.vmap(lambda index: one_image(jax.random.fold_in(key, index)))(indices)
 
     return batch
+
+
+def per_device(batch_size: int, axis_name: str | None, *, name: str) -> int:
+    """Each device's part of a batch that the devices of a mapped axis share; raises InputError if it is uneven."""
+    devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+    if batch_size % devices:
+        raise InputError(f"{name}: expected a multiple of {devices} devices, found {batch_size}")
+    return batch_size // devices
 
 
 def unlearn(
@@ -255,9 +260,9 @@ def clean_unlearning(
       `(unlearned variables, CleanUnlearningInfo)`; parameters at least in float32.
 
     Raises:
-      InputError: if there are fewer images than one batch.
+      InputError: if there are fewer images than one batch, or devices cannot share a batch evenly.
     """
-    devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+    size = per_device(config.batch_size, axis_name, name="unlearning.batch_size")
     params, state = split(variables)
     ascend = _ascent(network, params, config, axis_name)
     stop = config.stop_accuracy or 1 / network.num_classes
@@ -269,21 +274,22 @@ def clean_unlearning(
             carry, found, _ = ascend(carry, place(batch))
             return carry, (found.loss, found.accuracy)
 
-        draws = epoch_draws(len(clean.labels), config.batch_size // devices, key=key)
+        draws = epoch_draws(len(clean.labels), size, key=key)
         carry, (losses, accuracies) = jax.lax.scan(step, carry, draws)
         return carry, jnp.mean(losses), jnp.mean(accuracies)
 
     def one_more(loop: Any) -> jax.Array:
         _, info = loop
-        return (info.epochs < config.max_epochs) & ~info.reached
+        # A loss that is no number any more ends it too: there is nothing left to unlearn.
+        lost = (info.epochs > 0) & ~jnp.isfinite(info.loss[info.epochs - 1])
+        return (info.epochs < config.max_epochs) & ~info.reached & ~lost
 
     def body(loop: Any) -> Any:
         carry, info = loop
         carry, loss, accuracy = epoch(carry, jax.random.fold_in(key, info.epochs))
         if on_epoch is not None:
             jax.debug.callback(lambda loss, acc: on_epoch(loss=float(loss), acc=float(acc)), loss, accuracy)
-        # A loss that is no number any more ends it too: there is nothing left to unlearn.
-        reached = (accuracy <= stop) | ~jnp.isfinite(loss)
+        reached = (accuracy <= stop) & jnp.isfinite(loss)
         losses, accuracies = info.loss.at[info.epochs].set(loss), info.accuracy.at[info.epochs].set(accuracy)
         return carry, CleanUnlearningInfo(losses, accuracies, info.epochs + 1, reached)
 

@@ -1,4 +1,4 @@
-"""`launch.check_reference`: every stage of OTBR against numbers that another implementation computed.
+"""`launch.check_reference`: every stage of OTBR and TSBD against numbers that another implementation computed.
 
 On a file that PyTorch writes here (skipped without PyTorch), and on one that is named (`OTBR_JAX_REFERENCE=FILE.npz`).
 """
@@ -15,6 +15,7 @@ import pytest
 from otbr_jax import InputError
 from otbr_jax.experiments.comparing import compare, compare_each
 from otbr_jax.experiments.reference_otbr import check_otbr
+from otbr_jax.experiments.reference_tsbd import check_tsbd
 from otbr_jax.experiments.references import load_reference
 
 FILE = pathlib.Path(os.environ.get("OTBR_JAX_REFERENCE", ""))
@@ -71,6 +72,66 @@ def test_other_numbers_fail_and_only_these(written, tmp_path):
     assert "fused_0.05/logits" not in found  # another set of neurons, another network
 
 
+def test_every_stage_of_tsbd_equals_pytorchs(written):
+    reference = load_reference(written)
+    found = {comparison.name: comparison for comparison in check_tsbd(reference)}
+    assert [comparison for comparison in found.values() if not comparison.passed] == []
+    layers = reference.setting("conv_layers")
+    stages = ["reinit_logits", "finetuned_parameters", "finetuned_statistics", "finetuned_logits"]
+    assert list(found) == ["victim_logits", *(f"nwc/{name}" for name in layers), "zeroed_0.25_0.7", *stages]
+    # Neither all weights nor none: the threshold was met.
+    zeroed = np.concatenate([reference.array(f"tsbd/zeroed_0.25_0.7/{name}").ravel() for name in layers])
+    assert 0.05 < zeroed.mean() < 0.4
+    # Rounding is not what makes them pass.
+    assert all(found[name].tolerance < 0.2 for name in stages)
+
+
+def test_other_numbers_of_tsbd_fail_and_only_these(written, tmp_path):
+    with np.load(written) as file:
+        nwc, kernel = file["tsbd/nwc/body.11.weight"].copy(), file["tsbd/finetuned/body.15.weight"]
+        mask = file["tsbd/zeroed_0.25_0.7/body.11.weight"].copy()
+        mean = file["tsbd/finetuned/body.16.running_mean"]
+    mask[nwc.argmin(), 0, 0, 0] ^= True  # of a neuron that hardly changed
+    nwc[3] *= 1.1
+    wrong = {
+        "tsbd/nwc/body.11.weight": nwc,
+        "tsbd/finetuned/body.15.weight": 1.3 * kernel,
+        "tsbd/finetuned/body.16.running_mean": 1.3 * mean,
+    }
+    found = {c.name: c.passed for c in check_tsbd(load_reference(changed(written, tmp_path, **wrong)))}
+    failed = [name for name, passed in found.items() if not passed]
+    assert failed == ["nwc/body.11.weight", "finetuned_parameters", "finetuned_statistics"]
+
+    flipped = {"tsbd/zeroed_0.25_0.7/body.11.weight": mask}
+    found = {c.name: c for c in check_tsbd(load_reference(changed(written, tmp_path, **flipped)))}
+    assert [name for name, comparison in found.items() if not comparison.passed] == ["zeroed_0.25_0.7"]
+    assert found["zeroed_0.25_0.7"].max_abs == 1
+    assert "reinit_logits" not in found  # other weights, another network
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tsbd/images",
+        "tsbd/nwc/body.4.weight",
+        "tsbd/zeroed_0.25_0.7/body.4.weight",
+        "tsbd/finetuned/body.5.bias",
+    ],
+)
+def test_what_tsbd_lacks_is_named(written, name):
+    reference = load_reference(written)
+    lacking = reference._replace(arrays={other: array for other, array in reference.arrays.items() if other != name})
+    with pytest.raises(InputError, match=f"--reference: expected an array '{name}' in the file, found none"):
+        list(check_tsbd(lacking))
+
+
+def test_settings_that_tsbd_lacks_are_named(written):
+    reference = load_reference(written)
+    lacking = reference._replace(meta={name: value for name, value in reference.meta.items() if name != "tsbd"})
+    with pytest.raises(InputError, match="--reference: expected meta to hold 'tsbd.n', found none"):
+        list(check_tsbd(lacking))
+
+
 @pytest.mark.slow
 def test_the_command(written, tmp_path):
     def run(path):
@@ -120,7 +181,8 @@ def test_a_nan_never_passes():
 
 
 @pytest.mark.skipif(not FILE.is_file(), reason="OTBR_JAX_REFERENCE names no reference file")
-def test_every_stage_equals_the_reference_implementations():
-    comparisons = list(check_otbr(load_reference(FILE)))
+@pytest.mark.parametrize("check", [check_otbr, check_tsbd])
+def test_every_stage_equals_the_reference_implementations(check):
+    comparisons = list(check(load_reference(FILE)))
     assert len(comparisons) > 20
     assert [comparison for comparison in comparisons if not comparison.passed] == []

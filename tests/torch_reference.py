@@ -1,5 +1,6 @@
-"""Files of reference numbers as another implementation writes them: OTBR in PyTorch, for a small VGG."""
+"""Files of reference numbers as another implementation writes them: OTBR and TSBD in PyTorch, for a small VGG."""
 
+import copy
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 WIDTH, SIZE, CLASSES, STEPS, BATCH = 4, 8, 3, 4, 8
+TSBD = {"n": 0.25, "m": 0.7, "r": 0.05, "alpha": 0.7, "lr": 0.01, "momentum": 0.9, "ft_steps": 3}
 
 
 class VGG(nn.Module):
@@ -32,7 +34,7 @@ class VGG(nn.Module):
 
 
 def write_reference(path, *, seed=0, gammas=("0.05", "0.3"), lam=0.5):
-    """Every array of OTBR under the keys of a reference file."""
+    """Every array of OTBR and TSBD under the keys of a reference file."""
     torch.manual_seed(seed)
     model = VGG()
     convolutions = [f"body.{i}.weight" for i, layer in enumerate(model.body) if isinstance(layer, nn.Conv2d)]
@@ -45,13 +47,7 @@ def write_reference(path, *, seed=0, gammas=("0.05", "0.3"), lam=0.5):
         with torch.no_grad():
             return model.eval()(arrays["probe/images"])
 
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-    model.train()
-    for images, labels in zip(arrays["otbr/noise"], arrays["otbr/labels"], strict=True):
-        optimizer.zero_grad()
-        (-functional.cross_entropy(model(images), labels)).backward()
-        optimizer.step()
-    unlearned = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    unlearned = _unlearn(model, arrays["otbr/noise"], arrays["otbr/labels"])
     nwc = {name: (unlearned[name] - victim[name]).abs().flatten(1).sum(1) for name in convolutions}
     arrays |= {f"victim/{name}": tensor for name, tensor in victim.items()}
     arrays |= {f"otbr/unlearned/{name}": tensor for name, tensor in unlearned.items()}
@@ -69,8 +65,73 @@ def write_reference(path, *, seed=0, gammas=("0.05", "0.3"), lam=0.5):
         arrays |= {f"otbr/fused_{gamma}/{name}": fused[name] for name in convolutions}
         arrays[f"otbr/fused_{gamma}/logits"] = logits(fused)
     otbr = {"lr": 1e-3, "momentum": 0.9, "steps": STEPS, "batch": BATCH, "lambda": lam}
+
+    images = arrays["tsbd/images"] = torch.rand(STEPS, BATCH, 1, SIZE, SIZE).half()
+    labels = arrays["tsbd/labels"] = torch.randint(0, CLASSES, (STEPS, BATCH))
+    model.load_state_dict(victim)
+    unlearned = _unlearn(model, images.float(), labels)
+    changes = {name: (unlearned[name] - victim[name]).abs() for name in convolutions}
+    zeroed = _zeroed(changes, TSBD["n"], TSBD["m"])
+    start = {name: tensor.masked_fill(zeroed[name], 0) if name in zeroed else tensor for name, tensor in victim.items()}
+    arrays |= {f"tsbd/nwc/{name}": change.flatten(1).sum(1) for name, change in changes.items()}
+    arrays |= {f"tsbd/zeroed_{TSBD['n']}_{TSBD['m']}/{name}": mask for name, mask in zeroed.items()}
+    arrays["tsbd/reinit_logits"] = logits(start)
+    steps = TSBD["ft_steps"]
+    finetuned = _finetune(model, start, images[:steps].float(), labels[:steps])
+    arrays |= {f"tsbd/finetuned/{name}": tensor for name, tensor in finetuned.items()}
+    arrays["tsbd/finetuned_logits"] = logits(finetuned)
     meta = {"arch": "vgg", "width": WIDTH, "image_size": SIZE, "classes": CLASSES, "conv_layers": convolutions}
-    np.savez(path, meta=json.dumps(meta | {"otbr": otbr}), **{name: np.asarray(a) for name, a in arrays.items()})
+    np.savez(
+        path,
+        meta=json.dumps(meta | {"otbr": otbr, "tsbd": TSBD}),
+        **{name: np.asarray(a) for name, a in arrays.items()},
+    )
+
+
+def _unlearn(model, batches, labels):
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    model.train()
+    for images, own in zip(batches, labels, strict=True):
+        optimizer.zero_grad()
+        (-functional.cross_entropy(model(images), own)).backward()
+        optimizer.step()
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def _zeroed(changes, n, m):
+    """Of the neurons that changed most, the weights that changed most."""
+    neurons = [(float(row.sum()), name, index) for name, change in changes.items() for index, row in enumerate(change)]
+    chosen = sorted(neurons, key=lambda neuron: -neuron[0])[: int(n * len(neurons))]
+    pool = sorted((float(c) for _, name, index in chosen for c in changes[name][index].flatten()), reverse=True)
+    threshold = pool[int(m * len(pool)) - 1]
+    masks = {name: torch.zeros_like(change, dtype=torch.bool) for name, change in changes.items()}
+    for _, name, index in chosen:
+        masks[name][index] = changes[name][index] >= threshold
+    return masks
+
+
+def _finetune(model, start, batches, labels):
+    model.load_state_dict(start)
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=TSBD["lr"], momentum=TSBD["momentum"])
+    for images, own in zip(batches, labels, strict=True):
+        first = _gradients(copy.deepcopy(model), images, own)
+        ahead = copy.deepcopy(model)
+        with torch.no_grad():
+            for parameter, gradient in zip(ahead.parameters(), first, strict=True):
+                if gradient.norm() > 0:
+                    parameter += TSBD["r"] * gradient / gradient.norm()
+        second = _gradients(ahead, images, own)
+        for parameter, g1, g2 in zip(model.parameters(), first, second, strict=True):
+            parameter.grad = (1 - TSBD["alpha"]) * g1 + TSBD["alpha"] * g2
+        optimizer.step()
+        with torch.no_grad():
+            model(images)  # only here do the statistics move
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def _gradients(model, images, labels):
+    return torch.autograd.grad(functional.cross_entropy(model(images), labels), list(model.parameters()))
 
 
 def _fuse(pruned, victim, nwc, lam, *, first):

@@ -123,9 +123,10 @@ def _finetuned(reference: Reference, start: Variables, clean: Batch) -> Iterator
     batches = Batch(clean.images[:steps], clean.labels[:steps])
     step = step_fn(reference.network, start, optimizer)
     tune = jax.jit(lambda variables: variables_of(jax.lax.scan(step, begin(variables, optimizer), batches)[0]))
+    expected = {name: reference.array(f"tsbd/finetuned/{name}") for name in reference.names.values()}
+    stored = reference.array("tsbd/finetuned_logits")
     found = tune(start)
     others = [tune(_nearly(start, seed)) for seed in range(_STARTS)]
-    expected = {name: reference.array(f"tsbd/finetuned/{name}") for name in reference.names.values()}
     before, after = reference.tensors(start), reference.tensors(found)
     for title, names in _parts(expected):
         moved = _distance(expected, before, names) or 1.0
@@ -133,7 +134,7 @@ def _finetuned(reference: Reference, start: Variables, clean: Batch) -> Iterator
         error = _distance(expected, after, names)
         note = _sensitive(own, "how far the reference moved, in L2 norm")
         yield judge(f"finetuned_{title}", error, error / moved, tolerance=_tolerance(own), note=note)
-    logits, stored = reference.logits(found), reference.array("tsbd/finetuned_logits")
+    logits = reference.logits(found)
     largest = float(np.max(np.abs(stored)))
     own = max(float(np.max(np.abs(reference.logits(other) - logits))) for other in others) / largest
     yield compare(

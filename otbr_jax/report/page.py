@@ -152,10 +152,10 @@ def _hindsight(oracle: Mapping[str, Any] | None, network: str) -> str:
     if not oracle:
         return ""
     drawn = " Dashed: best" if network == "fused" else f" At n {oracle['n']:g} lies the best"
-    found = oracle[network]
+    acc, asr = (percent(oracle[network][metric]) for metric in ("acc", "asr"))
     return (
-        f"{drawn} of these in hindsight (ACC {percent(found['acc'])}, ASR {percent(found['asr'])}), an oracle's choice, "
-        "made with the trigger and the test set."
+        f"{drawn} of these in hindsight (ACC {acc}, ASR {asr}), an oracle's choice, made with the trigger and the test "
+        "set."
     )
 
 

@@ -1,0 +1,87 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from otbr_jax import Batch, InputError, neuron_weight_changes, neurons_to_prune
+from otbr_jax.defenses.tsbd import TSBDConfig, tsbd
+from otbr_jax.finetuning import FinetuningConfig, finetune
+from otbr_jax.pruning import reinitialize
+from otbr_jax.unlearning import CleanUnlearningConfig, clean_unlearning
+
+CONFIG = TSBDConfig(
+    unlearning=CleanUnlearningConfig(max_epochs=3, batch_size=16, learning_rate=1e-3, stop_accuracy=0.01),
+    n=0.2,
+    finetuning=FinetuningConfig(epochs=2, batch_size=8),
+)
+
+
+def brightened(images, key):
+    return images + 0.1 * jax.random.uniform(key, (len(images), 1, 1, 1))
+
+
+@pytest.fixture(scope="module")
+def clean(tiny):
+    """Random images with the network's own answers in training mode, so that there is something to unlearn."""
+    network, variables = tiny
+    images = jax.random.uniform(jax.random.key(1), (32, 8, 8, 1))
+    logits, _ = jax.jit(network.train)(variables, images)
+    return Batch(images, jnp.argmax(logits, axis=-1).astype(jnp.int32))
+
+
+@pytest.fixture(scope="module")
+def defence(moved, clean):
+    """`(variables, key) -> (repaired, TSBDInfo)`, jitted."""
+    network, _, _, graph = moved
+    return jax.jit(
+        lambda v, key: tsbd(network, v, clean, graph.main_convolutions, key=key, config=CONFIG, prepare=brightened)
+    )
+
+
+def test_the_whole_defence_jits_and_is_a_function_of_its_key(moved, defence):
+    _, variables, _, graph = moved
+    repaired, info = defence(variables, jax.random.key(3))
+    chex.assert_trees_all_equal_shapes_and_dtypes(repaired, variables)
+    chex.assert_tree_all_finite(repaired)
+    assert {leaf.dtype for leaf in jax.tree.leaves(repaired)} == {jnp.dtype("float32")}
+    assert any(not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (repaired, variables)), strict=True))
+    assert int(info.unlearning.epochs) == 3
+    assert info.finetuning.loss.shape == (2, 4)
+    layers = graph.main_convolutions
+    chosen = sum(int(info.reinit.neurons[layer.name].sum()) for layer in layers)
+    assert chosen == neurons_to_prune(0.2, sum(layer.neurons for layer in layers))
+
+    chex.assert_trees_all_equal(defence(variables, jax.random.key(3)), (repaired, info))
+    other, _ = defence(variables, jax.random.key(4))
+    assert not np.array_equal(*(tree["params"]["conv1"]["kernel"] for tree in (repaired, other)))
+
+
+def test_it_is_its_stages_one_after_the_other(moved, clean, defence):
+    network, variables, _, graph = moved
+    layers = graph.main_convolutions
+    key = jax.random.key(3)
+    first, second = jax.random.split(key)
+    unlearned, unlearning = clean_unlearning(
+        network, variables, clean, key=first, config=CONFIG.unlearning, prepare=brightened
+    )
+    scores = neuron_weight_changes(variables, unlearned, layers)
+    count = neurons_to_prune(CONFIG.n, sum(layer.neurons for layer in layers))
+    start, reinit = reinitialize(variables, unlearned, scores, layers, count=count, share=CONFIG.m)
+    repaired, finetuning = finetune(network, start, clean, key=second, config=CONFIG.finetuning, prepare=brightened)
+    stages = repaired, (unlearning, scores, reinit, finetuning)
+    found, info = defence(variables, key)
+    chex.assert_trees_all_equal(info.reinit, reinit)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), (found, tuple(info)), stages)
+
+
+def test_no_layers(tiny, clean):
+    network, variables = tiny
+    with pytest.raises(InputError, match="layers: expected at least one convolution on the main path, found none"):
+        tsbd(network, variables, clean, (), key=jax.random.key(0), config=CONFIG)
+
+
+@pytest.mark.parametrize(("settings", "field"), [({"n": -0.1}, "n"), ({"m": 1.5}, "m"), ({"m": float("nan")}, "m")])
+def test_bad_settings(settings, field):
+    with pytest.raises(InputError, match=rf"tsbd\.{field}: expected a fraction in \[0, 1\], found"):
+        TSBDConfig(**settings)

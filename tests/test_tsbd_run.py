@@ -1,0 +1,255 @@
+"""TSBD from a suspicious network to a report, on a tiny network: stages, choice of n, resuming, clean images."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from otbr_jax import InputError
+from otbr_jax.attacks.badnets import BadNetsConfig
+from otbr_jax.attacks.registry import AttackConfig
+from otbr_jax.data.clean import CleanConfig, load_clean, split_folds
+from otbr_jax.data.sources import DataConfig, Dataset, Images
+from otbr_jax.defenses.tsbd import TSBDConfig
+from otbr_jax.experiments import tsbd_run
+from otbr_jax.experiments.checkpoints import save_checkpoint
+from otbr_jax.experiments.pipeline import repair
+from otbr_jax.experiments.repair_config import RepairConfig, SweepConfig
+from otbr_jax.experiments.results import summarize
+from otbr_jax.experiments.training import TrainingConfig
+from otbr_jax.finetuning import FinetuningConfig
+from otbr_jax.models.registry import ModelConfig
+from otbr_jax.report.table import summary_table
+from otbr_jax.selection import SelectionConfig, strongest
+from otbr_jax.unlearning import CleanUnlearningConfig
+
+N = (0.1, 0.4)
+CONFIG = RepairConfig(
+    defense="tsbd",
+    model=ModelConfig(name="preact_resnet10", width=8, image_shape=(8, 8, 1)),
+    attack=AttackConfig(badnets=BadNetsConfig(size=2)),
+    training=TrainingConfig(epochs=3),
+    clean=CleanConfig(crop_padding=1),
+    tsbd=TSBDConfig(
+        unlearning=CleanUnlearningConfig(max_epochs=30, batch_size=32, learning_rate=1e-3),
+        finetuning=FinetuningConfig(epochs=4, batch_size=32),
+    ),
+    selection=SelectionConfig(n=N, folds=2),
+    sweep=SweepConfig(n=N),
+)
+STAGES = {"victim", "unlearned", "scores", "selected", "reinitialized", "finetuned", "evaluation"}
+
+
+def run(workdir, config=CONFIG, devices=1):
+    return repair(config, workdir, devices=jax.local_devices()[:devices])
+
+
+def digests(result):
+    return {name: stage.digest for name, stage in result.stages.items()}
+
+
+def resumed(result):
+    return {name for name, stage in result.stages.items() if stage.resumed}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished") / "w"
+    result = run(workdir)
+    return workdir, result, summarize(result)
+
+
+def test_what_a_run_leaves(finished):
+    workdir, result, summary = finished
+    assert set(result.stages) == STAGES
+    assert json.loads((workdir / "metrics.json").read_text()) == summary
+    assert set(summary["metrics"]) == {"victim", "unlearned", "reinitialized", "finetuned"}
+    assert summary["unlearning"]["reached_chance"]
+    assert summary["clean"] == "65 clean images of the training set, 5 % of 1,297 training images"
+    # What was chosen is what was done, and the grid's row of it is the repaired network's.
+    assert summary["choice"]["n"] in N
+    assert summary["choice"]["chosen_by"] == "held-out clean images"
+    assert summary["neurons"]["reinitialized"] == int(summary["choice"]["n"] * summary["neurons"]["scored"])
+    chosen = next(row for row in summary["sweep"] if row["n"] == summary["choice"]["n"])
+    assert chosen["reinitialized"] == summary["metrics"]["reinitialized"]
+    assert abs(chosen["finetuned"]["acc"] - summary["metrics"]["finetuned"]["acc"]) < 0.05
+    page = (workdir / "report.html").read_text()
+    assert page.count("<img") == 4
+    assert "How n was chosen" in page
+    assert "used 65 clean images" in page
+    table = summary_table(summary)
+    assert "repaired (fine-tuned)" in table
+    assert "oracle: best n of the grid" in table
+    assert (workdir / "neuron_scores.csv").read_text().startswith("layer,neuron,nwc,rank,reinitialized\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [
+        (lambda c: c, STAGES),
+        # Neither test images nor the trigger have a say in the repair.
+        (lambda c: dataclasses.replace(c, sweep=SweepConfig()), STAGES - {"evaluation"}),
+        (
+            lambda c: dataclasses.replace(c, selection=SelectionConfig()),
+            {"victim", "unlearned", "scores"},
+        ),
+        (lambda c: dataclasses.replace(c, clean=CleanConfig(fraction=0.1)), {"victim"}),
+    ],
+    ids=["nothing", "sweep", "no selection", "clean images"],
+)
+def test_exactly_what_a_change_touches_runs_again(finished, tmp_path, change, kept):
+    workdir, first, _ = finished
+    result = run(shutil.copytree(workdir, tmp_path / "w"), change(CONFIG))
+    assert resumed(result) == kept
+    if "finetuned" in kept:
+        assert result.stages["finetuned"].digest == first.stages["finetuned"].digest
+
+
+def test_a_killed_finetuning_goes_on_inside_the_epochs_to_the_same_bits(finished, tmp_path, monkeypatch):
+    workdir, first, _ = finished
+    copy = shutil.copytree(workdir, tmp_path / "w")
+    (folder,) = (copy / "stages").glob("finetuned-*")
+    shutil.rmtree(folder)
+    saved, epochs = [], []
+
+    def save_and_die(progress, state):
+        tsbd_run.__dict__["_save"](progress, state)
+        saved.append(int(state["done"]))
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(tsbd_run, "_save", tsbd_run.save_state, raising=False)
+    monkeypatch.setattr(tsbd_run, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(tsbd_run, "save_state", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        run(copy)
+    assert saved == [1, 2]
+    monkeypatch.setattr(tsbd_run, "save_state", lambda progress, state: epochs.append(int(state["done"])))
+    again = run(copy)
+    assert epochs == [3]  # the third epoch was its first one
+    assert again.stages["finetuned"].digest == first.stages["finetuned"].digest
+    assert not list((copy / "progress").iterdir())
+
+
+@pytest.mark.slow
+def test_eight_devices_find_the_same_neurons(finished, tmp_path):
+    _, one, _ = finished
+    save_checkpoint(tmp_path / "c", one.stages["victim"].value["variables"])
+    model = dataclasses.replace(CONFIG.model, checkpoint=str(tmp_path / "c"))
+    config = dataclasses.replace(CONFIG, model=model, selection=SelectionConfig(), sweep=SweepConfig())
+    eight = run(tmp_path / "w", config, devices=8)
+    for name, scores in one.stages["scores"].value.items():
+        np.testing.assert_allclose(eight.stages["scores"].value[name], scores, rtol=2e-2)
+    assert np.isfinite(eight.stages["finetuned"].value["history"]["loss"]).all()
+
+
+def test_the_strongest_that_cannot_be_told_from_the_best():
+    accuracy = jnp.array([0.90, 0.95, 0.949, 0.94, 0.80])
+    assert strongest(accuracy, images=10_000, errors=0.0) == 1
+    assert strongest(accuracy, images=10_000, errors=1.0) == 2
+    assert strongest(accuracy, images=100, errors=1.0) == 3
+    assert strongest(jnp.array([1.0, 1.0, 0.5]), images=10, errors=0.0) == 1
+
+
+def test_folds_hold_every_image_out_at_most_once():
+    labels = np.repeat(np.arange(5), 8)
+    fit, held = split_folds(labels, held_out=0.25, folds=4, seed=0)
+    assert held.shape == (4, 10)
+    assert sorted(held.ravel()) == list(range(40))
+    for one, other in zip(fit, held, strict=True):
+        assert sorted([*one, *other]) == list(range(40))
+        assert np.bincount(labels[other]).tolist() == [2] * 5
+    with pytest.raises(InputError, match="selection.held_out: expected a share that 1 times fits into 3 images"):
+        split_folds(labels[:3], held_out=0.1, folds=1, seed=0)
+
+
+def clean(config, dataset=None, classes=2, shape=(4, 4, 1)):
+    return load_clean(config, dataset, image_shape=shape, num_classes=classes, seed=0)
+
+
+def training_set(count=100, classes=2):
+    images = np.random.default_rng(0).integers(0, 256, (count, 4, 4, 1)).astype(np.uint8)
+    part = Images(images, np.arange(count, dtype=np.int32) % classes)
+    return Dataset(part, part, "noise")
+
+
+def test_a_share_of_the_training_set_has_every_class():
+    data = training_set()
+    found = clean(CleanConfig(fraction=0.1), data)
+    assert found.images.images.shape == (10, 4, 4, 1)
+    assert np.bincount(found.images.labels).tolist() == [5, 5]
+    others = load_clean(CleanConfig(fraction=0.1), data, image_shape=(4, 4, 1), num_classes=2, seed=1)
+    assert not np.array_equal(others.images.images, found.images.images)
+
+
+def test_images_of_ones_own(tmp_path):
+    pixels = np.arange(4 * 16, dtype=np.uint8).reshape(4, 4, 4, 1) * 3
+    for label in (0, 1):
+        folder = tmp_path / "own" / f"class{label}"
+        folder.mkdir(parents=True)
+        for index in (0, 1):
+            Image.fromarray(pixels[2 * label + index, ..., 0]).save(folder / f"{index}.png")
+    found = clean(CleanConfig(name="folder", path=str(tmp_path / "own"), fraction=0.1))
+    np.testing.assert_array_equal(found.images.images, pixels)  # whole, whatever the fraction
+    assert found.images.labels.tolist() == [0, 0, 1, 1]
+    np.savez(tmp_path / "own.npz", images=pixels, labels=np.array([0, 1, 1, 0]))
+    found = clean(CleanConfig(name="npz", path=str(tmp_path / "own.npz")))
+    np.testing.assert_array_equal(found.images.images, pixels)
+    digits = load_clean(CleanConfig(name="digits"), None, image_shape=(8, 8, 1), num_classes=10, seed=0)
+    assert len(digits.images.labels) == 65
+
+
+def test_bad_clean_images(tmp_path):
+    def refuse(message, config=None, **arrays):
+        if arrays:
+            np.savez(tmp_path / "x.npz", **arrays)
+            config = CleanConfig(name="npz", path=str(tmp_path / "x.npz"))
+        with pytest.raises(InputError, match=message):
+            clean(config)
+
+    pixels, labels = np.full((4, 4, 4, 1), 200, np.uint8), np.array([0, 1, 0, 1])
+    refuse("expected some of each of 2 classes, found none of class 1", images=pixels, labels=labels * 0)
+    refuse(r"expected labels in 0..1 as model.num_classes says, found 0..2", images=pixels, labels=labels * 2)
+    refuse(r"expected images of shape \(4, 4, 1\).*found \(5, 4, 1\)", images=pixels.repeat(2, 1)[:, :5], labels=labels)
+    refuse(r"expected uint8 in 0..255, found at most 1: were they scaled", images=pixels // 200, labels=labels)
+    refuse(r"expected 'images' as uint8 \[n, h, w, c\], found float64", images=pixels / 255, labels=labels)
+    refuse("clean.name: expected clean images of your own", CleanConfig())
+    refuse("expected a folder of classes, found none", CleanConfig(name="folder", path=str(tmp_path / "nix")))
+    with pytest.raises(InputError, match="clean.name: expected '' or one of .*, found 'nix'"):
+        CleanConfig(name="nix")
+    with pytest.raises(InputError, match=r"clean.fraction: expected a share in \(0, 1\], found 0"):
+        CleanConfig(fraction=0)
+    with pytest.raises(InputError, match="clean.fraction: expected at least one image, found 0.001 of 100"):
+        clean(CleanConfig(fraction=0.001), training_set())
+
+
+def test_bad_runs_end_before_anything_is_written(tmp_path):
+    def refuse(message, **changes):
+        with pytest.raises(InputError, match=message):
+            run(tmp_path / "w", dataclasses.replace(CONFIG, **changes))
+        assert not (tmp_path / "w" / "stages").exists() or not list((tmp_path / "w" / "stages").glob("unlearned-*"))
+
+    refuse(
+        r"tsbd.unlearning.batch_size: expected at most 13, as many as there are clean images, found 32",
+        clean=CleanConfig(fraction=0.01),
+    )
+    large = TSBDConfig(CleanUnlearningConfig(batch_size=32), finetuning=FinetuningConfig(batch_size=64))
+    refuse(r"expected at most 49, as many as there are clean images \(65 but those held out to choose n\)", tsbd=large)
+    refuse("model.checkpoint: expected a checkpoint", data=DataConfig(name="none"))
+
+
+def test_a_loss_that_is_no_number_is_named(finished, tmp_path):
+    workdir, _, _ = finished
+    for stage, config in (
+        ("unlearning", dataclasses.replace(CONFIG.tsbd, unlearning=CleanUnlearningConfig(20, 32, learning_rate=1e30))),
+        ("finetuning", dataclasses.replace(CONFIG.tsbd, finetuning=FinetuningConfig(4, 32, learning_rate=1e30))),
+    ):
+        copy = shutil.copytree(workdir, tmp_path / stage)
+        with pytest.raises(InputError, match=rf"tsbd.{stage}.learning_rate: expected a finite loss, found .* lower it"):
+            run(copy, dataclasses.replace(CONFIG, tsbd=config, selection=SelectionConfig()))
+        assert not list((copy / "stages").glob("*.partial"))
