@@ -23,6 +23,8 @@ from otbr_jax.objective import cross_entropy, float32_params, training_state
 from otbr_jax.types import Batch, Network, Variables, split
 from otbr_jax.unlearning import epoch_draws, per_device
 
+SCHEDULES = ("constant", "cosine")
+
 
 @dataclasses.dataclass(frozen=True)
 class FinetuningConfig:
@@ -35,6 +37,7 @@ class FinetuningConfig:
       momentum: of SGD, in [0, 1).
       radius: the paper's r, how far each tensor is moved up its gradient; above 0.
       alpha: weight of the gradient found there, in [0, 1]; 0 is fine-tuning as everybody knows it.
+      schedule: of the learning rate, a name of `SCHEDULES`: as published `constant`, or `cosine` down to zero.
     """
 
     epochs: int = 20
@@ -43,6 +46,7 @@ class FinetuningConfig:
     momentum: float = 0.9
     radius: float = 0.05
     alpha: float = 0.7
+    schedule: str = "constant"
 
     def __post_init__(self) -> None:
         if self.epochs < 0:
@@ -56,6 +60,12 @@ class FinetuningConfig:
             raise InputError(f"finetuning.momentum: expected a number in [0, 1), found {self.momentum}")
         if not 0 <= self.alpha <= 1:
             raise InputError(f"finetuning.alpha: expected a number in [0, 1], found {self.alpha}")
+        if self.schedule not in SCHEDULES:
+            raise InputError(f"finetuning.schedule: expected one of {[*SCHEDULES]}, found {self.schedule!r}")
+
+    def steps(self, images: int, *, batch_size: int = 0) -> int:
+        """How many steps so many images make; `batch_size` is by default the setting's."""
+        return self.epochs * (images // (batch_size or self.batch_size))
 
 
 def activeness_aware(*, radius: float = 0.05, alpha: float = 0.7) -> optax.GradientTransformationExtraArgs:
@@ -123,10 +133,13 @@ class FinetuningInfo(NamedTuple):
 StepFn = Callable[[Finetuning, Batch], tuple[Finetuning, FinetuningInfo]]
 
 
-def optimizer_of(config: FinetuningConfig) -> optax.GradientTransformationExtraArgs:
-    """SGD behind `activeness_aware`."""
+def optimizer_of(config: FinetuningConfig, *, steps: int) -> optax.GradientTransformationExtraArgs:
+    """SGD behind `activeness_aware`; `steps` is how many there will be, which only a cosine depends on."""
     ahead = activeness_aware(radius=config.radius, alpha=config.alpha)
-    return optax.chain(ahead, optax.sgd(config.learning_rate, momentum=config.momentum))
+    rate: Any = config.learning_rate
+    if config.schedule == "cosine":
+        rate = optax.cosine_decay_schedule(config.learning_rate, max(1, steps))
+    return optax.chain(ahead, optax.sgd(rate, momentum=config.momentum))
 
 
 def begin(variables: Variables, optimizer: optax.GradientTransformation) -> Finetuning:
@@ -228,9 +241,9 @@ def finetune(
     Raises:
       InputError: if there are fewer images than one batch, or devices cannot share a batch evenly.
     """
-    optimizer = optimizer_of(config)
-    step = step_fn(network, variables, optimizer, axis_name=axis_name)
     batch_size = per_device(config.batch_size, axis_name, name="finetuning.batch_size")
+    optimizer = optimizer_of(config, steps=config.steps(len(clean.labels), batch_size=batch_size))
+    step = step_fn(network, variables, optimizer, axis_name=axis_name)
 
     def epoch(carry: Finetuning, index: jax.Array) -> tuple[Finetuning, FinetuningInfo]:
         own = jax.random.fold_in(key, index)

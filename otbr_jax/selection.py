@@ -1,4 +1,4 @@
-"""Choosing a setting with clean images only: cross-validation, and the strongest setting that costs nothing.
+"""Choosing a setting with clean images only: cross-validation, and the strongest setting that costs next to nothing.
 
 Neither test images nor the trigger are looked at.
 """
@@ -28,13 +28,13 @@ class SelectionConfig:
       n: shares of neurons to choose from, each in [0, 1]; empty for `tsbd.n` as it is.
       held_out: share of the clean images that a candidate is judged by, in (0, 1).
       folds: how many disjoint parts are held out in turn.
-      errors: how many standard errors of the best candidate's held-out accuracy another may fall behind, from 0.
+      tolerance: how far a candidate's held-out cross-entropy may lie above the lowest, in nats, from 0.
     """
 
     n: tuple[float, ...] = ()
     held_out: float = 0.25
     folds: int = 1
-    errors: float = 0.5
+    tolerance: float = 0.02
 
     def __post_init__(self) -> None:
         for value in self.n:
@@ -44,8 +44,8 @@ class SelectionConfig:
             raise InputError(f"selection.held_out: expected a share in (0, 1), found {self.held_out}")
         if self.folds < 1 or self.folds * self.held_out > 1 + 1e-9:
             raise InputError(f"selection.folds: expected 1..{int(1 / self.held_out + 1e-9)}, found {self.folds}")
-        if not 0 <= self.errors < float("inf"):
-            raise InputError(f"selection.errors: expected a finite number from 0, found {self.errors}")
+        if not 0 <= self.tolerance < float("inf"):
+            raise InputError(f"selection.tolerance: expected a finite number from 0, found {self.tolerance}")
 
 
 class Selection(NamedTuple):
@@ -62,24 +62,20 @@ class Selection(NamedTuple):
     chosen: jax.Array
 
 
-def strongest(accuracy: jax.Array, *, images: int, errors: float) -> jax.Array:
-    """Index of the last candidate whose accuracy is within `errors` standard errors of the best one's.
+def strongest(loss: jax.Array, *, tolerance: float) -> jax.Array:
+    """Index of the last candidate whose loss is at most `tolerance` above the lowest.
 
-    The standard-error rule of Breiman et al. (1984) turned to repair: candidates differ in how much of the network
-    they take, and of those that clean images cannot tell from the best the one that takes most leaves least of a
-    backdoor.
+    Candidates differ in how much of the network they take. Of those that clean images hardly tell from the best, the
+    one that takes most leaves least of a backdoor. Losses tell candidates apart where accuracies do not: held-out
+    images of a training set are images that the suspicious network has learned.
 
     Args:
-      accuracy: `[candidates]` in [0, 1], in order of increasing strength.
-      images: how many images each accuracy is of.
-      errors: from 0.
+      loss: `[candidates]`, in order of increasing strength; a loss that is no number is never chosen but of necessity.
+      tolerance: in nats, from 0.
     """
-    best = jnp.max(accuracy)
-    # Of one success and one failure more than were seen: without a failure the error is small, not zero.
-    smoothed = (best * images + 1) / (images + 2)
-    error = jnp.sqrt(smoothed * (1 - smoothed) / images)
-    near = accuracy >= best - errors * error - 1e-6
-    return jnp.max(jnp.where(near, jnp.arange(len(accuracy)), -1))
+    loss = jnp.where(jnp.isfinite(loss), loss, jnp.inf)
+    near = loss <= jnp.min(loss) + tolerance
+    return jnp.max(jnp.where(near, jnp.arange(len(loss)), -1))
 
 
 def select_reinitialization(
@@ -95,7 +91,7 @@ def select_reinitialization(
     share: float,
     key: jax.Array,
     config: FinetuningConfig,
-    errors: float,
+    tolerance: float,
     prepare: Callable[[jax.Array, jax.Array], jax.Array],
     prepare_held_out: Callable[[jax.Array], jax.Array],
     place: Callable[[Batch], Batch] = lambda batch: batch,
@@ -117,7 +113,7 @@ def select_reinitialization(
       share: the paper's m.
       key: typed PRNG key of the fine-tunings.
       config: how candidates are fine-tuned.
-      errors: see `strongest`.
+      tolerance: see `strongest`.
       prepare: `(images, key) -> images` as the network takes them, augmented.
       prepare_held_out: the same without augmentation.
       place: says where a batch lies on the devices.
@@ -144,4 +140,4 @@ def select_reinitialization(
         return jax.lax.map(lambda count: judged(fold, count), counts)
 
     accuracy, loss = (jnp.mean(found, axis=0) for found in jax.lax.map(one_fold, folds))
-    return Selection(accuracy, loss, strongest(accuracy, images=folds[1].size, errors=errors))
+    return Selection(accuracy, loss, strongest(loss, tolerance=tolerance))

@@ -128,7 +128,7 @@ def test_what_update_needs_is_named():
 def test_a_step_is_two_gradients_and_one_more_pass_for_the_statistics(moved, clean):
     network, _, variables, _ = moved
     batch = Batch(clean.images[:8], clean.labels[:8])
-    optimizer = optimizer_of(CONFIG)
+    optimizer = optimizer_of(CONFIG, steps=1)
     carry, info = jax.jit(step_fn(network, variables, optimizer))(begin(variables, optimizer), batch)
 
     params, state = split(variables)
@@ -165,7 +165,7 @@ def test_epoch_by_epoch_and_without_jit_it_is_the_same(moved, clean):
     )(variables)
     assert info.loss.shape == info.accuracy.shape == (2, 2)
 
-    optimizer = optimizer_of(CONFIG)
+    optimizer = optimizer_of(CONFIG, steps=1)
     step = step_fn(network, variables, optimizer)
     carry = begin(variables, optimizer)
     for index in range(2):

@@ -118,8 +118,8 @@ def _finetuned(reference: Reference, start: Variables, clean: Batch) -> Iterator
         "radius": reference.setting("tsbd", "r"),
         "alpha": reference.setting("tsbd", "alpha"),
     }
-    optimizer = optimizer_of(FinetuningConfig(**settings))
     steps = reference.setting("tsbd", "ft_steps")
+    optimizer = optimizer_of(FinetuningConfig(**settings), steps=steps)
     batches = Batch(clean.images[:steps], clean.labels[:steps])
     step = step_fn(reference.network, start, optimizer)
     tune = jax.jit(lambda variables: variables_of(jax.lax.scan(step, begin(variables, optimizer), batches)[0]))

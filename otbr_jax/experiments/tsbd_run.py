@@ -180,7 +180,7 @@ class TSBDRun(Run[RepairConfig]):
                 share=config.tsbd.m,
                 key=key,
                 config=config.tsbd.finetuning,
-                errors=chosen.errors,
+                tolerance=chosen.tolerance,
                 prepare=self.augmented,
                 prepare_held_out=self.prepare,
                 place=self.place,
@@ -222,7 +222,7 @@ class TSBDRun(Run[RepairConfig]):
         """TSBD step 3: activeness-aware fine-tuning, epoch by epoch; goes on from the last saved epoch."""
         config, key = self.config.tsbd.finetuning, self.key("finetuned")
         start: Variables = jax.tree.map(jnp.asarray, reinitialized.value["variables"])
-        optimizer = finetuning.optimizer_of(config)
+        optimizer = finetuning.optimizer_of(config, steps=config.steps(len(self.clean.images.labels)))
         step = finetuning.step_fn(self.network, start, optimizer)
         history = {name: np.full(config.epochs, np.nan, np.float32) for name in ("loss", "accuracy")}
 

@@ -132,8 +132,9 @@ def _tsbd_choice(summary: Mapping[str, Any]) -> list[str]:
             "<h2>How n was chosen</h2>",
             embed(
                 plots.selection(summary["selection"], chosen=summary["choice"]["n"]),
-                "Accuracy of each candidate on clean images that its fine-tuning did not see. Chosen is the largest n "
-                "that these images cannot tell from the best one. No test image and no trigger was looked at.",
+                "Each candidate on clean images that its fine-tuning did not see. Chosen is the largest n whose loss "
+                f"is at most {summary['config']['selection']['tolerance']:g} above the lowest. No test image and no "
+                "trigger was looked at.",
             ),
         ]
     if summary["sweep"]:

@@ -156,14 +156,18 @@ def tradeoff(
 
 
 def selection(candidates: Sequence[Mapping[str, float]], *, chosen: float) -> Figure:
-    """Held-out accuracy over n; `candidates` are the rows `selection` of `results.summarize`."""
+    """Held-out loss and accuracy over n; `candidates` are the rows `selection` of `results.summarize`."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 2.6), layout="constrained")
-        axis = figure.subplots()
-        values = 100 * np.array([row["held_out_accuracy"] for row in candidates])
-        axis.plot([row["n"] for row in candidates], values, "-", color=GOOD, marker="o", ms=3.5)
-        axis.set(xlabel="n, share of neurons re-initialised", ylabel="held-out accuracy, %")
-        _mark(axis, chosen)
+        figure = Figure(figsize=(7.6, 2.6), layout="constrained")
+        panels = (
+            ("held_out_loss", "held-out loss, nats", 1, BAD),
+            ("held_out_accuracy", "held-out accuracy, %", 100, GOOD),
+        )
+        for axis, (name, title, scale, color) in zip(figure.subplots(1, 2), panels, strict=True):
+            values = scale * np.array([row[name] for row in candidates])
+            axis.plot([row["n"] for row in candidates], values, "-", color=color, marker="o", ms=3.5)
+            axis.set(xlabel="n, share of neurons re-initialised", ylabel=title)
+            _mark(axis, chosen)
         return figure
 
 

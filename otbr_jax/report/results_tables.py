@@ -44,6 +44,23 @@ def _digits(rows: Sequence[Row]) -> str:
     return _table(titles, lines)
 
 
+def _tsbd_digits(rows: Sequence[Row]) -> str:
+    lines = [
+        [
+            text(row, "attack", among=ATTACKS),
+            str(integer(row, "seed")),
+            percents(row, "metrics.victim", "acc", "asr"),
+            number(row, "choice.n", "g"),
+            percents(row, "metrics.reinitialized", "acc", "asr"),
+            _repaired(row, "finetuned"),
+            _oracle(row, "finetuned"),
+        ]
+        for row in rows
+    ]
+    titles = ("attack", "seed", "victim ACC / ASR", "chosen n", "re-initialised", "repaired ACC / ASR / RA")
+    return _table((*titles, ORACLES["tsbd"]), lines)
+
+
 def _torch_victims(rows: Sequence[Row]) -> str:
     lines = [
         [
@@ -267,6 +284,7 @@ def _table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 TABLES: Mapping[str, Callable[[Sequence[Row]], str]] = {
     "digits": _digits,
+    "tsbd_digits": _tsbd_digits,
     "torch_victims": _torch_victims,
     "loops": _loops,
     "bench_cpu": _bench,
