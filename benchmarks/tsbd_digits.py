@@ -2,7 +2,7 @@
 
     python -m benchmarks.tsbd_digits --seeds=0,1,2 --workdir=runs/tsbd_digits
 
-The victims are those of `benchmarks.digits`. Each row holds the networks' metrics, n and who chose it, the oracle's row,
+The victims are those of `benchmarks.digits`. Each row holds the metrics, n and who chose it, the oracle's row, the
 seed, settings, commit, hardware, versions, date and wall time. `python -m launch.tables` writes README.md's table of
 them.
 """
