@@ -83,7 +83,7 @@ def test_a_broken_config_file_is_named_with_its_flag(tmp_path):
         ({"otbr": 3}, "config.otbr: expected a group of settings, found 3"),
         ({"sweep": {"gamma": 0.1}}, "config.sweep.gamma: expected a list of values, found 0.1"),
         ({"sweep": {"lam": [0.1, 2]}}, r"sweep.lam: expected fractions in \[0, 1\], found 2.0"),
-        ({"defense": "magic"}, "defense: expected 'otbr', found 'magic'"),
+        ({"defense": "magic"}, r"defense: expected one of \['otbr', 'tsbd'\], found 'magic'"),
         ({"attack": {"target": 10}}, r"attack.target: expected a class in 0..9, found 10"),
     ],
 )

@@ -81,7 +81,14 @@ def correlated(rng, seed):
     return row | {"with_poison": found, "victim": {"acc": value(rng), "asr": value(rng)}}
 
 
-MADE = {"loops": timing, "transport": transported, "sweep": swept, "correlation": correlated}
+def chosen(rng, seed):
+    """A row as tsbd_digits.jsonl has it."""
+    row = {"attack": "badnets", "seed": seed, "choice": {"n": 0.3, "m": 0.7}}
+    row["metrics"] = metrics(rng, "victim", "unlearned", "reinitialized", "finetuned")
+    return row | {"oracle": {"n": 0.4} | metrics(rng, "finetuned")}
+
+
+MADE = {"tsbd_digits": chosen, "loops": timing, "transport": transported, "sweep": swept, "correlation": correlated}
 
 
 def made(name, rng):
