@@ -167,6 +167,8 @@ def selection(candidates: Sequence[Mapping[str, float]], *, chosen: float) -> Fi
             values = scale * np.array([row[name] for row in candidates])
             axis.plot([row["n"] for row in candidates], values, "-", color=color, marker="o", ms=3.5)
             axis.set(xlabel="n, share of neurons re-initialised", ylabel=title)
+            if scale == 100:
+                axis.set_ylim(min(values.min() - 1, 95), 100.5)
             _mark(axis, chosen)
         return figure
 

@@ -289,6 +289,7 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], str]] = {
     "loops": _loops,
     "bench_cpu": _bench,
     "bench_paper": _bench,
+    "bench_tsbd": _bench,
     "recipes": _recipes,
     "transport": _transport,
     "sweep": _sweep,
