@@ -7,7 +7,7 @@ the trigger. As published but for what so few images ask for: batches of 32 inst
 instead of 20, the learning rate falling from 0.005 along a cosine instead of a constant 0.01; images that are moved by
 up to a pixel. These settings, and the tolerance of the choice of n, were settled on the victim of seed 0.
 
-Expected: see the table in README.md, whose rows stand in results/tsbd_digits.jsonl. Two to three minutes on two CPU
+Expected: see the table in README.md, whose rows stand in results/tsbd_digits.jsonl. About four minutes on two CPU
 cores.
 
 A network of your own, with clean images in CLEAN/CLASS/*.png:
