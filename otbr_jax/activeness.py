@@ -87,8 +87,12 @@ def activeness(
         axis_name=axis_name,
         observe=lambda gradients: gradient_norms(gradients, layers),
     )
-    norms = info.observed
+    return over_batches(info.observed, layers), info
+
+
+def over_batches(norms: Norms, layers: Sequence[Layer]) -> Activeness:
+    """Mean and variance of norms `{layer name: [steps, neurons]}` over the steps."""
     return Activeness(
         {layer.name: jnp.mean(norms[layer.name], axis=0) for layer in layers},
         {layer.name: jnp.var(norms[layer.name], axis=0) for layer in layers},
-    ), info
+    )

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from otbr_jax import detection, weight_change
-from otbr_jax.activeness import Activeness, gradient_norms
+from otbr_jax.activeness import Activeness, gradient_norms, over_batches
 from otbr_jax.data import sources
 from otbr_jax.data.sources import Images
 from otbr_jax.data.stored import stratified
@@ -183,12 +183,7 @@ def activeness_and_nwc(
         observe=lambda gradients: gradient_norms(gradients, layers),
         on_step=on_step,
     )
-    norms = info.observed
-    found = Activeness(
-        {layer.name: jnp.mean(norms[layer.name], axis=0) for layer in layers},
-        {layer.name: jnp.var(norms[layer.name], axis=0) for layer in layers},
-    )
-    return found, weight_change.neuron_weight_changes(variables, after, layers)
+    return over_batches(info.observed, layers), weight_change.neuron_weight_changes(variables, after, layers)
 
 
 def summarize(config: ActivenessConfig, found: Sequence[ActivenessFound]) -> dict[str, Any]:
