@@ -6,6 +6,7 @@ Neither test images nor the trigger are looked at.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -22,30 +23,38 @@ from otbr_jax.weight_change import Scores
 
 @dataclasses.dataclass(frozen=True)
 class SelectionConfig:
-    """How n is chosen.
+    """How n and m are chosen.
 
     Attributes:
-      n: shares of neurons to choose from, each in [0, 1]; empty for `tsbd.n` as it is.
+      n: shares of neurons to choose from, each in [0, 1]; empty for `tsbd.n` and `tsbd.m` as they are.
+      m: shares of their weights to choose from, each in [0, 1]; empty for `tsbd.m` as it is.
       held_out: share of the clean images that a candidate is judged by, in (0, 1).
       folds: how many disjoint parts are held out in turn.
       tolerance: how far a candidate's held-out cross-entropy may lie above the lowest, in nats, from 0.
     """
 
     n: tuple[float, ...] = ()
+    m: tuple[float, ...] = ()
     held_out: float = 0.25
     folds: int = 1
     tolerance: float = 0.02
 
     def __post_init__(self) -> None:
-        for value in self.n:
-            if not 0 <= value <= 1:
-                raise InputError(f"selection.n: expected fractions in [0, 1], found {value}")
+        for field in ("n", "m"):
+            for value in getattr(self, field):
+                if not 0 <= value <= 1:
+                    raise InputError(f"selection.{field}: expected fractions in [0, 1], found {value}")
         if not 0 < self.held_out < 1:
             raise InputError(f"selection.held_out: expected a share in (0, 1), found {self.held_out}")
         if self.folds < 1 or self.folds * self.held_out > 1 + 1e-9:
             raise InputError(f"selection.folds: expected 1..{int(1 / self.held_out + 1e-9)}, found {self.folds}")
         if not 0 <= self.tolerance < float("inf"):
             raise InputError(f"selection.tolerance: expected a finite number from 0, found {self.tolerance}")
+
+
+def candidates(n: Sequence[float], m: Sequence[float]) -> tuple[tuple[float, float], ...]:
+    """All pairs (n, m), in order of how large a share of the weights they take: about n m."""
+    return tuple(sorted(itertools.product(n, m), key=lambda pair: (round(pair[0] * pair[1], 9), pair)))
 
 
 class Selection(NamedTuple):
@@ -88,7 +97,7 @@ def select_reinitialization(
     folds: tuple[jax.Array, jax.Array],
     *,
     counts: jax.Array,
-    share: float,
+    shares: jax.Array,
     key: jax.Array,
     config: FinetuningConfig,
     tolerance: float,
@@ -97,7 +106,7 @@ def select_reinitialization(
     place: Callable[[Batch], Batch] = lambda batch: batch,
     on_candidate: Callable[[], None] | None = None,
 ) -> Selection:
-    """Chooses how many neurons are re-initialised: every candidate is fine-tuned on a part, and judged by the rest.
+    """Chooses how many weights are re-initialised: every candidate is fine-tuned on a part, and judged by the rest.
 
     Guarantee: touches no data but `clean`. One program for all candidates, one network in memory at a time.
 
@@ -109,8 +118,8 @@ def select_reinitialization(
       layers: the layers that `scores` is about.
       clean: clean images `[n, h, w, c]` and labels `[n]`.
       folds: places to fit int `[folds, fitted]` and to hold out int `[folds, held]`.
-      counts: int `[candidates]`, numbers of neurons, ascending.
-      share: the paper's m.
+      counts: int `[candidates]`, numbers of neurons; candidates are in order of strength.
+      shares: `[candidates]`, the paper's m.
       key: typed PRNG key of the fine-tunings.
       config: how candidates are fine-tuned.
       tolerance: see `strongest`.
@@ -123,8 +132,10 @@ def select_reinitialization(
       InputError: if a fold has fewer images than one batch.
     """
 
-    def judged(fold: tuple[jax.Array, jax.Array], count: jax.Array) -> tuple[jax.Array, jax.Array]:
-        fit, held = fold
+    def judged(
+        fold: tuple[jax.Array, jax.Array], candidate: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        (fit, held), (count, share) = fold, candidate
         start, _ = reinitialize(variables, unlearned, scores, layers, count=count, share=share)
         part = Batch(clean.images[fit], clean.labels[fit])
         tuned, _ = finetune(network, start, part, key=key, config=config, prepare=prepare, place=place)
@@ -137,7 +148,7 @@ def select_reinitialization(
         return jnp.mean(right), jnp.mean(losses)
 
     def one_fold(fold: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        return jax.lax.map(lambda count: judged(fold, count), counts)
+        return jax.lax.map(lambda candidate: judged(fold, candidate), (counts, shares))
 
     accuracy, loss = (jnp.mean(found, axis=0) for found in jax.lax.map(one_fold, folds))
     return Selection(accuracy, loss, strongest(loss, tolerance=tolerance))

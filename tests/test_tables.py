@@ -85,7 +85,7 @@ def chosen(rng, seed):
     """A row as tsbd_digits.jsonl has it."""
     row = {"attack": "badnets", "seed": seed, "choice": {"n": 0.3, "m": 0.7}}
     row["metrics"] = metrics(rng, "victim", "unlearned", "reinitialized", "finetuned")
-    return row | {"oracle": {"n": 0.4} | metrics(rng, "finetuned")}
+    return row | {"oracle": {"n": 0.4, "m": 0.7} | metrics(rng, "finetuned")}
 
 
 MADE = {"tsbd_digits": chosen, "loops": timing, "transport": transported, "sweep": swept, "correlation": correlated}

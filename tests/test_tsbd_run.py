@@ -28,7 +28,7 @@ from otbr_jax.report.table import summary_table
 from otbr_jax.selection import SelectionConfig, strongest
 from otbr_jax.unlearning import CleanUnlearningConfig
 
-N = (0.1, 0.4)
+N, M = (0.1, 0.4), (0.5, 1.0)
 CONFIG = RepairConfig(
     defense="tsbd",
     model=ModelConfig(name="preact_resnet10", width=8, image_shape=(8, 8, 1)),
@@ -39,8 +39,8 @@ CONFIG = RepairConfig(
         unlearning=CleanUnlearningConfig(max_epochs=30, batch_size=32, learning_rate=1e-3),
         finetuning=FinetuningConfig(epochs=4, batch_size=32),
     ),
-    selection=SelectionConfig(n=N, folds=2),
-    sweep=SweepConfig(n=N),
+    selection=SelectionConfig(n=N, m=M, folds=2),
+    sweep=SweepConfig(n=N, m=M),
 )
 STAGES = {"victim", "unlearned", "scores", "selected", "reinitialized", "finetuned", "evaluation"}
 
@@ -72,19 +72,21 @@ def test_what_a_run_leaves(finished):
     assert summary["unlearning"]["reached_chance"]
     assert summary["clean"] == "65 clean images of the training set, 5 % of 1,297 training images"
     # What was chosen is what was done, and the grid's row of it is the repaired network's.
-    assert summary["choice"]["n"] in N
+    assert [(row["n"], row["m"]) for row in summary["selection"]] == [(0.1, 0.5), (0.1, 1), (0.4, 0.5), (0.4, 1)]
+    assert [(row["n"], row["m"]) for row in summary["sweep"]] == [(0.1, 0.5), (0.1, 1), (0.4, 0.5), (0.4, 1)]
     assert summary["choice"]["chosen_by"] == "held-out clean images"
     assert summary["neurons"]["reinitialized"] == int(summary["choice"]["n"] * summary["neurons"]["scored"])
-    chosen = next(row for row in summary["sweep"] if row["n"] == summary["choice"]["n"])
+    choice = {name: summary["choice"][name] for name in ("n", "m")}
+    chosen = next(row for row in summary["sweep"] if choice.items() <= row.items())
     assert chosen["reinitialized"] == summary["metrics"]["reinitialized"]
     assert abs(chosen["finetuned"]["acc"] - summary["metrics"]["finetuned"]["acc"]) < 0.05
     page = (workdir / "report.html").read_text()
     assert page.count("<img") == 4
-    assert "How n was chosen" in page
+    assert "How n and m were chosen" in page
     assert "used 65 clean images" in page
     table = summary_table(summary)
     assert "repaired (fine-tuned)" in table
-    assert "oracle: best n of the grid" in table
+    assert "oracle: best (n, m) of the grid" in table
     assert (workdir / "neuron_scores.csv").read_text().startswith("layer,neuron,nwc,rank,reinitialized\n")
 
 

@@ -95,7 +95,7 @@ def plain_config(config: RepairConfig) -> dict[str, Any]:
     deciding = {field.name for field in dataclasses.fields(VictimConfig)} | {"defense", "sweep", *own}
     values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     values = {name: value for name, value in values.items() if name in deciding}
-    swept = {"otbr": ("gamma", "lam"), "tsbd": ("n",)}[config.defense]
+    swept = {"otbr": ("gamma", "lam"), "tsbd": ("n", "m")}[config.defense]
     values["sweep"] = {name: values["sweep"][name] for name in swept}
     if "clean" in values:
         values["clean"] |= {"path": "", "data_dir": ""}
@@ -211,7 +211,7 @@ def make_row(cell: Cell, result: Repair, example: Example | None) -> dict[str, A
     summary, config, victim = summarize(result), cell.config, result.stages["victim"]
     assert result.dataset is not None
     assert result.dataset.train is not None
-    kept = ("metrics", "choice", "oracle", "data", "selection", "unlearning", "clean")
+    kept = ("metrics", "choice", "oracle", "data", "selection", "sweep", "unlearning", "clean")
     return {
         "dataset": config.data.name,
         "network": cell.network,

@@ -9,7 +9,7 @@ from otbr_jax.defenses.otbr import OTBRConfig
 from otbr_jax.defenses.tsbd import TSBDConfig
 from otbr_jax.errors import InputError
 from otbr_jax.experiments.config import VictimConfig
-from otbr_jax.selection import SelectionConfig
+from otbr_jax.selection import SelectionConfig, candidates
 
 DEFENSES = ("otbr", "tsbd")
 
@@ -21,15 +21,17 @@ class SweepConfig:
     Attributes:
       gamma: shares of neurons to prune, each in [0, 1].
       lam: the paper's lambdas, each in [0, 1]. The chosen one is measured too if it is not among them.
-      n: TSBD's shares of neurons, each in [0, 1]; every one costs a fine-tuning.
+      n: TSBD's shares of neurons, each in [0, 1].
+      m: TSBD's shares of their weights, each in [0, 1]; empty for `tsbd.m`. Every pair (n, m) costs a fine-tuning.
     """
 
     gamma: tuple[float, ...] = (0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
     lam: tuple[float, ...] = (0.25, 0.5, 0.625, 0.75, 1.0)
     n: tuple[float, ...] = ()
+    m: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        for field in ("gamma", "lam", "n"):
+        for field in ("gamma", "lam", "n", "m"):
             for value in getattr(self, field):
                 if not 0 <= value <= 1:
                     raise InputError(f"sweep.{field}: expected fractions in [0, 1], found {value}")
@@ -47,7 +49,7 @@ class RepairConfig(VictimConfig):
       otbr: the settings of OTBR.
       tsbd: the settings of TSBD.
       clean: TSBD's clean images.
-      selection: how TSBD's n is chosen with them.
+      selection: how TSBD's n and m are chosen with them.
       sweep: settings that the report shows beside the chosen one.
     """
 
@@ -75,6 +77,10 @@ class RepairConfig(VictimConfig):
         return {
             f"tsbd.{stage}.batch_size": getattr(self.tsbd, stage).batch_size for stage in ("unlearning", "finetuning")
         }
+
+    def pairs(self, grid: SelectionConfig | SweepConfig) -> tuple[tuple[float, float], ...]:
+        """TSBD's settings (n, m) of a grid, `selection` or `sweep`, in order of strength."""
+        return candidates(grid.n, grid.m or (self.tsbd.m,))
 
     @property
     def lams(self) -> tuple[float, ...]:

@@ -17,7 +17,7 @@ from otbr_jax.data.sources import Dataset
 from otbr_jax.experiments.evaluation import TestSet
 from otbr_jax.experiments.repair_config import RepairConfig
 from otbr_jax.experiments.stages import Stage, content_digest, versions
-from otbr_jax.experiments.tsbd_run import chosen_n
+from otbr_jax.experiments.tsbd_run import chosen_setting
 from otbr_jax.metrics import Metrics, defense_effectiveness
 from otbr_jax.neuron_graph import Layer
 from otbr_jax.types import Network, Variables
@@ -103,7 +103,7 @@ def summarize(result: Repair) -> dict[str, Any]:
         summary["sweep"] = sweep(config, measured.get("sweep"), lambda found: _row(found, victim, triggered))
         if triggered and summary["sweep"]:
             best = max(summary["sweep"], key=lambda row: row[final]["der"])
-            setting = {name: best[name] for name in ("gamma", "lambda", "n") if name in best}
+            setting = {name: best[name] for name in ("gamma", "lambda", "n", "m") if name in best}
             summary["oracle"] = setting | {"chosen_by": ORACLE, final: best[final]}
     return summary
 
@@ -150,14 +150,15 @@ def _tsbd(result: Repair) -> dict[str, Any]:
     if "selected" in stages:
         found = stages["selected"].value
         selection = [
-            {"n": n, "held_out_accuracy": _round(accuracy), "held_out_loss": _round(loss)}
-            for n, accuracy, loss in zip(sorted(config.selection.n), found.accuracy, found.loss, strict=True)
+            {"n": n, "m": m, "held_out_accuracy": _round(accuracy), "held_out_loss": _round(loss)}
+            for (n, m), accuracy, loss in zip(config.pairs(config.selection), found.accuracy, found.loss, strict=True)
         ]
     history = stages["finetuned"].value.get("history", {"loss": [], "accuracy": []})
+    n, m = chosen_setting(config, stages)
     return {
         "choice": {
-            "n": chosen_n(config, stages),
-            "m": config.tsbd.m,
+            "n": n,
+            "m": m,
             "chosen_by": "config" if selection is None else "held-out clean images",
         },
         "selection": selection,
@@ -178,8 +179,8 @@ def _tsbd(result: Repair) -> dict[str, Any]:
 
 def _tsbd_sweep(config: RepairConfig, sweep: Any, row: Callable[[Metrics], dict[str, Any]]) -> list[dict[str, Any]]:
     return [
-        {"n": n} | {name: row(Metrics(*(field[i] for field in found))) for name, found in sweep.items()}
-        for i, n in enumerate(config.sweep.n)
+        {"n": n, "m": m} | {name: row(Metrics(*(field[i] for field in found))) for name, found in sweep.items()}
+        for i, (n, m) in enumerate(config.pairs(config.sweep))
     ]
 
 

@@ -22,11 +22,12 @@ from otbr_jax.errors import InputError
 from otbr_jax.experiments import evaluation, parallel
 from otbr_jax.experiments.evaluation import TestSet
 from otbr_jax.experiments.progress import progress_bar
-from otbr_jax.experiments.repair_config import RepairConfig
+from otbr_jax.experiments.repair_config import RepairConfig, SweepConfig
 from otbr_jax.experiments.resuming import SAVE_EVERY, restore_state, save_state
 from otbr_jax.experiments.runs import Run
 from otbr_jax.experiments.stages import Stage, content_digest
 from otbr_jax.neuron_graph import Layer
+from otbr_jax.selection import SelectionConfig
 from otbr_jax.types import Batch, Variables
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,8 @@ class TSBDRun(Run[RepairConfig]):
         stages = {"unlearned": unlearned, "scores": scores}
         if self.config.selection.n:
             stages["selected"] = self.selected(victim, unlearned, scores)
-        reinitialized = self.reinitialized(victim, unlearned, scores, n=chosen_n(self.config, stages))
+        n, m = chosen_setting(self.config, stages)
+        reinitialized = self.reinitialized(victim, unlearned, scores, n=n, m=m)
         return stages | {"reinitialized": reinitialized, "finetuned": self.finetuned(reinitialized)}
 
     @property
@@ -81,6 +83,12 @@ class TSBDRun(Run[RepairConfig]):
     def count(self, n: float) -> int:
         """How many neurons the share `n` means."""
         return pruning.neurons_to_prune(n, sum(layer.neurons for layer in self.layers))
+
+    def grid(self, grid: SelectionConfig | SweepConfig) -> tuple[jax.Array, jax.Array]:
+        """Numbers of neurons and shares of weights of all settings of a grid, `[settings]` each."""
+        pairs = self.config.pairs(grid)
+        counts = jnp.array([self.count(n) for n, _ in pairs], jnp.int32)
+        return counts, jnp.array([m for _, m in pairs], jnp.float32)
 
     def settings(self) -> dict[str, Any]:
         """What every stage that sees clean images depends on."""
@@ -151,10 +159,10 @@ class TSBDRun(Run[RepairConfig]):
         )
 
     def selected(self, victim: Stage, unlearned: Stage, scores: Stage) -> Stage:
-        """Chooses n by clean images that are held out."""
+        """Chooses n and m by clean images that are held out."""
         config, key = self.config, self.key("finetuned")
         chosen, clean = config.selection, self.images
-        counts = jnp.array([self.count(n) for n in sorted(chosen.n)], jnp.int32)
+        counts, shares = self.grid(chosen)
         labels = self.clean.images.labels
         folds = split_folds(labels, held_out=chosen.held_out, folds=chosen.folds, seed=config.seed)
 
@@ -177,7 +185,7 @@ class TSBDRun(Run[RepairConfig]):
                 clean,
                 folds,
                 counts=counts,
-                share=config.tsbd.m,
+                shares=shares,
                 key=key,
                 config=config.tsbd.finetuning,
                 tolerance=chosen.tolerance,
@@ -191,7 +199,7 @@ class TSBDRun(Run[RepairConfig]):
             "selected",
             function,
             (victim.value["variables"], unlearned.value["variables"], scores.value, clean, folds, key),
-            title="choosing n, clean images only",
+            title="choosing n and m, clean images only",
             config=self.settings()
             | {"selection": dataclasses.asdict(chosen), "m": config.tsbd.m, "layers": [x.name for x in self.layers]}
             | {"finetuning": dataclasses.asdict(config.tsbd.finetuning), "seed": config.seed},
@@ -201,12 +209,12 @@ class TSBDRun(Run[RepairConfig]):
             unit="run",
         )
 
-    def reinitialized(self, victim: Stage, unlearned: Stage, scores: Stage, *, n: float) -> Stage:
+    def reinitialized(self, victim: Stage, unlearned: Stage, scores: Stage, *, n: float, m: float) -> Stage:
         """TSBD step 2: the weights that changed most, of the neurons that changed most, are set to zero."""
-        count, share = self.count(n), self.config.tsbd.m
+        count = self.count(n)
 
         def function(before: Variables, after: Variables, nwc: weight_change.Scores, *, on_step: Any) -> Any:
-            variables, info = pruning.reinitialize(before, after, nwc, self.layers, count=count, share=share)
+            variables, info = pruning.reinitialize(before, after, nwc, self.layers, count=count, share=m)
             return {"variables": variables, "info": info}
 
         return self.stage(
@@ -214,7 +222,7 @@ class TSBDRun(Run[RepairConfig]):
             function,
             (victim.value["variables"], unlearned.value["variables"], scores.value),
             title="zero re-initialisation",
-            config={"count": count, "m": share},
+            config={"count": count, "m": m},
             parents=(victim, unlearned, scores),
         )
 
@@ -274,11 +282,11 @@ class TSBDRun(Run[RepairConfig]):
         )
 
     def evaluation(self, test: TestSet, stages: Mapping[str, Stage]) -> Stage:
-        """Metrics and predictions of all networks; and of other n, each fine-tuned for it, for comparison only."""
+        """Metrics and predictions of all networks; and of a grid of n and m, each fine-tuned for it, for comparison."""
         config, key = self.config, self.key("finetuned")
         names = ("victim", "unlearned", "reinitialized", "finetuned")
         networks = {name: stages[name].value["variables"] for name in names}
-        counts = [self.count(n) for n in config.sweep.n]
+        counts, shares = self.grid(config.sweep)
 
         def function(
             networks: Any, nwc: Any, clean: Batch, test: TestSet, key: jax.Array, *, on_step: Any
@@ -296,9 +304,10 @@ class TSBDRun(Run[RepairConfig]):
                 },
             }
 
-            def one(count: jax.Array) -> Any:
+            def one(candidate: tuple[jax.Array, jax.Array]) -> Any:
+                count, share = candidate
                 start, _ = pruning.reinitialize(
-                    networks["victim"], networks["unlearned"], nwc, self.layers, count=count, share=config.tsbd.m
+                    networks["victim"], networks["unlearned"], nwc, self.layers, count=count, share=share
                 )
                 tuned, _ = finetuning.finetune(
                     self.network,
@@ -314,27 +323,27 @@ class TSBDRun(Run[RepairConfig]):
                     jax.debug.callback(on_step)
                 return found
 
-            if counts:  # Orbax saves no empty arrays
-                measured["sweep"] = jax.lax.map(one, jnp.array(counts, jnp.int32))
+            if len(counts):  # Orbax saves no empty arrays
+                measured["sweep"] = jax.lax.map(one, (counts, shares))
             return measured
 
         return self.stage(
             "evaluation",
             function,
             (networks, stages["scores"].value, self.images, test, key),
-            title="measuring, other n" if counts else "measuring",
+            title="measuring, other n and m" if len(counts) else "measuring",
             config=self.settings()
-            | {"sweep": counts, "m": config.tsbd.m, "finetuning": dataclasses.asdict(config.tsbd.finetuning)}
+            | {"sweep": [counts.tolist(), shares.tolist()], "finetuning": dataclasses.asdict(config.tsbd.finetuning)}
             | {"test": content_digest(test)},
             key=key,
             parents=tuple(stages[name] for name in (*names, "scores")),
             total=max(1, len(counts)),
-            unit="n",
+            unit="run",
         )
 
 
-def chosen_n(config: RepairConfig, stages: Mapping[str, Stage]) -> float:
-    """The n of a run: the one that was chosen, or the setting."""
+def chosen_setting(config: RepairConfig, stages: Mapping[str, Stage]) -> tuple[float, float]:
+    """The n and m of a run: those that were chosen, or the settings."""
     if "selected" not in stages:
-        return config.tsbd.n
-    return sorted(config.selection.n)[int(stages["selected"].value.chosen)]
+        return config.tsbd.n, config.tsbd.m
+    return config.pairs(config.selection)[int(stages["selected"].value.chosen)]

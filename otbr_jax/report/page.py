@@ -129,17 +129,17 @@ def _tsbd_choice(summary: Mapping[str, Any]) -> list[str]:
     parts = []
     if summary["selection"]:
         parts += [
-            "<h2>How n was chosen</h2>",
+            "<h2>How n and m were chosen</h2>",
             embed(
-                plots.selection(summary["selection"], chosen=summary["choice"]["n"]),
-                "Each candidate on clean images that its fine-tuning did not see. Chosen is the largest n whose loss "
-                f"is at most {summary['config']['selection']['tolerance']:g} above the lowest. No test image and no "
-                "trigger was looked at.",
+                plots.selection(summary["selection"], chosen=summary["choice"]),
+                "Each candidate on clean images that its fine-tuning did not see. Chosen is the largest share whose "
+                f"loss is at most {summary['config']['selection']['tolerance']:g} above the lowest. No test image and "
+                "no trigger was looked at.",
             ),
         ]
     if summary["sweep"]:
         parts += [
-            "<h2>Accuracy and backdoor over n</h2>",
+            "<h2>Accuracy and backdoor over n m</h2>",
             embed(
                 plots.tradeoff(summary["sweep"], chosen=summary["choice"], victim=summary["metrics"]["victim"]),
                 "Measured with the test images for comparison only. Dotted: the suspicious network."
@@ -152,7 +152,7 @@ def _tsbd_choice(summary: Mapping[str, Any]) -> list[str]:
 def _hindsight(oracle: Mapping[str, Any] | None, network: str) -> str:
     if not oracle:
         return ""
-    drawn = " Dashed: best" if network == "fused" else f" At n {oracle['n']:g} lies the best"
+    drawn = " Dashed: best" if network == "fused" else f" At {setting(oracle)} lies the best"
     acc, asr = (percent(oracle[network][metric]) for metric in ("acc", "asr"))
     return (
         f"{drawn} of these in hindsight (ACC {acc}, ASR {asr}), an oracle's choice, made with the trigger and the test "

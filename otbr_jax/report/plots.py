@@ -123,40 +123,46 @@ def grid(sweep: Sequence[Mapping[str, Any]], *, chosen: Mapping[str, Any], oracl
 def tradeoff(
     sweep: Sequence[Mapping[str, Any]], *, chosen: Mapping[str, Any], victim: Mapping[str, float | None]
 ) -> Figure:
-    """ACC and ASR over gamma or n, for the repaired network and for the one before its last stage.
+    """ACC and ASR over gamma or over n m, for the repaired network and for the one before its last stage.
 
     Args:
       sweep: the rows `sweep` of `results.summarize`.
       chosen: its `choice`, marked.
       victim: its `metrics` of the suspicious network.
     """
-    name, networks = (
-        ("gamma", (("fused", "after fusion", "-"), ("pruned", "after pruning only", "--")))
-        if "gamma" in sweep[0]
-        else ("n", (("finetuned", "after fine-tuning", "-"), ("reinitialized", "after re-initialisation", "--")))
-    )
-    what = {"gamma": "gamma, share of neurons pruned", "n": "n, share of neurons re-initialised"}[name]
-    settings = [row[name] for row in sweep]
+    if "gamma" in sweep[0]:
+        what, networks = "gamma, share of neurons pruned", {"fused": "fusion", "pruned": "pruning only"}
+        settings, at, name = [row["gamma"] for row in sweep], chosen["gamma"], f"gamma {chosen['gamma']:g}"
+    else:
+        what, networks = WEIGHTS, {"finetuned": "fine-tuning", "reinitialized": "re-initialisation"}
+        settings, at, name = [row["n"] * row["m"] for row in sweep], chosen["n"] * chosen["m"], _pair(chosen)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 3.3), layout="constrained")
         axis = figure.subplots()
         for metric, color in (("acc", GOOD), ("asr", BAD)):
-            for kind, title, line in networks:
+            for (kind, title), line in zip(networks.items(), ("-", "--"), strict=True):
                 values = [row[kind][metric] for row in sweep]
                 if None not in values:
-                    label = f"{metric.upper()} {title}"
+                    label = f"{metric.upper()} after {title}"
                     axis.plot(settings, 100 * np.array(values), line, color=color, marker="o", ms=3.5, label=label)
             before = victim[metric]
             if before is not None:
                 axis.axhline(100 * before, color=color, lw=0.8, ls=":", zorder=0)
         axis.set(xlabel=what, ylabel="per cent", ylim=(-3, 103))
-        _mark(axis, chosen[name])
+        _mark(axis, at, name)
         axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
         return figure
 
 
-def selection(candidates: Sequence[Mapping[str, float]], *, chosen: float) -> Figure:
-    """Held-out loss and accuracy over n; `candidates` are the rows `selection` of `results.summarize`."""
+WEIGHTS = "n m, share of weights re-initialised"
+
+
+def _pair(choice: Mapping[str, Any]) -> str:
+    return f"n {choice['n']:g}, m {choice['m']:g}"
+
+
+def selection(candidates: Sequence[Mapping[str, float]], *, chosen: Mapping[str, Any]) -> Figure:
+    """Held-out loss and accuracy over n m; rows `selection` of `results.summarize`, and its `choice`."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.6, 2.6), layout="constrained")
         panels = (
@@ -165,19 +171,19 @@ def selection(candidates: Sequence[Mapping[str, float]], *, chosen: float) -> Fi
         )
         for axis, (name, title, scale, color) in zip(figure.subplots(1, 2), panels, strict=True):
             values = scale * np.array([row[name] for row in candidates])
-            axis.plot([row["n"] for row in candidates], values, "-", color=color, marker="o", ms=3.5)
-            axis.set(xlabel="n, share of neurons re-initialised", ylabel=title)
+            axis.plot([row["n"] * row["m"] for row in candidates], values, "-", color=color, marker="o", ms=3.5)
+            axis.set(xlabel=WEIGHTS, ylabel=title)
             if scale == 100:
                 axis.set_ylim(min(values.min() - 1, 95), 100.5)
-            _mark(axis, chosen)
+            _mark(axis, chosen["n"] * chosen["m"], _pair(chosen))
         return figure
 
 
-def _mark(axis: Axes, value: float) -> None:
+def _mark(axis: Axes, value: float, name: str) -> None:
     """A line at the chosen setting."""
     axis.axvline(value, color=NEUTRAL, lw=1, zorder=0)
     axis.annotate(
-        f" chosen: {value:g}",
+        f" chosen: {name}",
         (value, 1.0),
         xycoords=("data", "axes fraction"),
         va="bottom",

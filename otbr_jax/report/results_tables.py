@@ -13,7 +13,7 @@ from otbr_jax.report.table import CORRELATIONS
 
 # The network that a defence ends with. For one more defence, a line here: its columns are added on the right.
 REPAIRED = {"otbr": "fused", "tsbd": "finetuned"}
-ORACLES = {"otbr": "oracle's gamma, lambda: ACC / ASR", "tsbd": "oracle's n: ACC / ASR"}
+ORACLES = {"otbr": "oracle's gamma, lambda: ACC / ASR", "tsbd": "oracle's n, m: ACC / ASR"}
 ATTACKS = ("none", "badnets", "blended", "sig", "lf", "ssba", "wanet", "input_aware", "trojan")
 RECIPES = ("published", "fast")
 
@@ -50,14 +50,14 @@ def _tsbd_digits(rows: Sequence[Row]) -> str:
             text(row, "attack", among=ATTACKS),
             str(integer(row, "seed")),
             percents(row, "metrics.victim", "acc", "asr"),
-            number(row, "choice.n", "g"),
+            ", ".join(number(row, f"choice.{name}", "g") for name in ("n", "m")),
             percents(row, "metrics.reinitialized", "acc", "asr"),
             _repaired(row, "finetuned"),
             _oracle(row, "finetuned"),
         ]
         for row in rows
     ]
-    titles = ("attack", "seed", "victim ACC / ASR", "chosen n", "re-initialised", "repaired ACC / ASR / RA")
+    titles = ("attack", "seed", "victim ACC / ASR", "chosen n, m", "re-initialised", "repaired ACC / ASR / RA")
     return _table((*titles, ORACLES["tsbd"]), lines)
 
 
@@ -271,7 +271,7 @@ def _bold(cell: str) -> str:
 def _oracle(row: Row, network: str) -> str:
     if field(row, "oracle") is None:
         return NOTHING
-    names = ("gamma", "lambda") if network == "fused" else ("n",)
+    names = ("gamma", "lambda") if network == "fused" else ("n", "m")
     setting = ", ".join(number(row, f"oracle.{name}", "g") for name in names)
     return f"{setting}: {percents(row, f'oracle.{network}', 'acc', 'asr')}"
 
