@@ -1,0 +1,169 @@
+"""The ablation of TSBD on a tiny network: what is compared, what a trigger activates, whole neurons set to zero."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from otbr_jax import InputError
+from otbr_jax.attacks.badnets import BadNetsConfig
+from otbr_jax.attacks.registry import AttackConfig
+from otbr_jax.data.clean import CleanConfig
+from otbr_jax.defenses.otbr import choose_layers
+from otbr_jax.defenses.tsbd import TSBDConfig
+from otbr_jax.experiments import trigger_activation
+from otbr_jax.experiments.ablation import AblationConfig, ablate, rows, zero_neurons
+from otbr_jax.experiments.training import TrainingConfig
+from otbr_jax.finetuning import FinetuningConfig
+from otbr_jax.models.registry import ModelConfig, build
+from otbr_jax.neurons import trace
+from otbr_jax.pruning import prune
+from otbr_jax.report import ablation_page
+from otbr_jax.types import named_leaves
+from otbr_jax.unlearning import CleanUnlearningConfig
+
+CONFIG = AblationConfig(
+    model=ModelConfig(name="preact_resnet10", width=4, image_shape=(8, 8, 1)),
+    attack=AttackConfig(badnets=BadNetsConfig(size=2)),
+    training=TrainingConfig(epochs=2),
+    clean=CleanConfig(),
+    tsbd=TSBDConfig(
+        CleanUnlearningConfig(max_epochs=2, batch_size=32, learning_rate=1e-3),
+        n=0.4,
+        finetuning=FinetuningConfig(epochs=1, batch_size=32),
+    ),
+    n=(0.1, 0.4),
+    poisoning_ratios=(0.05,),
+    fractions=(0.01,),
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("ablation") / "w"
+    return workdir, ablate(CONFIG, workdir, devices=jax.local_devices()[:1])
+
+
+def test_what_an_ablation_says(finished):
+    workdir, found = finished
+    made = rows(CONFIG, found)
+    assert json.loads((workdir / "ablation.json").read_text()) == made
+    assert [(row["choice"], row["scheme"], row["finetuning"]) for row in made] == [
+        ("nwc", "sub-weights", "activeness-aware"),
+        ("nwc", "all weights", "activeness-aware"),
+        ("nwc", "whole neurons", "activeness-aware"),
+        ("nwc", "sub-weights", "vanilla"),
+        ("least active", "sub-weights", "activeness-aware"),
+        ("random", "sub-weights", "activeness-aware"),
+        ("nwc", "sub-weights", "activeness-aware"),
+        ("nwc", "sub-weights", "activeness-aware"),
+    ]
+    assert [row["clean_images"] for row in made] == [65] * 7 + [13]
+    assert [row["poisoning_ratio"] for row in made] == [0.1] * 6 + [0.05, 0.1]
+    assert made[-1]["victim"] == made[0]["victim"] != made[-2]["victim"]
+    # Fine-tuned in two ways from one start.
+    assert made[0]["curve"][1]["reinitialized"] == made[3]["curve"][1]["reinitialized"]
+    for comparison, names in {
+        "what is set to zero": ["sub-weights", "all weights", "whole neurons"],
+        "fine-tuning": ["none", "activeness-aware", "vanilla"],
+        "which neurons": ["NWC", "least active", "random"],
+        "poisoned": ["10 %", "5 %"],
+        "clean images": ["5 %", "1 %"],
+    }.items():
+        assert list(ablation_page.compared(made, comparison, "badnets")) == names
+    none = ablation_page.compared(made, "fine-tuning", "badnets")["none"]
+    assert [point["acc"] for point in none] == [at["reinitialized"]["acc"] for at in made[0]["curve"]]
+    page = (workdir / "ablation.html").read_text()
+    assert page.count("<img") == 1
+    assert "Trigger-activated neurons" in page
+    table = ablation_page.tables(made, n=0.4)
+    assert "whole neurons" in table
+    assert "last layer" in table
+
+
+def test_a_second_run_reloads_everything(finished, monkeypatch):
+    workdir, found = finished
+    monkeypatch.setattr("otbr_jax.finetuning.finetune", None)
+    again = ablate(CONFIG, workdir, devices=jax.local_devices()[:1])
+    assert rows(CONFIG, again) == rows(CONFIG, found)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    network, init = build(CONFIG.model)
+    variables = init(jax.random.key(0))
+    graph = trace(network.apply, variables, jnp.zeros((2, 8, 8, 1)))
+    return network, variables, choose_layers(graph, "auto")
+
+
+def test_a_trigger_activates_what_it_moves(tiny):
+    network, variables, layers = tiny
+    clean = jax.random.uniform(jax.random.key(1), (5, 8, 8, 1))
+    same = trigger_activation.trigger_activated_change(network, variables, clean, clean, layers)
+    assert list(same) == [layer.name for layer in layers]
+    assert all(float(jnp.max(change)) == 0 for change in same.values())
+    # The first convolution is linear: twice the trigger moves it twice as far, and the order of images means nothing.
+    trigger = jnp.zeros_like(clean).at[:, -2:, -2:].set(0.25)
+    first = layers[:1]
+    once = trigger_activation.trigger_activated_change(network, variables, clean, clean + trigger, first)
+    twice = trigger_activation.trigger_activated_change(
+        network, variables, clean[::-1], (clean + 2 * trigger)[::-1], first
+    )
+    (name,) = once
+    np.testing.assert_allclose(twice[name], 2 * once[name], rtol=1e-4)
+    kernel = named_leaves(variables)[name]
+    answer = jax.lax.conv_general_dilated(
+        trigger[:1], kernel, (1, 1), [(1, 1), (1, 1)], dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    np.testing.assert_allclose(once[name], jnp.linalg.norm(answer[0], axis=(0, 1)), rtol=1e-4)
+
+
+def test_a_silent_neuron_is_the_least_active(tiny):
+    network, variables, layers = tiny
+    scores = {layer.name: jnp.arange(layer.neurons, dtype=jnp.float32) for layer in layers[:1]}
+    silent, _ = prune(variables, scores, layers[:1], count=1)
+    active = trigger_activation.clean_activation(network, silent, jnp.ones((3, 8, 8, 1)), layers[:1])
+    (values,) = active.values()
+    assert float(values[-1]) == 0
+    assert float(jnp.mean(values)) == pytest.approx(1)
+
+
+def test_layers_that_are_no_modules(tiny):
+    network, variables, layers = tiny
+    plain = dataclasses.replace(network, apply=lambda variables, images: jnp.zeros((len(images), 10)))
+    with pytest.raises(InputError, match="layers: expected Flax Linen modules, found params/conv1/kernel without one"):
+        trigger_activation.layer_outputs(plain, variables, jnp.ones((1, 8, 8, 1)), layers[:1])
+
+
+def test_whole_neurons_keep_nothing(tiny):
+    _, variables, layers = tiny
+    variables = jax.tree.map(lambda leaf: leaf + 1, variables)
+    inner = [layer for layer in layers if layer.name.endswith("layer1.0/conv1/kernel")]
+    scores = {layer.name: jnp.arange(layer.neurons, dtype=jnp.float32) for layer in inner}
+    zeroed = named_leaves(zero_neurons(variables, scores, inner, count=1))
+    before = named_leaves(variables)
+    for name in ("kernel", "scale", "bias"):
+        leaf = "params/layer1.0/" + ("conv1/" if name == "kernel" else "bn2/") + name
+        assert not zeroed[leaf][..., -1].any()
+        np.testing.assert_array_equal(zeroed[leaf][..., :-1], before[leaf][..., :-1])
+    assert all((zeroed[name] == before[name]).all() for name in zeroed if not name.startswith("params/layer1.0"))
+    none = zero_neurons(variables, scores, inner, count=0)
+    assert all((named_leaves(none)[name] == before[name]).all() for name in before)
+
+
+@pytest.mark.parametrize(
+    ("message", "changes"),
+    [
+        (r"top: expected a share of neurons in \(0, 1\], found 0", {"top": 0.0}),
+        (r"tsbd.n: expected one of n, \[0.3\], found 0.4", {"n": (0.3,)}),
+        (r"poisoning_ratios: expected each once and not 0.1 again", {"poisoning_ratios": (0.1,)}),
+        (r"fractions: expected each once and not 0.05 again", {"fractions": (0.01, 0.01)}),
+        ("attack.name: expected an attack, since a backdoor is to be removed", {"attacks": ("none",)}),
+    ],
+)
+def test_bad_settings(message, changes):
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(CONFIG, **changes)
