@@ -82,13 +82,31 @@ def correlated(rng, seed):
 
 
 def chosen(rng, seed):
-    """A row as tsbd_digits.jsonl has it."""
-    row = {"attack": "badnets", "seed": seed, "choice": {"n": 0.3, "m": 0.7}}
+    """A row as bench_tsbd.jsonl has it; of a clean network the second one."""
+    row = {"cell": f"cell{seed}", "dataset": "digits", "network": "a-w8", "attack": "badnets", "seed": seed}
+    row |= {"choice": {"n": 0.3, "m": 0.7}, "oracle": {"n": 0.4, "m": 0.7} | metrics(rng, "finetuned")}
     row["metrics"] = metrics(rng, "victim", "unlearned", "reinitialized", "finetuned")
-    return row | {"oracle": {"n": 0.4, "m": 0.7} | metrics(rng, "finetuned")}
+    return row if seed < 2 else row | {"attack": "none", "oracle": None}
 
 
-MADE = {"tsbd_digits": chosen, "loops": timing, "transport": transported, "sweep": swept, "correlation": correlated}
+def ablated(rng, seed):
+    """A row as ablation.jsonl has it."""
+    row = {"dataset": "digits", "network": "a-w8", "attack": "badnets", "poisoning_ratio": 0.1, "clean_fraction": 0.05}
+    row |= {"choice": "nwc", "scheme": ("sub-weights", "all weights")[seed - 1], "finetuning": "activeness-aware"}
+    row["compared"] = {"what is set to zero": row["scheme"], "fine-tuning": "activeness-aware"}
+    row["curve"] = [{"n": n} | metrics(rng, "reinitialized", "finetuned") for n in (0.1, 0.3)]
+    row["tac_overlap"] = {"layers": value(rng), "last": value(rng), "top": 0.1}
+    return row | {"n": 0.3, "m": 0.7}
+
+
+MADE = {
+    "bench_tsbd": chosen,
+    "ablation": ablated,
+    "loops": timing,
+    "transport": transported,
+    "sweep": swept,
+    "correlation": correlated,
+}
 
 
 def made(name, rng):
@@ -177,6 +195,37 @@ def test_the_bench_table_to_the_letter():
         "| none | 83.1 / - | - | - | **76.2 / -** / - | - | - |",
         "| badnets | 81.4 / 94.1 | -1.7 | 24.1 / 0.970 | **76.5 / 0.9** / 78.1 | 0.942 | 0.15, 0.5: 77.0 / - |",
     ]
+
+
+def test_regrets_to_the_letter():
+    rng = np.random.default_rng(0)
+    first, clean = chosen(rng, 1), chosen(rng, 2)
+    second = chosen(rng, 1) | {"cell": "another", "seed": 0}
+    for row, values in ((first, (0.974, 0.011, 0.98, 0.009)), (second, (0.97, 0.05, 0.96, 0.01))):
+        row["metrics"]["finetuned"] |= {"acc": values[0], "asr": values[1]}
+        row["oracle"]["finetuned"] |= {"acc": values[2], "asr": values[3]}
+    clean["metrics"]["victim"] = {"acc": 0.99, "asr": None, "ra": None, "der": None}
+    clean["metrics"]["finetuned"] = {"acc": 0.985, "asr": None, "ra": None, "der": None}
+    *lines, _, last = table("bench_tsbd", [first, second, clean]).splitlines()
+    assert [line.split(" | ")[-1] for line in lines[2:]] == ["+0.6 / +0.2 |", "-1.0 / +4.0 |", "+0.5 / - |"]
+    assert last == (
+        "2 backdoored networks, regret in points of ACC: median -0.2, worst +0.6; of ASR: median +2.1, worst +4.0; "
+        "1 clean networks, points of ACC lost: median +0.5, worst +0.5."
+    )
+
+
+def test_an_ablation_has_a_column_for_each_victim():
+    rng = np.random.default_rng(0)
+    values = [ablated(rng, 1), ablated(rng, 2), ablated(rng, 1) | {"dataset": "mnist"}]
+    found = table("ablation", values)
+    assert lines_of(found, "| comparison") == [["comparison", "variant", "digits, badnets", "mnist, badnets"]]
+    assert [line[:2] for line in lines_of(found, "| ")[1:5]] == [
+        ["what is set to zero", "sub-weights"],
+        ["what is set to zero", "all weights"],
+        ["fine-tuning", "none"],
+        ["fine-tuning", "activeness-aware"],
+    ]
+    assert lines_of(found, "| what is set to zero | all")[0][-1] == "-"
 
 
 def test_one_more_defence_adds_its_columns(monkeypatch):

@@ -5,11 +5,13 @@ Every number stands in a row, or is the difference or the ratio of two that are 
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 from otbr_jax.errors import InputError
+from otbr_jax.report import ablation_page
 from otbr_jax.report.rows import NOTHING, Row, field, grouped, integer, joined, latest, number, percents, text
-from otbr_jax.report.table import CORRELATIONS
+from otbr_jax.report.table import CORRELATIONS, percent
 
 # The network that a defence ends with. For one more defence, a line here: its columns are added on the right.
 REPAIRED = {"otbr": "fused", "tsbd": "finetuned"}
@@ -44,21 +46,96 @@ def _digits(rows: Sequence[Row]) -> str:
     return _table(titles, lines)
 
 
-def _tsbd_digits(rows: Sequence[Row]) -> str:
-    lines = [
-        [
-            text(row, "attack", among=ATTACKS),
-            str(integer(row, "seed")),
-            percents(row, "metrics.victim", "acc", "asr"),
-            ", ".join(number(row, f"choice.{name}", "g") for name in ("n", "m")),
-            percents(row, "metrics.reinitialized", "acc", "asr"),
-            _repaired(row, "finetuned"),
-            _oracle(row, "finetuned"),
+def _tsbd(rows: Sequence[Row]) -> str:
+    """A line for each victim: what was chosen, what the oracle would choose, how many points lie between."""
+    rows = latest(rows, "cell")
+    lines = []
+    for row in rows:
+        gap = regret(row)
+        chosen = ", ".join(number(row, f"choice.{name}", "g") for name in ("n", "m"))
+        lines.append(
+            [
+                f"{text(row, 'dataset')}, {text(row, 'network')}",
+                f"{text(row, 'attack', among=ATTACKS)}, seed {integer(row, 'seed')}",
+                percents(row, "metrics.victim", "acc", "asr"),
+                chosen,
+                percents(row, "metrics.reinitialized", "acc", "asr"),
+                _repaired(row, "finetuned"),
+                _oracle(row, "finetuned"),
+                joined([NOTHING if points is None else f"{points:+.1f}" for points in gap]),
+            ]
+        )
+    titles = ("victim", "attack", "victim ACC / ASR", "chosen n, m", "re-initialised", "repaired ACC / ASR / RA")
+    table = _table((*titles, ORACLES["tsbd"], "regret, points: ACC / ASR"), lines)
+    return f"{table}\n\n{_regrets(rows)}"
+
+
+def regret(row: Row) -> tuple[float | None, float | None]:
+    """Points of ACC and of ASR that the oracle's choice is better by; of a clean network, ACC against the network."""
+    acc, asr = (_points(row, "metrics.finetuned", metric) for metric in ("acc", "asr"))
+    if field(row, "oracle") is None:
+        before = _points(row, "metrics.victim", "acc")
+        return (None if None in (before, acc) else before - acc), None  # type: ignore[operator]
+    best, least = (_points(row, "oracle.finetuned", metric) for metric in ("acc", "asr"))
+    return (
+        None if acc is None or best is None else best - acc,
+        None if asr is None or least is None else asr - least,
+    )
+
+
+def _points(row: Row, path: str, metric: str) -> float | None:
+    """In per cent as it is printed, so that a reader who subtracts finds the same."""
+    printed = percents(row, path, metric)
+    return None if printed == NOTHING else float(printed)
+
+
+def _regrets(rows: Sequence[Row]) -> str:
+    """Medians and worst cases, of backdoored and of clean networks."""
+    clean = [regret(row)[0] for row in rows if field(row, "oracle") is None]
+    backdoored = [regret(row) for row in rows if field(row, "oracle") is not None]
+    parts = []
+    for title, found in (
+        (f"{len(backdoored)} backdoored networks, regret in points of ACC", [acc for acc, _ in backdoored]),
+        ("of ASR", [asr for _, asr in backdoored]),
+        (f"{len(clean)} clean networks, points of ACC lost", clean),
+    ):
+        known = [points for points in found if points is not None]
+        if known:
+            parts.append(f"{title}: median {statistics.median(known):+.1f}, worst {max(known):+.1f}")
+    return "; ".join(parts) + "."
+
+
+def _ablation(rows: Sequence[Row]) -> str:
+    """A line for each variant of each comparison, a column for each data set and attack; and a table of overlaps."""
+    kinds = ("attack", "poisoning_ratio", "clean_fraction", "choice", "scheme", "finetuning")
+    for row in rows:
+        for name in ("compared", "curve", "tac_overlap", "n"):
+            field(row, name)
+    rows = list({tuple(str(field(row, name)) for name in ("dataset", "network", *kinds)): row for row in rows}.values())
+    groups = {key: [row.values for row in own] for key, own in grouped(rows, "dataset", "attack").items()}
+    lines, found = [], []
+    for comparison in ablation_page.NOTES:
+        curves = {key: ablation_page.compared(own, comparison, key[1]) for key, own in groups.items()}
+        for name in dict.fromkeys(name for own in curves.values() for name in own):
+            cells = [
+                _at_n(curves[key][name], own[0]["n"]) if name in curves[key] else NOTHING for key, own in groups.items()
+            ]
+            lines.append([comparison, name, *cells])
+    known = {key: ablation_page.overlaps(own, key[1]) for key, own in groups.items()}
+    for name in dict.fromkeys(name for own in known.values() for name in own):
+        cells = [
+            " / ".join(percent(own[name][part]) for part in ("layers", "last")) if name in own else NOTHING
+            for own in known.values()
         ]
-        for row in rows
-    ]
-    titles = ("attack", "seed", "victim ACC / ASR", "chosen n, m", "re-initialised", "repaired ACC / ASR / RA")
-    return _table((*titles, ORACLES["tsbd"]), lines)
+        found.append([name, *cells])
+    columns = [f"{dataset}, {attack}" for dataset, attack in groups]
+    overlap = _table(("found by", *columns), found)
+    return f"{_table(('comparison', 'variant', *columns), lines)}\n\n{overlap}"
+
+
+def _at_n(curve: Sequence[Mapping[str, float]], n: float) -> str:
+    point = next(point for point in curve if point["n"] == n)
+    return " / ".join(percent(point[metric]) for metric in ("acc", "asr"))
 
 
 def _torch_victims(rows: Sequence[Row]) -> str:
@@ -284,12 +361,12 @@ def _table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 TABLES: Mapping[str, Callable[[Sequence[Row]], str]] = {
     "digits": _digits,
-    "tsbd_digits": _tsbd_digits,
     "torch_victims": _torch_victims,
     "loops": _loops,
     "bench_cpu": _bench,
     "bench_paper": _bench,
-    "bench_tsbd": _bench,
+    "bench_tsbd": _tsbd,
+    "ablation": _ablation,
     "recipes": _recipes,
     "transport": _transport,
     "sweep": _sweep,
