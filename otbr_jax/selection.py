@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from otbr_jax.errors import InputError
 from otbr_jax.finetuning import FinetuningConfig, finetune
@@ -19,6 +20,9 @@ from otbr_jax.neuron_graph import Layer
 from otbr_jax.pruning import reinitialize
 from otbr_jax.types import Batch, Network, Variables
 from otbr_jax.weight_change import Scores
+
+DRAWS = 8
+"""How many random variations of every held-out image a candidate is judged by."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +34,7 @@ class SelectionConfig:
       m: shares of their weights to choose from, each in [0, 1]; empty for `tsbd.m` as it is.
       held_out: share of the clean images that a candidate is judged by, in (0, 1).
       folds: how many disjoint parts are held out in turn.
-      tolerance: how far a candidate's held-out cross-entropy may lie above the lowest, in nats, from 0.
+      tolerance: how far a candidate's held-out accuracy may lie below the highest, in [0, 1].
     """
 
     n: tuple[float, ...] = ()
@@ -48,8 +52,8 @@ class SelectionConfig:
             raise InputError(f"selection.held_out: expected a share in (0, 1), found {self.held_out}")
         if self.folds < 1 or self.folds * self.held_out > 1 + 1e-9:
             raise InputError(f"selection.folds: expected 1..{int(1 / self.held_out + 1e-9)}, found {self.folds}")
-        if not 0 <= self.tolerance < float("inf"):
-            raise InputError(f"selection.tolerance: expected a finite number from 0, found {self.tolerance}")
+        if not 0 <= self.tolerance <= 1:
+            raise InputError(f"selection.tolerance: expected a share in [0, 1], found {self.tolerance}")
 
 
 def candidates(n: Sequence[float], m: Sequence[float]) -> tuple[tuple[float, float], ...]:
@@ -61,8 +65,8 @@ class Selection(NamedTuple):
     """What candidates were judged by, and which one was chosen.
 
     Attributes:
-      accuracy: `[candidates]`, of the held-out clean images of all folds, in [0, 1].
-      loss: `[candidates]`, their mean cross-entropy.
+      accuracy: `[candidates]`, of the held-out clean images of all folds, augmented, in [0, 1].
+      loss: `[candidates]`, their mean cross-entropy in nats.
       chosen: index of the chosen candidate.
     """
 
@@ -71,20 +75,18 @@ class Selection(NamedTuple):
     chosen: jax.Array
 
 
-def strongest(loss: jax.Array, *, tolerance: float) -> jax.Array:
-    """Index of the last candidate whose loss is at most `tolerance` above the lowest.
+def strongest(accuracy: jax.Array, *, tolerance: float) -> jax.Array:
+    """Index of the last candidate whose accuracy is at most `tolerance` below the highest.
 
     Candidates differ in how much of the network they take. Of those that clean images hardly tell from the best, the
-    one that takes most leaves least of a backdoor. Losses tell candidates apart where accuracies do not: held-out
-    images of a training set are images that the suspicious network has learned.
+    one that takes most leaves least of a backdoor; the tolerance is what a defender is ready to pay for that.
 
     Args:
-      loss: `[candidates]`, in order of increasing strength; a loss that is no number is never chosen but of necessity.
-      tolerance: in nats, from 0.
+      accuracy: `[candidates]`, in order of increasing strength, in [0, 1].
+      tolerance: in [0, 1].
     """
-    loss = jnp.where(jnp.isfinite(loss), loss, jnp.inf)
-    near = loss <= jnp.min(loss) + tolerance
-    return jnp.max(jnp.where(near, jnp.arange(len(loss)), -1))
+    near = accuracy >= jnp.max(accuracy) - tolerance
+    return jnp.max(jnp.where(near, jnp.arange(len(accuracy)), 0))
 
 
 def select_reinitialization(
@@ -102,13 +104,13 @@ def select_reinitialization(
     config: FinetuningConfig,
     tolerance: float,
     prepare: Callable[[jax.Array, jax.Array], jax.Array],
-    prepare_held_out: Callable[[jax.Array], jax.Array],
     place: Callable[[Batch], Batch] = lambda batch: batch,
     on_candidate: Callable[[], None] | None = None,
 ) -> Selection:
     """Chooses how many weights are re-initialised: every candidate is fine-tuned on a part, and judged by the rest.
 
-    Guarantee: touches no data but `clean`. One program for all candidates, one network in memory at a time.
+    Images are judged augmented: a suspicious network may know images of its training set by heart, but not all their
+    variations. Guarantee: touches no data but `clean`. One program for all candidates, one network in memory at a time.
 
     Args:
       network: the functions of the network.
@@ -124,7 +126,6 @@ def select_reinitialization(
       config: how candidates are fine-tuned.
       tolerance: see `strongest`.
       prepare: `(images, key) -> images` as the network takes them, augmented.
-      prepare_held_out: the same without augmentation.
       place: says where a batch lies on the devices.
       on_candidate: called on the host after each candidate of each fold; None traces no callback.
 
@@ -139,16 +140,21 @@ def select_reinitialization(
         start, _ = reinitialize(variables, unlearned, scores, layers, count=count, share=share)
         part = Batch(clean.images[fit], clean.labels[fit])
         tuned, _ = finetune(network, start, part, key=key, config=config, prepare=prepare, place=place)
-        logits = network.apply(tuned, prepare_held_out(clean.images[held])).astype(jnp.float32)
-        labels = clean.labels[held]
-        right = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
-        losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)
+        images, labels = clean.images[held], clean.labels[held]
+
+        def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            logits = network.apply(tuned, prepare(images, key)).astype(jnp.float32)
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return jnp.mean(jnp.argmax(logits, axis=-1) == labels), jnp.mean(losses)
+
+        # The same variations for every candidate.
+        accuracy, loss = jax.lax.map(draw, jax.random.split(jax.random.fold_in(key, config.epochs), DRAWS))
         if on_candidate is not None:
             jax.debug.callback(on_candidate)
-        return jnp.mean(right), jnp.mean(losses)
+        return jnp.mean(accuracy), jnp.mean(loss)
 
     def one_fold(fold: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         return jax.lax.map(lambda candidate: judged(fold, candidate), (counts, shares))
 
     accuracy, loss = (jnp.mean(found, axis=0) for found in jax.lax.map(one_fold, folds))
-    return Selection(accuracy, loss, strongest(loss, tolerance=tolerance))
+    return Selection(accuracy, loss, strongest(accuracy, tolerance=tolerance))

@@ -138,7 +138,7 @@ def test_a_checkpoint_is_one_victim_and_nothing_named_is_the_configs_own():
         ({"attacks": ("none", "badnet")}, "attack.name: expected one of .*, found 'badnet'"),
         ({"seeds": (1, 1)}, r"seeds: expected each once, found \(1, 1\)"),
         ({"seeds": (-1,)}, r"seed: expected an integer in \[0, 2\*\*32\), found -1"),
-        ({"data": DataConfig("none")}, "data.name: expected images to unlearn, found 'none'"),
+        ({"data": DataConfig("none")}, "data.name: expected images to study victims with, found 'none'"),
     ],
 )
 def test_bad_settings(tmp_path, settings, message):

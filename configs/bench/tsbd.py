@@ -23,7 +23,7 @@ from otbr_jax.unlearning import CleanUnlearningConfig
 
 N = {"mnist": (0.1, 0.2, 0.3), "cifar10": (0.1, 0.3)}
 M = (0.7, 1.0)
-DIGITS = (("badnets", 0), ("badnets", 1), ("badnets", 2), ("none", 0), ("blended", 0), ("lf", 0), ("none", 1))
+DIGITS = (*(("badnets", seed) for seed in range(4)), ("none", 0), ("none", 1), ("blended", 0), ("lf", 0))
 FIRST = ("none", "badnets", "blended", "trojan")  # of CIFAR-10, where a cell takes longest
 
 

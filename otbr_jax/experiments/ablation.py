@@ -17,23 +17,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from otbr_jax import finetuning, pruning, weight_change
-from otbr_jax.data import sources
 from otbr_jax.data.clean import CleanConfig, load_clean
 from otbr_jax.data.sources import Dataset
-from otbr_jax.defenses.otbr import choose_layers
 from otbr_jax.defenses.tsbd import TSBDConfig
 from otbr_jax.errors import InputError
 from otbr_jax.experiments import evaluation, parallel, trigger_activation
 from otbr_jax.experiments.checkpoints import write_text
 from otbr_jax.experiments.config import VictimConfig
 from otbr_jax.experiments.evaluation import TestSet
-from otbr_jax.experiments.networks import open_network
 from otbr_jax.experiments.progress import progress_bar
 from otbr_jax.experiments.repair_config import RepairConfig
 from otbr_jax.experiments.stages import Stage, content_digest, open_workdir
-from otbr_jax.experiments.studies import row_settings, row_subject, victim_config, victim_metrics
+from otbr_jax.experiments.studies import open_study, row_settings, row_subject, victim_config, victim_metrics
 from otbr_jax.experiments.tsbd_run import TSBDRun
-from otbr_jax.experiments.victims import check_trainable, open_victim, subject_of, test_set
+from otbr_jax.experiments.victims import open_victim, subject_of, test_set
 from otbr_jax.metrics import Metrics
 from otbr_jax.neuron_graph import Layer
 from otbr_jax.report import ablation_page
@@ -185,15 +182,8 @@ def ablate(
     Raises:
       InputError: names what is wrong with the settings, the checkpoint, the data or the working directory.
     """
-    mesh = parallel.local_mesh(devices)
-    subject = open_network(config.model)
-    network = subject.network
-    layers = choose_layers(subject.graph, config.tsbd.layers)
-    dataset = sources.load(config.data, image_shape=network.image_shape, num_classes=network.num_classes)
-    if dataset is None:
-        raise InputError("data.name: expected images to measure with, found 'none'")
-    check_trainable(config, subject, dataset)
-    found = []
+    mesh, subject, layers, dataset = open_study(config, layers=config.tsbd.layers, devices=devices)
+    network, found = subject.network, []
     with open_workdir(workdir, subject=subject_of(config)) as directory:
         for repair, variants in config.each():
             clean = load_clean(

@@ -21,20 +21,25 @@ import numpy as np
 
 from otbr_jax import detection, weight_change
 from otbr_jax.activeness import Activeness, gradient_norms, over_batches
-from otbr_jax.data import sources
 from otbr_jax.data.sources import Images
 from otbr_jax.data.stored import stratified
-from otbr_jax.defenses.otbr import choose_layers
 from otbr_jax.detection import DetectionScores
 from otbr_jax.errors import InputError
 from otbr_jax.experiments import parallel
 from otbr_jax.experiments.checkpoints import write_text
 from otbr_jax.experiments.config import VictimConfig
-from otbr_jax.experiments.networks import open_network
 from otbr_jax.experiments.runs import Run
 from otbr_jax.experiments.stages import Stage, content_digest, open_workdir
-from otbr_jax.experiments.studies import drawn, row_settings, row_subject, victim_config, victim_metrics
-from otbr_jax.experiments.victims import check_trainable, open_victim, subject_of
+from otbr_jax.experiments.studies import (
+    drawn,
+    open_study,
+    row_settings,
+    row_subject,
+    training_images,
+    victim_config,
+    victim_metrics,
+)
+from otbr_jax.experiments.victims import open_victim, subject_of
 from otbr_jax.metrics import Metrics
 from otbr_jax.neuron_graph import Layer
 from otbr_jax.report import activeness_page
@@ -124,17 +129,9 @@ def study_activeness(
     Raises:
       InputError: names what is wrong with the settings, the checkpoint, the data or the working directory.
     """
-    mesh = parallel.local_mesh(devices)
+    mesh, subject, layers, dataset = open_study(config, layers=config.layers, devices=devices)
     parallel.check_batch_size(config.unlearning.batch_size, mesh, name="unlearning.batch_size")
-    subject = open_network(config.model)
-    network = subject.network
-    layers = choose_layers(subject.graph, config.layers)
-    dataset = sources.load(config.data, image_shape=network.image_shape, num_classes=network.num_classes)
-    if dataset is None:
-        raise InputError("data.name: expected images to unlearn, found 'none'")
-    check_trainable(config, subject, dataset)
-    # A network that has seen no training images here is unlearned on test images.
-    pool = dataset.test if dataset.train is None else dataset.train
+    pool = training_images(dataset)
     if round(config.fraction * len(pool.labels)) < 1:
         raise InputError(
             f"fraction: expected at least one of the {len(pool.labels)} images, found none at {config.fraction}"

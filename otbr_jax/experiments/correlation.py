@@ -20,21 +20,25 @@ import numpy as np
 
 from otbr_jax import unlearning, weight_change
 from otbr_jax.attacks.poisoning import apply_trigger
-from otbr_jax.data import sources
 from otbr_jax.data.sources import Dataset, Images
-from otbr_jax.defenses.otbr import choose_layers
 from otbr_jax.errors import InputError
 from otbr_jax.experiments import parallel
 from otbr_jax.experiments.checkpoints import write_text
 from otbr_jax.experiments.config import VictimConfig
-from otbr_jax.experiments.networks import open_network
 from otbr_jax.experiments.runs import Run
 from otbr_jax.experiments.stages import Stage, content_digest, open_workdir
-from otbr_jax.experiments.studies import drawn, row_settings, row_subject, victim_config, victim_metrics
+from otbr_jax.experiments.studies import (
+    drawn,
+    open_study,
+    row_settings,
+    row_subject,
+    training_images,
+    victim_config,
+    victim_metrics,
+)
 from otbr_jax.experiments.victims import (
     Victim,
     attacker_goals,
-    check_trainable,
     open_victim,
     subject_of,
 )
@@ -117,15 +121,8 @@ def correlate(
     Raises:
       InputError: names what is wrong with the settings, the checkpoint, the data or the working directory.
     """
-    mesh = parallel.local_mesh(devices)
+    mesh, subject, layers, dataset = open_study(config, layers=config.layers, devices=devices)
     parallel.check_batch_size(config.unlearning.batch_size, mesh, name="unlearning.batch_size")
-    subject = open_network(config.model)
-    network = subject.network
-    layers = choose_layers(subject.graph, config.layers)
-    dataset = sources.load(config.data, image_shape=network.image_shape, num_classes=network.num_classes)
-    if dataset is None:
-        raise InputError("data.name: expected images to unlearn, found 'none'")
-    check_trainable(config, subject, dataset)
     with open_workdir(workdir, subject=subject_of(config)) as directory:
         studies = [
             _study(_Unlearning(victim, directory, subject, mesh, layers, config), dataset) for victim in config.each()
@@ -189,7 +186,7 @@ def _table(studies: Sequence[Study]) -> str:
 
 def _study(run: _Unlearning, dataset: Dataset) -> Study:
     victim = open_victim(run, dataset)
-    scores = run.scores(victim, dataset.test if dataset.train is None else dataset.train)
+    scores = run.scores(victim, training_images(dataset))
     pairs = {
         kind: weight_change.correlations(scores[kind], scores["poison"], top=run.study.top)
         for kind in ("random", "clean")

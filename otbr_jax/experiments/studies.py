@@ -5,18 +5,59 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
-from otbr_jax.data.sources import Images
+from otbr_jax.data import sources
+from otbr_jax.data.sources import Dataset, Images
+from otbr_jax.defenses.otbr import choose_layers
+from otbr_jax.errors import InputError
 from otbr_jax.experiments import evaluation, parallel
 from otbr_jax.experiments.config import VictimConfig
+from otbr_jax.experiments.networks import Subject, open_network
 from otbr_jax.experiments.runs import Run
-from otbr_jax.experiments.victims import Victim, test_set
+from otbr_jax.experiments.victims import Victim, check_trainable, test_set
 from otbr_jax.metrics import Metrics
+from otbr_jax.neuron_graph import Layer
 from otbr_jax.types import Batch, Variables
+
+
+class Opened(NamedTuple):
+    """What a study of victims works with: devices, the network, its layers that are looked at, and the data."""
+
+    mesh: Mesh
+    subject: Subject
+    layers: tuple[Layer, ...]
+    dataset: Dataset
+
+
+def open_study(config: VictimConfig, *, layers: str, devices: Sequence[jax.Device] | None) -> Opened:
+    """Builds the network and loads the data of a study.
+
+    Args:
+      config: the settings.
+      layers: which layers are looked at, see `choose_layers`.
+      devices: the devices that share the work; by default all local ones.
+
+    Raises:
+      InputError: names what is wrong with the settings, the checkpoint or the data.
+    """
+    subject = open_network(config.model)
+    network = subject.network
+    chosen = choose_layers(subject.graph, layers)
+    dataset = sources.load(config.data, image_shape=network.image_shape, num_classes=network.num_classes)
+    if dataset is None:
+        raise InputError("data.name: expected images to study victims with, found 'none'")
+    check_trainable(config, subject, dataset)
+    return Opened(parallel.local_mesh(devices), subject, chosen, dataset)
+
+
+def training_images(dataset: Dataset) -> Images:
+    """The training images; test images for a network that has seen no training images here."""
+    return dataset.test if dataset.train is None else dataset.train
 
 
 def victim_config(config: VictimConfig, **changes: Any) -> VictimConfig:

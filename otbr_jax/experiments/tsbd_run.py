@@ -190,7 +190,6 @@ class TSBDRun(Run[RepairConfig]):
                 config=config.tsbd.finetuning,
                 tolerance=chosen.tolerance,
                 prepare=self.augmented,
-                prepare_held_out=self.prepare,
                 place=self.place,
                 on_candidate=on_step,
             )

@@ -132,9 +132,9 @@ def _tsbd_choice(summary: Mapping[str, Any]) -> list[str]:
             "<h2>How n and m were chosen</h2>",
             embed(
                 plots.selection(summary["selection"], chosen=summary["choice"]),
-                "Each candidate on clean images that its fine-tuning did not see. Chosen is the largest share whose "
-                f"loss is at most {summary['config']['selection']['tolerance']:g} above the lowest. No test image and "
-                "no trigger was looked at.",
+                "Each candidate on clean images that its fine-tuning did not see, augmented. Chosen is the largest "
+                f"share whose accuracy is at most {100 * summary['config']['selection']['tolerance']:g} points below "
+                "the highest. No test image and no trigger was looked at.",
             ),
         ]
     if summary["sweep"]:
