@@ -1,4 +1,4 @@
-"""TSBD on the embedded default: a BadNets victim trained on scikit-learn's digits, repaired with 64 clean images.
+"""TSBD on the embedded default: a BadNets victim trained on scikit-learn's digits, repaired with 65 clean images.
 
     python -m launch.repair --config=configs/tsbd.py --workdir=runs/tsbd
 
