@@ -155,6 +155,19 @@ def test_the_strongest_that_hardly_differs_from_the_best():
     assert [int(strongest(accuracy, tolerance=tolerance)) for tolerance in (0.0, 0.015, 0.025, 1.0)] == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize(
+    ("message", "values"),
+    [
+        (r"selection.m: expected fractions in \[0, 1\], found 1.5", {"m": (0.5, 1.5)}),
+        (r"selection.tolerance: expected a share in \[0, 1\], found nan", {"tolerance": float("nan")}),
+        (r"selection.folds: expected 1..4, found 5", {"folds": 5}),
+    ],
+)
+def test_bad_choices(message, values):
+    with pytest.raises(InputError, match=message):
+        SelectionConfig(**values)
+
+
 def test_folds_hold_every_image_out_at_most_once():
     labels = np.repeat(np.arange(5), 8)
     fit, held = split_folds(labels, held_out=0.25, folds=4, seed=0)
