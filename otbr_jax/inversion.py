@@ -1,0 +1,132 @@
+"""Reverse-engineered triggers: for each class, the smallest patch found that turns every image into that class."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from otbr_jax.convolutions import channels_last
+from otbr_jax.errors import InputError
+from otbr_jax.types import Batch, Network, Variables
+
+
+@dataclasses.dataclass(frozen=True)
+class InversionConfig:
+    """How triggers are searched.
+
+    Attributes:
+      steps: of Adam, for every class.
+      learning_rate: of Adam; mask and pattern are logistic functions of what it moves.
+      size: weight of the share of the image that the mask covers.
+    """
+
+    steps: int = 100
+    learning_rate: float = 0.1
+    size: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise InputError(f"inversion.steps: expected at least 1, found {self.steps}")
+        for field in ("learning_rate", "size"):
+            if not 0 < getattr(self, field) < float("inf"):
+                raise InputError(f"inversion.{field}: expected a number above 0, found {getattr(self, field)}")
+
+
+class Inverted(NamedTuple):
+    """A trigger for every class.
+
+    Attributes:
+      mask: `[classes, h, w, 1]` in [0, 1], how much of a pixel is replaced.
+      pattern: `[classes, h, w, c]` in [0, 1], by what.
+      size: `[classes]`, share of the image that the mask covers, in [0, 1].
+      success: `[classes]`, share of the images of other classes that it turns into the class.
+    """
+
+    mask: jax.Array
+    pattern: jax.Array
+    size: jax.Array
+    success: jax.Array
+
+
+def stamp(images: jax.Array, mask: jax.Array, pattern: jax.Array) -> jax.Array:
+    """Images `[n, h, w, c]` with a mask `[h, w, 1]` and a pattern `[h, w, c]` put on, all in [0, 1]."""
+    return (1 - mask) * images + mask * pattern
+
+
+def invert_triggers(
+    network: Network,
+    variables: Variables,
+    images: Batch,
+    *,
+    key: jax.Array,
+    config: InversionConfig,
+    prepare: Callable[[jax.Array], jax.Array] = lambda images: images,
+    on_class: Callable[[], None] | None = None,
+) -> Inverted:
+    """Searches a trigger for every class of a network. Pure; jits; touches no data but `images`.
+
+    Args:
+      network: the functions of the network.
+      variables: its variables.
+      images: `[n, h, w, c]` in [0, 1], clean or synthetic, and what the network answers them with, `[n]`.
+      key: typed PRNG key: where patterns start.
+      config: how triggers are searched.
+      prepare: images in [0, 1] -> images as the network takes them.
+      on_class: called on the host after each class; None traces no callback.
+
+    Source: after Neural Cleanse (Wang et al., S&P 2019), with a weight of the mask's size that stays as it is.
+    """
+    height, width, _ = network.image_shape
+    optimizer = optax.adam(config.learning_rate)
+
+    def search(target: jax.Array) -> Inverted:
+        others = (images.labels != target).astype(jnp.float32)
+
+        def objective(latent: Any) -> jax.Array:
+            mask, pattern = (jax.nn.sigmoid(part) for part in latent)
+            logits = network.apply(variables, prepare(stamp(images.images, mask, pattern))).astype(jnp.float32)
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.full(len(logits), target))
+            return _mean(losses, others) + config.size * jnp.mean(mask)
+
+        gradient = channels_last(jax.grad(objective))
+
+        def step(carry: Any, _: None) -> tuple[Any, None]:
+            latent, moments = carry
+            updates, moments = optimizer.update(gradient(latent), moments)
+            return (optax.apply_updates(latent, updates), moments), None
+
+        # A mask that is half there everywhere finds the trigger wherever it lies.
+        own = jax.random.fold_in(key, target)
+        start = (jnp.zeros((height, width, 1)), jax.random.normal(own, network.image_shape))
+        (latent, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), None, length=config.steps)
+        mask, pattern = (jax.nn.sigmoid(part) for part in latent)
+        if on_class is not None:
+            jax.debug.callback(on_class)
+        success = trigger_success(network, variables, images, mask, pattern, target, prepare=prepare)
+        return Inverted(mask, pattern, jnp.mean(mask), success)
+
+    return jax.lax.map(search, jnp.arange(network.num_classes))
+
+
+def trigger_success(
+    network: Network,
+    variables: Variables,
+    images: Batch,
+    mask: jax.Array,
+    pattern: jax.Array,
+    target: jax.Array | int,
+    *,
+    prepare: Callable[[jax.Array], jax.Array] = lambda images: images,
+) -> jax.Array:
+    """Share of the images of other classes that one trigger turns into `target`, in [0, 1]."""
+    answers = jnp.argmax(network.apply(variables, prepare(stamp(images.images, mask, pattern))), axis=-1)
+    return _mean((answers == target).astype(jnp.float32), (images.labels != target).astype(jnp.float32))
+
+
+def _mean(values: jax.Array, weights: jax.Array) -> jax.Array:
+    return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1.0)

@@ -1,0 +1,119 @@
+"""Images made from a network alone, and triggers reverse-engineered on them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from otbr_jax import Batch, InputError, Network
+from otbr_jax.inversion import InversionConfig, invert_triggers, stamp, trigger_success
+from otbr_jax.objective import training_state
+from otbr_jax.synthetic import SyntheticConfig, statistics_distance, synthesize, total_variation
+from otbr_jax.types import split
+
+CONFIG = SyntheticConfig(images=12, steps=25)
+
+
+@pytest.fixture(scope="module")
+def seen(tiny):
+    """A network whose running statistics are those of a batch, and the batch."""
+    network, variables = tiny
+    images = jax.random.uniform(jax.random.key(3), (16, 8, 8, 1))
+    params, state = split(variables)
+    moved = jax.jit(training_state(network, params))
+    for _ in range(150):
+        state = moved(params, state, Batch(images, jnp.zeros(16, jnp.int32)))
+    return network, {"params": params, **state}, images
+
+
+def test_statistics_are_near_where_the_network_has_seen_the_like(seen):
+    network, variables, images = seen
+    near = statistics_distance(network, variables, images)
+    assert float(near) < 1e-6
+    assert statistics_distance(network, variables, images[::-1]) == pytest.approx(float(near), abs=1e-6)
+    assert float(statistics_distance(network, variables, 1 - 0.2 * images)) > 1e3 * float(near)
+    stateless = Network(lambda v, x: x.reshape(len(x), -1) @ v["params"], image_shape=(2, 2, 1), num_classes=3)
+    assert statistics_distance(stateless, {"params": jnp.ones((4, 3))}, jnp.ones((2, 2, 2, 1))) == 0
+
+
+def test_total_variation():
+    assert total_variation(jnp.full((2, 4, 4, 3), 0.7)) == 0
+    board = (jnp.indices((4, 4)).sum(axis=0) % 2).astype(jnp.float32)[None, ..., None]
+    assert total_variation(board) == 1
+    assert total_variation(jnp.tile(jnp.arange(4.0)[None, :, None, None], (1, 1, 4, 1))) == 0.5
+
+
+def test_synthetic_images_are_like_what_the_network_has_seen(seen):
+    network, variables, _ = seen
+    make = lambda variables, key: synthesize(network, variables, key=key, config=CONFIG)  # noqa: E731
+    batch, info = jax.jit(make)(variables, jax.random.key(0))
+    assert batch.images.shape == (12, 8, 8, 1)
+    assert 0 <= float(batch.images.min()) <= float(batch.images.max()) <= 1
+    assert batch.labels.tolist() == [*range(10), 0, 1]
+    assert info.statistics[0] == pytest.approx(1)
+    assert float(info.statistics[-1]) < 0.5
+    assert float(info.loss[-1]) < float(info.loss[0])
+    again, _ = jax.jit(make)(variables, jax.random.key(0))
+    np.testing.assert_array_equal(again.images, batch.images)
+    other, _ = jax.jit(make)(variables, jax.random.key(1))
+    assert float(jnp.max(jnp.abs(other.images - batch.images))) > 0.1
+
+
+def backdoored():
+    """Answers by the brightness of the left or right half, but 2 if the pixel in the corner is white."""
+
+    def apply(variables, images):
+        left, right = images[:, :, :4].mean((1, 2, 3)), images[:, :, 4:].mean((1, 2, 3))
+        corner = 5 * images[:, 7, 7, 0] ** 6
+        return variables["params"] * jnp.stack([40 * left, 40 * right, 8 * corner], axis=1)
+
+    network = Network(apply, image_shape=(8, 8, 1), num_classes=3)
+    images = 0.8 * jax.random.uniform(jax.random.key(0), (30, 8, 8, 1))
+    images = images.at[:15, :, :4].multiply(0.5).at[15:, :, 4:].multiply(0.5)
+    variables = {"params": jnp.ones(())}
+    return network, variables, Batch(images, jnp.argmax(apply(variables, images), axis=-1))
+
+
+@pytest.mark.parametrize("wrap", [jax.jit, lambda function: function], ids=["jit", "no jit"])
+def test_the_trigger_of_a_backdoor_is_found(wrap):
+    network, variables, images = backdoored()
+    config = InversionConfig(steps=200)
+    search = wrap(lambda variables, key: invert_triggers(network, variables, images, key=key, config=config))
+    found = search(variables, jax.random.key(1))
+    assert found.mask.shape == (3, 8, 8, 1)
+    assert found.success[2] == 1
+    assert int(jnp.argmin(found.size)) == 2
+    assert float(found.size[2]) < 0.5 * float(jnp.min(found.size[:2]))
+    assert np.unravel_index(int(jnp.argmax(found.mask[2])), (8, 8)) == (7, 7)
+
+
+def test_stamps():
+    _, variables, images = backdoored()
+    network = backdoored()[0]
+    nothing, pattern = jnp.zeros((8, 8, 1)), jnp.ones((8, 8, 1))
+    np.testing.assert_array_equal(stamp(images.images, nothing, pattern), images.images)
+    np.testing.assert_array_equal(stamp(images.images, nothing + 1, pattern), jnp.ones_like(images.images))
+    corner = nothing.at[7, 7].set(1.0)
+    assert trigger_success(network, variables, images, nothing, pattern, 2) == 0
+    assert trigger_success(network, variables, images, corner, pattern, 2) == 1
+    # Images that are of the class already do not count.
+    own = images._replace(labels=jnp.full(30, 2))
+    assert trigger_success(network, variables, own, corner, pattern, 2) == 0
+
+
+@pytest.mark.parametrize(
+    ("message", "make"),
+    [
+        ("synthetic.images: expected at least 1, found 0", lambda: SyntheticConfig(images=0)),
+        (
+            "synthetic.learning_rate: expected a number above 0, found nan",
+            lambda: SyntheticConfig(learning_rate=np.nan),
+        ),
+        ("synthetic.statistics: expected a number from 0, found -1", lambda: SyntheticConfig(statistics=-1)),
+        ("inversion.steps: expected at least 1, found 0", lambda: InversionConfig(steps=0)),
+        ("inversion.size: expected a number above 0, found 0", lambda: InversionConfig(size=0)),
+    ],
+)
+def test_bad_settings(message, make):
+    with pytest.raises(InputError, match=message):
+        make()
