@@ -20,7 +20,6 @@ from absl import flags
 
 from configs.otbr import get_config
 from launch import cli
-from otbr_jax.defenses.otbr import choose_layers
 from otbr_jax.experiments import otbr_grid, parallel
 from otbr_jax.experiments.bench import append_row
 from otbr_jax.experiments.config import from_dict
@@ -30,6 +29,7 @@ from otbr_jax.experiments.pipeline import repair
 from otbr_jax.experiments.provenance import ROOT, provenance
 from otbr_jax.experiments.repair_config import RepairConfig, SweepConfig
 from otbr_jax.fusion import align, interpolate
+from otbr_jax.layer_choice import choose_layers
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.pruning import neurons_to_prune, prune
 from otbr_jax.transport import TransportConfig

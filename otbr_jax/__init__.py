@@ -5,11 +5,12 @@ Pure functions over a `Network` (two functions) and its variables; see `otbr_jax
 """
 
 from otbr_jax.activeness import Activeness, activeness
-from otbr_jax.defenses.otbr import OTBRConfig, OTBRInfo, choose_layers, otbr
+from otbr_jax.defenses.otbr import OTBRConfig, OTBRInfo, otbr
 from otbr_jax.defenses.tsbd import TSBDConfig, TSBDInfo, tsbd
 from otbr_jax.errors import InputError
 from otbr_jax.finetuning import FinetuningConfig, activeness_aware, finetune
 from otbr_jax.fusion import FusionConfig, fuse
+from otbr_jax.layer_choice import choose_layers
 from otbr_jax.neuron_graph import Group, Layer, NeuronGraph, check_graph, permutation_error, permute
 from otbr_jax.neurons import trace
 from otbr_jax.pruning import neurons_to_prune, prune, reinitialize

@@ -12,12 +12,12 @@ from otbr_jax import InputError
 from otbr_jax.attacks.badnets import BadNetsConfig
 from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.data.clean import CleanConfig
-from otbr_jax.defenses.otbr import choose_layers
 from otbr_jax.defenses.tsbd import TSBDConfig
 from otbr_jax.experiments import trigger_activation
 from otbr_jax.experiments.ablation import AblationConfig, ablate, rows, zero_neurons
 from otbr_jax.experiments.training import TrainingConfig
 from otbr_jax.finetuning import FinetuningConfig
+from otbr_jax.layer_choice import choose_layers
 from otbr_jax.models.registry import ModelConfig, build
 from otbr_jax.neurons import trace
 from otbr_jax.pruning import prune

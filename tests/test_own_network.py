@@ -12,7 +12,7 @@ from strange_networks import CASES, shuffled
 
 from otbr_jax import InputError, Network, UnlearningConfig, otbr
 from otbr_jax.data.sources import DataConfig
-from otbr_jax.defenses.otbr import OTBRConfig, choose_layers
+from otbr_jax.defenses.otbr import OTBRConfig
 from otbr_jax.experiments.checkpoints import load_variables
 from otbr_jax.experiments.inspecting import inspect
 from otbr_jax.experiments.networks import open_network
@@ -22,6 +22,7 @@ from otbr_jax.interop import functions
 from otbr_jax.interop.state_dict import to_state_dict
 from otbr_jax.interop.tensor_files import read_tensors, write_tensors
 from otbr_jax.interop.torch_files import Envelope
+from otbr_jax.layer_choice import choose_layers
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.neurons import trace
@@ -76,7 +77,7 @@ def test_auto_takes_convolutions_where_they_are_most_of_the_hidden_layers():
     kinds = {name: {layer.kind for layer in choose_layers(graph, "auto")} for name, graph in graphs.items()}
     assert kinds == {"vgg11_bn": {"conv"}, "vit_b_16": {"conv", "dense"}}
     assert len(choose_layers(graphs["vgg11_bn"], "hidden")) == 10
-    with pytest.raises(InputError, match=r"otbr.layers: expected convolutions layers .* found none"):
+    with pytest.raises(InputError, match=r"layers: expected convolutions layers .* found none"):
         choose_layers(graphs["vit_b_16"]._replace(layers=graphs["vit_b_16"].layers[1:]), "convolutions")
     with pytest.raises(InputError, match=r"otbr.layers: expected one of .*, found 'all'"):
         OTBRConfig(layers="all")

@@ -10,13 +10,13 @@ import jax
 
 from otbr_jax.errors import InputError
 from otbr_jax.fusion import FusionConfig, FusionInfo, fuse
-from otbr_jax.neuron_graph import Layer, NeuronGraph
+from otbr_jax.layer_choice import check_layers
+from otbr_jax.neuron_graph import Layer
 from otbr_jax.pruning import PruningInfo, neurons_to_prune, prune
 from otbr_jax.types import Network, Variables
 from otbr_jax.unlearning import UnlearningConfig, UnlearningInfo, random_unlearning
 from otbr_jax.weight_change import neuron_weight_changes
 
-LAYERS = ("auto", "convolutions", "hidden")
 _MASSES = 2**31  # tells the key of random masses from those of the unlearning's steps
 
 
@@ -28,7 +28,7 @@ class OTBRConfig:
       unlearning: step 1, random unlearning.
       gamma: step 2, share of neurons to prune, in [0, 1].
       fusion: step 3, lambda and transport.
-      layers: which layers are scored, pruned and fused; a name of `LAYERS`.
+      layers: which layers are scored, pruned and fused; see `choose_layers`.
     """
 
     unlearning: UnlearningConfig = UnlearningConfig()
@@ -38,28 +38,7 @@ class OTBRConfig:
 
     def __post_init__(self) -> None:
         neurons_to_prune(self.gamma, 0)
-        if self.layers not in LAYERS:
-            raise InputError(f"otbr.layers: expected one of {list(LAYERS)}, found {self.layers!r}")
-
-
-def choose_layers(graph: NeuronGraph, layers: str) -> tuple[Layer, ...]:
-    """The layers of a network that OTBR scores, prunes and fuses.
-
-    Args:
-      graph: the network's neuron graph.
-      layers: `convolutions` of the main path, as published; `hidden`, its dense layers too; `auto`, convolutions where
-        they are most of the hidden layers (ResNet, VGG, DenseNet), else hidden (MLP, ViT, ConvNeXt).
-
-    Raises:
-      InputError: if the network has no such layer.
-    """
-    convolutions, hidden = graph.main_convolutions, graph.hidden_layers
-    if layers == "auto":
-        layers = "convolutions" if 2 * len(convolutions) > len(hidden) else "hidden"
-    chosen = convolutions if layers == "convolutions" else hidden
-    if not chosen:
-        raise InputError(f"otbr.layers: expected {layers} layers on the network's main path, found none")
-    return chosen
+        check_layers(self.layers, name="otbr.layers")
 
 
 class OTBRInfo(NamedTuple):

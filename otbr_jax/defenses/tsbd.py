@@ -10,6 +10,7 @@ import jax
 
 from otbr_jax.errors import InputError
 from otbr_jax.finetuning import FinetuningConfig, FinetuningInfo, finetune
+from otbr_jax.layer_choice import check_layers
 from otbr_jax.neuron_graph import Layer
 from otbr_jax.pruning import ReinitInfo, neurons_to_prune, reinitialize
 from otbr_jax.types import Batch, Network, Variables
@@ -26,7 +27,7 @@ class TSBDConfig:
       n: step 2, share of neurons whose weights are re-initialised, in [0, 1].
       m: step 2, share of their weights that is set to zero, in [0, 1].
       finetuning: step 3, activeness-aware fine-tuning.
-      layers: which layers are scored and re-initialised, see `layers.choose_layers`.
+      layers: which layers are scored and re-initialised, see `choose_layers`.
     """
 
     unlearning: CleanUnlearningConfig = CleanUnlearningConfig()
@@ -39,6 +40,7 @@ class TSBDConfig:
         for field in ("n", "m"):
             if not 0 <= getattr(self, field) <= 1:
                 raise InputError(f"tsbd.{field}: expected a fraction in [0, 1], found {getattr(self, field)}")
+        check_layers(self.layers, name="tsbd.layers")
 
 
 class TSBDInfo(NamedTuple):

@@ -60,7 +60,7 @@ class ActivenessConfig(VictimConfig):
       seeds: of the victims: each attack gets a victim for each seed; empty for the one of `seed`.
       unlearning: on clean images, for a number of steps that all victims have in common.
       fraction: share of the training images that are clean and known, of every class its share, in (0, 1].
-      layers: which layers are looked at, see `OTBRConfig.layers`.
+      layers: which layers are looked at, see `choose_layers`.
     """
 
     attacks: tuple[str, ...] = ("none", "badnets", "blended")

@@ -59,7 +59,7 @@ class CorrelationConfig(VictimConfig):
     Attributes:
       attacks: names of attacks, each of which gets a victim of its own; empty for the one of `attack`.
       unlearning: of all three kinds alike.
-      layers: which layers are compared, see `OTBRConfig.layers`.
+      layers: which layers are compared, see `choose_layers`.
       top: share of the neurons of which the overlap is, in (0, 1].
     """
 

@@ -8,10 +8,10 @@ import pathlib
 import jax
 import numpy as np
 
-from otbr_jax.defenses.otbr import choose_layers
 from otbr_jax.errors import InputError
 from otbr_jax.experiments.networks import Subject, open_network
 from otbr_jax.experiments.repair_config import RepairConfig
+from otbr_jax.layer_choice import choose_layers
 from otbr_jax.neuron_graph import permutation_error
 from otbr_jax.report.network import draw_network, network_table
 from otbr_jax.types import Variables, named_leaves

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from otbr_jax import fusion, pruning, unlearning, weight_change
-from otbr_jax.experiments import evaluation, otbr_grid, parallel
+from otbr_jax.experiments import otbr_grid, parallel
 from otbr_jax.experiments.evaluation import TestSet
+from otbr_jax.experiments.measuring import measure_networks
 from otbr_jax.experiments.repair_config import RepairConfig
 from otbr_jax.experiments.runs import Run
 from otbr_jax.experiments.stages import Stage, content_digest
@@ -139,17 +140,7 @@ class OTBRRun(Run[RepairConfig]):
         }
 
         def function(networks: Any, nwc: weight_change.Scores, test: TestSet, key: jax.Array, *, on_step: Any) -> Any:
-            predictions = {
-                name: evaluation.predict_both(self.network, variables, test, prepare=self.prepare, mesh=self.mesh)
-                for name, variables in networks.items()
-            }
-            measured: dict[str, Any] = {
-                "predictions": predictions,
-                "metrics": {
-                    name: evaluation.evaluate_predictions(found.clean, found.triggered, test.labels, target=test.goals)
-                    for name, found in predictions.items()
-                },
-            }
+            measured = measure_networks(self, networks, test)
             if counts:  # Orbax saves no empty arrays
                 measured["sweep"] = otbr_grid.sweep(
                     self.network,

@@ -15,7 +15,6 @@ from jax.sharding import Mesh
 from otbr_jax.data import sources
 from otbr_jax.data.clean import load_clean
 from otbr_jax.data.sources import Dataset
-from otbr_jax.defenses.otbr import choose_layers
 from otbr_jax.experiments import parallel
 from otbr_jax.experiments.checkpoints import numeric_leaves, replace_checkpoint
 from otbr_jax.experiments.networks import Subject, open_network
@@ -27,6 +26,7 @@ from otbr_jax.experiments.stages import Workdir, open_workdir
 from otbr_jax.experiments.tsbd_run import TSBDRun, check_clean
 from otbr_jax.experiments.victims import check_trainable, open_victim, subject_of, test_set
 from otbr_jax.interop.matching import file_name, write_like
+from otbr_jax.layer_choice import choose_layers
 from otbr_jax.neuron_graph import Layer
 from otbr_jax.types import check_finite
 

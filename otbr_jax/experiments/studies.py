@@ -13,13 +13,13 @@ from jax.sharding import Mesh
 
 from otbr_jax.data import sources
 from otbr_jax.data.sources import Dataset, Images
-from otbr_jax.defenses.otbr import choose_layers
 from otbr_jax.errors import InputError
 from otbr_jax.experiments import evaluation, parallel
 from otbr_jax.experiments.config import VictimConfig
 from otbr_jax.experiments.networks import Subject, open_network
 from otbr_jax.experiments.runs import Run
 from otbr_jax.experiments.victims import Victim, check_trainable, test_set
+from otbr_jax.layer_choice import choose_layers
 from otbr_jax.metrics import Metrics
 from otbr_jax.neuron_graph import Layer
 from otbr_jax.types import Batch, Variables

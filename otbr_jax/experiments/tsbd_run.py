@@ -21,6 +21,7 @@ from otbr_jax.data.clean import Clean, split_folds
 from otbr_jax.errors import InputError
 from otbr_jax.experiments import evaluation, parallel
 from otbr_jax.experiments.evaluation import TestSet
+from otbr_jax.experiments.measuring import measure_networks
 from otbr_jax.experiments.progress import progress_bar
 from otbr_jax.experiments.repair_config import RepairConfig, SweepConfig
 from otbr_jax.experiments.resuming import SAVE_EVERY, restore_state, save_state
@@ -291,17 +292,7 @@ class TSBDRun(Run[RepairConfig]):
             networks: Any, nwc: Any, clean: Batch, test: TestSet, key: jax.Array, *, on_step: Any
         ) -> dict[str, Any]:
             measure = partial(evaluation.measure, self.network, test=test, prepare=self.prepare, mesh=self.mesh)
-            predictions = {
-                name: evaluation.predict_both(self.network, variables, test, prepare=self.prepare, mesh=self.mesh)
-                for name, variables in networks.items()
-            }
-            measured: dict[str, Any] = {
-                "predictions": predictions,
-                "metrics": {
-                    name: evaluation.evaluate_predictions(found.clean, found.triggered, test.labels, target=test.goals)
-                    for name, found in predictions.items()
-                },
-            }
+            measured = measure_networks(self, networks, test)
 
             def one(candidate: tuple[jax.Array, jax.Array]) -> Any:
                 count, share = candidate

@@ -1,0 +1,35 @@
+"""Which layers of a network a defence scores and repairs."""
+
+from __future__ import annotations
+
+from otbr_jax.errors import InputError
+from otbr_jax.neuron_graph import Layer, NeuronGraph
+
+LAYERS = ("auto", "convolutions", "hidden")
+
+
+def check_layers(layers: str, *, name: str = "layers") -> None:
+    """Raises InputError, about the setting `name`, if `layers` is no name of `LAYERS`."""
+    if layers not in LAYERS:
+        raise InputError(f"{name}: expected one of {list(LAYERS)}, found {layers!r}")
+
+
+def choose_layers(graph: NeuronGraph, layers: str) -> tuple[Layer, ...]:
+    """The layers of a network that a defence scores and repairs, in execution order.
+
+    Args:
+      graph: the network's neuron graph.
+      layers: `convolutions` of the main path, as published; `hidden`, its dense layers too; `auto`, convolutions where
+        they are most of the hidden layers (ResNet, VGG, DenseNet), else hidden (MLP, ViT, ConvNeXt).
+
+    Raises:
+      InputError: if there is no such choice, or the network has no such layer.
+    """
+    check_layers(layers)
+    convolutions, hidden = graph.main_convolutions, graph.hidden_layers
+    if layers == "auto":
+        layers = "convolutions" if 2 * len(convolutions) > len(hidden) else "hidden"
+    chosen = convolutions if layers == "convolutions" else hidden
+    if not chosen:
+        raise InputError(f"layers: expected {layers} layers on the network's main path, found none")
+    return chosen
