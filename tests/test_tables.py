@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from otbr_jax import InputError
-from otbr_jax.report import blocks, results_tables
+from otbr_jax.report import activeness_page, blocks, results_tables
 from otbr_jax.report.results_tables import TABLES, markdown
 from otbr_jax.report.rows import Row, parse
 
@@ -99,7 +99,17 @@ def ablated(rng, seed):
     return row | {"n": 0.3, "m": 0.7}
 
 
+def watched(rng, seed):
+    """A row as activeness.jsonl has it; the last one has the AUCs."""
+    if seed == 2:
+        auc = {name: value(rng) for name in activeness_page.SCORES}
+        return {"attack": "all", "auc": auc, "backdoored": 1, "clean": 1, "data": "5 images"}
+    row = {"attack": "badnets", "seed": seed, "victim": {"acc": value(rng), "asr": value(rng)}}
+    return row | {"scores": {name: value(rng) for name in activeness_page.SCORES}}
+
+
 MADE = {
+    "activeness": watched,
     "bench_tsbd": chosen,
     "ablation": ablated,
     "loops": timing,

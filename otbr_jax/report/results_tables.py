@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from otbr_jax.errors import InputError
 from otbr_jax.report import ablation_page
+from otbr_jax.report.activeness_page import SCORES
 from otbr_jax.report.rows import NOTHING, Row, field, grouped, integer, joined, latest, number, percents, text
 from otbr_jax.report.table import CORRELATIONS, percent
 
@@ -136,6 +137,20 @@ def _ablation(rows: Sequence[Row]) -> str:
 def _at_n(curve: Sequence[Mapping[str, float]], n: float) -> str:
     point = next(point for point in curve if point["n"] == n)
     return " / ".join(percent(point[metric]) for metric in ("acc", "asr"))
+
+
+def _activeness(rows: Sequence[Row]) -> str:
+    """A line for each victim with its scores, and one with how well each score tells backdoored networks from clean."""
+    lines = []
+    for row in rows:
+        if field(row, "attack") == "all":
+            kinds = f"{integer(row, 'backdoored')} backdoored, {integer(row, 'clean')} clean: AUC"
+            lines.append([f"**{kinds}**", NOTHING, *(number(row, f"auc.{name}", ".3g") for name in SCORES)])
+        else:
+            name = f"{text(row, 'attack', among=ATTACKS)}, seed {integer(row, 'seed')}"
+            scores = [number(row, f"scores.{score}", ".3g") for score in SCORES]
+            lines.append([name, percents(row, "victim", "acc", "asr"), *scores])
+    return _table(("victim", "ACC / ASR", *SCORES.values()), lines)
 
 
 def _torch_victims(rows: Sequence[Row]) -> str:
@@ -367,6 +382,7 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], str]] = {
     "bench_paper": _bench,
     "bench_tsbd": _tsbd,
     "ablation": _ablation,
+    "activeness": _activeness,
     "recipes": _recipes,
     "transport": _transport,
     "sweep": _sweep,
