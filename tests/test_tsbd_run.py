@@ -100,7 +100,12 @@ def test_what_a_run_leaves(finished):
             lambda c: dataclasses.replace(c, selection=SelectionConfig()),
             {"victim", "unlearned", "scores"},
         ),
-        (lambda c: dataclasses.replace(c, clean=CleanConfig(fraction=0.1)), {"victim"}),
+        (
+            lambda c: dataclasses.replace(
+                c, clean=CleanConfig(fraction=0.1), selection=SelectionConfig(), sweep=SweepConfig()
+            ),
+            {"victim"},
+        ),
     ],
     ids=["nothing", "sweep", "no selection", "clean images"],
 )
