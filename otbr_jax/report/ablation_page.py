@@ -92,7 +92,7 @@ def figure(rows: Rows) -> Figure:
     """ACC (dashed) and ASR over n: a row for each attack, a panel for each comparison."""
     names = attacks(rows)
     with mpl.rc_context(STYLE):
-        drawn = Figure(figsize=(3.0 * len(NOTES), 0.4 + 2.9 * len(names)), layout="constrained")
+        drawn = Figure(figsize=(2.2 * len(NOTES), 1.2 + 2.1 * len(names)), layout="constrained")
         axes = drawn.subplots(len(names), len(NOTES), squeeze=False, sharex=True, sharey=True)
         for line, attack in zip(axes, names, strict=True):
             for axis, comparison in zip(line, NOTES, strict=True):
@@ -101,11 +101,12 @@ def figure(rows: Rows) -> Figure:
                     axis.plot(at, [100 * point["asr"] for point in curve], "-", color=color, marker="o", ms=3.5)
                     axis.plot(at, [100 * point["acc"] for point in curve], "--", color=color, marker="o", ms=2.5)
                     axis.plot([], [], "-", color=color, label=name)
-                axis.set(title=comparison, ylim=(-4, 104))
-                axis.legend(loc="center right", fontsize=8)
+                axis.set_ylim(-4, 104)
             line[0].set_ylabel(f"{attack}: per cent")
-        for axis in axes[-1]:
-            axis.set_xlabel("n, share of neurons")
+        for comparison, highest, lowest in zip(NOTES, axes[0], axes[-1], strict=True):
+            highest.set_title(comparison)
+            lowest.set_xlabel("n, share of neurons")
+            lowest.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28))
         return drawn
 
 
