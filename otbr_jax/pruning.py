@@ -32,6 +32,15 @@ class ReinitInfo(NamedTuple):
     zeroed: dict[str, jax.Array]
 
 
+SCHEMES = ("weights", "neurons")
+
+
+def check_scheme(scheme: str, *, name: str = "scheme") -> None:
+    """Raises InputError, about the setting `name`, if `scheme` is no name of `SCHEMES`."""
+    if scheme not in SCHEMES:
+        raise InputError(f"{name}: expected one of {[*SCHEMES]}, found {scheme!r}")
+
+
 def neurons_to_prune(gamma: float, total: int) -> int:
     """How many of `total` neurons the share `gamma` means (rounded down, as the reference does).
 
@@ -83,6 +92,7 @@ def reinitialize(
     *,
     count: int | jax.Array,
     share: float | jax.Array,
+    scheme: str = "weights",
 ) -> tuple[Variables, ReinitInfo]:
     """Zero re-initialisation: of the neurons that changed most, the weights that changed most are set to zero.
 
@@ -98,10 +108,18 @@ def reinitialize(
       layers: the layers that `scores` is about.
       count: number of neurons; may be traced, so that a sweep over n is one program.
       share: the paper's m, in [0, 1]; may be traced. The number of weights is rounded down.
+      scheme: a name of `SCHEMES`: `weights`, as published; or `neurons`, all parameters of the chosen neurons, their
+        biases and normalisation too, whatever `share` is.
 
     Returns:
       `(variables, ReinitInfo)`.
+
+    Raises:
+      InputError: if there is no such scheme.
     """
+    check_scheme(scheme)
+    if scheme == "neurons":
+        return _without_neurons(variables, scores, layers, count=count)
     places = ranks(scores)
     before, after = named_leaves(variables), named_leaves(unlearned)
     chosen = {layer.name: places[layer.name] < count for layer in layers}
@@ -124,3 +142,21 @@ def reinitialize(
         zeroed[layer.name] = from_neurons(change >= threshold, layer, kernel.shape)
         changed[layer.name] = jnp.where(zeroed[layer.name], 0.0, kernel)
     return replace_leaves(variables, changed), ReinitInfo(chosen, zeroed)
+
+
+def _without_neurons(
+    variables: Variables, scores: Scores, layers: Sequence[Layer], *, count: int | jax.Array
+) -> tuple[Variables, ReinitInfo]:
+    """Sets all parameters of the `count` neurons with the highest scores to zero."""
+    pruned, info = prune(variables, scores, layers, count=count)
+    leaves, changed, zeroed = named_leaves(pruned), dict[str, jax.Array](), {}
+    for layer in layers:
+        chosen, kernel = info.pruned[layer.name], leaves[layer.name]
+        rows = by_neuron(kernel, layer)
+        zeroed[layer.name] = from_neurons(jnp.broadcast_to(chosen[:, None], rows.shape), layer, kernel.shape)
+        for name, axis in layer.vectors:
+            if name.startswith("params/"):
+                vector = changed.get(name, leaves[name])
+                shape = [-1 if place == axis else 1 for place in range(vector.ndim)]
+                changed[name] = jnp.where(chosen.reshape(shape), 0.0, vector)
+    return replace_leaves(pruned, changed), ReinitInfo(info.pruned, zeroed)

@@ -100,6 +100,7 @@ def select_reinitialization(
     *,
     counts: jax.Array,
     shares: jax.Array,
+    scheme: str,
     key: jax.Array,
     config: FinetuningConfig,
     tolerance: float,
@@ -122,6 +123,7 @@ def select_reinitialization(
       folds: places to fit int `[folds, fitted]` and to hold out int `[folds, held]`.
       counts: int `[candidates]`, numbers of neurons; candidates are in order of strength.
       shares: `[candidates]`, the paper's m.
+      scheme: see `reinitialize`.
       key: typed PRNG key of the fine-tunings.
       config: how candidates are fine-tuned.
       tolerance: see `strongest`.
@@ -137,7 +139,7 @@ def select_reinitialization(
         fold: tuple[jax.Array, jax.Array], candidate: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array]:
         (fit, held), (count, share) = fold, candidate
-        start, _ = reinitialize(variables, unlearned, scores, layers, count=count, share=share)
+        start, _ = reinitialize(variables, unlearned, scores, layers, count=count, share=share, scheme=scheme)
         part = Batch(clean.images[fit], clean.labels[fit])
         tuned, _ = finetune(network, start, part, key=key, config=config, prepare=prepare, place=place)
         images, labels = clean.images[held], clean.labels[held]

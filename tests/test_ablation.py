@@ -14,13 +14,13 @@ from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.data.clean import CleanConfig
 from otbr_jax.defenses.tsbd import TSBDConfig
 from otbr_jax.experiments import trigger_activation
-from otbr_jax.experiments.ablation import AblationConfig, ablate, rows, zero_neurons
+from otbr_jax.experiments.ablation import AblationConfig, ablate, rows
 from otbr_jax.experiments.training import TrainingConfig
 from otbr_jax.finetuning import FinetuningConfig
 from otbr_jax.layer_choice import choose_layers
 from otbr_jax.models.registry import ModelConfig, build
 from otbr_jax.neurons import trace
-from otbr_jax.pruning import prune
+from otbr_jax.pruning import prune, reinitialize
 from otbr_jax.report import ablation_page
 from otbr_jax.types import named_leaves
 from otbr_jax.unlearning import CleanUnlearningConfig
@@ -143,14 +143,22 @@ def test_whole_neurons_keep_nothing(tiny):
     variables = jax.tree.map(lambda leaf: leaf + 1, variables)
     inner = [layer for layer in layers if layer.name.endswith("layer1.0/conv1/kernel")]
     scores = {layer.name: jnp.arange(layer.neurons, dtype=jnp.float32) for layer in inner}
-    zeroed = named_leaves(zero_neurons(variables, scores, inner, count=1))
+
+    def without(count):
+        return reinitialize(variables, variables, scores, inner, count=count, share=0.5, scheme="neurons")
+
+    changed, info = without(1)
+    zeroed = named_leaves(changed)
     before = named_leaves(variables)
     for name in ("kernel", "scale", "bias"):
         leaf = "params/layer1.0/" + ("conv1/" if name == "kernel" else "bn2/") + name
         assert not zeroed[leaf][..., -1].any()
         np.testing.assert_array_equal(zeroed[leaf][..., :-1], before[leaf][..., :-1])
     assert all((zeroed[name] == before[name]).all() for name in zeroed if not name.startswith("params/layer1.0"))
-    none = zero_neurons(variables, scores, inner, count=0)
+    (name,) = scores
+    assert info.neurons[name].tolist() == [False] * 3 + [True]
+    np.testing.assert_array_equal(info.zeroed[name].all(axis=(0, 1, 2)), info.neurons[name])
+    none, _ = without(0)
     assert all((named_leaves(none)[name] == before[name]).all() for name in before)
 
 

@@ -12,7 +12,7 @@ from otbr_jax.errors import InputError
 from otbr_jax.finetuning import FinetuningConfig, FinetuningInfo, finetune
 from otbr_jax.layer_choice import check_layers
 from otbr_jax.neuron_graph import Layer
-from otbr_jax.pruning import ReinitInfo, neurons_to_prune, reinitialize
+from otbr_jax.pruning import ReinitInfo, check_scheme, neurons_to_prune, reinitialize
 from otbr_jax.types import Batch, Network, Variables
 from otbr_jax.unlearning import CleanUnlearningConfig, CleanUnlearningInfo, clean_unlearning
 from otbr_jax.weight_change import neuron_weight_changes
@@ -26,6 +26,8 @@ class TSBDConfig:
       unlearning: step 1, clean unlearning.
       n: step 2, share of neurons whose weights are re-initialised, in [0, 1].
       m: step 2, share of their weights that is set to zero, in [0, 1].
+      scheme: step 2, what of the neurons is set to zero: `weights`, as published, or `neurons`, all their parameters;
+        m is then of no use.
       finetuning: step 3, activeness-aware fine-tuning.
       layers: which layers are scored and re-initialised, see `choose_layers`.
     """
@@ -33,6 +35,7 @@ class TSBDConfig:
     unlearning: CleanUnlearningConfig = CleanUnlearningConfig()
     n: float = 0.15
     m: float = 0.7
+    scheme: str = "weights"
     finetuning: FinetuningConfig = FinetuningConfig()
     layers: str = "auto"
 
@@ -41,6 +44,7 @@ class TSBDConfig:
             if not 0 <= getattr(self, field) <= 1:
                 raise InputError(f"tsbd.{field}: expected a fraction in [0, 1], found {getattr(self, field)}")
         check_layers(self.layers, name="tsbd.layers")
+        check_scheme(self.scheme, name="tsbd.scheme")
 
 
 class TSBDInfo(NamedTuple):
@@ -97,7 +101,9 @@ def tsbd(
     )
     scores = neuron_weight_changes(variables, unlearned, layers)
     count = neurons_to_prune(config.n, sum(layer.neurons for layer in layers))
-    reinitialized, reinit_info = reinitialize(variables, unlearned, scores, layers, count=count, share=config.m)
+    reinitialized, reinit_info = reinitialize(
+        variables, unlearned, scores, layers, count=count, share=config.m, scheme=config.scheme
+    )
     repaired, finetuning_info = finetune(
         network,
         reinitialized,

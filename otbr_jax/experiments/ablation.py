@@ -32,9 +32,8 @@ from otbr_jax.experiments.studies import open_study, row_settings, row_subject, 
 from otbr_jax.experiments.tsbd_run import TSBDRun
 from otbr_jax.experiments.victims import open_victim, subject_of, test_set
 from otbr_jax.metrics import Metrics
-from otbr_jax.neuron_graph import Layer
 from otbr_jax.report import ablation_page
-from otbr_jax.types import Batch, Variables, named_leaves, replace_leaves
+from otbr_jax.types import Batch, Variables
 from otbr_jax.weight_change import Scores
 
 ACTIVATION_IMAGES = 512
@@ -231,19 +230,6 @@ def rows(config: AblationConfig, found: Sequence[Ablated]) -> list[dict[str, Any
     return result
 
 
-def zero_neurons(variables: Variables, scores: Scores, layers: Sequence[Layer], *, count: int | jax.Array) -> Variables:
-    """Sets all parameters of the `count` neurons with the highest scores to zero, those of normalisation included."""
-    pruned, info = pruning.prune(variables, scores, layers, count=count)
-    leaves, changed = named_leaves(pruned), dict[str, jax.Array]()
-    for layer in layers:
-        for name, axis in layer.vectors:
-            if name.startswith("params/"):
-                vector = changed.get(name, leaves[name])
-                shape = [-1 if place == axis else 1 for place in range(vector.ndim)]
-                changed[name] = jnp.where(info.pruned[layer.name].reshape(shape), 0.0, vector)
-    return replace_leaves(pruned, changed)
-
-
 @dataclasses.dataclass(frozen=True)
 class _Ablating(TSBDRun):
     """The stages of an ablation: those of TSBD up to the scores, then one with all variants."""
@@ -350,10 +336,9 @@ class _Ablating(TSBDRun):
         )
 
     def _zeroed(self, before: Variables, after: Variables, scores: Scores, scheme: str, count: int) -> Variables:
-        if scheme == "whole neurons":
-            return zero_neurons(before, scores, self.layers, count=count)
         share = 1.0 if scheme == "all weights" else self.config.tsbd.m
-        return pruning.reinitialize(before, after, scores, self.layers, count=count, share=share)[0]
+        kind = "neurons" if scheme == "whole neurons" else "weights"
+        return pruning.reinitialize(before, after, scores, self.layers, count=count, share=share, scheme=kind)[0]
 
     def _tuned(
         self, start: Variables, clean: Batch, key: jax.Array, *, config: finetuning.FinetuningConfig

@@ -187,6 +187,7 @@ class TSBDRun(Run[RepairConfig]):
                 folds,
                 counts=counts,
                 shares=shares,
+                scheme=config.tsbd.scheme,
                 key=key,
                 config=config.tsbd.finetuning,
                 tolerance=chosen.tolerance,
@@ -201,7 +202,12 @@ class TSBDRun(Run[RepairConfig]):
             (victim.value["variables"], unlearned.value["variables"], scores.value, clean, folds, key),
             title="choosing n and m, clean images only",
             config=self.settings()
-            | {"selection": dataclasses.asdict(chosen), "m": config.tsbd.m, "layers": [x.name for x in self.layers]}
+            | {
+                "selection": dataclasses.asdict(chosen),
+                "m": config.tsbd.m,
+                "scheme": config.tsbd.scheme,
+                "layers": [x.name for x in self.layers],
+            }
             | {"finetuning": dataclasses.asdict(config.tsbd.finetuning), "seed": config.seed},
             key=key,
             parents=(victim, unlearned, scores),
@@ -211,10 +217,10 @@ class TSBDRun(Run[RepairConfig]):
 
     def reinitialized(self, victim: Stage, unlearned: Stage, scores: Stage, *, n: float, m: float) -> Stage:
         """TSBD step 2: the weights that changed most, of the neurons that changed most, are set to zero."""
-        count = self.count(n)
+        count, scheme = self.count(n), self.config.tsbd.scheme
 
         def function(before: Variables, after: Variables, nwc: weight_change.Scores, *, on_step: Any) -> Any:
-            variables, info = pruning.reinitialize(before, after, nwc, self.layers, count=count, share=m)
+            variables, info = pruning.reinitialize(before, after, nwc, self.layers, count=count, share=m, scheme=scheme)
             return {"variables": variables, "info": info}
 
         return self.stage(
@@ -222,7 +228,7 @@ class TSBDRun(Run[RepairConfig]):
             function,
             (victim.value["variables"], unlearned.value["variables"], scores.value),
             title="zero re-initialisation",
-            config={"count": count, "m": m},
+            config={"count": count, "m": m, "scheme": scheme},
             parents=(victim, unlearned, scores),
         )
 
@@ -297,7 +303,13 @@ class TSBDRun(Run[RepairConfig]):
             def one(candidate: tuple[jax.Array, jax.Array]) -> Any:
                 count, share = candidate
                 start, _ = pruning.reinitialize(
-                    networks["victim"], networks["unlearned"], nwc, self.layers, count=count, share=share
+                    networks["victim"],
+                    networks["unlearned"],
+                    nwc,
+                    self.layers,
+                    count=count,
+                    share=share,
+                    scheme=config.tsbd.scheme,
                 )
                 tuned, _ = finetuning.finetune(
                     self.network,
@@ -323,7 +335,10 @@ class TSBDRun(Run[RepairConfig]):
             (networks, stages["scores"].value, self.images, test, key),
             title="measuring, other n and m" if len(counts) else "measuring",
             config=self.settings()
-            | {"sweep": [counts.tolist(), shares.tolist()], "finetuning": dataclasses.asdict(config.tsbd.finetuning)}
+            | {
+                "sweep": [counts.tolist(), shares.tolist(), config.tsbd.scheme],
+                "finetuning": dataclasses.asdict(config.tsbd.finetuning),
+            }
             | {"test": content_digest(test)},
             key=key,
             parents=tuple(stages[name] for name in (*names, "scores")),
