@@ -86,6 +86,7 @@ def chosen(rng, seed):
     row = {"cell": f"cell{seed}", "dataset": "digits", "network": "a-w8", "attack": "badnets", "seed": seed}
     row |= {"choice": {"n": 0.3, "m": 0.7}, "oracle": {"n": 0.4, "m": 0.7} | metrics(rng, "finetuned")}
     row["metrics"] = metrics(rng, "victim", "unlearned", "reinitialized", "finetuned")
+    row["config"] = {"tsbd": {"scheme": "neurons"}}
     return row if seed < 2 else row | {"attack": "none", "oracle": None}
 
 
@@ -216,10 +217,14 @@ def test_regrets_to_the_letter():
         row["oracle"]["finetuned"] |= {"acc": values[2], "asr": values[3]}
     clean["metrics"]["victim"] = {"acc": 0.99, "asr": None, "ra": None, "der": None}
     clean["metrics"]["finetuned"] = {"acc": 0.985, "asr": None, "ra": None, "der": None}
+    older = chosen(rng, 1) | {"config": {"tsbd": {}}}
+    lines = table("bench_tsbd", [first, second, clean, older]).splitlines()
+    assert [line.split(" | ")[3] for line in lines[2:6]] == ["neurons", "neurons", "neurons", "weights"]
     *lines, _, last = table("bench_tsbd", [first, second, clean]).splitlines()
     assert [line.split(" | ")[-1] for line in lines[2:]] == ["+0.6 / +0.2 |", "-1.0 / +4.0 |", "+0.5 / - |"]
     assert last == (
-        "2 backdoored networks, regret in points of ACC: median -0.2, worst +0.6; of ASR: median +2.1, worst +4.0; "
+        "Zeroed neurons: 2 backdoored networks, regret in points of ACC: median -0.2, worst +0.6; "
+        "of ASR: median +2.1, worst +4.0; "
         "1 clean networks, points of ACC lost: median +0.5, worst +0.5."
     )
 

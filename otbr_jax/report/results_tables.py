@@ -48,8 +48,8 @@ def _digits(rows: Sequence[Row]) -> str:
 
 
 def _tsbd(rows: Sequence[Row]) -> str:
-    """A line for each victim: what was chosen, what the oracle would choose, how many points lie between."""
-    rows = latest(rows, "cell")
+    """A line for each victim and scheme: what was chosen, what the oracle would choose, how many points lie between."""
+    rows = list({(text(row, "cell"), scheme(row)): row for row in rows}.values())
     lines = []
     for row in rows:
         gap = regret(row)
@@ -59,6 +59,7 @@ def _tsbd(rows: Sequence[Row]) -> str:
                 f"{text(row, 'dataset')}, {text(row, 'network')}",
                 f"{text(row, 'attack', among=ATTACKS)}, seed {integer(row, 'seed')}",
                 percents(row, "metrics.victim", "acc", "asr"),
+                scheme(row),
                 chosen,
                 percents(row, "metrics.reinitialized", "acc", "asr"),
                 _repaired(row, "finetuned"),
@@ -66,9 +67,16 @@ def _tsbd(rows: Sequence[Row]) -> str:
                 joined([NOTHING if points is None else f"{points:+.1f}" for points in gap]),
             ]
         )
-    titles = ("victim", "attack", "victim ACC / ASR", "chosen n, m", "re-initialised", "repaired ACC / ASR / RA")
+    titles = ("victim", "attack", "victim ACC / ASR", "zeroed", "n, m", "re-initialised", "repaired ACC / ASR / RA")
     table = _table((*titles, ORACLES["tsbd"], "regret, points: ACC / ASR"), lines)
-    return f"{table}\n\n{_regrets(rows)}"
+    schemes = dict.fromkeys(scheme(row) for row in rows)
+    regrets = (f"Zeroed {name}: {_regrets([row for row in rows if scheme(row) == name])}" for name in schemes)
+    return "\n\n".join((table, *regrets))
+
+
+def scheme(row: Row) -> str:
+    """What of the neurons was set to zero; rows without the setting are older than it, and about weights."""
+    return text(row, "config.tsbd.scheme") if "scheme" in field(row, "config.tsbd") else "weights"
 
 
 def regret(row: Row) -> tuple[float | None, float | None]:
