@@ -29,7 +29,7 @@ def get_config(data: str = "digits") -> ml_collections.ConfigDict:
     config = AblationConfig(
         **{field.name: getattr(repair, field.name) for field in dataclasses.fields(VictimConfig)},
         attacks=ATTACKS[data],
-        tsbd=dataclasses.replace(repair.tsbd, n=0.2, m=0.7, scheme="weights"),
+        tsbd=dataclasses.replace(repair.tsbd, n=0.2),
         clean=repair.clean,
     )
     return ml_collections.ConfigDict(dataclasses.asdict(config))

@@ -2,13 +2,11 @@
 
     python -m launch.repair --config=configs/tsbd.py --workdir=runs/tsbd
 
-5 % of the 1,297 training images are the defender's; n is chosen by cross-validation on them, without a test image or
-the trigger. Published is otherwise: batches of 256 instead of 32; 20 epochs of fine-tuning at a constant learning rate
-of 0.01 instead of 60 that fall from 0.005 along a cosine; no image moved by up to a pixel; and of the chosen neurons
-the 70 % of the weights that moved furthest are set to zero, where here whole neurons are, their normalisation too,
-which the ablation found to leave less of the backdoor on these victims. The settings of fine-tuning were settled on the
-victim of seed 0, the rule that chooses n on those of seeds 0, 1, 2 and 10 and on two of MNIST, and whole neurons on
-BadNets' seeds 0 and 3 and on Blended.
+5 % of the 1,297 training images are the defender's; n and m are chosen by cross-validation on them, without a test
+image or the trigger. As published but for what so few images ask for: batches of 32 instead of 256; 60 epochs of
+fine-tuning instead of 20, the learning rate falling from 0.005 along a cosine instead of a constant 0.01; images that
+are moved by up to a pixel. These settings were settled on the victim of seed 0, and the rule that chooses n and m on
+those of seeds 0, 1, 2 and 10 and on two of MNIST.
 
 Expected: see the table in README.md, whose rows stand in results/bench_tsbd.jsonl. About four minutes on two CPU
 cores.
@@ -35,7 +33,7 @@ from otbr_jax.models.registry import ModelConfig
 from otbr_jax.selection import SelectionConfig
 from otbr_jax.unlearning import CleanUnlearningConfig
 
-N = (0.1, 0.2, 0.3)
+N, M = (0.1, 0.2, 0.3), (0.7, 1.0)
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -47,11 +45,9 @@ def get_config() -> ml_collections.ConfigDict:
         clean=CleanConfig(fraction=0.05, crop_padding=1),
         tsbd=TSBDConfig(
             unlearning=CleanUnlearningConfig(max_epochs=500, batch_size=32),
-            m=1.0,
-            scheme="neurons",
             finetuning=FinetuningConfig(epochs=60, batch_size=32, learning_rate=0.005, schedule="cosine"),
         ),
-        selection=SelectionConfig(n=N, held_out=0.25, folds=2),
-        sweep=SweepConfig(n=N),
+        selection=SelectionConfig(n=N, m=M, held_out=0.25, folds=2),
+        sweep=SweepConfig(n=N, m=M),
     )
     return ml_collections.ConfigDict(dataclasses.asdict(config))
