@@ -15,7 +15,7 @@ from absl import flags
 from launch import cli
 from otbr_jax.experiments import config as configs
 from otbr_jax.experiments.ablation import AblationConfig, ablate, rows
-from otbr_jax.experiments.bench import append_row
+from otbr_jax.experiments.bench import append_row, mend
 from otbr_jax.experiments.provenance import provenance
 from otbr_jax.report import ablation_page
 
@@ -36,6 +36,8 @@ def main(arguments: Sequence[str]) -> None:
     del arguments
     config = configs.from_dict(AblationConfig, CONFIG())
     origin = provenance() if RESULTS.value else {}
+    if RESULTS.value:
+        mend(pathlib.Path(RESULTS.value))  # a file that cannot be written ends it before anything is trained
     found = rows(config, ablate(config, WORKDIR.value))
     if RESULTS.value:
         path = pathlib.Path(RESULTS.value)

@@ -48,6 +48,8 @@ class SelectionConfig:
             for value in getattr(self, field):
                 if not 0 <= value <= 1:
                     raise InputError(f"selection.{field}: expected fractions in [0, 1], found {value}")
+        if self.m and not self.n:
+            raise InputError(f"selection.n: expected shares of neurons beside selection.m {[*self.m]}, found none")
         if not 0 < self.held_out < 1:
             raise InputError(f"selection.held_out: expected a share in (0, 1), found {self.held_out}")
         if self.folds < 1 or self.folds * self.held_out > 1 + 1e-9:

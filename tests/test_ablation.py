@@ -20,7 +20,7 @@ from otbr_jax.finetuning import FinetuningConfig
 from otbr_jax.layer_choice import choose_layers
 from otbr_jax.models.registry import ModelConfig, build
 from otbr_jax.neurons import trace
-from otbr_jax.pruning import prune, reinitialize
+from otbr_jax.pruning import prune
 from otbr_jax.report import ablation_page
 from otbr_jax.types import named_leaves
 from otbr_jax.unlearning import CleanUnlearningConfig
@@ -92,15 +92,15 @@ def test_a_second_run_reloads_everything(finished, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def tiny():
+def untrained():
     network, init = build(CONFIG.model)
     variables = init(jax.random.key(0))
     graph = trace(network.apply, variables, jnp.zeros((2, 8, 8, 1)))
     return network, variables, choose_layers(graph, "auto")
 
 
-def test_a_trigger_activates_what_it_moves(tiny):
-    network, variables, layers = tiny
+def test_a_trigger_activates_what_it_moves(untrained):
+    network, variables, layers = untrained
     clean = jax.random.uniform(jax.random.key(1), (5, 8, 8, 1))
     same = trigger_activation.trigger_activated_change(network, variables, clean, clean, layers)
     assert list(same) == [layer.name for layer in layers]
@@ -121,8 +121,8 @@ def test_a_trigger_activates_what_it_moves(tiny):
     np.testing.assert_allclose(once[name], jnp.linalg.norm(answer[0], axis=(0, 1)), rtol=1e-4)
 
 
-def test_a_silent_neuron_is_the_least_active(tiny):
-    network, variables, layers = tiny
+def test_a_silent_neuron_is_the_least_active(untrained):
+    network, variables, layers = untrained
     scores = {layer.name: jnp.arange(layer.neurons, dtype=jnp.float32) for layer in layers[:1]}
     silent, _ = prune(variables, scores, layers[:1], count=1)
     active = trigger_activation.clean_activation(network, silent, jnp.ones((3, 8, 8, 1)), layers[:1])
@@ -131,35 +131,18 @@ def test_a_silent_neuron_is_the_least_active(tiny):
     assert float(jnp.mean(values)) == pytest.approx(1)
 
 
-def test_layers_that_are_no_modules(tiny):
-    network, variables, layers = tiny
+def test_layers_that_are_no_modules(untrained):
+    network, variables, layers = untrained
     plain = dataclasses.replace(network, apply=lambda variables, images: jnp.zeros((len(images), 10)))
     with pytest.raises(InputError, match="layers: expected Flax Linen modules, found params/conv1/kernel without one"):
         trigger_activation.layer_outputs(plain, variables, jnp.ones((1, 8, 8, 1)), layers[:1])
 
 
-def test_whole_neurons_keep_nothing(tiny):
-    _, variables, layers = tiny
-    variables = jax.tree.map(lambda leaf: leaf + 1, variables)
-    inner = [layer for layer in layers if layer.name.endswith("layer1.0/conv1/kernel")]
-    scores = {layer.name: jnp.arange(layer.neurons, dtype=jnp.float32) for layer in inner}
-
-    def without(count):
-        return reinitialize(variables, variables, scores, inner, count=count, share=0.5, scheme="neurons")
-
-    changed, info = without(1)
-    zeroed = named_leaves(changed)
-    before = named_leaves(variables)
-    for name in ("kernel", "scale", "bias"):
-        leaf = "params/layer1.0/" + ("conv1/" if name == "kernel" else "bn2/") + name
-        assert not zeroed[leaf][..., -1].any()
-        np.testing.assert_array_equal(zeroed[leaf][..., :-1], before[leaf][..., :-1])
-    assert all((zeroed[name] == before[name]).all() for name in zeroed if not name.startswith("params/layer1.0"))
-    (name,) = scores
-    assert info.neurons[name].tolist() == [False] * 3 + [True]
-    np.testing.assert_array_equal(info.zeroed[name].all(axis=(0, 1, 2)), info.neurons[name])
-    none, _ = without(0)
-    assert all((named_leaves(none)[name] == before[name]).all() for name in before)
+def test_a_batch_that_devices_cannot_share(tmp_path):
+    odd = dataclasses.replace(CONFIG.tsbd, finetuning=FinetuningConfig(epochs=1, batch_size=31))
+    with pytest.raises(InputError, match="tsbd.finetuning.batch_size: .* multiple of the 2 local devices, found 31"):
+        ablate(dataclasses.replace(CONFIG, tsbd=odd), tmp_path / "w", devices=jax.local_devices()[:2])
+    assert not (tmp_path / "w").exists()
 
 
 @pytest.mark.parametrize(
@@ -169,6 +152,11 @@ def test_whole_neurons_keep_nothing(tiny):
         (r"tsbd.n: expected one of n, \[0.3\], found 0.4", {"n": (0.3,)}),
         (r"poisoning_ratios: expected each once and not 0.1 again", {"poisoning_ratios": (0.1,)}),
         (r"fractions: expected each once and not 0.05 again", {"fractions": (0.01, 0.01)}),
+        (r"n: expected fractions in \[0, 1\], found 1.4", {"n": (0.4, 1.4)}),
+        (
+            r"poisoning_ratios: expected none, since model.checkpoint is the victim, found \[0.05\]",
+            {"model": dataclasses.replace(CONFIG.model, checkpoint="victim.pt")},
+        ),
         ("attack.name: expected an attack, since a backdoor is to be removed", {"attacks": ("none",)}),
     ],
 )

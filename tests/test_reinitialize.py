@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from otbr_jax import Layer, neuron_weight_changes, permute, prune
+from otbr_jax import InputError, Layer, neuron_weight_changes, permute, prune
 from otbr_jax.pruning import reinitialize, weights_to_zero
 from otbr_jax.types import named_leaves
 from otbr_jax.weight_change import by_neuron, from_neurons
@@ -131,3 +131,31 @@ def test_the_number_of_weights_is_exact():
         expected = [int(Fraction(int(parts), 10_000) * int(pool)) for pool in pools]
         np.testing.assert_array_equal(weights_to_zero(share, jnp.asarray(pools, jnp.int32)), expected)
         np.testing.assert_array_equal(counts(share, jnp.asarray(pools, jnp.int32)), expected)
+
+
+@pytest.mark.parametrize("wrap", [jax.jit, lambda function: function], ids=["jit", "no jit"])
+def test_whole_neurons_keep_nothing(scored, wrap):
+    before, after, layers, scores = scored
+    inner = [layer for layer in layers if layer.name == "params/layer1.0/conv1/kernel"]
+    (name,) = own = {layer.name: scores[layer.name] for layer in inner}
+
+    def without(count):
+        return reinitialize(before, after, own, inner, count=count, share=0.1, scheme="neurons")
+
+    changed, info = wrap(without)(1)
+    assert info.neurons[name].tolist() == (own[name] == own[name].max()).tolist()
+    np.testing.assert_array_equal(info.zeroed[name].all(axis=(0, 1, 2)), info.neurons[name])
+    lost, kept = named_leaves(changed), named_leaves(before)
+    touched = [name, "params/layer1.0/bn2/scale", "params/layer1.0/bn2/bias"]
+    for leaf in touched:
+        assert not lost[leaf][..., info.neurons[name]].any()
+        np.testing.assert_array_equal(lost[leaf][..., ~info.neurons[name]], kept[leaf][..., ~info.neurons[name]])
+    # Everything else stays, the statistics too.
+    chex.assert_trees_all_equal(*({n: v for n, v in tree.items() if n not in touched} for tree in (lost, kept)))
+    chex.assert_trees_all_equal(wrap(without)(0)[0], before)
+
+
+def test_a_scheme_that_is_none(scored):
+    before, after, layers, scores = scored
+    with pytest.raises(InputError, match=r"scheme: expected one of \['weights', 'neurons'\], found 'filters'"):
+        reinitialize(before, after, scores, layers, count=1, share=1.0, scheme="filters")

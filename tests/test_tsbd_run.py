@@ -163,14 +163,24 @@ def test_the_strongest_that_hardly_differs_from_the_best():
 @pytest.mark.parametrize(
     ("message", "values"),
     [
-        (r"selection.m: expected fractions in \[0, 1\], found 1.5", {"m": (0.5, 1.5)}),
+        (r"selection.m: expected fractions in \[0, 1\], found 1.5", {"n": (0.1,), "m": (0.5, 1.5)}),
         (r"selection.tolerance: expected a share in \[0, 1\], found nan", {"tolerance": float("nan")}),
         (r"selection.folds: expected 1..4, found 5", {"folds": 5}),
+        (r"selection.n: expected shares of neurons beside selection.m \[0.5\], found none", {"m": (0.5,)}),
     ],
 )
 def test_bad_choices(message, values):
     with pytest.raises(InputError, match=message):
         SelectionConfig(**values)
+
+
+def test_whole_neurons_have_one_share():
+    neurons = dataclasses.replace(CONFIG, tsbd=dataclasses.replace(CONFIG.tsbd, scheme="neurons"))
+    assert neurons.pairs(neurons.selection) == ((0.1, 1.0), (0.4, 1.0))
+    assert tsbd_run.chosen_setting(neurons, {}) == (0.15, 1.0)
+    assert tsbd_run.chosen_setting(CONFIG, {}) == (0.15, 0.7)
+    with pytest.raises(InputError, match=r"tsbd.scheme: expected one of \['weights', 'neurons'\], found 'filters'"):
+        TSBDConfig(scheme="filters")
 
 
 def test_folds_hold_every_image_out_at_most_once():

@@ -46,6 +46,10 @@ class TSBDConfig:
         check_layers(self.layers, name="tsbd.layers")
         check_scheme(self.scheme, name="tsbd.scheme")
 
+    def shares(self, m: Sequence[float] = ()) -> tuple[float, ...]:
+        """The values of m to try, of these or the setting; whole neurons lose all weights, whatever m is."""
+        return (1.0,) if self.scheme == "neurons" else tuple(m) or (self.m,)
+
 
 class TSBDInfo(NamedTuple):
     """What happened on the way: `scores` are the neuron weight changes, `{layer name: [neurons]}`."""

@@ -37,7 +37,7 @@ from otbr_jax.types import Batch, Variables
 from otbr_jax.weight_change import Scores
 
 ACTIVATION_IMAGES = 512
-"""How many test images tell which neurons the trigger activates."""
+"""How many images, at most, tell how active neurons are, and which of them the trigger activates."""
 
 
 class Variant(NamedTuple):
@@ -81,6 +81,8 @@ CHOICES = ("nwc", "least active", "random")
 class AblationConfig(VictimConfig):
     """Everything that decides an ablation.
 
+    A checkpoint in `model` is the only victim, with the backdoor of `attack`: without `attacks` and `poisoning_ratios`.
+
     Attributes:
       attacks: names of attacks, each of which gets victims of its own; empty for the one of `attack`.
       tsbd: the method; `n` is the share that tables show, among `n` below.
@@ -103,6 +105,13 @@ class AblationConfig(VictimConfig):
         super().__post_init__()
         if not 0 < self.top <= 1:
             raise InputError(f"top: expected a share of neurons in (0, 1], found {self.top}")
+        for value in self.n:
+            if not 0 <= value <= 1:
+                raise InputError(f"n: expected fractions in [0, 1], found {value}")
+        for name in ("attacks", "poisoning_ratios"):
+            if self.model.checkpoint and getattr(self, name):
+                found = [*getattr(self, name)]
+                raise InputError(f"{name}: expected none, since model.checkpoint is the victim, found {found}")
         if self.tsbd.n not in self.n:
             raise InputError(f"tsbd.n: expected one of n, {[*self.n]}, found {self.tsbd.n}")
         for name, values, own in (
@@ -182,6 +191,8 @@ def ablate(
       InputError: names what is wrong with the settings, the checkpoint, the data or the working directory.
     """
     mesh, subject, layers, dataset = open_study(config, layers=config.tsbd.layers, devices=devices)
+    for name, size in config.each()[0][0].batch_sizes().items():
+        parallel.check_batch_size(size, mesh, name=name)
     network, found = subject.network, []
     with open_workdir(workdir, subject=subject_of(config)) as directory:
         for repair, variants in config.each():

@@ -35,6 +35,8 @@ class SweepConfig:
             for value in getattr(self, field):
                 if not 0 <= value <= 1:
                     raise InputError(f"sweep.{field}: expected fractions in [0, 1], found {value}")
+        if self.m and not self.n:
+            raise InputError(f"sweep.n: expected shares of neurons beside sweep.m {[*self.m]}, found none")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +82,7 @@ class RepairConfig(VictimConfig):
 
     def pairs(self, grid: SelectionConfig | SweepConfig) -> tuple[tuple[float, float], ...]:
         """TSBD's settings (n, m) of a grid, `selection` or `sweep`, in order of strength."""
-        return candidates(grid.n, grid.m or (self.tsbd.m,))
+        return candidates(grid.n, self.tsbd.shares(grid.m))
 
     @property
     def lams(self) -> tuple[float, ...]:

@@ -350,5 +350,5 @@ class TSBDRun(Run[RepairConfig]):
 def chosen_setting(config: RepairConfig, stages: Mapping[str, Stage]) -> tuple[float, float]:
     """The n and m of a run: those that were chosen, or the settings."""
     if "selected" not in stages:
-        return config.tsbd.n, config.tsbd.m
+        return config.tsbd.n, config.tsbd.shares()[0]
     return config.pairs(config.selection)[int(stages["selected"].value.chosen)]

@@ -27,6 +27,8 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
 }
 
+WEIGHTS = "n m, share of weights re-initialised"
+
 
 def predictions(
     clean: np.ndarray,
@@ -152,9 +154,6 @@ def tradeoff(
         _mark(axis, at, name)
         axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
         return figure
-
-
-WEIGHTS = "n m, share of weights re-initialised"
 
 
 def _pair(choice: Mapping[str, Any]) -> str:

@@ -76,7 +76,7 @@ def _tsbd(rows: Sequence[Row]) -> str:
 
 def scheme(row: Row) -> str:
     """What of the neurons was set to zero; rows without the setting are older than it, and about weights."""
-    return text(row, "config.tsbd.scheme") if "scheme" in field(row, "config.tsbd") else "weights"
+    return text(row, "config.tsbd.scheme") if "scheme" in (field(row, "config.tsbd") or {}) else "weights"
 
 
 def regret(row: Row) -> tuple[float | None, float | None]:
