@@ -20,6 +20,7 @@ from absl import flags
 
 from configs.otbr import get_config
 from launch import cli
+from otbr_jax.defenses.otbr import OTBRConfig
 from otbr_jax.experiments import otbr_grid, parallel
 from otbr_jax.experiments.bench import append_row
 from otbr_jax.experiments.config import from_dict
@@ -28,11 +29,10 @@ from otbr_jax.experiments.networks import open_network
 from otbr_jax.experiments.pipeline import repair
 from otbr_jax.experiments.provenance import ROOT, provenance
 from otbr_jax.experiments.repair_config import RepairConfig, SweepConfig
-from otbr_jax.fusion import align, interpolate
+from otbr_jax.fusion import FusionConfig, align, interpolate
 from otbr_jax.layer_choice import choose_layers
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.pruning import neurons_to_prune, prune
-from otbr_jax.transport import TransportConfig
 
 RESULTS = ROOT / "results" / "sweep.jsonl"
 WORKDIR = flags.DEFINE_string("workdir", "runs/sweep", "Directory for the victim.")
@@ -45,8 +45,8 @@ def program(network, layers, gammas, lams, traces: list[None]) -> Callable[..., 
     def function(variables, scores, test):
         traces.append(None)
         return otbr_grid.sweep(
-            network, variables, scores, test, layers,
-            counts=jnp.array(counts, jnp.int32), lams=jnp.array(lams, jnp.float32), config=TransportConfig(),
+            network, variables, variables, scores, test, layers,
+            counts=jnp.array(counts, jnp.int32), lams=jnp.array(lams, jnp.float32), config=OTBRConfig(),
             key=jax.random.key(0), prepare=lambda images: images.astype(jnp.float32) / 255, mesh=parallel.local_mesh(),
         )  # fmt: skip
 
@@ -60,7 +60,7 @@ def unmeasured(layers, gammas, lams) -> Callable[..., Any]:
     def function(variables, scores):
         def one_gamma(count):
             pruned, info = prune(variables, scores, layers, count=count)
-            alignment = align(pruned, variables, scores, info.pruned, layers, config=TransportConfig())
+            alignment = align(pruned, variables, scores, info.pruned, layers, config=FusionConfig())
             total = lambda tree: sum(jnp.sum(leaf) for leaf in jax.tree.leaves(tree))  # noqa: E731
             return jax.lax.map(
                 lambda lam: total(interpolate(variables, alignment, lam=lam)["params"]), jnp.array(lams, jnp.float32)

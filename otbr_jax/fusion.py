@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -15,28 +16,41 @@ from otbr_jax.errors import InputError
 from otbr_jax.neuron_graph import Layer
 from otbr_jax.transport import Plan, TransportConfig
 from otbr_jax.types import Variables, named_leaves, replace_leaves
-from otbr_jax.weight_change import Scores, by_neuron
+from otbr_jax.weight_change import Scores, by_neuron, from_neurons
+
+PARTS = ("from_first", "pruned")
 
 
 @dataclasses.dataclass(frozen=True)
 class FusionConfig:
-    """Pruned-to-backdoored fusion as published (OTBR, step 3).
+    """Pruned-to-backdoored fusion; the defaults are as published (OTBR, step 3).
 
     Attributes:
       lam: the paper's lambda, weight of the aligned pruned network, in [0, 1]; 0 gives back the original.
+      layers: which layers take part, a name of `PARTS`: all `from_first` that holds a pruned neuron, as published, or
+        only those that hold `pruned` ones.
+      tied: whether layers whose neurons are added share one plan, of their summed costs, so that both sides of an
+        addition stay aligned.
+      keep_norms: whether a mixture of neurons gets the mean norm of what it is mixed of, since averages are shorter
+        (variance collapse, arXiv 2211.08403).
       transport: how the plans are computed.
     """
 
     lam: float = 0.5
+    layers: str = "from_first"
+    tied: bool = False
+    keep_norms: bool = False
     transport: TransportConfig = TransportConfig()
 
     def __post_init__(self) -> None:
         if not 0 <= self.lam <= 1:
             raise InputError(f"fusion.lam: expected the paper's lambda in [0, 1], found {self.lam}")
+        if self.layers not in PARTS:
+            raise InputError(f"fusion.layers: expected one of {[*PARTS]}, found {self.layers!r}")
 
 
 class FusionInfo(NamedTuple):
-    """`plans`: `{layer name: Plan}`. `fused`: `{layer name: bool}`, false before the first pruned layer."""
+    """`plans`: `{layer name: Plan}`. `fused`: `{layer name: bool}`, whether it takes part."""
 
     plans: dict[str, Plan]
     fused: dict[str, jax.Array]
@@ -61,11 +75,12 @@ def layer_plans(
     layers: Sequence[Layer],
     *,
     config: TransportConfig,
+    tied: bool = False,
     key: jax.Array | None = None,
 ) -> dict[str, Plan]:
     """One plan per layer, from the pruned network's neurons to the backdoored one's.
 
-    Plans do not depend on each other, so layers with equally many neurons share one compiled solver.
+    Plans do not depend on each other, so those of equally many neurons share one compiled solver.
 
     Args:
       pruned: variables after `pruning.prune`.
@@ -73,40 +88,54 @@ def layer_plans(
       scores: neuron weight changes, for masses in proportion to them.
       layers: the layers, in execution order.
       config: masses, cost and solver.
+      tied: whether layers whose neurons are added share one plan, of the sums of their costs and scores.
       key: typed PRNG key, which only random masses need.
 
     Returns:
       `{layer name: Plan with matrix [neurons, neurons]}`, in execution order.
     """
     source, target = named_leaves(pruned), named_leaves(backdoored)
-    keys = {layer.name: None if key is None else jax.random.fold_in(key, i) for i, layer in enumerate(layers)}
+    groups = tied_layers(layers) if tied else [(layer,) for layer in layers]
+    keys = [None if key is None else jax.random.fold_in(key, index) for index in range(len(groups))]
 
-    def masses(layer: Layer) -> tuple[jax.Array, jax.Array]:
-        own = keys[layer.name]
+    def problem(group: Sequence[Layer], own: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
         first, second = (None, None) if own is None else tuple(jax.random.split(own))
-        changes = scores[layer.name]
+        costs, changes = [], []
+        for layer in group:
+            rows = (by_neuron(source[layer.name], layer), by_neuron(target[layer.name], layer))
+            costs.append(transport.cost_matrix(*rows, kind=config.cost))
+            changes.append(scores[layer.name])
+        cost, change = functools.reduce(jnp.add, costs), functools.reduce(jnp.add, changes)
         return (
-            transport.mass(config.source_mass, changes, key=first),
-            transport.mass(config.target_mass, changes, key=second),
+            cost,
+            transport.mass(config.source_mass, change, key=first),
+            transport.mass(config.target_mass, change, key=second),
         )
 
     plans = {}
-    for size in sorted({layer.neurons for layer in layers}):
-        members = [layer for layer in layers if layer.neurons == size]
-        costs = [
-            transport.cost_matrix(
-                by_neuron(source[layer.name], layer), by_neuron(target[layer.name], layer), kind=config.cost
-            )
-            for layer in members
-        ]
-        problems = [(cost, *masses(layer)) for cost, layer in zip(costs, members, strict=True)]
-        # map, not vmap: each layer stops iterating when it has converged.
+    for size in sorted({group[0].neurons for group in groups}):
+        members = [(group, own) for group, own in zip(groups, keys, strict=True) if group[0].neurons == size]
+        problems = [problem(*member) for member in members]
+        # map, not vmap: each plan stops iterating when it has converged.
         solved = jax.lax.map(
             lambda problem: transport.plan(*problem, config=config), jax.tree.map(lambda *x: jnp.stack(x), *problems)
         )
-        for index, layer in enumerate(members):
-            plans[layer.name] = Plan(*(field[index] for field in solved))
+        for index, (group, _) in enumerate(members):
+            for layer in group:
+                plans[layer.name] = Plan(*(field[index] for field in solved))
     return {layer.name: plans[layer.name] for layer in layers}
+
+
+def tied_layers(layers: Sequence[Layer]) -> list[tuple[Layer, ...]]:
+    """The layers in groups, in execution order, whose neurons are added to each other, directly or through others."""
+    places = {layer.name: index for index, layer in enumerate(layers)}
+    first = list(range(len(layers)))
+    for index, layer in enumerate(layers):
+        for name in layer.tied_to:
+            if (other := places.get(name)) is not None and layers[other].neurons == layer.neurons:
+                old, new = sorted((first[index], first[other]))[::-1]
+                first = [new if place == old else place for place in first]
+    return [tuple(layers[i] for i, place in enumerate(first) if place == group) for group in sorted({*first})]
 
 
 def align(
@@ -116,7 +145,7 @@ def align(
     pruned_neurons: Mapping[str, jax.Array],
     layers: Sequence[Layer],
     *,
-    config: TransportConfig,
+    config: FusionConfig,
     key: jax.Array | None = None,
 ) -> Alignment:
     """Brings the pruned network's neurons into the order of the suspicious one's, layer after layer (OTBR, step 3).
@@ -129,10 +158,9 @@ def align(
       pruned: variables after `pruning.prune`.
       backdoored: variables of the suspicious network.
       scores: neuron weight changes, the target masses.
-      pruned_neurons: `PruningInfo.pruned`, `{layer name: bool [neurons]}`; layers before the first pruned neuron
-        do not take part.
+      pruned_neurons: `PruningInfo.pruned`, `{layer name: bool [neurons]}`; they decide which layers take part.
       layers: the layers to align, in execution order.
-      config: how plans are computed.
+      config: how plans are computed and which layers take part; not lambda.
       key: typed PRNG key, which only random masses need.
 
     Returns:
@@ -141,16 +169,26 @@ def align(
     Raises:
       InputError: if masses are random and there is no key.
     """
-    plans = layer_plans(pruned, backdoored, scores, layers, config=config, key=key)
+    plans = layer_plans(pruned, backdoored, scores, layers, config=config.transport, tied=config.tied, key=key)
     started = jnp.zeros((), bool)
     fused: dict[str, jax.Array] = {}
     maps: dict[str, jax.Array] = {}
     for layer in layers:
-        started = started | jnp.any(pruned_neurons[layer.name])
-        fused[layer.name] = started
+        holds = jnp.any(pruned_neurons[layer.name])
+        started = started | holds
+        fused[layer.name] = started if config.layers == "from_first" else holds
         own = transport.barycentric_map(plans[layer.name].matrix)
-        maps[layer.name] = jnp.where(started, own, jnp.eye(layer.neurons, dtype=own.dtype))
-    return Alignment(map_neurons(pruned, layers, maps), FusionInfo(plans, fused))
+        maps[layer.name] = jnp.where(fused[layer.name], own, jnp.eye(layer.neurons, dtype=own.dtype))
+    kernels = map_neurons(pruned, layers, maps)
+    if config.keep_norms:
+        original = named_leaves(pruned)
+        for layer in layers:
+            rows, mixed = (by_neuron(leaves[layer.name], layer) for leaves in (original, kernels))
+            wanted = jnp.linalg.norm(rows.astype(jnp.float32), axis=1) @ maps[layer.name]
+            length = jnp.linalg.norm(mixed, axis=1)
+            factor = jnp.where(length > 0, wanted / jnp.where(length > 0, length, 1.0), 1.0)
+            kernels[layer.name] = from_neurons(mixed * factor[:, None], layer, kernels[layer.name].shape)
+    return Alignment(kernels, FusionInfo(plans, fused))
 
 
 def map_neurons(variables: Variables, layers: Sequence[Layer], maps: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
@@ -208,7 +246,7 @@ def fuse(
 
     Takes what `align` takes; returns `(fused variables, FusionInfo)`.
     """
-    alignment = align(pruned, backdoored, scores, pruned_neurons, layers, config=config.transport, key=key)
+    alignment = align(pruned, backdoored, scores, pruned_neurons, layers, config=config, key=key)
     return interpolate(backdoored, alignment, lam=config.lam), alignment.info
 
 

@@ -23,15 +23,18 @@ class InversionConfig:
       steps: of Adam, for every class.
       learning_rate: of Adam; mask and pattern are logistic functions of what it moves.
       size: weight of the share of the image that the mask covers.
+      images: how many images it is searched on, at most.
     """
 
     steps: int = 100
     learning_rate: float = 0.1
     size: float = 10.0
+    images: int = 100
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise InputError(f"inversion.steps: expected at least 1, found {self.steps}")
+        for field in ("steps", "images"):
+            if getattr(self, field) < 1:
+                raise InputError(f"inversion.{field}: expected at least 1, found {getattr(self, field)}")
         for field in ("learning_rate", "size"):
             if not 0 < getattr(self, field) < float("inf"):
                 raise InputError(f"inversion.{field}: expected a number above 0, found {getattr(self, field)}")
@@ -68,49 +71,69 @@ def invert_triggers(
     prepare: Callable[[jax.Array], jax.Array] = lambda images: images,
     on_class: Callable[[], None] | None = None,
 ) -> Inverted:
-    """Searches a trigger for every class of a network. Pure; jits; touches no data but `images`.
+    """Searches a trigger for every class of a network, see `invert_trigger`; `on_class` is called after each."""
+
+    def search(target: jax.Array) -> Inverted:
+        own = jax.random.fold_in(key, target)
+        found = invert_trigger(network, variables, images, target, key=own, config=config, prepare=prepare)
+        if on_class is not None:
+            jax.debug.callback(on_class)
+        return found
+
+    return jax.lax.map(search, jnp.arange(network.num_classes))
+
+
+def invert_trigger(
+    network: Network,
+    variables: Variables,
+    images: Batch,
+    target: jax.Array | int,
+    *,
+    key: jax.Array,
+    config: InversionConfig,
+    prepare: Callable[[jax.Array], jax.Array] = lambda images: images,
+) -> Inverted:
+    """Searches a trigger for one class of a network. Pure; jits; touches no data but `images`.
 
     Args:
       network: the functions of the network.
       variables: its variables.
-      images: `[n, h, w, c]` in [0, 1], clean or synthetic, and what the network answers them with, `[n]`.
-      key: typed PRNG key: where patterns start.
+      images: `[n, h, w, c]` in [0, 1], clean or synthetic, and what the network answers them with, `[n]`; the first
+        `config.images` of them are searched on, success is that on all.
+      target: the class; may be traced.
+      key: typed PRNG key: where the pattern starts.
       config: how triggers are searched.
       prepare: images in [0, 1] -> images as the network takes them.
-      on_class: called on the host after each class; None traces no callback.
+
+    Returns:
+      The trigger, without the axis of classes.
 
     Source: after Neural Cleanse (Wang et al., S&P 2019), with a weight of the mask's size that stays as it is.
     """
     height, width, _ = network.image_shape
     optimizer = optax.adam(config.learning_rate)
+    few = Batch(images.images[: config.images], images.labels[: config.images])
+    others = (few.labels != target).astype(jnp.float32)
 
-    def search(target: jax.Array) -> Inverted:
-        others = (images.labels != target).astype(jnp.float32)
-
-        def objective(latent: Any) -> jax.Array:
-            mask, pattern = (jax.nn.sigmoid(part) for part in latent)
-            logits = network.apply(variables, prepare(stamp(images.images, mask, pattern))).astype(jnp.float32)
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.full(len(logits), target))
-            return _mean(losses, others) + config.size * jnp.mean(mask)
-
-        gradient = channels_last(jax.grad(objective))
-
-        def step(carry: Any, _: None) -> tuple[Any, None]:
-            latent, moments = carry
-            updates, moments = optimizer.update(gradient(latent), moments)
-            return (optax.apply_updates(latent, updates), moments), None
-
-        # A mask that is half there everywhere finds the trigger wherever it lies.
-        own = jax.random.fold_in(key, target)
-        start = (jnp.zeros((height, width, 1)), jax.random.normal(own, network.image_shape))
-        (latent, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), None, length=config.steps)
+    def objective(latent: Any) -> jax.Array:
         mask, pattern = (jax.nn.sigmoid(part) for part in latent)
-        if on_class is not None:
-            jax.debug.callback(on_class)
-        success = trigger_success(network, variables, images, mask, pattern, target, prepare=prepare)
-        return Inverted(mask, pattern, jnp.mean(mask), success)
+        logits = network.apply(variables, prepare(stamp(few.images, mask, pattern))).astype(jnp.float32)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.full(len(logits), target))
+        return _mean(losses, others) + config.size * jnp.mean(mask)
 
-    return jax.lax.map(search, jnp.arange(network.num_classes))
+    gradient = channels_last(jax.grad(objective))
+
+    def step(carry: Any, _: None) -> tuple[Any, None]:
+        latent, moments = carry
+        updates, moments = optimizer.update(gradient(latent), moments)
+        return (optax.apply_updates(latent, updates), moments), None
+
+    # A mask that is half there everywhere finds the trigger wherever it lies.
+    start = (jnp.zeros((height, width, 1)), jax.random.normal(key, network.image_shape))
+    (latent, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), None, length=config.steps)
+    mask, pattern = (jax.nn.sigmoid(part) for part in latent)
+    success = trigger_success(network, variables, images, mask, pattern, target, prepare=prepare)
+    return Inverted(mask, pattern, jnp.mean(mask), success)
 
 
 def trigger_success(

@@ -10,7 +10,7 @@ from nbclient import NotebookClient
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Without the tests' own XLA flags: eight slow devices.
 FULL_SPEED = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-WANTED = {"correlation": "random - poison", "tsbd": "repaired (fine-tuned)"}
+WANTED = {"correlation": "random - poison", "tsbd": "repaired (after fine-tuning)"}
 NOTEBOOKS = sorted((ROOT / "colabs").glob("*.ipynb"))
 
 

@@ -16,11 +16,13 @@ from otbr_jax import (
     prune,
     random_unlearning,
 )
+from otbr_jax.fusion import align, tied_layers
 from otbr_jax.types import named_leaves, replace_leaves
+from otbr_jax.weight_change import by_neuron
 
 
 def run(before, after, layers, *, gamma=0.3, lam=0.5, transport=TransportConfig(), key=None):  # noqa: B008
-    config = FusionConfig(lam, transport)
+    config = FusionConfig(lam, transport=transport)
     scores = neuron_weight_changes(before, after, layers)
     count = neurons_to_prune(gamma, sum(layer.neurons for layer in layers))
     pruned, info = prune(before, scores, layers, count=count)
@@ -166,3 +168,49 @@ def test_a_neuron_that_did_not_change_makes_no_nan(moved):
 def test_lambda_outside_the_unit_interval(lam):
     with pytest.raises(InputError, match=r"fusion.lam: expected the paper's lambda in \[0, 1\], found"):
         FusionConfig(lam=lam)
+
+
+def test_only_layers_with_pruned_neurons_may_take_part(moved):
+    _, before, after, graph = moved
+    layers = graph.main_convolutions
+    scores = neuron_weight_changes(before, after, layers)
+    pruned, info = prune(before, scores, layers, count=3)
+    fused, found = fuse(pruned, before, scores, info.pruned, layers, config=FusionConfig(layers="pruned"))
+    for layer in layers:
+        assert bool(found.fused[layer.name]) == bool(info.pruned[layer.name].any())
+        same = np.array_equal(named_leaves(fused)[layer.name], named_leaves(before)[layer.name])
+        assert same != bool(found.fused[layer.name])
+
+
+def test_layers_that_are_added_share_a_plan(moved):
+    _, before, after, graph = moved
+    layers = graph.main_convolutions
+    scores = neuron_weight_changes(before, after, layers)
+    pruned, info = prune(before, scores, layers, count=20)
+    _, found = fuse(pruned, before, scores, info.pruned, layers, config=FusionConfig(tied=True))
+    groups = tied_layers(layers)
+    assert sorted(layer.name for group in groups for layer in group) == sorted(layer.name for layer in layers)
+    assert any(len(group) > 1 for group in groups)
+    for group in groups:
+        for layer in group:
+            first = found.plans[group[0].name].matrix
+            np.testing.assert_array_equal(found.plans[layer.name].matrix, first)
+
+
+def test_a_mixture_may_keep_the_norms_of_what_it_is_mixed_of(moved):
+    _, before, after, graph = moved
+    layers = graph.main_convolutions
+    scores = neuron_weight_changes(before, after, layers)
+    pruned, info = prune(before, scores, layers, count=20)
+    plain, kept = (
+        align(pruned, before, scores, info.pruned, layers, config=FusionConfig(keep_norms=keep))
+        for keep in (False, True)
+    )
+    for layer in layers:
+        sizes = [np.linalg.norm(by_neuron(found.kernels[layer.name], layer), axis=1) for found in (plain, kept)]
+        assert (sizes[1] >= sizes[0] * (1 - 1e-5)).all()  # a mean is at most as long as the mean length
+
+
+def test_unknown_layers_to_fuse():
+    with pytest.raises(InputError, match=r"fusion.layers: expected one of \['from_first', 'pruned'\], found 'all'"):
+        FusionConfig(layers="all")

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from otbr_jax import FusionConfig, TransportConfig, fuse, neuron_weight_changes, prune
+from otbr_jax import FusionConfig, OTBRConfig, TransportConfig, fuse, neuron_weight_changes, prune
 from otbr_jax.experiments import evaluation, otbr_grid, parallel
 from otbr_jax.experiments.evaluation import evaluate_predictions, predict_both
 from otbr_jax.types import named_leaves, replace_leaves
@@ -29,11 +29,11 @@ def problem(moved):
     return network, before, neuron_weight_changes(before, after, layers), test, layers
 
 
-def program(network, layers, config=TransportConfig()):  # noqa: B008
+def program(network, layers, config=OTBRConfig()):  # noqa: B008
     def sweep(variables, scores, test):
         return otbr_grid.sweep(
-            network, variables, scores, test, layers, counts=jnp.array(COUNTS), lams=jnp.array(LAMS), config=config,
-            key=jax.random.key(0), prepare=prepare, mesh=MESH,
+            network, variables, variables, scores, test, layers, counts=jnp.array(COUNTS), lams=jnp.array(LAMS),
+            config=config, key=jax.random.key(0), prepare=prepare, mesh=MESH,
         )  # fmt: skip
 
     return sweep
@@ -82,7 +82,7 @@ def test_it_compiles_once(problem):
 
 def test_transport_that_stops_early_is_reported(problem):
     network, variables, scores, test, layers = problem
-    config = TransportConfig(epsilon=1e-3, max_iterations=10)
+    config = OTBRConfig(fusion=FusionConfig(transport=TransportConfig(epsilon=1e-3, max_iterations=10)))
     found = jax.jit(program(network, layers, config))(variables, scores, test)
     np.testing.assert_array_equal(found.converged, [True, False, False])  # nothing is fused where nothing is pruned
     assert found.marginal_error[0] == 0

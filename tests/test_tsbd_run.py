@@ -85,7 +85,7 @@ def test_what_a_run_leaves(finished):
     assert "How n and m were chosen" in page
     assert "used 65 clean images" in page
     table = summary_table(summary)
-    assert "repaired (fine-tuned)" in table
+    assert "repaired (after fine-tuning)" in table
     assert "oracle: best (n, m) of the grid" in table
     assert (workdir / "neuron_scores.csv").read_text().startswith("layer,neuron,nwc,rank,reinitialized\n")
 

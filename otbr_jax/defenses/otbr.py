@@ -12,10 +12,10 @@ from otbr_jax.errors import InputError
 from otbr_jax.fusion import FusionConfig, FusionInfo, fuse
 from otbr_jax.layer_choice import check_layers
 from otbr_jax.neuron_graph import Layer
-from otbr_jax.pruning import PruningInfo, neurons_to_prune, prune
+from otbr_jax.pruning import PruningInfo, neurons_to_prune, prune, reinitialize
 from otbr_jax.types import Network, Variables
 from otbr_jax.unlearning import UnlearningConfig, UnlearningInfo, random_unlearning
-from otbr_jax.weight_change import neuron_weight_changes
+from otbr_jax.weight_change import Scores, check_ranking, neuron_weight_changes, rankable
 
 _MASSES = 2**31  # tells the key of random masses from those of the unlearning's steps
 
@@ -26,18 +26,25 @@ class OTBRConfig:
 
     Attributes:
       unlearning: step 1, random unlearning.
+      ranking: step 2, how neurons of different layers compare, see `weight_change.rankable`.
       gamma: step 2, share of neurons to prune, in [0, 1].
+      m: step 2, share of their weights that is set to zero, those that changed most first; published 1, all.
       fusion: step 3, lambda and transport.
       layers: which layers are scored, pruned and fused; see `choose_layers`.
     """
 
     unlearning: UnlearningConfig = UnlearningConfig()
+    ranking: str = "global"
     gamma: float = 0.1
+    m: float = 1.0
     fusion: FusionConfig = FusionConfig()
     layers: str = "auto"
 
     def __post_init__(self) -> None:
         neurons_to_prune(self.gamma, 0)
+        if not 0 <= self.m <= 1:
+            raise InputError(f"otbr.m: expected a share of weights in [0, 1], found {self.m}")
+        check_ranking(self.ranking, name="otbr.ranking")
         check_layers(self.layers, name="otbr.layers")
 
 
@@ -48,6 +55,25 @@ class OTBRInfo(NamedTuple):
     scores: Mapping[str, jax.Array]
     pruning: PruningInfo
     fusion: FusionInfo
+
+
+def prune_changed(
+    variables: Variables,
+    unlearned: Variables,
+    scores: Scores,
+    layers: Sequence[Layer],
+    *,
+    count: int | jax.Array,
+    m: float,
+) -> tuple[Variables, PruningInfo]:
+    """Step 2: of the `count` neurons with the highest scores, the share `m` of all weights that changed most becomes 0.
+
+    As published with `m` = 1, see `pruning.prune`; less takes the weights as TSBD does, see `pruning.reinitialize`.
+    """
+    if m == 1:
+        return prune(variables, scores, layers, count=count)
+    pruned, info = reinitialize(variables, unlearned, scores, layers, count=count, share=m)
+    return pruned, PruningInfo(info.neurons)
 
 
 def otbr(
@@ -81,9 +107,9 @@ def otbr(
     unlearned, unlearning_info = random_unlearning(
         network, variables, key=key, config=config.unlearning, axis_name=axis_name
     )
-    scores = neuron_weight_changes(variables, unlearned, layers)
+    scores = rankable(neuron_weight_changes(variables, unlearned, layers), ranking=config.ranking)
     count = neurons_to_prune(config.gamma, sum(layer.neurons for layer in layers))
-    pruned, pruning_info = prune(variables, scores, layers, count=count)
+    pruned, pruning_info = prune_changed(variables, unlearned, scores, layers, count=count, m=config.m)
     repaired, fusion_info = fuse(
         pruned,
         variables,

@@ -24,7 +24,7 @@ from otbr_jax.experiments.outputs import example_triggers
 from otbr_jax.experiments.pipeline import repair
 from otbr_jax.experiments.provenance import provenance, today
 from otbr_jax.experiments.repair_config import RepairConfig
-from otbr_jax.experiments.results import FINAL, Repair, summarize
+from otbr_jax.experiments.results import Repair, summarize
 from otbr_jax.experiments.stages import versions
 from otbr_jax.report import gallery, rows
 from otbr_jax.report.gallery import Example
@@ -91,7 +91,7 @@ class Grid:
 
 def plain_config(config: RepairConfig) -> dict[str, Any]:
     """What decides a cell, as plain JSON values: nothing of other attacks and defences, nor where data lie."""
-    own = {"otbr": ("otbr",), "tsbd": ("tsbd", "clean", "selection")}[config.defense]
+    own = {"otbr": ("otbr", "suspicion", "patching"), "tsbd": ("tsbd", "clean", "selection")}[config.defense]
     deciding = {field.name for field in dataclasses.fields(VictimConfig)} | {"defense", "sweep", *own}
     values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     values = {name: value for name, value in values.items() if name in deciding}
@@ -288,7 +288,8 @@ def _in_words(row: Mapping[str, Any]) -> str:
         values = [found["acc"]] + ([] if found["asr"] is None else [found["asr"]])
         return " / ".join(f"{100 * value:.1f}" for value in values)
 
-    return f"victim {part('victim')}, repaired {part(FINAL[row['defense']])}"
+    final = [*row["metrics"]][-1]
+    return f"victim {part('victim')}, repaired {part(final)}"
 
 
 def _example_path(root: pathlib.Path, cell: Cell) -> pathlib.Path:

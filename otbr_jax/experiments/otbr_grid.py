@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from otbr_jax.defenses.otbr import OTBRConfig, prune_changed
 from otbr_jax.experiments.evaluation import TestSet, measure
 from otbr_jax.fusion import align, interpolate
 from otbr_jax.metrics import Metrics
 from otbr_jax.neuron_graph import Layer
-from otbr_jax.pruning import prune
-from otbr_jax.transport import TransportConfig
 from otbr_jax.types import Network, Variables
 from otbr_jax.weight_change import Scores
 
@@ -38,13 +37,14 @@ class Sweep(NamedTuple):
 def sweep(
     network: Network,
     backdoored: Variables,
+    unlearned: Variables,
     scores: Scores,
     test: TestSet,
     layers: Sequence[Layer],
     *,
     counts: jax.Array,
     lams: jax.Array,
-    config: TransportConfig,
+    config: OTBRConfig,
     key: jax.Array,
     prepare: Callable[[jax.Array], jax.Array],
     mesh: Mesh,
@@ -58,12 +58,13 @@ def sweep(
     Args:
       network: the functions of the network.
       backdoored: variables of the suspicious network.
+      unlearned: the same after random unlearning.
       scores: neuron weight changes.
       test: images to measure on.
       layers: the layers to prune and fuse.
       counts: int `[gammas]`, how many neurons each gamma prunes.
       lams: float32 `[lambdas]`.
-      config: how plans are computed.
+      config: how the method goes, but for gamma and lambda.
       key: typed PRNG key, which only random masses need.
       prepare: uint8 images -> float32 images as the network takes them.
       mesh: devices that share the images.
@@ -77,8 +78,8 @@ def sweep(
         return measure(network, variables, test, prepare=prepare, mesh=mesh)
 
     def one_gamma(count: jax.Array) -> Sweep:
-        pruned, info = prune(backdoored, scores, layers, count=count)
-        alignment = align(pruned, backdoored, scores, info.pruned, layers, config=config, key=key)
+        pruned, info = prune_changed(backdoored, unlearned, scores, layers, count=count, m=config.m)
+        alignment = align(pruned, backdoored, scores, info.pruned, layers, config=config.fusion, key=key)
         fused = jax.lax.map(lambda lam: measured(interpolate(backdoored, alignment, lam=lam)), lams)
         plans = [(alignment.info.fused[name], found) for name, found in alignment.info.plans.items()]
         converged = jnp.all(jnp.stack([plan.converged | ~used for used, plan in plans]))

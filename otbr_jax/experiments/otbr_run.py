@@ -1,8 +1,13 @@
-"""The stages of OTBR: victim -> unlearned -> scores -> pruned -> fused -> evaluation."""
+"""The stages of OTBR: victim -> unlearned -> scores -> pruned -> fused -> evaluation.
+
+Where gamma and lambda are chosen without data, synthetic -> inverted -> judged come before pruning, and patched may
+follow fusion.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -10,15 +15,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from otbr_jax import fusion, pruning, unlearning, weight_change
+from otbr_jax import fusion, inversion, patching, pruning, suspicion, synthetic, unlearning, weight_change
+from otbr_jax.data.augmentation import augment
+from otbr_jax.defenses.otbr import prune_changed
 from otbr_jax.experiments import otbr_grid, parallel
 from otbr_jax.experiments.evaluation import TestSet
 from otbr_jax.experiments.measuring import measure_networks
 from otbr_jax.experiments.repair_config import RepairConfig
 from otbr_jax.experiments.runs import Run
 from otbr_jax.experiments.stages import Stage, content_digest
+from otbr_jax.inversion import Inverted
 from otbr_jax.neuron_graph import Layer
-from otbr_jax.types import Variables
+from otbr_jax.types import Batch, Variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,13 +40,17 @@ class OTBRRun(Run[RepairConfig]):
         unlearned = self.unlearned(victim)
         scores = self.scores(victim, unlearned)
         weight_change.check_scores(scores.value)
-        pruned = self.pruned(victim, scores)
-        return {
-            "unlearned": unlearned,
-            "scores": scores,
-            "pruned": pruned,
-            "fused": self.fused(victim, scores, pruned),
-        }
+        stages = {"unlearned": unlearned, "scores": scores}
+        if self.config.suspicion.gamma:
+            stages["synthetic"] = self.synthetic(victim)
+            stages["inverted"] = self.inverted(victim, stages["synthetic"])
+            stages["judged"] = self.judged(victim, stages)
+        gamma, lam = chosen_setting(self.config, stages)
+        pruned = self.pruned(victim, unlearned, scores, gamma=gamma)
+        stages |= {"pruned": pruned, "fused": self.fused(victim, scores, pruned, lam=lam)}
+        if self.config.patching.triggers:
+            stages["patched"] = self.patched(stages)
+        return stages
 
     def unlearned(self, victim: Stage) -> Stage:
         """OTBR step 1: random unlearning; noise and batches are split over the devices."""
@@ -69,41 +81,135 @@ class OTBRRun(Run[RepairConfig]):
 
     def scores(self, victim: Stage, unlearned: Stage) -> Stage:
         """The neuron weight changes of every layer that is repaired."""
-        layers = self.layers
+        layers, ranking = self.layers, self.config.otbr.ranking
 
         def function(before: Variables, after: Variables, *, on_step: Any) -> Any:
-            return weight_change.neuron_weight_changes(before, after, layers)
+            return weight_change.rankable(weight_change.neuron_weight_changes(before, after, layers), ranking=ranking)
 
         return self.stage(
             "scores",
             function,
             (victim.value["variables"], unlearned.value["variables"]),
             title="neuron weight changes",
-            config=[layer.name for layer in layers],
+            config={"layers": [layer.name for layer in layers], "ranking": ranking},
             parents=(victim, unlearned),
         )
 
-    def pruned(self, victim: Stage, scores: Stage) -> Stage:
-        """OTBR step 2: the share gamma of the neurons that changed most loses its weights."""
-        layers, gamma = self.layers, self.config.otbr.gamma
-        count = pruning.neurons_to_prune(gamma, sum(layer.neurons for layer in layers))
+    def count(self, gamma: float) -> int:
+        """How many neurons the share `gamma` means."""
+        return pruning.neurons_to_prune(gamma, sum(layer.neurons for layer in self.layers))
 
-        def function(variables: Variables, nwc: weight_change.Scores, *, on_step: Any) -> Any:
-            pruned, info = pruning.prune(variables, nwc, layers, count=count)
+    def data(self) -> dict[str, Any]:
+        """What every stage that feeds images to the network depends on."""
+        return {"network": self.network_digest(), "data": [self.config.data.mean, self.config.data.std]}
+
+    def synthetic(self, victim: Stage) -> Stage:
+        """Images made from the network, and what it answers them with."""
+        config, key = self.config.suspicion.synthetic, self.key("synthetic")
+
+        def function(variables: Variables, key: jax.Array, *, on_step: Any) -> Any:
+            made, info = synthetic.synthesize(
+                self.network, variables, key=key, config=config, prepare=self.prepare, on_step=on_step
+            )
+            logits = self.network.apply(variables, self.prepare(made.images))
+            return {"images": Batch(made.images, jnp.argmax(logits, axis=-1).astype(jnp.int32)), "info": info}
+
+        return self.stage(
+            "synthetic",
+            function,
+            (victim.value["variables"], key),
+            title="making images from the network",
+            config=self.data() | dataclasses.asdict(config),
+            key=key,
+            parents=(victim,),
+            total=config.steps,
+        )
+
+    def inverted(self, victim: Stage, made: Stage) -> Stage:
+        """A reverse-engineered trigger for every class."""
+        config, key = self.config.suspicion.inversion, self.key("inverted")
+
+        def function(variables: Variables, images: Batch, key: jax.Array, *, on_step: Any) -> Any:
+            return inversion.invert_triggers(
+                self.network, variables, images, key=key, config=config, prepare=self.prepare, on_class=on_step
+            )
+
+        return self.stage(
+            "inverted",
+            function,
+            (victim.value["variables"], Batch(*made.value["images"]), key),
+            title="reverse-engineering triggers",
+            config=self.data() | dataclasses.asdict(config),
+            key=key,
+            parents=(victim, made),
+            total=self.network.num_classes,
+            unit="class",
+        )
+
+    def judged(self, victim: Stage, stages: Mapping[str, Stage]) -> Stage:
+        """Which class stands out, and which setting leaves little of it; by images made from the network."""
+        config, chosen, key = self.config.otbr, self.config.suspicion, self.key("fused")
+        unlearned, scores, made, found = (stages[name] for name in ("unlearned", "scores", "synthetic", "inverted"))
+        counts = jnp.array([self.count(gamma) for gamma in chosen.gamma], jnp.int32)
+        lams = jnp.array(chosen.lam, jnp.float32)
+
+        def function(
+            variables: Variables, unlearned: Any, nwc: Any, images: Batch, triggers: Inverted, key: Any, *, on_step: Any
+        ) -> Any:
+            def ask(fused: Variables) -> suspicion.Answers:
+                return suspicion.answers(self.network, fused, images, triggers, prepare=self.prepare)
+
+            def one_gamma(count: jax.Array) -> suspicion.Answers:
+                pruned, info = prune_changed(variables, unlearned, nwc, self.layers, count=count, m=config.m)
+                aligned = fusion.align(pruned, variables, nwc, info.pruned, self.layers, config=config.fusion, key=key)
+                asked = jax.lax.map(lambda lam: ask(fusion.interpolate(variables, aligned, lam=lam)), lams)
+                if on_step is not None:
+                    jax.debug.callback(on_step)
+                return asked
+
+            along = jax.lax.map(one_gamma, counts)
+            along = jax.tree.map(lambda values: values.reshape(-1, values.shape[-1]), along)
+            return {"answers": along, "judgement": suspicion.judge(triggers, along, config=chosen)}
+
+        return self.stage(
+            "judged",
+            function,
+            (
+                victim.value["variables"],
+                unlearned.value["variables"],
+                scores.value,
+                Batch(*made.value["images"]),
+                Inverted(*found.value),
+                key,
+            ),
+            title="judging gamma x lambda, no data",
+            config=self.data() | {"otbr": dataclasses.asdict(config), "suspicion": dataclasses.asdict(chosen)},
+            key=key,
+            parents=(victim, unlearned, scores, made, found),
+            total=len(counts),
+            unit="gamma",
+        )
+
+    def pruned(self, victim: Stage, unlearned: Stage, scores: Stage, *, gamma: float) -> Stage:
+        """OTBR step 2: the share gamma of the neurons that changed most loses its weights."""
+        layers, count, m = self.layers, self.count(gamma), self.config.otbr.m
+
+        def function(variables: Variables, unlearned: Variables, nwc: weight_change.Scores, *, on_step: Any) -> Any:
+            pruned, info = prune_changed(variables, unlearned, nwc, layers, count=count, m=m)
             return {"variables": pruned, "info": info}
 
         return self.stage(
             "pruned",
             function,
-            (victim.value["variables"], scores.value),
+            (victim.value["variables"], unlearned.value["variables"], scores.value),
             title="pruning",
-            config={"gamma": gamma, "count": count},
-            parents=(victim, scores),
+            config={"gamma": gamma, "count": count, "m": m},
+            parents=(victim, unlearned, scores),
         )
 
-    def fused(self, victim: Stage, scores: Stage, pruned: Stage) -> Stage:
+    def fused(self, victim: Stage, scores: Stage, pruned: Stage, *, lam: float) -> Stage:
         """OTBR step 3: the pruned network is aligned with the victim by transport, and interpolated."""
-        config, key = self.config.otbr.fusion, self.key("fused")
+        config, key = dataclasses.replace(self.config.otbr.fusion, lam=lam), self.key("fused")
 
         def function(
             variables: Variables,
@@ -127,17 +233,44 @@ class OTBRRun(Run[RepairConfig]):
             parents=(victim, scores, pruned),
         )
 
+    def patched(self, stages: Mapping[str, Stage]) -> Stage:
+        """The fused network, taught that the suspicious class's trigger means nothing; as it is if none stands out."""
+        config, key = self.config.patching, self.key("patched")
+        judgement = stages["judged"].value["judgement"]
+        guilty = bool(judgement.stands_out)
+
+        def function(variables: Variables, images: Batch, suspect: jax.Array, key: jax.Array, *, on_step: Any) -> Any:
+            if not guilty:
+                return {"variables": variables}
+            patched, info = patching.patch(
+                self.network,
+                variables,
+                images,
+                suspect,
+                key=key,
+                config=config,
+                prepare=self.prepare,
+                augment=partial(augmented, crop_padding=config.crop_padding),
+                place=partial(parallel.split_batch, mesh=self.mesh),
+            )
+            return {"variables": patched, "info": info}
+
+        fused, made = stages["fused"], stages["synthetic"]
+        return self.stage(
+            "patched",
+            function,
+            (fused.value["variables"], Batch(*made.value["images"]), judgement.suspect, key),
+            title="patching",
+            config=self.data() | {"patching": dataclasses.asdict(config), "guilty": guilty},
+            key=key,
+            parents=(fused, made, stages["judged"]),
+        )
+
     def evaluation(self, test: TestSet, stages: Mapping[str, Stage]) -> Stage:
         """Metrics and predictions of all networks, and of the grid gamma x lambda, in one program."""
         config, layers, key = self.config, self.layers, self.key("fused")
-        total = sum(layer.neurons for layer in layers)
-        counts = [pruning.neurons_to_prune(gamma, total) for gamma in config.sweep.gamma] if config.lams else []
-        networks = {
-            "victim": stages["victim"].value["variables"],
-            "unlearned": stages["unlearned"].value["variables"],
-            "pruned": stages["pruned"].value["variables"],
-            "fused": stages["fused"].value["variables"],
-        }
+        counts = [self.count(gamma) for gamma in config.sweep.gamma] if config.lams else []
+        networks = {name: stages[name].value["variables"] for name in config.networks}
 
         def function(networks: Any, nwc: weight_change.Scores, test: TestSet, key: jax.Array, *, on_step: Any) -> Any:
             measured = measure_networks(self, networks, test)
@@ -145,12 +278,13 @@ class OTBRRun(Run[RepairConfig]):
                 measured["sweep"] = otbr_grid.sweep(
                     self.network,
                     networks["victim"],
+                    networks["unlearned"],
                     nwc,
                     test,
                     layers,
                     counts=jnp.array(counts, jnp.int32),
                     lams=jnp.array(config.lams, jnp.float32),
-                    config=config.otbr.fusion.transport,
+                    config=config.otbr,
                     key=key,
                     prepare=self.prepare,
                     mesh=self.mesh,
@@ -166,10 +300,25 @@ class OTBRRun(Run[RepairConfig]):
             config={
                 "network": self.network_digest(),
                 "sweep": [counts, config.lams],
-                "transport": dataclasses.asdict(config.otbr.fusion.transport),
+                "otbr": dataclasses.asdict(config.otbr),
                 "data": [content_digest(test), config.data.mean, config.data.std],
             },
-            parents=tuple(stages[name] for name in ("victim", "unlearned", "scores", "pruned", "fused")),
+            parents=tuple(stages[name] for name in (*config.networks, "scores")),
             total=len(counts),
             unit="gamma",
         )
+
+
+def augmented(images: jax.Array, key: jax.Array, *, crop_padding: int) -> jax.Array:
+    """Images in [0, 1], each moved by up to `crop_padding` pixels."""
+    return augment(images, key=key, crop_padding=crop_padding, flip=False)
+
+
+def chosen_setting(config: RepairConfig, stages: Mapping[str, Stage]) -> tuple[float, float]:
+    """gamma and lambda of a repair: the configuration's, or those that were chosen; 0, 0 where nothing stands out."""
+    if "judged" not in stages:
+        return config.otbr.gamma, config.otbr.fusion.lam
+    judgement = stages["judged"].value["judgement"]
+    if not judgement.stands_out:
+        return 0.0, 0.0
+    return tuple(itertools.product(config.suspicion.gamma, config.suspicion.lam))[int(judgement.chosen)]

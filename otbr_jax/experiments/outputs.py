@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.experiments.checkpoints import write_text
 from otbr_jax.experiments.evaluation import TestSet
-from otbr_jax.experiments.results import FINAL, Repair, chosen_neurons, scores_table, summarize
+from otbr_jax.experiments.results import Repair, chosen_neurons, scores_table, summarize
 from otbr_jax.report import page, plots
 from otbr_jax.report.gallery import Example
 from otbr_jax.report.quality import image_quality
@@ -56,7 +56,7 @@ def example_predictions(result: Repair, *, columns: int = 9) -> Figure | None:
         return None
     chosen = _one_per_class(labels, list(others))[:columns]
     found = result.stages["evaluation"].value["predictions"]
-    repaired = found[FINAL[result.config.defense]]
+    repaired = found[result.config.networks[-1]]
     return plots.predictions(
         np.asarray(result.test.clean)[chosen],
         np.asarray(result.test.triggered)[chosen],

@@ -21,7 +21,7 @@ from otbr_jax.experiments.networks import Subject, open_network
 from otbr_jax.experiments.otbr_run import OTBRRun
 from otbr_jax.experiments.outputs import write_outputs
 from otbr_jax.experiments.repair_config import RepairConfig
-from otbr_jax.experiments.results import FINAL, Repair
+from otbr_jax.experiments.results import Repair
 from otbr_jax.experiments.stages import Workdir, open_workdir
 from otbr_jax.experiments.tsbd_run import TSBDRun, check_clean
 from otbr_jax.experiments.victims import check_trainable, open_victim, subject_of, test_set
@@ -73,7 +73,7 @@ def repair(
         victim = open_victim(run, dataset)
         defended = run.defend(victim.stage)
         stages = {**victim.stages, **defended}
-        repaired = stages[FINAL[config.defense]].value["variables"]
+        repaired = stages[config.networks[-1]].value["variables"]
         check_finite(repaired, name="the repaired network")
         restored = subject.restore(repaired)
         folder = directory.path / results

@@ -12,7 +12,7 @@ from otbr_jax import fusion, transport
 from otbr_jax.errors import InputError
 from otbr_jax.experiments.comparing import Comparison, compare, compare_each, judge
 from otbr_jax.experiments.references import Reference
-from otbr_jax.fusion import Alignment, FusionInfo
+from otbr_jax.fusion import Alignment, FusionConfig, FusionInfo
 from otbr_jax.interop.state_dict import tensor_name
 from otbr_jax.neuron_graph import Layer
 from otbr_jax.neurons import trace
@@ -64,7 +64,7 @@ def check_otbr(reference: Reference) -> Iterator[Comparison]:
         )
     aligners = [
         jax.jit(lambda pruned, masks, c=config: fusion.align(pruned, victim, scores, masks, layers, config=c))
-        for config in (TransportConfig(solver="exact"), _SINKHORN)
+        for config in (FusionConfig(transport=TransportConfig(solver="exact")), FusionConfig(transport=_SINKHORN))
     ]
     for gamma in _gammas(reference):
         yield from _repaired(reference, victim, scores, layers, gamma, aligners)

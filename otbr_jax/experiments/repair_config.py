@@ -9,7 +9,9 @@ from otbr_jax.defenses.otbr import OTBRConfig
 from otbr_jax.defenses.tsbd import TSBDConfig
 from otbr_jax.errors import InputError
 from otbr_jax.experiments.config import VictimConfig
+from otbr_jax.patching import PatchingConfig
 from otbr_jax.selection import SelectionConfig, candidates
+from otbr_jax.suspicion import SuspicionConfig
 
 DEFENSES = ("otbr", "tsbd")
 
@@ -49,6 +51,8 @@ class RepairConfig(VictimConfig):
     Attributes:
       defense: the method, a name of `DEFENSES`.
       otbr: the settings of OTBR.
+      suspicion: how OTBR's gamma and lambda are chosen without data, and whether anything is repaired at all.
+      patching: what follows OTBR's fusion where a class stands out.
       tsbd: the settings of TSBD.
       clean: TSBD's clean images.
       selection: how TSBD's n and m are chosen with them.
@@ -57,6 +61,8 @@ class RepairConfig(VictimConfig):
 
     defense: str = "otbr"
     otbr: OTBRConfig = OTBRConfig()
+    suspicion: SuspicionConfig = SuspicionConfig()
+    patching: PatchingConfig = PatchingConfig()
     tsbd: TSBDConfig = TSBDConfig()
     clean: CleanConfig = CleanConfig()
     selection: SelectionConfig = SelectionConfig()
@@ -66,6 +72,8 @@ class RepairConfig(VictimConfig):
         super().__post_init__()
         if self.defense not in DEFENSES:
             raise InputError(f"defense: expected one of {[*DEFENSES]}, found {self.defense!r}")
+        if self.patching.triggers and not self.suspicion.gamma:
+            raise InputError("suspicion.gamma: expected settings to judge beside patching.triggers, found none")
 
     @property
     def layers(self) -> str:
@@ -75,7 +83,10 @@ class RepairConfig(VictimConfig):
     def batch_sizes(self) -> dict[str, int]:
         """The batch sizes of the method, which devices share, by their names."""
         if self.defense == "otbr":
-            return {"otbr.unlearning.batch_size": self.otbr.unlearning.batch_size}
+            sizes = {"otbr.unlearning.batch_size": self.otbr.unlearning.batch_size}
+            if self.patching.triggers:
+                sizes["patching.finetuning.batch_size"] = self.patching.finetuning.batch_size
+            return sizes
         return {
             f"tsbd.{stage}.batch_size": getattr(self.tsbd, stage).batch_size for stage in ("unlearning", "finetuning")
         }
@@ -83,6 +94,13 @@ class RepairConfig(VictimConfig):
     def pairs(self, grid: SelectionConfig | SweepConfig) -> tuple[tuple[float, float], ...]:
         """TSBD's settings (n, m) of a grid, `selection` or `sweep`, in order of strength."""
         return candidates(grid.n, self.tsbd.shares(grid.m))
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The stages that are networks and are measured; the last one holds the repaired network."""
+        if self.defense == "tsbd":
+            return ("victim", "unlearned", "reinitialized", "finetuned")
+        return ("victim", "unlearned", "pruned", "fused", *(("patched",) if self.patching.triggers else ()))
 
     @property
     def lams(self) -> tuple[float, ...]:

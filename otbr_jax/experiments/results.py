@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import pathlib
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 
 from otbr_jax.data.sources import Dataset
+from otbr_jax.experiments import otbr_run
 from otbr_jax.experiments.evaluation import TestSet
 from otbr_jax.experiments.repair_config import RepairConfig
 from otbr_jax.experiments.stages import Stage, content_digest, versions
@@ -53,15 +55,6 @@ class Repair(NamedTuple):
     clean: str | None = None
 
 
-NETWORKS = {
-    "otbr": ("victim", "unlearned", "pruned", "fused"),
-    "tsbd": ("victim", "unlearned", "reinitialized", "finetuned"),
-}
-"""The stages that are networks and are measured, defence by defence."""
-
-FINAL = {defense: networks[-1] for defense, networks in NETWORKS.items()}
-"""The stage that holds the repaired network."""
-
 ORACLE = "oracle: highest DER on the test set, with the trigger known"
 
 
@@ -72,7 +65,7 @@ def summarize(result: Repair) -> dict[str, Any]:
     the sweep with the highest DER, which a defender cannot know: it is chosen with the test set and the trigger.
     """
     config = result.config
-    names, final = NETWORKS[config.defense], FINAL[config.defense]
+    names, final = config.networks, config.networks[-1]
     summary: dict[str, Any] = {
         "defense": config.defense,
         "metrics": dict.fromkeys(names),
@@ -102,18 +95,25 @@ def summarize(result: Repair) -> dict[str, Any]:
         sweep = _otbr_sweep if config.defense == "otbr" else _tsbd_sweep
         summary["sweep"] = sweep(config, measured.get("sweep"), lambda found: _row(found, victim, triggered))
         if triggered and summary["sweep"]:
-            best = max(summary["sweep"], key=lambda row: row[final]["der"])
+            swept = "fused" if config.defense == "otbr" else final
+            best = max(summary["sweep"], key=lambda row: row[swept]["der"])
             setting = {name: best[name] for name in ("gamma", "lambda", "n", "m") if name in best}
-            summary["oracle"] = setting | {"chosen_by": ORACLE, final: best[final]}
+            summary["oracle"] = setting | {"chosen_by": ORACLE, final: best[swept]}
     return summary
 
 
 def _otbr(result: Repair) -> dict[str, Any]:
     config, info = result.config, result.stages["fused"].value["info"]
+    gamma, lam = otbr_run.chosen_setting(config, result.stages)
+    judgement, chosen_by = None, "config"
+    if "judged" in result.stages:
+        judgement = _judgement(result)
+        chosen_by = "images made from the network" if judgement["stands_out"] else "no class standing out"
     plans, pruned = info.plans, result.stages["pruned"].value["info"].pruned
     fused_layers = [name for name, fused in info.fused.items() if fused]
     return {
-        "choice": {"gamma": config.otbr.gamma, "lambda": config.otbr.fusion.lam, "chosen_by": "config"},
+        "choice": {"gamma": gamma, "lambda": lam, "chosen_by": chosen_by},
+        "judgement": judgement,
         "neurons": {
             "scored": int(sum(mask.size for mask in pruned.values())),
             "pruned": int(sum(mask.sum() for mask in pruned.values())),
@@ -124,6 +124,30 @@ def _otbr(result: Repair) -> dict[str, Any]:
             "worst_marginal_error": max((float(plans[name].marginal_error) for name in fused_layers), default=None),
             "most_iterations": max((int(plans[name].iterations) for name in fused_layers), default=None),
         },
+    }
+
+
+def _judgement(result: Repair) -> dict[str, Any]:
+    """What was found without data: how suspicious each class is, and how the settings did."""
+    config, found = result.config.suspicion, result.stages["judged"].value
+    judgement, along = found["judgement"], found["answers"]
+    triggers = result.stages["inverted"].value
+    return {
+        "stands_out": bool(judgement.stands_out),
+        "suspect": int(judgement.suspect),
+        "suspicion": [_round(value) for value in judgement.suspicion],
+        "threshold": config.threshold,
+        "trigger_size": [_round(value) for value in triggers.size],
+        "trigger_success": [_round(value) for value in triggers.success],
+        "settings": [
+            {
+                "gamma": gamma,
+                "lambda": lam,
+                "agreement": _round(np.mean(along.agreement[index])),
+                "remaining": _round(judgement.remaining[index]),
+            }
+            for index, (gamma, lam) in enumerate(itertools.product(config.gamma, config.lam))
+        ],
     }
 
 

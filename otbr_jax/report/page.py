@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from otbr_jax.report import plots
 from otbr_jax.report.html import embed, page
-from otbr_jax.report.table import ROWS, percent, setting, warnings
+from otbr_jax.report.table import networks, percent, setting, warnings
 
 
 def render(
@@ -110,13 +110,13 @@ def _what_was_done(summary: Mapping[str, Any]) -> str:
 def _otbr_grid(summary: Mapping[str, Any]) -> list[str]:
     if not summary["sweep"]:
         return []
-    choice, oracle = summary["choice"], summary["oracle"]
+    choice, oracle, final = summary["choice"], summary["oracle"], [*summary["metrics"]][-1]
     at_chosen = [row for row in summary["sweep"] if row["lambda"] == choice["lambda"]]
     return [
         "<h2>Accuracy and backdoor over gamma and lambda</h2>",
         embed(
             plots.grid(summary["sweep"], chosen=choice, oracle=oracle),
-            "The repaired network at every setting. Framed: the chosen setting." + _hindsight(oracle, "fused"),
+            "The repaired network at every setting. Framed: the chosen setting." + _hindsight(oracle, final),
         ),
         embed(
             plots.tradeoff(at_chosen, chosen=choice, victim=summary["metrics"]["victim"]),
@@ -152,7 +152,7 @@ def _tsbd_choice(summary: Mapping[str, Any]) -> list[str]:
 def _hindsight(oracle: Mapping[str, Any] | None, network: str) -> str:
     if not oracle:
         return ""
-    drawn = " Dashed: best" if network == "fused" else f" At {setting(oracle)} lies the best"
+    drawn = " Dashed: best" if network != "finetuned" else f" At {setting(oracle)} lies the best"
     acc, asr = (percent(oracle[network][metric]) for metric in ("acc", "asr"))
     return (
         f"{drawn} of these in hindsight (ACC {acc}, ASR {asr}), an oracle's choice, made with the trigger and the test "
@@ -161,7 +161,7 @@ def _hindsight(oracle: Mapping[str, Any] | None, network: str) -> str:
 
 
 def _tiles(summary: Mapping[str, Any]) -> str:
-    before, after = summary["metrics"]["victim"], summary["metrics"][list(ROWS[summary["defense"]])[-1]]
+    before, after = summary["metrics"]["victim"], [*summary["metrics"].values()][-1]
     tiles = [("acc", "accuracy on clean images, %"), ("asr", "attack success rate, %"), ("ra", "triggered, right, %")]
     return (
         "<div class=tiles>"
@@ -174,7 +174,7 @@ def _tiles(summary: Mapping[str, Any]) -> str:
 
 
 def _table(summary: Mapping[str, Any]) -> str:
-    titles = ROWS[summary["defense"]]
+    titles = networks(summary)
     final = list(titles)[-1]
     rows = [("final" if name == final else "", title, summary["metrics"][name]) for name, title in titles.items()]
     oracle = summary["oracle"]

@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-ROWS = {
-    "otbr": {
-        "victim": "suspicious network",
-        "unlearned": "after random unlearning",
-        "pruned": "after pruning",
-        "fused": "repaired (after fusion)",
-    },
-    "tsbd": {
-        "victim": "suspicious network",
-        "unlearned": "after clean unlearning",
-        "reinitialized": "after re-initialisation",
-        "finetuned": "repaired (fine-tuned)",
-    },
+TITLES = {
+    "victim": "suspicious network",
+    "unlearned": "after unlearning",
+    "pruned": "after pruning",
+    "fused": "after fusion",
+    "patched": "after patching",
+    "reinitialized": "after re-initialisation",
+    "finetuned": "after fine-tuning",
 }
-"""What networks are called, defence by defence; the last one is the repaired one."""
+"""What networks are called."""
+
+
+def networks(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Names of the networks of `results.summarize` and what they are called; the last one is the repaired one."""
+    *names, last = summary["metrics"]
+    return {name: TITLES[name] for name in names} | {last: f"repaired ({TITLES[last]})"}
+
 
 CORRELATIONS = ("pearson", "spearman", "overlap")
 
@@ -32,7 +34,7 @@ def percent(value: float | None) -> str:
 def summary_table(summary: Mapping[str, Any]) -> str:
     """ACC, ASR, RA in per cent and DER for every network of `results.summarize`, as fixed-width text."""
     lines = [f"{'':<26}{'ACC %':>8}{'ASR %':>8}{'RA %':>8}{'DER':>8}", "-" * 58]
-    rows = ROWS[summary["defense"]]
+    rows = networks(summary)
     for name, title in rows.items():
         lines.append(_line(title, summary["metrics"][name]))
     choice, oracle, neurons = summary["choice"], summary["oracle"], summary["neurons"]

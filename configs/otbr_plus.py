@@ -1,0 +1,43 @@
+"""OTBR without an oracle: gamma and lambda are chosen by images made from the network, and "nothing" is an answer.
+
+    python -m launch.repair --config=configs/otbr_plus.py --workdir=runs/otbr_plus
+
+From the suspicious network alone: images are made, a trigger is reverse-engineered for every class, and networks with
+more and more neurons pruned and fused are asked how they answer. If no class stands out the network is left as it is;
+otherwise the setting of highest agreement that leaves little of that class is taken, and the network is taught, on its
+own images, that the trigger found in it means nothing.
+
+Expected: see the table in README.md, whose rows stand in results/bench_otbr_plus.jsonl.
+
+A network of your own: as in configs/own_network.py, with this file's `--config`, `--config.model...` and
+`--config.data.name=none`.
+"""
+
+import dataclasses
+
+import ml_collections
+
+from configs import otbr
+from otbr_jax.experiments.config import from_dict
+from otbr_jax.experiments.repair_config import RepairConfig
+from otbr_jax.inversion import InversionConfig
+from otbr_jax.patching import PatchingConfig
+from otbr_jax.suspicion import SuspicionConfig
+
+GAMMA, LAM = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3), (0.5, 0.75)
+
+
+def plus(config: RepairConfig) -> RepairConfig:
+    """The same victim, repaired this way; the sweep is the grid that is chosen from."""
+    return dataclasses.replace(
+        config,
+        suspicion=SuspicionConfig(gamma=GAMMA, lam=LAM),
+        patching=PatchingConfig(triggers=4, inversion=InversionConfig(steps=60, size=30.0)),
+        sweep=dataclasses.replace(config.sweep, gamma=GAMMA, lam=LAM),
+    )
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The settings; every field can be set on the command line as `--config.FIELD=VALUE`."""
+    config = from_dict(RepairConfig, otbr.get_config().to_dict())
+    return ml_collections.ConfigDict(dataclasses.asdict(plus(config)))

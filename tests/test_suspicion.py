@@ -1,0 +1,104 @@
+"""Which class stands out, what remains of it, and which setting is chosen."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from otbr_jax import Batch, InputError, Network
+from otbr_jax.inversion import Inverted, stamp
+from otbr_jax.suspicion import Answers, SuspicionConfig, answers, judge, remaining, suspicions
+
+CONFIG = SuspicionConfig(gamma=(0.1, 0.2, 0.3), lam=(0.5,))
+
+
+def triggers(size):
+    size = jnp.asarray(size, jnp.float32)
+    shape = (len(size), 4, 4, 1)
+    return Inverted(jnp.zeros(shape), jnp.zeros(shape), size, jnp.ones_like(size))
+
+
+def along(agreement, success):
+    return Answers(jnp.asarray(agreement, jnp.float32), jnp.asarray(success, jnp.float32))
+
+
+SAME = along(jnp.ones((3, 4)), jnp.ones((3, 4)))
+FALLEN = along(
+    [[1, 1, 1, 1], [1, 0.7, 1, 1], [0.4, 0, 0.5, 0.5]],
+    [[0.9, 0.9, 0.9, 0.9], [0.9, 0.09, 0.9, 0.9], [0.5, 0, 0.5, 0.5]],
+)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_a_network_whose_classes_are_alike_is_left_alone(jit):
+    function = lambda t, a: judge(t, a, config=CONFIG)  # noqa: E731
+    found = (jax.jit(function) if jit else function)(triggers([0.2] * 4), SAME)
+    np.testing.assert_allclose(found.suspicion, 0, atol=1e-6)
+    assert not found.stands_out
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_a_class_that_falls_first_and_has_a_small_trigger_stands_out(jit):
+    function = lambda t, a: judge(t, a, config=CONFIG)  # noqa: E731
+    found = (jax.jit(function) if jit else function)(triggers([0.2, 0.1, 0.2, 0.2]), FALLEN)
+    # Mean over the two settings that keep 90 % of the answers of 1 and 0.1, times half the median size.
+    np.testing.assert_allclose(found.suspicion, [0, 1 - 0.5 * 0.55, 0, 0], atol=1e-6)
+    assert found.suspect == 1
+    assert found.stands_out
+    np.testing.assert_allclose(found.remaining, [1, 0.07, 0], atol=1e-6)
+    assert found.chosen == 1  # of the two that leave little, the one that agrees more
+
+
+def test_neither_the_order_of_classes_nor_of_settings_matters():
+    sizes, classes = jnp.array([0.2, 0.1, 0.25, 0.2]), jnp.array([2, 0, 3, 1])
+    found = suspicions(triggers(sizes), FALLEN, agreement=0.9)
+    moved = Answers(FALLEN.agreement[:, classes], FALLEN.success[:, classes])
+    np.testing.assert_allclose(suspicions(triggers(sizes[classes]), moved, agreement=0.9), found[classes], atol=1e-6)
+    turned = Answers(*(values[::-1] for values in FALLEN))
+    np.testing.assert_allclose(suspicions(triggers(sizes), turned, agreement=0.9), found, atol=1e-6)
+    np.testing.assert_allclose(remaining(turned, 1), remaining(FALLEN, 1)[::-1], atol=1e-6)
+
+
+def test_where_nothing_clears_the_suspect_what_leaves_least_is_chosen():
+    config = SuspicionConfig(gamma=(0.1, 0.2, 0.3), lam=(0.5,), remaining=0.0)
+    success = FALLEN.success.at[2, 1].set(0.2)
+    kept = FALLEN.agreement.at[2, 1].set(0.1)
+    found = judge(triggers([0.2, 0.1, 0.2, 0.2]), Answers(kept, success), config=config)
+    assert found.chosen == int(jnp.argmin(found.remaining)) == 2
+
+
+def test_no_setting_that_agrees_and_triggers_that_never_worked():
+    lost = along(jnp.zeros((2, 4)), jnp.zeros((2, 4)))
+    found = judge(triggers([0.0] * 4), lost, config=CONFIG)
+    assert all(bool(jnp.isfinite(values).all()) for values in (found.suspicion, found.remaining))
+    assert not found.stands_out
+
+
+def test_answers_are_counted_class_by_class():
+    # The answer is the brightest of three pixels; class 2's trigger makes the last one white.
+    network = Network(lambda v, x: x.reshape(len(x), -1) * v["params"], image_shape=(1, 3, 1), num_classes=3)
+    images = jnp.eye(3).reshape(3, 1, 3, 1) * 0.5
+    batch = Batch(images, jnp.arange(3))
+    mask = jnp.zeros((3, 1, 3, 1)).at[2, 0, 2, 0].set(1.0)
+    found = Inverted(mask, jnp.ones((3, 1, 3, 1)), jnp.mean(mask, axis=(1, 2, 3)), jnp.zeros(3))
+    asked = answers(network, {"params": jnp.ones(3)}, batch, found)
+    np.testing.assert_allclose(asked.agreement, [1, 1, 1])
+    np.testing.assert_allclose(asked.success, [0, 0, 1])
+    pruned = answers(network, {"params": jnp.array([1.0, 1.0, 0.0])}, batch, found)
+    np.testing.assert_allclose(pruned.agreement, [1, 1, 0])
+    np.testing.assert_allclose(pruned.success, [0.5, 0, 0])
+    assert stamp(images, mask[2], jnp.ones((1, 3, 1)))[0, 0, 2, 0] == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gamma": (0.1, 1.5)}, "suspicion.gamma: expected fractions in [0, 1], found 1.5"),
+        ({"gamma": (0.1,), "lam": ()}, "suspicion.lam: expected lambdas beside suspicion.gamma [0.1], found none"),
+        ({"remaining": -1.0}, "suspicion.remaining: expected a share in [0, 1], found -1.0"),
+    ],
+)
+def test_wrong_settings(settings, message):
+    with pytest.raises(InputError) as error:
+        SuspicionConfig(**settings)
+    assert str(error.value) == message
