@@ -2,7 +2,8 @@
 
 The network is that of `--config.model...`, as for `launch.repair`: of the registry, from a checkpoint, or of your own
 code. `--verify` permutes every group of neurons and says how far the outputs move: in a right graph 0, but for
-rounding.
+rounding. `--config=configs/otbr_plus.py --judge=DIR` says whether a network looks backdoored, and for which class, from
+its weights alone.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from otbr_jax.experiments.repair_config import RepairConfig
 CONFIG = cli.define_config("own_network.py")
 flags.adopt_module_key_flags(cli)
 OUT = flags.DEFINE_string("out", None, "File for the drawing: .png, .svg or .pdf.")
+JUDGE = flags.DEFINE_string("judge", None, "Working directory; judges, without data, whether it looks backdoored.")
 VERIFY = flags.DEFINE_bool("verify", False, "Permutes every group and measures how far the outputs move.")
 
 
@@ -26,7 +28,7 @@ def main(arguments: Sequence[str]) -> None:
     """Traces the network and prints its table."""
     del arguments
     config = from_dict(RepairConfig, CONFIG())
-    print(inspect(config, drawing=OUT.value, verify=VERIFY.value))
+    print(inspect(config, drawing=OUT.value, verify=VERIFY.value, judge_in=JUDGE.value))
 
 
 if __name__ == "__main__":

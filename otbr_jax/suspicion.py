@@ -20,6 +20,9 @@ from otbr_jax.inversion import InversionConfig, Inverted, trigger_success
 from otbr_jax.synthetic import SyntheticConfig
 from otbr_jax.types import Batch, Network, Variables
 
+CLEAN_SCORES = (0.0,)
+"""The highest suspicion of any class in each clean network of the bench (`configs/bench/otbr_plus.py`), ascending."""
+
 
 @dataclasses.dataclass(frozen=True)
 class SuspicionConfig:
@@ -115,6 +118,14 @@ def remaining(along: Answers, suspect: jax.Array | int) -> jax.Array:
     Images made for the attacker's class hold what the backdoor looks for, and so are lost with it.
     """
     return along.agreement[:, suspect] * _relative(along.success)[:, suspect]
+
+
+def works(asked: Answers, suspect: jax.Array | int) -> jax.Array:
+    """How well a class's trigger works at every setting, against the median of all classes; `[settings]`.
+
+    Unlike `remaining` it means something after training on the images too.
+    """
+    return _relative(asked.success)[:, suspect]
 
 
 class Judgement(NamedTuple):

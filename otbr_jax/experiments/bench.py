@@ -211,7 +211,7 @@ def make_row(cell: Cell, result: Repair, example: Example | None) -> dict[str, A
     summary, config, victim = summarize(result), cell.config, result.stages["victim"]
     assert result.dataset is not None
     assert result.dataset.train is not None
-    kept = ("metrics", "choice", "oracle", "data", "selection", "sweep", "unlearning", "clean")
+    kept = ("metrics", "choice", "judgement", "patched", "oracle", "data", "selection", "sweep", "unlearning", "clean")
     return {
         "dataset": config.data.name,
         "network": cell.network,

@@ -9,24 +9,38 @@ import jax
 import numpy as np
 
 from otbr_jax.errors import InputError
+from otbr_jax.experiments import parallel
 from otbr_jax.experiments.networks import Subject, open_network
+from otbr_jax.experiments.otbr_run import OTBRRun
 from otbr_jax.experiments.repair_config import RepairConfig
+from otbr_jax.experiments.results import summarize_judgement
+from otbr_jax.experiments.stages import open_workdir
+from otbr_jax.experiments.victims import open_victim, subject_of
 from otbr_jax.layer_choice import choose_layers
 from otbr_jax.neuron_graph import permutation_error
 from otbr_jax.report.network import draw_network, network_table
+from otbr_jax.report.verdict import draw_triggers, verdict
 from otbr_jax.types import Variables, named_leaves
 
 DRAWINGS = (".png", ".svg", ".pdf")
 TOLERANCE = 1e-3  # of the largest logit; rounding stays well below it
 
 
-def inspect(config: RepairConfig, *, drawing: str | os.PathLike[str] | None = None, verify: bool = False) -> str:
+def inspect(
+    config: RepairConfig,
+    *,
+    drawing: str | os.PathLike[str] | None = None,
+    verify: bool = False,
+    judge_in: str | os.PathLike[str] | None = None,
+) -> str:
     """The table of a network's layers, which of them OTBR would repair, and what else was asked for.
 
     Args:
       config: names the network (`config.model`) and the layers to repair (`config.otbr.layers`).
       drawing: a file for a picture of the graph; its suffix is one of `DRAWINGS`.
       verify: whether to permute every group of neurons and measure how far the outputs move.
+      judge_in: a working directory, to judge whether the network looks backdoored (`config.suspicion`); its picture of
+        triggers stays there.
 
     Raises:
       InputError: if the network cannot be opened or traced, a permuted group moves its outputs, or the picture cannot
@@ -44,6 +58,8 @@ def inspect(config: RepairConfig, *, drawing: str | os.PathLike[str] | None = No
     ]
     if verify:
         lines.append(_verdict(subject))
+    if judge_in is not None:
+        lines.append(_judged(config, subject, judge_in))
     if drawing is not None:
         try:
             draw_network(subject.graph, title=config.model.name).savefig(drawing, dpi=150)
@@ -51,6 +67,22 @@ def inspect(config: RepairConfig, *, drawing: str | os.PathLike[str] | None = No
             raise InputError(f"--out: cannot write {drawing} ({error.strerror})") from None
         lines.append(f"drawn in {drawing}")
     return "\n".join(lines)
+
+
+def _judged(config: RepairConfig, subject: Subject, workdir: str | os.PathLike[str]) -> str:
+    if subject.variables is None:
+        raise InputError("model.checkpoint: expected a network to judge, found none; random weights hide nothing")
+    if not config.suspicion.gamma:
+        raise InputError("suspicion.gamma: expected settings to judge by, found none; see configs/otbr_plus.py")
+    layers = choose_layers(subject.graph, config.otbr.layers)
+    with open_workdir(workdir, subject=subject_of(config)) as directory:
+        run = OTBRRun(config, directory, subject, parallel.local_mesh(), layers)
+        stages = run.suspected(open_victim(run, None).stage)
+        judgement = summarize_judgement(config.suspicion, stages)
+        picture = directory.path / "triggers.png"
+        found = stages["inverted"].value
+        draw_triggers(np.asarray(found.mask), np.asarray(found.pattern), judgement).savefig(picture, dpi=150)
+    return f"{verdict(judgement)}\ntriggers drawn in {picture}"
 
 
 def _verdict(subject: Subject) -> str:

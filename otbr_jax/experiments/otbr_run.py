@@ -37,6 +37,17 @@ class OTBRRun(Run[RepairConfig]):
 
     def defend(self, victim: Stage) -> dict[str, Stage]:
         """The stages of a repair, the last of which holds the repaired network; uses no data."""
+        stages = self.suspected(victim)
+        unlearned, scores = stages["unlearned"], stages["scores"]
+        gamma, lam = chosen_setting(self.config, stages)
+        pruned = self.pruned(victim, unlearned, scores, gamma=gamma)
+        stages |= {"pruned": pruned, "fused": self.fused(victim, scores, pruned, lam=lam)}
+        if self.config.patching.triggers:
+            stages["patched"] = self.patched(stages)
+        return stages
+
+    def suspected(self, victim: Stage) -> dict[str, Stage]:
+        """The stages that find suspicious neurons and, if `config.suspicion` says how, classes; nothing is changed."""
         unlearned = self.unlearned(victim)
         scores = self.scores(victim, unlearned)
         weight_change.check_scores(scores.value)
@@ -45,11 +56,6 @@ class OTBRRun(Run[RepairConfig]):
             stages["synthetic"] = self.synthetic(victim)
             stages["inverted"] = self.inverted(victim, stages["synthetic"])
             stages["judged"] = self.judged(victim, stages)
-        gamma, lam = chosen_setting(self.config, stages)
-        pruned = self.pruned(victim, unlearned, scores, gamma=gamma)
-        stages |= {"pruned": pruned, "fused": self.fused(victim, scores, pruned, lam=lam)}
-        if self.config.patching.triggers:
-            stages["patched"] = self.patched(stages)
         return stages
 
     def unlearned(self, victim: Stage) -> Stage:
@@ -234,14 +240,19 @@ class OTBRRun(Run[RepairConfig]):
         )
 
     def patched(self, stages: Mapping[str, Stage]) -> Stage:
-        """The fused network, taught that the suspicious class's trigger means nothing; as it is if none stands out."""
-        config, key = self.config.patching, self.key("patched")
+        """The fused network, taught that the suspicious class's trigger means nothing.
+
+        As it is if no class stands out, or if patching brings the trigger back that was found in the original network.
+        """
+        config, chosen, key = self.config.patching, self.config.suspicion, self.key("patched")
         judgement = stages["judged"].value["judgement"]
         guilty = bool(judgement.stands_out)
 
-        def function(variables: Variables, images: Batch, suspect: jax.Array, key: jax.Array, *, on_step: Any) -> Any:
+        def function(
+            variables: Variables, images: Batch, triggers: Inverted, suspect: jax.Array, key: jax.Array, *, on_step: Any
+        ) -> Any:
             if not guilty:
-                return {"variables": variables}
+                return {"variables": variables, "kept": jnp.zeros((), bool)}
             patched, info = patching.patch(
                 self.network,
                 variables,
@@ -253,17 +264,29 @@ class OTBRRun(Run[RepairConfig]):
                 augment=partial(augmented, crop_padding=config.crop_padding),
                 place=partial(parallel.split_batch, mesh=self.mesh),
             )
-            return {"variables": patched, "info": info}
+            ask = partial(suspicion.answers, self.network, images=images, triggers=triggers, prepare=self.prepare)
+            asked = jax.tree.map(lambda *both: jnp.stack(both), ask(variables), ask(patched))
+            before, after = suspicion.works(asked, suspect)
+            kept = after <= jnp.maximum(before, chosen.remaining)
+            chosen_one = jax.tree.map(lambda new, old: jnp.where(kept, new.astype(old.dtype), old), patched, variables)
+            return {"variables": chosen_one, "info": info, "kept": kept}
 
-        fused, made = stages["fused"], stages["synthetic"]
+        fused, made, found = stages["fused"], stages["synthetic"], stages["inverted"]
         return self.stage(
             "patched",
             function,
-            (fused.value["variables"], Batch(*made.value["images"]), judgement.suspect, key),
+            (
+                fused.value["variables"],
+                Batch(*made.value["images"]),
+                Inverted(*found.value),
+                judgement.suspect,
+                key,
+            ),
             title="patching",
-            config=self.data() | {"patching": dataclasses.asdict(config), "guilty": guilty},
+            config=self.data()
+            | {"patching": dataclasses.asdict(config), "guilty": guilty, "remaining": chosen.remaining},
             key=key,
-            parents=(fused, made, stages["judged"]),
+            parents=(fused, made, found, stages["judged"]),
         )
 
     def evaluation(self, test: TestSet, stages: Mapping[str, Stage]) -> Stage:

@@ -27,6 +27,7 @@ def write_outputs(result: Repair) -> None:
         scores={name: result.stages["scores"].value[name] for name in in_order},
         chosen=chosen_neurons(result),
         plan=_plan_to_show(result),
+        triggers=_triggers(result),
         examples=example_predictions(result),
     )
     write_text(folder / "report.html", report)
@@ -41,6 +42,14 @@ def _plan_to_show(result: Repair) -> tuple[str, np.ndarray] | None:
     if not pruned[name].any():
         return None
     return name, result.stages["fused"].value["info"].plans[name].matrix
+
+
+def _triggers(result: Repair) -> tuple[np.ndarray, np.ndarray] | None:
+    """Masks and patterns of the triggers that were reverse-engineered; None without."""
+    if "inverted" not in result.stages:
+        return None
+    found = result.stages["inverted"].value
+    return np.asarray(found.mask), np.asarray(found.pattern)
 
 
 def example_predictions(result: Repair, *, columns: int = 9) -> Figure | None:

@@ -22,6 +22,7 @@ from otbr_jax.experiments.stages import Stage, content_digest, versions
 from otbr_jax.experiments.tsbd_run import chosen_setting
 from otbr_jax.metrics import Metrics, defense_effectiveness
 from otbr_jax.neuron_graph import Layer
+from otbr_jax.suspicion import SuspicionConfig
 from otbr_jax.types import Network, Variables
 from otbr_jax.weight_change import ranks
 
@@ -107,13 +108,14 @@ def _otbr(result: Repair) -> dict[str, Any]:
     gamma, lam = otbr_run.chosen_setting(config, result.stages)
     judgement, chosen_by = None, "config"
     if "judged" in result.stages:
-        judgement = _judgement(result)
+        judgement = summarize_judgement(config.suspicion, result.stages)
         chosen_by = "images made from the network" if judgement["stands_out"] else "no class standing out"
     plans, pruned = info.plans, result.stages["pruned"].value["info"].pruned
     fused_layers = [name for name, fused in info.fused.items() if fused]
     return {
         "choice": {"gamma": gamma, "lambda": lam, "chosen_by": chosen_by},
         "judgement": judgement,
+        "patched": bool(result.stages["patched"].value["kept"]) if "patched" in result.stages else None,
         "neurons": {
             "scored": int(sum(mask.size for mask in pruned.values())),
             "pruned": int(sum(mask.sum() for mask in pruned.values())),
@@ -127,11 +129,10 @@ def _otbr(result: Repair) -> dict[str, Any]:
     }
 
 
-def _judgement(result: Repair) -> dict[str, Any]:
-    """What was found without data: how suspicious each class is, and how the settings did."""
-    config, found = result.config.suspicion, result.stages["judged"].value
+def summarize_judgement(config: SuspicionConfig, stages: Mapping[str, Stage]) -> dict[str, Any]:
+    """What was found without data as plain JSON values: how suspicious each class is, and how the settings did."""
+    found, triggers = stages["judged"].value, stages["inverted"].value
     judgement, along = found["judgement"], found["answers"]
-    triggers = result.stages["inverted"].value
     return {
         "stands_out": bool(judgement.stands_out),
         "suspect": int(judgement.suspect),

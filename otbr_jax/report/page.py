@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from otbr_jax.report import plots
 from otbr_jax.report.html import embed, page
 from otbr_jax.report.table import networks, percent, setting, warnings
+from otbr_jax.report.verdict import draw_triggers, verdict
 
 
 def render(
@@ -22,6 +23,7 @@ def render(
     scores: Mapping[str, np.ndarray],
     chosen: Mapping[str, np.ndarray],
     plan: tuple[str, np.ndarray] | None,
+    triggers: tuple[np.ndarray, np.ndarray] | None = None,
     examples: Figure | None,
 ) -> str:
     """The page as HTML text, pictures included; it loads nothing from anywhere.
@@ -31,6 +33,7 @@ def render(
       scores: neuron weight changes, layer name -> `[neurons]`, in execution order.
       chosen: bool masks of the same shapes: the neurons that were pruned or re-initialised.
       plan: name and plan `[neurons, neurons]` of the layer to show, or None if nothing was fused.
+      triggers: masks and patterns that were reverse-engineered, a class each, or None.
       examples: images with predictions, or None without data.
     """
     measured = summary["metrics"]["victim"] is not None
@@ -61,6 +64,16 @@ def render(
                 examples,
                 "The first test image of each class but the attacker's, without and with the trigger. "
                 "Blue: right. Orange: the attacker's class. Brown: another wrong class.",
+            ),
+        ]
+    if triggers is not None:
+        parts += [
+            "<h2>Is it backdoored?</h2>",
+            f"<p>{html.escape(verdict(summary['judgement']))}.</p>",
+            embed(
+                draw_triggers(*triggers, summary["judgement"]),
+                "The trigger that was reverse-engineered for each class on images made from the network, most "
+                "suspicious first: what it puts on an image, grey where it leaves it. Framed: a class that stands out.",
             ),
         ]
     parts += _otbr_grid(summary) if summary["defense"] == "otbr" else _tsbd_choice(summary)

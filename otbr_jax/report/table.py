@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from otbr_jax.report.verdict import verdict
+
 TITLES = {
     "victim": "suspicious network",
     "unlearned": "after unlearning",
@@ -45,6 +47,8 @@ def summary_table(summary: Mapping[str, Any]) -> str:
     lines.append(
         f"{setting(choice)}, chosen by {choice['chosen_by']}; {neurons[did]} of {neurons['scored']} neurons {did}"
     )
+    if summary.get("judgement"):
+        lines.append(verdict(summary["judgement"]))
     if summary.get("clean"):
         lines.append(f"used: {summary['clean']}")
     if oracle:

@@ -1,0 +1,61 @@
+"""Whether a network looks backdoored: in a sentence, and as pictures of the triggers found in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from otbr_jax.report.plots import BAD, STYLE
+from otbr_jax.suspicion import CLEAN_SCORES
+
+
+def verdict(judgement: Mapping[str, Any]) -> str:
+    """A sentence: which class is most suspicious, how many clean networks are as suspicious, what follows."""
+    score = judgement["suspicion"][judgement["suspect"]]
+    higher = sum(clean >= score for clean in CLEAN_SCORES)
+    what = (
+        f"class {judgement['suspect']} stands out"
+        if judgement["stands_out"]
+        else f"nothing stands out; most suspicious is class {judgement['suspect']}"
+    )
+    return (
+        f"{what}: suspicion {score:.2f}, threshold {judgement['threshold']:g}; false-positive rate at this score "
+        f"{100 * higher / len(CLEAN_SCORES):.0f} % ({higher} of the bench's {len(CLEAN_SCORES)} clean networks)"
+    )
+
+
+def draw_triggers(mask: np.ndarray, pattern: np.ndarray, judgement: Mapping[str, Any]) -> Figure:
+    """The trigger that was reverse-engineered for each class, on mid-grey, the suspicious class framed.
+
+    Args:
+      mask: `[classes, h, w, 1]` in [0, 1].
+      pattern: `[classes, h, w, c]` in [0, 1].
+      judgement: of `results.summarize`.
+    """
+    shown = np.argsort(-np.asarray(judgement["suspicion"]))[:20]
+    columns = min(len(shown), 10)
+    rows = -(-len(shown) // columns)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(1.05 * columns, 1.6 * rows), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False)
+        for axis in axes.flat:
+            axis.set_axis_off()
+        for axis, label in zip(axes.flat, shown, strict=False):
+            image = mask[label] * pattern[label] + (1 - mask[label]) * 0.5
+            axis.set_axis_on()
+            axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            guilty = judgement["stands_out"] and label == judgement["suspect"]
+            axis.set_title(
+                f"class {label}\n{judgement['suspicion'][label]:.2f}",
+                fontsize=8,
+                loc="center",
+                color=BAD if guilty else "#24292f",
+            )
+            for spine in axis.spines.values():
+                spine.set(visible=guilty, color=BAD, linewidth=2.5)
+    return figure

@@ -1,0 +1,115 @@
+"""OTBR that chooses without data: judging, leaving alone, patching, resuming."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_pipeline import CONFIG, run
+
+from otbr_jax import Batch, InputError
+from otbr_jax.experiments.inspecting import inspect
+from otbr_jax.experiments.repair_config import RepairConfig
+from otbr_jax.experiments.results import summarize
+from otbr_jax.finetuning import FinetuningConfig
+from otbr_jax.inversion import InversionConfig
+from otbr_jax.patching import PatchingConfig, patch
+from otbr_jax.report.table import summary_table
+from otbr_jax.suspicion import SuspicionConfig
+from otbr_jax.synthetic import SyntheticConfig
+
+TINY = InversionConfig(steps=10, images=20)
+PATCHING = PatchingConfig(triggers=2, inversion=TINY, finetuning=FinetuningConfig(epochs=1, batch_size=20))
+PLUS = dataclasses.replace(
+    CONFIG,
+    suspicion=SuspicionConfig(
+        gamma=(0.1, 0.3), lam=(0.5, 1.0), synthetic=SyntheticConfig(images=40, steps=10), inversion=TINY, threshold=-9.0
+    ),
+    patching=PATCHING,
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(working directory, result, summary) of a run in which some class always stands out."""
+    workdir = tmp_path_factory.mktemp("plus") / "w"
+    result = run(workdir, PLUS)
+    return workdir, result, summarize(result)
+
+
+def test_a_suspicious_network_is_judged_fused_and_patched(finished):
+    workdir, result, summary = finished
+    judgement = summary["judgement"]
+    assert judgement["stands_out"]
+    assert judgement["suspect"] == int(np.argmax(judgement["suspicion"]))
+    assert {(row["gamma"], row["lambda"]) for row in judgement["settings"]} == {
+        (0.1, 0.5), (0.1, 1.0), (0.3, 0.5), (0.3, 1.0)
+    }  # fmt: skip
+    assert (summary["choice"]["gamma"], summary["choice"]["lambda"]) in {
+        (row["gamma"], row["lambda"]) for row in judgement["settings"]
+    }
+    assert [*summary["metrics"]] == ["victim", "unlearned", "pruned", "fused", "patched"]
+    assert isinstance(summary["patched"], bool)
+    table = summary_table(summary)
+    assert f"class {judgement['suspect']} stands out" in table
+    assert "false-positive rate" in table
+    assert "Is it backdoored?" in (workdir / "report.html").read_text()
+    assert json.loads((workdir / "metrics.json").read_text())["judgement"] == judgement
+
+
+def test_a_second_run_reloads_everything(finished):
+    workdir, first, _ = finished
+    again = run(workdir, PLUS)
+    assert all(stage.resumed for stage in again.stages.values())
+    jax.tree.map(np.testing.assert_array_equal, again.variables, first.variables)
+
+
+def test_where_nothing_stands_out_the_network_stays_as_it_is(finished):
+    workdir, first, _ = finished
+    alone = dataclasses.replace(PLUS, suspicion=dataclasses.replace(PLUS.suspicion, threshold=2.0))
+    result = run(workdir, alone)
+    summary = summarize(result)
+    assert summary["choice"] == {"gamma": 0.0, "lambda": 0.0, "chosen_by": "no class standing out"}
+    assert "nothing stands out" in summary_table(summary)
+    victim = first.stages["victim"].value["variables"]
+    jax.tree.map(np.testing.assert_array_equal, result.variables, victim)
+    assert result.stages["inverted"].resumed
+
+
+def test_inspecting_judges_without_a_repair(finished, tmp_path):
+    workdir, result, summary = finished
+    config = dataclasses.replace(
+        PLUS,
+        model=dataclasses.replace(PLUS.model, checkpoint=str(workdir / "repaired")),
+        data=dataclasses.replace(PLUS.data, name="none"),
+    )
+    said = inspect(config, judge_in=tmp_path / "judged")
+    assert "stands out" in said
+    assert (tmp_path / "judged" / "triggers.png").stat().st_size > 0
+    with pytest.raises(InputError, match=r"model.checkpoint: expected a network to judge"):
+        inspect(dataclasses.replace(config, model=PLUS.model), judge_in=tmp_path / "none")
+    with pytest.raises(InputError, match=r"suspicion.gamma: expected settings to judge by"):
+        inspect(dataclasses.replace(config, suspicion=SuspicionConfig()), judge_in=tmp_path / "none")
+
+
+def test_patching_teaches_that_a_trigger_means_nothing(tiny):
+    network, variables = tiny
+    images = jax.random.uniform(jax.random.key(0), (40, *network.image_shape))
+    labels = jnp.argmax(network.apply(variables, images), axis=-1).astype(jnp.int32)
+    apply = lambda v: patch(network, v, Batch(images, labels), 3, key=jax.random.key(1), config=PATCHING)  # noqa: E731
+    patched, info = jax.jit(apply)(variables)
+    assert info.mask.shape == (2, *network.image_shape[:2], 1)
+    assert float(jnp.max(jnp.abs(info.mask[0] - info.mask[1]))) > 0
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(patched))
+    assert not all(
+        np.array_equal(a, b) for a, b in zip(jax.tree.leaves(patched), jax.tree.leaves(variables), strict=True)
+    )
+    with pytest.raises(InputError, match=r"patching.triggers: expected at least 1, found 0"):
+        patch(network, variables, Batch(images, labels), 3, key=jax.random.key(1), config=PatchingConfig())
+
+
+def test_patching_needs_a_judgement():
+    with pytest.raises(InputError, match=r"suspicion.gamma: expected settings to judge beside patching.triggers"):
+        RepairConfig(patching=PATCHING)
