@@ -40,7 +40,7 @@ def finished(tmp_path_factory):
 
 
 def test_a_suspicious_network_is_judged_fused_and_patched(finished):
-    workdir, result, summary = finished
+    workdir, _, summary = finished
     judgement = summary["judgement"]
     assert judgement["stands_out"]
     assert judgement["suspect"] == int(np.argmax(judgement["suspicion"]))
@@ -79,7 +79,7 @@ def test_where_nothing_stands_out_the_network_stays_as_it_is(finished):
 
 
 def test_inspecting_judges_without_a_repair(finished, tmp_path):
-    workdir, result, summary = finished
+    workdir, _, _ = finished
     config = dataclasses.replace(
         PLUS,
         model=dataclasses.replace(PLUS.model, checkpoint=str(workdir / "repaired")),
@@ -91,7 +91,10 @@ def test_inspecting_judges_without_a_repair(finished, tmp_path):
     with pytest.raises(InputError, match=r"model.checkpoint: expected a network to judge"):
         inspect(dataclasses.replace(config, model=PLUS.model), judge_in=tmp_path / "none")
     with pytest.raises(InputError, match=r"suspicion.gamma: expected settings to judge by"):
-        inspect(dataclasses.replace(config, suspicion=SuspicionConfig()), judge_in=tmp_path / "none")
+        inspect(
+            dataclasses.replace(config, suspicion=SuspicionConfig(), patching=PatchingConfig()),
+            judge_in=tmp_path / "none",
+        )
 
 
 def test_patching_teaches_that_a_trigger_means_nothing(tiny):

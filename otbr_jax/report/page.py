@@ -125,12 +125,17 @@ def _otbr_grid(summary: Mapping[str, Any]) -> list[str]:
         return []
     choice, oracle, final = summary["choice"], summary["oracle"], [*summary["metrics"]][-1]
     at_chosen = [row for row in summary["sweep"] if row["lambda"] == choice["lambda"]]
-    return [
+    parts = [
         "<h2>Accuracy and backdoor over gamma and lambda</h2>",
         embed(
             plots.grid(summary["sweep"], chosen=choice, oracle=oracle),
-            "The repaired network at every setting. Framed: the chosen setting." + _hindsight(oracle, final),
+            "The fused network at every setting. Framed: the chosen setting." + _hindsight(oracle, final),
         ),
+    ]
+    if not at_chosen:  # left alone
+        return parts
+    return [
+        *parts,
         embed(
             plots.tradeoff(at_chosen, chosen=choice, victim=summary["metrics"]["victim"]),
             f"The same along gamma at lambda {choice['lambda']:g}. Dotted: the suspicious network.",

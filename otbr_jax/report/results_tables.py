@@ -8,6 +8,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
+import jax.numpy as jnp
+
+from otbr_jax.detection import roc
 from otbr_jax.errors import InputError
 from otbr_jax.report import ablation_page
 from otbr_jax.report.activeness_page import SCORES
@@ -74,18 +77,107 @@ def _tsbd(rows: Sequence[Row]) -> str:
     return "\n\n".join((table, *regrets))
 
 
+def _otbr_plus(rows: Sequence[Row]) -> str:
+    """A line for each victim: what was suspected and chosen without data, against the oracle's choice."""
+    rows = list({text(row, "cell"): row for row in rows}.values())
+    lines = []
+    for row in rows:
+        choice = "left alone"
+        if _stands_out(row):
+            choice = ", ".join(number(row, f"choice.{name}", "g") for name in ("gamma", "lambda"))
+        attack, recipe = text(row, "attack", among=ATTACKS), text(row, "recipe")
+        poisoned = recipe.partition(", ")[2]
+        lines.append(
+            [
+                f"{text(row, 'dataset')}, {text(row, 'network')}",
+                ", ".join(part for part in (attack, f"seed {integer(row, 'seed')}", poisoned) if part),
+                percents(row, "metrics.victim", "acc", "asr"),
+                f"{integer(row, 'judgement.suspect')}: {suspicion(row):.2f}",
+                choice,
+                percents(row, "metrics.fused", "acc", "asr"),
+                _repaired(row, "patched"),
+                _oracle(row, "patched"),
+                joined([NOTHING if points is None else f"{points:+.1f}" for points in regret(row, "patched")]),
+            ]
+        )
+    titles = ("victim", "attack", "victim ACC / ASR", "suspect: suspicion", "gamma, lambda", "fused", "repaired")
+    table = _table((*titles, ORACLES["otbr"], "regret, points: ACC / ASR"), lines)
+    return "\n\n".join((table, _regrets(rows, "patched"), _detection(rows), _frontier(rows)))
+
+
+def suspicion(row: Row) -> float:
+    """The highest suspicion of any class."""
+    return max(field(row, "judgement.suspicion"))
+
+
+def _stands_out(row: Row) -> bool:
+    return bool(field(row, "judgement.stands_out"))
+
+
+def _detection(rows: Sequence[Row]) -> str:
+    backdoored = [field(row, "oracle") is not None for row in rows]
+    curve = roc(jnp.array([suspicion(row) for row in rows]), jnp.array(backdoored))
+    accused = [_stands_out(row) for row in rows]
+    found = sum(a and b for a, b in zip(accused, backdoored, strict=True))
+    right = sum(
+        _stands_out(row) and field(row, "judgement.suspect") == field(row, "config.attack.target")
+        for row, guilty in zip(rows, backdoored, strict=True)
+        if guilty
+    )
+    wrong, guilty = sum(accused) - found, sum(backdoored)
+    return (
+        f"Suspicion as a detector: AUC {float(curve.auc):.3f}; at the threshold {found} of {guilty} backdoored networks"
+        f" stand out, {right} with the attacker's class, and {wrong} of {len(rows) - guilty} clean ones."
+    )
+
+
+def _frontier(rows: Sequence[Row]) -> str:
+    """Medians and worst cases over the backdoored networks, and what clean ones lose, of several ways to repair."""
+    backdoored = [row for row in rows if field(row, "oracle") is not None]
+    clean = [row for row in rows if field(row, "oracle") is None]
+
+    def published(row: Row) -> Mapping[str, float | None]:
+        for found in field(row, "sweep"):
+            if (found["gamma"], found["lambda"]) == (0.1, 0.5):
+                return found["fused"]
+        raise InputError(f"{row.place}: expected gamma 0.1, lambda 0.5 in the sweep, found others")
+
+    ways: Mapping[str, Callable[[Row], Mapping[str, float | None] | None]] = {
+        "as it came": lambda row: field(row, "metrics.victim"),
+        "published: gamma 0.1, lambda 0.5": published,
+        "chosen without data": lambda row: field(row, "metrics.fused"),
+        "chosen without data, and patched": lambda row: field(row, "metrics.patched"),
+        "oracle's gamma, lambda": lambda row: (field(row, "oracle") or {}).get("patched"),
+    }
+    lines = []
+    for name, way in ways.items():
+        cells = [name]
+        for metric, worst in (("acc", min), ("asr", max)):
+            values = [100 * found[metric] for row in backdoored if (found := way(row)) and found[metric] is not None]  # type: ignore[operator]
+            cells += [f"{statistics.median(values):.1f}", f"{worst(values):.1f}"]
+        lost = [
+            100 * (field(row, "metrics.victim.acc") - found["acc"])
+            for row in clean
+            if (found := way(row))
+        ]
+        cells += [f"{statistics.median(lost):.1f}", f"{max(lost):.1f}"] if lost else [NOTHING, NOTHING]
+        lines.append(cells)
+    titles = ("in per cent", "ACC, median", "ACC, worst", "ASR, median", "ASR, worst")
+    return _table((*titles, "ACC lost by clean ones, median", "worst"), lines)
+
+
 def scheme(row: Row) -> str:
     """What of the neurons was set to zero; rows without the setting are older than it, and about weights."""
     return text(row, "config.tsbd.scheme") if "scheme" in (field(row, "config.tsbd") or {}) else "weights"
 
 
-def regret(row: Row) -> tuple[float | None, float | None]:
+def regret(row: Row, network: str = "finetuned") -> tuple[float | None, float | None]:
     """Points of ACC and of ASR that the oracle's choice is better by; of a clean network, ACC against the network."""
-    acc, asr = (_points(row, "metrics.finetuned", metric) for metric in ("acc", "asr"))
+    acc, asr = (_points(row, f"metrics.{network}", metric) for metric in ("acc", "asr"))
     if field(row, "oracle") is None:
         before = _points(row, "metrics.victim", "acc")
         return (None if None in (before, acc) else before - acc), None  # type: ignore[operator]
-    best, least = (_points(row, "oracle.finetuned", metric) for metric in ("acc", "asr"))
+    best, least = (_points(row, f"oracle.{network}", metric) for metric in ("acc", "asr"))
     return (
         None if acc is None or best is None else best - acc,
         None if asr is None or least is None else asr - least,
@@ -98,10 +190,10 @@ def _points(row: Row, path: str, metric: str) -> float | None:
     return None if printed == NOTHING else float(printed)
 
 
-def _regrets(rows: Sequence[Row]) -> str:
+def _regrets(rows: Sequence[Row], network: str = "finetuned") -> str:
     """Medians and worst cases, of backdoored and of clean networks."""
-    clean = [regret(row)[0] for row in rows if field(row, "oracle") is None]
-    backdoored = [regret(row) for row in rows if field(row, "oracle") is not None]
+    clean = [regret(row, network)[0] for row in rows if field(row, "oracle") is None]
+    backdoored = [regret(row, network) for row in rows if field(row, "oracle") is not None]
     parts = []
     for title, found in (
         (f"{len(backdoored)} backdoored networks, regret in points of ACC", [acc for acc, _ in backdoored]),
@@ -371,7 +463,7 @@ def _bold(cell: str) -> str:
 def _oracle(row: Row, network: str) -> str:
     if field(row, "oracle") is None:
         return NOTHING
-    names = ("gamma", "lambda") if network == "fused" else ("n", "m")
+    names = ("n", "m") if network == "finetuned" else ("gamma", "lambda")
     setting = ", ".join(number(row, f"oracle.{name}", "g") for name in names)
     return f"{setting}: {percents(row, f'oracle.{network}', 'acc', 'asr')}"
 
@@ -389,6 +481,7 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], str]] = {
     "bench_cpu": _bench,
     "bench_paper": _bench,
     "bench_tsbd": _tsbd,
+    "bench_otbr_plus": _otbr_plus,
     "ablation": _ablation,
     "activeness": _activeness,
     "recipes": _recipes,
