@@ -90,6 +90,16 @@ def chosen(rng, seed):
     return row if seed < 2 else row | {"attack": "none", "oracle": None}
 
 
+def suspected(rng, seed):
+    """A row as bench_otbr_plus.jsonl has it; of a clean network, which is left alone, the second one."""
+    row = cell(rng, "none" if seed == 2 else "badnets", seed=seed)
+    row["metrics"] = metrics(rng, "victim", "fused", "patched", clean=seed == 2)
+    row["judgement"] = {"stands_out": seed == 1, "suspect": 0, "suspicion": [0.7 - 0.4 * (seed == 2), 0.1]}
+    row["sweep"] = [{"gamma": 0.1, "lambda": 0.5} | metrics(rng, "fused", clean=seed == 2)]
+    row["config"] = {"attack": {"target": 0}}
+    return row if seed == 2 else row | {"oracle": {"gamma": 0.25, "lambda": 0.5} | metrics(rng, "patched")}
+
+
 def ablated(rng, seed):
     """A row as ablation.jsonl has it."""
     row = {"dataset": "digits", "network": "a-w8", "attack": "badnets", "poisoning_ratio": 0.1, "clean_fraction": 0.05}
@@ -112,6 +122,7 @@ def watched(rng, seed):
 MADE = {
     "activeness": watched,
     "bench_tsbd": chosen,
+    "bench_otbr_plus": suspected,
     "ablation": ablated,
     "loops": timing,
     "transport": transported,
@@ -206,6 +217,29 @@ def test_the_bench_table_to_the_letter():
         "| none | 83.1 / - | - | - | **76.2 / -** / - | - | - |",
         "| badnets | 81.4 / 94.1 | -1.7 | 24.1 / 0.970 | **76.5 / 0.9** / 78.1 | 0.942 | 0.15, 0.5: 77.0 / - |",
     ]
+
+
+def test_suspicions_to_the_letter():
+    rng = np.random.default_rng(0)
+    guilty, clean = suspected(rng, 1), suspected(rng, 2)
+    missed = suspected(rng, 1) | {"cell": "another"}
+    missed["judgement"] = {"stands_out": False, "suspect": 1, "suspicion": [0.1, 0.3]}
+    accused = suspected(rng, 2) | {"cell": "a clean one"}
+    accused["judgement"] = {"stands_out": True, "suspect": 1, "suspicion": [0.1, 0.5]}
+    found = table("bench_otbr_plus", [guilty, clean, missed, accused])
+    assert [line[3:5] for line in lines_of(found, "| cifar10")] == [
+        ["0: 0.70", "0.1, 0.5"], ["0: 0.30", "left alone"], ["1: 0.30", "left alone"], ["1: 0.50", "0.1, 0.5"]
+    ]  # fmt: skip
+    assert (
+        "Suspicion as a detector: AUC 0.625; at the threshold 1 of 2 backdoored networks stand out, 1 with the "
+        "attacker's class, and 1 of 2 clean ones."
+    ) in found
+    (line,) = lines_of(found, "| chosen without data, and patched")
+    asr = [100 * row["metrics"]["patched"]["asr"] for row in (guilty, missed)]
+    assert line[3:5] == [f"{sum(asr) / 2:.1f}", f"{max(asr):.1f}"]
+    guilty["sweep"][0]["gamma"] = 0.2
+    with pytest.raises(InputError, match=r"1: expected gamma 0.1, lambda 0.5 in the sweep, found others"):
+        table("bench_otbr_plus", [guilty])
 
 
 def test_regrets_to_the_letter():

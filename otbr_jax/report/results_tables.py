@@ -155,12 +155,8 @@ def _frontier(rows: Sequence[Row]) -> str:
         for metric, worst in (("acc", min), ("asr", max)):
             values = [100 * found[metric] for row in backdoored if (found := way(row)) and found[metric] is not None]  # type: ignore[operator]
             cells += [f"{statistics.median(values):.1f}", f"{worst(values):.1f}"]
-        lost = [
-            100 * (field(row, "metrics.victim.acc") - found["acc"])
-            for row in clean
-            if (found := way(row))
-        ]
-        cells += [f"{statistics.median(lost):.1f}", f"{max(lost):.1f}"] if lost else [NOTHING, NOTHING]
+        lost = [100 * (field(row, "metrics.victim.acc") - found["acc"]) for row in clean if (found := way(row))]
+        cells += [f"{statistics.median(lost):+.1f}", f"{max(lost):+.1f}"] if lost else [NOTHING, NOTHING]
         lines.append(cells)
     titles = ("in per cent", "ACC, median", "ACC, worst", "ASR, median", "ASR, worst")
     return _table((*titles, "ACC lost by clean ones, median", "worst"), lines)
