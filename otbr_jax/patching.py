@@ -28,7 +28,7 @@ class PatchingConfig:
 
     triggers: int = 0
     inversion: InversionConfig = InversionConfig(steps=60)
-    finetuning: FinetuningConfig = FinetuningConfig(epochs=20, batch_size=50, learning_rate=0.001, schedule="cosine")
+    finetuning: FinetuningConfig = FinetuningConfig(epochs=10, batch_size=50, learning_rate=0.001, schedule="cosine")
     crop_padding: int = 1
 
     def __post_init__(self) -> None:

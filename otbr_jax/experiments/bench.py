@@ -91,7 +91,9 @@ class Grid:
 
 def plain_config(config: RepairConfig) -> dict[str, Any]:
     """What decides a cell, as plain JSON values: nothing of other attacks and defences, nor where data lie."""
-    own = {"otbr": ("otbr", "suspicion", "patching"), "tsbd": ("tsbd", "clean", "selection")}[config.defense]
+    own = {"otbr": ("otbr", "suspicion", "patching"), "tsbd": ("tsbd", "clean", "selection", "suspicion")}[
+        config.defense
+    ]
     deciding = {field.name for field in dataclasses.fields(VictimConfig)} | {"defense", "sweep", *own}
     values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     values = {name: value for name, value in values.items() if name in deciding}

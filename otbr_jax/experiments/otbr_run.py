@@ -15,10 +15,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from otbr_jax import fusion, inversion, patching, pruning, suspicion, synthetic, unlearning, weight_change
+from otbr_jax import fusion, patching, pruning, suspicion, synthetic, unlearning, weight_change
 from otbr_jax.data.augmentation import augment
 from otbr_jax.defenses.otbr import prune_changed
-from otbr_jax.experiments import otbr_grid, parallel
+from otbr_jax.experiments import judging, otbr_grid, parallel
 from otbr_jax.experiments.evaluation import TestSet
 from otbr_jax.experiments.measuring import measure_networks
 from otbr_jax.experiments.repair_config import RepairConfig
@@ -53,9 +53,8 @@ class OTBRRun(Run[RepairConfig]):
         weight_change.check_scores(scores.value)
         stages = {"unlearned": unlearned, "scores": scores}
         if self.config.suspicion.gamma:
-            stages["synthetic"] = self.synthetic(victim)
-            stages["inverted"] = self.inverted(victim, stages["synthetic"])
-            stages["judged"] = self.judged(victim, stages)
+            made = stages["synthetic"] = self.synthetic(victim)
+            stages |= judging.judge(self, victim, unlearned, scores, Batch(*made.value["images"]), made)
         return stages
 
     def unlearned(self, victim: Stage) -> Stage:
@@ -105,10 +104,6 @@ class OTBRRun(Run[RepairConfig]):
         """How many neurons the share `gamma` means."""
         return pruning.neurons_to_prune(gamma, sum(layer.neurons for layer in self.layers))
 
-    def data(self) -> dict[str, Any]:
-        """What every stage that feeds images to the network depends on."""
-        return {"network": self.network_digest(), "data": [self.config.data.mean, self.config.data.std]}
-
     def synthetic(self, victim: Stage) -> Stage:
         """Images made from the network, and what it answers them with."""
         config, key = self.config.suspicion.synthetic, self.key("synthetic")
@@ -125,75 +120,10 @@ class OTBRRun(Run[RepairConfig]):
             function,
             (victim.value["variables"], key),
             title="making images from the network",
-            config=self.data() | dataclasses.asdict(config),
+            config=judging.network_settings(self) | dataclasses.asdict(config),
             key=key,
             parents=(victim,),
             total=config.steps,
-        )
-
-    def inverted(self, victim: Stage, made: Stage) -> Stage:
-        """A reverse-engineered trigger for every class."""
-        config, key = self.config.suspicion.inversion, self.key("inverted")
-
-        def function(variables: Variables, images: Batch, key: jax.Array, *, on_step: Any) -> Any:
-            return inversion.invert_triggers(
-                self.network, variables, images, key=key, config=config, prepare=self.prepare, on_class=on_step
-            )
-
-        return self.stage(
-            "inverted",
-            function,
-            (victim.value["variables"], Batch(*made.value["images"]), key),
-            title="reverse-engineering triggers",
-            config=self.data() | dataclasses.asdict(config),
-            key=key,
-            parents=(victim, made),
-            total=self.network.num_classes,
-            unit="class",
-        )
-
-    def judged(self, victim: Stage, stages: Mapping[str, Stage]) -> Stage:
-        """Which class stands out, and which setting leaves little of it; by images made from the network."""
-        config, chosen, key = self.config.otbr, self.config.suspicion, self.key("fused")
-        unlearned, scores, made, found = (stages[name] for name in ("unlearned", "scores", "synthetic", "inverted"))
-        counts = jnp.array([self.count(gamma) for gamma in chosen.gamma], jnp.int32)
-        lams = jnp.array(chosen.lam, jnp.float32)
-
-        def function(
-            variables: Variables, unlearned: Any, nwc: Any, images: Batch, triggers: Inverted, key: Any, *, on_step: Any
-        ) -> Any:
-            def ask(fused: Variables) -> suspicion.Answers:
-                return suspicion.answers(self.network, fused, images, triggers, prepare=self.prepare)
-
-            def one_gamma(count: jax.Array) -> suspicion.Answers:
-                pruned, info = prune_changed(variables, unlearned, nwc, self.layers, count=count, m=config.m)
-                aligned = fusion.align(pruned, variables, nwc, info.pruned, self.layers, config=config.fusion, key=key)
-                asked = jax.lax.map(lambda lam: ask(fusion.interpolate(variables, aligned, lam=lam)), lams)
-                if on_step is not None:
-                    jax.debug.callback(on_step)
-                return asked
-
-            along = jax.lax.map(one_gamma, counts)
-            along = jax.tree.map(lambda values: values.reshape(-1, values.shape[-1]), along)
-            return {"answers": along, "judgement": suspicion.judge(triggers, along, config=chosen)}
-
-        return self.stage(
-            "judged",
-            function,
-            (
-                victim.value["variables"],
-                unlearned.value["variables"],
-                scores.value,
-                Batch(*made.value["images"]),
-                Inverted(*found.value),
-                key,
-            ),
-            title="judging gamma x lambda, no data",
-            config=self.data() | {"otbr": dataclasses.asdict(config), "suspicion": dataclasses.asdict(chosen)},
-            key=key,
-            parents=(victim, unlearned, scores, made, found),
-            total=len(counts),
-            unit="gamma",
         )
 
     def pruned(self, victim: Stage, unlearned: Stage, scores: Stage, *, gamma: float) -> Stage:
@@ -283,7 +213,7 @@ class OTBRRun(Run[RepairConfig]):
                 key,
             ),
             title="patching",
-            config=self.data()
+            config=judging.network_settings(self)
             | {"patching": dataclasses.asdict(config), "guilty": guilty, "remaining": chosen.remaining},
             key=key,
             parents=(fused, made, found, stages["judged"]),
@@ -341,7 +271,7 @@ def chosen_setting(config: RepairConfig, stages: Mapping[str, Stage]) -> tuple[f
     """gamma and lambda of a repair: the configuration's, or those that were chosen; 0, 0 where nothing stands out."""
     if "judged" not in stages:
         return config.otbr.gamma, config.otbr.fusion.lam
-    judgement = stages["judged"].value["judgement"]
-    if not judgement.stands_out:
+    if judging.left_alone(stages):
         return 0.0, 0.0
-    return tuple(itertools.product(config.suspicion.gamma, config.suspicion.lam))[int(judgement.chosen)]
+    chosen = int(stages["judged"].value["judgement"].chosen)
+    return tuple(itertools.product(config.suspicion.gamma, config.suspicion.lam))[chosen]

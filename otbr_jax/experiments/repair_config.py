@@ -51,7 +51,8 @@ class RepairConfig(VictimConfig):
     Attributes:
       defense: the method, a name of `DEFENSES`.
       otbr: the settings of OTBR.
-      suspicion: how OTBR's gamma and lambda are chosen without data, and whether anything is repaired at all.
+      suspicion: whether anything is repaired at all, judged by images made from the network or, for TSBD, by the clean
+        ones; and OTBR's gamma and lambda.
       patching: what follows OTBR's fusion where a class stands out.
       tsbd: the settings of TSBD.
       clean: TSBD's clean images.

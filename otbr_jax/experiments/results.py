@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from otbr_jax.data.sources import Dataset
-from otbr_jax.experiments import otbr_run
+from otbr_jax.experiments import judging, otbr_run
 from otbr_jax.experiments.evaluation import TestSet
 from otbr_jax.experiments.repair_config import RepairConfig
 from otbr_jax.experiments.stages import Stage, content_digest, versions
@@ -180,12 +180,16 @@ def _tsbd(result: Repair) -> dict[str, Any]:
         ]
     history = stages["finetuned"].value.get("history", {"loss": [], "accuracy": []})
     n, m = chosen_setting(config, stages)
+    chosen_by = "config" if selection is None else "held-out clean images"
+    if judging.left_alone(stages):
+        chosen_by = "no class standing out"
     return {
         "choice": {
             "n": n,
             "m": m,
-            "chosen_by": "config" if selection is None else "held-out clean images",
+            "chosen_by": chosen_by,
         },
+        "judgement": summarize_judgement(config.suspicion, stages) if "judged" in stages else None,
         "selection": selection,
         "neurons": {
             "scored": int(sum(mask.size for mask in reinit.neurons.values())),

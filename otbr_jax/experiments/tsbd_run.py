@@ -19,7 +19,7 @@ from otbr_jax import finetuning, pruning, selection, unlearning, weight_change
 from otbr_jax.data.augmentation import augment
 from otbr_jax.data.clean import Clean, split_folds
 from otbr_jax.errors import InputError
-from otbr_jax.experiments import evaluation, parallel
+from otbr_jax.experiments import evaluation, judging, parallel
 from otbr_jax.experiments.evaluation import TestSet
 from otbr_jax.experiments.measuring import measure_networks
 from otbr_jax.experiments.progress import progress_bar
@@ -60,11 +60,20 @@ class TSBDRun(Run[RepairConfig]):
         scores = self.scores(victim, unlearned)
         weight_change.check_scores(scores.value)
         stages = {"unlearned": unlearned, "scores": scores}
-        if self.config.selection.n:
+        if self.config.suspicion.gamma:
+            stages |= judging.judge(self, victim, unlearned, scores, self.answered(victim))
+        if self.config.selection.n and not judging.left_alone(stages):
             stages["selected"] = self.selected(victim, unlearned, scores)
         n, m = chosen_setting(self.config, stages)
         reinitialized = self.reinitialized(victim, unlearned, scores, n=n, m=m)
-        return stages | {"reinitialized": reinitialized, "finetuned": self.finetuned(reinitialized)}
+        epochs = 0 if judging.left_alone(stages) else self.config.tsbd.finetuning.epochs
+        return stages | {"reinitialized": reinitialized, "finetuned": self.finetuned(reinitialized, epochs=epochs)}
+
+    def answered(self, victim: Stage) -> Batch:
+        """The clean images in [0, 1], and what the network answers them with."""
+        images = self.images.images.astype(jnp.float32) / 255
+        logits = jax.jit(lambda v, x: self.network.apply(v, self.prepare(x)))(victim.value["variables"], images)
+        return Batch(images, jnp.argmax(logits, axis=-1).astype(jnp.int32))
 
     @property
     def images(self) -> Batch:
@@ -232,9 +241,9 @@ class TSBDRun(Run[RepairConfig]):
             parents=(victim, unlearned, scores),
         )
 
-    def finetuned(self, reinitialized: Stage) -> Stage:
+    def finetuned(self, reinitialized: Stage, *, epochs: int) -> Stage:
         """TSBD step 3: activeness-aware fine-tuning, epoch by epoch; goes on from the last saved epoch."""
-        config, key = self.config.tsbd.finetuning, self.key("finetuned")
+        config, key = dataclasses.replace(self.config.tsbd.finetuning, epochs=epochs), self.key("finetuned")
         start: Variables = jax.tree.map(jnp.asarray, reinitialized.value["variables"])
         optimizer = finetuning.optimizer_of(config, steps=config.steps(len(self.clean.images.labels)))
         step = finetuning.step_fn(self.network, start, optimizer)
@@ -348,7 +357,9 @@ class TSBDRun(Run[RepairConfig]):
 
 
 def chosen_setting(config: RepairConfig, stages: Mapping[str, Stage]) -> tuple[float, float]:
-    """The n and m of a run: those that were chosen, or the settings."""
+    """The n and m of a run: those that were chosen, or the settings; 0, 0 where nothing stands out."""
+    if judging.left_alone(stages):
+        return 0.0, 0.0
     if "selected" not in stages:
         return config.tsbd.n, config.tsbd.shares()[0]
     return config.pairs(config.selection)[int(stages["selected"].value.chosen)]
