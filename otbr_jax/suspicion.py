@@ -3,7 +3,8 @@
 Two things tell the attacker's class. A trigger that is reverse-engineered for it covers less of the image than those
 of other classes (Neural Cleanse's observation). And while neurons are pruned and fused in order of their weight
 change, that trigger stops working, and images made for the class stop being recognised, before those of other classes:
-both live on the neurons that are taken first. A fall alone, or a small trigger alone, is found in clean networks too.
+both live on the neurons that are taken first. A fall alone, or a small trigger alone, is found in clean networks too;
+and where classes are hard to tell apart, in several: only one that stands out counts.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class SuspicionConfig:
     synthetic: SyntheticConfig = SyntheticConfig(steps=100)
     inversion: InversionConfig = InversionConfig(steps=80)
     agreement: float = 0.9
-    threshold: float = 0.4
+    threshold: float = 0.25
     remaining: float = 0.1
 
     def __post_init__(self) -> None:
@@ -94,10 +95,11 @@ def answers(
 
 
 def suspicions(triggers: Inverted, along: Answers, *, agreement: float) -> jax.Array:
-    """How suspicious every class is, `[classes]`, at most 1; 0 is a class like the others.
+    """How far every class stands out, `[classes]`, at most about 1; negative for all but the most suspicious.
 
-    `1 - (size / median size) * mean over settings (success / median success)`, over the settings, of all with at least
-    one pruned neuron, at which the share `agreement` of the images keeps its answer; over all if there are none.
+    A class's own score is `1 - (size / median size) * mean over settings (remaining)`, see `remaining`, over the
+    settings at which the share `agreement` of the images keeps its answer, or over all if there are none. From it goes
+    the highest score of any other class: where classes are hard to tell apart, several of them fall early.
 
     Args:
       triggers: the original network's, one for each class.
@@ -107,8 +109,10 @@ def suspicions(triggers: Inverted, along: Answers, *, agreement: float) -> jax.A
     together = jnp.mean(along.agreement, axis=1)
     admitted = together >= agreement
     admitted = jnp.where(jnp.any(admitted), admitted, True)
-    fallen = jnp.sum(jnp.where(admitted[:, None], _relative(along.success), 0.0), axis=0) / jnp.sum(admitted)
-    return 1 - _relative(triggers.size[None])[0] * fallen
+    left = along.agreement * _relative(along.success)
+    scores = 1 - _relative(triggers.size[None])[0] * jnp.sum(left * admitted[:, None], axis=0) / jnp.sum(admitted)
+    others = jnp.where(jnp.eye(len(scores), dtype=bool), -jnp.inf, scores[None, :])
+    return scores - jnp.max(others, axis=1)
 
 
 def remaining(along: Answers, suspect: jax.Array | int) -> jax.Array:

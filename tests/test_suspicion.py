@@ -1,5 +1,7 @@
 """Which class stands out, what remains of it, and which setting is chosen."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,8 +43,10 @@ def test_a_network_whose_classes_are_alike_is_left_alone(jit):
 def test_a_class_that_falls_first_and_has_a_small_trigger_stands_out(jit):
     function = lambda t, a: judge(t, a, config=CONFIG)  # noqa: E731
     found = (jax.jit(function) if jit else function)(triggers([0.2, 0.1, 0.2, 0.2]), FALLEN)
-    # Mean over the two settings that keep 90 % of the answers of 1 and 0.1, times half the median size.
-    np.testing.assert_allclose(found.suspicion, [0, 1 - 0.5 * 0.55, 0, 0], atol=1e-6)
+    # Over the two settings that keep 90 % of the answers; half the median size.
+    # The class's own share of the second setting's answers is 0.7; the others' scores are 0.
+    score = 1 - 0.5 * (1 + 0.7 * 0.1) / 2
+    np.testing.assert_allclose(found.suspicion, [-score, score, -score, -score], atol=1e-6)
     assert found.suspect == 1
     assert found.stands_out
     np.testing.assert_allclose(found.remaining, [1, 0.07, 0], atol=1e-6)
@@ -57,6 +61,13 @@ def test_neither_the_order_of_classes_nor_of_settings_matters():
     turned = Answers(*(values[::-1] for values in FALLEN))
     np.testing.assert_allclose(suspicions(triggers(sizes), turned, agreement=0.9), found, atol=1e-6)
     np.testing.assert_allclose(remaining(turned, 1), remaining(FALLEN, 1)[::-1], atol=1e-6)
+
+
+def test_two_classes_that_fall_alike_do_not_stand_out():
+    twice = Answers(*(values.at[:, 2].set(values[:, 1]) for values in FALLEN))
+    found = judge(triggers([0.2, 0.1, 0.1, 0.2]), twice, config=dataclasses.replace(CONFIG, agreement=0.8))
+    assert found.suspicion[1] == found.suspicion[2] == 0
+    assert not found.stands_out
 
 
 def test_where_nothing_clears_the_suspect_what_leaves_least_is_chosen():
