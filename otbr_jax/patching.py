@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from otbr_jax.errors import InputError
 from otbr_jax.finetuning import FinetuningConfig, FinetuningInfo, finetune
 from otbr_jax.inversion import InversionConfig, invert_trigger, stamp
-from otbr_jax.types import Batch, Network, Variables
+from otbr_jax.types import Batch, Network, Variables, split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,8 @@ def patch(
     """Fine-tunes on images, and on the same with a suspicious class's trigger under their own labels. Pure; jits.
 
     The triggers are searched on `variables`, so that they are what pruning and fusion have left. Images of the
-    suspicious class stay without. Guarantee: touches no data but `images`.
+    suspicious class stay without. Running statistics stay those of real images, which `variables` holds: synthetic and
+    stamped ones are no match for them. Guarantee: touches no data but `images`.
 
     Args:
       network: the functions of the network.
@@ -108,4 +109,5 @@ def patch(
         prepare=lambda images, key: prepare(augment(images, key)),
         place=place,
     )
-    return tuned, PatchingInfo(masks, patterns, info)
+    _, state = split(variables)
+    return {**tuned, **state}, PatchingInfo(masks, patterns, info)

@@ -45,7 +45,7 @@ class SuspicionConfig:
     inversion: InversionConfig = InversionConfig(steps=80)
     agreement: float = 0.9
     threshold: float = 0.25
-    remaining: float = 0.1
+    remaining: float = 0.02
 
     def __post_init__(self) -> None:
         for field in ("gamma", "lam"):

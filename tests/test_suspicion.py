@@ -1,6 +1,8 @@
 """Which class stands out, what remains of it, and which setting is chosen."""
 
 import dataclasses
+import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +11,10 @@ import pytest
 
 from otbr_jax import Batch, InputError, Network
 from otbr_jax.inversion import Inverted, stamp
-from otbr_jax.suspicion import Answers, SuspicionConfig, answers, judge, remaining, suspicions
+from otbr_jax.suspicion import CLEAN_SCORES, Answers, SuspicionConfig, answers, judge, remaining, suspicions
 
-CONFIG = SuspicionConfig(gamma=(0.1, 0.2, 0.3), lam=(0.5,))
+RESULTS = pathlib.Path(__file__).resolve().parent.parent / "results" / "bench_otbr_plus.jsonl"
+CONFIG = SuspicionConfig(gamma=(0.1, 0.2, 0.3), lam=(0.5,), remaining=0.1)
 
 
 def triggers(size):
@@ -113,3 +116,9 @@ def test_wrong_settings(settings, message):
     with pytest.raises(InputError) as error:
         SuspicionConfig(**settings)
     assert str(error.value) == message
+
+
+def test_the_clean_networks_that_a_score_is_compared_with_are_the_bench_s():
+    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    clean = {row["cell"]: max(row["judgement"]["suspicion"]) for row in rows if row["attack"] == "none"}
+    assert [round(score, 2) for score in sorted(clean.values())] == list(CLEAN_SCORES)

@@ -100,6 +100,12 @@ def suspected(rng, seed):
     return row if seed == 2 else row | {"oracle": {"gamma": 0.25, "lambda": 0.5} | metrics(rng, "patched")}
 
 
+def varied(rng, seed):
+    """A row as bench_variants.jsonl has it."""
+    row = cell(rng, recipe=("published", "norms kept")[seed - 1])
+    return row | {"cell": f"cell{seed}", "victims": 1}
+
+
 def ablated(rng, seed):
     """A row as ablation.jsonl has it."""
     row = {"dataset": "digits", "network": "a-w8", "attack": "badnets", "poisoning_ratio": 0.1, "clean_fraction": 0.05}
@@ -123,6 +129,7 @@ MADE = {
     "activeness": watched,
     "bench_tsbd": chosen,
     "bench_otbr_plus": suspected,
+    "bench_variants": varied,
     "ablation": ablated,
     "loops": timing,
     "transport": transported,

@@ -23,9 +23,11 @@ from otbr_jax.experiments.repair_config import RepairConfig, SweepConfig
 from otbr_jax.experiments.results import summarize
 from otbr_jax.experiments.training import TrainingConfig
 from otbr_jax.finetuning import FinetuningConfig
+from otbr_jax.inversion import InversionConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.report.table import summary_table
 from otbr_jax.selection import SelectionConfig, strongest
+from otbr_jax.suspicion import SuspicionConfig
 from otbr_jax.unlearning import CleanUnlearningConfig
 
 N, M = (0.1, 0.4), (0.5, 1.0)
@@ -88,6 +90,24 @@ def test_what_a_run_leaves(finished):
     assert "repaired (after fine-tuning)" in table
     assert "oracle: best (n, m) of the grid" in table
     assert (workdir / "neuron_scores.csv").read_text().startswith("layer,neuron,nwc,rank,reinitialized\n")
+
+
+def test_clean_images_may_say_that_nothing_stands_out(finished, tmp_path):
+    workdir, first, _ = finished
+    shutil.copytree(workdir, tmp_path / "w")
+    judged = SuspicionConfig(gamma=(0.1, 0.3), lam=(0.5,), inversion=InversionConfig(steps=5, images=20), threshold=9.0)
+    result = run(tmp_path / "w", dataclasses.replace(CONFIG, suspicion=judged, sweep=SweepConfig()))
+    summary = summarize(result)
+    assert summary["choice"] == {"n": 0.0, "m": 0.0, "chosen_by": "no class standing out"}
+    assert "selected" not in result.stages
+    assert "nothing stands out" in summary_table(summary)
+    assert "reverse-engineered for each class on the clean images" in (tmp_path / "w" / "report.html").read_text()
+    before, after = (found["variables"] for found in (first.stages["victim"].value, result.stages["finetuned"].value))
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    # And with a class that stands out everything goes on as without judging.
+    guilty = dataclasses.replace(CONFIG, suspicion=dataclasses.replace(judged, threshold=-9.0))
+    again = run(tmp_path / "w", guilty)
+    assert again.stages["finetuned"].digest == first.stages["finetuned"].digest
 
 
 @pytest.mark.parametrize(

@@ -67,12 +67,13 @@ def render(
             ),
         ]
     if triggers is not None:
+        judged_by = "the clean images" if summary.get("clean") else "images made from the network"
         parts += [
             "<h2>Is it backdoored?</h2>",
             f"<p>{html.escape(verdict(summary['judgement']))}.</p>",
             embed(
                 draw_triggers(*triggers, summary["judgement"]),
-                "The trigger that was reverse-engineered for each class on images made from the network, most "
+                f"The trigger that was reverse-engineered for each class on {judged_by}, most "
                 "suspicious first: what it puts on an image, grey where it leaves it. Framed: a class that stands out.",
             ),
         ]

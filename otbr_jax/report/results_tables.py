@@ -105,6 +105,47 @@ def _otbr_plus(rows: Sequence[Row]) -> str:
     return "\n\n".join((table, _regrets(rows, "patched"), _detection(rows), _frontier(rows)))
 
 
+def _variants(rows: Sequence[Row]) -> str:
+    """A line for each variant: as published, and the best of its grid in hindsight, against the published one's."""
+    latest_rows = list({text(row, "cell"): row for row in rows}.values())
+    by_victim: dict[str, dict[str, Row]] = {}
+    for row in latest_rows:
+        victim = f"{text(row, 'network')}, {text(row, 'attack', among=ATTACKS)}, seed {integer(row, 'seed')}"
+        by_victim.setdefault(victim, {})[text(row, "recipe")] = row
+    variants = dict.fromkeys(text(row, "recipe") for row in latest_rows)
+
+    def der(row: Row) -> float:
+        return float(field(row, "oracle.fused.der"))
+
+    lines = []
+    for variant in variants:
+        pairs = [(found[variant], found["published"]) for found in by_victim.values() if variant in found]
+        gains = [round(der(row), 3) - round(der(published), 3) for row, published in pairs]
+        lines.append(
+            [
+                variant,
+                str(len(pairs)),
+                *(
+                    _middle_and_worst([float(field(row, f"metrics.fused.{name}")) for row, _ in pairs], name)
+                    for name in ("acc", "asr")
+                ),
+                *(
+                    _middle_and_worst([float(field(row, f"oracle.fused.{name}")) for row, _ in pairs], name)
+                    for name in ("acc", "asr")
+                ),
+                f"{statistics.median(gains):+.3f}",
+                f"{min(gains):+.3f}",
+            ]
+        )
+    titles = ("variant", "victims", "gamma 0.1, lambda 0.5: ACC, median / worst", "ASR", "oracle: ACC", "ASR")
+    return _table((*titles, "DER of the oracle against published, median", "worst"), lines)
+
+
+def _middle_and_worst(values: Sequence[float], metric: str) -> str:
+    worst = min(values) if metric == "acc" else max(values)
+    return f"{100 * statistics.median(values):.1f} / {100 * worst:.1f}"
+
+
 def suspicion(row: Row) -> float:
     """The highest suspicion of any class."""
     return max(field(row, "judgement.suspicion"))
@@ -478,6 +519,7 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], str]] = {
     "bench_paper": _bench,
     "bench_tsbd": _tsbd,
     "bench_otbr_plus": _otbr_plus,
+    "bench_variants": _variants,
     "ablation": _ablation,
     "activeness": _activeness,
     "recipes": _recipes,
