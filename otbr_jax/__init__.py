@@ -6,6 +6,7 @@ Pure functions over a `Network` (two functions) and its variables; see `otbr_jax
 
 from otbr_jax.activeness import Activeness, activeness
 from otbr_jax.defenses.otbr import OTBRConfig, OTBRInfo, otbr
+from otbr_jax.defenses.otbr_plus import OTBRPlusInfo, otbr_plus
 from otbr_jax.defenses.tsbd import TSBDConfig, TSBDInfo, tsbd
 from otbr_jax.errors import InputError
 from otbr_jax.finetuning import FinetuningConfig, activeness_aware, finetune
@@ -13,7 +14,9 @@ from otbr_jax.fusion import FusionConfig, fuse
 from otbr_jax.layer_choice import choose_layers
 from otbr_jax.neuron_graph import Group, Layer, NeuronGraph, check_graph, permutation_error, permute
 from otbr_jax.neurons import trace
+from otbr_jax.patching import PatchingConfig
 from otbr_jax.pruning import neurons_to_prune, prune, reinitialize
+from otbr_jax.suspicion import SuspicionConfig
 from otbr_jax.transport import TransportConfig
 from otbr_jax.types import Batch, Network, Variables
 from otbr_jax.unlearning import (
@@ -39,6 +42,9 @@ __all__ = [
     "NeuronGraph",
     "OTBRConfig",
     "OTBRInfo",
+    "OTBRPlusInfo",
+    "PatchingConfig",
+    "SuspicionConfig",
     "TSBDConfig",
     "TSBDInfo",
     "TransportConfig",
@@ -56,6 +62,7 @@ __all__ = [
     "neurons_to_prune",
     "noise_batches",
     "otbr",
+    "otbr_plus",
     "permutation_error",
     "permute",
     "prune",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_pipeline import CONFIG, run
 
-from otbr_jax import Batch, InputError
+from otbr_jax import Batch, InputError, otbr_plus, trace
 from otbr_jax.experiments.inspecting import inspect
 from otbr_jax.experiments.repair_config import RepairConfig
 from otbr_jax.experiments.results import summarize
@@ -116,3 +116,23 @@ def test_patching_teaches_that_a_trigger_means_nothing(tiny):
 def test_patching_needs_a_judgement():
     with pytest.raises(InputError, match=r"suspicion.gamma: expected settings to judge beside patching.triggers"):
         RepairConfig(patching=PATCHING)
+
+
+@pytest.mark.parametrize("threshold", [-9.0, 9.0])
+def test_as_a_pure_function(tiny, threshold):
+    network, variables = tiny
+    layers = trace(network.apply, variables, jnp.zeros((1, *network.image_shape))).main_convolutions
+    suspicion = dataclasses.replace(PLUS.suspicion, threshold=threshold)
+    repair = lambda v, key: otbr_plus(  # noqa: E731
+        network, v, layers, key=key, config=CONFIG.otbr, suspicion=suspicion, patching=PATCHING
+    )
+    repaired, info = jax.jit(repair)(variables, jax.random.key(0))
+    same = [np.array_equal(a, b) for a, b in zip(jax.tree.leaves(repaired), jax.tree.leaves(variables), strict=True)]
+    assert all(same) == (threshold > 0) == (float(info.gamma) == float(info.lam) == 0.0)
+    assert bool(info.judgement.stands_out) == (threshold < 0)
+    assert bool(info.kept) <= bool(info.judgement.stands_out)
+    with pytest.raises(InputError, match=r"suspicion.gamma: expected at least one, found none"):
+        otbr_plus(
+            network, variables, layers, key=jax.random.key(0), config=CONFIG.otbr, suspicion=SuspicionConfig(),
+            patching=PATCHING,
+        )  # fmt: skip

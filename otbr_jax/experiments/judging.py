@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from otbr_jax import fusion, inversion, pruning, suspicion
-from otbr_jax.defenses.otbr import prune_changed
+from otbr_jax import inversion, pruning, suspicion
+from otbr_jax.defenses.otbr_plus import fuse_settings
 from otbr_jax.experiments.repair_config import RepairConfig
 from otbr_jax.experiments.runs import Run
 from otbr_jax.experiments.stages import Stage, content_digest
@@ -88,16 +88,18 @@ def _judged(
         def ask(fused: Variables) -> suspicion.Answers:
             return suspicion.answers(run.network, fused, images, triggers, prepare=run.prepare)
 
-        def one_gamma(count: jax.Array) -> suspicion.Answers:
-            pruned, info = prune_changed(variables, unlearned, nwc, run.layers, count=count, m=config.m)
-            aligned = fusion.align(pruned, variables, nwc, info.pruned, run.layers, config=config.fusion, key=key)
-            asked = jax.lax.map(lambda lam: ask(fusion.interpolate(variables, aligned, lam=lam)), lams)
-            if on_step is not None:
-                jax.debug.callback(on_step)
-            return asked
-
-        along = jax.lax.map(one_gamma, counts)
-        along = jax.tree.map(lambda values: values.reshape(-1, values.shape[-1]), along)
+        along = fuse_settings(
+            variables,
+            unlearned,
+            nwc,
+            run.layers,
+            ask,
+            counts=counts,
+            lams=lams,
+            config=config,
+            key=key,
+            on_setting=on_step,
+        )
         return {"answers": along, "judgement": suspicion.judge(triggers, along, config=chosen)}
 
     return run.stage(

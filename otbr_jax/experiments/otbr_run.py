@@ -15,9 +15,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from otbr_jax import fusion, patching, pruning, suspicion, synthetic, unlearning, weight_change
+from otbr_jax import fusion, pruning, synthetic, unlearning, weight_change
 from otbr_jax.data.augmentation import augment
 from otbr_jax.defenses.otbr import prune_changed
+from otbr_jax.defenses.otbr_plus import patch_if_it_holds
 from otbr_jax.experiments import judging, otbr_grid, parallel
 from otbr_jax.experiments.evaluation import TestSet
 from otbr_jax.experiments.measuring import measure_networks
@@ -183,23 +184,20 @@ class OTBRRun(Run[RepairConfig]):
         ) -> Any:
             if not guilty:
                 return {"variables": variables, "kept": jnp.zeros((), bool)}
-            patched, info = patching.patch(
+            patched, info, kept = patch_if_it_holds(
                 self.network,
                 variables,
                 images,
+                triggers,
                 suspect,
                 key=key,
                 config=config,
+                remaining=chosen.remaining,
                 prepare=self.prepare,
                 augment=partial(augmented, crop_padding=config.crop_padding),
                 place=partial(parallel.split_batch, mesh=self.mesh),
             )
-            ask = partial(suspicion.answers, self.network, images=images, triggers=triggers, prepare=self.prepare)
-            asked = jax.tree.map(lambda *both: jnp.stack(both), ask(variables), ask(patched))
-            before, after = suspicion.works(asked, suspect)
-            kept = after <= jnp.maximum(before, chosen.remaining)
-            chosen_one = jax.tree.map(lambda new, old: jnp.where(kept, new.astype(old.dtype), old), patched, variables)
-            return {"variables": chosen_one, "info": info, "kept": kept}
+            return {"variables": patched, "info": info, "kept": kept}
 
         fused, made, found = stages["fused"], stages["synthetic"], stages["inverted"]
         return self.stage(

@@ -1,0 +1,188 @@
+"""OTBR without an oracle: whether to repair, gamma and lambda are chosen by images made from the network itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from otbr_jax.defenses.otbr import OTBRConfig, prune_changed
+from otbr_jax.errors import InputError
+from otbr_jax.fusion import align, interpolate
+from otbr_jax.inversion import Inverted, invert_triggers
+from otbr_jax.neuron_graph import Layer
+from otbr_jax.patching import PatchingConfig, PatchingInfo, patch
+from otbr_jax.pruning import neurons_to_prune
+from otbr_jax.suspicion import Judgement, SuspicionConfig, answers, judge, works
+from otbr_jax.synthetic import synthesize
+from otbr_jax.types import Batch, Network, Variables
+from otbr_jax.unlearning import random_unlearning
+from otbr_jax.weight_change import Scores, neuron_weight_changes, rankable
+
+
+class OTBRPlusInfo(NamedTuple):
+    """What happened on the way.
+
+    Attributes:
+      triggers: the suspicious network's, one for each class.
+      judgement: which class stands out; `gamma` and `lam` are what was chosen, 0 where none does.
+      gamma: share of neurons that was pruned.
+      lam: the paper's lambda.
+      kept: whether patching was kept.
+    """
+
+    triggers: Inverted
+    judgement: Judgement
+    gamma: jax.Array
+    lam: jax.Array
+    kept: jax.Array
+
+
+def otbr_plus(
+    network: Network,
+    variables: Variables,
+    layers: Sequence[Layer],
+    *,
+    key: jax.Array,
+    config: OTBRConfig,
+    suspicion: SuspicionConfig,
+    patching: PatchingConfig,
+    prepare: Callable[[jax.Array], jax.Array] = lambda images: images,
+    augment: Callable[[jax.Array, jax.Array], jax.Array] = lambda images, key: images,
+) -> tuple[Variables, OTBRPlusInfo]:
+    """Repairs a network without any data, or leaves it as it is. Pure; jits.
+
+    Args:
+      network: the functions of the network.
+      variables: the suspicious network's variables.
+      layers: the layers to score, prune and fuse, see `choose_layers`.
+      key: typed PRNG key.
+      config: the method's settings; gamma and lambda are not used.
+      suspicion: the settings to try, and how the network is judged.
+      patching: what follows fusion; nothing with `triggers` = 0.
+      prepare: images in [0, 1] -> images as the network takes them.
+      augment: `(images, key) -> images`, both in [0, 1], of the images that are patched with.
+
+    Raises:
+      InputError: if `layers` or `suspicion.gamma` is empty.
+    """
+    if not layers or not suspicion.gamma:
+        raise InputError(f"{'suspicion.gamma' if layers else 'layers'}: expected at least one, found none")
+    noise_key, image_key, search_key, fuse_key, patch_key = jax.random.split(key, 5)
+    unlearned, _ = random_unlearning(network, variables, key=noise_key, config=config.unlearning)
+    scores = rankable(neuron_weight_changes(variables, unlearned, layers), ranking=config.ranking)
+    made, _ = synthesize(network, variables, key=image_key, config=suspicion.synthetic, prepare=prepare)
+    given = jnp.argmax(network.apply(variables, prepare(made.images)), axis=-1).astype(jnp.int32)
+    images = Batch(made.images, given)
+    triggers = invert_triggers(network, variables, images, key=search_key, config=suspicion.inversion, prepare=prepare)
+    ask = partial(answers, network, images=images, triggers=triggers, prepare=prepare)
+    fused_at = partial(fuse_settings, variables, unlearned, scores, layers, config=config, key=fuse_key)
+    total = sum(layer.neurons for layer in layers)
+    counts = jnp.array([neurons_to_prune(gamma, total) for gamma in suspicion.gamma], jnp.int32)
+    lams = jnp.array(suspicion.lam, jnp.float32)
+    judgement = judge(triggers, fused_at(ask, counts=counts, lams=lams), config=suspicion)
+    row, column = judgement.chosen // len(lams), judgement.chosen % len(lams)
+    lam = jnp.where(judgement.stands_out, lams[column], 0.0)
+    count = jnp.where(judgement.stands_out, counts[row], 0)
+    fused = jax.tree.map(lambda leaf: leaf[0], fused_at(lambda found: found, counts=count[None], lams=lam[None]))
+    gamma = jnp.where(judgement.stands_out, jnp.array(suspicion.gamma)[row], 0.0)
+    if not patching.triggers:
+        return fused, OTBRPlusInfo(triggers, judgement, gamma, lam, jnp.zeros((), bool))
+    patched, _, kept = patch_if_it_holds(
+        network,
+        fused,
+        images,
+        triggers,
+        judgement.suspect,
+        key=patch_key,
+        config=patching,
+        remaining=suspicion.remaining,
+        prepare=prepare,
+        augment=augment,
+    )
+    kept = kept & judgement.stands_out
+    repaired = jax.tree.map(lambda new, old: jnp.where(kept, new, old), patched, fused)
+    return repaired, OTBRPlusInfo(triggers, judgement, gamma, lam, kept)
+
+
+def fuse_settings(
+    variables: Variables,
+    unlearned: Variables,
+    scores: Scores,
+    layers: Sequence[Layer],
+    ask: Callable[[Variables], Any],
+    *,
+    counts: jax.Array,
+    lams: jax.Array,
+    config: OTBRConfig,
+    key: jax.Array,
+    on_setting: Callable[[], None] | None = None,
+) -> Any:
+    """What `ask` says of the network fused at every pair of a gamma and a lambda; gammas first. One held at a time.
+
+    Args:
+      variables: the suspicious network's variables.
+      unlearned: the same after random or clean unlearning.
+      scores: neuron weight changes.
+      layers: the layers to prune and fuse.
+      ask: of a fused network's variables.
+      counts: int `[gammas]`, how many neurons each gamma prunes.
+      lams: float32 `[lambdas]`.
+      config: the method's settings, but for gamma and lambda.
+      key: typed PRNG key, which only random masses need.
+      on_setting: called on the host after each gamma; None traces no callback.
+    """
+
+    def one_gamma(count: jax.Array) -> Any:
+        pruned, info = prune_changed(variables, unlearned, scores, layers, count=count, m=config.m)
+        aligned = align(pruned, variables, scores, info.pruned, layers, config=config.fusion, key=key)
+        asked = jax.lax.map(lambda lam: ask(interpolate(variables, aligned, lam=lam)), lams)
+        if on_setting is not None:
+            jax.debug.callback(on_setting)
+        return asked
+
+    return jax.tree.map(lambda found: found.reshape(-1, *found.shape[2:]), jax.lax.map(one_gamma, counts))
+
+
+def patch_if_it_holds(
+    network: Network,
+    variables: Variables,
+    images: Batch,
+    triggers: Inverted,
+    suspect: jax.Array,
+    *,
+    key: jax.Array,
+    config: PatchingConfig,
+    remaining: float,
+    prepare: Callable[[jax.Array], jax.Array],
+    augment: Callable[[jax.Array, jax.Array], jax.Array],
+    place: Callable[[Batch], Batch] = lambda batch: batch,
+) -> tuple[Variables, PatchingInfo, jax.Array]:
+    """Patches a network, unless that brings back the suspect's trigger that was found in the original network.
+
+    Takes what `patch` takes, and the original's `triggers`; how well the suspect's works afterwards, against the
+    median of all classes, may be `remaining` or what it was before.
+
+    Returns:
+      `(variables, PatchingInfo, whether patching was kept)`.
+    """
+    patched, info = patch(
+        network,
+        variables,
+        images,
+        suspect,
+        key=key,
+        config=config,
+        prepare=prepare,
+        augment=augment,
+        place=place,
+    )
+    ask = partial(answers, network, images=images, triggers=triggers, prepare=prepare)
+    asked = jax.tree.map(lambda *both: jnp.stack(both), ask(variables), ask(patched))
+    before, after = works(asked, suspect)
+    kept = after <= jnp.maximum(before, remaining)
+    chosen = jax.tree.map(lambda new, old: jnp.where(kept, new.astype(old.dtype), old), patched, variables)
+    return chosen, info, kept
