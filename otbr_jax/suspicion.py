@@ -35,6 +35,7 @@ class SuspicionConfig:
       synthetic: how images are made from the network.
       inversion: how triggers are reverse-engineered on them.
       agreement: settings at which fewer of the images keep their answer say nothing about single classes, in [0, 1].
+      least_agreement: settings at which fewer of the images keep their answer are not chosen, in [0, 1].
       threshold: the suspicion from which a class stands out.
       remaining: what may remain of the suspicious class for a setting to count as repaired, see `remaining`.
     """
@@ -44,6 +45,7 @@ class SuspicionConfig:
     synthetic: SyntheticConfig = SyntheticConfig(steps=100)
     inversion: InversionConfig = InversionConfig(steps=80)
     agreement: float = 0.9
+    least_agreement: float = 0.6
     threshold: float = 0.25
     remaining: float = 0.02
 
@@ -54,7 +56,7 @@ class SuspicionConfig:
                     raise InputError(f"suspicion.{field}: expected fractions in [0, 1], found {value}")
         if self.gamma and not self.lam:
             raise InputError(f"suspicion.lam: expected lambdas beside suspicion.gamma {[*self.gamma]}, found none")
-        for field in ("agreement", "remaining"):
+        for field in ("agreement", "least_agreement", "remaining"):
             if not 0 <= getattr(self, field) <= 1:
                 raise InputError(f"suspicion.{field}: expected a share in [0, 1], found {getattr(self, field)}")
 
@@ -140,8 +142,8 @@ class Judgement(NamedTuple):
       suspect: the class with the highest one.
       stands_out: whether that reaches the threshold: nothing to repair otherwise.
       remaining: `[settings]`, of the suspect.
-      chosen: index of the setting with the highest agreement among those that leave little of the suspect; of the one
-        that leaves least where none does.
+      chosen: index of the setting with the highest agreement among those that leave little of the suspect; where none
+        does, of the one that leaves least among those that still agree enough.
     """
 
     suspicion: jax.Array
@@ -164,7 +166,9 @@ def judge(triggers: Inverted, along: Answers, *, config: SuspicionConfig) -> Jud
     left = remaining(along, suspect)
     gone = left <= config.remaining
     agreement = jnp.mean(along.agreement, axis=1)
-    chosen = jnp.where(jnp.any(gone), jnp.argmax(jnp.where(gone, agreement, -1.0)), jnp.argmin(left))
+    sound = (agreement >= config.least_agreement) | (agreement == jnp.max(agreement))
+    least = jnp.argmin(jnp.where(sound, left, jnp.inf))
+    chosen = jnp.where(jnp.any(gone & sound), jnp.argmax(jnp.where(gone, agreement, -1.0)), least)
     return Judgement(suspicion, suspect, suspicion[suspect] >= config.threshold, left, chosen)
 
 

@@ -78,7 +78,10 @@ def test_where_nothing_clears_the_suspect_what_leaves_least_is_chosen():
     success = FALLEN.success.at[2, 1].set(0.2)
     kept = FALLEN.agreement.at[2, 1].set(0.1)
     found = judge(triggers([0.2, 0.1, 0.2, 0.2]), Answers(kept, success), config=config)
-    assert found.chosen == int(jnp.argmin(found.remaining)) == 2
+    assert int(jnp.argmin(found.remaining)) == 2
+    assert found.chosen == 1  # the last setting has lost too many answers
+    lenient = dataclasses.replace(config, least_agreement=0.0)
+    assert judge(triggers([0.2, 0.1, 0.2, 0.2]), Answers(kept, success), config=lenient).chosen == 2
 
 
 def test_no_setting_that_agrees_and_triggers_that_never_worked():
