@@ -7,7 +7,8 @@ more and more neurons pruned and fused are asked how they answer. If no class st
 otherwise the setting of highest agreement that leaves little of that class is taken, and the network is taught, on its
 own images, that the trigger found in it means nothing.
 
-Expected: see the table in README.md, whose rows stand in results/bench_otbr_plus.jsonl.
+Expected: see docs/measurements.md, whose rows stand in results/bench_otbr_plus.jsonl. Some three minutes on two CPU
+cores.
 
 A network of your own: as in configs/own_network.py, with this file's `--config`, `--config.model...` and
 `--config.data.name=none`.
