@@ -11,7 +11,6 @@ from test_pipeline import CONFIG, run
 
 from otbr_jax import Batch, InputError, otbr_plus, trace
 from otbr_jax.experiments.inspecting import inspect
-from otbr_jax.experiments.repair_config import RepairConfig
 from otbr_jax.experiments.results import summarize
 from otbr_jax.finetuning import FinetuningConfig
 from otbr_jax.inversion import InversionConfig
@@ -113,9 +112,30 @@ def test_patching_teaches_that_a_trigger_means_nothing(tiny):
         patch(network, variables, Batch(images, labels), 3, key=jax.random.key(1), config=PatchingConfig())
 
 
-def test_patching_needs_a_judgement():
-    with pytest.raises(InputError, match=r"suspicion.gamma: expected settings to judge beside patching.triggers"):
-        RepairConfig(patching=PATCHING)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"suspicion": SuspicionConfig()}, "suspicion.gamma: expected settings to judge beside patching.triggers"),
+        ({"defense": "tsbd"}, "patching.triggers: expected 0, since only otbr patches and defense is 'tsbd', found 2"),
+        (
+            {"suspicion": SuspicionConfig(gamma=(0.1,), synthetic=SyntheticConfig(images=9))},
+            "patching.finetuning.batch_size: expected at most 18, twice suspicion.synthetic.images, found 20",
+        ),
+    ],
+)
+def test_patching_that_cannot_be_ends_before_anything_is_made(change, message):
+    with pytest.raises(InputError) as error:
+        dataclasses.replace(PLUS, **change)
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.slow
+def test_two_devices_judge_as_one_does(finished, tmp_path):
+    _, _, one = finished
+    two = summarize(run(tmp_path / "w", PLUS, devices=2))
+    assert two["judgement"]["suspect"] == one["judgement"]["suspect"]
+    assert two["choice"] == one["choice"]
+    assert [*two["metrics"]] == [*one["metrics"]]
 
 
 def test_as_a_pure_function(tiny):

@@ -97,7 +97,7 @@ def suspected(rng, seed):
     row["judgement"] = {"stands_out": seed == 1, "suspect": 0, "suspicion": [0.7 - 0.4 * (seed == 2), 0.1]}
     row["sweep"] = [{"gamma": 0.1, "lambda": 0.5} | metrics(rng, "fused", clean=seed == 2)]
     row["config"] = {"attack": {"target": 0}}
-    return row if seed == 2 else row | {"oracle": {"gamma": 0.25, "lambda": 0.5} | metrics(rng, "patched")}
+    return row if seed == 2 else row | {"oracle": {"gamma": 0.25, "lambda": 0.5} | metrics(rng, "fused")}
 
 
 def varied(rng, seed):

@@ -100,8 +100,8 @@ def test_clean_images_may_say_that_nothing_stands_out(finished, tmp_path):
     summary = summarize(result)
     assert summary["choice"] == {"n": 0.0, "m": 0.0, "chosen_by": "no class standing out"}
     assert "selected" not in result.stages
-    assert "nothing stands out" in summary_table(summary)
-    assert "reverse-engineered for each class on the clean images" in (tmp_path / "w" / "report.html").read_text()
+    assert "judged by clean images; false-positive rate at this score: not measured" in summary_table(summary)
+    assert "reverse-engineered for each class on clean images" in (tmp_path / "w" / "report.html").read_text()
     before, after = (found["variables"] for found in (first.stages["victim"].value, result.stages["finetuned"].value))
     jax.tree.map(np.testing.assert_array_equal, before, after)
     # And with a class that stands out everything goes on as without judging.

@@ -13,7 +13,7 @@ from otbr_jax.experiments import parallel
 from otbr_jax.experiments.networks import Subject, open_network
 from otbr_jax.experiments.otbr_run import OTBRRun
 from otbr_jax.experiments.repair_config import RepairConfig
-from otbr_jax.experiments.results import summarize_judgement
+from otbr_jax.experiments.results import SYNTHETIC, summarize_judgement
 from otbr_jax.experiments.stages import open_workdir
 from otbr_jax.experiments.victims import open_victim, subject_of
 from otbr_jax.layer_choice import choose_layers
@@ -78,7 +78,7 @@ def _judged(config: RepairConfig, subject: Subject, workdir: str | os.PathLike[s
     with open_workdir(workdir, subject=subject_of(config)) as directory:
         run = OTBRRun(config, directory, subject, parallel.local_mesh(), layers)
         stages = run.suspected(open_victim(run, None).stage)
-        judgement = summarize_judgement(config.suspicion, stages)
+        judgement = summarize_judgement(config.suspicion, stages, by=SYNTHETIC)
         picture = directory.path / "triggers.png"
         found = stages["inverted"].value
         draw_triggers(np.asarray(found.mask), np.asarray(found.pattern), judgement).savefig(picture, dpi=150)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from otbr_jax.experiments.repair_config import RepairConfig
 from otbr_jax.experiments.runs import Run
 from otbr_jax.experiments.stages import Stage, content_digest
 from otbr_jax.inversion import Inverted
+from otbr_jax.neuron_graph import Layer
 from otbr_jax.types import Batch, Variables
 
 
@@ -24,13 +25,19 @@ def network_settings(run: Run[RepairConfig]) -> dict[str, Any]:
 
 
 def judge(
-    run: Any, victim: Stage, unlearned: Stage, scores: Stage, images: Batch, source: Stage | None = None
+    run: Run[RepairConfig],
+    layers: Sequence[Layer],
+    victim: Stage,
+    unlearned: Stage,
+    scores: Stage,
+    images: Batch,
+    source: Stage | None = None,
 ) -> dict[str, Stage]:
-    """`inverted`: a reverse-engineered trigger for every class; `judged`: which class stands out, and which setting
-    (gamma, lambda) leaves little of it.
+    """The stages `inverted`, a trigger for every class, and `judged`, which class stands out, and what leaves little.
 
     Args:
       run: the run of a defence.
+      layers: the layers that are pruned and fused to see what falls.
       victim: the network as it came.
       unlearned: the same after unlearning.
       scores: its neuron weight changes.
@@ -39,7 +46,7 @@ def judge(
     """
     parents = () if source is None else (source,)
     inverted = _inverted(run, victim, images, parents)
-    return {"inverted": inverted, "judged": _judged(run, victim, unlearned, scores, images, inverted, parents)}
+    return {"inverted": inverted, "judged": _judged(run, layers, victim, unlearned, scores, images, inverted, parents)}
 
 
 def left_alone(stages: Mapping[str, Stage]) -> bool:
@@ -47,7 +54,7 @@ def left_alone(stages: Mapping[str, Stage]) -> bool:
     return "judged" in stages and not bool(stages["judged"].value["judgement"].stands_out)
 
 
-def _inverted(run: Any, victim: Stage, images: Batch, parents: tuple[Stage, ...]) -> Stage:
+def _inverted(run: Run[RepairConfig], victim: Stage, images: Batch, parents: tuple[Stage, ...]) -> Stage:
     config, key = run.config.suspicion.inversion, run.key("inverted")
 
     def function(variables: Variables, images: Batch, key: jax.Array, *, on_step: Any) -> Any:
@@ -69,7 +76,8 @@ def _inverted(run: Any, victim: Stage, images: Batch, parents: tuple[Stage, ...]
 
 
 def _judged(
-    run: Any,
+    run: Run[RepairConfig],
+    layers: Sequence[Layer],
     victim: Stage,
     unlearned: Stage,
     scores: Stage,
@@ -78,7 +86,7 @@ def _judged(
     parents: tuple[Stage, ...],
 ) -> Stage:
     config, chosen, key = run.config.otbr, run.config.suspicion, run.key("fused")
-    total = sum(layer.neurons for layer in run.layers)
+    total = sum(layer.neurons for layer in layers)
     counts = jnp.array([pruning.neurons_to_prune(gamma, total) for gamma in chosen.gamma], jnp.int32)
     lams = jnp.array(chosen.lam, jnp.float32)
 
@@ -92,7 +100,7 @@ def _judged(
             variables,
             unlearned,
             nwc,
-            run.layers,
+            layers,
             ask,
             counts=counts,
             lams=lams,

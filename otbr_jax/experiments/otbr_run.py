@@ -55,7 +55,7 @@ class OTBRRun(Run[RepairConfig]):
         stages = {"unlearned": unlearned, "scores": scores}
         if self.config.suspicion.gamma:
             made = stages["synthetic"] = self.synthetic(victim)
-            stages |= judging.judge(self, victim, unlearned, scores, Batch(*made.value["images"]), made)
+            stages |= judging.judge(self, self.layers, victim, unlearned, scores, Batch(*made.value["images"]), made)
         return stages
 
     def unlearned(self, victim: Stage) -> Stage:

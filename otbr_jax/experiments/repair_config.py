@@ -75,6 +75,17 @@ class RepairConfig(VictimConfig):
             raise InputError(f"defense: expected one of {[*DEFENSES]}, found {self.defense!r}")
         if self.patching.triggers and not self.suspicion.gamma:
             raise InputError("suspicion.gamma: expected settings to judge beside patching.triggers, found none")
+        if self.patching.triggers and self.defense != "otbr":
+            raise InputError(
+                f"patching.triggers: expected 0, since only otbr patches and defense is {self.defense!r}, found "
+                f"{self.patching.triggers}"
+            )
+        taught, size = 2 * self.suspicion.synthetic.images, self.patching.finetuning.batch_size
+        if self.patching.triggers and size > taught:
+            raise InputError(
+                f"patching.finetuning.batch_size: expected at most {taught}, twice suspicion.synthetic.images, "
+                f"found {size}"
+            )
 
     @property
     def layers(self) -> str:

@@ -56,6 +56,7 @@ class Repair(NamedTuple):
     clean: str | None = None
 
 
+SYNTHETIC = "images made from the network"
 ORACLE = "oracle: highest DER on the test set, with the trigger known"
 
 
@@ -99,7 +100,7 @@ def summarize(result: Repair) -> dict[str, Any]:
             swept = "fused" if config.defense == "otbr" else final
             best = max(summary["sweep"], key=lambda row: row[swept]["der"])
             setting = {name: best[name] for name in ("gamma", "lambda", "n", "m") if name in best}
-            summary["oracle"] = setting | {"chosen_by": ORACLE, final: best[swept]}
+            summary["oracle"] = setting | {"chosen_by": ORACLE, swept: best[swept]}
     return summary
 
 
@@ -108,8 +109,8 @@ def _otbr(result: Repair) -> dict[str, Any]:
     gamma, lam = otbr_run.chosen_setting(config, result.stages)
     judgement, chosen_by = None, "config"
     if "judged" in result.stages:
-        judgement = summarize_judgement(config.suspicion, result.stages)
-        chosen_by = "images made from the network" if judgement["stands_out"] else "no class standing out"
+        judgement = summarize_judgement(config.suspicion, result.stages, by=SYNTHETIC)
+        chosen_by = SYNTHETIC if judgement["stands_out"] else "no class standing out"
     plans, pruned = info.plans, result.stages["pruned"].value["info"].pruned
     fused_layers = [name for name, fused in info.fused.items() if fused]
     return {
@@ -129,11 +130,12 @@ def _otbr(result: Repair) -> dict[str, Any]:
     }
 
 
-def summarize_judgement(config: SuspicionConfig, stages: Mapping[str, Stage]) -> dict[str, Any]:
-    """What was found without data as plain JSON values: how suspicious each class is, and how the settings did."""
+def summarize_judgement(config: SuspicionConfig, stages: Mapping[str, Stage], *, by: str) -> dict[str, Any]:
+    """How suspicious each class is and how the settings did, as plain JSON values; `by` names the images."""
     found, triggers = stages["judged"].value, stages["inverted"].value
     judgement, along = found["judgement"], found["answers"]
     return {
+        "by": by,
         "stands_out": bool(judgement.stands_out),
         "suspect": int(judgement.suspect),
         "suspicion": [_round(value) for value in judgement.suspicion],
@@ -189,7 +191,7 @@ def _tsbd(result: Repair) -> dict[str, Any]:
             "m": m,
             "chosen_by": chosen_by,
         },
-        "judgement": summarize_judgement(config.suspicion, stages) if "judged" in stages else None,
+        "judgement": summarize_judgement(config.suspicion, stages, by="clean images") if "judged" in stages else None,
         "selection": selection,
         "neurons": {
             "scored": int(sum(mask.size for mask in reinit.neurons.values())),

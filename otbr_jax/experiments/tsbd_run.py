@@ -61,7 +61,7 @@ class TSBDRun(Run[RepairConfig]):
         weight_change.check_scores(scores.value)
         stages = {"unlearned": unlearned, "scores": scores}
         if self.config.suspicion.gamma:
-            stages |= judging.judge(self, victim, unlearned, scores, self.answered(victim))
+            stages |= judging.judge(self, self.layers, victim, unlearned, scores, self.answered(victim))
         if self.config.selection.n and not judging.left_alone(stages):
             stages["selected"] = self.selected(victim, unlearned, scores)
         n, m = chosen_setting(self.config, stages)

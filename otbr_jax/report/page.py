@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from otbr_jax.report import plots
 from otbr_jax.report.html import embed, page
-from otbr_jax.report.table import networks, percent, setting, warnings
+from otbr_jax.report.table import networks, percent, setting, swept_network, warnings
 from otbr_jax.report.verdict import draw_triggers, verdict
 
 
@@ -67,13 +67,12 @@ def render(
             ),
         ]
     if triggers is not None:
-        judged_by = "the clean images" if summary.get("clean") else "images made from the network"
         parts += [
             "<h2>Is it backdoored?</h2>",
             f"<p>{html.escape(verdict(summary['judgement']))}.</p>",
             embed(
                 draw_triggers(*triggers, summary["judgement"]),
-                f"The trigger that was reverse-engineered for each class on {judged_by}, most "
+                f"The trigger that was reverse-engineered for each class on {summary['judgement']['by']}, most "
                 "suspicious first: what it puts on an image, grey where it leaves it. Framed: a class that stands out.",
             ),
         ]
@@ -124,13 +123,13 @@ def _what_was_done(summary: Mapping[str, Any]) -> str:
 def _otbr_grid(summary: Mapping[str, Any]) -> list[str]:
     if not summary["sweep"]:
         return []
-    choice, oracle, final = summary["choice"], summary["oracle"], [*summary["metrics"]][-1]
+    choice, oracle = summary["choice"], summary["oracle"]
     at_chosen = [row for row in summary["sweep"] if row["lambda"] == choice["lambda"]]
     parts = [
         "<h2>Accuracy and backdoor over gamma and lambda</h2>",
         embed(
             plots.grid(summary["sweep"], chosen=choice, oracle=oracle),
-            "The fused network at every setting. Framed: the chosen setting." + _hindsight(oracle, final),
+            "The fused network at every setting. Framed: the chosen setting." + _hindsight(oracle),
         ),
     ]
     if not at_chosen:  # left alone
@@ -162,15 +161,16 @@ def _tsbd_choice(summary: Mapping[str, Any]) -> list[str]:
             embed(
                 plots.tradeoff(summary["sweep"], chosen=summary["choice"], victim=summary["metrics"]["victim"]),
                 "Measured with the test images for comparison only. Dotted: the suspicious network."
-                + _hindsight(summary["oracle"], "finetuned"),
+                + _hindsight(summary["oracle"]),
             ),
         ]
     return parts
 
 
-def _hindsight(oracle: Mapping[str, Any] | None, network: str) -> str:
+def _hindsight(oracle: Mapping[str, Any] | None) -> str:
     if not oracle:
         return ""
+    network = swept_network(oracle)
     drawn = " Dashed: best" if network != "finetuned" else f" At {setting(oracle)} lies the best"
     acc, asr = (percent(oracle[network][metric]) for metric in ("acc", "asr"))
     return (
@@ -198,7 +198,7 @@ def _table(summary: Mapping[str, Any]) -> str:
     rows = [("final" if name == final else "", title, summary["metrics"][name]) for name, title in titles.items()]
     oracle = summary["oracle"]
     if oracle:
-        rows.append(("oracle", f"oracle: {setting(oracle)} (needs the trigger)", oracle[final]))
+        rows.append(("oracle", f"oracle: {setting(oracle)} (needs the trigger)", oracle[swept_network(oracle)]))
     body = "".join(
         f"<tr class='{kind}'><td>{title}</td>"
         + "".join(f"<td>{percent(row[metric])}</td>" for metric in ("acc", "asr", "ra"))

@@ -96,13 +96,18 @@ def _otbr_plus(rows: Sequence[Row]) -> str:
                 choice,
                 percents(row, "metrics.fused", "acc", "asr"),
                 _repaired(row, "patched"),
-                _oracle(row, "patched"),
-                joined([NOTHING if points is None else f"{points:+.1f}" for points in regret(row, "patched")]),
+                _oracle(row, "fused"),
+                joined(
+                    [
+                        NOTHING if points is None else f"{points:+.1f}"
+                        for points in regret(row, "patched", oracle="fused")
+                    ]
+                ),
             ]
         )
     titles = ("victim", "attack", "victim ACC / ASR", "suspect: suspicion", "gamma, lambda", "fused", "repaired")
     table = _table((*titles, ORACLES["otbr"], "regret, points: ACC / ASR"), lines)
-    return "\n\n".join((table, _regrets(rows, "patched"), _detection(rows), _frontier(rows)))
+    return "\n\n".join((table, _regrets(rows, "patched", oracle="fused"), _detection(rows), _frontier(rows)))
 
 
 def _variants(rows: Sequence[Row]) -> str:
@@ -188,7 +193,7 @@ def _frontier(rows: Sequence[Row]) -> str:
         "published: gamma 0.1, lambda 0.5": published,
         "chosen without data": lambda row: field(row, "metrics.fused"),
         "chosen without data, and patched": lambda row: field(row, "metrics.patched"),
-        "oracle's gamma, lambda": lambda row: (field(row, "oracle") or {}).get("patched"),
+        "oracle's gamma, lambda": lambda row: (field(row, "oracle") or {}).get("fused"),
     }
     lines = []
     for name, way in ways.items():
@@ -208,13 +213,13 @@ def scheme(row: Row) -> str:
     return text(row, "config.tsbd.scheme") if "scheme" in (field(row, "config.tsbd") or {}) else "weights"
 
 
-def regret(row: Row, network: str = "finetuned") -> tuple[float | None, float | None]:
+def regret(row: Row, network: str = "finetuned", *, oracle: str = "finetuned") -> tuple[float | None, float | None]:
     """Points of ACC and of ASR that the oracle's choice is better by; of a clean network, ACC against the network."""
     acc, asr = (_points(row, f"metrics.{network}", metric) for metric in ("acc", "asr"))
     if field(row, "oracle") is None:
         before = _points(row, "metrics.victim", "acc")
         return (None if None in (before, acc) else before - acc), None  # type: ignore[operator]
-    best, least = (_points(row, f"oracle.{network}", metric) for metric in ("acc", "asr"))
+    best, least = (_points(row, f"oracle.{oracle}", metric) for metric in ("acc", "asr"))
     return (
         None if acc is None or best is None else best - acc,
         None if asr is None or least is None else asr - least,
@@ -227,10 +232,10 @@ def _points(row: Row, path: str, metric: str) -> float | None:
     return None if printed == NOTHING else float(printed)
 
 
-def _regrets(rows: Sequence[Row], network: str = "finetuned") -> str:
+def _regrets(rows: Sequence[Row], network: str = "finetuned", *, oracle: str = "finetuned") -> str:
     """Medians and worst cases, of backdoored and of clean networks."""
-    clean = [regret(row, network)[0] for row in rows if field(row, "oracle") is None]
-    backdoored = [regret(row, network) for row in rows if field(row, "oracle") is not None]
+    clean = [regret(row, network, oracle=oracle)[0] for row in rows if field(row, "oracle") is None]
+    backdoored = [regret(row, network, oracle=oracle) for row in rows if field(row, "oracle") is not None]
     parts = []
     for title, found in (
         (f"{len(backdoored)} backdoored networks, regret in points of ACC", [acc for acc, _ in backdoored]),

@@ -41,7 +41,7 @@ def summary_table(summary: Mapping[str, Any]) -> str:
         lines.append(_line(title, summary["metrics"][name]))
     choice, oracle, neurons = summary["choice"], summary["oracle"], summary["neurons"]
     if oracle:
-        lines.append(_line(f"oracle ({setting(oracle, names=False)})", oracle[list(rows)[-1]]))
+        lines.append(_line(f"oracle ({setting(oracle, names=False)})", oracle[swept_network(oracle)]))
     lines.append("-" * 58)
     did = "pruned" if summary["defense"] == "otbr" else "reinitialized"
     lines.append(
@@ -55,6 +55,11 @@ def summary_table(summary: Mapping[str, Any]) -> str:
         swept = setting(oracle, values=False)
         lines.append(f"oracle: best {swept} of the grid by test ACC and ASR, which a defender cannot know")
     return "\n".join(lines + warnings(summary))
+
+
+def swept_network(oracle: Mapping[str, Any]) -> str:
+    """The network that an `oracle`'s metrics are about: the fused one, also where patching follows."""
+    return "fused" if "gamma" in oracle else "finetuned"
 
 
 def setting(choice: Mapping[str, Any], *, names: bool = True, values: bool = True) -> str:
