@@ -3,8 +3,8 @@
 Two things tell the attacker's class. A trigger that is reverse-engineered for it covers less of the image than those
 of other classes (Neural Cleanse's observation). And while neurons are pruned and fused in order of their weight
 change, that trigger stops working, and images made for the class stop being recognised, before those of other classes:
-both live on the neurons that are taken first. A fall alone, or a small trigger alone, is found in clean networks too;
-and where classes are hard to tell apart, in several: only one that stands out counts.
+both live on the neurons that are taken first. Either is found in clean networks too, where one class is easier to
+imitate and another falls first by chance; so what a class has of both is added.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class SuspicionConfig:
     inversion: InversionConfig = InversionConfig(steps=80)
     agreement: float = 0.9
     least_agreement: float = 0.6
-    threshold: float = 0.25
+    threshold: float = 0.35
     remaining: float = 0.02
 
     def __post_init__(self) -> None:
@@ -97,11 +97,12 @@ def answers(
 
 
 def suspicions(triggers: Inverted, along: Answers, *, agreement: float) -> jax.Array:
-    """How far every class stands out, `[classes]`, at most about 1; negative for all but the most suspicious.
+    """How far every class stands out, `[classes]`, below 2; the sum of two kinds of evidence.
 
-    A class's own score is `1 - (size / median size) * mean over settings (remaining)`, see `remaining`, over the
-    settings at which the share `agreement` of the images keeps its answer, or over all if there are none. From it goes
-    the highest score of any other class: where classes are hard to tell apart, several of them fall early.
+    How much smaller its trigger is: `1 - size / median size`. And how much earlier it falls than any other class: what
+    it has lost more than the one that lost most of the others, or 0. What is lost is `1 - mean over settings
+    (remaining)`, see `remaining`, over the settings at which the share `agreement` of the images keeps its answer, or
+    over all if there are none.
 
     Args:
       triggers: the original network's, one for each class.
@@ -111,10 +112,10 @@ def suspicions(triggers: Inverted, along: Answers, *, agreement: float) -> jax.A
     together = jnp.mean(along.agreement, axis=1)
     admitted = together >= agreement
     admitted = jnp.where(jnp.any(admitted), admitted, True)
-    left = along.agreement * _relative(along.success)
-    scores = 1 - _relative(triggers.size[None])[0] * jnp.sum(left * admitted[:, None], axis=0) / jnp.sum(admitted)
-    others = jnp.where(jnp.eye(len(scores), dtype=bool), -jnp.inf, scores[None, :])
-    return scores - jnp.max(others, axis=1)
+    left = along.agreement * jnp.minimum(_relative(along.success), 1.0)
+    lost = 1 - jnp.sum(left * admitted[:, None], axis=0) / jnp.sum(admitted)
+    others = jnp.max(jnp.where(jnp.eye(len(lost), dtype=bool), -jnp.inf, lost[None, :]), axis=1)
+    return 1 - _relative(triggers.size[None])[0] + jnp.maximum(lost - others, 0.0)
 
 
 def remaining(along: Answers, suspect: jax.Array | int) -> jax.Array:

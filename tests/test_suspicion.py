@@ -46,10 +46,10 @@ def test_a_network_whose_classes_are_alike_is_left_alone(jit):
 def test_a_class_that_falls_first_and_has_a_small_trigger_stands_out(jit):
     function = lambda t, a: judge(t, a, config=CONFIG)  # noqa: E731
     found = (jax.jit(function) if jit else function)(triggers([0.2, 0.1, 0.2, 0.2]), FALLEN)
-    # Over the two settings that keep 90 % of the answers; half the median size.
-    # The class's own share of the second setting's answers is 0.7; the others' scores are 0.
-    score = 1 - 0.5 * (1 + 0.7 * 0.1) / 2
-    np.testing.assert_allclose(found.suspicion, [-score, score, -score, -score], atol=1e-6)
+    # Half the median size; and, over the two settings that keep 90 % of the answers, nothing lost in the first, all but
+    # 0.7 of the answers and a tenth of the trigger's success in the second, where the others lose nothing.
+    score = 0.5 + (1 - 0.7 * 0.1) / 2
+    np.testing.assert_allclose(found.suspicion, [0, score, 0, 0], atol=1e-6)
     assert found.suspect == 1
     assert found.stands_out
     np.testing.assert_allclose(found.remaining, [1, 0.07, 0], atol=1e-6)
@@ -68,9 +68,18 @@ def test_neither_the_order_of_classes_nor_of_settings_matters():
 
 def test_two_classes_that_fall_alike_do_not_stand_out():
     twice = Answers(*(values.at[:, 2].set(values[:, 1]) for values in FALLEN))
-    found = judge(triggers([0.2, 0.1, 0.1, 0.2]), twice, config=dataclasses.replace(CONFIG, agreement=0.8))
-    assert found.suspicion[1] == found.suspicion[2] == 0
+    found = judge(triggers([0.2] * 4), twice, config=dataclasses.replace(CONFIG, agreement=0.8))
+    np.testing.assert_allclose(found.suspicion, 0, atol=1e-6)
     assert not found.stands_out
+
+
+def test_a_small_trigger_is_evidence_without_a_fall_and_the_reverse():
+    small = suspicions(triggers([0.2, 0.1, 0.2, 0.2]), SAME, agreement=0.9)
+    fallen = suspicions(triggers([0.2] * 4), FALLEN, agreement=0.9)
+    both = suspicions(triggers([0.2, 0.1, 0.2, 0.2]), FALLEN, agreement=0.9)
+    np.testing.assert_allclose(small + fallen, both, atol=1e-6)
+    # A class that falls although its trigger is larger than the others' is the less suspicious for it.
+    assert suspicions(triggers([0.2, 0.25, 0.2, 0.2]), FALLEN, agreement=0.9)[1] < fallen[1]
 
 
 def test_where_nothing_clears_the_suspect_what_leaves_least_is_chosen():
