@@ -21,7 +21,6 @@ import ml_collections
 from configs import otbr
 from otbr_jax.experiments.config import from_dict
 from otbr_jax.experiments.repair_config import RepairConfig
-from otbr_jax.inversion import InversionConfig
 from otbr_jax.patching import PatchingConfig
 from otbr_jax.suspicion import SuspicionConfig
 
@@ -33,7 +32,7 @@ def plus(config: RepairConfig) -> RepairConfig:
     return dataclasses.replace(
         config,
         suspicion=SuspicionConfig(gamma=GAMMA, lam=LAM),
-        patching=PatchingConfig(triggers=4, inversion=InversionConfig(steps=60, size=30.0)),
+        patching=PatchingConfig(triggers=4),
         sweep=dataclasses.replace(config.sweep, gamma=GAMMA, lam=LAM),
     )
 

@@ -1,4 +1,4 @@
-"""Reverse-engineered triggers: for each class, the smallest patch found that turns every image into that class."""
+"""Reverse-engineered triggers of a class: the smallest patch, or weakest perturbation, that turns images into it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class InversionConfig:
 
     Attributes:
       steps: of Adam, for every class.
-      learning_rate: of Adam; mask and pattern are logistic functions of what it moves.
-      size: weight of the share of the image that the mask covers.
+      learning_rate: of Adam; mask and pattern are logistic functions of what it moves, a perturbation is what it moves.
+      size: weight of the share of the image that the mask covers, or of a perturbation's mean square.
       images: how many images it is searched on, at most.
     """
 
@@ -111,29 +111,82 @@ def invert_trigger(
     Source: after Neural Cleanse (Wang et al., S&P 2019), with a weight of the mask's size that stays as it is.
     """
     height, width, _ = network.image_shape
-    optimizer = optax.adam(config.learning_rate)
-    few = Batch(images.images[: config.images], images.labels[: config.images])
-    others = (few.labels != target).astype(jnp.float32)
+    few, loss = _loss_of_target(network, variables, images, target, config=config, prepare=prepare)
 
     def objective(latent: Any) -> jax.Array:
         mask, pattern = (jax.nn.sigmoid(part) for part in latent)
-        logits = network.apply(variables, prepare(stamp(few.images, mask, pattern))).astype(jnp.float32)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.full(len(logits), target))
-        return _mean(losses, others) + config.size * jnp.mean(mask)
-
-    gradient = channels_last(jax.grad(objective))
-
-    def step(carry: Any, _: None) -> tuple[Any, None]:
-        latent, moments = carry
-        updates, moments = optimizer.update(gradient(latent), moments)
-        return (optax.apply_updates(latent, updates), moments), None
+        return loss(stamp(few, mask, pattern)) + config.size * jnp.mean(mask)
 
     # A mask that is half there everywhere finds the trigger wherever it lies.
     start = (jnp.zeros((height, width, 1)), jax.random.normal(key, network.image_shape))
-    (latent, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), None, length=config.steps)
-    mask, pattern = (jax.nn.sigmoid(part) for part in latent)
+    mask, pattern = (jax.nn.sigmoid(part) for part in _descend(objective, start, config=config))
     success = trigger_success(network, variables, images, mask, pattern, target, prepare=prepare)
     return Inverted(mask, pattern, jnp.mean(mask), success)
+
+
+def invert_perturbation(
+    network: Network,
+    variables: Variables,
+    images: Batch,
+    target: jax.Array | int,
+    *,
+    key: jax.Array,
+    config: InversionConfig,
+    prepare: Callable[[jax.Array], jax.Array] = lambda images: images,
+) -> jax.Array:
+    """Searches one perturbation, `[h, w, c]`, that turns images into a class when it is added. Pure; jits.
+
+    What a mask is to a patch this is to a trigger that is blended over the whole image. Takes what `invert_trigger`
+    takes; see `perturb`.
+
+    Source: universal adversarial perturbations with a target (Moosavi-Dezfooli et al., CVPR 2017), by gradient.
+    """
+    few, loss = _loss_of_target(network, variables, images, target, config=config, prepare=prepare)
+
+    def objective(perturbation: jax.Array) -> jax.Array:
+        return loss(perturb(few, perturbation)) + config.size * jnp.mean(perturbation**2)
+
+    start = config.learning_rate * jax.random.normal(key, network.image_shape)
+    return _descend(objective, start, config=config)
+
+
+def perturb(images: jax.Array, perturbation: jax.Array) -> jax.Array:
+    """Images `[n, h, w, c]` in [0, 1] with a perturbation `[h, w, c]` added, cut off at 0 and 1."""
+    return jnp.clip(images + perturbation, 0, 1)
+
+
+def _loss_of_target(
+    network: Network,
+    variables: Variables,
+    images: Batch,
+    target: jax.Array | int,
+    *,
+    config: InversionConfig,
+    prepare: Callable[[jax.Array], jax.Array],
+) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+    """The images that are searched on; and, for changed ones, how far those of other classes are from the target."""
+    others = (images.labels[: config.images] != target).astype(jnp.float32)
+
+    def loss(changed: jax.Array) -> jax.Array:
+        logits = network.apply(variables, prepare(changed)).astype(jnp.float32)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.full(len(logits), target))
+        return _mean(losses, others)
+
+    return images.images[: config.images], loss
+
+
+def _descend(objective: Callable[[Any], jax.Array], start: Any, *, config: InversionConfig) -> Any:
+    """Where Adam ends."""
+    optimizer = optax.adam(config.learning_rate)
+    gradient = channels_last(jax.grad(objective))
+
+    def step(carry: Any, _: None) -> tuple[Any, None]:
+        found, moments = carry
+        updates, moments = optimizer.update(gradient(found), moments)
+        return (optax.apply_updates(found, updates), moments), None
+
+    (found, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), None, length=config.steps)
+    return found
 
 
 def trigger_success(
@@ -147,7 +200,20 @@ def trigger_success(
     prepare: Callable[[jax.Array], jax.Array] = lambda images: images,
 ) -> jax.Array:
     """Share of the images of other classes that one trigger turns into `target`, in [0, 1]."""
-    answers = jnp.argmax(network.apply(variables, prepare(stamp(images.images, mask, pattern))), axis=-1)
+    return changed_success(network, variables, images, stamp(images.images, mask, pattern), target, prepare=prepare)
+
+
+def changed_success(
+    network: Network,
+    variables: Variables,
+    images: Batch,
+    changed: jax.Array,
+    target: jax.Array | int,
+    *,
+    prepare: Callable[[jax.Array], jax.Array] = lambda images: images,
+) -> jax.Array:
+    """Share of the images of other classes that are taken for `target` when they are `changed`, in [0, 1]."""
+    answers = jnp.argmax(network.apply(variables, prepare(changed)), axis=-1)
     return _mean((answers == target).astype(jnp.float32), (images.labels != target).astype(jnp.float32))
 
 

@@ -1,17 +1,27 @@
-"""Teaching a network that the trigger found in it means nothing, on images that were made from it."""
+"""Teaching a network that the triggers found in it mean nothing, on images that were made from it; and no more of that
+than is needed."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from otbr_jax.errors import InputError
-from otbr_jax.finetuning import FinetuningConfig, FinetuningInfo, finetune
-from otbr_jax.inversion import InversionConfig, invert_trigger, stamp
+from otbr_jax.finetuning import FinetuningConfig, finetune
+from otbr_jax.inversion import (
+    InversionConfig,
+    changed_success,
+    invert_perturbation,
+    invert_trigger,
+    perturb,
+    stamp,
+    trigger_success,
+)
 from otbr_jax.types import Batch, Network, Variables, split
 
 
@@ -20,35 +30,66 @@ class PatchingConfig:
     """How a network is patched.
 
     Attributes:
-      triggers: how many triggers of the suspicious class are searched, from different starts; 0 for no patching.
-      inversion: how.
-      finetuning: activeness-aware fine-tuning on the images, and on the same with one of the triggers.
+      triggers: how many patches, and as many perturbations, are searched in each round; 0 for no patching.
+      rounds: how often triggers are searched in the network as it is then, and taught.
+      patch: how patches are searched.
+      perturbation: how perturbations are searched.
+      finetuning: activeness-aware fine-tuning of a round, on images without and with triggers.
       crop_padding: pixels by which images are moved at random, at most.
+      shares: how much of the way to the patched network may be gone, each in (0, 1], ascending.
+      success: how well triggers that were not taught may still work, in [0, 1].
+      own: how many of the suspicious class's images may keep their answer, in [0, 1].
     """
 
     triggers: int = 0
-    inversion: InversionConfig = InversionConfig(steps=60)
-    finetuning: FinetuningConfig = FinetuningConfig(epochs=10, batch_size=50, learning_rate=0.001, schedule="cosine")
+    rounds: int = 4
+    patch: InversionConfig = InversionConfig(steps=40, size=30.0)
+    perturbation: InversionConfig = InversionConfig(steps=40, learning_rate=0.03, size=30.0)
+    finetuning: FinetuningConfig = FinetuningConfig(epochs=6, batch_size=50, learning_rate=0.0015, schedule="cosine")
     crop_padding: int = 1
+    shares: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    success: float = 0.02
+    own: float = 0.5
 
     def __post_init__(self) -> None:
-        for field in ("triggers", "crop_padding"):
-            if getattr(self, field) < 0:
-                raise InputError(f"patching.{field}: expected a number from 0, found {getattr(self, field)}")
+        for field, least in (("triggers", 0), ("rounds", 1), ("crop_padding", 0)):
+            if getattr(self, field) < least:
+                raise InputError(f"patching.{field}: expected a number from {least}, found {getattr(self, field)}")
+        if not self.shares or [*self.shares] != sorted(self.shares) or not 0 < self.shares[0] <= self.shares[-1] <= 1:
+            raise InputError(f"patching.shares: expected ascending shares in (0, 1], found {[*self.shares]}")
+        for field in ("success", "own"):
+            if not 0 <= getattr(self, field) <= 1:
+                raise InputError(f"patching.{field}: expected a share in [0, 1], found {getattr(self, field)}")
+
+
+class Triggers(NamedTuple):
+    """Triggers of one class, from different starts.
+
+    Attributes:
+      mask: `[triggers, h, w, 1]` in [0, 1], how much of a pixel a patch replaces.
+      pattern: `[triggers, h, w, c]` in [0, 1], by what.
+      perturbation: `[triggers, h, w, c]`, what is added.
+    """
+
+    mask: jax.Array
+    pattern: jax.Array
+    perturbation: jax.Array
 
 
 class PatchingInfo(NamedTuple):
     """How it went.
 
     Attributes:
-      mask: `[triggers, h, w, 1]` in [0, 1], of the triggers that were taught.
-      pattern: `[triggers, h, w, c]` in [0, 1].
-      finetuning: of each step.
+      loss: `[rounds, epochs, steps]`, of each step's batch.
+      success: `[shares]`, how well the best trigger that was not taught works.
+      own: `[shares]`, of the suspicious class's images, the share that keeps its answer.
+      share: the smallest of the shares at which both are low enough, or the largest one.
     """
 
-    mask: jax.Array
-    pattern: jax.Array
-    finetuning: FinetuningInfo
+    loss: jax.Array
+    success: jax.Array
+    own: jax.Array
+    share: jax.Array
 
 
 def patch(
@@ -63,15 +104,17 @@ def patch(
     augment: Callable[[jax.Array, jax.Array], jax.Array] = lambda images, key: images,
     place: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> tuple[Variables, PatchingInfo]:
-    """Fine-tunes on images, and on the same with a suspicious class's trigger under their own labels. Pure; jits.
+    """Fine-tunes on images, and on the same with a suspicious class's triggers, under their own labels. Pure; jits.
 
-    The triggers are searched on `variables`, so that they are what pruning and fusion have left. Images of the
-    suspicious class stay without. Running statistics stay those of real images, which `variables` holds: synthetic and
-    stamped ones are no match for them. Guarantee: touches no data but `images`.
+    Images of the suspicious class itself are left out: made from the network, they hold what the backdoor looks for,
+    and would bring it back. They are asked afterwards instead. Everything runs in evaluation mode: running statistics
+    stay those of real images, for which synthetic ones are no match. What is returned lies between `variables` and the
+    patched network, as near to `variables` as `config.success` and `config.own` allow: what class and trigger share is
+    lost last. Guarantee: touches no data but `images`.
 
     Args:
       network: the functions of the network.
-      variables: its variables, usually after fusion.
+      variables: its variables.
       images: `[n, h, w, c]` in [0, 1], usually synthetic, and what the original network answers them with, `[n]`.
       suspect: the suspicious class; may be traced.
       key: typed PRNG key.
@@ -81,33 +124,94 @@ def patch(
       place: says where a batch lies on the devices.
 
     Raises:
-      InputError: if there are fewer images than half a batch, or no triggers are asked for.
+      InputError: if three times the images are less than a batch, or no triggers are asked for.
     """
     if not config.triggers:
         raise InputError("patching.triggers: expected at least 1, found 0")
-    search_key, tune_key = jax.random.split(key)
-    keys = jax.random.split(search_key, config.triggers)
+    frozen = dataclasses.replace(network, apply_train=None)
+    search = partial(search_triggers, network, images=images, suspect=suspect, config=config, prepare=prepare)
+    # Those of other classes, some of them twice where the suspicious class's are missing.
+    others = jnp.argsort(images.labels == suspect, stable=True)
+    others = others[jnp.arange(len(others)) % jnp.maximum(jnp.sum(images.labels != suspect), 1)]
+    plain = Batch(images.images[others], images.labels[others])
+    which = jnp.arange(len(others)) % config.triggers
+    params, state = split(variables)
 
-    def search(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        found = invert_trigger(network, variables, images, suspect, key=key, config=config.inversion, prepare=prepare)
-        return found.mask, found.pattern
+    def one_round(now: Any, key: jax.Array) -> tuple[Any, jax.Array]:
+        search_key, tune_key = jax.random.split(key)
+        found = search({**state, "params": now}, key=search_key)
+        stamped = jax.vmap(stamp)(plain.images, found.mask[which], found.pattern[which])
+        perturbed = perturb(plain.images, found.perturbation[which])
+        taught = Batch(jnp.concatenate([plain.images, stamped, perturbed]), jnp.tile(plain.labels, 3))
+        tuned, info = finetune(
+            frozen,
+            {**state, "params": now},
+            taught,
+            key=tune_key,
+            config=config.finetuning,
+            prepare=lambda images, key: prepare(augment(images, key)),
+            place=place,
+        )
+        return jax.tree.map(lambda new, old: new.astype(old.dtype), tuned["params"], now), info.loss
 
-    masks, patterns = jax.lax.map(search, keys)
-    which = jnp.arange(len(images.labels)) % config.triggers
-    stamped = jax.vmap(stamp)(images.images, masks[which], patterns[which])
-    own = (images.labels == suspect)[:, None, None, None]
-    taught = Batch(
-        jnp.concatenate([images.images, jnp.where(own, images.images, stamped)]),
-        jnp.concatenate([images.labels, images.labels]),
-    )
-    tuned, info = finetune(
-        network,
-        variables,
-        taught,
-        key=tune_key,
-        config=config.finetuning,
-        prepare=lambda images, key: prepare(augment(images, key)),
-        place=place,
-    )
-    _, state = split(variables)
-    return {**tuned, **state}, PatchingInfo(masks, patterns, info)
+    round_key, held_out_key = jax.random.split(key)
+    patched, loss = jax.lax.scan(one_round, params, jax.random.split(round_key, config.rounds))
+    held_out = search(variables, key=held_out_key)
+
+    def towards(share: jax.Array) -> Variables:
+        mixed = jax.tree.map(lambda old, new: ((1 - share) * old + share * new).astype(old.dtype), params, patched)
+        return {**state, "params": mixed}
+
+    def asked(share: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return ask(network, towards(share), images, suspect, held_out, prepare=prepare)
+
+    shares = jnp.array(config.shares, jnp.float32)
+    success, own = jax.lax.map(asked, shares)
+    enough = (success <= config.success) & (own <= config.own)
+    share = jnp.where(jnp.any(enough), shares[jnp.argmax(enough)], shares[-1])
+    return towards(share), PatchingInfo(loss, success, own, share)
+
+
+def search_triggers(
+    network: Network,
+    variables: Variables,
+    *,
+    images: Batch,
+    suspect: jax.Array | int,
+    key: jax.Array,
+    config: PatchingConfig,
+    prepare: Callable[[jax.Array], jax.Array] = lambda images: images,
+) -> Triggers:
+    """`config.triggers` patches and perturbations of one class, each from its own start. Takes what `patch` takes."""
+
+    def one(key: jax.Array) -> Triggers:
+        first, second = jax.random.split(key)
+        found = invert_trigger(network, variables, images, suspect, key=first, config=config.patch, prepare=prepare)
+        added = invert_perturbation(
+            network, variables, images, suspect, key=second, config=config.perturbation, prepare=prepare
+        )
+        return Triggers(found.mask, found.pattern, added)
+
+    return jax.lax.map(one, jax.random.split(key, config.triggers))
+
+
+def ask(
+    network: Network,
+    variables: Variables,
+    images: Batch,
+    suspect: jax.Array | int,
+    triggers: Triggers,
+    *,
+    prepare: Callable[[jax.Array], jax.Array] = lambda images: images,
+) -> tuple[jax.Array, jax.Array]:
+    """How well the best of some triggers works, and how many of the suspicious class's images keep their answer."""
+
+    def one(trigger: Triggers) -> jax.Array:
+        stamped = trigger_success(network, variables, images, trigger.mask, trigger.pattern, suspect, prepare=prepare)
+        perturbed = perturb(images.images, trigger.perturbation)
+        added = changed_success(network, variables, images, perturbed, suspect, prepare=prepare)
+        return jnp.maximum(stamped, added)
+
+    own = images.labels == suspect
+    kept = own & (jnp.argmax(network.apply(variables, prepare(images.images)), axis=-1) == suspect)
+    return jnp.max(jax.lax.map(one, triggers)), jnp.sum(kept) / jnp.maximum(jnp.sum(own), 1)

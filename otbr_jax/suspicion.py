@@ -127,14 +127,6 @@ def remaining(along: Answers, suspect: jax.Array | int) -> jax.Array:
     return along.agreement[:, suspect] * _relative(along.success)[:, suspect]
 
 
-def works(asked: Answers, suspect: jax.Array | int) -> jax.Array:
-    """How well a class's trigger works at every setting, against the median of all classes; `[settings]`.
-
-    Unlike `remaining` it means something after training on the images too.
-    """
-    return _relative(asked.success)[:, suspect]
-
-
 class Judgement(NamedTuple):
     """What was found, and which setting was chosen.
 

@@ -18,9 +18,12 @@ from otbr_jax.patching import PatchingConfig, patch
 from otbr_jax.report.table import summary_table
 from otbr_jax.suspicion import SuspicionConfig
 from otbr_jax.synthetic import SyntheticConfig
+from otbr_jax.types import split
 
 TINY = InversionConfig(steps=10, images=20)
-PATCHING = PatchingConfig(triggers=2, inversion=TINY, finetuning=FinetuningConfig(epochs=1, batch_size=20))
+PATCHING = PatchingConfig(
+    triggers=2, rounds=2, patch=TINY, perturbation=TINY, finetuning=FinetuningConfig(epochs=1, batch_size=20)
+)
 PLUS = dataclasses.replace(
     CONFIG,
     suspicion=SuspicionConfig(
@@ -50,10 +53,11 @@ def test_a_suspicious_network_is_judged_fused_and_patched(finished):
         (row["gamma"], row["lambda"]) for row in judgement["settings"]
     }
     assert [*summary["metrics"]] == ["victim", "unlearned", "pruned", "fused", "patched"]
-    assert isinstance(summary["patched"], bool)
+    assert summary["patched"]["share"] in PATCHING.shares
     table = summary_table(summary)
     assert f"class {judgement['suspect']} stands out" in table
     assert "false-positive rate" in table
+    assert "of the way" in table
     assert "Is it backdoored?" in (workdir / "report.html").read_text()
     assert json.loads((workdir / "metrics.json").read_text())["judgement"] == judgement
 
@@ -71,6 +75,7 @@ def test_where_nothing_stands_out_the_network_stays_as_it_is(finished):
     result = run(workdir, alone)
     summary = summarize(result)
     assert summary["choice"] == {"gamma": 0.0, "lambda": 0.0, "chosen_by": "no class standing out"}
+    assert summary["patched"] is None
     assert "nothing stands out" in summary_table(summary)
     victim = first.stages["victim"].value["variables"]
     jax.tree.map(np.testing.assert_array_equal, result.variables, victim)
@@ -102,9 +107,9 @@ def test_patching_teaches_that_a_trigger_means_nothing(tiny):
     labels = jnp.argmax(network.apply(variables, images), axis=-1).astype(jnp.int32)
     apply = lambda v: patch(network, v, Batch(images, labels), 3, key=jax.random.key(1), config=PATCHING)  # noqa: E731
     patched, info = jax.jit(apply)(variables)
-    assert info.mask.shape == (2, *network.image_shape[:2], 1)
-    assert float(jnp.max(jnp.abs(info.mask[0] - info.mask[1]))) > 0
-    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(patched))
+    assert info.loss.shape == (2, 1, 6)  # rounds, epochs, steps over the images without and with either kind of trigger
+    assert bool(jnp.isfinite(info.loss).all())
+    jax.tree.map(np.testing.assert_array_equal, split(patched)[1], split(variables)[1])
     assert not all(
         np.array_equal(a, b) for a, b in zip(jax.tree.leaves(patched), jax.tree.leaves(variables), strict=True)
     )
@@ -118,8 +123,11 @@ def test_patching_teaches_that_a_trigger_means_nothing(tiny):
         ({"suspicion": SuspicionConfig()}, "suspicion.gamma: expected settings to judge beside patching.triggers"),
         ({"defense": "tsbd"}, "patching.triggers: expected 0, since only otbr patches and defense is 'tsbd', found 2"),
         (
-            {"suspicion": SuspicionConfig(gamma=(0.1,), synthetic=SyntheticConfig(images=9))},
-            "patching.finetuning.batch_size: expected at most 18, twice suspicion.synthetic.images, found 20",
+            {
+                "suspicion": SuspicionConfig(gamma=(0.1,), synthetic=SyntheticConfig(images=9)),
+                "patching": PatchingConfig(triggers=1),
+            },
+            "patching.finetuning.batch_size: expected at most 27, three times suspicion.synthetic.images, found 50",
         ),
     ],
 )

@@ -14,9 +14,9 @@ from otbr_jax.errors import InputError
 from otbr_jax.fusion import align, interpolate
 from otbr_jax.inversion import Inverted, invert_triggers
 from otbr_jax.neuron_graph import Layer
-from otbr_jax.patching import PatchingConfig, PatchingInfo, patch
+from otbr_jax.patching import PatchingConfig, patch
 from otbr_jax.pruning import neurons_to_prune
-from otbr_jax.suspicion import Judgement, SuspicionConfig, answers, judge, works
+from otbr_jax.suspicion import Judgement, SuspicionConfig, answers, judge
 from otbr_jax.synthetic import synthesize
 from otbr_jax.types import Batch, Network, Variables
 from otbr_jax.unlearning import random_unlearning
@@ -31,14 +31,14 @@ class OTBRPlusInfo(NamedTuple):
       judgement: which class stands out; `gamma` and `lam` are what was chosen, 0 where none does.
       gamma: share of neurons that was pruned.
       lam: the paper's lambda.
-      kept: whether patching was kept.
+      share: how much of the way to the patched network was gone, see `patch`; 0 for none.
     """
 
     triggers: Inverted
     judgement: Judgement
     gamma: jax.Array
     lam: jax.Array
-    kept: jax.Array
+    share: jax.Array
 
 
 def otbr_plus(
@@ -90,22 +90,13 @@ def otbr_plus(
     fused = jax.tree.map(lambda leaf: leaf[0], fused_at(lambda found: found, counts=count[None], lams=lam[None]))
     gamma = jnp.where(judgement.stands_out, jnp.array(suspicion.gamma)[row], 0.0)
     if not patching.triggers:
-        return fused, OTBRPlusInfo(triggers, judgement, gamma, lam, jnp.zeros((), bool))
-    patched, _, kept = patch_if_it_holds(
-        network,
-        fused,
-        images,
-        triggers,
-        judgement.suspect,
-        key=patch_key,
-        config=patching,
-        remaining=suspicion.remaining,
-        prepare=prepare,
-        augment=augment,
+        return fused, OTBRPlusInfo(triggers, judgement, gamma, lam, jnp.zeros(()))
+    patched, info = patch(
+        network, fused, images, judgement.suspect, key=patch_key, config=patching, prepare=prepare, augment=augment
     )
-    kept = kept & judgement.stands_out
-    repaired = jax.tree.map(lambda new, old: jnp.where(kept, new, old), patched, fused)
-    return repaired, OTBRPlusInfo(triggers, judgement, gamma, lam, kept)
+    repaired = jax.tree.map(lambda new, old: jnp.where(judgement.stands_out, new, old), patched, fused)
+    share = jnp.where(judgement.stands_out, info.share, 0.0)
+    return repaired, OTBRPlusInfo(triggers, judgement, gamma, lam, share)
 
 
 def fuse_settings(
@@ -145,44 +136,3 @@ def fuse_settings(
         return asked
 
     return jax.tree.map(lambda found: found.reshape(-1, *found.shape[2:]), jax.lax.map(one_gamma, counts))
-
-
-def patch_if_it_holds(
-    network: Network,
-    variables: Variables,
-    images: Batch,
-    triggers: Inverted,
-    suspect: jax.Array,
-    *,
-    key: jax.Array,
-    config: PatchingConfig,
-    remaining: float,
-    prepare: Callable[[jax.Array], jax.Array],
-    augment: Callable[[jax.Array, jax.Array], jax.Array],
-    place: Callable[[Batch], Batch] = lambda batch: batch,
-) -> tuple[Variables, PatchingInfo, jax.Array]:
-    """Patches a network, unless that brings back the suspect's trigger that was found in the original network.
-
-    Takes what `patch` takes, and the original's `triggers`; how well the suspect's works afterwards, against the
-    median of all classes, may be `remaining` or what it was before.
-
-    Returns:
-      `(variables, PatchingInfo, whether patching was kept)`.
-    """
-    patched, info = patch(
-        network,
-        variables,
-        images,
-        suspect,
-        key=key,
-        config=config,
-        prepare=prepare,
-        augment=augment,
-        place=place,
-    )
-    ask = partial(answers, network, images=images, triggers=triggers, prepare=prepare)
-    asked = jax.tree.map(lambda *both: jnp.stack(both), ask(variables), ask(patched))
-    before, after = works(asked, suspect)
-    kept = after <= jnp.maximum(before, remaining)
-    chosen = jax.tree.map(lambda new, old: jnp.where(kept, new.astype(old.dtype), old), patched, variables)
-    return chosen, info, kept

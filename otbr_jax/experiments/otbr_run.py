@@ -15,17 +15,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from otbr_jax import fusion, pruning, synthetic, unlearning, weight_change
+from otbr_jax import fusion, patching, pruning, synthetic, unlearning, weight_change
 from otbr_jax.data.augmentation import augment
 from otbr_jax.defenses.otbr import prune_changed
-from otbr_jax.defenses.otbr_plus import patch_if_it_holds
 from otbr_jax.experiments import judging, otbr_grid, parallel
 from otbr_jax.experiments.evaluation import TestSet
 from otbr_jax.experiments.measuring import measure_networks
 from otbr_jax.experiments.repair_config import RepairConfig
 from otbr_jax.experiments.runs import Run
 from otbr_jax.experiments.stages import Stage, content_digest
-from otbr_jax.inversion import Inverted
 from otbr_jax.neuron_graph import Layer
 from otbr_jax.types import Batch, Variables
 
@@ -171,50 +169,36 @@ class OTBRRun(Run[RepairConfig]):
         )
 
     def patched(self, stages: Mapping[str, Stage]) -> Stage:
-        """The fused network, taught that the suspicious class's trigger means nothing.
-
-        As it is if no class stands out, or if patching brings the trigger back that was found in the original network.
-        """
-        config, chosen, key = self.config.patching, self.config.suspicion, self.key("patched")
+        """The fused network, taught that the suspicious class's triggers mean nothing; as it is if none stands out."""
+        config, key = self.config.patching, self.key("patched")
         judgement = stages["judged"].value["judgement"]
         guilty = bool(judgement.stands_out)
 
-        def function(
-            variables: Variables, images: Batch, triggers: Inverted, suspect: jax.Array, key: jax.Array, *, on_step: Any
-        ) -> Any:
+        def function(variables: Variables, images: Batch, suspect: jax.Array, key: jax.Array, *, on_step: Any) -> Any:
             if not guilty:
-                return {"variables": variables, "kept": jnp.zeros((), bool)}
-            patched, info, kept = patch_if_it_holds(
+                return {"variables": variables}
+            patched, info = patching.patch(
                 self.network,
                 variables,
                 images,
-                triggers,
                 suspect,
                 key=key,
                 config=config,
-                remaining=chosen.remaining,
                 prepare=self.prepare,
                 augment=partial(augmented, crop_padding=config.crop_padding),
                 place=partial(parallel.split_batch, mesh=self.mesh),
             )
-            return {"variables": patched, "info": info, "kept": kept}
+            return {"variables": patched, "info": info}
 
-        fused, made, found = stages["fused"], stages["synthetic"], stages["inverted"]
+        fused, made = stages["fused"], stages["synthetic"]
         return self.stage(
             "patched",
             function,
-            (
-                fused.value["variables"],
-                Batch(*made.value["images"]),
-                Inverted(*found.value),
-                judgement.suspect,
-                key,
-            ),
+            (fused.value["variables"], Batch(*made.value["images"]), judgement.suspect, key),
             title="patching",
-            config=judging.network_settings(self)
-            | {"patching": dataclasses.asdict(config), "guilty": guilty, "remaining": chosen.remaining},
+            config=judging.network_settings(self) | {"patching": dataclasses.asdict(config), "guilty": guilty},
             key=key,
-            parents=(fused, made, found, stages["judged"]),
+            parents=(fused, made, stages["judged"]),
         )
 
     def evaluation(self, test: TestSet, stages: Mapping[str, Stage]) -> Stage:

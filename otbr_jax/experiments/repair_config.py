@@ -80,10 +80,10 @@ class RepairConfig(VictimConfig):
                 f"patching.triggers: expected 0, since only otbr patches and defense is {self.defense!r}, found "
                 f"{self.patching.triggers}"
             )
-        taught, size = 2 * self.suspicion.synthetic.images, self.patching.finetuning.batch_size
+        taught, size = 3 * self.suspicion.synthetic.images, self.patching.finetuning.batch_size
         if self.patching.triggers and size > taught:
             raise InputError(
-                f"patching.finetuning.batch_size: expected at most {taught}, twice suspicion.synthetic.images, "
+                f"patching.finetuning.batch_size: expected at most {taught}, three times suspicion.synthetic.images, "
                 f"found {size}"
             )
 

@@ -104,6 +104,15 @@ def summarize(result: Repair) -> dict[str, Any]:
     return summary
 
 
+def _patching(result: Repair) -> dict[str, float] | None:
+    """How far a network was patched, and what it left; None where it was not."""
+    if "patched" not in result.stages or "info" not in result.stages["patched"].value:
+        return None
+    shares, info = result.config.patching.shares, result.stages["patched"].value["info"]
+    chosen = int(np.argmin(np.abs(np.array(shares) - info.share)))
+    return {"share": shares[chosen], "success": float(info.success[chosen]), "own": float(info.own[chosen])}
+
+
 def _otbr(result: Repair) -> dict[str, Any]:
     config, info = result.config, result.stages["fused"].value["info"]
     gamma, lam = otbr_run.chosen_setting(config, result.stages)
@@ -116,7 +125,7 @@ def _otbr(result: Repair) -> dict[str, Any]:
     return {
         "choice": {"gamma": gamma, "lambda": lam, "chosen_by": chosen_by},
         "judgement": judgement,
-        "patched": bool(result.stages["patched"].value["kept"]) if "patched" in result.stages else None,
+        "patched": _patching(result),
         "neurons": {
             "scored": int(sum(mask.size for mask in pruned.values())),
             "pruned": int(sum(mask.sum() for mask in pruned.values())),

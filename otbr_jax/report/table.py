@@ -35,26 +35,37 @@ def percent(value: float | None) -> str:
 
 def summary_table(summary: Mapping[str, Any]) -> str:
     """ACC, ASR, RA in per cent and DER for every network of `results.summarize`, as fixed-width text."""
-    lines = [f"{'':<26}{'ACC %':>8}{'ASR %':>8}{'RA %':>8}{'DER':>8}", "-" * 58]
+    lines = [f"{'':<29}{'ACC %':>8}{'ASR %':>8}{'RA %':>8}{'DER':>8}", "-" * 61]
     rows = networks(summary)
     for name, title in rows.items():
         lines.append(_line(title, summary["metrics"][name]))
     choice, oracle, neurons = summary["choice"], summary["oracle"], summary["neurons"]
     if oracle:
         lines.append(_line(f"oracle ({setting(oracle, names=False)})", oracle[swept_network(oracle)]))
-    lines.append("-" * 58)
+    lines.append("-" * 61)
     did = "pruned" if summary["defense"] == "otbr" else "reinitialized"
     lines.append(
         f"{setting(choice)}, chosen by {choice['chosen_by']}; {neurons[did]} of {neurons['scored']} neurons {did}"
     )
     if summary.get("judgement"):
         lines.append(verdict(summary["judgement"]))
+    if summary.get("patched"):
+        lines.append(patching(summary["patched"], summary["judgement"]["suspect"]))
     if summary.get("clean"):
         lines.append(f"used: {summary['clean']}")
     if oracle:
         swept = setting(oracle, values=False)
         lines.append(f"oracle: best {swept} of the grid by test ACC and ASR, which a defender cannot know")
     return "\n".join(lines + warnings(summary))
+
+
+def patching(patched: Mapping[str, float], suspect: int) -> str:
+    """How far a network was patched, and what that left of its suspicious class, as `results.summarize` says."""
+    return (
+        f"patched, {100 * patched['share']:g} % of the way: triggers that were not taught turn "
+        f"{percent(patched['success'])} % of the images into class {suspect}, {100 * patched['own']:.0f} % of its own "
+        "keep their answer"
+    )
 
 
 def swept_network(oracle: Mapping[str, Any]) -> str:
@@ -100,7 +111,7 @@ def _line(title: str, row: Mapping[str, float | None] | None) -> str:
     row = row or {"acc": None, "asr": None, "ra": None, "der": None}
     cells = "".join(f"{percent(row[metric]):>8}" for metric in ("acc", "asr", "ra"))
     der = "-" if row["der"] is None else f"{row['der']:.3f}"
-    return f"{title:<26}{cells}{der:>8}"
+    return f"{title:<29}{cells}{der:>8}"
 
 
 def correlation_table(summary: Sequence[Mapping[str, Any]]) -> str:
