@@ -31,7 +31,7 @@ def plus(config: RepairConfig) -> RepairConfig:
     """The same victim, repaired this way; the sweep is the grid that is chosen from."""
     return dataclasses.replace(
         config,
-        suspicion=SuspicionConfig(gamma=GAMMA, lam=LAM),
+        suspicion=SuspicionConfig(gamma=GAMMA, lam=LAM, least_agreement=0.95),
         patching=PatchingConfig(triggers=4),
         sweep=dataclasses.replace(config.sweep, gamma=GAMMA, lam=LAM),
     )

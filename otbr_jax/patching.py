@@ -36,8 +36,8 @@ class PatchingConfig:
       perturbation: how perturbations are searched.
       finetuning: activeness-aware fine-tuning of a round, on images without and with triggers.
       crop_padding: pixels by which images are moved at random, at most.
-      shares: how much of the way to the patched network may be gone, each in (0, 1], ascending.
-      success: how well triggers that were not taught may still work, in [0, 1].
+      shares: how much of the way to the patched network may be gone, each in [0, 1], ascending.
+      success: how well triggers of the original network that were not taught may still work, in [0, 1].
       own: how many of the suspicious class's images may keep their answer, in [0, 1].
     """
 
@@ -47,16 +47,16 @@ class PatchingConfig:
     perturbation: InversionConfig = InversionConfig(steps=40, learning_rate=0.03, size=30.0)
     finetuning: FinetuningConfig = FinetuningConfig(epochs=6, batch_size=50, learning_rate=0.0015, schedule="cosine")
     crop_padding: int = 1
-    shares: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    shares: tuple[float, ...] = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     success: float = 0.02
-    own: float = 0.5
+    own: float = 0.35
 
     def __post_init__(self) -> None:
         for field, least in (("triggers", 0), ("rounds", 1), ("crop_padding", 0)):
             if getattr(self, field) < least:
                 raise InputError(f"patching.{field}: expected a number from {least}, found {getattr(self, field)}")
-        if not self.shares or [*self.shares] != sorted(self.shares) or not 0 < self.shares[0] <= self.shares[-1] <= 1:
-            raise InputError(f"patching.shares: expected ascending shares in (0, 1], found {[*self.shares]}")
+        if not self.shares or [*self.shares] != sorted(self.shares) or not 0 <= self.shares[0] <= self.shares[-1] <= 1:
+            raise InputError(f"patching.shares: expected ascending shares in [0, 1], found {[*self.shares]}")
         for field in ("success", "own"):
             if not 0 <= getattr(self, field) <= 1:
                 raise InputError(f"patching.{field}: expected a share in [0, 1], found {getattr(self, field)}")
@@ -95,6 +95,7 @@ class PatchingInfo(NamedTuple):
 def patch(
     network: Network,
     variables: Variables,
+    original: Variables,
     images: Batch,
     suspect: jax.Array | int,
     *,
@@ -109,12 +110,13 @@ def patch(
     Images of the suspicious class itself are left out: made from the network, they hold what the backdoor looks for,
     and would bring it back. They are asked afterwards instead. Everything runs in evaluation mode: running statistics
     stay those of real images, for which synthetic ones are no match. What is returned lies between `variables` and the
-    patched network, as near to `variables` as `config.success` and `config.own` allow: what class and trigger share is
-    lost last. Guarantee: touches no data but `images`.
+    patched network, as near to `variables` as `config.success` and `config.own` allow: the way further costs what the
+    class and its trigger have in common. Guarantee: touches no data but `images`.
 
     Args:
       network: the functions of the network.
-      variables: its variables.
+      variables: its variables, usually after fusion.
+      original: those of the suspicious network as it came, in which the triggers that are not taught are searched.
       images: `[n, h, w, c]` in [0, 1], usually synthetic, and what the original network answers them with, `[n]`.
       suspect: the suspicious class; may be traced.
       key: typed PRNG key.
@@ -156,7 +158,7 @@ def patch(
 
     round_key, held_out_key = jax.random.split(key)
     patched, loss = jax.lax.scan(one_round, params, jax.random.split(round_key, config.rounds))
-    held_out = search(variables, key=held_out_key)
+    held_out = search(original, key=held_out_key)
 
     def towards(share: jax.Array) -> Variables:
         mixed = jax.tree.map(lambda old, new: ((1 - share) * old + share * new).astype(old.dtype), params, patched)

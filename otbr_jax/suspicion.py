@@ -35,7 +35,8 @@ class SuspicionConfig:
       synthetic: how images are made from the network.
       inversion: how triggers are reverse-engineered on them.
       agreement: settings at which fewer of the images keep their answer say nothing about single classes, in [0, 1].
-      least_agreement: settings at which fewer of the images keep their answer are not chosen, in [0, 1].
+      least_agreement: settings at which fewer of the images of other classes than the suspicious one keep their answer
+        are not chosen, in [0, 1].
       threshold: the suspicion from which a class stands out.
       remaining: what may remain of the suspicious class for a setting to count as repaired, see `remaining`.
     """
@@ -159,9 +160,10 @@ def judge(triggers: Inverted, along: Answers, *, config: SuspicionConfig) -> Jud
     left = remaining(along, suspect)
     gone = left <= config.remaining
     agreement = jnp.mean(along.agreement, axis=1)
-    sound = (agreement >= config.least_agreement) | (agreement == jnp.max(agreement))
+    others = jnp.mean(along.agreement, axis=1, where=jnp.arange(len(suspicion)) != suspect)
+    sound = (others >= config.least_agreement) | (others == jnp.max(others))
     least = jnp.argmin(jnp.where(sound, left, jnp.inf))
-    chosen = jnp.where(jnp.any(gone & sound), jnp.argmax(jnp.where(gone, agreement, -1.0)), least)
+    chosen = jnp.where(jnp.any(gone & sound), jnp.argmax(jnp.where(gone & sound, agreement, -1.0)), least)
     return Judgement(suspicion, suspect, suspicion[suspect] >= config.threshold, left, chosen)
 
 

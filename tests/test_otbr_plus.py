@@ -105,8 +105,10 @@ def test_patching_teaches_that_a_trigger_means_nothing(tiny):
     network, variables = tiny
     images = jax.random.uniform(jax.random.key(0), (40, *network.image_shape))
     labels = jnp.argmax(network.apply(variables, images), axis=-1).astype(jnp.int32)
-    apply = lambda v: patch(network, v, Batch(images, labels), 3, key=jax.random.key(1), config=PATCHING)  # noqa: E731
+    always = dataclasses.replace(PATCHING, shares=(1.0,))
+    apply = lambda v: patch(network, v, v, Batch(images, labels), 3, key=jax.random.key(1), config=always)  # noqa: E731
     patched, info = jax.jit(apply)(variables)
+    assert float(info.share) == 1.0
     assert info.loss.shape == (2, 1, 6)  # rounds, epochs, steps over the images without and with either kind of trigger
     assert bool(jnp.isfinite(info.loss).all())
     jax.tree.map(np.testing.assert_array_equal, split(patched)[1], split(variables)[1])
@@ -114,7 +116,7 @@ def test_patching_teaches_that_a_trigger_means_nothing(tiny):
         np.array_equal(a, b) for a, b in zip(jax.tree.leaves(patched), jax.tree.leaves(variables), strict=True)
     )
     with pytest.raises(InputError, match=r"patching.triggers: expected at least 1, found 0"):
-        patch(network, variables, Batch(images, labels), 3, key=jax.random.key(1), config=PatchingConfig())
+        patch(network, variables, variables, Batch(images, labels), 3, key=jax.random.key(1), config=PatchingConfig())
 
 
 @pytest.mark.parametrize(

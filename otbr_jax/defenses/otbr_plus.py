@@ -92,7 +92,15 @@ def otbr_plus(
     if not patching.triggers:
         return fused, OTBRPlusInfo(triggers, judgement, gamma, lam, jnp.zeros(()))
     patched, info = patch(
-        network, fused, images, judgement.suspect, key=patch_key, config=patching, prepare=prepare, augment=augment
+        network,
+        fused,
+        variables,
+        images,
+        judgement.suspect,
+        key=patch_key,
+        config=patching,
+        prepare=prepare,
+        augment=augment,
     )
     repaired = jax.tree.map(lambda new, old: jnp.where(judgement.stands_out, new, old), patched, fused)
     share = jnp.where(judgement.stands_out, info.share, 0.0)

@@ -42,7 +42,7 @@ class OTBRRun(Run[RepairConfig]):
         pruned = self.pruned(victim, unlearned, scores, gamma=gamma)
         stages |= {"pruned": pruned, "fused": self.fused(victim, scores, pruned, lam=lam)}
         if self.config.patching.triggers:
-            stages["patched"] = self.patched(stages)
+            stages["patched"] = self.patched(victim, stages)
         return stages
 
     def suspected(self, victim: Stage) -> dict[str, Stage]:
@@ -168,18 +168,27 @@ class OTBRRun(Run[RepairConfig]):
             parents=(victim, scores, pruned),
         )
 
-    def patched(self, stages: Mapping[str, Stage]) -> Stage:
+    def patched(self, victim: Stage, stages: Mapping[str, Stage]) -> Stage:
         """The fused network, taught that the suspicious class's triggers mean nothing; as it is if none stands out."""
         config, key = self.config.patching, self.key("patched")
         judgement = stages["judged"].value["judgement"]
         guilty = bool(judgement.stands_out)
 
-        def function(variables: Variables, images: Batch, suspect: jax.Array, key: jax.Array, *, on_step: Any) -> Any:
+        def function(
+            variables: Variables,
+            original: Variables,
+            images: Batch,
+            suspect: jax.Array,
+            key: jax.Array,
+            *,
+            on_step: Any,
+        ) -> Any:
             if not guilty:
                 return {"variables": variables}
             patched, info = patching.patch(
                 self.network,
                 variables,
+                original,
                 images,
                 suspect,
                 key=key,
@@ -194,11 +203,11 @@ class OTBRRun(Run[RepairConfig]):
         return self.stage(
             "patched",
             function,
-            (fused.value["variables"], Batch(*made.value["images"]), judgement.suspect, key),
+            (fused.value["variables"], victim.value["variables"], Batch(*made.value["images"]), judgement.suspect, key),
             title="patching",
             config=judging.network_settings(self) | {"patching": dataclasses.asdict(config), "guilty": guilty},
             key=key,
-            parents=(fused, made, stages["judged"]),
+            parents=(victim, fused, made, stages["judged"]),
         )
 
     def evaluation(self, test: TestSet, stages: Mapping[str, Stage]) -> Stage:
