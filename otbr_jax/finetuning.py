@@ -11,11 +11,12 @@ where `grad_fn(params)` gives the gradients of the same batch at other parameter
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from otbr_jax.errors import InputError
@@ -38,6 +39,7 @@ class FinetuningConfig:
       radius: the paper's r, how far each tensor is moved up its gradient; above 0.
       alpha: weight of the gradient found there, in [0, 1]; 0 is fine-tuning as everybody knows it.
       schedule: of the learning rate, a name of `SCHEDULES`: as published `constant`, or `cosine` down to zero.
+      patience: after how many epochs in a row whose mean loss is no new minimum it ends early; as published 0, never.
     """
 
     epochs: int = 20
@@ -47,10 +49,12 @@ class FinetuningConfig:
     radius: float = 0.05
     alpha: float = 0.7
     schedule: str = "constant"
+    patience: int = 0
 
     def __post_init__(self) -> None:
-        if self.epochs < 0:
-            raise InputError(f"finetuning.epochs: expected a number from 0, found {self.epochs}")
+        for field in ("epochs", "patience"):
+            if getattr(self, field) < 0:
+                raise InputError(f"finetuning.{field}: expected a number from 0, found {getattr(self, field)}")
         if self.batch_size < 1:
             raise InputError(f"finetuning.batch_size: expected at least 1, found {self.batch_size}")
         for field in ("learning_rate", "radius"):
@@ -236,7 +240,8 @@ def finetune(
     Args: as `finetune_epoch` and `step_fn`; the key of epoch `i` is `fold_in(key, i)`.
 
     Returns:
-      `(variables, FinetuningInfo)`, the latter `[epochs, steps]`; parameters at least in float32.
+      `(variables, FinetuningInfo)`, the latter `[epochs, steps]`, NaN for epochs after an early end; parameters at
+      least in float32.
 
     Raises:
       InputError: if there are fewer images than one batch, or devices cannot share a batch evenly.
@@ -249,5 +254,26 @@ def finetune(
         own = jax.random.fold_in(key, index)
         return finetune_epoch(step, carry, clean, key=own, batch_size=batch_size, prepare=prepare, place=place)
 
-    carry, info = jax.lax.scan(epoch, begin(variables, optimizer), jnp.arange(config.epochs))
+    start, indices = begin(variables, optimizer), jnp.arange(config.epochs)
+    if not config.patience:
+        carry, info = jax.lax.scan(epoch, start, indices)
+        return variables_of(carry), info
+
+    def unless_ended(carry: Any, index: jax.Array) -> Any:
+        tuning, least, waited = carry
+        rest = jax.eval_shape(epoch, tuning, index)[1]
+        ended = jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.nan, leaf.dtype), rest)
+        tuning, info = jax.lax.cond(
+            waited < config.patience, lambda: epoch(tuning, index), lambda: (tuning, FinetuningInfo(*ended))
+        )
+        loss = jnp.mean(info.loss)
+        waited = jnp.where(waited < config.patience, jnp.where(loss < least, 0, waited + 1), waited)
+        return (tuning, jnp.fmin(least, loss), waited), info
+
+    (carry, _, _), info = jax.lax.scan(unless_ended, (start, jnp.float32(jnp.inf), jnp.int32(0)), indices)
     return variables_of(carry), info
+
+
+def ends_early(losses: Sequence[float] | np.ndarray, *, patience: int) -> bool:
+    """Whether a fine-tuning with these mean losses of its epochs has ended, see `FinetuningConfig.patience`."""
+    return patience > 0 and len(losses) > 0 and len(losses) - 1 - int(np.argmin(losses)) >= patience

@@ -1,3 +1,5 @@
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from otbr_jax.finetuning import (
     FinetuningConfig,
     activeness_aware,
     begin,
+    ends_early,
     finetune,
     finetune_epoch,
     optimizer_of,
@@ -212,3 +215,25 @@ def test_bad_settings(settings, message):
     if settings.keys() <= {"radius", "alpha"}:
         with pytest.raises(InputError, match=message):
             activeness_aware(**settings)
+
+
+def test_an_early_end_is_the_same_epoch_by_epoch(tiny, clean):
+    network, variables = tiny
+    # Too long steps: the loss soon rises.
+    config = FinetuningConfig(epochs=6, batch_size=8, learning_rate=3.0, patience=2)
+    tuned, info = jax.jit(
+        lambda v: finetune(network, v, clean, key=jax.random.key(3), config=config, prepare=brightened)
+    )(variables)
+    losses = np.mean(info.loss, axis=1)
+    ended = int(np.isfinite(losses).sum())
+    assert 2 < ended < 6
+    assert not ends_early(losses[: ended - 1], patience=2)
+    assert ends_early(losses[:ended], patience=2)
+    assert not ends_early(losses[:ended], patience=0)
+    assert bool(jnp.isnan(info.accuracy[ended:]).all())
+
+    fewer = dataclasses.replace(config, epochs=ended, patience=0)
+    same, _ = jax.jit(lambda v: finetune(network, v, clean, key=jax.random.key(3), config=fewer, prepare=brightened))(
+        variables
+    )
+    close(tuned, same)

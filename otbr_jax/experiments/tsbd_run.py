@@ -267,6 +267,8 @@ class TSBDRun(Run[RepairConfig]):
                 for _ in range(done):
                     advance()
                 for index in range(done, config.epochs):
+                    if finetuning.ends_early(history["loss"][:index], patience=config.patience):
+                        break
                     carry, loss, accuracy = epoch(carry, clean, jax.random.fold_in(key, index))
                     history["loss"][index], history["accuracy"][index] = loss, accuracy
                     if not np.isfinite(history["loss"][index]):
