@@ -47,6 +47,7 @@ def finished(tmp_path_factory):
     return workdir, ablate(CONFIG, workdir, devices=jax.local_devices()[:1])
 
 
+@pytest.mark.slow
 def test_what_an_ablation_says(finished):
     workdir, found = finished
     made = rows(CONFIG, found)
@@ -84,6 +85,7 @@ def test_what_an_ablation_says(finished):
     assert "last layer" in table
 
 
+@pytest.mark.slow
 def test_a_second_run_reloads_everything(finished, monkeypatch):
     workdir, found = finished
     monkeypatch.setattr("otbr_jax.finetuning.finetune", None)

@@ -71,6 +71,7 @@ def test_a_study_of_a_clean_and_a_backdoored_network(finished):
     assert len({len(row) for row in text.splitlines()}) == 1
 
 
+@pytest.mark.slow
 def test_it_is_the_cores_activeness_and_the_change_of_the_same_unlearning(tiny):
     network, variables = tiny
     layers = trace(network.apply, variables, jnp.zeros((1, 8, 8, 1))).main_convolutions

@@ -180,6 +180,7 @@ def test_a_nan_never_passes():
     assert compare_each("zeros", np.zeros(3), np.zeros(3), tolerance=0.0).passed
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FILE.is_file(), reason="OTBR_JAX_REFERENCE names no reference file")
 @pytest.mark.parametrize("check", [check_otbr, check_tsbd])
 def test_every_stage_equals_the_reference_implementations(check):

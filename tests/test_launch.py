@@ -19,10 +19,14 @@ def launch(*flags, program="repair"):
     ("flag", "message"),
     [
         ("--config.otbr.gama=0.1", "gama"),
-        ("--config.otbr.gamma=high", "high"),
-        ("--config.otbr.gamma=1.5", "gamma: expected a fraction of neurons in [0, 1], found 1.5"),
+        pytest.param("--config.otbr.gamma=high", "high", marks=pytest.mark.slow),
+        pytest.param(
+            "--config.otbr.gamma=1.5",
+            "gamma: expected a fraction of neurons in [0, 1], found 1.5",
+            marks=pytest.mark.slow,
+        ),
         ("--config=nowhere.py", "nowhere.py"),
-        ("--config.model.name=preact_resnet81", "did you mean 'preact_resnet18'?"),
+        pytest.param("--config.model.name=preact_resnet81", "did you mean 'preact_resnet18'?", marks=pytest.mark.slow),
         (
             "--config.model.checkpoint=/nowhere",
             "model.checkpoint: expected an Orbax checkpoint directory, or a PyTorch or safetensors file, found nothing",

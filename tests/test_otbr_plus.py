@@ -62,6 +62,7 @@ def test_a_suspicious_network_is_judged_fused_and_patched(finished):
     assert json.loads((workdir / "metrics.json").read_text())["judgement"] == judgement
 
 
+@pytest.mark.slow
 def test_a_second_run_reloads_everything(finished):
     workdir, first, _ = finished
     again = run(workdir, PLUS)

@@ -125,14 +125,19 @@ def test_a_second_run_reloads_everything_and_says_the_same(finished, tmp_path):
             lambda c: dataclasses.replace(c, otbr=dataclasses.replace(c.otbr, gamma=0.1)),
             {"victim", "unlearned", "scores"},
         ),
-        (
+        pytest.param(
             lambda c: dataclasses.replace(
                 c, otbr=dataclasses.replace(c.otbr, unlearning=UnlearningConfig(steps=3, batch_size=32))
             ),
             {"victim"},
+            marks=pytest.mark.slow,
         ),
         # The attack's trigger trains another victim.
-        (lambda c: dataclasses.replace(c, attack=AttackConfig(badnets=BadNetsConfig(size=1))), set()),
+        pytest.param(
+            lambda c: dataclasses.replace(c, attack=AttackConfig(badnets=BadNetsConfig(size=1))),
+            set(),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["sweep", "gamma", "unlearning", "attack"],
 )

@@ -116,15 +116,17 @@ def test_clean_images_may_say_that_nothing_stands_out(finished, tmp_path):
         (lambda c: c, STAGES),
         # Neither test images nor the trigger have a say in the repair.
         (lambda c: dataclasses.replace(c, sweep=SweepConfig()), STAGES - {"evaluation"}),
-        (
+        pytest.param(
             lambda c: dataclasses.replace(c, selection=SelectionConfig()),
             {"victim", "unlearned", "scores"},
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             lambda c: dataclasses.replace(
                 c, clean=CleanConfig(fraction=0.1), selection=SelectionConfig(), sweep=SweepConfig()
             ),
             {"victim"},
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["nothing", "sweep", "no selection", "clean images"],

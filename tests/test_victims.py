@@ -51,8 +51,8 @@ def shared(tmp_path_factory):
     return tmp_path_factory.mktemp("victims") / "w"
 
 
-# The others go the same ways as lf and input_aware; the bench trains them all at full size.
-SLOW = ("badnets", "blended", "sig", "ssba", "wanet", "trojan")
+# The others go lf's way, and input_aware is trained along in test_training; the bench trains them all at full size.
+SLOW = ("badnets", "blended", "sig", "ssba", "wanet", "trojan", "input_aware")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in ("none", *ATTACKS)])
