@@ -258,9 +258,11 @@ def test_regrets_to_the_letter():
         row["oracle"]["finetuned"] |= {"acc": values[2], "asr": values[3]}
     clean["metrics"]["victim"] = {"acc": 0.99, "asr": None, "ra": None, "der": None}
     clean["metrics"]["finetuned"] = {"acc": 0.985, "asr": None, "ra": None, "der": None}
+    clean["choice"] = {"n": 0.0, "m": 0.0}
     older = chosen(rng, 1) | {"config": {"tsbd": {}}}
     lines = table("bench_tsbd", [first, second, clean, older]).splitlines()
     assert [line.split(" | ")[3] for line in lines[2:6]] == ["neurons", "neurons", "neurons", "weights"]
+    assert [line.split(" | ")[4] for line in lines[2:5]] == ["0.3, 0.7", "0.3, 0.7", "left alone"]
     *lines, _, last = table("bench_tsbd", [first, second, clean]).splitlines()
     assert [line.split(" | ")[-1] for line in lines[2:]] == ["+0.6 / +0.2 |", "-1.0 / +4.0 |", "+0.5 / - |"]
     assert last == (

@@ -57,6 +57,7 @@ def _tsbd(rows: Sequence[Row]) -> str:
     for row in rows:
         gap = regret(row)
         chosen = ", ".join(number(row, f"choice.{name}", "g") for name in ("n", "m"))
+        chosen = "left alone" if field(row, "choice.n") == 0 else chosen
         lines.append(
             [
                 f"{text(row, 'dataset')}, {text(row, 'network')}",
