@@ -9,7 +9,7 @@ Expected: see the table in README.md, whose rows stand in results/digits.jsonl. 
 
 A network of your own, as an Orbax checkpoint of a network in `otbr_jax/models/registry.py`:
 
-    python -m launch.repair --workdir=DIR --config.model.checkpoint=CHECKPOINT \\
+    python -m launch.repair --config=configs/otbr.py --workdir=DIR --config.model.checkpoint=CHECKPOINT \\
         --config.model.name=preact_resnet18 --config.model.width=64 "--config.model.image_shape=(32, 32, 3)" \\
         --config.data.name=none
 """

@@ -2,13 +2,13 @@
 
     python -m launch.repair --config=configs/otbr_plus.py --workdir=runs/otbr_plus
 
-From the suspicious network alone: images are made, a trigger is reverse-engineered for every class, and networks with
-more and more neurons pruned and fused are asked how they answer. If no class stands out the network is left as it is;
-otherwise the setting of highest agreement that leaves little of that class is taken, and the network is taught, on its
-own images, that the trigger found in it means nothing.
+The default of `launch.repair`. From the suspicious network alone: images are made, a trigger is reverse-engineered for
+every class, and networks with more and more neurons pruned and fused are asked how they answer. If no class stands out
+the network is left as it is; otherwise the setting that leaves least of that class, while others keep their answers, is
+taken, and the network is taught on its own images, no further than needed, that triggers of the class mean nothing.
 
-Expected: see docs/measurements.md, whose rows stand in results/bench_otbr_plus.jsonl. Some three minutes on two CPU
-cores.
+Expected: ACC / ASR 99.6 / 100.0 before and about 93 / 0 after; other victims in docs/measurements.md, whose rows stand
+in results/bench_otbr_plus.jsonl. Four to five minutes on two CPU cores.
 
 A network of your own: as in configs/own_network.py, with this file's `--config`, `--config.model...` and
 `--config.data.name=none`.

@@ -1,4 +1,4 @@
-"""Repairs a backdoored classifier: `python -m launch.repair [--config=configs/otbr.py] [--workdir=DIR]`.
+"""Repairs a backdoored classifier: `python -m launch.repair [--config=configs/otbr_plus.py] [--workdir=DIR]`.
 
 Without arguments it trains a backdoored network on small images that ship with scikit-learn and repairs it. With
 `--config.model.checkpoint=PATH` (an Orbax checkpoint, a PyTorch or a safetensors file) it repairs that network instead,
@@ -19,7 +19,7 @@ from otbr_jax.experiments.repair_config import RepairConfig
 from otbr_jax.experiments.results import summarize
 from otbr_jax.report.table import summary_table
 
-CONFIG = cli.define_config("otbr.py")
+CONFIG = cli.define_config("otbr_plus.py")
 flags.adopt_module_key_flags(cli)  # --help shows --config
 WORKDIR = flags.DEFINE_string("workdir", "runs/otbr", "Directory for stages and results; a run is resumed there.")
 

@@ -195,7 +195,6 @@ class OTBRRun(Run[RepairConfig]):
                 config=config,
                 prepare=self.prepare,
                 augment=partial(augmented, crop_padding=config.crop_padding),
-                place=partial(parallel.split_batch, mesh=self.mesh),
             )
             return {"variables": patched, "info": info}
 

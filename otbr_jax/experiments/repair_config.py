@@ -95,10 +95,8 @@ class RepairConfig(VictimConfig):
     def batch_sizes(self) -> dict[str, int]:
         """The batch sizes of the method, which devices share, by their names."""
         if self.defense == "otbr":
-            sizes = {"otbr.unlearning.batch_size": self.otbr.unlearning.batch_size}
-            if self.patching.triggers:
-                sizes["patching.finetuning.batch_size"] = self.patching.finetuning.batch_size
-            return sizes
+            # Patching's few images are not worth splitting: every device has all of them.
+            return {"otbr.unlearning.batch_size": self.otbr.unlearning.batch_size}
         return {
             f"tsbd.{stage}.batch_size": getattr(self.tsbd, stage).batch_size for stage in ("unlearning", "finetuning")
         }
