@@ -103,7 +103,6 @@ def patch(
     config: PatchingConfig,
     prepare: Callable[[jax.Array], jax.Array] = lambda images: images,
     augment: Callable[[jax.Array, jax.Array], jax.Array] = lambda images, key: images,
-    place: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> tuple[Variables, PatchingInfo]:
     """Fine-tunes on images, and on the same with a suspicious class's triggers, under their own labels. Pure; jits.
 
@@ -123,7 +122,6 @@ def patch(
       config: how.
       prepare: images in [0, 1] -> images as the network takes them.
       augment: `(images, key) -> images`, both in [0, 1], of the images that are fine-tuned on.
-      place: says where a batch lies on the devices.
 
     Raises:
       InputError: if three times the images are less than a batch, or no triggers are asked for.
@@ -152,7 +150,6 @@ def patch(
             key=tune_key,
             config=config.finetuning,
             prepare=lambda images, key: prepare(augment(images, key)),
-            place=place,
         )
         return jax.tree.map(lambda new, old: new.astype(old.dtype), tuned["params"], now), info.loss
 

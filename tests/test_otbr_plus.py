@@ -140,6 +140,23 @@ def test_patching_that_cannot_be_ends_before_anything_is_made(change, message):
     assert str(error.value).startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("rounds", 0, "a number from 1"),
+        ("shares", (), "ascending shares in [0, 1]"),
+        ("shares", (0.5, 0.2), "ascending shares in [0, 1]"),
+        ("success", 1.5, "a share in [0, 1]"),
+        ("own", -0.1, "a share in [0, 1]"),
+    ],
+)
+def test_bad_patching(field, value, expected):
+    with pytest.raises(InputError) as error:
+        PatchingConfig(**{field: value})
+    found = [*value] if field == "shares" else value
+    assert str(error.value) == f"patching.{field}: expected {expected}, found {found}"
+
+
 @pytest.mark.slow
 def test_two_devices_judge_as_one_does(finished, tmp_path):
     _, _, one = finished

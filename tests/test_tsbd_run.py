@@ -292,6 +292,22 @@ def test_bad_runs_end_before_anything_is_written(tmp_path):
     refuse("model.checkpoint: expected a checkpoint", data=DataConfig(name="none"))
 
 
+def test_an_early_end_is_what_the_numbers_hold(finished, tmp_path):
+    workdir, _, _ = finished
+    tuning = dataclasses.replace(CONFIG.tsbd.finetuning, epochs=6, learning_rate=1.0, patience=1)
+    config = dataclasses.replace(
+        CONFIG,
+        tsbd=dataclasses.replace(CONFIG.tsbd, finetuning=tuning),
+        selection=SelectionConfig(),
+        sweep=SweepConfig(),
+    )
+    result = run(shutil.copytree(workdir, tmp_path / "w"), config)
+    losses = summarize(result)["finetuning"]["loss"]
+    assert 2 <= len(losses) < 6
+    assert np.all(np.isfinite(losses))
+    assert "NaN" not in (tmp_path / "w" / "metrics.json").read_text()
+
+
 def test_a_loss_that_is_no_number_is_named(finished, tmp_path):
     workdir, _, _ = finished
     for stage, config in (

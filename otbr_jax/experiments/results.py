@@ -212,7 +212,9 @@ def _tsbd(result: Repair) -> dict[str, Any]:
             "accuracy": _round(unlearning.accuracy[epochs - 1]),
             "reached_chance": bool(unlearning.reached),
         },
-        "finetuning": {name: [_round(value) for value in values] for name, values in history.items()},
+        "finetuning": {
+            name: [_round(value) for value in values if np.isfinite(value)] for name, values in history.items()
+        },
         "clean": result.clean,
     }
 
