@@ -8,7 +8,7 @@ the network is left as it is; otherwise the setting that leaves least of that cl
 taken, and the network is taught on its own images, no further than needed, that triggers of the class mean nothing.
 
 Expected: ACC / ASR 99.6 / 100.0 before and about 93 / 0 after; other victims in docs/measurements.md, whose rows stand
-in results/bench_otbr_plus.jsonl. Four to five minutes on two CPU cores.
+in results/bench_otbr_plus.jsonl. Five to eight minutes on two CPU cores.
 
 A network of your own: as in configs/own_network.py, with this file's `--config`, `--config.model...` and
 `--config.data.name=none`.
