@@ -47,13 +47,15 @@ class Inverted(NamedTuple):
       mask: `[classes, h, w, 1]` in [0, 1], how much of a pixel is replaced.
       pattern: `[classes, h, w, c]` in [0, 1], by what.
       size: `[classes]`, share of the image that the mask covers, in [0, 1].
-      success: `[classes]`, share of the images of other classes that it turns into the class.
+      success: `[classes]`, share of the images of other classes that the patch turns into the class.
+      strength: `[classes]`, root mean square of the weakest perturbation of the whole image, in units of the images.
     """
 
     mask: jax.Array
     pattern: jax.Array
     size: jax.Array
     success: jax.Array
+    strength: jax.Array
 
 
 def stamp(images: jax.Array, mask: jax.Array, pattern: jax.Array) -> jax.Array:
@@ -67,23 +69,31 @@ def invert_triggers(
     images: Batch,
     *,
     key: jax.Array,
-    config: InversionConfig,
+    patch: InversionConfig,
+    perturbation: InversionConfig,
     prepare: Callable[[jax.Array], jax.Array] = lambda images: images,
     on_class: Callable[[], None] | None = None,
 ) -> Inverted:
-    """Searches a trigger for every class of a network, see `invert_trigger`; `on_class` is called after each."""
+    """Searches a patch and a perturbation for every class of a network; `on_class` is called after each class.
+
+    Takes what `invert_patch` takes, and how patches and how perturbations are searched.
+    """
 
     def search(target: jax.Array) -> Inverted:
-        own = jax.random.fold_in(key, target)
-        found = invert_trigger(network, variables, images, target, key=own, config=config, prepare=prepare)
+        first, second = jax.random.split(jax.random.fold_in(key, target))
+        mask, pattern = invert_patch(network, variables, images, target, key=first, config=patch, prepare=prepare)
+        success = trigger_success(network, variables, images, mask, pattern, target, prepare=prepare)
+        added = invert_perturbation(
+            network, variables, images, target, key=second, config=perturbation, prepare=prepare
+        )
         if on_class is not None:
             jax.debug.callback(on_class)
-        return found
+        return Inverted(mask, pattern, jnp.mean(mask), success, jnp.sqrt(jnp.mean(added**2)))
 
     return jax.lax.map(search, jnp.arange(network.num_classes))
 
 
-def invert_trigger(
+def invert_patch(
     network: Network,
     variables: Variables,
     images: Batch,
@@ -92,21 +102,21 @@ def invert_trigger(
     key: jax.Array,
     config: InversionConfig,
     prepare: Callable[[jax.Array], jax.Array] = lambda images: images,
-) -> Inverted:
-    """Searches a trigger for one class of a network. Pure; jits; touches no data but `images`.
+) -> tuple[jax.Array, jax.Array]:
+    """Searches the smallest patch that turns images into one class. Pure; jits; touches no data but `images`.
 
     Args:
       network: the functions of the network.
       variables: its variables.
       images: `[n, h, w, c]` in [0, 1], clean or synthetic, and what the network answers them with, `[n]`; the first
-        `config.images` of them are searched on, success is that on all.
+        `config.images` of them are searched on.
       target: the class; may be traced.
       key: typed PRNG key: where the pattern starts.
       config: how triggers are searched.
       prepare: images in [0, 1] -> images as the network takes them.
 
     Returns:
-      The trigger, without the axis of classes.
+      The mask `[h, w, 1]` and the pattern `[h, w, c]`, both in [0, 1], see `stamp`.
 
     Source: after Neural Cleanse (Wang et al., S&P 2019), with a weight of the mask's size that stays as it is.
     """
@@ -120,8 +130,7 @@ def invert_trigger(
     # A mask that is half there everywhere finds the trigger wherever it lies.
     start = (jnp.zeros((height, width, 1)), jax.random.normal(key, network.image_shape))
     mask, pattern = (jax.nn.sigmoid(part) for part in _descend(objective, start, config=config))
-    success = trigger_success(network, variables, images, mask, pattern, target, prepare=prepare)
-    return Inverted(mask, pattern, jnp.mean(mask), success)
+    return mask, pattern
 
 
 def invert_perturbation(
@@ -136,7 +145,7 @@ def invert_perturbation(
 ) -> jax.Array:
     """Searches one perturbation, `[h, w, c]`, that turns images into a class when it is added. Pure; jits.
 
-    What a mask is to a patch this is to a trigger that is blended over the whole image. Takes what `invert_trigger`
+    What a mask is to a patch this is to a trigger that is blended over the whole image. Takes what `invert_patch`
     takes; see `perturb`.
 
     Source: universal adversarial perturbations with a target (Moosavi-Dezfooli et al., CVPR 2017), by gradient.

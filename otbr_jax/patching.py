@@ -16,8 +16,8 @@ from otbr_jax.finetuning import FinetuningConfig, finetune
 from otbr_jax.inversion import (
     InversionConfig,
     changed_success,
+    invert_patch,
     invert_perturbation,
-    invert_trigger,
     perturb,
     stamp,
     trigger_success,
@@ -185,11 +185,13 @@ def search_triggers(
 
     def one(key: jax.Array) -> Triggers:
         first, second = jax.random.split(key)
-        found = invert_trigger(network, variables, images, suspect, key=first, config=config.patch, prepare=prepare)
+        mask, pattern = invert_patch(
+            network, variables, images, suspect, key=first, config=config.patch, prepare=prepare
+        )
         added = invert_perturbation(
             network, variables, images, suspect, key=second, config=config.perturbation, prepare=prepare
         )
-        return Triggers(found.mask, found.pattern, added)
+        return Triggers(mask, pattern, added)
 
     return jax.lax.map(one, jax.random.split(key, config.triggers))
 

@@ -1,10 +1,11 @@
 """Is there a backdoor, for which class, and is it gone? Judged by images that were made from the network itself.
 
-Two things tell the attacker's class. A trigger that is reverse-engineered for it covers less of the image than those
-of other classes (Neural Cleanse's observation). And while neurons are pruned and fused in order of their weight
-change, that trigger stops working, and images made for the class stop being recognised, before those of other classes:
-both live on the neurons that are taken first. Either is found in clean networks too, where one class is easier to
-imitate and another falls first by chance; so what a class has of both is added.
+Three things tell the attacker's class. A patch that is reverse-engineered for it covers less of the image than those
+of other classes (Neural Cleanse's observation). So is a perturbation of the whole image weaker, which tells triggers
+that no small patch imitates. And while neurons are pruned and fused in order of their weight change, the patch stops
+working, and images made for the class stop being recognised, before those of other classes: both live on the neurons
+that are taken first. Each is found in clean networks too, where one class is easier to imitate and another falls first
+by chance; so what a class has of all three is added.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class SuspicionConfig:
       gamma: shares of neurons to try, each in [0, 1]; empty for no judgement: gamma and lambda are then the method's.
       lam: the paper's lambdas to try, each in [0, 1].
       synthetic: how images are made from the network.
-      inversion: how triggers are reverse-engineered on them.
+      patch: how a patch is reverse-engineered on them for each class.
+      perturbation: how a perturbation of the whole image is.
       agreement: settings at which fewer of the images keep their answer say nothing about single classes, in [0, 1].
       least_agreement: settings at which fewer of the images of other classes than the suspicious one keep their answer
         are not chosen, in [0, 1].
@@ -43,11 +45,12 @@ class SuspicionConfig:
 
     gamma: tuple[float, ...] = ()
     lam: tuple[float, ...] = (0.5, 0.75)
-    synthetic: SyntheticConfig = SyntheticConfig(steps=100)
-    inversion: InversionConfig = InversionConfig(steps=80)
+    synthetic: SyntheticConfig = SyntheticConfig()
+    patch: InversionConfig = InversionConfig(steps=80)
+    perturbation: InversionConfig = InversionConfig(steps=80, learning_rate=0.03, size=30.0)
     agreement: float = 0.9
     least_agreement: float = 0.6
-    threshold: float = 0.35
+    threshold: float = 0.3
     remaining: float = 0.02
 
     def __post_init__(self) -> None:
@@ -98,12 +101,13 @@ def answers(
 
 
 def suspicions(triggers: Inverted, along: Answers, *, agreement: float) -> jax.Array:
-    """How far every class stands out, `[classes]`, below 2; the sum of two kinds of evidence.
+    """How far every class stands out, `[classes]`, below 2.5; the sum of three kinds of evidence.
 
-    How much smaller its trigger is: `1 - size / median size`. And how much earlier it falls than any other class: what
-    it has lost more than the one that lost most of the others, or 0. What is lost is `1 - mean over settings
-    (remaining)`, see `remaining`, over the settings at which the share `agreement` of the images keeps its answer, or
-    over all if there are none.
+    How much smaller its patch is: `1 - size / median size`. Half of how much weaker its perturbation is:
+    `1 - strength / median strength`; half, since it varies more among the classes of clean networks. And how much
+    earlier it falls than any other class: what it has lost more than the one that lost most of the others, or 0. What
+    is lost is `1 - mean over settings (remaining)`, see `remaining`, over the settings at which the share `agreement`
+    of the images keeps its answer, or over all if there are none.
 
     Args:
       triggers: the original network's, one for each class.
@@ -116,7 +120,8 @@ def suspicions(triggers: Inverted, along: Answers, *, agreement: float) -> jax.A
     left = along.agreement * jnp.minimum(_relative(along.success), 1.0)
     lost = 1 - jnp.sum(left * admitted[:, None], axis=0) / jnp.sum(admitted)
     others = jnp.max(jnp.where(jnp.eye(len(lost), dtype=bool), -jnp.inf, lost[None, :]), axis=1)
-    return 1 - _relative(triggers.size[None])[0] + jnp.maximum(lost - others, 0.0)
+    smaller, weaker = (1 - _relative(values[None])[0] for values in (triggers.size, triggers.strength))
+    return smaller + weaker / 2 + jnp.maximum(lost - others, 0.0)
 
 
 def remaining(along: Answers, suspect: jax.Array | int) -> jax.Array:

@@ -28,10 +28,10 @@ class SyntheticConfig:
     """
 
     images: int = 200
-    steps: int = 160
-    learning_rate: float = 0.1
-    statistics: float = 1.0
-    variation: float = 1.0
+    steps: int = 100
+    learning_rate: float = 0.2
+    statistics: float = 100.0
+    variation: float = 10.0
 
     def __post_init__(self) -> None:
         for field in ("images", "steps"):

@@ -27,7 +27,12 @@ PATCHING = PatchingConfig(
 PLUS = dataclasses.replace(
     CONFIG,
     suspicion=SuspicionConfig(
-        gamma=(0.1, 0.3), lam=(0.5, 1.0), synthetic=SyntheticConfig(images=40, steps=10), inversion=TINY, threshold=-9.0
+        gamma=(0.1, 0.3),
+        lam=(0.5, 1.0),
+        synthetic=SyntheticConfig(images=40, steps=10),
+        patch=TINY,
+        perturbation=TINY,
+        threshold=-9.0,
     ),
     patching=PATCHING,
 )

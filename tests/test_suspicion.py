@@ -17,10 +17,11 @@ RESULTS = pathlib.Path(__file__).resolve().parent.parent / "results" / "bench_ot
 CONFIG = SuspicionConfig(gamma=(0.1, 0.2, 0.3), lam=(0.5,), remaining=0.1)
 
 
-def triggers(size):
+def triggers(size, strength=0.1):
     size = jnp.asarray(size, jnp.float32)
     shape = (len(size), 4, 4, 1)
-    return Inverted(jnp.zeros(shape), jnp.zeros(shape), size, jnp.ones_like(size))
+    strength = jnp.broadcast_to(jnp.asarray(strength, jnp.float32), size.shape)
+    return Inverted(jnp.zeros(shape), jnp.zeros(shape), size, jnp.ones_like(size), strength)
 
 
 def along(agreement, success):
@@ -78,6 +79,8 @@ def test_a_small_trigger_is_evidence_without_a_fall_and_the_reverse():
     fallen = suspicions(triggers([0.2] * 4), FALLEN, agreement=0.9)
     both = suspicions(triggers([0.2, 0.1, 0.2, 0.2]), FALLEN, agreement=0.9)
     np.testing.assert_allclose(small + fallen, both, atol=1e-6)
+    weak = suspicions(triggers([0.2] * 4, [0.1, 0.05, 0.1, 0.1]), SAME, agreement=0.9)
+    np.testing.assert_allclose(weak, [0, 0.25, 0, 0], atol=1e-6)
     # A class that falls although its trigger is larger than the others' is the less suspicious for it.
     assert suspicions(triggers([0.2, 0.25, 0.2, 0.2]), FALLEN, agreement=0.9)[1] < fallen[1]
 
@@ -106,7 +109,7 @@ def test_answers_are_counted_class_by_class():
     images = jnp.eye(3).reshape(3, 1, 3, 1) * 0.5
     batch = Batch(images, jnp.arange(3))
     mask = jnp.zeros((3, 1, 3, 1)).at[2, 0, 2, 0].set(1.0)
-    found = Inverted(mask, jnp.ones((3, 1, 3, 1)), jnp.mean(mask, axis=(1, 2, 3)), jnp.zeros(3))
+    found = Inverted(mask, jnp.ones((3, 1, 3, 1)), jnp.mean(mask, axis=(1, 2, 3)), jnp.zeros(3), jnp.zeros(3))
     asked = answers(network, {"params": jnp.ones(3)}, batch, found)
     np.testing.assert_allclose(asked.agreement, [1, 1, 1])
     np.testing.assert_allclose(asked.success, [0, 0, 1])

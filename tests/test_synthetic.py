@@ -11,7 +11,8 @@ from otbr_jax.objective import training_state
 from otbr_jax.synthetic import SyntheticConfig, statistics_distance, synthesize, total_variation
 from otbr_jax.types import split
 
-CONFIG = SyntheticConfig(images=12, steps=25)
+# An untrained network's answers say little, so that statistics weigh less than by default.
+CONFIG = SyntheticConfig(images=12, steps=25, learning_rate=0.1, statistics=1.0, variation=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +79,16 @@ def backdoored():
 def test_the_trigger_of_a_backdoor_is_found(wrap):
     network, variables, images = backdoored()
     config = InversionConfig(steps=200)
-    search = wrap(lambda variables, key: invert_triggers(network, variables, images, key=key, config=config))
+    weak = InversionConfig(steps=200, learning_rate=0.03, size=30.0)
+    search = wrap(
+        lambda variables, key: invert_triggers(network, variables, images, key=key, patch=config, perturbation=weak)
+    )
     found = search(variables, jax.random.key(1))
     assert found.mask.shape == (3, 8, 8, 1)
     assert found.success[2] == 1
     assert int(jnp.argmin(found.size)) == 2
     assert float(found.size[2]) < 0.5 * float(jnp.min(found.size[:2]))
+    assert int(jnp.argmin(found.strength)) == 2
     assert np.unravel_index(int(jnp.argmax(found.mask[2])), (8, 8)) == (7, 7)
 
 

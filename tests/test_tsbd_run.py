@@ -95,7 +95,8 @@ def test_what_a_run_leaves(finished):
 def test_clean_images_may_say_that_nothing_stands_out(finished, tmp_path):
     workdir, first, _ = finished
     shutil.copytree(workdir, tmp_path / "w")
-    judged = SuspicionConfig(gamma=(0.1, 0.3), lam=(0.5,), inversion=InversionConfig(steps=5, images=20), threshold=9.0)
+    tiny = InversionConfig(steps=5, images=20)
+    judged = SuspicionConfig(gamma=(0.1, 0.3), lam=(0.5,), patch=tiny, perturbation=tiny, threshold=9.0)
     result = run(tmp_path / "w", dataclasses.replace(CONFIG, suspicion=judged, sweep=SweepConfig()))
     summary = summarize(result)
     assert summary["choice"] == {"n": 0.0, "m": 0.0, "chosen_by": "no class standing out"}

@@ -77,7 +77,15 @@ def otbr_plus(
     made, _ = synthesize(network, variables, key=image_key, config=suspicion.synthetic, prepare=prepare)
     given = jnp.argmax(network.apply(variables, prepare(made.images)), axis=-1).astype(jnp.int32)
     images = Batch(made.images, given)
-    triggers = invert_triggers(network, variables, images, key=search_key, config=suspicion.inversion, prepare=prepare)
+    triggers = invert_triggers(
+        network,
+        variables,
+        images,
+        key=search_key,
+        patch=suspicion.patch,
+        perturbation=suspicion.perturbation,
+        prepare=prepare,
+    )
     ask = partial(answers, network, images=images, triggers=triggers, prepare=prepare)
     fused_at = partial(fuse_settings, variables, unlearned, scores, layers, config=config, key=fuse_key)
     total = sum(layer.neurons for layer in layers)

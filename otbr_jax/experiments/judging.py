@@ -55,11 +55,19 @@ def left_alone(stages: Mapping[str, Stage]) -> bool:
 
 
 def _inverted(run: Run[RepairConfig], victim: Stage, images: Batch, parents: tuple[Stage, ...]) -> Stage:
-    config, key = run.config.suspicion.inversion, run.key("inverted")
+    patch, perturbation = run.config.suspicion.patch, run.config.suspicion.perturbation
+    key = run.key("inverted")
 
     def function(variables: Variables, images: Batch, key: jax.Array, *, on_step: Any) -> Any:
         return inversion.invert_triggers(
-            run.network, variables, images, key=key, config=config, prepare=run.prepare, on_class=on_step
+            run.network,
+            variables,
+            images,
+            key=key,
+            patch=patch,
+            perturbation=perturbation,
+            prepare=run.prepare,
+            on_class=on_step,
         )
 
     return run.stage(
@@ -67,7 +75,9 @@ def _inverted(run: Run[RepairConfig], victim: Stage, images: Batch, parents: tup
         function,
         (victim.value["variables"], images, key),
         title="reverse-engineering triggers",
-        config=network_settings(run) | dataclasses.asdict(config) | {"images": content_digest(images)},
+        config=network_settings(run)
+        | {"patch": dataclasses.asdict(patch), "perturbation": dataclasses.asdict(perturbation)}
+        | {"images": content_digest(images)},
         key=key,
         parents=(victim, *parents),
         total=run.network.num_classes,

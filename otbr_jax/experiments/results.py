@@ -151,6 +151,7 @@ def summarize_judgement(config: SuspicionConfig, stages: Mapping[str, Stage], *,
         "threshold": config.threshold,
         "trigger_size": [_round(value) for value in triggers.size],
         "trigger_success": [_round(value) for value in triggers.success],
+        "perturbation_strength": [_round(value) for value in triggers.strength],
         "settings": [
             {
                 "gamma": gamma,
