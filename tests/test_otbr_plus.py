@@ -58,7 +58,8 @@ def test_a_suspicious_network_is_judged_fused_and_patched(finished):
         (row["gamma"], row["lambda"]) for row in judgement["settings"]
     }
     assert [*summary["metrics"]] == ["victim", "unlearned", "pruned", "fused", "patched"]
-    assert summary["patched"]["share"] in PATCHING.shares
+    assert [found["class"] for found in summary["patched"]] == [*np.argsort(judgement["suspicion"])[:-3:-1]]
+    assert all(found["share"] in PATCHING.shares for found in summary["patched"])
     table = summary_table(summary)
     assert f"class {judgement['suspect']} stands out" in table
     assert "false-positive rate" in table

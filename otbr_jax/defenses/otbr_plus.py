@@ -14,7 +14,7 @@ from otbr_jax.errors import InputError
 from otbr_jax.fusion import align, interpolate
 from otbr_jax.inversion import Inverted, invert_triggers
 from otbr_jax.neuron_graph import Layer
-from otbr_jax.patching import PatchingConfig, patch
+from otbr_jax.patching import PatchingConfig, patch_classes
 from otbr_jax.pruning import neurons_to_prune
 from otbr_jax.suspicion import Judgement, SuspicionConfig, answers, judge
 from otbr_jax.synthetic import synthesize
@@ -31,7 +31,8 @@ class OTBRPlusInfo(NamedTuple):
       judgement: which class stands out; `gamma` and `lam` are what was chosen, 0 where none does.
       gamma: share of neurons that was pruned.
       lam: the paper's lambda.
-      share: how much of the way to the patched network was gone, see `patch`; 0 for none.
+      share: `[patching.classes]`, how much of the way to the patched network was gone for each of the most suspicious
+        classes, see `patch`; 0 for none.
     """
 
     triggers: Inverted
@@ -98,21 +99,20 @@ def otbr_plus(
     fused = jax.tree.map(lambda leaf: leaf[0], fused_at(lambda found: found, counts=count[None], lams=lam[None]))
     gamma = jnp.where(judgement.stands_out, jnp.array(suspicion.gamma)[row], 0.0)
     if not patching.triggers:
-        return fused, OTBRPlusInfo(triggers, judgement, gamma, lam, jnp.zeros(()))
-    patched, info = patch(
+        return fused, OTBRPlusInfo(triggers, judgement, gamma, lam, jnp.zeros(patching.classes))
+    patched, info = patch_classes(
         network,
         fused,
         variables,
         images,
-        judgement.suspect,
+        judgement.suspicion,
+        threshold=suspicion.threshold,
         key=patch_key,
         config=patching,
         prepare=prepare,
         augment=augment,
     )
-    repaired = jax.tree.map(lambda new, old: jnp.where(judgement.stands_out, new, old), patched, fused)
-    share = jnp.where(judgement.stands_out, info.share, 0.0)
-    return repaired, OTBRPlusInfo(triggers, judgement, gamma, lam, share)
+    return patched, OTBRPlusInfo(triggers, judgement, gamma, lam, info.share)
 
 
 def fuse_settings(

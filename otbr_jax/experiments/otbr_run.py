@@ -169,28 +169,29 @@ class OTBRRun(Run[RepairConfig]):
         )
 
     def patched(self, victim: Stage, stages: Mapping[str, Stage]) -> Stage:
-        """The fused network, taught that the suspicious class's triggers mean nothing; as it is if none stands out."""
+        """The fused network, taught that suspicious classes' triggers mean nothing; as it is if no class stands out."""
         config, key = self.config.patching, self.key("patched")
         judgement = stages["judged"].value["judgement"]
-        guilty = bool(judgement.stands_out)
+        guilty, threshold = bool(judgement.stands_out), self.config.suspicion.threshold
 
         def function(
             variables: Variables,
             original: Variables,
             images: Batch,
-            suspect: jax.Array,
+            suspicion: jax.Array,
             key: jax.Array,
             *,
             on_step: Any,
         ) -> Any:
             if not guilty:
                 return {"variables": variables}
-            patched, info = patching.patch(
+            patched, info = patching.patch_classes(
                 self.network,
                 variables,
                 original,
                 images,
-                suspect,
+                suspicion,
+                threshold=threshold,
                 key=key,
                 config=config,
                 prepare=self.prepare,
@@ -202,9 +203,16 @@ class OTBRRun(Run[RepairConfig]):
         return self.stage(
             "patched",
             function,
-            (fused.value["variables"], victim.value["variables"], Batch(*made.value["images"]), judgement.suspect, key),
+            (
+                fused.value["variables"],
+                victim.value["variables"],
+                Batch(*made.value["images"]),
+                judgement.suspicion,
+                key,
+            ),
             title="patching",
-            config=judging.network_settings(self) | {"patching": dataclasses.asdict(config), "guilty": guilty},
+            config=judging.network_settings(self)
+            | {"patching": dataclasses.asdict(config), "guilty": guilty, "threshold": threshold},
             key=key,
             parents=(victim, fused, made, stages["judged"]),
         )

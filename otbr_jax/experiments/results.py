@@ -104,13 +104,19 @@ def summarize(result: Repair) -> dict[str, Any]:
     return summary
 
 
-def _patching(result: Repair) -> dict[str, float] | None:
-    """How far a network was patched, and what it left; None where it was not."""
+def _patching(result: Repair) -> list[dict[str, float]] | None:
+    """How far a network was patched for each class that stands out, and what it left; None where it was not."""
     if "patched" not in result.stages or "info" not in result.stages["patched"].value:
         return None
     shares, info = result.config.patching.shares, result.stages["patched"].value["info"]
-    chosen = int(np.argmin(np.abs(np.array(shares) - info.share)))
-    return {"share": shares[chosen], "success": float(info.success[chosen]), "own": float(info.own[chosen])}
+    suspicion = result.stages["judged"].value["judgement"].suspicion
+    found = []
+    for index, suspect in enumerate(np.argsort(-suspicion, stable=True)[: len(info.share)]):
+        if suspicion[suspect] >= result.config.suspicion.threshold:
+            chosen = int(np.argmin(np.abs(np.array(shares) - info.share[index])))
+            success, own = (float(values[index][chosen]) for values in (info.success, info.own))
+            found.append({"class": int(suspect), "share": shares[chosen], "success": success, "own": own})
+    return found
 
 
 def _otbr(result: Repair) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def summary_table(summary: Mapping[str, Any]) -> str:
     if summary.get("judgement"):
         lines.append(verdict(summary["judgement"]))
     if summary.get("patched"):
-        lines.append(patching(summary["patched"], summary["judgement"]["suspect"]))
+        lines.extend(map(patching, summary["patched"]))
     if summary.get("clean"):
         lines.append(f"used: {summary['clean']}")
     if oracle:
@@ -59,12 +59,12 @@ def summary_table(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines + warnings(summary))
 
 
-def patching(patched: Mapping[str, float], suspect: int) -> str:
-    """How far a network was patched, and what that left of its suspicious class, as `results.summarize` says."""
+def patching(patched: Mapping[str, float]) -> str:
+    """How far a network was patched for a class, and what that left of it, as `results.summarize` says."""
     return (
-        f"patched, {100 * patched['share']:g} % of the way: triggers that were not taught turn "
-        f"{percent(patched['success'])} % of the images into class {suspect}, {100 * patched['own']:.0f} % of its own "
-        "keep their answer"
+        f"class {patched['class']} patched, {100 * patched['share']:g} % of the way: triggers that were not taught "
+        f"turn {percent(patched['success'])} % of the images into it, "
+        f"{100 * patched['own']:.0f} % of its own keep their answer"
     )
 
 
