@@ -8,7 +8,6 @@ with BadNets' white 3x3 square and target class 0. Every file is loaded, measure
 written file is loaded again; each row carries the file's name and digest, settings, commit, hardware, date.
 """
 
-import dataclasses
 import hashlib
 import json
 import pathlib
@@ -19,15 +18,14 @@ import jax
 import numpy as np
 from absl import flags
 
-from configs.own_network import get_config
 from launch import cli
 from otbr_jax.data.sources import DataConfig
-from otbr_jax.experiments.config import from_dict
 from otbr_jax.experiments.loading import load_checkpoint
 from otbr_jax.experiments.pipeline import repair
 from otbr_jax.experiments.provenance import ROOT, provenance
 from otbr_jax.experiments.repair_config import RepairConfig
 from otbr_jax.experiments.results import summarize
+from otbr_jax.models.registry import ModelConfig
 from otbr_jax.report.results_tables import markdown
 from otbr_jax.report.rows import parse
 from otbr_jax.report.table import summary_table
@@ -41,9 +39,7 @@ PROVENANCE = flags.DEFINE_string("provenance", "CIFAR-10", "What the images are,
 
 def measure(file: pathlib.Path) -> dict[str, Any]:
     data = DataConfig("npz", IMAGES.value, mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.243, 0.261))
-    config = from_dict(RepairConfig, get_config().to_dict())
-    model = dataclasses.replace(config.model, name="preact_resnet18", width=16, checkpoint=str(file))
-    config = dataclasses.replace(config, model=model, data=data)
+    config = RepairConfig(model=ModelConfig(name="preact_resnet18", width=16, checkpoint=str(file)), data=data)
     result = repair(config, pathlib.Path(WORKDIR.value) / file.stem)
     summary = summarize(result)
     print(f"\n{file.name}\n{summary_table(summary)}")

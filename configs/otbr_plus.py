@@ -2,7 +2,7 @@
 
     python -m launch.repair --config=configs/otbr_plus.py --workdir=runs/otbr_plus
 
-The default of `launch.repair`. From the suspicious network alone: images are made, a trigger is reverse-engineered for
+The default of `launch.repair`. From the suspicious network alone: images are made, triggers are reverse-engineered for
 every class, and networks with more and more neurons pruned and fused are asked how they answer. If no class stands out
 the network is left as it is; otherwise the setting that leaves least of that class, while others keep their answers, is
 taken, and the network is taught on its own images, no further than needed, that triggers of the class mean nothing.
@@ -10,8 +10,7 @@ taken, and the network is taught on its own images, no further than needed, that
 Expected: ACC / ASR 99.6 / 100.0 before and about 93 / 0 after; other victims in docs/measurements.md, whose rows stand
 in results/bench_otbr_plus.jsonl. Five to eight minutes on two CPU cores.
 
-A network of your own: as in configs/own_network.py, with this file's `--config`, `--config.model...` and
-`--config.data.name=none`.
+A network of your own: configs/own_network.py.
 """
 
 import dataclasses

@@ -64,7 +64,9 @@ def test_a_suspicious_network_is_judged_fused_and_patched(finished):
     assert f"class {judgement['suspect']} stands out" in table
     assert "false-positive rate" in table
     assert "of the way" in table
-    assert "Is it backdoored?" in (workdir / "report.html").read_text()
+    page = (workdir / "report.html").read_text()
+    assert "Is it backdoored?" in page
+    assert page.count("of the way: triggers that were not taught") == 2
     assert json.loads((workdir / "metrics.json").read_text())["judgement"] == judgement
 
 

@@ -95,6 +95,7 @@ def suspected(rng, seed):
     row = cell(rng, "none" if seed == 2 else "badnets", seed=seed)
     row["metrics"] = metrics(rng, "victim", "fused", "patched", clean=seed == 2)
     row["judgement"] = {"stands_out": seed == 1, "suspect": 0, "suspicion": [0.7 - 0.4 * (seed == 2), 0.1]}
+    row["judgement"]["threshold"] = 0.5
     row["sweep"] = [{"gamma": 0.1, "lambda": 0.5} | metrics(rng, "fused", clean=seed == 2)]
     row["config"] = {"attack": {"target": 0}}
     return row if seed == 2 else row | {"oracle": {"gamma": 0.25, "lambda": 0.5} | metrics(rng, "fused")}

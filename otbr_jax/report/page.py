@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from otbr_jax.report import plots
 from otbr_jax.report.html import embed, page
-from otbr_jax.report.table import networks, percent, setting, swept_network, warnings
+from otbr_jax.report.table import networks, patching, percent, setting, swept_network, warnings
 from otbr_jax.report.verdict import draw_triggers, verdict
 
 
@@ -70,6 +70,7 @@ def render(
         parts += [
             "<h2>Is it backdoored?</h2>",
             f"<p>{html.escape(verdict(summary['judgement']))}.</p>",
+            *(f"<p>{html.escape(patching(found))}.</p>" for found in summary.get("patched") or ()),
             embed(
                 draw_triggers(*triggers, summary["judgement"]),
                 f"The trigger that was reverse-engineered for each class on {summary['judgement']['by']}, most "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -22,6 +23,7 @@ REPAIRED = {"otbr": "fused", "tsbd": "finetuned"}
 ORACLES = {"otbr": "oracle's gamma, lambda: ACC / ASR", "tsbd": "oracle's n, m: ACC / ASR"}
 ATTACKS = ("none", "badnets", "blended", "sig", "lf", "ssba", "wanet", "input_aware", "trojan")
 RECIPES = ("published", "fast")
+PUBLISHED = "published: gamma 0.1, lambda 0.5"
 
 
 def markdown(name: str, rows: Sequence[Row]) -> str:
@@ -167,7 +169,7 @@ def _detection(rows: Sequence[Row]) -> str:
     accused = [_stands_out(row) for row in rows]
     found = sum(a and b for a, b in zip(accused, backdoored, strict=True))
     right = sum(
-        _stands_out(row) and field(row, "judgement.suspect") == field(row, "config.attack.target")
+        field(row, "judgement.suspicion")[field(row, "config.attack.target")] >= field(row, "judgement.threshold")
         for row, guilty in zip(rows, backdoored, strict=True)
         if guilty
     )
@@ -183,15 +185,9 @@ def _frontier(rows: Sequence[Row]) -> str:
     backdoored = [row for row in rows if field(row, "oracle") is not None]
     clean = [row for row in rows if field(row, "oracle") is None]
 
-    def published(row: Row) -> Mapping[str, float | None]:
-        for found in field(row, "sweep"):
-            if (found["gamma"], found["lambda"]) == (0.1, 0.5):
-                return found["fused"]
-        raise InputError(f"{row.place}: expected gamma 0.1, lambda 0.5 in the sweep, found others")
-
     ways: Mapping[str, Callable[[Row], Mapping[str, float | None] | None]] = {
         "as it came": lambda row: field(row, "metrics.victim"),
-        "published: gamma 0.1, lambda 0.5": published,
+        PUBLISHED: _published,
         "chosen without data": lambda row: field(row, "metrics.fused"),
         "chosen without data, and patched": lambda row: field(row, "metrics.patched"),
         "oracle's gamma, lambda": lambda row: (field(row, "oracle") or {}).get("fused"),
@@ -207,6 +203,14 @@ def _frontier(rows: Sequence[Row]) -> str:
         lines.append(cells)
     titles = ("in per cent", "ACC, median", "ACC, worst", "ASR, median", "ASR, worst")
     return _table((*titles, "ACC lost by clean ones, median", "worst"), lines)
+
+
+def _published(row: Row) -> Mapping[str, Any]:
+    """What the published setting does, as the row's sweep has it."""
+    for found in field(row, "sweep"):
+        if (found["gamma"], found["lambda"]) == (0.1, 0.5):
+            return found["fused"]
+    raise InputError(f"{row.place}: expected gamma 0.1, lambda 0.5 in the sweep, found others")
 
 
 def scheme(row: Row) -> str:
