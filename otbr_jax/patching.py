@@ -111,7 +111,8 @@ def patch_classes(
     """Patches the classes that stand out, the most suspicious first, each in what the one before left. Pure; jits.
 
     A class that is easy to imitate may stand out beside the attacker's, or before it; patched no further than needed,
-    a class that holds no backdoor costs little.
+    a class that holds no backdoor costs little. Images of none of them are taught: those of the attacker's class would
+    bring its backdoor back while another one is patched.
 
     Takes what `patch` takes, but for:
       suspicion: `[classes]`, how far each class stands out.
@@ -122,10 +123,13 @@ def patch_classes(
       suspicious classes, in a leading axis.
     """
     suspects = jnp.argsort(-suspicion, stable=True)[: config.classes]
+    trusted = jnp.ones(len(suspicion), bool).at[suspects].set(suspicion[suspects] < threshold)
 
     def one(now: tuple[Variables, Variables], drawn: Any) -> tuple[Any, PatchingInfo]:
         suspect, key = drawn
-        apply = partial(patch, network, key=key, config=config, prepare=prepare, augment=augment)
+        apply = partial(
+            patch, network, trusted=trusted[images.labels], key=key, config=config, prepare=prepare, augment=augment
+        )
         shapes = jax.eval_shape(apply, *now, images, suspect)[1]
         patched, info = jax.lax.cond(
             suspicion[suspect] >= threshold,
@@ -145,6 +149,7 @@ def patch(
     images: Batch,
     suspect: jax.Array | int,
     *,
+    trusted: jax.Array | None = None,
     key: jax.Array,
     config: PatchingConfig,
     prepare: Callable[[jax.Array], jax.Array] = lambda images: images,
@@ -164,6 +169,7 @@ def patch(
       original: those of the suspicious network as it came, in which the triggers that are not taught are searched.
       images: `[n, h, w, c]` in [0, 1], usually synthetic, and what the original network answers them with, `[n]`.
       suspect: the suspicious class; may be traced.
+      trusted: bool `[n]`, which images may be taught; by default all. Those of the suspicious class never are.
       key: typed PRNG key.
       config: how.
       prepare: images in [0, 1] -> images as the network takes them.
@@ -176,9 +182,10 @@ def patch(
         raise InputError("patching.triggers: expected at least 1, found 0")
     frozen = dataclasses.replace(network, apply_train=None)
     search = partial(search_triggers, network, images=images, suspect=suspect, config=config, prepare=prepare)
-    # Those of other classes, some of them twice where the suspicious class's are missing.
-    others = jnp.argsort(images.labels == suspect, stable=True)
-    others = others[jnp.arange(len(others)) % jnp.maximum(jnp.sum(images.labels != suspect), 1)]
+    taught = images.labels != suspect if trusted is None else (images.labels != suspect) & trusted
+    # Some of them twice where others are left out.
+    others = jnp.argsort(~taught, stable=True)
+    others = others[jnp.arange(len(others)) % jnp.maximum(jnp.sum(taught), 1)]
     plain = Batch(images.images[others], images.labels[others])
     which = jnp.arange(len(others)) % config.triggers
     params, state = split(variables)
@@ -189,11 +196,11 @@ def patch(
         found = search({**state, "params": now}, key=search_key)
         stamped = jax.vmap(stamp)(plain.images, found.mask[which], found.pattern[which])
         perturbed = perturb(plain.images, found.perturbation[which])
-        taught = Batch(jnp.concatenate([plain.images, stamped, perturbed]), jnp.tile(plain.labels, 3))
+        lesson = Batch(jnp.concatenate([plain.images, stamped, perturbed]), jnp.tile(plain.labels, 3))
         tuned, info = finetune(
             frozen,
             {**state, "params": now},
-            taught,
+            lesson,
             key=tune_key,
             config=config.finetuning,
             prepare=lambda images, key: prepare(augment(images, key)),

@@ -14,7 +14,7 @@ from otbr_jax.experiments.inspecting import inspect
 from otbr_jax.experiments.results import summarize
 from otbr_jax.finetuning import FinetuningConfig
 from otbr_jax.inversion import InversionConfig
-from otbr_jax.patching import PatchingConfig, patch
+from otbr_jax.patching import PatchingConfig, patch, patch_classes
 from otbr_jax.report.table import summary_table
 from otbr_jax.suspicion import SuspicionConfig
 from otbr_jax.synthetic import SyntheticConfig
@@ -126,6 +126,40 @@ def test_patching_teaches_that_a_trigger_means_nothing(tiny):
     )
     with pytest.raises(InputError, match=r"patching.triggers: expected at least 1, found 0"):
         patch(network, variables, variables, Batch(images, labels), 3, key=jax.random.key(1), config=PatchingConfig())
+
+
+def test_images_of_suspicious_classes_are_not_taught(tiny):
+    network, variables = tiny
+    images = jax.random.uniform(jax.random.key(0), (40, *network.image_shape))
+    labels = jnp.arange(40, dtype=jnp.int32) % 10
+    suspicion = jnp.zeros(10).at[3].set(0.9).at[5].set(0.8)
+    settings = {"threshold": 0.5, "key": jax.random.key(1), "config": dataclasses.replace(PATCHING, shares=(1.0,))}
+    apply = jax.jit(
+        lambda images, s: patch_classes(network, variables, variables, Batch(images, labels), s, **settings)
+    )
+
+    def change(of, suspicion):
+        """How much the parameters depend on what the images of a class look like."""
+        before, _ = apply(images, suspicion)
+        after, info = apply(jnp.where((labels == of)[:, None, None, None], 0.5, images), suspicion)
+        pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+        return max(float(jnp.max(jnp.abs(a - b))) for a, b in pairs), info
+
+    # Triggers are searched on images of all classes; taught are those of classes that do not stand out.
+    settings_of_search = dataclasses.replace(TINY, images=1)
+    settings["config"] = dataclasses.replace(
+        settings["config"], patch=settings_of_search, perturbation=settings_of_search
+    )
+    assert change(3, suspicion)[0] == 0
+    assert change(5, suspicion)[0] == 0
+    changed, info = change(7, suspicion)
+    assert changed > 0
+    assert info.share.tolist() == [1.0, 1.0]
+    # Only the classes that stand out are patched, and nothing is changed without any.
+    assert change(7, suspicion.at[5].set(0.1))[1].share.tolist() == [1.0, 0.0]
+    same, info = apply(images, jnp.zeros(10))
+    assert info.share.tolist() == [0.0, 0.0]
+    jax.tree.map(np.testing.assert_array_equal, same, variables)
 
 
 @pytest.mark.parametrize(
