@@ -50,7 +50,7 @@ class SuspicionConfig:
     perturbation: InversionConfig = InversionConfig(steps=80, learning_rate=0.03, size=30.0)
     agreement: float = 0.9
     least_agreement: float = 0.6
-    threshold: float = 0.3
+    threshold: float = 0.42
     remaining: float = 0.02
 
     def __post_init__(self) -> None:
