@@ -2,8 +2,7 @@
 
 The network is that of `--config.model...`, as for `launch.repair`: of the registry, from a checkpoint, or of your own
 code. `--verify` permutes every group of neurons and says how far the outputs move: in a right graph 0, but for
-rounding. `--config=configs/otbr_plus.py --judge=DIR` says whether a network looks backdoored, and for which class, from
-its weights alone.
+rounding. `--judge=DIR` says whether a network looks backdoored, and for which class, from its weights alone.
 """
 
 from __future__ import annotations
