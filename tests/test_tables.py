@@ -231,9 +231,9 @@ def test_suspicions_to_the_letter():
     rng = np.random.default_rng(0)
     guilty, clean = suspected(rng, 1), suspected(rng, 2)
     missed = suspected(rng, 1) | {"cell": "another"}
-    missed["judgement"] = {"stands_out": False, "suspect": 1, "suspicion": [0.1, 0.3]}
+    missed["judgement"] = {"threshold": 0.5, "stands_out": False, "suspect": 1, "suspicion": [0.1, 0.3]}
     accused = suspected(rng, 2) | {"cell": "a clean one"}
-    accused["judgement"] = {"stands_out": True, "suspect": 1, "suspicion": [0.1, 0.5]}
+    accused["judgement"] = {"threshold": 0.5, "stands_out": True, "suspect": 1, "suspicion": [0.1, 0.5]}
     found = table("bench_otbr_plus", [guilty, clean, missed, accused])
     assert [line[3:5] for line in lines_of(found, "| cifar10")] == [
         ["0: 0.70", "0.1, 0.5"], ["0: 0.30", "left alone"], ["1: 0.30", "left alone"], ["1: 0.50", "0.1, 0.5"]
