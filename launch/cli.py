@@ -24,8 +24,8 @@ def define_config(default: str) -> Callable[[], dict[str, Any]]:
         holder = config_flags.DEFINE_config_file(
             "config", str(CONFIGS / default), "Config file; its fields are flags too."
         )
-    except AttributeError as error:  # ml_collections looks fields up here already
-        missing = error.args[0].args[0] if isinstance(error.args[0], KeyError) else str(error)
+    except (AttributeError, KeyError) as error:  # ml_collections looks fields up here already; KeyError within groups
+        missing = error.args[0].args[0] if isinstance(error.args[0], KeyError) else error.args[0]
         fail(f"unknown config field {_one_line(missing)}")
 
     def settings() -> dict[str, Any]:

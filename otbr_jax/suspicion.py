@@ -104,7 +104,7 @@ def suspicions(triggers: Inverted, along: Answers, *, agreement: float) -> jax.A
     """How far every class stands out, `[classes]`, below 2.5; the sum of three kinds of evidence.
 
     How much smaller its patch is: `1 - size / median size`. Half of how much weaker its perturbation is:
-    `1 - strength / median strength`; half, since it varies more among the classes of clean networks. And how much
+    `1 - strength / median strength`; half told most of the bench's victims from clean networks. And how much
     earlier it falls than any other class: what it has lost more than the one that lost most of the others, or 0. What
     is lost is `1 - mean over settings (remaining)`, see `remaining`, over the settings at which the share `agreement`
     of the images keeps its answer, or over all if there are none.

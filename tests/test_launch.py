@@ -77,11 +77,19 @@ def test_a_broken_config_file_is_named_with_its_flag(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_an_unknown_setting_within_a_group_is_named(tmp_path):
+    done = launch(f"--workdir={tmp_path / 'w'}", "--config.suspicion.inversion.steps=5")
+    assert done.returncode == 2
+    assert done.stderr == "error: unknown config field 'inversion'\n"
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"otbr": {"gama": 0.1}}, r"config.otbr.gama: unknown config field; did you mean config.otbr.gamma\?"),
         ({"zzz": 1}, r"config.zzz: unknown config field; expected one of \["),
+        ({"suspicion": {"patch": {"steps": 0}}}, r"^suspicion.patch.steps: expected at least 1, found 0$"),
+        ({"patching": {"patch": {"size": 0.0}}}, r"^patching.patch.size: expected a number above 0, found 0.0$"),
         ({"seed": 0.5}, "config.seed: expected int, found 0.5"),
         ({"seed": True}, "config.seed: expected int, found True"),
         ({"otbr": 3}, "config.otbr: expected a group of settings, found 3"),

@@ -186,6 +186,7 @@ def test_patching_that_cannot_be_ends_before_anything_is_made(change, message):
     ("field", "value", "expected"),
     [
         ("rounds", 0, "a number from 1"),
+        ("classes", 0, "a number from 1"),
         ("shares", (), "ascending shares in [0, 1]"),
         ("shares", (0.5, 0.2), "ascending shares in [0, 1]"),
         ("success", 1.5, "a share in [0, 1]"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -58,7 +59,14 @@ def from_dict(config_type: type[T], values: Mapping[str, Any], *, name: str = "c
             hint = f"; did you mean {name}.{near[0]}?" if near else f"; expected one of {sorted(hints)}"
             raise InputError(f"{name}.{field}: unknown config field{hint}")
         fields[field] = _value(hints[field], value, f"{name}.{field}")
-    return config_type(**fields)
+    try:
+        return config_type(**fields)
+    except InputError as error:
+        # Groups of one kind, such as suspicion.patch and patching.patch, only know what kind they are.
+        named = re.match(r"(\w+)\.(.+)", str(error), flags=re.DOTALL)
+        if named is None or name == "config" or named[1] in name.split("."):
+            raise
+        raise InputError(f"{name.removeprefix('config.')}.{named[2]}") from None
 
 
 def _value(hint: Any, value: Any, name: str) -> Any:
