@@ -7,8 +7,8 @@ every class, and networks with more and more neurons pruned and fused are asked 
 the network is left as it is; otherwise the setting that leaves least of that class, while others keep their answers, is
 taken, and the network is taught on its own images, no further than needed, that triggers of the class mean nothing.
 
-Expected: ACC / ASR 99.6 / 100.0 before and about 98 / 5 after; other victims in docs/measurements.md, whose rows stand
-in results/bench_otbr_plus.jsonl. About ten minutes on two CPU cores.
+Expected: ACC / ASR 99.6 / 100.0 before and about 97 / 6 after; other victims in docs/measurements.md, whose rows stand
+in results/bench_otbr_plus.jsonl. About eleven minutes on two CPU cores.
 
 A network of your own: configs/own_network.py.
 """
