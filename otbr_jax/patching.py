@@ -98,7 +98,6 @@ class PatchingInfo(NamedTuple):
 def patch_classes(
     network: Network,
     variables: Variables,
-    original: Variables,
     images: Batch,
     suspicion: jax.Array,
     *,
@@ -125,27 +124,24 @@ def patch_classes(
     suspects = jnp.argsort(-suspicion, stable=True)[: config.classes]
     trusted = jnp.ones(len(suspicion), bool).at[suspects].set(suspicion[suspects] < threshold)
 
-    def one(now: tuple[Variables, Variables], drawn: Any) -> tuple[Any, PatchingInfo]:
+    def one(now: Variables, drawn: Any) -> tuple[Variables, PatchingInfo]:
         suspect, key = drawn
         apply = partial(
             patch, network, trusted=trusted[images.labels], key=key, config=config, prepare=prepare, augment=augment
         )
-        shapes = jax.eval_shape(apply, *now, images, suspect)[1]
-        patched, info = jax.lax.cond(
+        shapes = jax.eval_shape(apply, now, images, suspect)[1]
+        return jax.lax.cond(
             suspicion[suspect] >= threshold,
-            lambda: apply(*now, images, suspect),
-            lambda: (now[0], jax.tree.map(lambda found: jnp.zeros(found.shape, found.dtype), shapes)),
+            lambda: apply(now, images, suspect),
+            lambda: (now, jax.tree.map(lambda found: jnp.zeros(found.shape, found.dtype), shapes)),
         )
-        return (patched, patched), info
 
-    (patched, _), info = jax.lax.scan(one, (variables, original), (suspects, jax.random.split(key, len(suspects))))
-    return patched, info
+    return jax.lax.scan(one, variables, (suspects, jax.random.split(key, len(suspects))))
 
 
 def patch(
     network: Network,
     variables: Variables,
-    original: Variables,
     images: Batch,
     suspect: jax.Array | int,
     *,
@@ -159,15 +155,14 @@ def patch(
 
     Images of the suspicious class itself are left out: made from the network, they hold what the backdoor looks for,
     and would bring it back. They are asked afterwards instead. Everything runs in evaluation mode: running statistics
-    stay those of real images, for which synthetic ones are no match. What is returned lies between `original` and the
-    patched network, as near to `original` as `config.success` and `config.own` allow: the way further costs what the
-    class and its trigger have in common. Guarantee: touches no data but `images`.
+    stay those of real images, for which synthetic ones are no match. What is returned lies between the network
+    as it came and the patched one, as near to the former as `config.success` and `config.own` allow: the way further
+    costs what the class and its trigger have in common. Guarantee: touches no data but `images`.
 
     Args:
       network: the functions of the network.
-      variables: the variables that are patched, usually those after fusion.
-      original: those of the suspicious network as it came, in which the triggers that are not taught are searched.
-      images: `[n, h, w, c]` in [0, 1], usually synthetic, and what the original network answers them with, `[n]`.
+      variables: the suspicious network's variables.
+      images: `[n, h, w, c]` in [0, 1], usually synthetic, and what the network answers them with, `[n]`.
       suspect: the suspicious class; may be traced.
       trusted: bool `[n]`, which images may be taught; by default all. Those of the suspicious class never are.
       key: typed PRNG key.
@@ -189,7 +184,6 @@ def patch(
     plain = Batch(images.images[others], images.labels[others])
     which = jnp.arange(len(others)) % config.triggers
     params, state = split(variables)
-    untouched, _ = split(original)
 
     def one_round(now: Any, key: jax.Array) -> tuple[Any, jax.Array]:
         search_key, tune_key = jax.random.split(key)
@@ -209,10 +203,10 @@ def patch(
 
     round_key, held_out_key = jax.random.split(key)
     patched, loss = jax.lax.scan(one_round, params, jax.random.split(round_key, config.rounds))
-    held_out = search(original, key=held_out_key)
+    held_out = search(variables, key=held_out_key)
 
     def towards(share: jax.Array) -> Variables:
-        mixed = jax.tree.map(lambda old, new: ((1 - share) * old + share * new).astype(old.dtype), untouched, patched)
+        mixed = jax.tree.map(lambda old, new: ((1 - share) * old + share * new).astype(old.dtype), params, patched)
         return {**state, "params": mixed}
 
     def asked(share: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -115,7 +115,7 @@ def test_patching_teaches_that_a_trigger_means_nothing(tiny):
     images = jax.random.uniform(jax.random.key(0), (40, *network.image_shape))
     labels = jnp.argmax(network.apply(variables, images), axis=-1).astype(jnp.int32)
     always = dataclasses.replace(PATCHING, shares=(1.0,))
-    apply = lambda v: patch(network, v, v, Batch(images, labels), 3, key=jax.random.key(1), config=always)  # noqa: E731
+    apply = lambda v: patch(network, v, Batch(images, labels), 3, key=jax.random.key(1), config=always)  # noqa: E731
     patched, info = jax.jit(apply)(variables)
     assert float(info.share) == 1.0
     assert info.loss.shape == (2, 1, 6)  # rounds, epochs, steps over the images without and with either kind of trigger
@@ -125,7 +125,7 @@ def test_patching_teaches_that_a_trigger_means_nothing(tiny):
         np.array_equal(a, b) for a, b in zip(jax.tree.leaves(patched), jax.tree.leaves(variables), strict=True)
     )
     with pytest.raises(InputError, match=r"patching.triggers: expected at least 1, found 0"):
-        patch(network, variables, variables, Batch(images, labels), 3, key=jax.random.key(1), config=PatchingConfig())
+        patch(network, variables, Batch(images, labels), 3, key=jax.random.key(1), config=PatchingConfig())
 
 
 def test_images_of_suspicious_classes_are_not_taught(tiny):
@@ -135,7 +135,7 @@ def test_images_of_suspicious_classes_are_not_taught(tiny):
     suspicion = jnp.zeros(10).at[3].set(0.9).at[5].set(0.8)
     settings = {"threshold": 0.5, "key": jax.random.key(1), "config": dataclasses.replace(PATCHING, shares=(1.0,))}
     apply = jax.jit(
-        lambda images, s: patch_classes(network, variables, variables, Batch(images, labels), s, **settings)
+        lambda images, s: patch_classes(network, variables, Batch(images, labels), s, **settings)
     )
 
     def change(of, suspicion):

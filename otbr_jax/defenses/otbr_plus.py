@@ -104,7 +104,6 @@ def otbr_plus(
         )
     patched, info = patch_classes(
         network,
-        fused,
         variables,
         images,
         judgement.suspicion,

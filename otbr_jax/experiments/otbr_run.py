@@ -176,7 +176,6 @@ class OTBRRun(Run[RepairConfig]):
 
         def function(
             variables: Variables,
-            original: Variables,
             images: Batch,
             suspicion: jax.Array,
             key: jax.Array,
@@ -188,7 +187,6 @@ class OTBRRun(Run[RepairConfig]):
             patched, info = patching.patch_classes(
                 self.network,
                 variables,
-                original,
                 images,
                 suspicion,
                 threshold=threshold,
@@ -199,12 +197,11 @@ class OTBRRun(Run[RepairConfig]):
             )
             return {"variables": patched, "info": info}
 
-        fused, made = stages["fused"], stages["synthetic"]
+        made = stages["synthetic"]
         return self.stage(
             "patched",
             function,
             (
-                fused.value["variables"],
                 victim.value["variables"],
                 Batch(*made.value["images"]),
                 judgement.suspicion,
@@ -214,7 +211,7 @@ class OTBRRun(Run[RepairConfig]):
             config=judging.network_settings(self)
             | {"patching": dataclasses.asdict(config), "guilty": guilty, "threshold": threshold},
             key=key,
-            parents=(victim, fused, made, stages["judged"]),
+            parents=(victim, made, stages["judged"]),
         )
 
     def evaluation(self, test: TestSet, stages: Mapping[str, Stage]) -> Stage:
