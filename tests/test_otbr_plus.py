@@ -134,9 +134,7 @@ def test_images_of_suspicious_classes_are_not_taught(tiny):
     labels = jnp.arange(40, dtype=jnp.int32) % 10
     suspicion = jnp.zeros(10).at[3].set(0.9).at[5].set(0.8)
     settings = {"threshold": 0.5, "key": jax.random.key(1), "config": dataclasses.replace(PATCHING, shares=(1.0,))}
-    apply = jax.jit(
-        lambda images, s: patch_classes(network, variables, Batch(images, labels), s, **settings)
-    )
+    apply = jax.jit(lambda images, s: patch_classes(network, variables, Batch(images, labels), s, **settings))
 
     def change(of, suspicion):
         """How much the parameters depend on what the images of a class look like."""
