@@ -22,6 +22,7 @@ from otbr_jax.inversion import (
     stamp,
     trigger_success,
 )
+from otbr_jax.synthetic import SyntheticConfig, synthesize
 from otbr_jax.types import Batch, Network, Variables, split
 
 
@@ -32,34 +33,41 @@ class PatchingConfig:
     Attributes:
       triggers: how many patches, and as many perturbations, are searched in each round; 0 for no patching.
       classes: how many of the classes that stand out are patched, one after the other.
-      rounds: how often triggers are searched in the network as it is then, and taught.
+      rounds: how often triggers are searched in the network as it is then, and taught; as often again in each recovery.
+      recoveries: how often images of the suspicious class are made from the patched network, and taught too.
+      recovered: how many of them.
       patch: how patches are searched.
       perturbation: how perturbations are searched.
       finetuning: activeness-aware fine-tuning of a round, on images without and with triggers.
       crop_padding: pixels by which images are moved at random, at most.
       shares: how much of the way from the original network to the patched one may be gone, each in [0, 1], ascending.
       success: how well triggers of the original network that were not taught may still work, in [0, 1].
-      own: how many of the suspicious class's images may keep their answer, in [0, 1].
+      own: how many of the suspicious class's images may keep their answer, in [0, 1]; not asked after a recovery.
+      recovered_success: how well triggers may work again after a recovery, in [0, 1].
     """
 
     triggers: int = 0
     classes: int = 2
     rounds: int = 8
-    patch: InversionConfig = InversionConfig(steps=40, size=30.0)
-    perturbation: InversionConfig = InversionConfig(steps=40, learning_rate=0.03, size=30.0)
+    recoveries: int = 1
+    recovered: int = 60
+    patch: InversionConfig = InversionConfig(steps=40, size=30.0, images=60)
+    perturbation: InversionConfig = InversionConfig(steps=40, learning_rate=0.03, size=30.0, images=60)
     finetuning: FinetuningConfig = FinetuningConfig(epochs=6, batch_size=50, learning_rate=0.0003, schedule="cosine")
     crop_padding: int = 1
     shares: tuple[float, ...] = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     success: float = 0.02
     own: float = 0.35
+    recovered_success: float = 0.05
 
     def __post_init__(self) -> None:
-        for field, least in (("triggers", 0), ("classes", 1), ("rounds", 1), ("crop_padding", 0)):
+        bounds = {"triggers": 0, "classes": 1, "rounds": 1, "recoveries": 0, "recovered": 1, "crop_padding": 0}
+        for field, least in bounds.items():
             if getattr(self, field) < least:
                 raise InputError(f"patching.{field}: expected a number from {least}, found {getattr(self, field)}")
         if not self.shares or [*self.shares] != sorted(self.shares) or not 0 <= self.shares[0] <= self.shares[-1] <= 1:
             raise InputError(f"patching.shares: expected ascending shares in [0, 1], found {[*self.shares]}")
-        for field in ("success", "own"):
+        for field in ("success", "own", "recovered_success"):
             if not 0 <= getattr(self, field) <= 1:
                 raise InputError(f"patching.{field}: expected a share in [0, 1], found {getattr(self, field)}")
 
@@ -79,14 +87,13 @@ class Triggers(NamedTuple):
 
 
 class PatchingInfo(NamedTuple):
-    """How it went.
+    """How it went; phases are the patching and every recovery.
 
     Attributes:
-      loss: `[rounds, epochs, steps]`, of each step's batch.
-      success: `[shares]`, how well the best trigger that was not taught works.
-      own: `[shares]`, of the suspicious class's images, the share that keeps its answer.
-      share: the smallest of the shares at which both are low enough, or the largest one; 0 for a class that does not
-        stand out.
+      loss: `[phases, rounds, epochs, steps]`, of each step's batch.
+      success: `[phases, shares]`, how well the best trigger that was not taught works.
+      own: `[phases, shares]`, of the suspicious class's images, the share that keeps its answer.
+      share: `[phases]`, the share that was taken; 0 for a class that does not stand out.
     """
 
     loss: jax.Array
@@ -104,6 +111,7 @@ def patch_classes(
     threshold: float,
     key: jax.Array,
     config: PatchingConfig,
+    synthetic: SyntheticConfig,
     prepare: Callable[[jax.Array], jax.Array] = lambda images: images,
     augment: Callable[[jax.Array, jax.Array], jax.Array] = lambda images, key: images,
 ) -> tuple[Variables, PatchingInfo]:
@@ -127,7 +135,14 @@ def patch_classes(
     def one(now: Variables, drawn: Any) -> tuple[Variables, PatchingInfo]:
         suspect, key = drawn
         apply = partial(
-            patch, network, trusted=trusted[images.labels], key=key, config=config, prepare=prepare, augment=augment
+            patch,
+            network,
+            trusted=trusted[images.labels],
+            key=key,
+            config=config,
+            synthetic=synthetic,
+            prepare=prepare,
+            augment=augment,
         )
         shapes = jax.eval_shape(apply, now, images, suspect)[1]
         return jax.lax.cond(
@@ -148,16 +163,23 @@ def patch(
     trusted: jax.Array | None = None,
     key: jax.Array,
     config: PatchingConfig,
+    synthetic: SyntheticConfig,
     prepare: Callable[[jax.Array], jax.Array] = lambda images: images,
     augment: Callable[[jax.Array, jax.Array], jax.Array] = lambda images, key: images,
 ) -> tuple[Variables, PatchingInfo]:
     """Fine-tunes on images, and on the same with a suspicious class's triggers, under their own labels. Pure; jits.
 
-    Images of the suspicious class itself are left out: made from the network, they hold what the backdoor looks for,
-    and would bring it back. They are asked afterwards instead. Everything runs in evaluation mode: running statistics
-    stay those of real images, for which synthetic ones are no match. What is returned lies between the network
-    as it came and the patched one, as near to the former as `config.success` and `config.own` allow: the way further
-    costs what the class and its trigger have in common. Guarantee: touches no data but `images`.
+    Images of the suspicious class itself are left out at first: made from the network, they hold what the backdoor
+    looks for, and would bring it back. They are asked afterwards instead. That costs the class; in a recovery images of
+    it are made anew, from the patched network, in which the trigger is dead and only the class is left, and taught too.
+
+    After each phase one goes a share of the way from the network before it to the one after it: that at which most of
+    the class's images keep their answer, of those at which triggers that were not taught hardly work (`config.success`)
+    and few of the class's images keep it (`config.own`), or, after a recovery, `config.recovered_success`; and if
+    there is none that at which such triggers work least.
+
+    Everything runs in evaluation mode: running statistics stay those of real images, for which synthetic ones are no
+    match. Guarantee: touches no data but `images`.
 
     Args:
       network: the functions of the network.
@@ -167,6 +189,7 @@ def patch(
       trusted: bool `[n]`, which images may be taught; by default all. Those of the suspicious class never are.
       key: typed PRNG key.
       config: how.
+      synthetic: how images are made in a recovery.
       prepare: images in [0, 1] -> images as the network takes them.
       augment: `(images, key) -> images`, both in [0, 1], of the images that are fine-tuned on.
 
@@ -184,13 +207,19 @@ def patch(
     plain = Batch(images.images[others], images.labels[others])
     which = jnp.arange(len(others)) % config.triggers
     params, state = split(variables)
+    round_key, held_out_key = jax.random.split(key)
+    held_out = search(variables, key=held_out_key)
+    shares = jnp.array(config.shares, jnp.float32)
 
-    def one_round(now: Any, key: jax.Array) -> tuple[Any, jax.Array]:
+    def one_round(now: Any, key: jax.Array, *, own: Batch) -> tuple[Any, jax.Array]:
         search_key, tune_key = jax.random.split(key)
         found = search({**state, "params": now}, key=search_key)
         stamped = jax.vmap(stamp)(plain.images, found.mask[which], found.pattern[which])
         perturbed = perturb(plain.images, found.perturbation[which])
-        lesson = Batch(jnp.concatenate([plain.images, stamped, perturbed]), jnp.tile(plain.labels, 3))
+        lesson = Batch(
+            jnp.concatenate([plain.images, stamped, perturbed, own.images]),
+            jnp.concatenate([jnp.tile(plain.labels, 3), own.labels]),
+        )
         tuned, info = finetune(
             frozen,
             {**state, "params": now},
@@ -201,22 +230,41 @@ def patch(
         )
         return jax.tree.map(lambda new, old: new.astype(old.dtype), tuned["params"], now), info.loss
 
-    round_key, held_out_key = jax.random.split(key)
-    patched, loss = jax.lax.scan(one_round, params, jax.random.split(round_key, config.rounds))
-    held_out = search(variables, key=held_out_key)
+    def made(now: Any, key: jax.Array) -> Batch:
+        labels = jnp.arange(synthetic.images, dtype=jnp.int32) % network.num_classes
+        labels = jnp.where(jnp.arange(synthetic.images) < config.recovered, suspect, labels)
+        found, _ = synthesize(
+            network, {**state, "params": now}, labels=labels, key=key, config=synthetic, prepare=prepare
+        )
+        return Batch(found.images[: config.recovered], found.labels[: config.recovered])
 
-    def towards(share: jax.Array) -> Variables:
-        mixed = jax.tree.map(lambda old, new: ((1 - share) * old + share * new).astype(old.dtype), params, patched)
-        return {**state, "params": mixed}
+    def one_phase(before: Any, drawn: tuple[jax.Array, jax.Array]) -> tuple[Any, PatchingInfo]:
+        recovery, key = drawn
+        make_key, key = jax.random.split(key)
+        stand_in = jnp.arange(min(config.recovered, synthetic.images)) % len(others)
+        own = jax.lax.cond(
+            recovery,
+            lambda: made(before, make_key),
+            lambda: Batch(plain.images[stand_in], plain.labels[stand_in]),
+        )
+        after, loss = jax.lax.scan(partial(one_round, own=own), before, jax.random.split(key, config.rounds))
 
-    def asked(share: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return ask(network, towards(share), images, suspect, held_out, prepare=prepare)
+        def towards(share: jax.Array) -> Any:
+            return jax.tree.map(lambda old, new: ((1 - share) * old + share * new).astype(old.dtype), before, after)
 
-    shares = jnp.array(config.shares, jnp.float32)
-    success, own = jax.lax.map(asked, shares)
-    enough = (success <= config.success) & (own <= config.own)
-    share = jnp.where(jnp.any(enough), shares[jnp.argmax(enough)], shares[-1])
-    return towards(share), PatchingInfo(loss, success, own, share)
+        def asked(share: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return ask(network, {**state, "params": towards(share)}, images, suspect, held_out, prepare=prepare)
+
+        success, kept = jax.lax.map(asked, shares)
+        enough = jnp.where(
+            recovery, success <= config.recovered_success, (success <= config.success) & (kept <= config.own)
+        )
+        chosen = jnp.where(jnp.any(enough), jnp.argmax(jnp.where(enough, kept, -1.0)), jnp.argmin(success))
+        return towards(shares[chosen]), PatchingInfo(loss, success, kept, shares[chosen])
+
+    phases = 1 + config.recoveries
+    patched, info = jax.lax.scan(one_phase, params, (jnp.arange(phases) > 0, jax.random.split(round_key, phases)))
+    return {**state, "params": patched}, info
 
 
 def search_triggers(

@@ -90,6 +90,7 @@ def synthesize(
     network: Network,
     variables: Variables,
     *,
+    labels: jax.Array | None = None,
     key: jax.Array,
     config: SyntheticConfig,
     prepare: Callable[[jax.Array], jax.Array] = lambda images: images,
@@ -97,12 +98,13 @@ def synthesize(
 ) -> tuple[Batch, SyntheticInfo]:
     """Images that the network answers with confidence and that its normalisation has seen the like of. Pure; jits.
 
-    From noise, Adam lowers the cross-entropy of balanced labels (evaluation mode), the distance of the batch's
+    From noise, Adam lowers the cross-entropy of labels (evaluation mode), the distance of the batch's
     statistics to the running ones, and the total variation. Guarantee: touches no data.
 
     Args:
       network: the functions of the network.
       variables: its variables.
+      labels: int `[config.images]`, what they are to be answered with; by default equally many of each class.
       key: typed PRNG key.
       config: how many images, and how.
       prepare: images in [0, 1] -> images as the network takes them.
@@ -113,7 +115,8 @@ def synthesize(
 
     Source: after DeepInversion, arXiv 1912.08795.
     """
-    labels = jnp.arange(config.images, dtype=jnp.int32) % network.num_classes
+    if labels is None:
+        labels = jnp.arange(config.images, dtype=jnp.int32) % network.num_classes
     start = jax.random.normal(key, (config.images, *network.image_shape))
     first = statistics_distance(network, variables, prepare(jax.nn.sigmoid(start)))
 

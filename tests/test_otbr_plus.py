@@ -21,15 +21,21 @@ from otbr_jax.synthetic import SyntheticConfig
 from otbr_jax.types import split
 
 TINY = InversionConfig(steps=10, images=20)
+SYNTHETIC = SyntheticConfig(images=40, steps=10)
 PATCHING = PatchingConfig(
-    triggers=2, rounds=2, patch=TINY, perturbation=TINY, finetuning=FinetuningConfig(epochs=1, batch_size=20)
+    triggers=2,
+    rounds=2,
+    recovered=9,
+    patch=TINY,
+    perturbation=TINY,
+    finetuning=FinetuningConfig(epochs=1, batch_size=20),
 )
 PLUS = dataclasses.replace(
     CONFIG,
     suspicion=SuspicionConfig(
         gamma=(0.1, 0.3),
         lam=(0.5, 1.0),
-        synthetic=SyntheticConfig(images=40, steps=10),
+        synthetic=SYNTHETIC,
         patch=TINY,
         perturbation=TINY,
         threshold=-9.0,
@@ -59,14 +65,14 @@ def test_a_suspicious_network_is_judged_fused_and_patched(finished):
     }
     assert [*summary["metrics"]] == ["victim", "unlearned", "pruned", "fused", "patched"]
     assert [found["class"] for found in summary["patched"]] == [*np.argsort(judgement["suspicion"])[:-3:-1]]
-    assert all(found["share"] in PATCHING.shares for found in summary["patched"])
+    assert all(share in PATCHING.shares for f in summary["patched"] for share in (f["share"], *f["recovered"]))
     table = summary_table(summary)
     assert f"class {judgement['suspect']} stands out" in table
     assert "false-positive rate" in table
     assert "of the way" in table
     page = (workdir / "report.html").read_text()
     assert "Is it backdoored?" in page
-    assert page.count("of the way: triggers that were not taught") == 2
+    assert page.count("%: triggers not taught") == 2
     assert json.loads((workdir / "metrics.json").read_text())["judgement"] == judgement
 
 
@@ -114,18 +120,26 @@ def test_patching_teaches_that_a_trigger_means_nothing(tiny):
     network, variables = tiny
     images = jax.random.uniform(jax.random.key(0), (40, *network.image_shape))
     labels = jnp.argmax(network.apply(variables, images), axis=-1).astype(jnp.int32)
-    always = dataclasses.replace(PATCHING, shares=(1.0,))
-    apply = lambda v: patch(network, v, Batch(images, labels), 3, key=jax.random.key(1), config=always)  # noqa: E731
+    settings = {"config": dataclasses.replace(PATCHING, shares=(1.0,)), "synthetic": SYNTHETIC}
+    apply = lambda v: patch(network, v, Batch(images, labels), 3, key=jax.random.key(1), **settings)  # noqa: E731
     patched, info = jax.jit(apply)(variables)
-    assert float(info.share) == 1.0
-    assert info.loss.shape == (2, 1, 6)  # rounds, epochs, steps over the images without and with either kind of trigger
+    assert info.share.tolist() == [1.0, 1.0]  # patched, recovered
+    # phases, rounds, epochs, steps over the images without and with either kind of trigger, and those made anew
+    assert info.loss.shape == (2, 2, 1, 6)
     assert bool(jnp.isfinite(info.loss).all())
     jax.tree.map(np.testing.assert_array_equal, split(patched)[1], split(variables)[1])
     assert not all(
         np.array_equal(a, b) for a, b in zip(jax.tree.leaves(patched), jax.tree.leaves(variables), strict=True)
     )
     with pytest.raises(InputError, match=r"patching.triggers: expected at least 1, found 0"):
-        patch(network, variables, Batch(images, labels), 3, key=jax.random.key(1), config=PatchingConfig())
+        patch(
+            network,
+            variables,
+            Batch(images, labels),
+            3,
+            key=jax.random.key(1),
+            **settings | {"config": PatchingConfig()},
+        )
 
 
 def test_images_of_suspicious_classes_are_not_taught(tiny):
@@ -133,7 +147,12 @@ def test_images_of_suspicious_classes_are_not_taught(tiny):
     images = jax.random.uniform(jax.random.key(0), (40, *network.image_shape))
     labels = jnp.arange(40, dtype=jnp.int32) % 10
     suspicion = jnp.zeros(10).at[3].set(0.9).at[5].set(0.8)
-    settings = {"threshold": 0.5, "key": jax.random.key(1), "config": dataclasses.replace(PATCHING, shares=(1.0,))}
+    settings = {
+        "threshold": 0.5,
+        "key": jax.random.key(1),
+        "config": dataclasses.replace(PATCHING, shares=(1.0,)),
+        "synthetic": SYNTHETIC,
+    }
     apply = jax.jit(lambda images, s: patch_classes(network, variables, Batch(images, labels), s, **settings))
 
     def change(of, suspicion):
@@ -152,11 +171,11 @@ def test_images_of_suspicious_classes_are_not_taught(tiny):
     assert change(5, suspicion)[0] == 0
     changed, info = change(7, suspicion)
     assert changed > 0
-    assert info.share.tolist() == [1.0, 1.0]
+    assert info.share.tolist() == [[1.0, 1.0], [1.0, 1.0]]
     # Only the classes that stand out are patched, and nothing is changed without any.
-    assert change(7, suspicion.at[5].set(0.1))[1].share.tolist() == [1.0, 0.0]
+    assert change(7, suspicion.at[5].set(0.1))[1].share.tolist() == [[1.0, 1.0], [0.0, 0.0]]
     same, info = apply(images, jnp.zeros(10))
-    assert info.share.tolist() == [0.0, 0.0]
+    assert info.share.tolist() == [[0.0, 0.0], [0.0, 0.0]]
     jax.tree.map(np.testing.assert_array_equal, same, variables)
 
 

@@ -31,8 +31,8 @@ class OTBRPlusInfo(NamedTuple):
       judgement: which class stands out; `gamma` and `lam` are what was chosen, 0 where none does.
       gamma: share of neurons that was pruned.
       lam: the paper's lambda.
-      share: `[patching.classes]`, at most one for each class: how much of the way to the patched network was gone for
-        each of the most suspicious classes, see `patch`; 0 for none.
+      share: `[patching.classes, 1 + patching.recoveries]`, at most one row for each class: how much of the way was gone
+        for each of the most suspicious classes in each phase, see `patch`; 0 for none.
     """
 
     triggers: Inverted
@@ -99,9 +99,8 @@ def otbr_plus(
     fused = jax.tree.map(lambda leaf: leaf[0], fused_at(lambda found: found, counts=count[None], lams=lam[None]))
     gamma = jnp.where(judgement.stands_out, jnp.array(suspicion.gamma)[row], 0.0)
     if not patching.triggers:
-        return fused, OTBRPlusInfo(
-            triggers, judgement, gamma, lam, jnp.zeros(min(patching.classes, network.num_classes))
-        )
+        share = jnp.zeros((min(patching.classes, network.num_classes), 1 + patching.recoveries))
+        return fused, OTBRPlusInfo(triggers, judgement, gamma, lam, share)
     patched, info = patch_classes(
         network,
         variables,
@@ -110,6 +109,7 @@ def otbr_plus(
         threshold=suspicion.threshold,
         key=patch_key,
         config=patching,
+        synthetic=suspicion.synthetic,
         prepare=prepare,
         augment=augment,
     )

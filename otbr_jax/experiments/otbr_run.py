@@ -169,8 +169,8 @@ class OTBRRun(Run[RepairConfig]):
         )
 
     def patched(self, victim: Stage, stages: Mapping[str, Stage]) -> Stage:
-        """The fused network, taught that suspicious classes' triggers mean nothing; as it is if no class stands out."""
-        config, key = self.config.patching, self.key("patched")
+        """The network, taught that suspicious classes' triggers mean nothing; as it is if no class stands out."""
+        config, made_config, key = self.config.patching, self.config.suspicion.synthetic, self.key("patched")
         judgement = stages["judged"].value["judgement"]
         guilty, threshold = bool(judgement.stands_out), self.config.suspicion.threshold
 
@@ -192,6 +192,7 @@ class OTBRRun(Run[RepairConfig]):
                 threshold=threshold,
                 key=key,
                 config=config,
+                synthetic=made_config,
                 prepare=self.prepare,
                 augment=partial(augmented, crop_padding=config.crop_padding),
             )
@@ -209,7 +210,8 @@ class OTBRRun(Run[RepairConfig]):
             ),
             title="patching",
             config=judging.network_settings(self)
-            | {"patching": dataclasses.asdict(config), "guilty": guilty, "threshold": threshold},
+            | {"patching": dataclasses.asdict(config), "synthetic": dataclasses.asdict(made_config)}
+            | {"guilty": guilty, "threshold": threshold},
             key=key,
             parents=(victim, made, stages["judged"]),
         )

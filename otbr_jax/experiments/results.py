@@ -104,8 +104,8 @@ def summarize(result: Repair) -> dict[str, Any]:
     return summary
 
 
-def _patching(result: Repair) -> list[dict[str, float]] | None:
-    """How far a network was patched for each class that stands out, and what it left; None where it was not."""
+def _patching(result: Repair) -> list[dict[str, Any]] | None:
+    """How far a network was patched for each class that stands out, and what is left; None where it was not."""
     if "patched" not in result.stages or "info" not in result.stages["patched"].value:
         return None
     shares, info = result.config.patching.shares, result.stages["patched"].value["info"]
@@ -113,9 +113,12 @@ def _patching(result: Repair) -> list[dict[str, float]] | None:
     found = []
     for index, suspect in enumerate(np.argsort(-suspicion, stable=True)[: len(info.share)]):
         if suspicion[suspect] >= result.config.suspicion.threshold:
-            chosen = int(np.argmin(np.abs(np.array(shares) - info.share[index])))
-            success, own = (float(values[index][chosen]) for values in (info.success, info.own))
-            found.append({"class": int(suspect), "share": shares[chosen], "success": success, "own": own})
+            chosen = [int(np.argmin(np.abs(np.array(shares) - share))) for share in info.share[index]]
+            success, own = (float(values[index][-1][chosen[-1]]) for values in (info.success, info.own))
+            share, *recovered = (shares[place] for place in chosen)
+            found.append(
+                {"class": int(suspect), "share": share, "recovered": recovered, "success": success, "own": own}
+            )
     return found
 
 
