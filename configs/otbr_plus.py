@@ -5,7 +5,8 @@
 The default of `launch.repair`. From the suspicious network alone: images are made, triggers are reverse-engineered for
 every class, and networks with more and more neurons pruned and fused are asked how they answer. If no class stands out
 the network is left as it is; otherwise the setting that leaves least of that class, while others keep their answers, is
-taken, and the network is taught on its own images, no further than needed, that triggers of the class mean nothing.
+shown (fused), and the network as it came is taught on its own images, no further than needed, that triggers of the
+class mean nothing, and then what the class itself looks like (patched).
 
 Expected: ACC / ASR 99.6 / 100.0 before and about 97 / 6 after; other victims in docs/measurements.md, whose rows stand
 in results/bench_otbr_plus.jsonl. About eleven minutes on two CPU cores.

@@ -256,15 +256,26 @@ def patch(
             return ask(network, {**state, "params": towards(share)}, images, suspect, held_out, prepare=prepare)
 
         success, kept = jax.lax.map(asked, shares)
-        enough = jnp.where(
-            recovery, success <= config.recovered_success, (success <= config.success) & (kept <= config.own)
-        )
-        chosen = jnp.where(jnp.any(enough), jnp.argmax(jnp.where(enough, kept, -1.0)), jnp.argmin(success))
+        chosen = how_far(success, kept, recovery=recovery, config=config)
         return towards(shares[chosen]), PatchingInfo(loss, success, kept, shares[chosen])
 
     phases = 1 + config.recoveries
     patched, info = jax.lax.scan(one_phase, params, (jnp.arange(phases) > 0, jax.random.split(round_key, phases)))
     return {**state, "params": patched}, info
+
+
+def how_far(success: jax.Array, own: jax.Array, *, recovery: jax.Array | bool, config: PatchingConfig) -> jax.Array:
+    """The index of the share to take, the first where several are as good.
+
+    Args:
+      success: `[shares]`, how well triggers that were not taught work.
+      own: `[shares]`, how many of the class's images keep their answer.
+      recovery: whether the class's own images were taught.
+      config: how little is enough.
+    """
+    patched = (success <= config.success) & (own <= config.own)
+    enough = jnp.where(recovery, success <= config.recovered_success, patched)
+    return jnp.where(jnp.any(enough), jnp.argmax(jnp.where(enough, own, -1.0)), jnp.argmin(success))
 
 
 def search_triggers(

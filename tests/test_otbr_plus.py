@@ -14,7 +14,7 @@ from otbr_jax.experiments.inspecting import inspect
 from otbr_jax.experiments.results import summarize
 from otbr_jax.finetuning import FinetuningConfig
 from otbr_jax.inversion import InversionConfig
-from otbr_jax.patching import PatchingConfig, patch, patch_classes
+from otbr_jax.patching import PatchingConfig, how_far, patch, patch_classes
 from otbr_jax.report.table import summary_table
 from otbr_jax.suspicion import SuspicionConfig
 from otbr_jax.synthetic import SyntheticConfig
@@ -180,6 +180,21 @@ def test_images_of_suspicious_classes_are_not_taught(tiny):
 
 
 @pytest.mark.parametrize(
+    ("success", "own", "recovery", "expected"),
+    [
+        ((0.9, 0.02, 0.0), (1.0, 0.3, 0.1), False, 1),  # no further than needed
+        ((0.9, 0.02, 0.0), (1.0, 0.8, 0.1), False, 2),  # the class's own images still hold the trigger
+        ((0.9, 0.5, 0.3), (1.0, 0.3, 0.1), False, 2),  # nowhere enough: where triggers work least
+        ((0.0, 0.04, 0.04, 0.2), (0.1, 0.3, 0.5, 0.9), True, 2),  # as much of the class as triggers allow
+        ((0.0, 0.01, 0.02), (0.5, 0.4, 0.3), True, 0),  # a recovery that costs the class is not taken
+    ],
+)
+def test_how_far_a_network_is_patched_and_recovered(success, own, recovery, expected):
+    config = PatchingConfig(success=0.02, own=0.35, recovered_success=0.05)
+    assert int(how_far(jnp.array(success), jnp.array(own), recovery=recovery, config=config)) == expected
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"suspicion": SuspicionConfig()}, "suspicion.gamma: expected settings to judge beside patching.triggers"),
@@ -208,6 +223,8 @@ def test_patching_that_cannot_be_ends_before_anything_is_made(change, message):
         ("shares", (0.5, 0.2), "ascending shares in [0, 1]"),
         ("success", 1.5, "a share in [0, 1]"),
         ("own", -0.1, "a share in [0, 1]"),
+        ("recovered", 0, "a number from 1"),
+        ("recovered_success", 2.0, "a share in [0, 1]"),
     ],
 )
 def test_bad_patching(field, value, expected):

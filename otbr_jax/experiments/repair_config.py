@@ -53,7 +53,7 @@ class RepairConfig(VictimConfig):
       otbr: the settings of OTBR.
       suspicion: whether anything is repaired at all, judged by images made from the network or, for TSBD, by the clean
         ones; and OTBR's gamma and lambda.
-      patching: what follows OTBR's fusion where a class stands out.
+      patching: how a network in which a class stands out is patched, instead of fused.
       tsbd: the settings of TSBD.
       clean: TSBD's clean images.
       selection: how TSBD's n and m are chosen with them.
