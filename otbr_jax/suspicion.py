@@ -5,7 +5,7 @@ of other classes (Neural Cleanse's observation). So is a perturbation of the who
 that no small patch imitates. And while neurons are pruned and fused in order of their weight change, the patch stops
 working, and images made for the class stop being recognised, before those of other classes: both live on the neurons
 that are taken first. Each is found in clean networks too, where one class is easier to imitate and another falls first
-by chance; so what a class has of all three is added.
+by chance; so what a class has of all three is added, the two that say less by half.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from otbr_jax.inversion import InversionConfig, Inverted, trigger_success
 from otbr_jax.synthetic import SyntheticConfig
 from otbr_jax.types import Batch, Network, Variables
 
-CLEAN_SCORES = (0.16, 0.17, 0.21, 0.23, 0.24, 0.24, 0.29, 0.4, 0.54, 0.86)
+CLEAN_SCORES = (0.16, 0.17, 0.21, 0.23, 0.24, 0.24, 0.29, 0.37, 0.4, 0.86)
 """The highest suspicion of any class in each clean network of the bench (`configs/bench/otbr_plus.py`), ascending."""
 
 
@@ -50,7 +50,7 @@ class SuspicionConfig:
     perturbation: InversionConfig = InversionConfig(steps=80, learning_rate=0.03, size=30.0)
     agreement: float = 0.9
     least_agreement: float = 0.6
-    threshold: float = 0.42
+    threshold: float = 0.41
     remaining: float = 0.02
 
     def __post_init__(self) -> None:
@@ -101,13 +101,13 @@ def answers(
 
 
 def suspicions(triggers: Inverted, along: Answers, *, agreement: float) -> jax.Array:
-    """How far every class stands out, `[classes]`, below 2.5; the sum of three kinds of evidence.
+    """How far every class stands out, `[classes]`, below 2; the sum of three kinds of evidence.
 
     How much smaller its patch is: `1 - size / median size`. Half of how much weaker its perturbation is:
-    `1 - strength / median strength`; half told most of the bench's victims from clean networks. And how much
-    earlier it falls than any other class: what it has lost more than the one that lost most of the others, or 0. What
-    is lost is `1 - mean over settings (remaining)`, see `remaining`, over the settings at which the share `agreement`
-    of the images keeps its answer, or over all if there are none.
+    `1 - strength / median strength`. And half of how much earlier it falls than any other class: what it has lost more
+    than the one that lost most of the others, or 0. What is lost is `1 - mean over settings (remaining)`, see
+    `remaining`, over the settings at which the share `agreement` of the images keeps its answer, or over all if there
+    are none. The halves are the simplest weights that told the bench's victims from its clean networks.
 
     Args:
       triggers: the original network's, one for each class.
@@ -121,7 +121,7 @@ def suspicions(triggers: Inverted, along: Answers, *, agreement: float) -> jax.A
     lost = 1 - jnp.sum(left * admitted[:, None], axis=0) / jnp.sum(admitted)
     others = jnp.max(jnp.where(jnp.eye(len(lost), dtype=bool), -jnp.inf, lost[None, :]), axis=1)
     smaller, weaker = (1 - _relative(values[None])[0] for values in (triggers.size, triggers.strength))
-    return smaller + weaker / 2 + jnp.maximum(lost - others, 0.0)
+    return smaller + (weaker + jnp.maximum(lost - others, 0.0)) / 2
 
 
 def remaining(along: Answers, suspect: jax.Array | int) -> jax.Array:

@@ -49,8 +49,8 @@ def test_a_class_that_falls_first_and_has_a_small_trigger_stands_out(jit):
     function = lambda t, a: judge(t, a, config=CONFIG)  # noqa: E731
     found = (jax.jit(function) if jit else function)(triggers([0.2, 0.1, 0.2, 0.2]), FALLEN)
     # Half the median size; and, over the two settings that keep 90 % of the answers, nothing lost in the first, all but
-    # 0.7 of the answers and a tenth of the trigger's success in the second, where the others lose nothing.
-    score = 0.5 + (1 - 0.7 * 0.1) / 2
+    # 0.7 of the answers and a tenth of the trigger's success in the second, where the others lose nothing. By half.
+    score = 0.5 + (1 - 0.7 * 0.1) / 2 / 2
     np.testing.assert_allclose(found.suspicion, [0, score, 0, 0], atol=1e-6)
     assert found.suspect == 1
     assert found.stands_out
