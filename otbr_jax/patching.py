@@ -55,7 +55,7 @@ class PatchingConfig:
     perturbation: InversionConfig = InversionConfig(steps=40, learning_rate=0.03, size=30.0, images=60)
     finetuning: FinetuningConfig = FinetuningConfig(epochs=6, batch_size=50, learning_rate=0.0003, schedule="cosine")
     crop_padding: int = 1
-    shares: tuple[float, ...] = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    shares: tuple[float, ...] = (*(step / 50 for step in range(10)), *(step / 20 for step in range(4, 21)))
     success: float = 0.02
     own: float = 0.35
     recovered_success: float = 0.05
@@ -92,7 +92,8 @@ class PatchingInfo(NamedTuple):
     Attributes:
       loss: `[phases, rounds, epochs, steps]`, of each step's batch.
       success: `[phases, shares]`, how well the best trigger that was not taught works.
-      own: `[phases, shares]`, of the suspicious class's images, the share that keeps its answer.
+      own: `[phases, shares]`, of the suspicious class's images, the share that is taken for it: of those that were given,
+        which hold the trigger, and after a recovery of those that were made for it.
       share: `[phases]`, the share that was taken; 0 for a class that does not stand out.
     """
 
@@ -173,10 +174,7 @@ def patch(
     looks for, and would bring it back. They are asked afterwards instead. That costs the class; in a recovery images of
     it are made anew, from the patched network, in which the trigger is dead and only the class is left, and taught too.
 
-    After each phase one goes a share of the way from the network before it to the one after it: that at which most of
-    the class's images keep their answer, of those at which triggers that were not taught hardly work (`config.success`)
-    and few of the class's images keep it (`config.own`), or, after a recovery, `config.recovered_success`; and if
-    there is none that at which such triggers work least.
+    After each phase one goes a share of the way from the network before it to the one after it, see `how_far`.
 
     Everything runs in evaluation mode: running statistics stay those of real images, for which synthetic ones are no
     match. Guarantee: touches no data but `images`.
@@ -253,11 +251,14 @@ def patch(
             return jax.tree.map(lambda old, new: ((1 - share) * old + share * new).astype(old.dtype), before, after)
 
         def asked(share: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return ask(network, {**state, "params": towards(share)}, images, suspect, held_out, prepare=prepare)
+            then = {**state, "params": towards(share)}
+            success, kept = ask(network, then, images, suspect, held_out, prepare=prepare)
+            answers = jnp.argmax(network.apply(then, prepare(own.images)), axis=-1)
+            return success, jnp.where(recovery, jnp.mean(answers == suspect), kept)
 
-        success, kept = jax.lax.map(asked, shares)
-        chosen = how_far(success, kept, recovery=recovery, config=config)
-        return towards(shares[chosen]), PatchingInfo(loss, success, kept, shares[chosen])
+        success, taken = jax.lax.map(asked, shares)
+        chosen = how_far(success, taken, recovery=recovery, config=config)
+        return towards(shares[chosen]), PatchingInfo(loss, success, taken, shares[chosen])
 
     phases = 1 + config.recoveries
     patched, info = jax.lax.scan(one_phase, params, (jnp.arange(phases) > 0, jax.random.split(round_key, phases)))
@@ -267,9 +268,13 @@ def patch(
 def how_far(success: jax.Array, own: jax.Array, *, recovery: jax.Array | bool, config: PatchingConfig) -> jax.Array:
     """The index of the share to take, the first where several are as good.
 
+    Of the shares at which triggers hardly work, that with most of the class: at first `config.success`, and with few of
+    the class's images, which hold the trigger (`config.own`); after a recovery `config.recovered_success`. If there is
+    none, that at which triggers work least.
+
     Args:
       success: `[shares]`, how well triggers that were not taught work.
-      own: `[shares]`, how many of the class's images keep their answer.
+      own: `[shares]`, how many of the class's images are taken for it.
       recovery: whether the class's own images were taught.
       config: how little is enough.
     """

@@ -242,7 +242,7 @@ def test_suspicions_to_the_letter():
         "Suspicion as a detector: AUC 0.625; at the threshold 1 of 2 backdoored networks stand out, 1 with the "
         "attacker's class, and 1 of 2 clean ones."
     ) in found
-    (line,) = lines_of(found, "| chosen without data, and patched")
+    (line,) = lines_of(found, "| patched without data")
     asr = [100 * row["metrics"]["patched"]["asr"] for row in (guilty, missed)]
     assert line[3:5] == [f"{sum(asr) / 2:.1f}", f"{max(asr):.1f}"]
     guilty["sweep"][0]["gamma"] = 0.2

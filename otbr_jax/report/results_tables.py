@@ -188,8 +188,8 @@ def _frontier(rows: Sequence[Row]) -> str:
     ways: Mapping[str, Callable[[Row], Mapping[str, float | None] | None]] = {
         "as it came": lambda row: field(row, "metrics.victim"),
         PUBLISHED: _published,
-        "chosen without data": lambda row: field(row, "metrics.fused"),
-        "chosen without data, and patched": lambda row: field(row, "metrics.patched"),
+        "chosen without data, fused": lambda row: field(row, "metrics.fused"),
+        "patched without data": lambda row: field(row, "metrics.patched"),
         "oracle's gamma, lambda": lambda row: (field(row, "oracle") or {}).get("fused"),
     }
     lines = []

@@ -65,7 +65,7 @@ def patching(patched: Mapping[str, Any]) -> str:
     return (
         f"class {patched['class']} patched, {100 * patched['share']:g} % of the way{recovered}: triggers not taught "
         f"turn {percent(patched['success'])} % of the images into it, "
-        f"{100 * patched['own']:.0f} % of its own keep their answer"
+        f"{100 * patched['own']:.0f} % of its own images are taken for it"
     )
 
 
