@@ -92,8 +92,8 @@ class PatchingInfo(NamedTuple):
     Attributes:
       loss: `[phases, rounds, epochs, steps]`, of each step's batch.
       success: `[phases, shares]`, how well the best trigger that was not taught works.
-      own: `[phases, shares]`, of the suspicious class's images, the share that is taken for it: of those that were given,
-        which hold the trigger, and after a recovery of those that were made for it.
+      own: `[phases, shares]`, of the suspicious class's images, the share that is taken for it: of those that were
+        given, which hold the trigger, and after a recovery of those that were made for it.
       share: `[phases]`, the share that was taken; 0 for a class that does not stand out.
     """
 
