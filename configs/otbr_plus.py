@@ -8,8 +8,8 @@ the network is left as it is; otherwise the setting that leaves least of that cl
 shown (fused), and the network as it came is taught on its own images, no further than needed, that triggers of the
 class mean nothing, and then what the class itself looks like (patched).
 
-Expected: ACC / ASR 99.6 / 100.0 before and about 97 / 6 after; other victims in docs/measurements.md, whose rows stand
-in results/bench_otbr_plus.jsonl. About eleven minutes on two CPU cores.
+Expected: ACC / ASR 99.6 / 100.0 before and about 99 / 10 after; other victims in docs/measurements.md, whose rows stand
+in results/bench_otbr_plus.jsonl. About a quarter of an hour on two CPU cores.
 
 A network of your own: configs/own_network.py.
 """
