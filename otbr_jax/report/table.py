@@ -61,7 +61,9 @@ def summary_table(summary: Mapping[str, Any]) -> str:
 
 def patching(patched: Mapping[str, Any]) -> str:
     """How far a network was patched for a class, and what that left of it, as `results.summarize` says."""
-    recovered = "".join(f", then recovered, {100 * share:g} %" for share in patched["recovered"])
+    recovered = "".join(
+        f", then recovered, {100 * share:g} %" if share else ", not recovered" for share in patched["recovered"]
+    )
     return (
         f"class {patched['class']} patched, {100 * patched['share']:g} % of the way{recovered}: triggers not taught "
         f"turn {percent(patched['success'])} % of the images into it, "
