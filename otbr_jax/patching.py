@@ -192,10 +192,15 @@ def patch(
       augment: `(images, key) -> images`, both in [0, 1], of the images that are fine-tuned on.
 
     Raises:
-      InputError: if three times the images are less than a batch, or no triggers are asked for.
+      InputError: if three times the images are less than a batch, no triggers are asked for, or more of the class's
+        images than are made.
     """
     if not config.triggers:
         raise InputError("patching.triggers: expected at least 1, found 0")
+    if config.recoveries and config.recovered > synthetic.images:
+        raise InputError(
+            f"patching.recovered: expected at most {synthetic.images}, the images that are made, found {config.recovered}"
+        )
     frozen = dataclasses.replace(network, apply_train=None)
     search = partial(search_triggers, network, images=images, suspect=suspect, config=config, prepare=prepare)
     taught = images.labels != suspect if trusted is None else (images.labels != suspect) & trusted

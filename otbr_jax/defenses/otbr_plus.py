@@ -29,8 +29,8 @@ class OTBRPlusInfo(NamedTuple):
     Attributes:
       triggers: the suspicious network's, one for each class.
       judgement: which class stands out; `gamma` and `lam` are what was chosen, 0 where none does.
-      gamma: share of neurons that was pruned.
-      lam: the paper's lambda.
+      gamma: share of neurons that the fused network lost, which is returned where nothing is patched.
+      lam: the paper's lambda of that network.
       share: `[patching.classes, 1 + patching.recoveries]`, at most one row for each class: how much of the way was gone
         for each of the most suspicious classes in each phase, see `patch`; 0 for none.
     """
@@ -63,7 +63,7 @@ def otbr_plus(
       key: typed PRNG key.
       config: the method's settings; gamma and lambda are not used.
       suspicion: the settings to try, and how the network is judged.
-      patching: what follows fusion; nothing with `triggers` = 0.
+      patching: how the network is patched instead of fused; with `triggers` = 0 the fused one is returned.
       prepare: images in [0, 1] -> images as the network takes them.
       augment: `(images, key) -> images`, both in [0, 1], of the images that are patched with.
 

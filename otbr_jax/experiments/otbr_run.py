@@ -1,7 +1,7 @@
 """The stages of OTBR: victim -> unlearned -> scores -> pruned -> fused -> evaluation.
 
-Where gamma and lambda are chosen without data, synthetic -> inverted -> judged come before pruning, and patched may
-follow fusion.
+Where gamma and lambda are chosen without data, synthetic -> inverted -> judged come before pruning, and patched,
+which starts from the victim again, comes last.
 """
 
 from __future__ import annotations
