@@ -206,6 +206,10 @@ def test_how_far_a_network_is_patched_and_recovered(success, own, recovery, expe
             },
             "patching.finetuning.batch_size: expected at most 27, three times suspicion.synthetic.images, found 50",
         ),
+        (
+            {"patching": dataclasses.replace(PATCHING, recovered=41)},
+            "patching.recovered: expected at most 40, suspicion.synthetic.images, found 41",
+        ),
     ],
 )
 def test_patching_that_cannot_be_ends_before_anything_is_made(change, message):

@@ -86,6 +86,11 @@ class RepairConfig(VictimConfig):
                 f"patching.finetuning.batch_size: expected at most {taught}, three times suspicion.synthetic.images, "
                 f"found {size}"
             )
+        made, recovered = self.suspicion.synthetic.images, self.patching.recovered
+        if self.patching.triggers and self.patching.recoveries and recovered > made:
+            raise InputError(
+                f"patching.recovered: expected at most {made}, suspicion.synthetic.images, found {recovered}"
+            )
 
     @property
     def layers(self) -> str:
