@@ -199,7 +199,7 @@ def patch(
         raise InputError("patching.triggers: expected at least 1, found 0")
     if config.recoveries and config.recovered > synthetic.images:
         raise InputError(
-            f"patching.recovered: expected at most {synthetic.images}, all images that are made, found {config.recovered}"
+            f"patching.recovered: expected at most {synthetic.images}, all that are made, found {config.recovered}"
         )
     frozen = dataclasses.replace(network, apply_train=None)
     search = partial(search_triggers, network, images=images, suspect=suspect, config=config, prepare=prepare)
