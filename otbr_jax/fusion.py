@@ -19,6 +19,7 @@ from otbr_jax.types import Variables, named_leaves, replace_leaves
 from otbr_jax.weight_change import Scores, by_neuron, from_neurons
 
 PARTS = ("from_first", "pruned")
+ALIGNED = ("kernels", "vectors", "neighbours")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,9 @@ class FusionConfig:
         addition stay aligned.
       keep_norms: whether a mixture of neurons gets the mean norm of what it is mixed of, since averages are shorter
         (variance collapse, arXiv 2211.08403).
+      aligned: what is aligned and averaged, a name of `ALIGNED`: the layers' `kernels`, as published; their per-channel
+        `vectors` too (biases, normalisation and its statistics); or both, and the layers' `neighbours`, such as
+        shortcuts and the classifier.
       transport: how the plans are computed.
     """
 
@@ -40,6 +44,7 @@ class FusionConfig:
     layers: str = "from_first"
     tied: bool = False
     keep_norms: bool = False
+    aligned: str = "kernels"
     transport: TransportConfig = TransportConfig()
 
     def __post_init__(self) -> None:
@@ -47,6 +52,8 @@ class FusionConfig:
             raise InputError(f"fusion.lam: expected the paper's lambda in [0, 1], found {self.lam}")
         if self.layers not in PARTS:
             raise InputError(f"fusion.layers: expected one of {[*PARTS]}, found {self.layers!r}")
+        if self.aligned not in ALIGNED:
+            raise InputError(f"fusion.aligned: expected one of {[*ALIGNED]}, found {self.aligned!r}")
 
 
 class FusionInfo(NamedTuple):
@@ -60,11 +67,14 @@ class Alignment(NamedTuple):
     """The pruned network in the suspicious one's order of neurons.
 
     Attributes:
-      kernels: `{layer name: float32 array}` of the aligned pruned network, shaped as the layer's kernel.
-      info: the plans, and which layers take part.
+      arrays: `{layer name: {array name: float32 array}}` of the aligned pruned network, of every layer that takes part:
+        its kernel, and what else is aligned.
+      takes_part: `{layer name: bool}`, whether it does.
+      info: the plans, and which of the layers that have one take part.
     """
 
-    kernels: dict[str, jax.Array]
+    arrays: dict[str, dict[str, jax.Array]]
+    takes_part: dict[str, jax.Array]
     info: FusionInfo
 
 
@@ -146,6 +156,7 @@ def align(
     layers: Sequence[Layer],
     *,
     config: FusionConfig,
+    neighbours: Sequence[Layer] = (),
     key: jax.Array | None = None,
 ) -> Alignment:
     """Brings the pruned network's neurons into the order of the suspicious one's, layer after layer (OTBR, step 3).
@@ -161,6 +172,7 @@ def align(
       pruned_neurons: `PruningInfo.pruned`, `{layer name: bool [neurons]}`; they decide which layers take part.
       layers: the layers to align, in execution order.
       config: how plans are computed and which layers take part; not lambda.
+      neighbours: layers that follow where `config.aligned` says so, see `layer_choice.neighbours`.
       key: typed PRNG key, which only random masses need.
 
     Returns:
@@ -188,27 +200,51 @@ def align(
             length = jnp.linalg.norm(mixed, axis=1)
             factor = jnp.where(length > 0, wanted / jnp.where(length > 0, length, 1.0), 1.0)
             kernels[layer.name] = from_neurons(mixed * factor[:, None], layer, kernels[layer.name].shape)
-    return Alignment(kernels, FusionInfo(plans, fused))
+    arrays = {layer.name: {layer.name: kernels[layer.name]} for layer in layers}
+    takes_part = dict(fused)
+    if config.aligned in ("vectors", "neighbours"):
+        leaves = named_leaves(pruned)
+        for layer in layers:
+            for vector in layer.vectors:
+                arrays[layer.name][vector.name] = _map_axes(leaves[vector.name], (vector.axis,), maps[layer.name])
+    if config.aligned == "neighbours":
+        added = {layer.name: [name for name in layer.tied_to if name in maps] for layer in neighbours}
+        own = {name: maps[others[-1]] for name, others in added.items() if others}
+        follow = map_neurons(pruned, neighbours, own, before=maps)
+        for layer in neighbours:
+            near = [fused[name] for name in (*layer.fed_by, *added[layer.name]) if name in fused]
+            arrays[layer.name] = {layer.name: follow[layer.name]}
+            takes_part[layer.name] = jnp.any(jnp.stack(near))
+    return Alignment(arrays, takes_part, FusionInfo(plans, fused))
 
 
-def map_neurons(variables: Variables, layers: Sequence[Layer], maps: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+def map_neurons(
+    variables: Variables,
+    layers: Sequence[Layer],
+    maps: Mapping[str, jax.Array],
+    *,
+    before: Mapping[str, jax.Array] | None = None,
+) -> dict[str, jax.Array]:
     """The layers' kernels with their neurons, and the inputs that these feed, mapped.
 
     Args:
       variables: the network's.
       layers: in execution order.
-      maps: `{layer name: [neurons, neurons]}`; new neuron j is the sum over i of `map[i, j]` times neuron i.
+      maps: `{layer name: [neurons, neurons]}`; new neuron j is the sum over i of `map[i, j]` times neuron i. Neurons of
+        layers without one stay.
+      before: the maps of layers that feed these and are not among them.
 
     Returns:
       `{layer name: float32 array}`, shaped as the layer's kernel.
     """
     kernels = named_leaves(variables)
-    before: dict[str, jax.Array] = {}
+    feeding = dict(before or {})
     mapped = {}
     for layer in layers:
-        kernel = _map_axes(kernels[layer.name], layer.input_axes, _input_map(layer, before))
-        mapped[layer.name] = _map_axes(kernel, layer.neuron_axes, maps[layer.name])
-        before[layer.name] = maps[layer.name]
+        mapped[layer.name] = _map_axes(kernels[layer.name], layer.input_axes, _input_map(layer, feeding))
+        if layer.name in maps:
+            mapped[layer.name] = _map_axes(mapped[layer.name], layer.neuron_axes, maps[layer.name])
+            feeding[layer.name] = maps[layer.name]
     return mapped
 
 
@@ -216,7 +252,7 @@ def interpolate(backdoored: Variables, alignment: Alignment, *, lam: float | jax
     """W* = lam * aligned + (1 - lam) * backdoored in every layer that takes part (OTBR, step 3).
 
     Args:
-      backdoored: variables of the suspicious network; all arrays but the layers' kernels are taken from it.
+      backdoored: variables of the suspicious network; all arrays that are not aligned are taken from it.
       alignment: what `align` returned.
       lam: the paper's lambda, in [0, 1]; may be traced, so that a sweep is one program.
 
@@ -224,12 +260,14 @@ def interpolate(backdoored: Variables, alignment: Alignment, *, lam: float | jax
       The fused variables.
     """
     target = named_leaves(backdoored)
-    kernels = {}
-    for name, aligned in alignment.kernels.items():
-        original = target[name]
-        mixed = lam * aligned + (1 - lam) * original
-        kernels[name] = jnp.where(alignment.info.fused[name], mixed.astype(original.dtype), original)
-    return replace_leaves(backdoored, kernels)
+    mixed: dict[str, jax.Array] = {}
+    for layer, arrays in alignment.arrays.items():
+        for name, aligned in arrays.items():
+            original = target[name]
+            average = (lam * aligned + (1 - lam) * original).astype(original.dtype)
+            # A vector may belong to several layers that are added: the last that takes part counts, as for inputs.
+            mixed[name] = jnp.where(alignment.takes_part[layer], average, mixed.get(name, original))
+    return replace_leaves(backdoored, mixed)
 
 
 def fuse(
@@ -240,13 +278,14 @@ def fuse(
     layers: Sequence[Layer],
     *,
     config: FusionConfig,
+    neighbours: Sequence[Layer] = (),
     key: jax.Array | None = None,
 ) -> tuple[Variables, FusionInfo]:
     """Fuses layer after layer, from the first that holds a pruned neuron to the last: `align`, then `interpolate`.
 
     Takes what `align` takes; returns `(fused variables, FusionInfo)`.
     """
-    alignment = align(pruned, backdoored, scores, pruned_neurons, layers, config=config, key=key)
+    alignment = align(pruned, backdoored, scores, pruned_neurons, layers, config=config, neighbours=neighbours, key=key)
     return interpolate(backdoored, alignment, lam=config.lam), alignment.info
 
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,8 @@ from otbr_jax import (
     prune,
     random_unlearning,
 )
-from otbr_jax.fusion import align, tied_layers
+from otbr_jax.fusion import ALIGNED, align, interpolate, tied_layers
+from otbr_jax.layer_choice import neighbours
 from otbr_jax.types import named_leaves, replace_leaves
 from otbr_jax.weight_change import by_neuron
 
@@ -207,10 +210,55 @@ def test_a_mixture_may_keep_the_norms_of_what_it_is_mixed_of(moved):
         for keep in (False, True)
     )
     for layer in layers:
-        sizes = [np.linalg.norm(by_neuron(found.kernels[layer.name], layer), axis=1) for found in (plain, kept)]
+        sizes = [
+            np.linalg.norm(by_neuron(found.arrays[layer.name][layer.name], layer), axis=1) for found in (plain, kept)
+        ]
         assert (sizes[1] >= sizes[0] * (1 - 1e-5)).all()  # a mean is at most as long as the mean length
 
 
 def test_unknown_layers_to_fuse():
     with pytest.raises(InputError, match=r"fusion.layers: expected one of \['from_first', 'pruned'\], found 'all'"):
         FusionConfig(layers="all")
+
+
+def test_a_permuted_copy_is_brought_back_with_everything_that_belongs_to_its_neurons(moved):
+    _, before, _, graph = moved
+    layers = graph.main_convolutions
+    scores = {layer.name: jnp.ones(layer.neurons) for layer in layers}
+    config = FusionConfig(lam=1.0, layers="pruned", tied=True, transport=TransportConfig(solver="exact"))
+    for group in graph.groups[:2]:  # inside a block; along the shortcuts
+        order = np.random.default_rng(0).permutation(group.size).tolist()
+        permuted, own = permute(before, group, order), {axis.name for axis in group.axes}
+        part = {layer.name: jnp.full(layer.neurons, _outputs_in(layer, group)) for layer in layers}
+        beside = neighbours(graph, layers)
+
+        def fused(aligned, permuted=permuted, part=part, beside=beside):
+            settings = dataclasses.replace(config, aligned=aligned)
+            alignment = align(permuted, before, scores, part, layers, config=settings, neighbours=beside)
+            return alignment, interpolate(before, alignment, lam=1.0)
+
+        for aligned in ALIGNED:
+            alignment, found = fused(aligned)
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, before)
+            taken = {
+                name
+                for layer, arrays in alignment.arrays.items()
+                for name in arrays
+                if bool(alignment.takes_part[layer])
+            }
+            readers = {layer.name for layer in layers if not bool(alignment.takes_part[layer.name])}
+            if aligned == "neighbours":
+                assert taken == own - readers
+            else:
+                assert taken < own
+
+
+def _outputs_in(layer, group):
+    return any(axis.name == layer.name and axis.axis in layer.neuron_axes for axis in group.axes)
+
+
+def test_neighbours_are_shortcuts_and_the_classifier(moved):
+    *_, graph = moved
+    found = {layer.name for layer in neighbours(graph, graph.main_convolutions)}
+    assert found == {layer.name for layer in graph.layers} - {layer.name for layer in graph.main_convolutions}
+    assert "params/linear/kernel" in found

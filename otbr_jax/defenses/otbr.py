@@ -83,6 +83,7 @@ def otbr(
     *,
     key: jax.Array,
     config: OTBRConfig,
+    neighbours: Sequence[Layer] = (),
     axis_name: str | None = None,
 ) -> tuple[Variables, OTBRInfo]:
     """Repairs a network without any data. Pure; jits; runs inside `jax.pmap` with `axis_name`.
@@ -93,6 +94,7 @@ def otbr(
       layers: the layers to score, prune and fuse, see `choose_layers`.
       key: typed PRNG key for the noise, and for random masses.
       config: the method's settings.
+      neighbours: layers that follow where `config.fusion.aligned` says so, see `layer_choice.neighbours`.
       axis_name: mapped axis whose devices share each noise batch.
 
     Returns:
@@ -117,6 +119,7 @@ def otbr(
         pruning_info.pruned,
         layers,
         config=config.fusion,
+        neighbours=neighbours,
         key=jax.random.fold_in(key, _MASSES),
     )
     return repaired, OTBRInfo(unlearning_info, scores, pruning_info, fusion_info)

@@ -51,6 +51,7 @@ def otbr_plus(
     config: OTBRConfig,
     suspicion: SuspicionConfig,
     patching: PatchingConfig,
+    neighbours: Sequence[Layer] = (),
     prepare: Callable[[jax.Array], jax.Array] = lambda images: images,
     augment: Callable[[jax.Array, jax.Array], jax.Array] = lambda images, key: images,
 ) -> tuple[Variables, OTBRPlusInfo]:
@@ -64,6 +65,7 @@ def otbr_plus(
       config: the method's settings; gamma and lambda are not used.
       suspicion: the settings to try, and how the network is judged.
       patching: how the network is patched instead of fused; with `triggers` = 0 the fused one is returned.
+      neighbours: layers that follow where `config.fusion.aligned` says so, see `layer_choice.neighbours`.
       prepare: images in [0, 1] -> images as the network takes them.
       augment: `(images, key) -> images`, both in [0, 1], of the images that are patched with.
 
@@ -88,7 +90,9 @@ def otbr_plus(
         prepare=prepare,
     )
     ask = partial(answers, network, images=images, triggers=triggers, prepare=prepare)
-    fused_at = partial(fuse_settings, variables, unlearned, scores, layers, config=config, key=fuse_key)
+    fused_at = partial(
+        fuse_settings, variables, unlearned, scores, layers, neighbours=neighbours, config=config, key=fuse_key
+    )
     total = sum(layer.neurons for layer in layers)
     counts = jnp.array([neurons_to_prune(gamma, total) for gamma in suspicion.gamma], jnp.int32)
     lams = jnp.array(suspicion.lam, jnp.float32)
@@ -126,6 +130,7 @@ def fuse_settings(
     counts: jax.Array,
     lams: jax.Array,
     config: OTBRConfig,
+    neighbours: Sequence[Layer] = (),
     key: jax.Array,
     on_setting: Callable[[], None] | None = None,
 ) -> Any:
@@ -140,13 +145,16 @@ def fuse_settings(
       counts: int `[gammas]`, how many neurons each gamma prunes.
       lams: float32 `[lambdas]`.
       config: the method's settings, but for gamma and lambda.
+      neighbours: layers that follow, see `fusion.align`.
       key: typed PRNG key, which only random masses need.
       on_setting: called on the host after each gamma; None traces no callback.
     """
 
     def one_gamma(count: jax.Array) -> Any:
         pruned, info = prune_changed(variables, unlearned, scores, layers, count=count, m=config.m)
-        aligned = align(pruned, variables, scores, info.pruned, layers, config=config.fusion, key=key)
+        aligned = align(
+            pruned, variables, scores, info.pruned, layers, config=config.fusion, neighbours=neighbours, key=key
+        )
         asked = jax.lax.map(lambda lam: ask(interpolate(variables, aligned, lam=lam)), lams)
         if on_setting is not None:
             jax.debug.callback(on_setting)

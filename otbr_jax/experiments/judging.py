@@ -15,6 +15,7 @@ from otbr_jax.experiments.repair_config import RepairConfig
 from otbr_jax.experiments.runs import Run
 from otbr_jax.experiments.stages import Stage, content_digest
 from otbr_jax.inversion import Inverted
+from otbr_jax.layer_choice import neighbours
 from otbr_jax.neuron_graph import Layer
 from otbr_jax.types import Batch, Variables
 
@@ -115,6 +116,7 @@ def _judged(
             counts=counts,
             lams=lams,
             config=config,
+            neighbours=neighbours(run.subject.graph, layers),
             key=key,
             on_setting=on_step,
         )

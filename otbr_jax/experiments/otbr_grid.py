@@ -45,6 +45,7 @@ def sweep(
     counts: jax.Array,
     lams: jax.Array,
     config: OTBRConfig,
+    neighbours: Sequence[Layer] = (),
     key: jax.Array,
     prepare: Callable[[jax.Array], jax.Array],
     mesh: Mesh,
@@ -65,6 +66,7 @@ def sweep(
       counts: int `[gammas]`, how many neurons each gamma prunes.
       lams: float32 `[lambdas]`.
       config: how the method goes, but for gamma and lambda.
+      neighbours: layers that follow, see `fusion.align`.
       key: typed PRNG key, which only random masses need.
       prepare: uint8 images -> float32 images as the network takes them.
       mesh: devices that share the images.
@@ -79,7 +81,9 @@ def sweep(
 
     def one_gamma(count: jax.Array) -> Sweep:
         pruned, info = prune_changed(backdoored, unlearned, scores, layers, count=count, m=config.m)
-        alignment = align(pruned, backdoored, scores, info.pruned, layers, config=config.fusion, key=key)
+        alignment = align(
+            pruned, backdoored, scores, info.pruned, layers, config=config.fusion, neighbours=neighbours, key=key
+        )
         fused = jax.lax.map(lambda lam: measured(interpolate(backdoored, alignment, lam=lam)), lams)
         plans = [(alignment.info.fused[name], found) for name, found in alignment.info.plans.items()]
         converged = jnp.all(jnp.stack([plan.converged | ~used for used, plan in plans]))

@@ -24,6 +24,7 @@ from otbr_jax.experiments.measuring import measure_networks
 from otbr_jax.experiments.repair_config import RepairConfig
 from otbr_jax.experiments.runs import Run
 from otbr_jax.experiments.stages import Stage, content_digest
+from otbr_jax.layer_choice import neighbours
 from otbr_jax.neuron_graph import Layer
 from otbr_jax.types import Batch, Variables
 
@@ -33,6 +34,11 @@ class OTBRRun(Run[RepairConfig]):
     """The stages of OTBR: each method says what a stage computes and what it depends on."""
 
     layers: tuple[Layer, ...]
+
+    @property
+    def neighbours(self) -> tuple[Layer, ...]:
+        """The layers that are not repaired but touch those that are."""
+        return neighbours(self.subject.graph, self.layers)
 
     def defend(self, victim: Stage) -> dict[str, Stage]:
         """The stages of a repair, the last of which holds the repaired network; uses no data."""
@@ -155,7 +161,9 @@ class OTBRRun(Run[RepairConfig]):
             *,
             on_step: Any,
         ) -> Any:
-            fused, info = fusion.fuse(variables, original, nwc, neurons, self.layers, config=config, key=key)
+            fused, info = fusion.fuse(
+                variables, original, nwc, neurons, self.layers, config=config, neighbours=self.neighbours, key=key
+            )
             return {"variables": fused, "info": info}
 
         return self.stage(
@@ -235,6 +243,7 @@ class OTBRRun(Run[RepairConfig]):
                     counts=jnp.array(counts, jnp.int32),
                     lams=jnp.array(config.lams, jnp.float32),
                     config=config.otbr,
+                    neighbours=self.neighbours,
                     key=key,
                     prepare=self.prepare,
                     mesh=self.mesh,

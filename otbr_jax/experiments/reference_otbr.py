@@ -157,7 +157,8 @@ def _fused(
         maps[before.name][tied] = shared
         notes[layer.name] = _TIED
     kernels = fusion.map_neurons(pruned, layers, {name: jnp.asarray(m, jnp.float32) for name, m in maps.items()})
-    fused = fusion.interpolate(victim, Alignment(kernels, alignment.info), lam=lam)
+    arrays = {name: {name: kernel} for name, kernel in kernels.items()}
+    fused = fusion.interpolate(victim, alignment._replace(arrays=arrays), lam=lam)
     for layer in layers:
         if bool(alignment.info.fused[layer.name]):
             yield compare(
