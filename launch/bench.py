@@ -1,8 +1,8 @@
-"""Fills a bench: `python -m launch.bench --grid=configs/bench/cpu.py --workdir=runs/bench`.
+"""Fills benches: `python -m launch.bench --grid=configs/bench/cpu.py --workdir=runs/bench`.
 
-Each cell of the grid (data x network x attack x defence x seed) becomes one line of results/bench_NAME.jsonl; cells
-that have theirs are skipped, and a bench that was stopped goes on inside the cell, inside the training. `launch.tables`
-turns the rows into README's tables.
+Each cell of a grid (data x network x attack x defence x seed) becomes one line of results/bench_NAME.jsonl; cells
+that have theirs are skipped, and a bench that was stopped goes on inside the cell, inside the training. Several grids
+are filled one after the other, and share their victims. `launch.tables` turns the rows into README's tables.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from launch import cli
 from otbr_jax.errors import InputError
 from otbr_jax.experiments.bench import load_grid, run_bench
 
-GRID = flags.DEFINE_string("grid", "configs/bench/cpu.py", "Python file whose get_grid() returns the cells.")
+GRID = flags.DEFINE_multi_string("grid", ["configs/bench/cpu.py"], "Python file whose get_grid() returns the cells.")
 WORKDIR = flags.DEFINE_string("workdir", "runs/bench", "Directory for the stages and reports of all cells.")
-RESULTS = flags.DEFINE_string("results", None, "File of rows; by default results/bench_NAME.jsonl of the grid's name.")
+RESULTS = flags.DEFINE_string("results", None, "File of one grid's rows; by default results/bench_NAME.jsonl.")
 ONLY = flags.DEFINE_string("only", "", "Runs only cells whose name contains this, such as /wanet/.")
 NOTES = flags.DEFINE_multi_string("note", [], "DATA=TEXT: what a reader has to know of this copy of a data set.")
 
@@ -27,12 +27,16 @@ NOTES = flags.DEFINE_multi_string("note", [], "DATA=TEXT: what a reader has to k
 def main(arguments: Sequence[str]) -> None:
     """Runs the cells that have no row yet."""
     del arguments
-    grid = load_grid(GRID.value, only=ONLY.value, notes=dict(_pair(note) for note in NOTES.value))
+    if RESULTS.value and len(GRID.value) > 1:
+        raise InputError(f"--results: expected none beside {len(GRID.value)} grids, found {RESULTS.value!r}")
+    notes = dict(_pair(note) for note in NOTES.value)
+    grids = [load_grid(path, only=ONLY.value, notes=notes) for path in GRID.value]
     # Cells of one network share their programs, also after a restart.
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser(f"{WORKDIR.value}/compiled"))
-    results = RESULTS.value or f"results/bench_{grid.name}.jsonl"
-    written = run_bench(grid, WORKDIR.value, results, say=lambda line: print(line, flush=True))
-    print(f"{written} rows written to {results}")
+    for grid in grids:
+        results = RESULTS.value or f"results/bench_{grid.name}.jsonl"
+        written = run_bench(grid, WORKDIR.value, results, say=lambda line: print(line, flush=True))
+        print(f"{written} rows written to {results}")
 
 
 def _pair(note: str) -> tuple[str, str]:

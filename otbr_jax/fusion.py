@@ -209,8 +209,8 @@ def align(
                 arrays[layer.name][vector.name] = _map_axes(leaves[vector.name], (vector.axis,), maps[layer.name])
     if config.aligned == "neighbours":
         added = {layer.name: [name for name in layer.tied_to if name in maps] for layer in neighbours}
-        own = {name: maps[others[-1]] for name, others in added.items() if others}
-        follow = map_neurons(pruned, neighbours, own, before=maps)
+        theirs = {name: maps[others[-1]] for name, others in added.items() if others}
+        follow = map_neurons(pruned, neighbours, theirs, before=maps)
         for layer in neighbours:
             near = [fused[name] for name in (*layer.fed_by, *added[layer.name]) if name in fused]
             arrays[layer.name] = {layer.name: follow[layer.name]}

@@ -43,6 +43,7 @@ def cross_entropy(network: Network, like: Any, *, axis_name: str | None = None) 
     Args:
       network: the functions of the network.
       like: parameters in the dtypes that the network computes in; others are rounded to them.
+        Labels may be int `[n]`, or probabilities `[n, classes]`.
       axis_name: mapped axis over which everything is averaged; the network's BatchNorm must average its statistics over
         the same axis if results shall not depend on the number of devices.
     """
@@ -50,8 +51,8 @@ def cross_entropy(network: Network, like: Any, *, axis_name: str | None = None) 
     def loss(params: Any, state: Any, batch: Batch) -> tuple[jax.Array, tuple[jax.Array, Any]]:
         rounded = jax.tree.map(lambda p, own: p.astype(own.dtype), params, like)
         logits, moved = network.train({"params": rounded, **state}, batch.images)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), batch.labels)
-        accuracy = jnp.mean((jnp.argmax(logits, axis=-1) == batch.labels).astype(jnp.float32))
+        losses, labels = _losses(logits.astype(jnp.float32), batch.labels)
+        accuracy = jnp.mean((jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32))
         moved = jax.tree.map(lambda new, old: new.astype(old.dtype), moved, state)
         return jnp.mean(losses), (accuracy, moved)
 
@@ -65,6 +66,13 @@ def cross_entropy(network: Network, like: Any, *, axis_name: str | None = None) 
         return Evaluated(value, accuracy, moved), grads
 
     return objective
+
+
+def _losses(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The cross-entropy of each image, `[n]`, and the label it counts as right, `[n]`."""
+    if labels.ndim == 1:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels), labels
+    return optax.softmax_cross_entropy(logits, labels), jnp.argmax(labels, axis=-1)
 
 
 def training_state(network: Network, like: Any, *, axis_name: str | None = None) -> Callable[[Any, Any, Batch], Any]:

@@ -144,6 +144,17 @@ def test_the_grids_of_this_project():
     assert len(load_grid(ROOT / "configs" / "bench" / "paper.py", only="/wanet/").cells) == 3
 
 
+def test_every_variant_is_measured_on_every_victim_of_the_bench():
+    plus, variants = (load_grid(ROOT / "configs" / "bench" / f"{name}.py") for name in ("otbr_plus", "variants"))
+    victims = {cell.name for cell in plus.cells}
+    settings = {}
+    for cell in variants.cells:
+        settings.setdefault(cell.variant, {})[dataclasses.replace(cell, variant="").name] = cell.config
+    assert all(found.keys() == victims for name, found in settings.items() if name != "one plan per addition")
+    first = [dataclasses.replace(next(iter(found.values())), sweep=SweepConfig()) for found in settings.values()]
+    assert all(first.count(config) == 1 for config in first[:6])
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "victims").glob("[!_]*.py")), ids=lambda path: path.stem)
 def test_the_victims_of_this_project(path):
     get_config = runpy.run_path(str(path))["get_config"]

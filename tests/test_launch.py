@@ -56,11 +56,12 @@ def test_bad_input_ends_in_one_clear_line(flag, message, tmp_path):
             "expected the data set 'cifar10' in /nowhere, found no",
         ),
         ("bench", "--grid=nothing.py", "--grid: expected a Python file with get_grid(), found nothing at 'nothing.py'"),
+        ("bench", "--grid=a.py --grid=b.py --results=c", "--results: expected none beside 2 grids, found 'c'"),
         ("bench", "--note=x", "--note: expected DATA=TEXT, found 'x'"),
     ],
 )
 def test_bad_input_to_the_other_programs(program, flag, message, tmp_path):
-    done = launch(flag, f"--workdir={tmp_path / 'w'}", program=program)
+    done = launch(*flag.split(), f"--workdir={tmp_path / 'w'}", program=program)
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr

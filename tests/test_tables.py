@@ -103,8 +103,8 @@ def suspected(rng, seed):
 
 def varied(rng, seed):
     """A row as bench_variants.jsonl has it."""
-    row = cell(rng, recipe=("published", "norms kept")[seed - 1])
-    return row | {"cell": f"cell{seed}", "victims": 1}
+    row = cell(rng)
+    return row | {"cell": f"cell{seed}", "variant": ("published", "norms kept")[seed - 1]}
 
 
 def ablated(rng, seed):

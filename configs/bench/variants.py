@@ -2,44 +2,63 @@
 
     python -m launch.bench --grid=configs/bench/variants.py --workdir=runs/cpu --results=results/bench_variants.jsonl
 
-Narrow VGGs on scikit-learn's digits, the first seed of `configs/bench/otbr_plus.py`. Each variant is one setting of
+The victims of `configs/bench/otbr_plus.py`, reloaded in its working directory. Each variant is one setting of
 `configs/otbr.py`'s.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 from configs.bench import otbr_plus
 from otbr_jax.defenses.otbr import OTBRConfig
-from otbr_jax.experiments.bench import Cell, Grid
-from otbr_jax.experiments.repair_config import SweepConfig
+from otbr_jax.distillation import DistillationConfig
+from otbr_jax.experiments.bench import Grid
+from otbr_jax.experiments.repair_config import RepairConfig, SweepConfig
+from otbr_jax.finetuning import FinetuningConfig
 from otbr_jax.fusion import FusionConfig
 from otbr_jax.unlearning import UnlearningConfig
 
+
+def otbr(**settings: object) -> Callable[[RepairConfig], RepairConfig]:
+    """One setting of the method changed."""
+    return lambda config: dataclasses.replace(config, otbr=OTBRConfig(**settings))
+
+
+def distilled(targets: str, *, alpha: float) -> Callable[[RepairConfig], RepairConfig]:
+    """The fused network taught on images made from the suspicious one."""
+    finetuning = dataclasses.replace(DistillationConfig().finetuning, alpha=alpha)
+    taught = DistillationConfig(targets=targets, finetuning=finetuning)
+    return lambda config: dataclasses.replace(config, distillation=taught)
+
+
 VARIANTS = {
-    "published": OTBRConfig(),
-    "100 steps of unlearning": OTBRConfig(unlearning=UnlearningConfig(steps=100)),
-    "NWC normalised layer by layer": OTBRConfig(ranking="layer"),
-    "half of the weights": OTBRConfig(m=0.5),
-    "only layers with pruned neurons": OTBRConfig(fusion=FusionConfig(layers="pruned")),
-    "norms kept": OTBRConfig(fusion=FusionConfig(keep_norms=True)),
-    "one plan per addition": OTBRConfig(fusion=FusionConfig(tied=True)),
+    "published": otbr(),
+    "100 steps of unlearning": otbr(unlearning=UnlearningConfig(steps=100)),
+    "NWC normalised layer by layer": otbr(ranking="layer"),
+    "half of the weights": otbr(m=0.5),
+    "only layers with pruned neurons": otbr(fusion=FusionConfig(layers="pruned")),
+    "norms kept": otbr(fusion=FusionConfig(keep_norms=True)),
+    "one plan per addition": otbr(fusion=FusionConfig(tied=True)),
+    "channels' vectors aligned": otbr(fusion=FusionConfig(aligned="vectors")),
+    "vectors, shortcuts and classifier aligned": otbr(fusion=FusionConfig(aligned="neighbours")),
+    "self-distillation": distilled("probabilities", alpha=0.0),
+    "activeness-aware fine-tuning": distilled("labels", alpha=FinetuningConfig().alpha),
 }
 SWEEP = SweepConfig(gamma=(0.02, 0.05, 0.1, 0.15, 0.2, 0.3), lam=(0.5, 0.75, 1.0))
 
 
 def get_grid() -> Grid:
-    """Every variant on every victim; the network without additions has no use for the last."""
-    victims = [
-        cell
-        for cell in otbr_plus.victims()
-        if cell.config.data.name == "digits" and cell.config.seed == 0 and cell.config.attack.name != "none"
-    ]
+    """Every variant on every victim; networks without additions have no use for one plan for each."""
     return Grid(
         "variants",
         tuple(
-            Cell(dataclasses.replace(victim.config, otbr=config, sweep=SWEEP), recipe=name)
-            for name, config in VARIANTS.items()
-            for victim in victims
-            if victim.config.model.name != "vgg7_bn" or not config.fusion.tied
+            dataclasses.replace(
+                victim,
+                config=change(dataclasses.replace(victim.config, sweep=SWEEP)),
+                variant=name,
+            )
+            for name, change in VARIANTS.items()
+            for victim in otbr_plus.victims()
+            if name != "one plan per addition" or victim.config.model.name != "vgg7_bn"
         ),
     )

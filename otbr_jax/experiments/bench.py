@@ -35,10 +35,17 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One row to be: a repair of a victim that is trained for it, under the name of its training's recipe."""
+    """One row to be: a repair of a victim that is trained for it.
+
+    Attributes:
+      config: the settings.
+      recipe: the name of the victim's training.
+      variant: the name of this way to repair, where a grid has several of one defence.
+    """
 
     config: RepairConfig
     recipe: str = "published"
+    variant: str = ""
 
     def __post_init__(self) -> None:
         if self.config.model.checkpoint or self.config.data.name == "none":
@@ -62,9 +69,13 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Which cell of the grid: data, network, recipe, attack, defence, seed."""
-        config = self.config
-        return f"{self.group}/{self.recipe}/{config.attack.name}/{config.defense}/seed{config.seed}"
+        """Which cell of the grid: data, network, recipe, attack, defence and variant, seed."""
+        return f"{self.group}/{self.recipe}/{self.config.attack.name}/{self.way}/seed{self.config.seed}"
+
+    @property
+    def way(self) -> str:
+        """The way to repair: the defence, and its variant if there is one."""
+        return f"{self.config.defense}, {self.variant}" if self.variant else self.config.defense
 
     @property
     def id(self) -> str:
@@ -91,9 +102,10 @@ class Grid:
 
 def plain_config(config: RepairConfig) -> dict[str, Any]:
     """What decides a cell, as plain JSON values: nothing of other attacks and defences, nor where data lie."""
-    own = {"otbr": ("otbr", "suspicion", "patching"), "tsbd": ("tsbd", "clean", "selection", "suspicion")}[
-        config.defense
-    ]
+    own = {
+        "otbr": ("otbr", "suspicion", "distillation", "patching"),
+        "tsbd": ("tsbd", "clean", "selection", "suspicion"),
+    }[config.defense]
     deciding = {field.name for field in dataclasses.fields(VictimConfig)} | {"defense", "sweep", *own}
     values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     values = {name: value for name, value in values.items() if name in deciding}
@@ -220,6 +232,7 @@ def make_row(cell: Cell, result: Repair, example: Example | None) -> dict[str, A
         "attack": config.attack.name,
         "defense": config.defense,
         "recipe": cell.recipe,
+        "variant": cell.variant,
         "seed": config.seed,
         "poisoned": int(victim.value["poisoned"]),
         "train_images": len(result.dataset.train.labels),
@@ -281,7 +294,7 @@ def append_row(path: pathlib.Path, row: Mapping[str, Any]) -> None:
 
 def _slug(cell: Cell) -> str:
     config = cell.config
-    return f"{cell.recipe}-{config.attack.name}-{config.defense}-seed{config.seed}"
+    return f"{cell.recipe}-{config.attack.name}-{cell.way}-seed{config.seed}"
 
 
 def _in_words(row: Mapping[str, Any]) -> str:

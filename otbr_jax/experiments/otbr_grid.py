@@ -23,13 +23,13 @@ class Sweep(NamedTuple):
 
     Attributes:
       pruned: metrics `[gammas]` of the pruned network.
-      fused: metrics `[gammas, lambdas]` of the fused network.
+      repaired: metrics `[gammas, lambdas]` of the fused network, when it is finished.
       converged: bool `[gammas]`, whether all plans of its fused layers converged.
       marginal_error: `[gammas]`, the worst of them.
     """
 
     pruned: Metrics
-    fused: Metrics
+    repaired: Metrics
     converged: jax.Array
     marginal_error: jax.Array
 
@@ -49,6 +49,7 @@ def sweep(
     key: jax.Array,
     prepare: Callable[[jax.Array], jax.Array],
     mesh: Mesh,
+    finish: Callable[[Variables], Variables] = lambda fused: fused,
     on_setting: Callable[[], None] | None = None,
 ) -> Sweep:
     """Prunes, fuses and measures for every pair of a gamma and a lambda in one program.
@@ -70,6 +71,7 @@ def sweep(
       key: typed PRNG key, which only random masses need.
       prepare: uint8 images -> float32 images as the network takes them.
       mesh: devices that share the images.
+      finish: what is done to each fused network before it is measured.
       on_setting: called on the host after each gamma (a progress bar); None traces no callback.
 
     Returns:
@@ -84,11 +86,11 @@ def sweep(
         alignment = align(
             pruned, backdoored, scores, info.pruned, layers, config=config.fusion, neighbours=neighbours, key=key
         )
-        fused = jax.lax.map(lambda lam: measured(interpolate(backdoored, alignment, lam=lam)), lams)
+        repaired = jax.lax.map(lambda lam: measured(finish(interpolate(backdoored, alignment, lam=lam))), lams)
         plans = [(alignment.info.fused[name], found) for name, found in alignment.info.plans.items()]
         converged = jnp.all(jnp.stack([plan.converged | ~used for used, plan in plans]))
         error = jnp.max(jnp.stack([jnp.where(used, plan.marginal_error, 0.0) for used, plan in plans]))
-        result = Sweep(measured(pruned), fused, converged, error)
+        result = Sweep(measured(pruned), repaired, converged, error)
         if on_setting is not None:
             jax.debug.callback(on_setting)
         return result

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from otbr_jax import fusion, patching, pruning, synthetic, unlearning, weight_change
+from otbr_jax import distillation, fusion, patching, pruning, synthetic, unlearning, weight_change
 from otbr_jax.data.augmentation import augment
 from otbr_jax.defenses.otbr import prune_changed
 from otbr_jax.experiments import judging, otbr_grid, parallel
@@ -47,6 +47,8 @@ class OTBRRun(Run[RepairConfig]):
         gamma, lam = chosen_setting(self.config, stages)
         pruned = self.pruned(victim, unlearned, scores, gamma=gamma)
         stages |= {"pruned": pruned, "fused": self.fused(victim, scores, pruned, lam=lam)}
+        if self.config.distills:
+            stages["distilled"] = self.distilled(victim, stages)
         if self.config.patching.triggers:
             stages["patched"] = self.patched(victim, stages)
         return stages
@@ -57,8 +59,10 @@ class OTBRRun(Run[RepairConfig]):
         scores = self.scores(victim, unlearned)
         weight_change.check_scores(scores.value)
         stages = {"unlearned": unlearned, "scores": scores}
+        if self.config.suspicion.gamma or self.config.distills:
+            stages["synthetic"] = self.synthetic(victim)
         if self.config.suspicion.gamma:
-            made = stages["synthetic"] = self.synthetic(victim)
+            made = stages["synthetic"]
             stages |= judging.judge(self, self.layers, victim, unlearned, scores, Batch(*made.value["images"]), made)
         return stages
 
@@ -176,6 +180,38 @@ class OTBRRun(Run[RepairConfig]):
             parents=(victim, scores, pruned),
         )
 
+    def distilled(self, victim: Stage, stages: Mapping[str, Stage]) -> Stage:
+        """The fused network, taught what the victim answers its images; as it is if no class stands out."""
+        fused, made, key = stages["fused"], stages["synthetic"], self.key("distilled")
+        alone = judging.left_alone(stages)
+
+        def function(variables: Variables, teacher: Variables, images: Any, key: jax.Array, *, on_step: Any) -> Any:
+            return {"variables": variables if alone else self.taught(variables, teacher, images, key)}
+
+        return self.stage(
+            "distilled",
+            function,
+            (fused.value["variables"], victim.value["variables"], Batch(*made.value["images"]).images, key),
+            title="distillation",
+            config=judging.network_settings(self) | dataclasses.asdict(self.config.distillation) | {"alone": alone},
+            key=key,
+            parents=(fused, victim, made),
+        )
+
+    def taught(self, variables: Variables, teacher: Variables, images: jax.Array, key: jax.Array) -> Variables:
+        """What distillation makes of a network."""
+        config = self.config.distillation
+        return distillation.distill(
+            self.network,
+            variables,
+            teacher,
+            images,
+            key=key,
+            config=config,
+            prepare=self.prepare,
+            augment=partial(augmented, crop_padding=config.crop_padding),
+        )
+
     def patched(self, victim: Stage, stages: Mapping[str, Stage]) -> Stage:
         """The network, taught that suspicious classes' triggers mean nothing; as it is if no class stands out."""
         config, made_config, key = self.config.patching, self.config.suspicion.synthetic, self.key("patched")
@@ -226,12 +262,22 @@ class OTBRRun(Run[RepairConfig]):
 
     def evaluation(self, test: TestSet, stages: Mapping[str, Stage]) -> Stage:
         """Metrics and predictions of all networks, and of the grid gamma x lambda, in one program."""
-        config, layers, key = self.config, self.layers, self.key("fused")
+        config, layers = self.config, self.layers
+        keys = {name: self.key(name) for name in ("fused", "distilled")}
+        images = Batch(*stages["synthetic"].value["images"]).images if config.distills else None
         counts = [self.count(gamma) for gamma in config.sweep.gamma] if config.lams else []
         networks = {name: stages[name].value["variables"] for name in config.networks}
 
-        def function(networks: Any, nwc: weight_change.Scores, test: TestSet, key: jax.Array, *, on_step: Any) -> Any:
+        def function(
+            networks: Any, nwc: weight_change.Scores, test: TestSet, images: Any, keys: Any, *, on_step: Any
+        ) -> Any:
             measured = measure_networks(self, networks, test)
+
+            def finish(fused: Variables) -> Variables:
+                if images is None:
+                    return fused
+                return self.taught(fused, networks["victim"], images, keys["distilled"])
+
             if counts:  # Orbax saves no empty arrays
                 measured["sweep"] = otbr_grid.sweep(
                     self.network,
@@ -244,9 +290,10 @@ class OTBRRun(Run[RepairConfig]):
                     lams=jnp.array(config.lams, jnp.float32),
                     config=config.otbr,
                     neighbours=self.neighbours,
-                    key=key,
+                    key=keys["fused"],
                     prepare=self.prepare,
                     mesh=self.mesh,
+                    finish=finish,
                     on_setting=on_step,
                 )
             return measured
@@ -254,12 +301,13 @@ class OTBRRun(Run[RepairConfig]):
         return self.stage(
             "evaluation",
             function,
-            (networks, stages["scores"].value, test, key),
+            (networks, stages["scores"].value, test, images, keys),
             title="measuring, gamma x lambda",
             config={
                 "network": self.network_digest(),
                 "sweep": [counts, config.lams],
                 "otbr": dataclasses.asdict(config.otbr),
+                "distillation": dataclasses.asdict(config.distillation),
                 "data": [content_digest(test), config.data.mean, config.data.std],
             },
             parents=tuple(stages[name] for name in (*config.networks, "scores")),

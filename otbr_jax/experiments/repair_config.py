@@ -7,6 +7,7 @@ import dataclasses
 from otbr_jax.data.clean import CleanConfig
 from otbr_jax.defenses.otbr import OTBRConfig
 from otbr_jax.defenses.tsbd import TSBDConfig
+from otbr_jax.distillation import DistillationConfig
 from otbr_jax.errors import InputError
 from otbr_jax.experiments.config import VictimConfig
 from otbr_jax.patching import PatchingConfig
@@ -53,6 +54,7 @@ class RepairConfig(VictimConfig):
       otbr: the settings of OTBR.
       suspicion: whether anything is repaired at all, judged by images made from the network or, for TSBD, by the clean
         ones; and OTBR's gamma and lambda.
+      distillation: how the suspicious network teaches OTBR's fused one.
       patching: how a network in which a class stands out is patched, instead of fused.
       tsbd: the settings of TSBD.
       clean: TSBD's clean images.
@@ -63,6 +65,7 @@ class RepairConfig(VictimConfig):
     defense: str = "otbr"
     otbr: OTBRConfig = OTBRConfig()
     suspicion: SuspicionConfig = SuspicionConfig()
+    distillation: DistillationConfig = DistillationConfig()
     patching: PatchingConfig = PatchingConfig()
     tsbd: TSBDConfig = TSBDConfig()
     clean: CleanConfig = CleanConfig()
@@ -80,13 +83,24 @@ class RepairConfig(VictimConfig):
                 f"patching.triggers: expected 0, since only otbr patches and defense is {self.defense!r}, found "
                 f"{self.patching.triggers}"
             )
+        if self.distills and (self.patching.triggers or self.defense != "otbr"):
+            raise InputError(
+                f"distillation.targets: expected 'none', since only otbr's fused network is taught and "
+                f"{'patching' if self.patching.triggers else self.defense} returns another, "
+                f"found {self.distillation.targets!r}"
+            )
+        made, size = self.suspicion.synthetic.images, self.distillation.finetuning.batch_size
+        if self.distills and size > made:
+            raise InputError(
+                f"distillation.finetuning.batch_size: expected at most {made}, suspicion.synthetic.images, found {size}"
+            )
         taught, size = 3 * self.suspicion.synthetic.images, self.patching.finetuning.batch_size
         if self.patching.triggers and size > taught:
             raise InputError(
                 f"patching.finetuning.batch_size: expected at most {taught}, three times suspicion.synthetic.images, "
                 f"found {size}"
             )
-        made, recovered = self.suspicion.synthetic.images, self.patching.recovered
+        recovered = self.patching.recovered
         if self.patching.triggers and self.patching.recoveries and recovered > made:
             raise InputError(
                 f"patching.recovered: expected at most {made}, suspicion.synthetic.images, found {recovered}"
@@ -97,10 +111,22 @@ class RepairConfig(VictimConfig):
         """Which layers the method repairs; see `choose_layers`."""
         return self.otbr.layers if self.defense == "otbr" else self.tsbd.layers
 
+    @property
+    def distills(self) -> bool:
+        """Whether the suspicious network teaches the fused one."""
+        return self.distillation.targets != "none"
+
+    @property
+    def swept(self) -> str:
+        """The network that every setting of the sweep is measured of, a name of `networks`."""
+        if self.defense == "tsbd":
+            return "finetuned"
+        return "distilled" if self.distills else "fused"
+
     def batch_sizes(self) -> dict[str, int]:
         """The batch sizes of the method, which devices share, by their names."""
         if self.defense == "otbr":
-            # Patching's few images are not worth splitting: every device has all of them.
+            # Patching's and distillation's few images are not worth splitting: every device has all of them.
             return {"otbr.unlearning.batch_size": self.otbr.unlearning.batch_size}
         return {
             f"tsbd.{stage}.batch_size": getattr(self.tsbd, stage).batch_size for stage in ("unlearning", "finetuning")
@@ -115,7 +141,8 @@ class RepairConfig(VictimConfig):
         """The stages that are networks and are measured; the last one holds the repaired network."""
         if self.defense == "tsbd":
             return ("victim", "unlearned", "reinitialized", "finetuned")
-        return ("victim", "unlearned", "pruned", "fused", *(("patched",) if self.patching.triggers else ()))
+        more = {"distilled": self.distills, "patched": bool(self.patching.triggers)}
+        return ("victim", "unlearned", "pruned", "fused", *(name for name, wanted in more.items() if wanted))
 
     @property
     def lams(self) -> tuple[float, ...]:

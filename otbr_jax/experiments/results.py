@@ -97,7 +97,7 @@ def summarize(result: Repair) -> dict[str, Any]:
         sweep = _otbr_sweep if config.defense == "otbr" else _tsbd_sweep
         summary["sweep"] = sweep(config, measured.get("sweep"), lambda found: _row(found, victim, triggered))
         if triggered and summary["sweep"]:
-            swept = "fused" if config.defense == "otbr" else final
+            swept = config.swept
             best = max(summary["sweep"], key=lambda row: row[swept]["der"])
             setting = {name: best[name] for name in ("gamma", "lambda", "n", "m") if name in best}
             summary["oracle"] = setting | {"chosen_by": ORACLE, swept: best[swept]}
@@ -179,7 +179,7 @@ def _otbr_sweep(config: RepairConfig, sweep: Any, row: Callable[[Metrics], dict[
             "gamma": gamma,
             "lambda": lam,
             "pruned": row(Metrics(*(field[i] for field in sweep.pruned))),
-            "fused": row(Metrics(*(field[i, j] for field in sweep.fused))),
+            config.swept: row(Metrics(*(field[i, j] for field in sweep.repaired))),
             "converged": bool(sweep.converged[i]),
             "marginal_error": _round(sweep.marginal_error[i]),
         }

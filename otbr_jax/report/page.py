@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from otbr_jax.report import plots
 from otbr_jax.report.html import embed, page
-from otbr_jax.report.table import networks, patching, percent, setting, swept_network, warnings
+from otbr_jax.report.table import TITLES, networks, patching, percent, setting, swept_network, warnings
 from otbr_jax.report.verdict import draw_triggers, verdict
 
 
@@ -124,13 +124,13 @@ def _what_was_done(summary: Mapping[str, Any]) -> str:
 def _otbr_grid(summary: Mapping[str, Any]) -> list[str]:
     if not summary["sweep"]:
         return []
-    choice, oracle = summary["choice"], summary["oracle"]
+    choice, oracle, network = summary["choice"], summary["oracle"], swept_network(summary["sweep"][0])
     at_chosen = [row for row in summary["sweep"] if row["lambda"] == choice["lambda"]]
     parts = [
         "<h2>Accuracy and backdoor over gamma and lambda</h2>",
         embed(
-            plots.grid(summary["sweep"], chosen=choice, oracle=oracle),
-            "The fused network at every setting. Framed: the chosen setting." + _hindsight(oracle),
+            plots.grid(summary["sweep"], network=network, chosen=choice, oracle=oracle),
+            f"The network {TITLES[network]} at every setting. Framed: the chosen setting." + _hindsight(oracle),
         ),
     ]
     if not at_chosen:  # left alone
@@ -138,7 +138,7 @@ def _otbr_grid(summary: Mapping[str, Any]) -> list[str]:
     return [
         *parts,
         embed(
-            plots.tradeoff(at_chosen, chosen=choice, victim=summary["metrics"]["victim"]),
+            plots.tradeoff(at_chosen, network=network, chosen=choice, victim=summary["metrics"]["victim"]),
             f"The same along gamma at lambda {choice['lambda']:g}. Dotted: the suspicious network.",
         ),
     ]
@@ -160,7 +160,12 @@ def _tsbd_choice(summary: Mapping[str, Any]) -> list[str]:
         parts += [
             "<h2>Accuracy and backdoor over n m</h2>",
             embed(
-                plots.tradeoff(summary["sweep"], chosen=summary["choice"], victim=summary["metrics"]["victim"]),
+                plots.tradeoff(
+                    summary["sweep"],
+                    network=swept_network(summary["sweep"][0]),
+                    chosen=summary["choice"],
+                    victim=summary["metrics"]["victim"],
+                ),
                 "Measured with the test images for comparison only. Dotted: the suspicious network."
                 + _hindsight(summary["oracle"]),
             ),

@@ -89,18 +89,25 @@ def _displayable(image: np.ndarray) -> np.ndarray:
     return image if image.shape[-1] == 3 else image.mean(axis=-1)
 
 
-def grid(sweep: Sequence[Mapping[str, Any]], *, chosen: Mapping[str, Any], oracle: Mapping[str, Any] | None) -> Figure:
+def grid(
+    sweep: Sequence[Mapping[str, Any]],
+    *,
+    network: str,
+    chosen: Mapping[str, Any],
+    oracle: Mapping[str, Any] | None,
+) -> Figure:
     """ACC, and ASR if there is a trigger, of the repaired network at every gamma and lambda, as numbers on colours.
 
     Args:
       sweep: the rows `sweep` of `results.summarize`, all pairs.
+      network: whose metrics of a row are drawn.
       chosen: its `choice`, framed.
       oracle: its `oracle`, framed with a dashed line; None without a trigger.
     """
     gammas, lams = (sorted({row[name] for row in sweep}) for name in ("gamma", "lambda"))
-    found = {(row["gamma"], row["lambda"]): row["fused"] for row in sweep}
+    found = {(row["gamma"], row["lambda"]): row[network] for row in sweep}
     panels = [("acc", "ACC, %", "Blues"), ("asr", "ASR, %", "Oranges")]
-    panels = [panel for panel in panels if sweep[0]["fused"][panel[0]] is not None]
+    panels = [panel for panel in panels if sweep[0][network][panel[0]] is not None]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(1.2 + 3.6 * len(panels), 0.9 + 0.3 * len(gammas)), layout="constrained")
         for axis, (metric, title, colors) in zip(
@@ -123,20 +130,21 @@ def grid(sweep: Sequence[Mapping[str, Any]], *, chosen: Mapping[str, Any], oracl
 
 
 def tradeoff(
-    sweep: Sequence[Mapping[str, Any]], *, chosen: Mapping[str, Any], victim: Mapping[str, float | None]
+    sweep: Sequence[Mapping[str, Any]], *, network: str, chosen: Mapping[str, Any], victim: Mapping[str, float | None]
 ) -> Figure:
     """ACC and ASR over gamma or over n m, for the repaired network and for the one before its last stage.
 
     Args:
       sweep: the rows `sweep` of `results.summarize`.
+      network: the repaired one's name in them.
       chosen: its `choice`, marked.
       victim: its `metrics` of the suspicious network.
     """
     if "gamma" in sweep[0]:
-        what, networks = "gamma, share of neurons pruned", {"fused": "fusion", "pruned": "pruning only"}
+        what, networks = "gamma, share of neurons pruned", {network: "fusion", "pruned": "pruning only"}
         settings, at, name = [row["gamma"] for row in sweep], chosen["gamma"], f"gamma {chosen['gamma']:g}"
     else:
-        what, networks = WEIGHTS, {"finetuned": "fine-tuning", "reinitialized": "re-initialisation"}
+        what, networks = WEIGHTS, {network: "fine-tuning", "reinitialized": "re-initialisation"}
         settings, at, name = [row["n"] * row["m"] for row in sweep], chosen["n"] * chosen["m"], _pair(chosen)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 3.3), layout="constrained")

@@ -116,37 +116,43 @@ def _otbr_plus(rows: Sequence[Row]) -> str:
 def _variants(rows: Sequence[Row]) -> str:
     """A line for each variant: as published, and the best of its grid in hindsight, against the published one's."""
     latest_rows = list({text(row, "cell"): row for row in rows}.values())
-    by_victim: dict[str, dict[str, Row]] = {}
-    for row in latest_rows:
-        victim = f"{text(row, 'network')}, {text(row, 'attack', among=ATTACKS)}, seed {integer(row, 'seed')}"
-        by_victim.setdefault(victim, {})[text(row, "recipe")] = row
-    variants = dict.fromkeys(text(row, "recipe") for row in latest_rows)
+    attacked = grouped([row for row in latest_rows if field(row, "oracle") is not None], "variant")
+    clean = grouped([row for row in latest_rows if field(row, "oracle") is None], "variant")
+    published = {_victim(row): row for row in latest_rows if text(row, "variant") == "published"}
 
-    def der(row: Row) -> float:
-        return float(field(row, "oracle.fused.der"))
+    def of(row: Row, place: str, metric: str) -> float:
+        found = field(row, place)
+        return float((found.get("distilled") or found["fused"])[metric])
 
     lines = []
-    for variant in variants:
-        pairs = [(found[variant], found["published"]) for found in by_victim.values() if variant in found]
-        gains = [round(der(row), 3) - round(der(published), 3) for row, published in pairs]
+    for (variant,), found in attacked.items():
+        gains = [
+            round(of(row, "oracle", "der"), 3) - round(of(published[_victim(row)], "oracle", "der"), 3) for row in found
+        ]
+        lost = [
+            100 * (field(row, "metrics.victim.acc") - of(row, "metrics", "acc")) for row in clean.get((variant,), ())
+        ]
         lines.append(
             [
                 variant,
-                str(len(pairs)),
+                f"{len(found)} + {len(lost)}",
                 *(
-                    _middle_and_worst([float(field(row, f"metrics.fused.{name}")) for row, _ in pairs], name)
-                    for name in ("acc", "asr")
+                    _middle_and_worst([of(row, place, metric) for row in found], metric)
+                    for place in ("metrics", "oracle")
+                    for metric in ("acc", "asr")
                 ),
-                *(
-                    _middle_and_worst([float(field(row, f"oracle.fused.{name}")) for row, _ in pairs], name)
-                    for name in ("acc", "asr")
-                ),
-                f"{statistics.median(gains):+.3f}",
-                f"{min(gains):+.3f}",
+                f"{statistics.median(gains):+.3f} / {min(gains):+.3f}",
+                f"{statistics.median(lost):+.1f} / {max(lost):+.1f}" if lost else NOTHING,
             ]
         )
-    titles = ("variant", "victims", "gamma 0.1, lambda 0.5: ACC, median / worst", "ASR", "oracle: ACC", "ASR")
-    return _table((*titles, "DER of the oracle against published, median", "worst"), lines)
+    titles = ("variant", "backdoored + clean", "gamma 0.1, lambda 0.5: ACC", "ASR", "oracle: ACC", "ASR")
+    return _table((*titles, "DER of the oracle against published", "ACC lost by clean ones"), lines)
+
+
+def _victim(row: Row) -> tuple[str, ...]:
+    """What tells the victims of one bench apart."""
+    names = ("dataset", "network", "recipe", "attack")
+    return *(text(row, name) for name in names), str(integer(row, "seed"))
 
 
 def _middle_and_worst(values: Sequence[float], metric: str) -> str:

@@ -12,6 +12,7 @@ TITLES = {
     "unlearned": "after unlearning",
     "pruned": "after pruning",
     "fused": "after fusion",
+    "distilled": "after distillation",
     "patched": "after patching",
     "reinitialized": "after re-initialisation",
     "finetuned": "after fine-tuning",
@@ -71,9 +72,9 @@ def patching(patched: Mapping[str, Any]) -> str:
     )
 
 
-def swept_network(oracle: Mapping[str, Any]) -> str:
-    """The network that an `oracle`'s metrics are about: the fused one, also where patching follows."""
-    return "fused" if "gamma" in oracle else "finetuned"
+def swept_network(setting: Mapping[str, Any]) -> str:
+    """The network that a row of the sweep, or the `oracle`, is about: the fused one, also where patching follows."""
+    return next(name for name in ("finetuned", "distilled", "fused") if name in setting)
 
 
 def setting(choice: Mapping[str, Any], *, names: bool = True, values: bool = True) -> str:

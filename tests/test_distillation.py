@@ -1,0 +1,131 @@
+"""Distillation: what the suspicious network answers is taught to the fused one, without data."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_pipeline import CONFIG, run
+
+from otbr_jax import Batch, InputError
+from otbr_jax.distillation import DistillationConfig, distill
+from otbr_jax.experiments.repair_config import SweepConfig
+from otbr_jax.experiments.results import summarize
+from otbr_jax.finetuning import FinetuningConfig
+from otbr_jax.objective import cross_entropy
+from otbr_jax.patching import PatchingConfig
+from otbr_jax.report.table import summary_table
+from otbr_jax.suspicion import SuspicionConfig
+from otbr_jax.synthetic import SyntheticConfig
+from otbr_jax.types import split
+
+TUNING = FinetuningConfig(epochs=8, batch_size=20, learning_rate=0.02, alpha=0.0)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return jax.random.uniform(jax.random.key(1), (40, 8, 8, 1))
+
+
+@pytest.mark.parametrize("targets", ["probabilities", "labels"])
+def test_it_brings_the_answers_closer_and_leaves_the_statistics(moved, images, targets):
+    network, student, teacher, _ = moved
+    config = DistillationConfig(targets=targets, finetuning=TUNING)
+
+    def taught(variables):
+        return distill(network, variables, teacher, images, key=jax.random.key(0), config=config)
+
+    def apart(variables):
+        wanted, found = (jax.nn.log_softmax(network.apply(v, images)) for v in (teacher, variables))
+        answers = jax.nn.one_hot(jnp.argmax(wanted, axis=-1), 10) if targets == "labels" else jnp.exp(wanted)
+        return -jnp.mean(jnp.sum(answers * found, axis=-1))
+
+    found = jax.jit(taught)(student)
+    assert apart(found) < apart(student)
+    jax.tree.map(np.testing.assert_array_equal, split(found)[1], split(student)[1])
+    assert jax.tree.map(lambda leaf: leaf.dtype, found) == jax.tree.map(lambda leaf: leaf.dtype, student)
+
+
+def test_a_network_that_teaches_itself_its_probabilities_learns_nothing(moved, images):
+    network, variables, *_ = moved
+    config = DistillationConfig(targets="probabilities", finetuning=TUNING)
+    found = distill(network, variables, variables, images, key=jax.random.key(0), config=config)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, variables)
+
+
+def test_without_targets_nothing_is_taught(moved, images):
+    network, student, teacher, _ = moved
+    found = distill(network, student, teacher, images, key=jax.random.key(0), config=DistillationConfig())
+    assert found is student
+
+
+def test_certain_probabilities_are_labels(tiny, images):
+    network, variables = tiny
+    params, state = split(variables)
+    labels = jnp.arange(40) % 10
+    objective = cross_entropy(network, params)
+    (first, grads), (second, others) = (
+        objective(params, state, Batch(images, given)) for given in (labels, jax.nn.one_hot(labels, 10))
+    )
+    np.testing.assert_allclose(first.loss, second.loss, rtol=1e-6)
+    assert first.accuracy == second.accuracy
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), grads, others)
+
+
+def test_a_repair_with_distillation_says_so_everywhere(tmp_path):
+    config = dataclasses.replace(
+        CONFIG,
+        sweep=SweepConfig(gamma=(CONFIG.otbr.gamma,), lam=(CONFIG.otbr.fusion.lam,)),
+        suspicion=SuspicionConfig(synthetic=SyntheticConfig(images=20, steps=4)),
+        distillation=DistillationConfig("probabilities", FinetuningConfig(epochs=2, batch_size=20, alpha=0.0)),
+    )
+    result = run(tmp_path / "w", config)
+    summary = summarize(result)
+    assert [*summary["metrics"]] == ["victim", "unlearned", "pruned", "fused", "distilled"]
+    assert all({"pruned", "distilled"} < {*row} for row in summary["sweep"])
+    assert summary["oracle"]["distilled"] in [row["distilled"] for row in summary["sweep"]]
+    # The grid's programs are the stages': at the chosen setting both say the same.
+    chosen = next(
+        row for row in summary["sweep"] if (row["gamma"], row["lambda"]) == (config.otbr.gamma, config.otbr.fusion.lam)
+    )
+    assert chosen["distilled"]["acc"] == pytest.approx(summary["metrics"]["distilled"]["acc"], abs=0.01)
+    assert "repaired (after distillation)" in summary_table(summary)
+    assert "after distillation at every setting" in (tmp_path / "w" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"targets": "all"},
+            r"distillation.targets: expected one of \['none', .*'labels'\], found 'all'",
+        ),
+        ({"crop_padding": -1}, "distillation.crop_padding: expected a number from 0, found -1"),
+    ],
+)
+def test_unknown_settings(settings, message):
+    with pytest.raises(InputError, match=message):
+        DistillationConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"defense": "tsbd"},
+            "expected 'none', since only otbr's fused network is taught and tsbd",
+        ),
+        (
+            {"patching": PatchingConfig(triggers=1), "suspicion": SuspicionConfig(gamma=(0.1,))},
+            "fused network is taught and patching returns another, found 'labels'",
+        ),
+        (
+            {"suspicion": SuspicionConfig(synthetic=SyntheticConfig(images=49))},
+            "distillation.finetuning.batch_size: expected at most 49, suspicion.synthetic.images, found 50",
+        ),
+    ],
+)
+def test_what_cannot_be_distilled(changes, message):
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(CONFIG, distillation=DistillationConfig("labels"), **changes)
