@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from otbr_jax import InputError
-from otbr_jax.report import activeness_page, blocks, results_tables
+from otbr_jax.report import activeness_page, blocks, cells, results_tables
 from otbr_jax.report.results_tables import TABLES, markdown
 from otbr_jax.report.rows import Row, parse
 
@@ -314,11 +314,11 @@ def test_one_more_defence_adds_its_columns(monkeypatch):
 
 def test_the_last_row_of_a_cell_wins_and_attacks_are_in_their_order():
     rng = np.random.default_rng(0)
-    values = [cell(rng, attack) for attack in reversed(results_tables.ATTACKS)]
+    values = [cell(rng, attack) for attack in reversed(cells.ATTACKS)]
     values.append(copy.deepcopy(values[0]))
     values[-1]["metrics"]["victim"]["acc"] = 0.123
     lines = lines_of(table("bench_cpu", values), "| ")[1:]
-    assert [line[0] for line in lines] == list(results_tables.ATTACKS)
+    assert [line[0] for line in lines] == list(cells.ATTACKS)
     assert lines[-1][1].startswith("12.3 / ")
 
 

@@ -1,0 +1,223 @@
+"""Tables of repairs that choose their settings themselves: how far from an oracle, on backdoored and clean networks."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from otbr_jax.detection import roc
+from otbr_jax.errors import InputError
+from otbr_jax.report.cells import ATTACKS, ORACLES, markdown_table, oracle_cell, repaired_cell
+from otbr_jax.report.rows import NOTHING, Row, field, grouped, integer, joined, number, percents, text
+
+PUBLISHED = "published: gamma 0.1, lambda 0.5"
+
+
+def tsbd(rows: Sequence[Row]) -> str:
+    """A line for each victim and scheme: what was chosen, what the oracle would choose, how many points lie between."""
+    rows = list({(text(row, "cell"), scheme(row)): row for row in rows}.values())
+    lines = []
+    for row in rows:
+        gap = regret(row)
+        chosen = ", ".join(number(row, f"choice.{name}", "g") for name in ("n", "m"))
+        chosen = "left alone" if field(row, "choice.n") == 0 else chosen
+        lines.append(
+            [
+                f"{text(row, 'dataset')}, {text(row, 'network')}",
+                f"{text(row, 'attack', among=ATTACKS)}, seed {integer(row, 'seed')}",
+                percents(row, "metrics.victim", "acc", "asr"),
+                scheme(row),
+                chosen,
+                percents(row, "metrics.reinitialized", "acc", "asr"),
+                repaired_cell(row, "finetuned"),
+                oracle_cell(row, "finetuned"),
+                joined([NOTHING if points is None else f"{points:+.1f}" for points in gap]),
+            ]
+        )
+    titles = ("victim", "attack", "victim ACC / ASR", "zeroed", "n, m", "re-initialised", "repaired ACC / ASR / RA")
+    table = markdown_table((*titles, ORACLES["tsbd"], "regret, points: ACC / ASR"), lines)
+    schemes = dict.fromkeys(scheme(row) for row in rows)
+    regrets = (f"Zeroed {name}: {_regrets([row for row in rows if scheme(row) == name])}" for name in schemes)
+    return "\n\n".join((table, *regrets))
+
+
+def otbr_plus(rows: Sequence[Row]) -> str:
+    """A line for each victim: what was suspected and chosen without data, against the oracle's choice."""
+    rows = list({text(row, "cell"): row for row in rows}.values())
+    lines = []
+    for row in rows:
+        choice = "left alone"
+        if _stands_out(row):
+            choice = ", ".join(number(row, f"choice.{name}", "g") for name in ("gamma", "lambda"))
+        attack, recipe = text(row, "attack", among=ATTACKS), text(row, "recipe")
+        poisoned = recipe.partition(", ")[2]
+        lines.append(
+            [
+                f"{text(row, 'dataset')}, {text(row, 'network')}",
+                ", ".join(part for part in (attack, f"seed {integer(row, 'seed')}", poisoned) if part),
+                percents(row, "metrics.victim", "acc", "asr"),
+                f"{integer(row, 'judgement.suspect')}: {suspicion(row):.2f}",
+                choice,
+                percents(row, "metrics.fused", "acc", "asr"),
+                repaired_cell(row, "patched"),
+                oracle_cell(row, "fused"),
+                joined(
+                    [
+                        NOTHING if points is None else f"{points:+.1f}"
+                        for points in regret(row, "patched", oracle="fused")
+                    ]
+                ),
+            ]
+        )
+    titles = ("victim", "attack", "victim ACC / ASR", "suspect: suspicion", "gamma, lambda", "fused", "repaired")
+    table = markdown_table((*titles, ORACLES["otbr"], "regret, points: ACC / ASR"), lines)
+    return "\n\n".join((table, _regrets(rows, "patched", oracle="fused"), _detection(rows), _frontier(rows)))
+
+
+def variants(rows: Sequence[Row]) -> str:
+    """A line for each variant: as published, and the best of its grid in hindsight, against the published one's."""
+    latest_rows = list({text(row, "cell"): row for row in rows}.values())
+    attacked = grouped([row for row in latest_rows if field(row, "oracle") is not None], "variant")
+    clean = grouped([row for row in latest_rows if field(row, "oracle") is None], "variant")
+    published = {_victim(row): row for row in latest_rows if text(row, "variant") == "published"}
+
+    def of(row: Row, place: str, metric: str) -> float:
+        found = field(row, place)
+        return float((found.get("distilled") or found["fused"])[metric])
+
+    lines = []
+    for (variant,), found in attacked.items():
+        gains = [
+            round(of(row, "oracle", "der"), 3) - round(of(published[_victim(row)], "oracle", "der"), 3) for row in found
+        ]
+        lost = [
+            100 * (field(row, "metrics.victim.acc") - of(row, "metrics", "acc")) for row in clean.get((variant,), ())
+        ]
+        lines.append(
+            [
+                variant,
+                f"{len(found)} + {len(lost)}",
+                *(
+                    _middle_and_worst([of(row, place, metric) for row in found], metric)
+                    for place in ("metrics", "oracle")
+                    for metric in ("acc", "asr")
+                ),
+                f"{statistics.median(gains):+.3f} / {min(gains):+.3f}",
+                f"{statistics.median(lost):+.1f} / {max(lost):+.1f}" if lost else NOTHING,
+            ]
+        )
+    titles = ("variant", "backdoored + clean", "gamma 0.1, lambda 0.5: ACC", "ASR", "oracle: ACC", "ASR")
+    return markdown_table((*titles, "DER of the oracle against published", "ACC lost by clean ones"), lines)
+
+
+def _victim(row: Row) -> tuple[str, ...]:
+    """What tells the victims of one bench apart."""
+    names = ("dataset", "network", "recipe", "attack")
+    return *(text(row, name) for name in names), str(integer(row, "seed"))
+
+
+def _middle_and_worst(values: Sequence[float], metric: str) -> str:
+    worst = min(values) if metric == "acc" else max(values)
+    return f"{100 * statistics.median(values):.1f} / {100 * worst:.1f}"
+
+
+def suspicion(row: Row) -> float:
+    """The highest suspicion of any class."""
+    return max(field(row, "judgement.suspicion"))
+
+
+def _stands_out(row: Row) -> bool:
+    return bool(field(row, "judgement.stands_out"))
+
+
+def _detection(rows: Sequence[Row]) -> str:
+    backdoored = [field(row, "oracle") is not None for row in rows]
+    curve = roc(jnp.array([suspicion(row) for row in rows]), jnp.array(backdoored))
+    accused = [_stands_out(row) for row in rows]
+    found = sum(a and b for a, b in zip(accused, backdoored, strict=True))
+    right = sum(
+        field(row, "judgement.suspicion")[field(row, "config.attack.target")] >= field(row, "judgement.threshold")
+        for row, guilty in zip(rows, backdoored, strict=True)
+        if guilty
+    )
+    wrong, guilty = sum(accused) - found, sum(backdoored)
+    return (
+        f"Suspicion as a detector: AUC {float(curve.auc):.3f}; at the threshold {found} of {guilty} backdoored networks"
+        f" stand out, {right} with the attacker's class, and {wrong} of {len(rows) - guilty} clean ones."
+    )
+
+
+def _frontier(rows: Sequence[Row]) -> str:
+    """Medians and worst cases over the backdoored networks, and what clean ones lose, of several ways to repair."""
+    backdoored = [row for row in rows if field(row, "oracle") is not None]
+    clean = [row for row in rows if field(row, "oracle") is None]
+
+    ways: Mapping[str, Callable[[Row], Mapping[str, float | None] | None]] = {
+        "as it came": lambda row: field(row, "metrics.victim"),
+        PUBLISHED: _published,
+        "chosen without data, fused": lambda row: field(row, "metrics.fused"),
+        "patched without data": lambda row: field(row, "metrics.patched"),
+        "oracle's gamma, lambda": lambda row: (field(row, "oracle") or {}).get("fused"),
+    }
+    lines = []
+    for name, way in ways.items():
+        cells = [name]
+        for metric, worst in (("acc", min), ("asr", max)):
+            values = [100 * found[metric] for row in backdoored if (found := way(row)) and found[metric] is not None]  # type: ignore[operator]
+            cells += [f"{statistics.median(values):.1f}", f"{worst(values):.1f}"]
+        lost = [100 * (field(row, "metrics.victim.acc") - found["acc"]) for row in clean if (found := way(row))]
+        cells += [f"{statistics.median(lost):+.1f}", f"{max(lost):+.1f}"] if lost else [NOTHING, NOTHING]
+        lines.append(cells)
+    titles = ("in per cent", "ACC, median", "ACC, worst", "ASR, median", "ASR, worst")
+    return markdown_table((*titles, "ACC lost by clean ones, median", "worst"), lines)
+
+
+def _published(row: Row) -> Mapping[str, Any]:
+    """What the published setting does, as the row's sweep has it."""
+    for found in field(row, "sweep"):
+        if (found["gamma"], found["lambda"]) == (0.1, 0.5):
+            return found["fused"]
+    raise InputError(f"{row.place}: expected gamma 0.1, lambda 0.5 in the sweep, found others")
+
+
+def scheme(row: Row) -> str:
+    """What of the neurons was set to zero; rows without the setting are older than it, and about weights."""
+    return text(row, "config.tsbd.scheme") if "scheme" in (field(row, "config.tsbd") or {}) else "weights"
+
+
+def regret(row: Row, network: str = "finetuned", *, oracle: str = "finetuned") -> tuple[float | None, float | None]:
+    """Points of ACC and of ASR that the oracle's choice is better by; of a clean network, ACC against the network."""
+    acc, asr = (_points(row, f"metrics.{network}", metric) for metric in ("acc", "asr"))
+    if field(row, "oracle") is None:
+        before = _points(row, "metrics.victim", "acc")
+        return (None if None in (before, acc) else before - acc), None  # type: ignore[operator]
+    best, least = (_points(row, f"oracle.{oracle}", metric) for metric in ("acc", "asr"))
+    return (
+        None if acc is None or best is None else best - acc,
+        None if asr is None or least is None else asr - least,
+    )
+
+
+def _points(row: Row, path: str, metric: str) -> float | None:
+    """In per cent as it is printed, so that a reader who subtracts finds the same."""
+    printed = percents(row, path, metric)
+    return None if printed == NOTHING else float(printed)
+
+
+def _regrets(rows: Sequence[Row], network: str = "finetuned", *, oracle: str = "finetuned") -> str:
+    """Medians and worst cases, of backdoored and of clean networks."""
+    clean = [regret(row, network, oracle=oracle)[0] for row in rows if field(row, "oracle") is None]
+    backdoored = [regret(row, network, oracle=oracle) for row in rows if field(row, "oracle") is not None]
+    parts = []
+    for title, found in (
+        (f"{len(backdoored)} backdoored networks, regret in points of ACC", [acc for acc, _ in backdoored]),
+        ("of ASR", [asr for _, asr in backdoored]),
+        (f"{len(clean)} clean networks, points of ACC lost", clean),
+    ):
+        known = [points for points in found if points is not None]
+        if known:
+            parts.append(f"{title}: median {statistics.median(known):+.1f}, worst {max(known):+.1f}")
+    return "; ".join(parts) + "."
