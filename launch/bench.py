@@ -2,7 +2,8 @@
 
 Each cell of a grid (data x network x attack x defence x seed) becomes one line of results/bench_NAME.jsonl; cells
 that have theirs are skipped, and a bench that was stopped goes on inside the cell, inside the training. Several grids
-are filled one after the other, and share their victims. `launch.tables` turns the rows into README's tables.
+are filled one after the other, and share their victims. With TQDM_DISABLE=1 in the environment there are no progress
+bars, and cells of one network share compiled programs. `launch.tables` turns the rows into README's tables.
 """
 
 from __future__ import annotations

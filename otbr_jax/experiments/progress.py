@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from tqdm import tqdm
+
+
+def hidden() -> bool:
+    """Whether nobody looks at bars: TQDM_DISABLE=1 is in the environment.
+
+    Programs that need not report their steps hold no callback, so that JAX's compilation cache keeps them.
+    """
+    return os.environ.get("TQDM_DISABLE", "") not in ("", "0")
 
 
 @contextmanager

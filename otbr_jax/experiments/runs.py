@@ -18,7 +18,7 @@ from otbr_jax.data import sources
 from otbr_jax.experiments import parallel
 from otbr_jax.experiments.config import VictimConfig
 from otbr_jax.experiments.networks import Subject
-from otbr_jax.experiments.progress import progress_bar
+from otbr_jax.experiments.progress import hidden, progress_bar
 from otbr_jax.experiments.stages import Stage, Workdir
 from otbr_jax.types import Network
 
@@ -73,7 +73,8 @@ class Run(Generic[C]):
         def compute() -> Any:
             with progress_bar(title, total, unit=unit) as advance:
                 placed = parallel.replicate(inputs, self.mesh)
-                value = jax.block_until_ready(jax.jit(partial(function, on_step=advance))(*placed))
+                on_step = None if hidden() else advance
+                value = jax.block_until_ready(jax.jit(partial(function, on_step=on_step))(*placed))
                 jax.effects_barrier()  # the bar's last steps
                 return value
 
