@@ -12,7 +12,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import ot
 from ott.geometry.geometry import Geometry
 from ott.problems.linear.linear_problem import LinearProblem
 from ott.solvers.linear.acceleration import Momentum
@@ -169,6 +168,8 @@ def _exact(
 
 def _network_simplex(cost: jax.Array, source: jax.Array, target: jax.Array) -> tuple[np.ndarray, np.ndarray]:
     """On the host, in float64; both masses are normalised there, since the solver wants equal sums."""
+    import ot  # imports PyTorch where it is installed: seconds that no other solver needs
+
     masses = [np.asarray(mass, np.float64) for mass in (source, target)]
     first, second = (mass / mass.sum() for mass in masses)
     with warnings.catch_warnings():

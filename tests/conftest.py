@@ -1,6 +1,8 @@
-"""Eight simulated CPU devices, so that every test of sharding is a real one."""
+"""Eight simulated CPU devices, so that every test of sharding is a real one; programs are compiled once for all."""
 
 import os
+import shutil
+import tempfile
 
 os.environ["XLA_FLAGS"] = " ".join(
     (
@@ -10,6 +12,7 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_backend_optimization_level=0",
     )
 )
+os.environ.setdefault("TQDM_DISABLE", "1")  # bars would keep programs from being kept
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +21,23 @@ import pytest
 from otbr_jax import trace
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
+
+CACHE = "JAX_COMPILATION_CACHE_DIR"
+
+
+def pytest_configure(config):
+    """One folder of compiled programs for this process, its workers, and the programs that tests launch."""
+    if CACHE not in os.environ:
+        config.made = os.environ[CACHE] = tempfile.mkdtemp(prefix="otbr_jax_tests_")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+    jax.config.update("jax_compilation_cache_dir", os.environ[CACHE])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def pytest_unconfigure(config):
+    """Removes the folder, in the process that made it."""
+    if hasattr(config, "made"):
+        shutil.rmtree(os.environ.pop(CACHE), ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
