@@ -32,7 +32,7 @@ def plus(config: RepairConfig) -> RepairConfig:
     return dataclasses.replace(
         config,
         suspicion=SuspicionConfig(gamma=GAMMA, lam=LAM, least_agreement=0.95),
-        patching=PatchingConfig(triggers=4),
+        patching=PatchingConfig(triggers=4, recoveries=0, own=0.15),
         sweep=dataclasses.replace(config.sweep, gamma=GAMMA, lam=LAM),
     )
 
