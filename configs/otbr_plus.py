@@ -6,7 +6,8 @@ The default of `launch.repair`. From the suspicious network alone: images are ma
 every class, and networks with more and more neurons pruned and fused are asked how they answer. If no class stands out
 the network is left as it is; otherwise the setting that leaves least of that class, while others keep their answers, is
 shown (fused), and the network as it came is taught on its own images, no further than needed, that triggers of the
-class mean nothing, and then what the class itself looks like (patched).
+class mean nothing (patched). Where that goes far it costs the class; `--config.patching.recoveries=1` brings it back in
+part, and with some networks the backdoor too.
 
 Expected: ACC / ASR 99.6 / 100.0 before and about 99 / 10 after; other victims in docs/measurements.md, whose rows stand
 in results/bench_otbr_plus.jsonl. About a quarter of an hour on two CPU cores.
@@ -32,7 +33,7 @@ def plus(config: RepairConfig) -> RepairConfig:
     return dataclasses.replace(
         config,
         suspicion=SuspicionConfig(gamma=GAMMA, lam=LAM, least_agreement=0.95),
-        patching=PatchingConfig(triggers=4, recoveries=0, own=0.15),
+        patching=PatchingConfig(triggers=4),
         sweep=dataclasses.replace(config.sweep, gamma=GAMMA, lam=LAM),
     )
 

@@ -34,7 +34,8 @@ class PatchingConfig:
       triggers: how many patches, and as many perturbations, are searched in each round; 0 for no patching.
       classes: how many of the classes that stand out are patched, one after the other.
       rounds: how often triggers are searched in the network as it is then, and taught; as often again in each recovery.
-      recoveries: how often images of the suspicious class are made from the patched network, and taught too.
+      recoveries: how often images of the suspicious class are made from the patched network, and taught too; that
+        brings the class back and, with some networks, the backdoor.
       recovered: how many of them.
       patch: how patches are searched.
       perturbation: how perturbations are searched.
@@ -49,7 +50,7 @@ class PatchingConfig:
     triggers: int = 0
     classes: int = 2
     rounds: int = 8
-    recoveries: int = 1
+    recoveries: int = 0
     recovered: int = 60
     patch: InversionConfig = InversionConfig(steps=40, size=30.0, images=60)
     perturbation: InversionConfig = InversionConfig(steps=40, learning_rate=0.03, size=30.0, images=60)
@@ -57,7 +58,7 @@ class PatchingConfig:
     crop_padding: int = 1
     shares: tuple[float, ...] = (*(step / 50 for step in range(10)), *(step / 20 for step in range(4, 21)))
     success: float = 0.02
-    own: float = 0.35
+    own: float = 0.15
     recovered_success: float = 0.05
 
     def __post_init__(self) -> None:

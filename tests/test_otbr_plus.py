@@ -25,6 +25,7 @@ SYNTHETIC = SyntheticConfig(images=40, steps=10)
 PATCHING = PatchingConfig(
     triggers=2,
     rounds=2,
+    recoveries=1,
     recovered=9,
     patch=TINY,
     perturbation=TINY,

@@ -130,6 +130,7 @@ MADE = {
     "activeness": watched,
     "bench_tsbd": chosen,
     "bench_otbr_plus": suspected,
+    "bench_recovery": suspected,
     "bench_variants": varied,
     "ablation": ablated,
     "loops": timing,

@@ -77,6 +77,12 @@ def otbr_plus(rows: Sequence[Row]) -> str:
     return "\n\n".join((table, _regrets(rows, "patched", oracle="fused"), _detection(rows), _frontier(rows)))
 
 
+def recovery(rows: Sequence[Row]) -> str:
+    """Regrets, and medians and worst cases, of repairs that were recovered; the victims are those of `otbr_plus`."""
+    rows = list({text(row, "cell"): row for row in rows}.values())
+    return "\n\n".join((_regrets(rows, "patched", oracle="fused"), _frontier(rows)))
+
+
 def variants(rows: Sequence[Row]) -> str:
     """A line for each variant: as published, and the best of its grid in hindsight, against the published one's."""
     latest_rows = list({text(row, "cell"): row for row in rows}.values())
