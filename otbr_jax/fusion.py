@@ -193,14 +193,8 @@ def align(
         maps[layer.name] = jnp.where(fused[layer.name], own, jnp.eye(layer.neurons, dtype=own.dtype))
     kernels = map_neurons(pruned, layers, maps)
     if config.keep_norms:
-        original = named_leaves(pruned)
-        for layer in layers:
-            rows, mixed = (by_neuron(leaves[layer.name], layer) for leaves in (original, kernels))
-            wanted = jnp.linalg.norm(rows.astype(jnp.float32), axis=1) @ maps[layer.name]
-            length = jnp.linalg.norm(mixed, axis=1)
-            factor = jnp.where(length > 0, wanted / jnp.where(length > 0, length, 1.0), 1.0)
-            kernels[layer.name] = from_neurons(mixed * factor[:, None], layer, kernels[layer.name].shape)
-    arrays = {layer.name: {layer.name: kernels[layer.name]} for layer in layers}
+        kernels = _norms_kept(pruned, kernels, layers, maps)
+    arrays = {name: {name: kernel} for name, kernel in kernels.items()}
     takes_part = dict(fused)
     if config.aligned in ("vectors", "neighbours"):
         leaves = named_leaves(pruned)
@@ -208,14 +202,34 @@ def align(
             for vector in layer.vectors:
                 arrays[layer.name][vector.name] = _map_axes(leaves[vector.name], (vector.axis,), maps[layer.name])
     if config.aligned == "neighbours":
-        added = {layer.name: [name for name in layer.tied_to if name in maps] for layer in neighbours}
-        theirs = {name: maps[others[-1]] for name, others in added.items() if others}
-        follow = map_neurons(pruned, neighbours, theirs, before=maps)
-        for layer in neighbours:
-            near = [fused[name] for name in (*layer.fed_by, *added[layer.name]) if name in fused]
-            arrays[layer.name] = {layer.name: follow[layer.name]}
-            takes_part[layer.name] = jnp.any(jnp.stack(near))
+        for name, (kernel, follows) in _neighbours_mapped(pruned, neighbours, maps, fused).items():
+            arrays[name], takes_part[name] = {name: kernel}, follows
     return Alignment(arrays, takes_part, FusionInfo(plans, fused))
+
+
+def _norms_kept(
+    pruned: Variables, kernels: Mapping[str, jax.Array], layers: Sequence[Layer], maps: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
+    """The mapped kernels, each neuron as long as the neurons it is mixed of are on average."""
+    original, kept = named_leaves(pruned), {}
+    for layer in layers:
+        rows, mixed = (by_neuron(leaves[layer.name], layer) for leaves in (original, kernels))
+        wanted = jnp.linalg.norm(rows.astype(jnp.float32), axis=1) @ maps[layer.name]
+        length = jnp.linalg.norm(mixed, axis=1)
+        factor = jnp.where(length > 0, wanted / jnp.where(length > 0, length, 1.0), 1.0)
+        kept[layer.name] = from_neurons(mixed * factor[:, None], layer, kernels[layer.name].shape)
+    return kept
+
+
+def _neighbours_mapped(
+    pruned: Variables, neighbours: Sequence[Layer], maps: Mapping[str, jax.Array], fused: Mapping[str, jax.Array]
+) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Kernels of layers without a plan: inputs, and neurons that are added to others', follow; and whether any does."""
+    added = {layer.name: [name for name in layer.tied_to if name in maps] for layer in neighbours}
+    theirs = {name: maps[others[-1]] for name, others in added.items() if others}
+    kernels = map_neurons(pruned, neighbours, theirs, before=maps)
+    near = {layer.name: [fused[n] for n in (*layer.fed_by, *added[layer.name]) if n in fused] for layer in neighbours}
+    return {name: (kernels[name], jnp.any(jnp.stack(flags))) for name, flags in near.items()}
 
 
 def map_neurons(
