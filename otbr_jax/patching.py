@@ -275,8 +275,8 @@ def how_far(success: jax.Array, own: jax.Array, *, recovery: jax.Array | bool, c
     """The index of the share to take, the first where several are as good.
 
     Of the shares at which triggers hardly work, that with most of the class: at first `config.success`, and with few of
-    the class's images, which hold the trigger (`config.own`); after a recovery `config.recovered_success`. If there is
-    none, that at which triggers work least.
+    the class's images, which hold the trigger (`config.own`); after a recovery `config.recovered_success`. Where so few
+    of the images are never reached, that with fewest; and where triggers always work, that at which they work least.
 
     Args:
       success: `[shares]`, how well triggers that were not taught work.
@@ -284,9 +284,10 @@ def how_far(success: jax.Array, own: jax.Array, *, recovery: jax.Array | bool, c
       recovery: whether the class's own images were taught.
       config: how little is enough.
     """
-    patched = (success <= config.success) & (own <= config.own)
-    enough = jnp.where(recovery, success <= config.recovered_success, patched)
-    return jnp.where(jnp.any(enough), jnp.argmax(jnp.where(enough, own, -1.0)), jnp.argmin(success))
+    dead = success <= jnp.where(recovery, config.recovered_success, config.success)
+    enough = dead & (recovery | (own <= config.own))
+    fewest = jnp.where(jnp.any(dead), jnp.argmin(jnp.where(dead, own, jnp.inf)), jnp.argmin(success))
+    return jnp.where(jnp.any(enough), jnp.argmax(jnp.where(enough, own, -1.0)), fewest)
 
 
 def search_triggers(

@@ -185,6 +185,7 @@ def test_images_of_suspicious_classes_are_not_taught(tiny):
     [
         ((0.9, 0.02, 0.0), (1.0, 0.3, 0.1), False, 1),  # no further than needed
         ((0.9, 0.02, 0.0), (1.0, 0.8, 0.1), False, 2),  # the class's own images still hold the trigger
+        ((0.9, 0.02, 0.0, 0.0), (1.0, 0.8, 0.7, 0.6), False, 3),  # ... and most of them to the end
         ((0.9, 0.5, 0.3), (1.0, 0.3, 0.1), False, 2),  # nowhere enough: where triggers work least
         ((0.0, 0.04, 0.04, 0.2), (0.1, 0.3, 0.5, 0.9), True, 2),  # as much of the class as triggers allow
         ((0.0, 0.01, 0.02), (0.5, 0.4, 0.3), True, 0),  # a recovery that costs the class is not taken
