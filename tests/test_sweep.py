@@ -58,15 +58,15 @@ def test_it_is_its_settings_one_by_one(problem):
         settings = fused(pruned, info.pruned)
         for j, (variables_of_setting, _) in enumerate(settings):
             expected = measured(variables_of_setting, test)
-            np.testing.assert_allclose([field[i, j] for field in found.fused], expected, atol=1e-6)
+            np.testing.assert_allclose([field[i, j] for field in found.repaired], expected, atol=1e-6)
         details = settings[0][1]
         used = [float(plan.marginal_error) for name, plan in details.plans.items() if details.fused[name]]
         # Where Sinkhorn stops depends on the last bits, which another program rounds in its own way.
         np.testing.assert_allclose(found.marginal_error[i], max(used, default=0.0), atol=2e-4)
     assert found.converged.all()
     # Nothing pruned, nothing changed; much pruned, much lost.
-    assert (found.fused.acc[0] == 1).all()
-    assert found.fused.acc[-1, -1] < 1
+    assert (found.repaired.acc[0] == 1).all()
+    assert found.repaired.acc[-1, -1] < 1
 
 
 def test_it_compiles_once(problem):
