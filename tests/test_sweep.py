@@ -76,7 +76,7 @@ def test_it_compiles_once(problem):
     name = layers[-1].name
     other = replace_leaves(variables, {name: -named_leaves(variables)[name]})
     second = sweep(other, {key: score[::-1] for key, score in scores.items()}, test._replace(goals=test.labels))
-    assert not np.array_equal(first.fused.acc, second.fused.acc)
+    assert not np.array_equal(first.repaired.acc, second.repaired.acc)
     assert sweep._cache_size() == 1
 
 
