@@ -9,7 +9,7 @@ shown (fused), and the network as it came is taught on its own images, no furthe
 class mean nothing (patched). Where that goes far it costs the class; `--config.patching.recoveries=1` brings it back in
 part, and with some networks the backdoor too.
 
-Expected: ACC / ASR 99.6 / 100.0 before and about 99 / 10 after; other victims in docs/measurements.md, whose rows stand
+Expected: ACC / ASR 99.6 / 100.0 before and about 94 / 1 after; other victims in docs/measurements.md, whose rows stand
 in results/bench_otbr_plus.jsonl. About a quarter of an hour on two CPU cores.
 
 A network of your own: configs/own_network.py.
