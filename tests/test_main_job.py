@@ -21,7 +21,7 @@ def test_the_default_run_keeps_its_promises(tmp_path):
     before, after = summary["metrics"]["victim"], summary["metrics"]["patched"]
     assert before["acc"] >= 0.97
     assert before["asr"] >= 0.95
-    # Victims differ from processor to processor; a repaired one had 99.0 / 10.2.
+    # Victims differ from processor to processor; a repaired one had 93.6 / 1.1.
     assert after["asr"] <= 0.20
     assert after["der"] >= 0.85
     assert summary["choice"]["chosen_by"] == "images made from the network"
