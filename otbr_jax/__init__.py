@@ -11,7 +11,7 @@ from otbr_jax.defenses.tsbd import TSBDConfig, TSBDInfo, tsbd
 from otbr_jax.errors import InputError
 from otbr_jax.finetuning import FinetuningConfig, activeness_aware, finetune
 from otbr_jax.fusion import FusionConfig, fuse
-from otbr_jax.layer_choice import choose_layers
+from otbr_jax.layer_choice import choose_layers, neighbours
 from otbr_jax.neuron_graph import Group, Layer, NeuronGraph, check_graph, permutation_error, permute
 from otbr_jax.neurons import trace
 from otbr_jax.patching import PatchingConfig
@@ -58,6 +58,7 @@ __all__ = [
     "correlation",
     "finetune",
     "fuse",
+    "neighbours",
     "neuron_weight_changes",
     "neurons_to_prune",
     "noise_batches",

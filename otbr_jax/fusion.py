@@ -179,8 +179,10 @@ def align(
       The alignment.
 
     Raises:
-      InputError: if masses are random and there is no key.
+      InputError: if masses are random and there is no key, or `config.aligned` asks for neighbours and there are none.
     """
+    if config.aligned == "neighbours" and not neighbours:
+        raise InputError("neighbours: expected the layers that touch `layers`, see layer_choice.neighbours, found none")
     plans = layer_plans(pruned, backdoored, scores, layers, config=config.transport, tied=config.tied, key=key)
     started = jnp.zeros((), bool)
     fused: dict[str, jax.Array] = {}

@@ -262,3 +262,12 @@ def test_neighbours_are_shortcuts_and_the_classifier(moved):
     found = {layer.name for layer in neighbours(graph, graph.main_convolutions)}
     assert found == {layer.name for layer in graph.layers} - {layer.name for layer in graph.main_convolutions}
     assert "params/linear/kernel" in found
+
+
+def test_neighbours_that_are_asked_for_must_be_given(moved):
+    _, before, after, graph = moved
+    layers = graph.main_convolutions
+    scores = neuron_weight_changes(before, after, layers)
+    pruned, info = prune(before, scores, layers, count=3)
+    with pytest.raises(InputError, match=r"neighbours: expected the layers that touch `layers`.*found none"):
+        fuse(pruned, before, scores, info.pruned, layers, config=FusionConfig(aligned="neighbours"))

@@ -23,7 +23,7 @@ class Sweep(NamedTuple):
 
     Attributes:
       pruned: metrics `[gammas]` of the pruned network.
-      repaired: metrics `[gammas, lambdas]` of the fused network, when it is finished.
+      repaired: metrics `[gammas, lambdas]` of the fused network after `finish`.
       converged: bool `[gammas]`, whether all plans of its fused layers converged.
       marginal_error: `[gammas]`, the worst of them.
     """

@@ -78,9 +78,20 @@ def otbr_plus(rows: Sequence[Row]) -> str:
 
 
 def recovery(rows: Sequence[Row]) -> str:
-    """Regrets, and medians and worst cases, of repairs that were recovered; the victims are those of `otbr_plus`."""
+    """A line for each network that was patched and recovered; regrets, medians and worst cases as in `otbr_plus`."""
     rows = list({text(row, "cell"): row for row in rows}.values())
-    return "\n\n".join((_regrets(rows, "patched", oracle="fused"), _frontier(rows)))
+    lines = [
+        [
+            f"{text(row, 'dataset')}, {text(row, 'network')}",
+            f"{text(row, 'attack', among=ATTACKS)}, seed {integer(row, 'seed')}",
+            percents(row, "metrics.victim", "acc", "asr"),
+            repaired_cell(row, "patched"),
+        ]
+        for row in rows
+        if _stands_out(row)
+    ]
+    table = markdown_table(("victim", "attack", "victim ACC / ASR", "recovered ACC / ASR / RA"), lines)
+    return "\n\n".join((table, _regrets(rows, "patched", oracle="fused"), _frontier(rows)))
 
 
 def variants(rows: Sequence[Row]) -> str:

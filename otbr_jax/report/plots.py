@@ -129,8 +129,16 @@ def grid(
         return figure
 
 
+LAST_STEP = {"fused": "fusion", "distilled": "distillation", "finetuned": "fine-tuning"}
+"""What made the networks that a sweep measures."""
+
+
 def tradeoff(
-    sweep: Sequence[Mapping[str, Any]], *, network: str, chosen: Mapping[str, Any], victim: Mapping[str, float | None]
+    sweep: Sequence[Mapping[str, Any]],
+    *,
+    network: str,
+    chosen: Mapping[str, Any],
+    victim: Mapping[str, float | None],
 ) -> Figure:
     """ACC and ASR over gamma or over n m, for the repaired network and for the one before its last stage.
 
@@ -141,10 +149,10 @@ def tradeoff(
       victim: its `metrics` of the suspicious network.
     """
     if "gamma" in sweep[0]:
-        what, networks = "gamma, share of neurons pruned", {network: "fusion", "pruned": "pruning only"}
+        what, networks = "gamma, share of neurons pruned", {network: LAST_STEP[network], "pruned": "pruning only"}
         settings, at, name = [row["gamma"] for row in sweep], chosen["gamma"], f"gamma {chosen['gamma']:g}"
     else:
-        what, networks = WEIGHTS, {network: "fine-tuning", "reinitialized": "re-initialisation"}
+        what, networks = WEIGHTS, {network: LAST_STEP[network], "reinitialized": "re-initialisation"}
         settings, at, name = [row["n"] * row["m"] for row in sweep], chosen["n"] * chosen["m"], _pair(chosen)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 3.3), layout="constrained")
