@@ -219,6 +219,8 @@ def test_a_mixture_may_keep_the_norms_of_what_it_is_mixed_of(moved):
 def test_unknown_layers_to_fuse():
     with pytest.raises(InputError, match=r"fusion.layers: expected one of \['from_first', 'pruned'\], found 'all'"):
         FusionConfig(layers="all")
+    with pytest.raises(InputError, match=r"fusion.aligned: expected one of \['kernels', .*\], found 'all'"):
+        FusionConfig(aligned="all")
 
 
 def test_a_permuted_copy_is_brought_back_with_everything_that_belongs_to_its_neurons(moved):

@@ -114,6 +114,13 @@ def test_a_second_run_reloads_everything_and_says_the_same(finished, tmp_path):
     assert numbers(summarize(again)) == numbers(summary)
 
 
+def test_progress_bars_change_no_number(finished, tmp_path, monkeypatch):
+    monkeypatch.setenv("TQDM_DISABLE", "0")  # compiled with callbacks that report the steps
+    shown = run(tmp_path / "w")
+    assert not resumed(shown)
+    assert numbers(summarize(shown)) == numbers(finished[2])
+
+
 @pytest.mark.parametrize(
     ("change", "kept"),
     [
