@@ -10,7 +10,7 @@ class mean nothing (patched). Where that goes far it costs the class; `--config.
 part, and with some networks the backdoor too.
 
 Expected: ACC / ASR 99.6 / 100.0 before and about 94 / 1 after; other victims in docs/measurements.md, whose rows stand
-in results/bench_otbr_plus.jsonl. About a quarter of an hour on two CPU cores.
+in results/bench_otbr_plus.jsonl. About ten minutes on two CPU cores.
 
 A network of your own: configs/own_network.py.
 """
