@@ -1,0 +1,138 @@
+"""What a stage's value depends on is in its identity, and nothing else is."""
+
+import configparser
+import dataclasses
+import pathlib
+import shutil
+
+import golden_runs
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_otbr_plus import PATCHING, SYNTHETIC
+
+from otbr_jax import Batch
+from otbr_jax.distillation import DistillationConfig
+from otbr_jax.experiments import code_digest, stages
+from otbr_jax.experiments.bench import Cell
+from otbr_jax.experiments.pipeline import repair
+from otbr_jax.patching import patch
+
+ROOT = pathlib.Path(__file__).parent.parent
+red = pytest.mark.xfail(strict=True, reason="red until identities are computed from what is passed")
+
+
+def resumed(config, workdir):
+    result = repair(config, workdir, devices=jax.local_devices()[:1])
+    return {name for name, stage in result.stages.items() if stage.resumed}
+
+
+def own_network(tmp_path, attribute, text=""):
+    """The settings of the golden run's own network, from a copy of its file with more text."""
+    file = tmp_path / "golden_copy.py"
+    file.write_text((ROOT / "tests" / "golden_runs.py").read_text().replace("__file__", repr(str(file))) + text)
+    model = dataclasses.replace(golden_runs.OWN_NETWORK.model, name=f"{file}:{attribute}")
+    return dataclasses.replace(golden_runs.OWN_NETWORK, model=model)
+
+
+@red
+def test_a_corrected_graph_runs_anew_what_reads_it(tmp_path):
+    wrong = "\n\ndef own():\n    return stated((1, 0, 2, 3, 4, 5, 6, 7))\n"
+    resumed(own_network(tmp_path, "own", wrong), tmp_path / "w")
+    again = resumed(own_network(tmp_path, "own", "\n\ndef own():\n    return stated()\n"), tmp_path / "w")
+    assert "fused" not in again
+    assert "victim" in again
+
+
+@red
+def test_a_constant_that_a_network_closes_over_runs_anew_what_calls_it(tmp_path):
+    def own(middle):
+        text = f"""
+def own():
+    mean = jnp.full((6, 6, 1), {middle})
+    network, variables, graph = stated()
+    return network._replace(apply=0) if False else (
+        Network(lambda v, x: network.apply(v, x - mean), (6, 6, 1), 3), variables, graph
+    )
+"""
+        return own_network(tmp_path, "own", text)
+
+    resumed(own(0.1), tmp_path / "w")
+    again = resumed(own(0.2), tmp_path / "w")
+    assert again == {"victim"}
+
+
+@red
+def test_measuring_names_the_synthetic_images_that_it_teaches_with(tmp_path):
+    config = dataclasses.replace(
+        golden_runs.OTBR,
+        suspicion=dataclasses.replace(golden_runs.SUSPICION, gamma=()),
+        distillation=DistillationConfig("labels", dataclasses.replace(golden_runs.PATCHING.finetuning)),
+    )
+    result = repair(config, tmp_path / "w", devices=jax.local_devices()[:1])
+    assert "synthetic" in result.stages["evaluation"].provenance["parents"]
+
+
+@red
+def test_a_cell_of_tsbd_is_told_by_the_settings_that_it_is_judged_with():
+    config = golden_runs.TSBD
+    other = dataclasses.replace(config, otbr=dataclasses.replace(config.otbr, m=0.5))
+    assert Cell(config).id != Cell(other).id
+
+
+@red
+def test_other_versions_of_what_computes_run_a_stage_anew(tmp_path, monkeypatch):
+    config = own_network(tmp_path, "stated")
+    resumed(config, tmp_path / "w")
+    assert resumed(config, tmp_path / "w") >= {"unlearned", "scores", "pruned", "fused"}
+    known = stages.versions()
+    monkeypatch.setattr(stages, "versions", lambda: known | {"jax": "0.0"})
+    assert "unlearned" not in resumed(config, tmp_path / "w")
+
+
+@red
+def test_a_comment_runs_nothing_anew(tmp_path, monkeypatch):
+    copy = shutil.copytree(code_digest.ROOT, tmp_path / "otbr_jax")
+
+    def digest(name):
+        code_digest.code_digest.cache_clear()
+        return code_digest.code_digest(name)
+
+    monkeypatch.setattr(code_digest, "ROOT", copy)
+    before = digest("otbr_jax.fusion")
+    file = copy / "transport.py"
+    code = file.read_text()
+    file.write_text(f"{code}\n# a remark\n")
+    assert digest("otbr_jax.fusion") == before
+    file.write_text(code.replace('"""Distances ', '"""The distances '))
+    assert digest("otbr_jax.fusion") == before
+    file.write_text(code.replace("Momentum(value=1.5)", "Momentum(value=1.4)"))
+    assert digest("otbr_jax.fusion") != before
+    code_digest.code_digest.cache_clear()
+
+
+@red
+def test_a_run_that_recovers_nothing_does_not_depend_on_how_much_it_would(tiny):
+    network, variables = tiny
+    images = jax.random.uniform(jax.random.key(0), (40, *network.image_shape))
+    batch = Batch(images, jnp.arange(40, dtype=jnp.int32) % 10)
+    found = [
+        patch(
+            *(network, variables, batch, 3),
+            key=jax.random.key(1),
+            config=dataclasses.replace(PATCHING, recoveries=0, recovered=recovered, shares=(1.0,)),
+            synthetic=SYNTHETIC,
+        )[0]
+        for recovered in (5, 25)
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *found)
+
+
+@red
+def test_the_import_contract_names_every_module_of_the_core():
+    contract = configparser.ConfigParser()
+    contract.read(ROOT / "setup.cfg")
+    named = contract["importlinter:contract:core"]["source_modules"].split()
+    files = {f"otbr_jax.{file.stem}" for file in (ROOT / "otbr_jax").glob("[a-z]*.py")}
+    assert files <= {*named}
