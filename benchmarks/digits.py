@@ -18,7 +18,7 @@ from configs.otbr import get_config
 from launch import cli
 from otbr_jax.experiments.config import from_dict
 from otbr_jax.experiments.pipeline import repair
-from otbr_jax.experiments.provenance import ROOT, provenance
+from otbr_jax.runs.provenance import ROOT, provenance
 from otbr_jax.experiments.repair_config import RepairConfig
 from otbr_jax.experiments.results import summarize
 from otbr_jax.report.results_tables import markdown

@@ -21,13 +21,14 @@ from absl import flags
 from configs.otbr import get_config
 from launch import cli
 from otbr_jax.defenses.otbr import OTBRConfig
-from otbr_jax.experiments import otbr_grid, parallel
+from otbr_jax.experiments import otbr_grid
+from otbr_jax.runs.devices import local_mesh
 from otbr_jax.experiments.bench import append_row
 from otbr_jax.experiments.config import from_dict
 from otbr_jax.experiments.evaluation import TestSet
 from otbr_jax.experiments.networks import open_network
 from otbr_jax.experiments.pipeline import repair
-from otbr_jax.experiments.provenance import ROOT, provenance
+from otbr_jax.runs.provenance import ROOT, provenance
 from otbr_jax.experiments.repair_config import RepairConfig, SweepConfig
 from otbr_jax.fusion import FusionConfig, align, interpolate
 from otbr_jax.layer_choice import choose_layers
@@ -47,7 +48,7 @@ def program(network, layers, gammas, lams, traces: list[None]) -> Callable[..., 
         return otbr_grid.sweep(
             network, variables, variables, scores, test, layers,
             counts=jnp.array(counts, jnp.int32), lams=jnp.array(lams, jnp.float32), config=OTBRConfig(),
-            key=jax.random.key(0), prepare=lambda images: images.astype(jnp.float32) / 255, mesh=parallel.local_mesh(),
+            key=jax.random.key(0), prepare=lambda images: images.astype(jnp.float32) / 255, mesh=local_mesh(),
         )  # fmt: skip
 
     return jax.jit(function)

@@ -22,7 +22,7 @@ from launch import cli
 from otbr_jax.data.sources import DataConfig
 from otbr_jax.experiments.loading import load_checkpoint
 from otbr_jax.experiments.pipeline import repair
-from otbr_jax.experiments.provenance import ROOT, provenance
+from otbr_jax.runs.provenance import ROOT, provenance
 from otbr_jax.experiments.repair_config import RepairConfig
 from otbr_jax.experiments.results import summarize
 from otbr_jax.models.registry import ModelConfig

@@ -25,10 +25,11 @@ from benchmarks import mlp
 from launch import cli
 from otbr_jax import fusion, transport
 from otbr_jax.defenses.otbr import OTBRConfig
-from otbr_jax.experiments import evaluation, parallel
+from otbr_jax.experiments import evaluation
+from otbr_jax.runs.devices import local_mesh
 from otbr_jax.experiments.bench import append_row
 from otbr_jax.experiments.pipeline import repair
-from otbr_jax.experiments.provenance import ROOT, provenance
+from otbr_jax.runs.provenance import ROOT, provenance
 from otbr_jax.experiments.repair_config import RepairConfig, SweepConfig
 from otbr_jax.experiments.results import Repair
 from otbr_jax.experiments.training import TrainingConfig
@@ -91,7 +92,7 @@ def fused(result: Repair, found: dict[str, Plan], *, everywhere: bool = False) -
 
 def measured(result: Repair, variables: Variables) -> dict[str, float]:
     """ACC and ASR."""
-    test, mesh = result.test, parallel.local_mesh()
+    test, mesh = result.test, local_mesh()
     assert test is not None
     predict = jax.jit(
         lambda variables: evaluation.predict_both(

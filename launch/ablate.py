@@ -16,7 +16,7 @@ from launch import cli
 from otbr_jax.experiments import config as configs
 from otbr_jax.experiments.ablation import AblationConfig, ablate, rows
 from otbr_jax.experiments.bench import append_row, mend
-from otbr_jax.experiments.provenance import provenance
+from otbr_jax.runs.provenance import provenance
 from otbr_jax.report import ablation_page
 
 CONFIG = cli.define_config("ablate.py")

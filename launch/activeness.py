@@ -16,7 +16,7 @@ from launch import cli
 from otbr_jax.experiments import config as configs
 from otbr_jax.experiments.activeness_study import ActivenessConfig, rows, study_activeness, summarize
 from otbr_jax.experiments.bench import append_row
-from otbr_jax.experiments.provenance import provenance
+from otbr_jax.runs.provenance import provenance
 from otbr_jax.report.activeness_page import activeness_table
 
 CONFIG = cli.define_config("activeness.py")

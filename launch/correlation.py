@@ -16,7 +16,7 @@ from launch import cli
 from otbr_jax.experiments import config as configs
 from otbr_jax.experiments.bench import append_row
 from otbr_jax.experiments.correlation import CorrelationConfig, correlate, rows, summarize
-from otbr_jax.experiments.provenance import provenance
+from otbr_jax.runs.provenance import provenance
 from otbr_jax.report.table import correlation_table
 
 CONFIG = cli.define_config("correlation.py")

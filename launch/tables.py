@@ -13,7 +13,7 @@ from absl import flags
 
 from launch import cli
 from otbr_jax.errors import InputError
-from otbr_jax.experiments.checkpoints import write_text
+from otbr_jax.runs.checkpoints import write_text
 from otbr_jax.report import blocks, rows
 from otbr_jax.report.results_tables import TABLES, markdown
 

@@ -47,7 +47,6 @@ def distill(
     *,
     key: jax.Array,
     config: DistillationConfig,
-    prepare: Callable[[jax.Array], jax.Array] = lambda images: images,
     augment: Callable[[jax.Array, jax.Array], jax.Array] = lambda images, key: images,
 ) -> Variables:
     """Fine-tunes a network on what another one answers, in evaluation mode. Pure; jits.
@@ -62,7 +61,6 @@ def distill(
       images: `[n, h, w, c]` in [0, 1], usually synthetic.
       key: typed PRNG key.
       config: what is taught, and how; with `targets` = "none" nothing is.
-      prepare: images in [0, 1] -> images as the network takes them.
       augment: `(images, key) -> images`, both in [0, 1].
 
     Returns:
@@ -75,7 +73,7 @@ def distill(
     """
     if config.targets == "none":
         return variables
-    logits = network.apply(teacher, prepare(images)).astype(jnp.float32)
+    logits = network.answer(teacher, images).astype(jnp.float32)
     targets = jax.nn.softmax(logits) if config.targets == "probabilities" else jnp.argmax(logits, axis=-1)
     tuned, _ = finetune(
         dataclasses.replace(network, apply_train=None),
@@ -83,6 +81,6 @@ def distill(
         Batch(images, targets),
         key=key,
         config=config.finetuning,
-        prepare=lambda images, key: prepare(augment(images, key)),
+        augment=augment,
     )
     return jax.tree.map(lambda new, old: new.astype(old.dtype), tuned, variables)

@@ -11,17 +11,16 @@ where `grad_fn(params)` gives the gradients of the same batch at other parameter
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from otbr_jax.errors import InputError
 from otbr_jax.objective import cross_entropy, float32_params, training_state
-from otbr_jax.types import Batch, Network, Variables, split
+from otbr_jax.types import Augment, Batch, Network, Variables, split, unchanged
 from otbr_jax.unlearning import epoch_draws, per_device
 
 SCHEDULES = ("constant", "cosine")
@@ -128,10 +127,24 @@ class Finetuning(NamedTuple):
 
 
 class FinetuningInfo(NamedTuple):
-    """`loss` and `accuracy`, `[steps]`: of each step's batch in training mode, before the step."""
+    """`loss` and `accuracy`, `[steps]` or `[epochs, steps]`: of each step's batch in training mode, before the step."""
 
     loss: jax.Array
     accuracy: jax.Array
+
+
+class Progress(NamedTuple):
+    """A fine-tuning after some of its epochs.
+
+    Attributes:
+      tuning: where it is.
+      info: `[epochs, steps]`, NaN for epochs that are still to come, or were not needed.
+      epochs: how many there were.
+    """
+
+    tuning: Finetuning
+    info: FinetuningInfo
+    epochs: jax.Array
 
 
 StepFn = Callable[[Finetuning, Batch], tuple[Finetuning, FinetuningInfo]]
@@ -193,24 +206,26 @@ def step_fn(
 
 
 def finetune_epoch(
+    network: Network,
     step: StepFn,
     carry: Finetuning,
     clean: Batch,
     *,
     key: jax.Array,
     batch_size: int,
-    prepare: Callable[[jax.Array, jax.Array], jax.Array],
+    augment: Augment = unchanged,
     place: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> tuple[Finetuning, FinetuningInfo]:
     """One pass over clean images `[n, h, w, c]` with labels `[n]`, in a random order.
 
     Args:
+      network: says how images are prepared.
       step: from `step_fn`.
       carry: where it is.
-      clean: the images, of any dtype that `prepare` takes; on a mapped axis each device's own part.
+      clean: the images as the network's `prepare` takes them; on a mapped axis each device's own part.
       key: typed PRNG key: the order of the images, and their augmentation.
       batch_size: images per step (of this device).
-      prepare: `(images, key) -> images` as the network takes them.
+      augment: `(images, key) -> images`, before the network's `prepare`.
       place: says where a batch lies on the devices, for callers that shard under `jax.jit`.
 
     Raises:
@@ -219,9 +234,54 @@ def finetune_epoch(
 
     def one(carry: Finetuning, drawn: Any) -> tuple[Finetuning, FinetuningInfo]:
         chosen, step_key = drawn
-        return step(carry, place(Batch(prepare(clean.images[chosen], step_key), clean.labels[chosen])))
+        return step(carry, place(Batch(network.prepare(augment(clean.images[chosen], step_key)), clean.labels[chosen])))
 
     return jax.lax.scan(one, carry, epoch_draws(len(clean.labels), batch_size, key=key))
+
+
+def start(variables: Variables, config: FinetuningConfig, *, images: int, axis_name: str | None = None) -> Progress:
+    """The start of all epochs over so many images; raises InputError as `finetune`."""
+    size = per_device(config.batch_size, axis_name, name="finetuning.batch_size")
+    steps = config.steps(images, batch_size=size)
+    nothing = jnp.full((config.epochs, images // size), jnp.nan)
+    tuning = begin(variables, optimizer_of(config, steps=steps))
+    return Progress(tuning, FinetuningInfo(nothing, nothing), jnp.int32(0))
+
+
+def next_epoch(
+    network: Network,
+    like: Variables,
+    progress: Progress,
+    clean: Batch,
+    *,
+    key: jax.Array,
+    config: FinetuningConfig,
+    augment: Augment = unchanged,
+    axis_name: str | None = None,
+    place: Callable[[Batch], Batch] = lambda batch: batch,
+) -> Progress:
+    """One more epoch; its key is `fold_in(key, epochs)`. Takes what `finetune` takes; `like` as `step_fn`'s variables."""
+    size = per_device(config.batch_size, axis_name, name="finetuning.batch_size")
+    optimizer = optimizer_of(config, steps=config.steps(len(clean.labels), batch_size=size))
+    step, own = step_fn(network, like, optimizer, axis_name=axis_name), jax.random.fold_in(key, progress.epochs)
+    tuning, found = finetune_epoch(
+        network, step, progress.tuning, clean, key=own, batch_size=size, augment=augment, place=place
+    )
+    info = FinetuningInfo(*(all_.at[progress.epochs].set(new) for all_, new in zip(progress.info, found, strict=True)))
+    return Progress(tuning, info, progress.epochs + 1)
+
+
+def ended(progress: Progress, config: FinetuningConfig) -> jax.Array:
+    """Whether there is no more epoch to come: all are done, the loss is no number, or `config.patience` is out."""
+    count, losses = progress.epochs, jnp.mean(progress.info.loss, axis=1)
+    if not config.epochs:
+        return jnp.bool_(True)
+    begun = count > 0
+    over = (count >= config.epochs) | (begun & ~jnp.isfinite(losses[count - 1]))
+    if config.patience:
+        least = jnp.argmin(jnp.where(jnp.isnan(losses), jnp.inf, losses))
+        over |= begun & (count - 1 - least >= config.patience)
+    return over
 
 
 def finetune(
@@ -231,7 +291,7 @@ def finetune(
     *,
     key: jax.Array,
     config: FinetuningConfig,
-    prepare: Callable[[jax.Array, jax.Array], jax.Array],
+    augment: Augment = unchanged,
     axis_name: str | None = None,
     place: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> tuple[Variables, FinetuningInfo]:
@@ -246,34 +306,12 @@ def finetune(
     Raises:
       InputError: if there are fewer images than one batch, or devices cannot share a batch evenly.
     """
-    batch_size = per_device(config.batch_size, axis_name, name="finetuning.batch_size")
-    optimizer = optimizer_of(config, steps=config.steps(len(clean.labels), batch_size=batch_size))
-    step = step_fn(network, variables, optimizer, axis_name=axis_name)
-
-    def epoch(carry: Finetuning, index: jax.Array) -> tuple[Finetuning, FinetuningInfo]:
-        own = jax.random.fold_in(key, index)
-        return finetune_epoch(step, carry, clean, key=own, batch_size=batch_size, prepare=prepare, place=place)
-
-    start, indices = begin(variables, optimizer), jnp.arange(config.epochs)
-    if not config.patience:
-        carry, info = jax.lax.scan(epoch, start, indices)
-        return variables_of(carry), info
-
-    def unless_ended(carry: Any, index: jax.Array) -> Any:
-        tuning, least, waited = carry
-        rest = jax.eval_shape(epoch, tuning, index)[1]
-        ended = jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.nan, leaf.dtype), rest)
-        tuning, info = jax.lax.cond(
-            waited < config.patience, lambda: epoch(tuning, index), lambda: (tuning, FinetuningInfo(*ended))
-        )
-        loss = jnp.mean(info.loss)
-        waited = jnp.where(waited < config.patience, jnp.where(loss < least, 0, waited + 1), waited)
-        return (tuning, jnp.fmin(least, loss), waited), info
-
-    (carry, _, _), info = jax.lax.scan(unless_ended, (start, jnp.float32(jnp.inf), jnp.int32(0)), indices)
-    return variables_of(carry), info
-
-
-def ends_early(losses: Sequence[float] | np.ndarray, *, patience: int) -> bool:
-    """Whether a fine-tuning with these mean losses of its epochs has ended, see `FinetuningConfig.patience`."""
-    return patience > 0 and len(losses) > 0 and len(losses) - 1 - int(np.argmin(losses)) >= patience
+    done = jax.lax.while_loop(
+        lambda progress: ~ended(progress, config),
+        lambda progress: next_epoch(
+            network, variables, progress, clean, key=key, config=config, augment=augment, axis_name=axis_name,
+            place=place,
+        ),
+        start(variables, config, images=len(clean.labels), axis_name=axis_name),
+    )  # fmt: skip
+    return variables_of(done.tuning), done.info

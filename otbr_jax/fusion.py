@@ -294,15 +294,16 @@ def fuse(
     layers: Sequence[Layer],
     *,
     config: FusionConfig,
+    lam: float | jax.Array | None = None,
     neighbours: Sequence[Layer] = (),
     key: jax.Array | None = None,
 ) -> tuple[Variables, FusionInfo]:
     """Fuses layer after layer, from the first that holds a pruned neuron to the last: `align`, then `interpolate`.
 
-    Takes what `align` takes; returns `(fused variables, FusionInfo)`.
+    Takes what `align` takes, and `lam`, by default `config.lam`; returns `(fused variables, FusionInfo)`.
     """
     alignment = align(pruned, backdoored, scores, pruned_neurons, layers, config=config, neighbours=neighbours, key=key)
-    return interpolate(backdoored, alignment, lam=config.lam), alignment.info
+    return interpolate(backdoored, alignment, lam=config.lam if lam is None else lam), alignment.info
 
 
 def _input_map(layer: Layer, maps: Mapping[str, jax.Array]) -> jax.Array:

@@ -1,9 +1,9 @@
-"""Reverse-engineered triggers of a class: the smallest patch, or weakest perturbation, that turns images into it."""
+"""The search for triggers: of each family, the smallest that turns images of other classes into a class."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,7 @@ import optax
 
 from otbr_jax.convolutions import channels_last
 from otbr_jax.errors import InputError
+from otbr_jax.triggers import FAMILIES, TriggerFamily
 from otbr_jax.types import Batch, Network, Variables
 
 
@@ -40,148 +41,111 @@ class InversionConfig:
                 raise InputError(f"inversion.{field}: expected a number above 0, found {getattr(self, field)}")
 
 
-class Inverted(NamedTuple):
-    """A trigger for every class.
+class Found(NamedTuple):
+    """Triggers of one family; leading axes for several classes or starts.
 
     Attributes:
-      mask: `[classes, h, w, 1]` in [0, 1], how much of a pixel is replaced.
-      pattern: `[classes, h, w, c]` in [0, 1], by what.
-      size: `[classes]`, share of the image that the mask covers, in [0, 1].
-      success: `[classes]`, share of the images of other classes that the patch turns into the class.
-      strength: `[classes]`, root mean square of the weakest perturbation of the whole image, in units of the images.
+      parameters: of the family, see `TriggerFamily.parameters`.
+      size: in the family's unit.
+      success: share of the images of other classes that the trigger turns into the class, in [0, 1].
     """
 
-    mask: jax.Array
-    pattern: jax.Array
+    parameters: Any
     size: jax.Array
     success: jax.Array
-    strength: jax.Array
 
 
-def stamp(images: jax.Array, mask: jax.Array, pattern: jax.Array) -> jax.Array:
-    """Images `[n, h, w, c]` with a mask `[h, w, 1]` and a pattern `[h, w, c]` put on, all in [0, 1]."""
-    return (1 - mask) * images + mask * pattern
+Searches = Mapping[str, InversionConfig]
+"""How triggers of each family are searched: `{name of a family: InversionConfig}`."""
 
 
-def invert_triggers(
+def search_classes(
     network: Network,
     variables: Variables,
-    images: Batch,
+    batch: Batch,
     *,
     key: jax.Array,
-    patch: InversionConfig,
-    perturbation: InversionConfig,
-    prepare: Callable[[jax.Array], jax.Array] = lambda images: images,
+    searches: Searches,
     on_class: Callable[[], None] | None = None,
-) -> Inverted:
-    """Searches a patch and a perturbation for every class of a network; `on_class` is called after each class.
+) -> dict[str, Found]:
+    """Searches a trigger of each family for every class; `{name of the family: Found}`, arrays `[classes, ...]`.
 
-    Takes what `invert_patch` takes, and how patches and how perturbations are searched.
+    Takes what `search` takes; `on_class` is called on the host after each class, None traces no callback.
     """
 
-    def search(target: jax.Array) -> Inverted:
-        first, second = jax.random.split(jax.random.fold_in(key, target))
-        mask, pattern = invert_patch(network, variables, images, target, key=first, config=patch, prepare=prepare)
-        success = trigger_success(network, variables, images, mask, pattern, target, prepare=prepare)
-        added = invert_perturbation(
-            network, variables, images, target, key=second, config=perturbation, prepare=prepare
+    def one(target: jax.Array) -> dict[str, Found]:
+        found = search_families(
+            network, variables, batch, target, key=jax.random.fold_in(key, target), searches=searches
         )
         if on_class is not None:
             jax.debug.callback(on_class)
-        return Inverted(mask, pattern, jnp.mean(mask), success, jnp.sqrt(jnp.mean(added**2)))
+        return {
+            name: Found(
+                trigger,
+                FAMILIES[name].size(trigger),
+                reach(network, variables, batch, target, family=FAMILIES[name], parameters=trigger),
+            )
+            for name, trigger in found.items()
+        }
 
-    return jax.lax.map(search, jnp.arange(network.num_classes))
+    return jax.lax.map(one, jnp.arange(network.num_classes))
 
 
-def invert_patch(
+def search_families(
     network: Network,
     variables: Variables,
-    images: Batch,
+    batch: Batch,
     target: jax.Array | int,
     *,
     key: jax.Array,
+    searches: Searches,
+) -> dict[str, Any]:
+    """The parameters of a trigger of each family for one class; takes what `search` takes."""
+    keys = jax.random.split(key, len(searches))
+    return {
+        name: search(network, variables, batch, target, family=FAMILIES[name], key=own, config=config)
+        for own, (name, config) in zip(keys, searches.items(), strict=True)
+    }
+
+
+def search(
+    network: Network,
+    variables: Variables,
+    batch: Batch,
+    target: jax.Array | int,
+    *,
+    family: TriggerFamily,
+    key: jax.Array,
     config: InversionConfig,
-    prepare: Callable[[jax.Array], jax.Array] = lambda images: images,
-) -> tuple[jax.Array, jax.Array]:
-    """Searches the smallest patch that turns images into one class. Pure; jits; touches no data but `images`.
+) -> Any:
+    """Searches the smallest trigger of a family that turns images into one class. Pure; jits.
+
+    Guarantee: touches no data but `batch`.
 
     Args:
       network: the functions of the network.
       variables: its variables.
-      images: `[n, h, w, c]` in [0, 1], clean or synthetic, and what the network answers them with, `[n]`; the first
-        `config.images` of them are searched on.
+      batch: images `[n, h, w, c]` in [0, 1], clean or synthetic, and what the network answers them with, `[n]`; the
+        first `config.images` of them are searched on.
       target: the class; may be traced.
-      key: typed PRNG key: where the pattern starts.
+      family: what a trigger can be.
+      key: typed PRNG key: where the search starts.
       config: how triggers are searched.
-      prepare: images in [0, 1] -> images as the network takes them.
 
     Returns:
-      The mask `[h, w, 1]` and the pattern `[h, w, c]`, both in [0, 1], see `stamp`.
-
-    Source: after Neural Cleanse (Wang et al., S&P 2019), with a weight of the mask's size that stays as it is.
+      The trigger's parameters.
     """
-    height, width, _ = network.image_shape
-    few, loss = _loss_of_target(network, variables, images, target, config=config, prepare=prepare)
+    few = batch.images[: config.images]
+    others = (batch.labels[: config.images] != target).astype(jnp.float32)
 
     def objective(latent: Any) -> jax.Array:
-        mask, pattern = (jax.nn.sigmoid(part) for part in latent)
-        return loss(stamp(few, mask, pattern)) + config.size * jnp.mean(mask)
-
-    # A mask that is half there everywhere finds the trigger wherever it lies.
-    start = (jnp.zeros((height, width, 1)), jax.random.normal(key, network.image_shape))
-    mask, pattern = (jax.nn.sigmoid(part) for part in _descend(objective, start, config=config))
-    return mask, pattern
-
-
-def invert_perturbation(
-    network: Network,
-    variables: Variables,
-    images: Batch,
-    target: jax.Array | int,
-    *,
-    key: jax.Array,
-    config: InversionConfig,
-    prepare: Callable[[jax.Array], jax.Array] = lambda images: images,
-) -> jax.Array:
-    """Searches one perturbation, `[h, w, c]`, that turns images into a class when it is added. Pure; jits.
-
-    What a mask is to a patch this is to a trigger that is blended over the whole image. Takes what `invert_patch`
-    takes; see `perturb`.
-
-    Source: universal adversarial perturbations with a target (Moosavi-Dezfooli et al., CVPR 2017), by gradient.
-    """
-    few, loss = _loss_of_target(network, variables, images, target, config=config, prepare=prepare)
-
-    def objective(perturbation: jax.Array) -> jax.Array:
-        return loss(perturb(few, perturbation)) + config.size * jnp.mean(perturbation**2)
-
-    start = config.learning_rate * jax.random.normal(key, network.image_shape)
-    return _descend(objective, start, config=config)
-
-
-def perturb(images: jax.Array, perturbation: jax.Array) -> jax.Array:
-    """Images `[n, h, w, c]` in [0, 1] with a perturbation `[h, w, c]` added, cut off at 0 and 1."""
-    return jnp.clip(images + perturbation, 0, 1)
-
-
-def _loss_of_target(
-    network: Network,
-    variables: Variables,
-    images: Batch,
-    target: jax.Array | int,
-    *,
-    config: InversionConfig,
-    prepare: Callable[[jax.Array], jax.Array],
-) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
-    """The images that are searched on; and, for changed ones, how far those of other classes are from the target."""
-    others = (images.labels[: config.images] != target).astype(jnp.float32)
-
-    def loss(changed: jax.Array) -> jax.Array:
-        logits = network.apply(variables, prepare(changed)).astype(jnp.float32)
+        trigger = family.parameters(latent)
+        logits = network.answer(variables, family.apply(few, trigger)).astype(jnp.float32)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.full(len(logits), target))
-        return _mean(losses, others)
+        return _mean(losses, others) + config.size * family.cost(trigger)
 
-    return images.images[: config.images], loss
+    start = family.init(key, network.image_shape, config.learning_rate)
+    return family.parameters(_descend(objective, start, config=config))
 
 
 def _descend(objective: Callable[[Any], jax.Array], start: Any, *, config: InversionConfig) -> Any:
@@ -198,32 +162,18 @@ def _descend(objective: Callable[[Any], jax.Array], start: Any, *, config: Inver
     return found
 
 
-def trigger_success(
+def reach(
     network: Network,
     variables: Variables,
-    images: Batch,
-    mask: jax.Array,
-    pattern: jax.Array,
+    batch: Batch,
     target: jax.Array | int,
     *,
-    prepare: Callable[[jax.Array], jax.Array] = lambda images: images,
+    family: TriggerFamily,
+    parameters: Any,
 ) -> jax.Array:
-    """Share of the images of other classes that one trigger turns into `target`, in [0, 1]."""
-    return changed_success(network, variables, images, stamp(images.images, mask, pattern), target, prepare=prepare)
-
-
-def changed_success(
-    network: Network,
-    variables: Variables,
-    images: Batch,
-    changed: jax.Array,
-    target: jax.Array | int,
-    *,
-    prepare: Callable[[jax.Array], jax.Array] = lambda images: images,
-) -> jax.Array:
-    """Share of the images of other classes that are taken for `target` when they are `changed`, in [0, 1]."""
-    answers = jnp.argmax(network.apply(variables, prepare(changed)), axis=-1)
-    return _mean((answers == target).astype(jnp.float32), (images.labels != target).astype(jnp.float32))
+    """Share of the images of other classes that a trigger turns into `target`, in [0, 1]."""
+    answers = jnp.argmax(network.answer(variables, family.apply(batch.images, parameters)), axis=-1)
+    return _mean((answers == target).astype(jnp.float32), (batch.labels != target).astype(jnp.float32))
 
 
 def _mean(values: jax.Array, weights: jax.Array) -> jax.Array:

@@ -4,7 +4,7 @@ than is needed."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,17 +13,10 @@ import jax.numpy as jnp
 
 from otbr_jax.errors import InputError
 from otbr_jax.finetuning import FinetuningConfig, finetune
-from otbr_jax.inversion import (
-    InversionConfig,
-    changed_success,
-    invert_patch,
-    invert_perturbation,
-    perturb,
-    stamp,
-    trigger_success,
-)
+from otbr_jax.inversion import InversionConfig, Searches, reach, search_families
 from otbr_jax.synthetic import SyntheticConfig, synthesize
-from otbr_jax.types import Batch, Network, Variables, split
+from otbr_jax.triggers import FAMILIES
+from otbr_jax.types import Augment, Batch, Network, Variables, split, unchanged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +29,7 @@ class PatchingConfig:
       rounds: how often triggers are searched in the network as it is then, and taught; as often again in each recovery.
       recoveries: how often images of the suspicious class are made from the patched network, and taught too; that
         brings the class back and, with some networks, the backdoor.
-      recovered: how many of them.
+      recovered: how many of them; without recoveries of no use.
       patch: how patches are searched.
       perturbation: how perturbations are searched.
       finetuning: activeness-aware fine-tuning of a round, on images without and with triggers.
@@ -72,19 +65,14 @@ class PatchingConfig:
             if not 0 <= getattr(self, field) <= 1:
                 raise InputError(f"patching.{field}: expected a share in [0, 1], found {getattr(self, field)}")
 
+    @property
+    def searches(self) -> Searches:
+        """How triggers are searched, by family."""
+        return {"patch": self.patch, "perturbation": self.perturbation}
 
-class Triggers(NamedTuple):
-    """Triggers of one class, from different starts.
 
-    Attributes:
-      mask: `[triggers, h, w, 1]` in [0, 1], how much of a pixel a patch replaces.
-      pattern: `[triggers, h, w, c]` in [0, 1], by what.
-      perturbation: `[triggers, h, w, c]`, what is added.
-    """
-
-    mask: jax.Array
-    pattern: jax.Array
-    perturbation: jax.Array
+Triggers = Mapping[str, Any]
+"""Triggers of one class from different starts: `{family: parameters}`, a leading axis `[triggers]` on every array."""
 
 
 class PatchingInfo(NamedTuple):
@@ -114,8 +102,7 @@ def patch_classes(
     key: jax.Array,
     config: PatchingConfig,
     synthetic: SyntheticConfig,
-    prepare: Callable[[jax.Array], jax.Array] = lambda images: images,
-    augment: Callable[[jax.Array, jax.Array], jax.Array] = lambda images, key: images,
+    augment: Augment = unchanged,
 ) -> tuple[Variables, PatchingInfo]:
     """Patches the classes that stand out, the most suspicious first, each in what the one before left. Pure; jits.
 
@@ -143,7 +130,6 @@ def patch_classes(
             key=key,
             config=config,
             synthetic=synthetic,
-            prepare=prepare,
             augment=augment,
         )
         shapes = jax.eval_shape(apply, now, images, suspect)[1]
@@ -166,8 +152,7 @@ def patch(
     key: jax.Array,
     config: PatchingConfig,
     synthetic: SyntheticConfig,
-    prepare: Callable[[jax.Array], jax.Array] = lambda images: images,
-    augment: Callable[[jax.Array, jax.Array], jax.Array] = lambda images, key: images,
+    augment: Augment = unchanged,
 ) -> tuple[Variables, PatchingInfo]:
     """Fine-tunes on images, and on the same with a suspicious class's triggers, under their own labels. Pure; jits.
 
@@ -189,7 +174,6 @@ def patch(
       key: typed PRNG key.
       config: how.
       synthetic: how images are made in a recovery.
-      prepare: images in [0, 1] -> images as the network takes them.
       augment: `(images, key) -> images`, both in [0, 1], of the images that are fine-tuned on.
 
     Raises:
@@ -203,7 +187,7 @@ def patch(
             f"patching.recovered: expected at most {synthetic.images}, all that are made, found {config.recovered}"
         )
     frozen = dataclasses.replace(network, apply_train=None)
-    search = partial(search_triggers, network, images=images, suspect=suspect, config=config, prepare=prepare)
+    search = partial(search_triggers, network, batch=images, suspect=suspect, config=config)
     taught = images.labels != suspect if trusted is None else (images.labels != suspect) & trusted
     # Some of them twice where others are left out.
     others = jnp.argsort(~taught, stable=True)
@@ -218,11 +202,13 @@ def patch(
     def one_round(now: Any, key: jax.Array, *, own: Batch) -> tuple[Any, jax.Array]:
         search_key, tune_key = jax.random.split(key)
         found = search({**state, "params": now}, key=search_key)
-        stamped = jax.vmap(stamp)(plain.images, found.mask[which], found.pattern[which])
-        perturbed = perturb(plain.images, found.perturbation[which])
+        triggered = [
+            jax.vmap(FAMILIES[name].apply)(plain.images, jax.tree.map(lambda leaf: leaf[which], triggers))
+            for name, triggers in found.items()
+        ]
         lesson = Batch(
-            jnp.concatenate([plain.images, stamped, perturbed, own.images]),
-            jnp.concatenate([jnp.tile(plain.labels, 3), own.labels]),
+            jnp.concatenate([plain.images, *triggered, own.images]),
+            jnp.concatenate([jnp.tile(plain.labels, 1 + len(triggered)), own.labels]),
         )
         tuned, info = finetune(
             frozen,
@@ -230,7 +216,7 @@ def patch(
             lesson,
             key=tune_key,
             config=config.finetuning,
-            prepare=lambda images, key: prepare(augment(images, key)),
+            augment=augment,
         )
         return jax.tree.map(lambda new, old: new.astype(old.dtype), tuned["params"], now), info.loss
 
@@ -238,19 +224,23 @@ def patch(
         labels = jnp.arange(synthetic.images, dtype=jnp.int32) % network.num_classes
         labels = jnp.where(jnp.arange(synthetic.images) < config.recovered, suspect, labels)
         found, _ = synthesize(
-            network, {**state, "params": now}, labels=labels, key=key, config=synthetic, prepare=prepare
+            network, {**state, "params": now}, labels=labels, key=key, config=synthetic
         )
         return Batch(found.images[: config.recovered], found.labels[: config.recovered])
+
+    def own_images(before: Any, recovery: jax.Array, key: jax.Array) -> Batch:
+        if not config.recoveries:
+            return Batch(plain.images[:0], plain.labels[:0])
+        # One program for all phases: the first is taught as many images of other classes in their place.
+        stand_in = jnp.arange(config.recovered) % len(others)
+        return jax.lax.cond(
+            recovery, lambda: made(before, key), lambda: Batch(plain.images[stand_in], plain.labels[stand_in])
+        )
 
     def one_phase(before: Any, drawn: tuple[jax.Array, jax.Array]) -> tuple[Any, PatchingInfo]:
         recovery, key = drawn
         make_key, key = jax.random.split(key)
-        stand_in = jnp.arange(min(config.recovered, synthetic.images)) % len(others)
-        own = jax.lax.cond(
-            recovery,
-            lambda: made(before, make_key),
-            lambda: Batch(plain.images[stand_in], plain.labels[stand_in]),
-        )
+        own = own_images(before, recovery, make_key)
         after, loss = jax.lax.scan(partial(one_round, own=own), before, jax.random.split(key, config.rounds))
 
         def towards(share: jax.Array) -> Any:
@@ -258,8 +248,10 @@ def patch(
 
         def asked(share: jax.Array) -> tuple[jax.Array, jax.Array]:
             then = {**state, "params": towards(share)}
-            success, kept = ask(network, then, images, suspect, held_out, prepare=prepare)
-            answers = jnp.argmax(network.apply(then, prepare(own.images)), axis=-1)
+            success, kept = ask(network, then, images, suspect, held_out)
+            if not config.recoveries:
+                return success, kept
+            answers = jnp.argmax(network.answer(then, own.images), axis=-1)
             return success, jnp.where(recovery, jnp.mean(answers == suspect), kept)
 
         success, taken = jax.lax.map(asked, shares)
@@ -294,23 +286,15 @@ def search_triggers(
     network: Network,
     variables: Variables,
     *,
-    images: Batch,
+    batch: Batch,
     suspect: jax.Array | int,
     key: jax.Array,
     config: PatchingConfig,
-    prepare: Callable[[jax.Array], jax.Array] = lambda images: images,
 ) -> Triggers:
-    """`config.triggers` patches and perturbations of one class, each from its own start. Takes what `patch` takes."""
+    """`config.triggers` triggers of each family for one class, each from its own start. Takes what `patch` takes."""
 
     def one(key: jax.Array) -> Triggers:
-        first, second = jax.random.split(key)
-        mask, pattern = invert_patch(
-            network, variables, images, suspect, key=first, config=config.patch, prepare=prepare
-        )
-        added = invert_perturbation(
-            network, variables, images, suspect, key=second, config=config.perturbation, prepare=prepare
-        )
-        return Triggers(mask, pattern, added)
+        return search_families(network, variables, batch, suspect, key=key, searches=config.searches)
 
     return jax.lax.map(one, jax.random.split(key, config.triggers))
 
@@ -318,20 +302,19 @@ def search_triggers(
 def ask(
     network: Network,
     variables: Variables,
-    images: Batch,
+    batch: Batch,
     suspect: jax.Array | int,
     triggers: Triggers,
-    *,
-    prepare: Callable[[jax.Array], jax.Array] = lambda images: images,
 ) -> tuple[jax.Array, jax.Array]:
     """How well the best of some triggers works, and how many of the suspicious class's images keep their answer."""
 
-    def one(trigger: Triggers) -> jax.Array:
-        stamped = trigger_success(network, variables, images, trigger.mask, trigger.pattern, suspect, prepare=prepare)
-        perturbed = perturb(images.images, trigger.perturbation)
-        added = changed_success(network, variables, images, perturbed, suspect, prepare=prepare)
-        return jnp.maximum(stamped, added)
+    def one(trigger: Mapping[str, Any]) -> jax.Array:
+        found = [
+            reach(network, variables, batch, suspect, family=FAMILIES[name], parameters=parameters)
+            for name, parameters in trigger.items()
+        ]
+        return jnp.max(jnp.stack(found))
 
-    own = images.labels == suspect
-    kept = own & (jnp.argmax(network.apply(variables, prepare(images.images)), axis=-1) == suspect)
+    own = batch.labels == suspect
+    kept = own & (jnp.argmax(network.answer(variables, batch.images), axis=-1) == suspect)
     return jnp.max(jax.lax.map(one, triggers)), jnp.sum(kept) / jnp.maximum(jnp.sum(own), 1)

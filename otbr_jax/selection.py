@@ -18,7 +18,7 @@ from otbr_jax.errors import InputError
 from otbr_jax.finetuning import FinetuningConfig, finetune
 from otbr_jax.neuron_graph import Layer
 from otbr_jax.pruning import reinitialize
-from otbr_jax.types import Batch, Network, Variables
+from otbr_jax.types import Augment, Batch, Network, Variables, unchanged
 from otbr_jax.weight_change import Scores
 
 DRAWS = 8
@@ -106,7 +106,7 @@ def select_reinitialization(
     key: jax.Array,
     config: FinetuningConfig,
     tolerance: float,
-    prepare: Callable[[jax.Array, jax.Array], jax.Array],
+    augment: Augment = unchanged,
     place: Callable[[Batch], Batch] = lambda batch: batch,
     on_candidate: Callable[[], None] | None = None,
 ) -> Selection:
@@ -129,7 +129,7 @@ def select_reinitialization(
       key: typed PRNG key of the fine-tunings.
       config: how candidates are fine-tuned.
       tolerance: see `strongest`.
-      prepare: `(images, key) -> images` as the network takes them, augmented.
+      augment: `(images, key) -> images`, before the network's `prepare`.
       place: says where a batch lies on the devices.
       on_candidate: called on the host after each candidate of each fold; None traces no callback.
 
@@ -143,11 +143,11 @@ def select_reinitialization(
         (fit, held), (count, share) = fold, candidate
         start, _ = reinitialize(variables, unlearned, scores, layers, count=count, share=share, scheme=scheme)
         part = Batch(clean.images[fit], clean.labels[fit])
-        tuned, _ = finetune(network, start, part, key=key, config=config, prepare=prepare, place=place)
+        tuned, _ = finetune(network, start, part, key=key, config=config, augment=augment, place=place)
         images, labels = clean.images[held], clean.labels[held]
 
         def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-            logits = network.apply(tuned, prepare(images, key)).astype(jnp.float32)
+            logits = network.answer(tuned, augment(images, key)).astype(jnp.float32)
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
             return jnp.mean(jnp.argmax(logits, axis=-1) == labels), jnp.mean(losses)
 

@@ -93,7 +93,6 @@ def synthesize(
     labels: jax.Array | None = None,
     key: jax.Array,
     config: SyntheticConfig,
-    prepare: Callable[[jax.Array], jax.Array] = lambda images: images,
     on_step: Callable[[], None] | None = None,
 ) -> tuple[Batch, SyntheticInfo]:
     """Images that the network answers with confidence and that its normalisation has seen the like of. Pure; jits.
@@ -107,24 +106,23 @@ def synthesize(
       labels: int `[config.images]`, what they are to be answered with; by default equally many of each class.
       key: typed PRNG key.
       config: how many images, and how.
-      prepare: images in [0, 1] -> images as the network takes them.
       on_step: called on the host after each step; None traces no callback.
 
     Returns:
-      Images `[n, h, w, c]` in [0, 1], before `prepare`, and the labels that they were made for, `[n]`; `SyntheticInfo`.
+      Images `[n, h, w, c]` in [0, 1], before the network's `prepare`, and the labels that they were made for, `[n]`; `SyntheticInfo`.
 
     Source: after DeepInversion, arXiv 1912.08795.
     """
     if labels is None:
         labels = jnp.arange(config.images, dtype=jnp.int32) % network.num_classes
     start = jax.random.normal(key, (config.images, *network.image_shape))
-    first = statistics_distance(network, variables, prepare(jax.nn.sigmoid(start)))
+    first = statistics_distance(network, variables, network.prepare(jax.nn.sigmoid(start)))
 
     def objective(latent: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         images = jax.nn.sigmoid(latent)
-        logits = network.apply(variables, prepare(images)).astype(jnp.float32)
+        logits = network.answer(variables, images).astype(jnp.float32)
         loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
-        distance = statistics_distance(network, variables, prepare(images))
+        distance = statistics_distance(network, variables, network.prepare(images))
         distance = jnp.where(first > 0, distance / jnp.where(first > 0, first, 1.0), 0.0)
         total = loss + config.statistics * distance + config.variation * total_variation(images)
         return total, (loss, distance)

@@ -28,8 +28,23 @@ class Batch(NamedTuple):
     labels: jax.Array
 
 
+Augment = Callable[[jax.Array, jax.Array], jax.Array]
+"""`(images [n, h, w, c], key) -> images`: varies each image at random, before it is prepared."""
+
+
+def unchanged(images: jax.Array, key: jax.Array) -> jax.Array:
+    """An augmentation that leaves images as they are."""
+    del key
+    return images
+
+
 BatchFn = Callable[[jax.Array], Batch]
 """`key -> Batch`: makes (or draws) one batch on the device."""
+
+
+def in_unit_range(images: jax.Array) -> jax.Array:
+    """uint8 images in 0..255 as float32 in [0, 1]; others as they are."""
+    return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +57,18 @@ class Network:
       num_classes: number of logits.
       apply_train: training mode, returns the logits and the new state collections (everything but `params`).
         None for a network whose two modes are the same (no BatchNorm, no dropout).
+      prepare: images in [0, 1], or uint8 in 0..255, -> images as the two functions take them (normalised).
     """
 
     apply: ApplyFn
     image_shape: tuple[int, int, int]
     num_classes: int
     apply_train: TrainFn | None = None
+    prepare: Callable[[jax.Array], jax.Array] = in_unit_range
+
+    def answer(self, variables: Variables, images: jax.Array) -> jax.Array:
+        """Returns logits `[n, num_classes]` of `images [n, h, w, c]` before `prepare`, evaluation mode."""
+        return self.apply(variables, self.prepare(images))
 
     def train(self, variables: Variables, images: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
         """Returns `(logits [n, num_classes], state)` of a training-mode pass over `images [n, h, w, c]`."""

@@ -12,7 +12,7 @@ import optax
 
 from otbr_jax.errors import InputError
 from otbr_jax.objective import Evaluated, cross_entropy, float32_params
-from otbr_jax.types import Batch, BatchFn, Network, Variables, split
+from otbr_jax.types import Augment, Batch, BatchFn, Network, Variables, split, unchanged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,7 +234,7 @@ def clean_unlearning(
     *,
     key: jax.Array,
     config: CleanUnlearningConfig,
-    prepare: Callable[[jax.Array, jax.Array], jax.Array],
+    augment: Augment = unchanged,
     axis_name: str | None = None,
     place: Callable[[Batch], Batch] = lambda batch: batch,
     on_epoch: Callable[..., None] | None = None,
@@ -247,11 +247,11 @@ def clean_unlearning(
     Args:
       network: the functions of the network.
       variables: the suspicious network's variables.
-      clean: all clean images `[n, h, w, c]` (of any dtype that `prepare` takes) and labels `[n]`; on a mapped axis each
-        device's own part, of equal size.
+      clean: all clean images `[n, h, w, c]` as the network's `prepare` takes them, and labels `[n]`; on a mapped axis
+        each device's own part, of equal size.
       key: typed PRNG key: the order of the images, and their augmentation.
       config: epochs, batch size, learning rate, momentum.
-      prepare: `(images, key) -> images` as the network takes them: augmentation and normalisation.
+      augment: `(images, key) -> images`, before the network's `prepare`.
       axis_name: see `unlearn`.
       place: says where a batch lies on the devices, for callers that shard under `jax.jit`.
       on_epoch: called on the host as `on_epoch(loss=..., acc=...)` after each epoch; None traces no callback.
@@ -270,7 +270,7 @@ def clean_unlearning(
     def epoch(carry: _Ascending, key: jax.Array) -> tuple[_Ascending, jax.Array, jax.Array]:
         def step(carry: _Ascending, drawn: Any) -> tuple[_Ascending, Any]:
             chosen, step_key = drawn
-            batch = Batch(prepare(clean.images[chosen], step_key), clean.labels[chosen])
+            batch = Batch(network.prepare(augment(clean.images[chosen], step_key)), clean.labels[chosen])
             carry, found, _ = ascend(carry, place(batch))
             return carry, (found.loss, found.accuracy)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from otbr_jax import InputError
-from otbr_jax.experiments.checkpoints import load_variables
+from otbr_jax.runs.checkpoints import load_variables
 from otbr_jax.experiments.converting import convert
 from otbr_jax.experiments.loading import load_checkpoint
 from otbr_jax.interop.state_dict import to_state_dict

@@ -13,7 +13,7 @@ from strange_networks import CASES, shuffled
 from otbr_jax import InputError, Network, UnlearningConfig, otbr
 from otbr_jax.data.sources import DataConfig
 from otbr_jax.defenses.otbr import OTBRConfig
-from otbr_jax.experiments.checkpoints import load_variables
+from otbr_jax.runs.checkpoints import load_variables
 from otbr_jax.experiments.inspecting import inspect
 from otbr_jax.experiments.networks import open_network
 from otbr_jax.experiments.pipeline import repair

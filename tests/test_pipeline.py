@@ -19,7 +19,7 @@ from otbr_jax import InputError, OTBRConfig, UnlearningConfig
 from otbr_jax.attacks.badnets import BadNetsConfig
 from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.data.sources import DataConfig
-from otbr_jax.experiments.checkpoints import load_variables, save_checkpoint
+from otbr_jax.runs.checkpoints import load_variables, save_checkpoint
 from otbr_jax.experiments.pipeline import repair
 from otbr_jax.experiments.repair_config import RepairConfig, SweepConfig
 from otbr_jax.experiments.results import summarize

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from otbr_jax import InputError
-from otbr_jax.experiments.checkpoints import load_variables, replace_checkpoint, restore_checkpoint, save_checkpoint
-from otbr_jax.experiments.stages import content_digest, open_workdir
+from otbr_jax.runs.checkpoints import load_variables, replace_checkpoint, restore_checkpoint, save_checkpoint
+from otbr_jax.runs.store import content_digest, open_workdir
 
 VALUE = {"a": {"x": jnp.arange(6.0).reshape(2, 3)}, "flags": jnp.array([True, False]), "n": jnp.int32(7)}
 SUBJECT = {"defense": "otbr", "model": {"name": "m"}}
@@ -159,7 +159,7 @@ def test_a_directory_that_cannot_be_made(tmp_path):
 
 def test_two_processes(tmp_path):
     code = (
-        "from otbr_jax.experiments.stages import open_workdir\n"
+        "from otbr_jax.runs.store import open_workdir\n"
         f"with open_workdir({str(tmp_path / 'w')!r}, subject={{}}): print('open', flush=True); input()\n"
     )
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -192,7 +192,7 @@ def test_a_checkpoint_survives_death_between_the_renames(tmp_path, monkeypatch):
     def dies(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("otbr_jax.experiments.checkpoints.save_checkpoint", dies)
+    monkeypatch.setattr("otbr_jax.runs.checkpoints.save_checkpoint", dies)
     with pytest.raises(KeyboardInterrupt):
         replace_checkpoint(path, VALUE)
     restore_checkpoint(path, like())
@@ -205,7 +205,7 @@ def test_what_is_not_the_stages_fault_deletes_nothing(tmp_path, monkeypatch):
     with open_workdir(tmp_path / "w", subject=SUBJECT) as workdir:
         run(workdir, Counter())
         with monkeypatch.context() as patch:
-            patch.setattr("otbr_jax.experiments.stages.restore_checkpoint", out_of_memory)
+            patch.setattr("otbr_jax.runs.store.restore_checkpoint", out_of_memory)
             with pytest.raises(MemoryError):
                 run(workdir, Counter())
         assert run(workdir, Counter()).resumed

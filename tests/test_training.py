@@ -10,10 +10,10 @@ import pytest
 
 from otbr_jax import InputError
 from otbr_jax.attacks.attack import InTraining
-from otbr_jax.data.augmentation import augment
+from otbr_jax.augmentation import augment
 from otbr_jax.data.sources import DataConfig, preprocess
 from otbr_jax.experiments import training
-from otbr_jax.experiments.parallel import local_mesh
+from otbr_jax.runs.devices import local_mesh
 from otbr_jax.experiments.training import TrainingConfig, TrainingSet
 from otbr_jax.metrics import Metrics
 from otbr_jax.types import Network, named_leaves

@@ -17,7 +17,7 @@ from otbr_jax.data.clean import CleanConfig, load_clean, split_folds
 from otbr_jax.data.sources import DataConfig, Dataset, Images
 from otbr_jax.defenses.tsbd import TSBDConfig
 from otbr_jax.experiments import tsbd_run
-from otbr_jax.experiments.checkpoints import save_checkpoint
+from otbr_jax.runs.checkpoints import save_checkpoint
 from otbr_jax.experiments.pipeline import repair
 from otbr_jax.experiments.repair_config import RepairConfig, SweepConfig
 from otbr_jax.experiments.results import summarize

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from otbr_jax import Batch, InputError, UnlearningConfig, noise_batches, random_unlearning, unlearn
-from otbr_jax.experiments import parallel
+from otbr_jax.runs.devices import local_mesh, replicate, split_batch
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.types import split
@@ -38,14 +38,14 @@ def test_devices_make_their_own_parts_of_the_same_batch(tiny):
 def test_no_device_ever_holds_the_whole_batch_of_noise(tiny):
     """Under jit with a mesh too: the compiled program has each device's part only, and nothing is gathered."""
     network, variables = tiny
-    mesh = parallel.local_mesh()
+    mesh = local_mesh()
     config = UnlearningConfig(steps=2, batch_size=56)
     jitted = jax.jit(
         lambda v, key: random_unlearning(
-            network, v, key=key, config=config, place=lambda batch: parallel.split_batch(batch, mesh)
+            network, v, key=key, config=config, place=lambda batch: split_batch(batch, mesh)
         )
     )
-    program = jitted.lower(*parallel.replicate((variables, jax.random.key(0)), mesh)).compile().as_text()
+    program = jitted.lower(*replicate((variables, jax.random.key(0)), mesh)).compile().as_text()
     assert "[7,8,8,1]" in program
     assert "[56,8,8,1]" not in program
     assert "all-gather" not in program

@@ -17,7 +17,7 @@ from otbr_jax.attacks import input_aware, lf, ssba, trojan, wanet
 from otbr_jax.attacks.badnets import BadNetsConfig
 from otbr_jax.attacks.registry import ATTACKS, AttackConfig
 from otbr_jax.data.sources import DataConfig
-from otbr_jax.experiments.checkpoints import load_variables
+from otbr_jax.runs.checkpoints import load_variables
 from otbr_jax.experiments.config import VictimConfig
 from otbr_jax.experiments.pipeline import repair
 from otbr_jax.experiments.repair_config import RepairConfig, SweepConfig

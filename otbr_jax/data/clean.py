@@ -91,37 +91,6 @@ def load_clean(
     return Clean(images, f"{count:,} clean images of {description}{share}")
 
 
-def split_folds(labels: np.ndarray, *, held_out: float, folds: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places of images to fit `[folds, n]` and to hold out `[folds, m]`, every class its share.
-
-    No image is held out twice.
-
-    Args:
-      labels: int `[n + m]`.
-      held_out: share that is held out each time, in (0, 1).
-      folds: how many times; at most `1 / held_out`.
-      seed: which images.
-
-    Raises:
-      InputError: if nothing would be held out, or nothing left.
-    """
-    count = len(labels)
-    size = round(held_out * count)
-    if size < 1 or folds * size > count or size == count:
-        raise InputError(
-            f"selection.held_out: expected a share that {folds} times fits into {count} images, found {held_out:g}"
-        )
-    # The first places of every list have each class's share, and so have the next ones.
-    order: list[int] = []
-    left = np.arange(count)
-    for _ in range(folds):
-        chosen = left[stratified(labels[left], size, seed=seed)]
-        order += chosen.tolist()
-        left = np.setdiff1d(left, chosen)
-    held = np.array(order).reshape(folds, size)
-    return np.stack([np.setdiff1d(np.arange(count), fold) for fold in held]), held
-
-
 def _stored(config: CleanConfig, dataset: Dataset | None, image_shape: tuple[int, int, int]) -> tuple[Part, str, bool]:
     """The images, what they are, and whether they are used whole."""
     if not config.name:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
+from otbr_jax import plan as plans
 from otbr_jax.errors import InputError
 from otbr_jax.fusion import FusionConfig, FusionInfo, fuse
 from otbr_jax.layer_choice import check_layers
-from otbr_jax.neuron_graph import Layer
+from otbr_jax.neuron_graph import Layer, NeuronGraph
+from otbr_jax.plan import Plan, Report, Setup, Step, needs
 from otbr_jax.pruning import PruningInfo, neurons_to_prune, prune, reinitialize
 from otbr_jax.types import Network, Variables
 from otbr_jax.unlearning import UnlearningConfig, UnlearningInfo, random_unlearning
-from otbr_jax.weight_change import Scores, check_ranking, neuron_weight_changes, rankable
-
-_MASSES = 2**31  # tells the key of random masses from those of the unlearning's steps
+from otbr_jax.weight_change import Scores, check_ranking, check_scores, neuron_weight_changes, rankable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +48,27 @@ class OTBRConfig:
         check_layers(self.layers, name="otbr.layers")
 
 
+class Unlearned(NamedTuple):
+    """The unlearned network, and how unlearning went."""
+
+    variables: Variables
+    info: Any
+
+
+class Pruned(NamedTuple):
+    """The pruned network, and which neurons it lost."""
+
+    variables: Variables
+    info: PruningInfo
+
+
+class Fused(NamedTuple):
+    """The fused network, and how its layers were aligned."""
+
+    variables: Variables
+    info: FusionInfo
+
+
 class OTBRInfo(NamedTuple):
     """What happened on the way: `scores` are the neuron weight changes, `{layer name: [neurons]}`."""
 
@@ -76,14 +97,111 @@ def prune_changed(
     return pruned, PruningInfo(info.neurons)
 
 
+def unlearn_noise(
+    setup: Setup, settings: UnlearningConfig, *, victim: Variables, key: jax.Array, report: Report | None
+) -> Unlearned:
+    """Step 1: random unlearning; devices share noise and batches."""
+    return Unlearned(
+        *random_unlearning(
+            setup.network,
+            victim,
+            key=key,
+            config=settings,
+            axis_name=setup.axis_name,
+            place=setup.place,
+            on_step=report,
+        )
+    )
+
+
+def score(setup: Setup, settings: str, *, victim: Variables, unlearned: Unlearned, **_: Any) -> dict[str, jax.Array]:
+    """The neuron weight changes of every layer that is repaired, as the ranking `settings` compares them."""
+    return rankable(neuron_weight_changes(victim, unlearned.variables, setup.layers), ranking=settings)
+
+
+class Pruning(NamedTuple):
+    """What `prune_share` is given: the share gamma of all neurons, and m of their weights."""
+
+    gamma: float
+    m: float
+
+
+def prune_share(
+    setup: Setup, settings: Pruning, *, victim: Variables, unlearned: Unlearned, scores: Scores, **_: Any
+) -> Pruned:
+    """Step 2: the share gamma of the neurons that changed most loses its weights."""
+    count = neurons_to_prune(settings.gamma, setup.neurons)
+    return Pruned(*prune_changed(victim, unlearned.variables, scores, setup.layers, count=count, m=settings.m))
+
+
+def fuse_pruned(
+    setup: Setup,
+    settings: FusionConfig,
+    *,
+    victim: Variables,
+    scores: Scores,
+    pruned: Pruned,
+    key: jax.Array,
+    report: Report | None,
+    lam: jax.Array | None = None,
+) -> Fused:
+    """Step 3: the pruned network is aligned with the victim by transport, and interpolated; `lam` instead of its own."""
+    del report
+    fused = fuse(
+        pruned.variables,
+        victim,
+        scores,
+        pruned.info.pruned,
+        setup.layers,
+        config=settings,
+        lam=lam,
+        neighbours=setup.neighbours,
+        key=key,
+    )
+    return Fused(*fused)
+
+
+def unlearning_step(config: UnlearningConfig) -> Step:
+    """Random unlearning."""
+    title = "unlearning on noise"
+    return Step("unlearned", unlearn_noise, needs("victim"), config, title, total=config.steps)
+
+
+def scoring_step(ranking: str) -> Step:
+    """Neuron weight changes; ends a run whose layers cannot be scored."""
+    return Step(
+        "scores",
+        score,
+        needs("victim", "unlearned"),
+        ranking,
+        "neuron weight changes",
+        check=lambda _, scores: check_scores(scores),
+    )
+
+
+def plan(config: OTBRConfig) -> Plan:
+    """The published method: unlearned -> scores -> pruned -> fused."""
+    return (
+        unlearning_step(config.unlearning),
+        scoring_step(config.ranking),
+        Step(
+            "pruned",
+            prune_share,
+            needs("victim", "unlearned", "scores"),
+            Pruning(config.gamma, config.m),
+            "pruning",
+        ),
+        Step("fused", fuse_pruned, needs("victim", "scores", "pruned"), config.fusion, "transport and fusion"),
+    )
+
+
 def otbr(
     network: Network,
     variables: Variables,
-    layers: Sequence[Layer],
+    graph: NeuronGraph,
     *,
     key: jax.Array,
     config: OTBRConfig,
-    neighbours: Sequence[Layer] = (),
     axis_name: str | None = None,
 ) -> tuple[Variables, OTBRInfo]:
     """Repairs a network without any data. Pure; jits; runs inside `jax.pmap` with `axis_name`.
@@ -91,10 +209,9 @@ def otbr(
     Args:
       network: the functions of the network.
       variables: the suspicious network's variables.
-      layers: the layers to score, prune and fuse, see `choose_layers`.
+      graph: its neuron graph; `config.layers` says which of its layers are scored, pruned and fused.
       key: typed PRNG key for the noise, and for random masses.
       config: the method's settings.
-      neighbours: layers that follow where `config.fusion.aligned` says so, see `layer_choice.neighbours`.
       axis_name: mapped axis whose devices share each noise batch.
 
     Returns:
@@ -102,24 +219,9 @@ def otbr(
       uniform target mass, and `weight_change.check_scores` reports it from outside.
 
     Raises:
-      InputError: if `layers` is empty.
+      InputError: if there are no such layers.
     """
-    if not layers:
-        raise InputError("layers: expected at least one convolution on the main path, found none")
-    unlearned, unlearning_info = random_unlearning(
-        network, variables, key=key, config=config.unlearning, axis_name=axis_name
-    )
-    scores = rankable(neuron_weight_changes(variables, unlearned, layers), ranking=config.ranking)
-    count = neurons_to_prune(config.gamma, sum(layer.neurons for layer in layers))
-    pruned, pruning_info = prune_changed(variables, unlearned, scores, layers, count=count, m=config.m)
-    repaired, fusion_info = fuse(
-        pruned,
-        variables,
-        scores,
-        pruning_info.pruned,
-        layers,
-        config=config.fusion,
-        neighbours=neighbours,
-        key=jax.random.fold_in(key, _MASSES),
-    )
-    return repaired, OTBRInfo(unlearning_info, scores, pruning_info, fusion_info)
+    setup = plans.set_up(network, graph, layers=config.layers, axis_name=axis_name)
+    found = plans.run(plan(config), setup, {"victim": variables}, key=key)
+    info = OTBRInfo(found["unlearned"].info, found["scores"], found["pruned"].info, found["fused"].info)
+    return found["fused"].variables, info

@@ -1,163 +1,519 @@
-"""OTBR without an oracle: whether to repair, gamma and lambda are chosen by images made from the network itself."""
+"""OTBR with everything around it: whether to repair, gamma and lambda are chosen by images made from the network.
+
+With its defaults the defence `otbr` is the published method. With `suspicion.gamma` it judges the network first and
+chooses for itself; with `patching.triggers` it returns the patched network, with `distillation.targets` the distilled.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from otbr_jax.defenses.otbr import OTBRConfig, prune_changed
+from otbr_jax import distillation, patching
+from otbr_jax import plan as plans
+from otbr_jax.augmentation import augment
+from otbr_jax.defenses import otbr as published
+from otbr_jax.defenses.defense import Ask, Candidates, Defense, Outcome, count_neurons, settled
+from otbr_jax.defenses.judging import Judged, Pictures, grid, judging_steps, stands_out, summarize_judgement
+from otbr_jax.defenses.otbr import Fused, OTBRConfig, Pruned, Pruning, Unlearned, fuse_pruned, prune_changed
+from otbr_jax.distillation import DistillationConfig
 from otbr_jax.errors import InputError
-from otbr_jax.fusion import align, interpolate
-from otbr_jax.inversion import Inverted, invert_triggers
-from otbr_jax.neuron_graph import Layer
-from otbr_jax.patching import PatchingConfig, patch_classes
+from otbr_jax.fusion import FusionConfig, align, interpolate
+from otbr_jax.inversion import Found
+from otbr_jax.metrics import Metrics
+from otbr_jax.neuron_graph import NeuronGraph
+from otbr_jax.patching import PatchingConfig
+from otbr_jax.plan import Plan, Report, Setup, Step, needs
 from otbr_jax.pruning import neurons_to_prune
-from otbr_jax.suspicion import Judgement, SuspicionConfig, answers, judge
-from otbr_jax.synthetic import synthesize
-from otbr_jax.types import Batch, Network, Variables
-from otbr_jax.unlearning import random_unlearning
-from otbr_jax.weight_change import Scores, neuron_weight_changes, rankable
+from otbr_jax.suspicion import Judgement, SuspicionConfig
+from otbr_jax.synthetic import SyntheticConfig, synthesize
+from otbr_jax.types import Augment, Batch, Network, Variables
+from otbr_jax.weight_change import Scores
+
+SYNTHETIC = "images made from the network"
+"""What a network is judged by, in words."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepConfig:
+    """The grid of settings that the report shows beside the chosen one; empty for none.
+
+    Attributes:
+      gamma: shares of neurons to prune, each in [0, 1].
+      lam: the paper's lambdas, each in [0, 1]. The chosen one is measured too if it is not among them.
+    """
+
+    gamma: tuple[float, ...] = (0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
+    lam: tuple[float, ...] = (0.25, 0.5, 0.625, 0.75, 1.0)
+
+    def __post_init__(self) -> None:
+        for field in ("gamma", "lam"):
+            for value in getattr(self, field):
+                if not 0 <= value <= 1:
+                    raise InputError(f"sweep.{field}: expected fractions in [0, 1], found {value}")
+
+
+@dataclasses.dataclass(frozen=True)
+class OTBRSettings:
+    """All settings of the defence `otbr`.
+
+    Attributes:
+      otbr: the published method.
+      suspicion: whether anything is repaired at all, and gamma and lambda, judged by images made from the network.
+      distillation: how the suspicious network teaches the fused one.
+      patching: how a network in which a class stands out is patched, instead of fused.
+      sweep: settings that the report shows beside the chosen one.
+    """
+
+    otbr: OTBRConfig = OTBRConfig()
+    suspicion: SuspicionConfig = SuspicionConfig()
+    distillation: DistillationConfig = DistillationConfig()
+    patching: PatchingConfig = PatchingConfig()
+    sweep: SweepConfig = SweepConfig()
+
+    def __post_init__(self) -> None:
+        if self.patching.triggers and not self.suspicion.gamma:
+            raise InputError("suspicion.gamma: expected settings to judge beside patching.triggers, found none")
+        if self.distills and self.patching.triggers:
+            raise InputError(
+                "distillation.targets: expected 'none', since only the fused network is taught and patching returns "
+                f"another, found {self.distillation.targets!r}"
+            )
+        made, size = self.suspicion.synthetic.images, self.distillation.finetuning.batch_size
+        if self.distills and size > made:
+            raise InputError(
+                f"distillation.finetuning.batch_size: expected at most {made}, suspicion.synthetic.images, found {size}"
+            )
+        taught, size = 3 * self.suspicion.synthetic.images, self.patching.finetuning.batch_size
+        if self.patching.triggers and size > taught:
+            raise InputError(
+                f"patching.finetuning.batch_size: expected at most {taught}, three times suspicion.synthetic.images, "
+                f"found {size}"
+            )
+        recovered = self.patching.recovered
+        if self.patching.triggers and self.patching.recoveries and recovered > made:
+            raise InputError(
+                f"patching.recovered: expected at most {made}, suspicion.synthetic.images, found {recovered}"
+            )
+
+    @property
+    def judges(self) -> bool:
+        """Whether the network is judged, and gamma and lambda are chosen."""
+        return bool(self.suspicion.gamma)
+
+    @property
+    def distills(self) -> bool:
+        """Whether the suspicious network teaches the fused one."""
+        return self.distillation.targets != "none"
+
+    @property
+    def lams(self) -> tuple[float, ...]:
+        """The lambdas of the grid, the chosen one among them, in order."""
+        return tuple(sorted({*self.sweep.lam, self.otbr.fusion.lam})) if self.sweep.gamma and self.sweep.lam else ()
+
+
+class Taught(NamedTuple):
+    """A distilled network."""
+
+    variables: Variables
+
+
+class Patched(NamedTuple):
+    """A patched network, and how it went."""
+
+    variables: Variables
+    info: patching.PatchingInfo
+
+
+def make_pictures(
+    setup: Setup, settings: SyntheticConfig, *, victim: Variables, key: jax.Array, report: Report | None
+) -> Pictures:
+    """Images made from the network, and what it answers them with."""
+    made, info = synthesize(setup.network, victim, key=key, config=settings, on_step=report)
+    logits = setup.network.answer(victim, made.images)
+    return Pictures(Batch(made.images, jnp.argmax(logits, axis=-1).astype(jnp.int32)), info)
+
+
+class Choosing(NamedTuple):
+    """What `prune_chosen` is given: what was tried, and m."""
+
+    suspicion: SuspicionConfig
+    m: float
+
+
+def prune_chosen(
+    setup: Setup,
+    settings: Choosing,
+    *,
+    victim: Variables,
+    unlearned: Unlearned,
+    scores: Scores,
+    judged: Judged,
+    **_: Any,
+) -> Pruned:
+    """Prunes the chosen share of neurons; none where no class stands out."""
+    judgement = judged.judgement
+    counts, lams = grid(setup, settings.suspicion)
+    count = jnp.where(judgement.stands_out, counts[judgement.chosen // len(lams)], 0)
+    return Pruned(*prune_changed(victim, unlearned.variables, scores, setup.layers, count=count, m=settings.m))
+
+
+class Fusing(NamedTuple):
+    """What `fuse_chosen` is given: what was tried, and how networks are fused."""
+
+    suspicion: SuspicionConfig
+    fusion: FusionConfig
+
+
+def fuse_chosen(
+    setup: Setup, settings: Fusing, *, judged: Judged, victim: Variables, scores: Scores, pruned: Pruned, **given: Any
+) -> Fused:
+    """Fuses with the chosen lambda; 0 where no class stands out."""
+    judgement = judged.judgement
+    _, lams = grid(setup, settings.suspicion)
+    lam = jnp.where(judgement.stands_out, lams[judgement.chosen % len(lams)], 0.0)
+    return fuse_pruned(setup, settings.fusion, victim=victim, scores=scores, pruned=pruned, lam=lam, **given)
+
+
+def distill_fused(
+    setup: Setup,
+    settings: DistillationConfig,
+    *,
+    victim: Variables,
+    fused: Fused,
+    synthetic: Pictures,
+    key: jax.Array,
+    report: Report | None,
+    judged: Judged | None = None,
+) -> Taught:
+    """The fused network, taught what the victim answers its images; as it is if no class stands out."""
+    del report
+
+    def taught() -> Variables:
+        return taught_by(setup, settings, fused.variables, victim, synthetic, key=key)
+
+    if judged is None:
+        return Taught(taught())
+    return Taught(jax.lax.cond(judged.judgement.stands_out, taught, lambda: fused.variables))
+
+
+def taught_by(
+    setup: Setup,
+    config: DistillationConfig,
+    variables: Variables,
+    teacher: Variables,
+    pictures: Pictures,
+    *,
+    key: jax.Array,
+) -> Variables:
+    """What distillation makes of a network."""
+    return distillation.distill(
+        setup.network,
+        variables,
+        teacher,
+        pictures.batch[0],
+        key=key,
+        config=config,
+        augment=moved_by(config.crop_padding),
+    )
+
+
+class Patching(NamedTuple):
+    """What `patch_suspects` is given: how networks are patched, images made, and from where a class stands out."""
+
+    patching: PatchingConfig
+    synthetic: SyntheticConfig
+    threshold: float
+
+
+def patch_suspects(
+    setup: Setup,
+    settings: Patching,
+    *,
+    victim: Variables,
+    synthetic: Pictures,
+    judged: Judged,
+    key: jax.Array,
+    report: Report | None,
+) -> Patched:
+    """The network, taught that suspicious classes' triggers mean nothing; as it is if no class stands out."""
+    del report
+    patched, info = patching.patch_classes(
+        setup.network,
+        victim,
+        Batch(*synthetic.batch),
+        judged.judgement.suspicion,
+        threshold=settings.threshold,
+        key=key,
+        config=settings.patching,
+        synthetic=settings.synthetic,
+        augment=moved_by(settings.patching.crop_padding),
+    )
+    return Patched(patched, info)
+
+
+def moved_by(crop_padding: int) -> Augment:
+    """`(images, key) -> images`, each moved by up to so many pixels."""
+    return lambda images, key: augment(images, key=key, crop_padding=crop_padding, flip=False)
+
+
+def plan(config: OTBRSettings) -> Plan:
+    """unlearned -> scores (-> synthetic -> inverted -> judged) -> pruned -> fused (-> distilled or patched)."""
+    unlearned, scores, pruned, fused = published.plan(config.otbr)
+    steps = [unlearned, scores]
+    suspicion, made = config.suspicion, config.suspicion.synthetic
+    if config.judges or config.distills:
+        title = "making images from the network"
+        steps.append(Step("synthetic", make_pictures, needs("victim"), made, title, total=made.steps))
+    if config.judges:
+        steps += judging_steps(suspicion, config.otbr, pictures="synthetic")
+        choosing = Choosing(suspicion, config.otbr.m)
+        pruned = dataclasses.replace(
+            pruned, run=prune_chosen, needs={**pruned.needs, "judged": "judged"}, settings=choosing
+        )
+        fusing = Fusing(suspicion, config.otbr.fusion)
+        fused = dataclasses.replace(fused, run=fuse_chosen, needs={**fused.needs, "judged": "judged"}, settings=fusing)
+    steps += [pruned, fused]
+    if config.distills:
+        known = needs("victim", "fused", "synthetic", *(["judged"] if config.judges else []))
+        steps.append(Step("distilled", distill_fused, known, config.distillation, "distillation"))
+    if config.patching.triggers:
+        settings = Patching(config.patching, made, suspicion.threshold)
+        steps.append(Step("patched", patch_suspects, needs("victim", "synthetic", "judged"), settings, "patching"))
+    return tuple(steps)
 
 
 class OTBRPlusInfo(NamedTuple):
     """What happened on the way.
 
     Attributes:
-      triggers: the suspicious network's, one for each class.
-      judgement: which class stands out; `gamma` and `lam` are what was chosen, 0 where none does.
+      triggers: the suspicious network's, `{family: Found}`, one for each class.
+      judgement: which class stands out.
       gamma: share of neurons that the fused network lost, which is returned where nothing is patched.
-      lam: the paper's lambda of that network.
+      lam: the paper's lambda of that network; 0, as gamma, where no class stands out.
       share: `[patching.classes, 1 + patching.recoveries]`, at most one row for each class: how much of the way was gone
-        for each of the most suspicious classes in each phase, see `patch`; 0 for none.
+        for each of the most suspicious classes in each phase, see `patch`; None where nothing is patched.
     """
 
-    triggers: Inverted
+    triggers: Mapping[str, Found]
     judgement: Judgement
     gamma: jax.Array
     lam: jax.Array
-    share: jax.Array
+    share: jax.Array | None
 
 
 def otbr_plus(
-    network: Network,
-    variables: Variables,
-    layers: Sequence[Layer],
-    *,
-    key: jax.Array,
-    config: OTBRConfig,
-    suspicion: SuspicionConfig,
-    patching: PatchingConfig,
-    neighbours: Sequence[Layer] = (),
-    prepare: Callable[[jax.Array], jax.Array] = lambda images: images,
-    augment: Callable[[jax.Array, jax.Array], jax.Array] = lambda images, key: images,
+    network: Network, variables: Variables, graph: NeuronGraph, *, key: jax.Array, config: OTBRSettings
 ) -> tuple[Variables, OTBRPlusInfo]:
     """Repairs a network without any data, or leaves it as it is. Pure; jits.
 
     Args:
       network: the functions of the network.
       variables: the suspicious network's variables.
-      layers: the layers to score, prune and fuse, see `choose_layers`.
+      graph: its neuron graph; `config.otbr.layers` says which of its layers are scored, pruned and fused.
       key: typed PRNG key.
-      config: the method's settings; gamma and lambda are not used.
-      suspicion: the settings to try, and how the network is judged.
-      patching: how the network is patched instead of fused; with `triggers` = 0 the fused one is returned.
-      neighbours: layers that follow where `config.fusion.aligned` says so, see `layer_choice.neighbours`.
-      prepare: images in [0, 1] -> images as the network takes them.
-      augment: `(images, key) -> images`, both in [0, 1], of the images that are patched with.
+      config: the settings; `suspicion.gamma` are the shares to choose from.
 
     Raises:
-      InputError: if `layers` or `suspicion.gamma` is empty.
+      InputError: if there are no such layers, or there is nothing to choose from.
     """
-    if not layers or not suspicion.gamma:
-        raise InputError(f"{'suspicion.gamma' if layers else 'layers'}: expected at least one, found none")
-    noise_key, image_key, search_key, fuse_key, patch_key = jax.random.split(key, 5)
-    unlearned, _ = random_unlearning(network, variables, key=noise_key, config=config.unlearning)
-    scores = rankable(neuron_weight_changes(variables, unlearned, layers), ranking=config.ranking)
-    made, _ = synthesize(network, variables, key=image_key, config=suspicion.synthetic, prepare=prepare)
-    given = jnp.argmax(network.apply(variables, prepare(made.images)), axis=-1).astype(jnp.int32)
-    images = Batch(made.images, given)
-    triggers = invert_triggers(
-        network,
-        variables,
-        images,
-        key=search_key,
-        patch=suspicion.patch,
-        perturbation=suspicion.perturbation,
-        prepare=prepare,
-    )
-    ask = partial(answers, network, images=images, triggers=triggers, prepare=prepare)
-    fused_at = partial(
-        fuse_settings, variables, unlearned, scores, layers, neighbours=neighbours, config=config, key=fuse_key
-    )
-    total = sum(layer.neurons for layer in layers)
-    counts = jnp.array([neurons_to_prune(gamma, total) for gamma in suspicion.gamma], jnp.int32)
-    lams = jnp.array(suspicion.lam, jnp.float32)
-    judgement = judge(triggers, fused_at(ask, counts=counts, lams=lams), config=suspicion)
-    row, column = judgement.chosen // len(lams), judgement.chosen % len(lams)
-    lam = jnp.where(judgement.stands_out, lams[column], 0.0)
-    count = jnp.where(judgement.stands_out, counts[row], 0)
-    fused = jax.tree.map(lambda leaf: leaf[0], fused_at(lambda found: found, counts=count[None], lams=lam[None]))
-    gamma = jnp.where(judgement.stands_out, jnp.array(suspicion.gamma)[row], 0.0)
-    if not patching.triggers:
-        share = jnp.zeros((min(patching.classes, network.num_classes), 1 + patching.recoveries))
-        return fused, OTBRPlusInfo(triggers, judgement, gamma, lam, share)
-    patched, info = patch_classes(
-        network,
-        variables,
-        images,
-        judgement.suspicion,
-        threshold=suspicion.threshold,
-        key=patch_key,
-        config=patching,
-        synthetic=suspicion.synthetic,
-        prepare=prepare,
-        augment=augment,
-    )
-    return patched, OTBRPlusInfo(triggers, judgement, gamma, lam, info.share)
-
-
-def fuse_settings(
-    variables: Variables,
-    unlearned: Variables,
-    scores: Scores,
-    layers: Sequence[Layer],
-    ask: Callable[[Variables], Any],
-    *,
-    counts: jax.Array,
-    lams: jax.Array,
-    config: OTBRConfig,
-    neighbours: Sequence[Layer] = (),
-    key: jax.Array,
-    on_setting: Callable[[], None] | None = None,
-) -> Any:
-    """What `ask` says of the network fused at every pair of a gamma and a lambda; gammas first. One held at a time.
-
-    Args:
-      variables: the suspicious network's variables.
-      unlearned: the same after random or clean unlearning.
-      scores: neuron weight changes.
-      layers: the layers to prune and fuse.
-      ask: of a fused network's variables.
-      counts: int `[gammas]`, how many neurons each gamma prunes.
-      lams: float32 `[lambdas]`.
-      config: the method's settings, but for gamma and lambda.
-      neighbours: layers that follow, see `fusion.align`.
-      key: typed PRNG key, which only random masses need.
-      on_setting: called on the host after each gamma; None traces no callback.
-    """
-
-    def one_gamma(count: jax.Array) -> Any:
-        pruned, info = prune_changed(variables, unlearned, scores, layers, count=count, m=config.m)
-        aligned = align(
-            pruned, variables, scores, info.pruned, layers, config=config.fusion, neighbours=neighbours, key=key
+    if not config.judges:
+        raise InputError("suspicion.gamma: expected at least one, found none")
+    setup = plans.set_up(network, graph, layers=config.otbr.layers)
+    found = plans.run(plan(config), setup, {"victim": variables}, key=key)
+    judgement, lams = found["judged"].judgement, config.suspicion.lam
+    gamma, lam = (
+        jnp.where(judgement.stands_out, jnp.array(values)[place], 0.0)
+        for values, place in (
+            (config.suspicion.gamma, judgement.chosen // len(lams)),
+            (lams, judgement.chosen % len(lams)),
         )
-        asked = jax.lax.map(lambda lam: ask(interpolate(variables, aligned, lam=lam)), lams)
-        if on_setting is not None:
-            jax.debug.callback(on_setting)
-        return asked
+    )
+    share = found["patched"].info.share if "patched" in found else None
+    return found[networks(config)[-1]].variables, OTBRPlusInfo(found["inverted"], judgement, gamma, lam, share)
 
-    return jax.tree.map(lambda found: found.reshape(-1, *found.shape[2:]), jax.lax.map(one_gamma, counts))
+
+def networks(config: OTBRSettings) -> tuple[str, ...]:
+    """The steps that are networks, the repaired one last."""
+    more = {"distilled": config.distills, "patched": bool(config.patching.triggers)}
+    return ("victim", "unlearned", "pruned", "fused", *(name for name, wanted in more.items() if wanted))
+
+
+class Sweep(NamedTuple):
+    """What each setting of a grid gives.
+
+    Attributes:
+      pruned: metrics `[gammas]` of the pruned network.
+      repaired: metrics `[gammas, lambdas]` of the fused network, distilled if the run's is.
+      converged: bool `[gammas]`, whether all plans of its fused layers converged.
+      marginal_error: `[gammas]`, the worst of them.
+    """
+
+    pruned: Metrics
+    repaired: Metrics
+    converged: jax.Array
+    marginal_error: jax.Array
+
+
+def sweep(
+    config: OTBRSettings,
+    setup: Setup,
+    ask: Ask,
+    *,
+    victim: Variables,
+    unlearned: Unlearned,
+    scores: Scores,
+    key: jax.Array,
+    report: Report | None,
+    synthetic: Pictures | None = None,
+) -> Sweep:
+    """Prunes, fuses and measures for every pair of a gamma and a lambda in one program.
+
+    Transport does not depend on lambda: each gamma is pruned and aligned once, and its lambdas only interpolate.
+    One setting is held in memory at a time, so that a grid needs no more of it than a single setting.
+    """
+    counts = jnp.array([neurons_to_prune(gamma, setup.neurons) for gamma in config.sweep.gamma], jnp.int32)
+    lams = jnp.array(config.lams, jnp.float32)
+    fuse_key, teach_key = (plans.named_key(key, name) for name in ("fused", "distilled"))
+
+    def finished(fused: Variables) -> Variables:
+        if synthetic is None:
+            return fused
+        return taught_by(setup, config.distillation, fused, victim, synthetic, key=teach_key)
+
+    def one_gamma(count: jax.Array) -> Sweep:
+        pruned, info = prune_changed(victim, unlearned.variables, scores, setup.layers, count=count, m=config.otbr.m)
+        alignment = align(
+            pruned,
+            victim,
+            scores,
+            info.pruned,
+            setup.layers,
+            config=config.otbr.fusion,
+            neighbours=setup.neighbours,
+            key=fuse_key,
+        )
+        repaired = jax.lax.map(lambda lam: ask(finished(interpolate(victim, alignment, lam=lam))), lams)
+        found = [(alignment.info.fused[name], found) for name, found in alignment.info.plans.items()]
+        converged = jnp.all(jnp.stack([plan.converged | ~used for used, plan in found]))
+        error = jnp.max(jnp.stack([jnp.where(used, plan.marginal_error, 0.0) for used, plan in found]))
+        result = Sweep(ask(pruned), repaired, converged, error)
+        if report is not None:
+            jax.debug.callback(report)
+        return result
+
+    return jax.lax.map(one_gamma, counts)
+
+
+def candidates(config: OTBRSettings) -> Candidates | None:
+    """The grid gamma x lambda."""
+    if not config.lams:
+        return None
+    taught = ("synthetic",) if config.distills else ()
+    network = "distilled" if config.distills else "fused"
+    return Candidates(
+        axes={"gamma": config.sweep.gamma, "lambda": config.lams},
+        needs=("victim", "unlearned", "scores", *taught),
+        network=network,
+        rounds=len(config.sweep.gamma),
+        unit="gamma",
+        measure=partial(sweep, config),
+        rows=partial(_sweep_rows, config, network),
+    )
+
+
+def _sweep_rows(
+    config: OTBRSettings, network: str, found: Sweep, row: Callable[[Metrics], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "gamma": gamma,
+            "lambda": lam,
+            "pruned": row(Metrics(*(field[i] for field in found.pruned))),
+            network: row(Metrics(*(field[i, j] for field in found.repaired))),
+            "converged": bool(found.converged[i]),
+            "marginal_error": settled(found.marginal_error[i]),
+        }
+        for i, gamma in enumerate(config.sweep.gamma)
+        for j, lam in enumerate(config.lams)
+    ]
+
+
+def outcome(config: OTBRSettings, values: Mapping[str, Any]) -> Outcome:
+    """What was chosen and done, and how transport went."""
+    choice: dict[str, Any] = {"gamma": config.otbr.gamma, "lambda": config.otbr.fusion.lam, "chosen_by": "config"}
+    judgement = None
+    if config.judges:
+        judgement = summarize_judgement(config.suspicion, values, by=SYNTHETIC)
+        choice = {"gamma": 0.0, "lambda": 0.0, "chosen_by": "no class standing out"}
+        if judgement["stands_out"]:
+            tried = tuple(itertools.product(config.suspicion.gamma, config.suspicion.lam))
+            gamma, lam = tried[int(values["judged"].judgement.chosen)]
+            choice = {"gamma": gamma, "lambda": lam, "chosen_by": SYNTHETIC}
+    info, pruned = values["fused"].info, values["pruned"].info.pruned
+    used = [info.plans[name] for name, fused in info.fused.items() if fused]
+    scored, taken = count_neurons(pruned)
+    transport = {
+        "converged": all(bool(found.converged) for found in used),
+        "worst_marginal_error": max((float(found.marginal_error) for found in used), default=None),
+        "most_iterations": max((int(found.iterations) for found in used), default=None),
+    }
+    shown = max(pruned, key=lambda layer: int(pruned[layer].sum()))
+    return Outcome(
+        choice=choice,
+        done=f"{taken} of {scored} neurons pruned, {len(used)} layers fused",
+        did="pruned",
+        unlearning="random",
+        neurons={"scored": scored, "pruned": taken, "layers_fused": len(used)},
+        touched=pruned,
+        warnings=_warnings(transport),
+        more={"judgement": judgement, "patched": _patching(config, values), "transport": transport},
+        plan=(shown, info.plans[shown].matrix) if taken else None,
+    )
+
+
+def _warnings(transport: Mapping[str, Any]) -> list[str]:
+    if transport["converged"]:
+        return []
+    return [
+        f"transport did NOT converge: worst marginal error {transport['worst_marginal_error']:.2g}; "
+        "raise otbr.fusion.transport.max_iterations or epsilon"
+    ]
+
+
+def _patching(config: OTBRSettings, values: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """How far a network was patched for each class that stands out, and what is left; None where it was not."""
+    if "patched" not in values or not stands_out(values):
+        return None
+    shares, info = config.patching.shares, values["patched"].info
+    suspicion, found = np.asarray(values["judged"].judgement.suspicion), []
+    for index, suspect in enumerate(np.argsort(-suspicion, stable=True)[: len(info.share)]):
+        if suspicion[suspect] >= config.suspicion.threshold:
+            chosen = [int(np.argmin(np.abs(np.array(shares) - share))) for share in info.share[index]]
+            success, own = (float(taken[index][-1][chosen[-1]]) for taken in (info.success, info.own))
+            share, *recovered = (shares[place] for place in chosen)
+            found.append(
+                {"class": int(suspect), "share": share, "recovered": recovered, "success": success, "own": own}
+            )
+    return found
+
+
+DEFENSE = Defense(
+    name="otbr",
+    Config=OTBRSettings,
+    data="none",
+    layers=lambda config: config.otbr.layers,
+    plan=plan,
+    networks=networks,
+    outcome=outcome,
+    candidates=candidates,
+    # Patching's and distillation's few images are not worth splitting: every device has all of them.
+    batch_sizes=lambda config: {"otbr.unlearning.batch_size": config.otbr.unlearning.batch_size},
+)

@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
+from otbr_jax import finetuning
+from otbr_jax import plan as plans
+from otbr_jax.defenses.defense import Ask, Candidates, Defense, Outcome, count_neurons, settled
+from otbr_jax.defenses.judging import Judged, Pictures, judging_steps, stands_out, summarize_judgement
+from otbr_jax.defenses.otbr import OTBRConfig, Unlearned, scoring_step
 from otbr_jax.errors import InputError
-from otbr_jax.finetuning import FinetuningConfig, FinetuningInfo, finetune
+from otbr_jax.finetuning import FinetuningConfig, finetune
 from otbr_jax.layer_choice import check_layers
-from otbr_jax.neuron_graph import Layer
+from otbr_jax.metrics import Metrics
+from otbr_jax.neuron_graph import NeuronGraph
+from otbr_jax.plan import LongStep, Plan, Report, Setup, Step, needs
 from otbr_jax.pruning import ReinitInfo, check_scheme, neurons_to_prune, reinitialize
-from otbr_jax.types import Batch, Network, Variables
+from otbr_jax.sampling import split_folds
+from otbr_jax.selection import Selection, SelectionConfig, select_reinitialization
+from otbr_jax.selection import candidates as pairs_of
+from otbr_jax.suspicion import SuspicionConfig
+from otbr_jax.types import Augment, Batch, Network, Variables, unchanged
 from otbr_jax.unlearning import CleanUnlearningConfig, CleanUnlearningInfo, clean_unlearning
-from otbr_jax.weight_change import neuron_weight_changes
+from otbr_jax.weight_change import Scores
+
+log = logging.getLogger(__name__)
+
+CLEAN = "clean images"
+"""What a network is judged by, in words."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,24 +71,356 @@ class TSBDConfig:
         return (1.0,) if self.scheme == "neurons" else tuple(m) or (self.m,)
 
 
+@dataclasses.dataclass(frozen=True)
+class SweepConfig:
+    """The grid of settings that the report shows beside the chosen one; empty for none.
+
+    Attributes:
+      n: shares of neurons, each in [0, 1].
+      m: shares of their weights, each in [0, 1]; empty for `tsbd.m`. Every pair (n, m) costs a fine-tuning.
+    """
+
+    n: tuple[float, ...] = ()
+    m: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        for field in ("n", "m"):
+            for value in getattr(self, field):
+                if not 0 <= value <= 1:
+                    raise InputError(f"sweep.{field}: expected fractions in [0, 1], found {value}")
+        if self.m and not self.n:
+            raise InputError(f"sweep.n: expected shares of neurons beside sweep.m {[*self.m]}, found none")
+
+
+@dataclasses.dataclass(frozen=True)
+class TSBDSettings:
+    """All settings of the defence `tsbd`.
+
+    Attributes:
+      tsbd: the published method.
+      suspicion: whether anything is repaired at all, judged by the clean images.
+      otbr: how networks are pruned and fused to see what falls, where it is judged.
+      selection: how n and m are chosen with the clean images.
+      sweep: settings that the report shows beside the chosen one.
+    """
+
+    tsbd: TSBDConfig = TSBDConfig()
+    suspicion: SuspicionConfig = SuspicionConfig()
+    otbr: OTBRConfig = OTBRConfig()
+    selection: SelectionConfig = SelectionConfig()
+    sweep: SweepConfig = SweepConfig()
+
+    def pairs(self, grid: SelectionConfig | SweepConfig) -> tuple[tuple[float, float], ...]:
+        """The settings (n, m) of a grid, `selection` or `sweep`, in order of strength."""
+        return pairs_of(grid.n, self.tsbd.shares(grid.m))
+
+
+class Reinitialized(NamedTuple):
+    """The network after zero re-initialisation, and what was set to zero."""
+
+    variables: Variables
+    info: ReinitInfo
+
+
+class Tuned(NamedTuple):
+    """The fine-tuned network, and `loss` and `accuracy` of its epochs `[epochs]`, NaN for those that were not needed."""
+
+    variables: Variables
+    history: Mapping[str, jax.Array]
+
+
 class TSBDInfo(NamedTuple):
     """What happened on the way: `scores` are the neuron weight changes, `{layer name: [neurons]}`."""
 
     unlearning: CleanUnlearningInfo
     scores: Mapping[str, jax.Array]
     reinit: ReinitInfo
-    finetuning: FinetuningInfo
+    finetuning: Mapping[str, jax.Array]
+
+
+def unlearn_clean(
+    setup: Setup,
+    settings: CleanUnlearningConfig,
+    *,
+    victim: Variables,
+    clean: Batch,
+    key: jax.Array,
+    report: Report | None,
+) -> Unlearned:
+    """Step 1: clean unlearning until chance."""
+    unlearned, info = clean_unlearning(
+        setup.network,
+        victim,
+        Batch(*clean),
+        key=key,
+        config=settings,
+        augment=setup.augment,
+        axis_name=setup.axis_name,
+        place=setup.place,
+        on_epoch=report,
+    )
+    return Unlearned(unlearned, info)
+
+
+def check_unlearned(settings: CleanUnlearningConfig, unlearned: Unlearned) -> None:
+    """Raises InputError if unlearning diverged; warns if it did not reach chance."""
+    info = unlearned.info
+    epochs = int(info.epochs)
+    loss, accuracy = info.loss[epochs - 1], info.accuracy[epochs - 1]
+    if not np.isfinite(loss):
+        raise InputError(
+            f"tsbd.unlearning.learning_rate: expected a finite loss, found {loss} in epoch {epochs}; lower it from "
+            f"{settings.learning_rate:g}"
+        )
+    if not info.reached:
+        log.warning("%s", _not_reached(accuracy, epochs))
+
+
+def _not_reached(accuracy: float, epochs: int) -> str:
+    return (
+        f"clean unlearning did NOT reach chance: accuracy {100 * accuracy:.1f} % after {epochs} epochs; raise "
+        "tsbd.unlearning.max_epochs or its learning_rate"
+    )
+
+
+def answer_clean(setup: Setup, settings: None, *, victim: Variables, clean: Batch, **_: Any) -> Pictures:
+    """The clean images in [0, 1], and what the network answers them with."""
+    images = jnp.asarray(clean[0]).astype(jnp.float32) / 255
+    return Pictures(Batch(images, jnp.argmax(setup.network.answer(victim, images), axis=-1).astype(jnp.int32)))
+
+
+class Selecting(NamedTuple):
+    """What `select` is given: the pairs (n, m), what is zeroed, how it is fine-tuned, and the tolerance."""
+
+    pairs: tuple[tuple[float, float], ...]
+    scheme: str
+    finetuning: FinetuningConfig
+    tolerance: float
+
+
+def select(
+    setup: Setup,
+    settings: Selecting,
+    *,
+    victim: Variables,
+    unlearned: Unlearned,
+    scores: Scores,
+    clean: Batch,
+    folds: tuple[jax.Array, jax.Array],
+    key: jax.Array,
+    report: Report | None,
+    judged: Judged | None = None,
+) -> Selection:
+    """Chooses n and m by clean images that are held out; none of them where no class stands out."""
+    counts, shares = grid(setup, settings.pairs)
+
+    def selected() -> Selection:
+        return select_reinitialization(
+            setup.network,
+            victim,
+            unlearned.variables,
+            scores,
+            setup.layers,
+            Batch(*clean),
+            folds,
+            counts=counts,
+            shares=shares,
+            scheme=settings.scheme,
+            key=key,
+            config=settings.finetuning,
+            tolerance=settings.tolerance,
+            augment=setup.augment,
+            place=setup.place,
+            on_candidate=report,
+        )
+
+    if judged is None:
+        return selected()
+    rest = jax.eval_shape(selected)
+    none = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), rest)
+    return jax.lax.cond(judged.judgement.stands_out, selected, lambda: none)
+
+
+def grid(setup: Setup, pairs: Sequence[tuple[float, float]]) -> tuple[jax.Array, jax.Array]:
+    """Numbers of neurons and shares of weights of all settings, `[settings]` each."""
+    counts = jnp.array([neurons_to_prune(n, setup.neurons) for n, _ in pairs], jnp.int32)
+    return counts, jnp.array([m for _, m in pairs], jnp.float32)
+
+
+class Zeroing(NamedTuple):
+    """What `zero` is given: the pairs (n, m) that are chosen from, or the one there is, and what is zeroed."""
+
+    pairs: tuple[tuple[float, float], ...]
+    scheme: str
+
+
+def zero(
+    setup: Setup,
+    settings: Zeroing,
+    *,
+    victim: Variables,
+    unlearned: Unlearned,
+    scores: Scores,
+    selected: Selection | None = None,
+    judged: Judged | None = None,
+    **_: Any,
+) -> Reinitialized:
+    """Step 2: the weights that changed most, of the neurons that changed most, are set to zero."""
+    counts, shares = grid(setup, settings.pairs)
+    chosen = 0 if selected is None else selected.chosen
+    count, share = counts[chosen], shares[chosen]
+    if judged is not None:
+        count = jnp.where(judged.judgement.stands_out, count, 0)
+    found = reinitialize(
+        victim, unlearned.variables, scores, setup.layers, count=count, share=share, scheme=settings.scheme
+    )
+    return Reinitialized(*found)
+
+
+class Tuning(NamedTuple):
+    """A fine-tuning on its way, and whether there is anything to do."""
+
+    progress: finetuning.Progress
+    wanted: jax.Array
+
+
+def begin_tuning(
+    setup: Setup,
+    settings: FinetuningConfig,
+    *,
+    reinitialized: Reinitialized,
+    clean: Batch,
+    key: jax.Array,
+    judged: Judged | None = None,
+) -> Tuning:
+    """Step 3 before its first epoch."""
+    del key
+    wanted = jnp.bool_(True) if judged is None else judged.judgement.stands_out
+    progress = finetuning.start(
+        reinitialized.variables, settings, images=len(clean[1]), axis_name=setup.axis_name
+    )
+    return Tuning(progress, wanted)
+
+
+def tune_epoch(
+    setup: Setup,
+    settings: FinetuningConfig,
+    state: Tuning,
+    *,
+    reinitialized: Reinitialized,
+    clean: Batch,
+    key: jax.Array,
+    **_: Any,
+) -> tuple[Tuning, dict[str, jax.Array]]:
+    """Step 3: one epoch of activeness-aware fine-tuning."""
+    progress = finetuning.next_epoch(
+        setup.network,
+        reinitialized.variables,
+        state.progress,
+        Batch(*clean),
+        key=key,
+        config=settings,
+        augment=setup.augment,
+        axis_name=setup.axis_name,
+        place=setup.place,
+    )
+    last = state.progress.epochs
+    shown = {"loss": jnp.mean(progress.info.loss[last]), "acc": jnp.mean(progress.info.accuracy[last])}
+    return Tuning(progress, state.wanted), shown
+
+
+def tuned(setup: Setup, settings: FinetuningConfig, state: Tuning) -> Tuned:
+    """Step 3 after its last epoch."""
+    del setup, settings
+    info = state.progress.info
+    history = {"loss": jnp.mean(info.loss, axis=1), "accuracy": jnp.mean(info.accuracy, axis=1)}
+    return Tuned(finetuning.variables_of(state.progress.tuning), history)
+
+
+def check_tuned(settings: FinetuningConfig, found: Tuned) -> None:
+    """Raises InputError if fine-tuning diverged."""
+    losses = np.asarray(found.history["loss"])
+    bad = np.flatnonzero(np.isinf(losses))
+    leaves = jax.tree.leaves(found.variables)
+    if bad.size or not all(bool(np.isfinite(leaf).all()) for leaf in leaves):
+        epoch = int(bad[0]) if bad.size else int(np.sum(np.isfinite(losses)))
+        raise InputError(
+            f"tsbd.finetuning.learning_rate: expected a finite loss, found {losses[min(epoch, len(losses) - 1)]} in "
+            f"epoch {epoch + 1} of {settings.epochs}; lower it from {settings.learning_rate:g}"
+        )
+
+
+def plan(config: TSBDSettings) -> Plan:
+    """unlearned -> scores (-> answered -> inverted -> judged) (-> selected) -> reinitialized -> finetuned."""
+    method, chosen = config.tsbd, config.selection
+    steps: list[Step] = [
+        Step(
+            "unlearned",
+            unlearn_clean,
+            needs("victim", "clean"),
+            method.unlearning,
+            "unlearning clean images",
+            total=method.unlearning.max_epochs,
+            unit="epoch",
+            check=check_unlearned,
+        ),
+        scoring_step("global"),
+    ]
+    judged = []
+    if config.suspicion.gamma:
+        steps.append(Step("answered", answer_clean, needs("victim", "clean"), title="what clean images are answered"))
+        steps += judging_steps(config.suspicion, config.otbr, pictures="answered")
+        judged = ["judged"]
+    pairs, selected = ((method.n, method.shares()[0]),), []
+    if chosen.n:
+        pairs, selected = config.pairs(chosen), ["selected"]
+        steps.append(
+            Step(
+                "selected",
+                select,
+                needs("victim", "unlearned", "scores", "clean", "folds", *judged),
+                Selecting(pairs, method.scheme, method.finetuning, chosen.tolerance),
+                "choosing n and m, clean images only",
+                total=len(pairs) * chosen.folds,
+                unit="run",
+                key="finetuned",
+            )
+        )
+    return (
+        *steps,
+        Step(
+            "reinitialized",
+            zero,
+            needs("victim", "unlearned", "scores", *selected, *judged),
+            Zeroing(pairs, method.scheme),
+            "zero re-initialisation",
+        ),
+        LongStep(
+            "finetuned",
+            tuned,
+            needs("reinitialized", "clean", *judged),
+            method.finetuning,
+            "activeness-aware fine-tuning",
+            total=method.finetuning.epochs,
+            unit="epoch",
+            check=check_tuned,
+            init=begin_tuning,
+            body=tune_epoch,
+            done=lambda setup, settings, state: finetuning.ended(state.progress, settings) | ~state.wanted,
+            count=lambda state: state.progress.epochs,
+        ),
+    )
 
 
 def tsbd(
     network: Network,
     variables: Variables,
     clean: Batch,
-    layers: Sequence[Layer],
+    graph: NeuronGraph,
     *,
     key: jax.Array,
     config: TSBDConfig,
-    prepare: Callable[[jax.Array, jax.Array], jax.Array] = lambda images, key: images,
+    augment: Augment = unchanged,
     axis_name: str | None = None,
 ) -> tuple[Variables, TSBDInfo]:
     """Repairs a network with a few clean images. Pure; jits; runs inside `jax.pmap` with `axis_name`.
@@ -78,43 +430,170 @@ def tsbd(
     Args:
       network: the functions of the network.
       variables: the suspicious network's variables.
-      clean: clean images `[n, h, w, c]` and their labels `[n]`; on a mapped axis each device's own part.
-      layers: the layers to score and re-initialise.
+      clean: clean images `[n, h, w, c]` as the network's `prepare` takes them, and their labels `[n]`; on a mapped axis
+        each device's own part.
+      graph: its neuron graph; `config.layers` says which of its layers are scored and re-initialised.
       key: typed PRNG key: the order of the images, and their augmentation.
       config: the method's settings.
-      prepare: `(images, key) -> images` as the network takes them: augmentation and normalisation.
+      augment: `(images, key) -> images`, before the network's `prepare`.
       axis_name: mapped axis whose devices share each batch.
 
     Returns:
       `(repaired variables, TSBDInfo)`.
 
     Raises:
-      InputError: if `layers` is empty, or there are fewer images than one batch.
+      InputError: if there are no such layers, or there are fewer images than one batch.
     """
-    if not layers:
-        raise InputError("layers: expected at least one convolution on the main path, found none")
-    unlearning_key, finetuning_key = jax.random.split(key)
-    unlearned, unlearning_info = clean_unlearning(
-        network,
-        variables,
-        clean,
-        key=unlearning_key,
-        config=config.unlearning,
-        prepare=prepare,
-        axis_name=axis_name,
+    setup = plans.set_up(network, graph, layers=config.layers, axis_name=axis_name, augment=augment)
+    given = {"victim": variables, "clean": clean}
+    found = plans.run(plan(TSBDSettings(tsbd=config)), setup, given, key=key)
+    info = TSBDInfo(
+        found["unlearned"].info, found["scores"], found["reinitialized"].info, found["finetuned"].history
     )
-    scores = neuron_weight_changes(variables, unlearned, layers)
-    count = neurons_to_prune(config.n, sum(layer.neurons for layer in layers))
-    reinitialized, reinit_info = reinitialize(
-        variables, unlearned, scores, layers, count=count, share=config.m, scheme=config.scheme
+    return found["finetuned"].variables, info
+
+
+def given(config: TSBDSettings, clean: Batch | None, seed: int) -> Mapping[str, Any]:
+    """The clean images, and where n is chosen the parts that are held out; raises InputError if they are too few."""
+    assert clean is not None  # what `data` asks for
+    images, chosen = len(clean.labels), config.selection
+    fitted = images - round(chosen.held_out * images) if chosen.n else images
+    for stage, available in (("unlearning", images), ("finetuning", fitted)):
+        size = getattr(config.tsbd, stage).batch_size
+        if available < size:
+            held = f" ({images} but those held out to choose n)" if available < images else ""
+            raise InputError(
+                f"tsbd.{stage}.batch_size: expected at most {available}, as many as there are clean images{held}, "
+                f"found {size}"
+            )
+    if not chosen.n:
+        return {"clean": clean}
+    folds = split_folds(np.asarray(clean.labels), held_out=chosen.held_out, folds=chosen.folds, seed=seed)
+    return {"clean": clean, "folds": folds}
+
+
+def sweep(
+    config: TSBDSettings,
+    setup: Setup,
+    ask: Ask,
+    *,
+    victim: Variables,
+    unlearned: Unlearned,
+    scores: Scores,
+    clean: Batch,
+    key: jax.Array,
+    report: Report | None,
+) -> dict[str, Metrics]:
+    """Re-initialises, fine-tunes and measures for every pair (n, m), `[pairs]`."""
+    tune_key = plans.named_key(key, "finetuned")
+
+    def one(candidate: tuple[jax.Array, jax.Array]) -> dict[str, Metrics]:
+        count, share = candidate
+        start, _ = reinitialize(
+            victim, unlearned.variables, scores, setup.layers, count=count, share=share, scheme=config.tsbd.scheme
+        )
+        repaired, _ = finetune(
+            setup.network,
+            start,
+            Batch(*clean),
+            key=tune_key,
+            config=config.tsbd.finetuning,
+            augment=setup.augment,
+            place=setup.place,
+        )
+        found = {"reinitialized": ask(start), "finetuned": ask(repaired)}
+        if report is not None:
+            jax.debug.callback(report)
+        return found
+
+    return jax.lax.map(one, grid(setup, config.pairs(config.sweep)))
+
+
+def candidates(config: TSBDSettings) -> Candidates | None:
+    """The grid of pairs (n, m)."""
+    pairs = config.pairs(config.sweep)
+    if not pairs:
+        return None
+
+    def rows(found: Any, row: Callable[[Metrics], dict[str, Any]]) -> list[dict[str, Any]]:
+        return [
+            {"n": n, "m": m} | {name: row(Metrics(*(field[i] for field in by))) for name, by in found.items()}
+            for i, (n, m) in enumerate(pairs)
+        ]
+
+    return Candidates(
+        axes={"n": config.sweep.n, "m": config.tsbd.shares(config.sweep.m)},
+        needs=("victim", "unlearned", "scores", "clean"),
+        network="finetuned",
+        rounds=len(pairs),
+        unit="run",
+        measure=partial(sweep, config),
+        rows=rows,
     )
-    repaired, finetuning_info = finetune(
-        network,
-        reinitialized,
-        clean,
-        key=finetuning_key,
-        config=config.finetuning,
-        prepare=prepare,
-        axis_name=axis_name,
+
+
+def chosen_setting(config: TSBDSettings, values: Mapping[str, Any]) -> tuple[float, float]:
+    """The n and m of a run: those that were chosen, or the settings; 0, 0 where nothing stands out."""
+    if not stands_out(values):
+        return 0.0, 0.0
+    if "selected" not in values:
+        return config.tsbd.n, config.tsbd.shares()[0]
+    return config.pairs(config.selection)[int(values["selected"].chosen)]
+
+
+def outcome(config: TSBDSettings, values: Mapping[str, Any]) -> Outcome:
+    """What was chosen and done, and how unlearning and fine-tuning went."""
+    changed = stands_out(values)
+    unlearning, reinit = values["unlearned"].info, values["reinitialized"].info
+    epochs = int(unlearning.epochs)
+    accuracy = settled(unlearning.accuracy[epochs - 1])
+    selection = None
+    if "selected" in values and changed:
+        found = values["selected"]
+        selection = [
+            {"n": n, "m": m, "held_out_accuracy": settled(accuracy), "held_out_loss": settled(loss)}
+            for (n, m), accuracy, loss in zip(config.pairs(config.selection), found.accuracy, found.loss, strict=True)
+        ]
+    n, m = chosen_setting(config, values)
+    chosen_by = "no class standing out" if not changed else "held-out clean images" if selection else "config"
+    scored, taken = count_neurons(reinit.neurons)
+    zeroed = sum(int(mask.sum()) for mask in reinit.zeroed.values())
+    history = {
+        name: [settled(value) for value in losses if np.isfinite(value)]
+        for name, losses in values["finetuned"].history.items()
+    }
+    judgement = None
+    if "judged" in values:
+        judgement = summarize_judgement(config.suspicion, values, by=CLEAN)
+    return Outcome(
+        choice={"n": n, "m": m, "chosen_by": chosen_by},
+        done=f"{zeroed:,} weights of {taken} of {scored} neurons re-initialised, {len(history['loss'])} epochs of "
+        "fine-tuning",
+        did="re-initialised",
+        unlearning="clean",
+        neurons={"scored": scored, "reinitialized": taken, "weights_zeroed": zeroed},
+        touched=reinit.neurons,
+        warnings=[] if unlearning.reached else [_not_reached(accuracy, epochs)],
+        more={
+            "judgement": judgement,
+            "selection": selection,
+            "unlearning": {"epochs": epochs, "accuracy": accuracy, "reached_chance": bool(unlearning.reached)},
+            "finetuning": history,
+        },
     )
-    return repaired, TSBDInfo(unlearning_info, scores, reinit_info, finetuning_info)
+
+
+DEFENSE = Defense(
+    name="tsbd",
+    Config=TSBDSettings,
+    data="clean images",
+    layers=lambda config: config.tsbd.layers,
+    plan=plan,
+    networks=lambda config: ("victim", "unlearned", "reinitialized", "finetuned"),
+    outcome=outcome,
+    given=given,
+    candidates=candidates,
+    batch_sizes=lambda config: {
+        f"tsbd.{stage}.batch_size": getattr(config.tsbd, stage).batch_size for stage in ("unlearning", "finetuning")
+    },
+)

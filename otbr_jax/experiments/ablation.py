@@ -21,13 +21,14 @@ from otbr_jax.data.clean import CleanConfig, load_clean
 from otbr_jax.data.sources import Dataset
 from otbr_jax.defenses.tsbd import TSBDConfig
 from otbr_jax.errors import InputError
-from otbr_jax.experiments import evaluation, parallel, trigger_activation
-from otbr_jax.experiments.checkpoints import write_text
+from otbr_jax.experiments import evaluation, trigger_activation
+from otbr_jax.runs.devices import check_batch_size, replicate
+from otbr_jax.runs.checkpoints import write_text
 from otbr_jax.experiments.config import VictimConfig
 from otbr_jax.experiments.evaluation import TestSet
-from otbr_jax.experiments.progress import progress_bar
+from otbr_jax.runs.progress import progress_bar
 from otbr_jax.experiments.repair_config import RepairConfig
-from otbr_jax.experiments.stages import Stage, content_digest, open_workdir
+from otbr_jax.runs.store import Stage, content_digest, open_workdir
 from otbr_jax.experiments.studies import open_study, row_settings, row_subject, victim_config, victim_metrics
 from otbr_jax.experiments.tsbd_run import TSBDRun
 from otbr_jax.experiments.victims import open_victim, subject_of, test_set
@@ -192,7 +193,7 @@ def ablate(
     """
     mesh, subject, layers, dataset = open_study(config, layers=config.tsbd.layers, devices=devices)
     for name, size in config.each()[0][0].batch_sizes().items():
-        parallel.check_batch_size(size, mesh, name=name)
+        check_batch_size(size, mesh, name=name)
     network, found = subject.network, []
     with open_workdir(workdir, subject=subject_of(config)) as directory:
         for repair, variants in config.each():
@@ -276,7 +277,7 @@ class _Ablating(TSBDRun):
         shape = (len(variants), len(ns))
 
         def compute() -> Any:
-            before, after, clean, tested = parallel.replicate(
+            before, after, clean, tested = replicate(
                 (victim.value["variables"], unlearned.value["variables"], self.images, test), self.mesh
             )
             choices = self._choices(nwc, before, clean)

@@ -25,11 +25,11 @@ from otbr_jax.data.sources import Images
 from otbr_jax.data.stored import stratified
 from otbr_jax.detection import DetectionScores
 from otbr_jax.errors import InputError
-from otbr_jax.experiments import parallel
-from otbr_jax.experiments.checkpoints import write_text
+from otbr_jax.runs.devices import check_batch_size, split_batch
+from otbr_jax.runs.checkpoints import write_text
 from otbr_jax.experiments.config import VictimConfig
-from otbr_jax.experiments.runs import Run
-from otbr_jax.experiments.stages import Stage, content_digest, open_workdir
+from otbr_jax.runs.run import Run
+from otbr_jax.runs.store import Stage, content_digest, open_workdir
 from otbr_jax.experiments.studies import (
     drawn,
     open_study,
@@ -130,7 +130,7 @@ def study_activeness(
       InputError: names what is wrong with the settings, the checkpoint, the data or the working directory.
     """
     mesh, subject, layers, dataset = open_study(config, layers=config.layers, devices=devices)
-    parallel.check_batch_size(config.unlearning.batch_size, mesh, name="unlearning.batch_size")
+    check_batch_size(config.unlearning.batch_size, mesh, name="unlearning.batch_size")
     pool = training_images(dataset)
     if round(config.fraction * len(pool.labels)) < 1:
         raise InputError(
@@ -279,7 +279,7 @@ class _Watching(Run[VictimConfig]):
     def watched(self, victim: Stage, images: Batch) -> tuple[Activeness, Scores]:
         """Activeness of every neuron on batches drawn from uint8 images, and its NWC."""
         config, layers = self.study.unlearning, self.layers
-        place = partial(parallel.split_batch, mesh=self.mesh)
+        place = partial(split_batch, mesh=self.mesh)
 
         def function(
             variables: Variables, images: Batch, key: jax.Array, *, on_step: Callable[[], None] | None

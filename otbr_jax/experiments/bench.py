@@ -18,14 +18,14 @@ import jax
 import numpy as np
 
 from otbr_jax.errors import InputError
-from otbr_jax.experiments.checkpoints import write_text
+from otbr_jax.runs.checkpoints import write_text
 from otbr_jax.experiments.config import VictimConfig
 from otbr_jax.experiments.outputs import example_triggers
 from otbr_jax.experiments.pipeline import repair
-from otbr_jax.experiments.provenance import provenance, today
+from otbr_jax.runs.provenance import provenance, today
 from otbr_jax.experiments.repair_config import RepairConfig
 from otbr_jax.experiments.results import Repair, summarize
-from otbr_jax.experiments.stages import versions
+from otbr_jax.runs.store import versions
 from otbr_jax.report import gallery, rows
 from otbr_jax.report.gallery import Example
 from otbr_jax.report.quality import Quality

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from otbr_jax.errors import InputError
-from otbr_jax.experiments.checkpoints import replace_checkpoint
+from otbr_jax.runs.checkpoints import replace_checkpoint
 from otbr_jax.experiments.identify import identify, likely_sizes
 from otbr_jax.experiments.loading import load_checkpoint, load_file
 from otbr_jax.interop.matching import tensors_like

@@ -22,11 +22,11 @@ from otbr_jax import unlearning, weight_change
 from otbr_jax.attacks.poisoning import apply_trigger
 from otbr_jax.data.sources import Dataset, Images
 from otbr_jax.errors import InputError
-from otbr_jax.experiments import parallel
-from otbr_jax.experiments.checkpoints import write_text
+from otbr_jax.runs.devices import check_batch_size, split_batch
+from otbr_jax.runs.checkpoints import write_text
 from otbr_jax.experiments.config import VictimConfig
-from otbr_jax.experiments.runs import Run
-from otbr_jax.experiments.stages import Stage, content_digest, open_workdir
+from otbr_jax.runs.run import Run
+from otbr_jax.runs.store import Stage, content_digest, open_workdir
 from otbr_jax.experiments.studies import (
     drawn,
     open_study,
@@ -122,7 +122,7 @@ def correlate(
       InputError: names what is wrong with the settings, the checkpoint, the data or the working directory.
     """
     mesh, subject, layers, dataset = open_study(config, layers=config.layers, devices=devices)
-    parallel.check_batch_size(config.unlearning.batch_size, mesh, name="unlearning.batch_size")
+    check_batch_size(config.unlearning.batch_size, mesh, name="unlearning.batch_size")
     with open_workdir(workdir, subject=subject_of(config)) as directory:
         studies = [
             _study(_Unlearning(victim, directory, subject, mesh, layers, config), dataset) for victim in config.each()
@@ -217,7 +217,7 @@ class _Unlearning(Run[VictimConfig]):
     def unlearned(self, kind: str, victim: Stage, images: Batch | None) -> Scores:
         """NWC after unlearning on batches drawn from uint8 images, or on noise."""
         config, layers, size = self.study.unlearning, self.layers, self.study.unlearning.batch_size
-        place = partial(parallel.split_batch, mesh=self.mesh)
+        place = partial(split_batch, mesh=self.mesh)
 
         def function(
             variables: Variables, images: Batch | None, key: jax.Array, *, on_step: Callable[[], None] | None

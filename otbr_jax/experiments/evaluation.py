@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from otbr_jax.experiments.parallel import split_batch
+from otbr_jax.runs.devices import split_batch
 from otbr_jax.metrics import Metrics, evaluate_predictions
 from otbr_jax.types import Network, Variables
 

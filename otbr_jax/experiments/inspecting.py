@@ -9,12 +9,12 @@ import jax
 import numpy as np
 
 from otbr_jax.errors import InputError
-from otbr_jax.experiments import parallel
+from otbr_jax.runs.devices import local_mesh
 from otbr_jax.experiments.networks import Subject, open_network
 from otbr_jax.experiments.otbr_run import OTBRRun
 from otbr_jax.experiments.repair_config import RepairConfig
 from otbr_jax.experiments.results import SYNTHETIC, summarize_judgement
-from otbr_jax.experiments.stages import open_workdir
+from otbr_jax.runs.store import open_workdir
 from otbr_jax.experiments.victims import open_victim, subject_of
 from otbr_jax.layer_choice import choose_layers
 from otbr_jax.neuron_graph import permutation_error
@@ -76,7 +76,7 @@ def _judged(config: RepairConfig, subject: Subject, workdir: str | os.PathLike[s
         raise InputError("suspicion.gamma: expected settings to judge by, found none; see configs/otbr_plus.py")
     layers = choose_layers(subject.graph, config.otbr.layers)
     with open_workdir(workdir, subject=subject_of(config)) as directory:
-        run = OTBRRun(config, directory, subject, parallel.local_mesh(), layers)
+        run = OTBRRun(config, directory, subject, local_mesh(), layers)
         stages = run.suspected(open_victim(run, None).stage)
         judgement = summarize_judgement(config.suspicion, stages, by=SYNTHETIC)
         picture = directory.path / "triggers.png"

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from otbr_jax import inversion, pruning, suspicion
 from otbr_jax.defenses.otbr_plus import fuse_settings
 from otbr_jax.experiments.repair_config import RepairConfig
-from otbr_jax.experiments.runs import Run
-from otbr_jax.experiments.stages import Stage, content_digest
+from otbr_jax.runs.run import Run
+from otbr_jax.runs.store import Stage, content_digest
 from otbr_jax.inversion import Inverted
 from otbr_jax.layer_choice import neighbours
 from otbr_jax.neuron_graph import Layer

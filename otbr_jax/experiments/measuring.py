@@ -7,7 +7,7 @@ from typing import Any
 
 from otbr_jax.experiments import evaluation
 from otbr_jax.experiments.evaluation import TestSet
-from otbr_jax.experiments.runs import Run
+from otbr_jax.runs.run import Run
 from otbr_jax.types import Variables
 
 

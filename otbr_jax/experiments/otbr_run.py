@@ -16,14 +16,15 @@ import jax
 import jax.numpy as jnp
 
 from otbr_jax import distillation, fusion, patching, pruning, synthetic, unlearning, weight_change
-from otbr_jax.data.augmentation import augment
+from otbr_jax.augmentation import augment
 from otbr_jax.defenses.otbr import prune_changed
-from otbr_jax.experiments import judging, otbr_grid, parallel
+from otbr_jax.experiments import judging, otbr_grid
+from otbr_jax.runs.devices import split_batch
 from otbr_jax.experiments.evaluation import TestSet
 from otbr_jax.experiments.measuring import measure_networks
 from otbr_jax.experiments.repair_config import RepairConfig
-from otbr_jax.experiments.runs import Run
-from otbr_jax.experiments.stages import Stage, content_digest
+from otbr_jax.runs.run import Run
+from otbr_jax.runs.store import Stage, content_digest
 from otbr_jax.layer_choice import neighbours
 from otbr_jax.neuron_graph import Layer
 from otbr_jax.types import Batch, Variables
@@ -76,7 +77,7 @@ class OTBRRun(Run[RepairConfig]):
                 variables,
                 key=key,
                 config=config,
-                place=partial(parallel.split_batch, mesh=self.mesh),
+                place=partial(split_batch, mesh=self.mesh),
                 on_step=on_step,
             )
             return {"variables": unlearned, "info": info}

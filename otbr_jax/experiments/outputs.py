@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from otbr_jax.attacks.registry import AttackConfig
-from otbr_jax.experiments.checkpoints import write_text
+from otbr_jax.runs.checkpoints import write_text
 from otbr_jax.experiments.evaluation import TestSet
 from otbr_jax.experiments.results import Repair, chosen_neurons, scores_table, summarize
 from otbr_jax.report import page, plots

@@ -15,14 +15,14 @@ from jax.sharding import Mesh
 from otbr_jax.data import sources
 from otbr_jax.data.clean import load_clean
 from otbr_jax.data.sources import Dataset
-from otbr_jax.experiments import parallel
-from otbr_jax.experiments.checkpoints import numeric_leaves, replace_checkpoint
+from otbr_jax.runs.devices import check_batch_size, local_mesh
+from otbr_jax.runs.checkpoints import numeric_leaves, replace_checkpoint
 from otbr_jax.experiments.networks import Subject, open_network
 from otbr_jax.experiments.otbr_run import OTBRRun
 from otbr_jax.experiments.outputs import write_outputs
 from otbr_jax.experiments.repair_config import RepairConfig
 from otbr_jax.experiments.results import Repair
-from otbr_jax.experiments.stages import Workdir, open_workdir
+from otbr_jax.runs.store import Workdir, open_workdir
 from otbr_jax.experiments.tsbd_run import TSBDRun, check_clean
 from otbr_jax.experiments.victims import check_trainable, open_victim, subject_of, test_set
 from otbr_jax.interop.matching import file_name, write_like
@@ -58,15 +58,15 @@ def repair(
     Raises:
       InputError: names what is wrong with the settings, the checkpoint, the data or the working directory.
     """
-    mesh = parallel.local_mesh(devices)
+    mesh = local_mesh(devices)
     for name, size in config.batch_sizes().items():
-        parallel.check_batch_size(size, mesh, name=name)
+        check_batch_size(size, mesh, name=name)
     subject = open_network(config.model)
     network = subject.network
     layers = choose_layers(subject.graph, config.layers)
     dataset = sources.load(config.data, image_shape=network.image_shape, num_classes=network.num_classes)
     if subject.variables is None:
-        parallel.check_batch_size(config.training.batch_size, mesh, name="training.batch_size")
+        check_batch_size(config.training.batch_size, mesh, name="training.batch_size")
     check_trainable(config, subject, dataset)
     with open_workdir(workdir, subject=subject_of(config)) as directory:
         run = _run(config, directory, subject, mesh, layers, dataset)

@@ -18,7 +18,7 @@ from otbr_jax.data.sources import Dataset
 from otbr_jax.experiments import judging, otbr_run
 from otbr_jax.experiments.evaluation import TestSet
 from otbr_jax.experiments.repair_config import RepairConfig
-from otbr_jax.experiments.stages import Stage, content_digest, versions
+from otbr_jax.runs.store import Stage, content_digest, versions
 from otbr_jax.experiments.tsbd_run import chosen_setting
 from otbr_jax.metrics import Metrics, defense_effectiveness
 from otbr_jax.neuron_graph import Layer

@@ -14,10 +14,11 @@ from jax.sharding import Mesh
 from otbr_jax.data import sources
 from otbr_jax.data.sources import Dataset, Images
 from otbr_jax.errors import InputError
-from otbr_jax.experiments import evaluation, parallel
+from otbr_jax.experiments import evaluation
+from otbr_jax.runs.devices import local_mesh, replicate
 from otbr_jax.experiments.config import VictimConfig
 from otbr_jax.experiments.networks import Subject, open_network
-from otbr_jax.experiments.runs import Run
+from otbr_jax.runs.run import Run
 from otbr_jax.experiments.victims import Victim, check_trainable, test_set
 from otbr_jax.layer_choice import choose_layers
 from otbr_jax.metrics import Metrics
@@ -52,7 +53,7 @@ def open_study(config: VictimConfig, *, layers: str, devices: Sequence[jax.Devic
     if dataset is None:
         raise InputError("data.name: expected images to study victims with, found 'none'")
     check_trainable(config, subject, dataset)
-    return Opened(parallel.local_mesh(devices), subject, chosen, dataset)
+    return Opened(local_mesh(devices), subject, chosen, dataset)
 
 
 def training_images(dataset: Dataset) -> Images:
@@ -80,7 +81,7 @@ def victim_metrics(run: Run, victim: Victim, test: Images) -> Metrics:
     def measure(variables: Variables, tested: evaluation.TestSet) -> Metrics:
         return evaluation.measure(run.network, variables, tested, prepare=run.prepare, mesh=run.mesh)
 
-    return measure(*parallel.replicate((victim.stage.value["variables"], tested), run.mesh))
+    return measure(*replicate((victim.stage.value["variables"], tested), run.mesh))
 
 
 def row_settings(config: VictimConfig) -> dict[str, Any]:

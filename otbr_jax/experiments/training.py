@@ -18,10 +18,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from otbr_jax.attacks.attack import Assets, InTraining
 from otbr_jax.convolutions import channels_last
-from otbr_jax.data.augmentation import augment
+from otbr_jax.augmentation import augment
 from otbr_jax.errors import InputError
-from otbr_jax.experiments.parallel import split_batch
-from otbr_jax.experiments.resuming import SAVE_EVERY, restore_state, save_state
+from otbr_jax.runs.devices import split_batch
+from otbr_jax.runs.loop import SAVE_EVERY, restore_state, save_state
 from otbr_jax.metrics import Metrics
 from otbr_jax.types import Network, Variables, split
 

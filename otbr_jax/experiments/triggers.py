@@ -12,9 +12,9 @@ from otbr_jax.attacks.attack import Assets, CleanNetwork, Materials
 from otbr_jax.attacks.registry import ATTACKS
 from otbr_jax.data.sources import Dataset
 from otbr_jax.errors import InputError
-from otbr_jax.experiments.checkpoints import load_variables
-from otbr_jax.experiments.runs import Run
-from otbr_jax.experiments.stages import Stage, content_digest
+from otbr_jax.runs.checkpoints import load_variables
+from otbr_jax.runs.run import Run
+from otbr_jax.runs.store import Stage, content_digest
 from otbr_jax.neuron_graph import Layer
 from otbr_jax.types import Variables, named_leaves, replace_leaves
 

@@ -16,17 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from otbr_jax import finetuning, pruning, selection, unlearning, weight_change
-from otbr_jax.data.augmentation import augment
+from otbr_jax.augmentation import augment
 from otbr_jax.data.clean import Clean, split_folds
 from otbr_jax.errors import InputError
-from otbr_jax.experiments import evaluation, judging, parallel
+from otbr_jax.experiments import evaluation, judging
+from otbr_jax.runs.devices import replicate, split_batch
 from otbr_jax.experiments.evaluation import TestSet
 from otbr_jax.experiments.measuring import measure_networks
-from otbr_jax.experiments.progress import progress_bar
+from otbr_jax.runs.progress import progress_bar
 from otbr_jax.experiments.repair_config import RepairConfig, SweepConfig
-from otbr_jax.experiments.resuming import SAVE_EVERY, restore_state, save_state
-from otbr_jax.experiments.runs import Run
-from otbr_jax.experiments.stages import Stage, content_digest
+from otbr_jax.runs.loop import SAVE_EVERY, restore_state, save_state
+from otbr_jax.runs.run import Run
+from otbr_jax.runs.store import Stage, content_digest
 from otbr_jax.neuron_graph import Layer
 from otbr_jax.selection import SelectionConfig
 from otbr_jax.types import Batch, Variables
@@ -88,7 +89,7 @@ class TSBDRun(Run[RepairConfig]):
     @property
     def place(self) -> Callable[[Batch], Batch]:
         """Splits a batch over the devices."""
-        return partial(parallel.split_batch, mesh=self.mesh)
+        return partial(split_batch, mesh=self.mesh)
 
     def count(self, n: float) -> int:
         """How many neurons the share `n` means."""
@@ -262,7 +263,7 @@ class TSBDRun(Run[RepairConfig]):
             if (saved := restore_state(progress, like)) is not None:
                 carry, done = saved["carry"], int(saved["done"])
                 history.update(saved["history"])
-            carry, clean = parallel.replicate((carry, self.images), self.mesh)
+            carry, clean = replicate((carry, self.images), self.mesh)
             with progress_bar("activeness-aware fine-tuning", config.epochs, unit="epoch") as advance:
                 for _ in range(done):
                     advance()

@@ -16,13 +16,13 @@ from otbr_jax.attacks.registry import ATTACKS
 from otbr_jax.data import sources
 from otbr_jax.data.sources import DataConfig, Dataset
 from otbr_jax.errors import InputError
-from otbr_jax.experiments import parallel
-from otbr_jax.experiments.checkpoints import replace_checkpoint, write_text
+from otbr_jax.runs.devices import check_batch_size, local_mesh
+from otbr_jax.runs.checkpoints import replace_checkpoint, write_text
 from otbr_jax.experiments.config import VictimConfig
 from otbr_jax.experiments.networks import open_network
 from otbr_jax.experiments.outputs import example_triggers
-from otbr_jax.experiments.runs import Run
-from otbr_jax.experiments.stages import open_workdir, versions
+from otbr_jax.runs.run import Run
+from otbr_jax.runs.store import open_workdir, versions
 from otbr_jax.experiments.training import History
 from otbr_jax.experiments.victims import Victim, check_trainable, open_victim, subject_of, test_set
 from otbr_jax.report import gallery
@@ -48,8 +48,8 @@ def train_victim(
     Raises:
       InputError: names what is wrong with the settings, the data or the working directory.
     """
-    mesh = parallel.local_mesh(devices)
-    parallel.check_batch_size(config.training.batch_size, mesh, name="training.batch_size")
+    mesh = local_mesh(devices)
+    check_batch_size(config.training.batch_size, mesh, name="training.batch_size")
     subject = open_network(config.model)
     if subject.variables is not None:
         field = "checkpoint" if config.model.checkpoint else "name"

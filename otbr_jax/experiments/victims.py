@@ -17,14 +17,15 @@ from otbr_jax.attacks.attack import Assets, InTraining, Trigger, goals
 from otbr_jax.attacks.registry import ATTACKS, AttackConfig, trigger
 from otbr_jax.data.sources import Dataset, Images
 from otbr_jax.errors import InputError
-from otbr_jax.experiments import parallel, training
+from otbr_jax.experiments import training
+from otbr_jax.runs.devices import replicate
 from otbr_jax.experiments.config import VictimConfig
 from otbr_jax.experiments.evaluation import TestSet, predict
 from otbr_jax.experiments.networks import Subject
-from otbr_jax.experiments.progress import progress_bar
-from otbr_jax.experiments.provenance import hardware
-from otbr_jax.experiments.runs import Run
-from otbr_jax.experiments.stages import Stage, content_digest
+from otbr_jax.runs.progress import progress_bar
+from otbr_jax.runs.provenance import hardware
+from otbr_jax.runs.run import Run
+from otbr_jax.runs.store import Stage, content_digest
 from otbr_jax.experiments.training import TrainingSet
 from otbr_jax.experiments.triggers import classifier, trigger_stage
 from otbr_jax.metrics import Metrics, evaluate_predictions
@@ -137,7 +138,7 @@ def _victim_stage(run: Run, dataset: Dataset, attack: Stage | None) -> Stage:
 
     def compute(progress: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
         data, in_training, poisoned = _training_set(run, train, assets, poison_key)
-        start, data, placed = parallel.replicate((jax.jit(init)(init_key), data, dict(assets)), run.mesh)
+        start, data, placed = replicate((jax.jit(init)(init_key), data, dict(assets)), run.mesh)
         title = "training a clean network" if config.attack.name == "none" else f"training: {config.attack.name}"
         with progress_bar(title, config.training.epochs, unit="epoch") as advance:
             found = training.train(

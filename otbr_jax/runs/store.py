@@ -9,9 +9,7 @@ are checked before a stage is used, so that a damaged or half-written one is nev
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
-import importlib.metadata
 import json
 import logging
 import os
@@ -23,16 +21,15 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
+import filelock
 import numpy as np
 
 from otbr_jax.errors import InputError
-from otbr_jax.experiments.checkpoints import restore_checkpoint, save_checkpoint, sync_folder, write_text
-from otbr_jax.experiments.code_digest import code_digest
-from otbr_jax.types import named_leaves
+from otbr_jax.runs.checkpoints import restore_checkpoint, save_checkpoint, sync_folder, write_text
+from otbr_jax.runs import identity
+from otbr_jax.runs.identity import code_digest, content_digest
 
 log = logging.getLogger(__name__)
-
-PACKAGES = ("otbr_jax", "jax", "jaxlib", "flax", "optax", "ott-jax", "orbax-checkpoint", "numpy")
 
 
 class Stage(NamedTuple):
@@ -53,21 +50,6 @@ class Stage(NamedTuple):
     seconds: float
     resumed: bool
     provenance: Mapping[str, Any]
-
-
-def versions() -> dict[str, str]:
-    """Versions of this package and of the libraries that results depend on."""
-    return {name: importlib.metadata.version(name) for name in PACKAGES}
-
-
-def content_digest(tree: Any) -> str:
-    """SHA-256 over names, shapes, dtypes and bytes of all arrays of a pytree."""
-    digest = hashlib.sha256()
-    for name, leaf in sorted(named_leaves(tree).items()):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.view(np.uint8).data)
-    return digest.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,27 +102,31 @@ class Workdir:
         key: jax.Array | None,
         code: str,
         parents: tuple[Stage, ...] = (),
+        check: Callable[[Any], None] = lambda value: None,
     ) -> Stage:
         """As `run`, for a stage that saves where it is.
 
         `compute` is given a path of its own for that, removed when the stage is finished, and returns `(value, notes)`:
-        plain JSON values about how it went (not what it found), such as its speed.
+        plain JSON values about how it went (not what it found), such as its speed. `check` raises if a value cannot be
+        used: it is then not kept.
         """
         inputs: dict[str, Any] = {
             "name": name,
-            "config": dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config,  # type: ignore
+            "config": identity.plain(config),
             "key": None if key is None else np.asarray(jax.random.key_data(key)).tolist(),
             "parents": {parent.name: parent.digest for parent in parents},
             "code": code_digest(code),
+            "libraries": identity.computing_versions(),
         }
         inputs = json.loads(json.dumps(inputs))  # as they will be read back
-        identity = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
-        folder = self.stages / f"{name}-{identity}"
+        hashed = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+        folder = self.stages / f"{name}-{hashed}"
         progress = self.path / "progress" / folder.name
         if folder.exists():
             try:
                 stage = _read(folder, like(), inputs)
                 _remove(progress)  # of a process that was killed after its last step
+                check(stage.value)
                 return stage
             except _DamagedError as damage:
                 log.warning("stage %r is damaged and will be rebuilt: %s: %s", name, folder, damage)
@@ -149,8 +135,13 @@ class Workdir:
         value, notes = compute(progress)
         value = jax.tree.map(np.asarray, jax.block_until_ready(value))
         seconds = time.perf_counter() - started
+        try:
+            check(value)
+        except InputError:
+            _remove(progress)
+            raise
         provenance = inputs | {
-            "versions": versions(),
+            "versions": identity.versions(),
             "devices": [str(device.device_kind) for device in jax.local_devices()],
             "seconds": seconds,
             "digest": content_digest(value),
@@ -191,19 +182,20 @@ def open_workdir(path: str | os.PathLike[str], *, subject: Mapping[str, Any]) ->
     try:
         _check_subject(root, subject)  # before anything is written into a directory that is not ours
         root.mkdir(parents=True, exist_ok=True)
-        lock = os.open(root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise InputError(f"workdir: expected a directory that can be written, found {root}: {error.strerror}") from None
+    lock = filelock.FileLock(root / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        owner = _owner(root)
+        raise InputError(f"workdir: {root} is in use by another process (pid {owner})") from None
+    except NotImplementedError as error:
+        raise InputError(f"workdir: {root} is on a file system without locks: {error}") from None
     except OSError as error:
         raise InputError(f"workdir: expected a directory that can be written, found {root}: {error.strerror}") from None
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.pread(lock, 32, 0).decode() or "unknown"
-            raise InputError(f"workdir: {root} is in use by another process (pid {owner})") from None
-        except OSError as error:
-            raise InputError(f"workdir: {root} is on a file system without locks: {error.strerror}") from None
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, str(os.getpid()).encode(), 0)
+        write_text(root / ".owner", str(os.getpid()))
         _check_subject(root, subject)
         if not (root / "workdir.json").exists():
             write_text(root / "workdir.json", json.dumps(subject, indent=1))
@@ -217,14 +209,22 @@ def open_workdir(path: str | os.PathLike[str], *, subject: Mapping[str, Any]) ->
             shutil.rmtree(partial)
         yield workdir
     finally:
-        os.close(lock)  # also gives up the lock, as the end of the process does
+        (root / ".owner").unlink(missing_ok=True)
+        lock.release()
+
+
+def _owner(root: pathlib.Path) -> str:
+    try:
+        return (root / ".owner").read_text() or "unknown"
+    except OSError:
+        return "unknown"
 
 
 def _check_subject(root: pathlib.Path, subject: Mapping[str, Any]) -> None:
     """Raises InputError if `root` holds something else or another subject's work; OSError if it is no directory."""
     file = root / "workdir.json"
     if not file.exists():
-        ours = (".lock", "workdir.json.partial")
+        ours = (".lock", ".owner", ".owner.partial", "workdir.json.partial")
         others = sorted(entry.name for entry in root.iterdir() if entry.name not in ours) if root.exists() else []
         if others:
             raise InputError(

@@ -20,7 +20,7 @@ from otbr_jax.types import leaf_name, named_leaves
 def save_checkpoint(path: pathlib.Path, tree: Any) -> None:
     """Writes the arrays of a pytree as an Orbax checkpoint of nested dicts; `path` must not exist."""
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path.absolute(), _nested(named_leaves(tree)))
+        checkpointer.save(path.absolute(), _nested(_filled(tree)))
 
 
 def numeric_leaves(tree: Any) -> dict[str, Any]:
@@ -34,10 +34,20 @@ def numeric_leaves(tree: Any) -> dict[str, Any]:
 
 def restore_checkpoint(path: pathlib.Path, like: Any) -> Any:
     """Reads arrays that `save_checkpoint` wrote into the structure `like`, as numpy arrays on the host."""
-    leaves = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in named_leaves(like).items()}
+    leaves = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in _filled(like).items()}
     with ocp.StandardCheckpointer() as checkpointer:
         restored = named_leaves(checkpointer.restore(path.absolute(), _nested(leaves)))
-    return jax.tree_util.tree_map_with_path(lambda key_path, _: np.asarray(restored[leaf_name(key_path)]), like)
+
+    def read(key_path: Any, leaf: Any) -> np.ndarray:
+        name = leaf_name(key_path)
+        return np.asarray(restored[name]) if name in restored else np.empty(leaf.shape, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(read, like)
+
+
+def _filled(tree: Any) -> dict[str, Any]:
+    """The arrays of a pytree by name, without empty ones, which Orbax does not save."""
+    return {name: leaf for name, leaf in named_leaves(tree).items() if getattr(leaf, "size", 1)}
 
 
 def load_variables(path: str | os.PathLike[str], like: Any, *, name: str) -> Any:

@@ -1,0 +1,113 @@
+"""What a defence is: a plan, and what a reader wants to know of a run of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from otbr_jax.metrics import Metrics
+from otbr_jax.plan import Plan
+from otbr_jax.types import Batch, Variables
+
+Ask = Callable[[Variables], Metrics]
+"""How a network does on a test set."""
+
+
+class Candidates(NamedTuple):
+    """The settings of a grid, to be compared with the chosen one.
+
+    Attributes:
+      axes: `{name: values}`, such as gamma and lambda.
+      needs: names of steps that `measure` is given.
+      network: the network that a setting is judged by, a name of `Defense.networks`.
+      rounds: how often `measure` reports.
+      unit: of what it reports.
+      measure: `(setup, ask, *, key, report, **needs) -> pytree`: what `ask` says of the networks of all settings, in one
+        program that holds one network at a time. `key` is the run's; see `plan.named_key`.
+      rows: `(what measure found, Metrics -> plain values) -> [plain values]`, one for each setting, the names of `axes`
+        among them.
+    """
+
+    axes: Mapping[str, tuple[float, ...]]
+    needs: tuple[str, ...]
+    network: str
+    rounds: int
+    unit: str
+    measure: Callable[..., Any]
+    rows: Callable[[Any, Callable[[Metrics], dict[str, Any]]], list[dict[str, Any]]]
+
+
+class Outcome(NamedTuple):
+    """What a reader wants to know of a run, as plain JSON values but for arrays that a page draws.
+
+    Attributes:
+      choice: the settings that were used, and `chosen_by` whom.
+      done: what was done, in a clause.
+      did: what happened to the neurons of `touched`, in a word.
+      unlearning: by what they were found, in a word: random or clean unlearning.
+      neurons: how many were scored, and touched.
+      touched: `{layer name: bool [neurons]}`.
+      warnings: what went less well than it should, a sentence each.
+      more: what only this method has to say, by name.
+      plan: the transport plan to show, `(layer name, [neurons, neurons])`, None without.
+    """
+
+    choice: Mapping[str, Any]
+    done: str
+    did: str
+    unlearning: str
+    neurons: Mapping[str, int]
+    touched: Mapping[str, jax.Array]
+    warnings: Sequence[str] = ()
+    more: Mapping[str, Any] = {}
+    plan: tuple[str, Any] | None = None
+
+
+def nothing_more(config: Any, clean: Batch | None, seed: int) -> Mapping[str, Any]:
+    """The `Defense.given` of a defence that needs nothing but the network, and clean images if it takes any."""
+    del config, seed
+    return {} if clean is None else {"clean": clean}
+
+
+@dataclasses.dataclass(frozen=True)
+class Defense:
+    """A method that repairs networks. A file of this package with a `DEFENSE` in it is all that one takes.
+
+    Attributes:
+      name: as `--config.defense` names it.
+      Config: its settings, a dataclass whose fields are groups of settings. All have defaults.
+      data: what it takes beside the network: `none`, or `clean images`.
+      layers: `config -> which layers it repairs`, see `choose_layers`.
+      plan: `config -> Plan`. Its steps may need `victim`, the suspicious network's variables, and what `given` returns.
+      networks: `config -> names`: `victim` and the steps whose value has `variables`; the last is the repaired network.
+      outcome: `(config, {step: value}) -> Outcome`.
+      given: `(config, clean images or None, seed) -> {name: arrays}`; raises InputError if the images are too few.
+      candidates: `config -> Candidates`, None without any.
+      batch_sizes: `config -> {setting: size}`, the batches that devices share.
+    """
+
+    name: str
+    Config: type
+    data: str
+    layers: Callable[[Any], str]
+    plan: Callable[[Any], Plan]
+    networks: Callable[[Any], tuple[str, ...]]
+    outcome: Callable[[Any, Mapping[str, Any]], Outcome]
+    given: Callable[[Any, Batch | None, int], Mapping[str, Any]] = nothing_more
+    candidates: Callable[[Any], Candidates | None] = lambda config: None
+    batch_sizes: Callable[[Any], Mapping[str, int]] = lambda config: {}
+
+
+def count_neurons(masks: Mapping[str, Any]) -> tuple[int, int]:
+    """How many neurons masks `{layer: bool [neurons]}` are about, and how many of them are true."""
+    return sum(int(mask.size) for mask in masks.values()), sum(int(mask.sum()) for mask in masks.values())
+
+
+def settled(value: Any) -> float:
+    """A number as results hold it, to six decimals."""
+    return round(float(value), 6)
+
+

@@ -1,0 +1,193 @@
+"""The steps that several defences share: is a network backdoored, for which class, and which setting leaves little?"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from otbr_jax.defenses.defense import settled
+from otbr_jax.defenses.otbr import OTBRConfig, Unlearned, prune_changed
+from otbr_jax.detectors import Answers
+from otbr_jax.fusion import align, interpolate
+from otbr_jax.inversion import Found, Searches, search_classes
+from otbr_jax.plan import Report, Setup, Step, needs
+from otbr_jax.pruning import neurons_to_prune
+from otbr_jax.suspicion import Judgement, SuspicionConfig, answers, judge
+from otbr_jax.types import Batch, Variables
+from otbr_jax.weight_change import Scores
+
+
+class Pictures(NamedTuple):
+    """Images in [0, 1] with what the suspicious network answers them with, and how they were made."""
+
+    batch: Batch
+    info: Any = None
+
+
+class Judged(NamedTuple):
+    """How networks with more and more neurons pruned and fused answer, and what follows."""
+
+    answers: Answers
+    judgement: Judgement
+
+
+def search_triggers(
+    setup: Setup, settings: Searches, *, victim: Variables, pictures: Pictures, key: jax.Array, report: Report | None
+) -> dict[str, Found]:
+    """A trigger of every family for every class."""
+    return search_classes(
+        setup.network, victim, Batch(*pictures.batch), key=key, searches=settings, on_class=report
+    )
+
+
+class Judging(NamedTuple):
+    """What `judge_network` is given: how networks are pruned and fused, and judged."""
+
+    otbr: OTBRConfig
+    suspicion: SuspicionConfig
+
+
+def judge_network(
+    setup: Setup,
+    settings: Judging,
+    *,
+    victim: Variables,
+    unlearned: Unlearned,
+    scores: Scores,
+    pictures: Pictures,
+    inverted: Mapping[str, Found],
+    key: jax.Array,
+    report: Report | None,
+) -> Judged:
+    """Which class stands out, and which setting leaves little of it."""
+    counts, lams = grid(setup, settings.suspicion)
+    along = fuse_settings(
+        setup,
+        victim,
+        unlearned.variables,
+        scores,
+        lambda fused: answers(setup.network, fused, Batch(*pictures.batch), inverted["patch"]),
+        counts=counts,
+        lams=lams,
+        config=settings.otbr,
+        key=key,
+        on_setting=report,
+    )
+    return Judged(along, judge(inverted, along, config=settings.suspicion))
+
+
+def grid(setup: Setup, config: SuspicionConfig) -> tuple[jax.Array, jax.Array]:
+    """The numbers of neurons `[gammas]` and the lambdas `[lambdas]` that are tried."""
+    counts = [neurons_to_prune(gamma, setup.neurons) for gamma in config.gamma]
+    return jnp.array(counts, jnp.int32), jnp.array(config.lam, jnp.float32)
+
+
+def judging_steps(config: SuspicionConfig, otbr: OTBRConfig, *, pictures: str) -> tuple[Step, Step]:
+    """The steps `inverted` and `judged`; `pictures` is the step whose images the network is judged by."""
+    return (
+        Step(
+            "inverted",
+            search_triggers,
+            needs("victim", pictures=pictures),
+            config.searches,
+            "reverse-engineering triggers",
+            total=lambda setup: setup.network.num_classes,
+            unit="class",
+        ),
+        Step(
+            "judged",
+            judge_network,
+            needs("victim", "unlearned", "scores", "inverted", pictures=pictures),
+            Judging(otbr, config),
+            "judging gamma x lambda",
+            total=len(config.gamma),
+            unit="gamma",
+            key="fused",
+        ),
+    )
+
+
+def fuse_settings(
+    setup: Setup,
+    victim: Variables,
+    unlearned: Variables,
+    scores: Scores,
+    ask: Callable[[Variables], Any],
+    *,
+    counts: jax.Array,
+    lams: jax.Array,
+    config: OTBRConfig,
+    key: jax.Array,
+    on_setting: Report | None = None,
+) -> Any:
+    """What `ask` says of the network fused at every pair of a gamma and a lambda; gammas first. One held at a time.
+
+    Args:
+      setup: the network, and the layers to prune and fuse.
+      victim: the suspicious network's variables.
+      unlearned: the same after random or clean unlearning.
+      scores: neuron weight changes.
+      ask: of a fused network's variables.
+      counts: int `[gammas]`, how many neurons each gamma prunes.
+      lams: float32 `[lambdas]`.
+      config: the method's settings, but for gamma and lambda.
+      key: typed PRNG key, which only random masses need.
+      on_setting: called on the host after each gamma; None traces no callback.
+    """
+
+    def one_gamma(count: jax.Array) -> Any:
+        pruned, info = prune_changed(victim, unlearned, scores, setup.layers, count=count, m=config.m)
+        aligned = align(
+            pruned,
+            victim,
+            scores,
+            info.pruned,
+            setup.layers,
+            config=config.fusion,
+            neighbours=setup.neighbours,
+            key=key,
+        )
+        asked = jax.lax.map(lambda lam: ask(interpolate(victim, aligned, lam=lam)), lams)
+        if on_setting is not None:
+            jax.debug.callback(on_setting)
+        return asked
+
+    return jax.tree.map(lambda found: found.reshape(-1, *found.shape[2:]), jax.lax.map(one_gamma, counts))
+
+
+def stands_out(values: Mapping[str, Any]) -> bool:
+    """Whether a run may change the network: where it was judged, some class stands out."""
+    return "judged" not in values or bool(values["judged"].judgement.stands_out)
+
+
+def summarize_judgement(config: SuspicionConfig, values: Mapping[str, Any], *, by: str) -> dict[str, Any]:
+    """How suspicious each class is and how the settings did, as plain JSON values; `by` names the images."""
+    (along, judgement), triggers = values["judged"], values["inverted"]
+    return {
+        "by": by,
+        "stands_out": bool(judgement.stands_out),
+        "suspect": int(judgement.suspect),
+        "suspicion": _numbers(judgement.suspicion),
+        "threshold": config.threshold,
+        "trigger_size": _numbers(triggers["patch"].size),
+        "trigger_success": _numbers(triggers["patch"].success),
+        "perturbation_strength": _numbers(triggers["perturbation"].size),
+        "settings": [
+            {
+                "gamma": gamma,
+                "lambda": lam,
+                "agreement": settled(np.mean(along.agreement[index])),
+                "remaining": settled(judgement.remaining[index]),
+            }
+            for index, (gamma, lam) in enumerate(itertools.product(config.gamma, config.lam))
+        ],
+    }
+
+
+def _numbers(values: Sequence[Any] | jax.Array) -> list[float]:
+    return [settled(value) for value in values]

@@ -1,0 +1,27 @@
+"""All defences, found by looking: a module of this package with a `DEFENSE` in it is one."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from otbr_jax import defenses
+from otbr_jax.defenses.defense import Defense
+from otbr_jax.errors import InputError
+
+
+def _found() -> dict[str, Defense]:
+    names = sorted(module.name for module in pkgutil.iter_modules(defenses.__path__))
+    modules = [importlib.import_module(f"{defenses.__name__}.{name}") for name in names if name != "registry"]
+    return {module.DEFENSE.name: module.DEFENSE for module in modules if hasattr(module, "DEFENSE")}
+
+
+DEFENSES: dict[str, Defense] = _found()
+"""All defences by name."""
+
+
+def defense(name: str) -> Defense:
+    """The defence of that name; raises InputError if there is none."""
+    if name not in DEFENSES:
+        raise InputError(f"defense: expected one of {[*DEFENSES]}, found {name!r}")
+    return DEFENSES[name]

@@ -1,0 +1,184 @@
+"""A plan: the steps of a method in order, what each of them needs, and how they run in memory.
+
+A step is a pure function that is given what it names and nothing else. `run` computes a plan in memory;
+`otbr_jax.runs` computes the same plan on disk and devices. Both derive a step's key from the step's name, so that both
+give the same bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from otbr_jax.errors import InputError
+from otbr_jax.layer_choice import choose_layers, neighbours
+from otbr_jax.neuron_graph import Layer, NeuronGraph
+from otbr_jax.types import Augment, Batch, Network, unchanged
+
+Report = Callable[..., None]
+"""Called on the host after each part of a step, with values to show (a progress bar)."""
+
+ROOT = ""
+"""The name of the run's own key: see `Step.key`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What every step may read.
+
+    Attributes:
+      network: its functions, `prepare` among them.
+      graph: its neuron graph.
+      layers: the layers that are scored and repaired, in execution order.
+      augment: how clean images are varied before they are prepared, as the network was trained.
+      axis_name: mapped axis whose devices share each batch, inside `jax.pmap` or `jax.shard_map`.
+      place: says where a batch lies on the devices, for callers that shard under `jax.jit`.
+    """
+
+    network: Network
+    graph: NeuronGraph
+    layers: tuple[Layer, ...]
+    augment: Augment = unchanged
+    axis_name: str | None = None
+    place: Callable[[Batch], Batch] = lambda batch: batch
+
+    @property
+    def neighbours(self) -> tuple[Layer, ...]:
+        """The layers that are not repaired but touch those that are."""
+        return neighbours(self.graph, self.layers)
+
+    @property
+    def neurons(self) -> int:
+        """How many neurons the layers have together."""
+        return sum(layer.neurons for layer in self.layers)
+
+
+def set_up(
+    network: Network,
+    graph: NeuronGraph,
+    *,
+    layers: str = "auto",
+    augment: Augment = unchanged,
+    axis_name: str | None = None,
+) -> Setup:
+    """The setup of a network, with the layers that `choose_layers` chooses; raises InputError if there are none."""
+    return Setup(network, graph, choose_layers(graph, layers), augment, axis_name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One step of a plan.
+
+    Attributes:
+      name: such as `unlearned`, what the step makes.
+      run: `(setup, settings, *, key, report, **needs) -> pytree of arrays`. Pure; jits. `report` is None where nobody
+        looks.
+      needs: `{argument of run: name of an earlier step or of what is given}`. Nothing else is passed.
+      settings: the only part of the configuration that `run` is given: a dataclass, or plain values.
+      title: a line for a progress bar.
+      total: how often `run` reports, or `setup -> how often`.
+      unit: of what it reports.
+      key: the name that its key is derived from; by default its own, `ROOT` for the run's key as it is.
+      check: `(settings, value)`, called on the host; raises InputError, or warns, if it cannot be used.
+    """
+
+    name: str
+    run: Callable[..., Any]
+    needs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    settings: Any = None
+    title: str = ""
+    total: int | Callable[[Setup], int] = 1
+    unit: str = "step"
+    key: str | None = None
+    check: Callable[[Any, Any], None] = lambda settings, value: None
+
+
+@dataclasses.dataclass(frozen=True)
+class LongStep(Step):
+    """A step that goes round and round, for so long that it is saved on the way.
+
+    In memory it is a loop of the compiled program, on disk one of the host that saves its state and resumes. `run` is
+    the last of four functions: it makes the value of the state.
+
+    Attributes:
+      init: `(setup, settings, *, key, **needs) -> state`.
+      body: `(setup, settings, state, *, key, **needs) -> (state, {name: value to show})`.
+      done: `(setup, settings, state) -> bool`, whether it has ended.
+      count: `state -> int`, how many rounds there were.
+    """
+
+    init: Callable[..., Any] = lambda setup, settings, *, key: None
+    body: Callable[..., Any] = lambda setup, settings, state, *, key: (state, {})
+    done: Callable[..., Any] = lambda setup, settings, state: True
+    count: Callable[[Any], Any] = lambda state: 0
+
+
+Plan = tuple[Step, ...]
+
+
+def needs(*names: str, **others: str) -> dict[str, str]:
+    """The `needs` of a step: `names` under their own names, `others` as `argument="name"`."""
+    return {name: name for name in names} | others
+
+
+def step_key(key: jax.Array, step: Step) -> jax.Array:
+    """The key of a step: from the run's key and a name alone."""
+    name = step.name if step.key is None else step.key
+    return key if name == ROOT else named_key(key, name)
+
+
+def named_key(key: jax.Array, name: str) -> jax.Array:
+    """The key of whoever has that name: `fold_in(key, crc32(name))`."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def taken(step: Step, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a step is given of `values`, by the names of its arguments; raises InputError that names what is missing."""
+    for name in step.needs.values():
+        if name not in values:
+            raise InputError(f"plan: step {step.name!r} expects {name!r} before it, found {sorted(values)}")
+    return {argument: values[name] for argument, name in step.needs.items()}
+
+
+def compute(step: Step, setup: Setup, *, key: jax.Array, report: Report | None = None, **taken: Any) -> Any:
+    """The value of a step; pure, traced as one program."""
+    if isinstance(step, LongStep):
+        state = jax.lax.while_loop(
+            lambda state: ~step.done(setup, step.settings, state),
+            lambda state: step.body(setup, step.settings, state, key=key, **taken)[0],
+            step.init(setup, step.settings, key=key, **taken),
+        )
+        return step.run(setup, step.settings, state)
+    return step.run(setup, step.settings, key=key, report=report, **taken)
+
+
+def run(plan: Plan, setup: Setup, given: Mapping[str, Any], *, key: jax.Array) -> dict[str, Any]:
+    """Runs a plan in memory. Pure; jits; each step is a program of its own where it is called outside `jax.jit`.
+
+    Args:
+      plan: the steps, in order.
+      setup: what every step may read.
+      given: what steps need and none of them makes, such as `victim`, the suspicious network's variables.
+      key: typed PRNG key; see `step_key`.
+
+    Returns:
+      `{step name: its value}`, in order.
+
+    Raises:
+      InputError: if a step needs what is not there; outside `jax.jit` also if a value cannot be used.
+    """
+    values = dict(given)
+    for step in plan:
+
+        def function(*, key: jax.Array, step: Step = step, **arrays: Any) -> Any:
+            return compute(step, setup, key=key, **arrays)
+
+        value = jax.jit(function)(key=step_key(key, step), **taken(step, values))
+        if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
+            step.check(step.settings, value)
+        values[step.name] = value
+    return {step.name: values[step.name] for step in plan}

@@ -1,0 +1,77 @@
+"""Rounds of a long computation on the host: saved on the way, so that one that was stopped goes on from there."""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from otbr_jax.runs.checkpoints import recover_checkpoint, replace_checkpoint, restore_checkpoint
+
+log = logging.getLogger(__name__)
+State = TypeVar("State")
+
+SAVE_EVERY = 30.0
+"""Seconds between two checkpoints of a computation that goes on."""
+
+
+def rounds(
+    start: State,
+    body: Callable[[State], tuple[State, Mapping[str, Any]]],
+    *,
+    done: Callable[[State], bool],
+    count: Callable[[State], int],
+    progress: pathlib.Path | None = None,
+    save_every: float | None = None,
+    place: Callable[[State], State] = lambda state: state,
+    on_round: Callable[..., None] = lambda **shown: None,
+) -> State:
+    """Goes round until it is done, from where an earlier process was stopped if it was.
+
+    Args:
+      start: a pytree of arrays.
+      body: `state -> (state, what to show)`.
+      done: whether a state is the last.
+      count: how many rounds a state has behind it.
+      progress: where states are saved, and looked for at the start; None for nowhere.
+      save_every: seconds between two of them; by default `SAVE_EVERY`.
+      place: puts a state that was read onto the devices.
+      on_round: called after each round, and for those that were behind it at the start (a progress bar).
+    """
+    state = start
+    if progress is not None and (saved := restore_state(progress, start)) is not None:
+        state = place(saved)
+    for _ in range(count(state)):
+        on_round()
+    saved_at = time.monotonic()
+    while not done(state):
+        state, shown = body(state)
+        on_round(**{name: float(value) for name, value in shown.items()})
+        every = SAVE_EVERY if save_every is None else save_every
+        if progress is not None and time.monotonic() - saved_at >= every and not done(state):
+            saved_at = time.monotonic()
+            save_state(progress, state)
+    return state
+
+
+def save_state(progress: pathlib.Path, state: Any) -> None:
+    """Replaces the saved state, a pytree of arrays; what cannot be saved is warned about."""
+    try:
+        progress.parent.mkdir(parents=True, exist_ok=True)
+        replace_checkpoint(progress, state)
+    except Exception as error:  # a full disk is no reason to lose a day's training
+        log.warning("the state of a training cannot be saved, it goes on: %s (%s)", progress, error)
+
+
+def restore_state(progress: pathlib.Path, like: Any) -> Any:
+    """The saved state in the structure `like`, arrays on the host; None if there is none, or none that can be read."""
+    recover_checkpoint(progress)
+    if not progress.exists():
+        return None
+    try:
+        return restore_checkpoint(progress, like)
+    except Exception as error:  # whatever Orbax makes of a damaged directory
+        log.warning("the saved state of a training cannot be read, it starts anew: %s (%s)", progress, error)
+        return None

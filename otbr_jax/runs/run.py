@@ -1,0 +1,142 @@
+"""One run: its settings, directory, network and devices, and how the steps of a plan are computed there."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+import jax
+from jax.sharding import Mesh
+
+from otbr_jax import plan as plans
+from otbr_jax.data import sources
+from otbr_jax.experiments.config import VictimConfig
+from otbr_jax.experiments.networks import Subject
+from otbr_jax.layer_choice import choose_layers
+from otbr_jax.plan import LongStep, Plan, Setup, Step
+from otbr_jax.runs import identity
+from otbr_jax.runs.devices import replicate, split_batch
+from otbr_jax.runs.loop import rounds
+from otbr_jax.runs.progress import hidden, progress_bar
+from otbr_jax.runs.store import Stage, Workdir
+from otbr_jax.types import Augment, Network, unchanged
+
+C = TypeVar("C", bound=VictimConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(Generic[C]):
+    """What every step of a run is computed with.
+
+    Attributes:
+      config: its settings.
+      directory: where its stages are.
+      subject: the network, and its weights if it has any yet.
+      mesh: the devices.
+      layers: which layers steps may score and repair, see `choose_layers`.
+      augment: how clean images are varied.
+    """
+
+    config: C
+    directory: Workdir
+    subject: Subject
+    mesh: Mesh
+    layers: str = "auto"
+    augment: Augment = unchanged
+
+    @functools.cached_property
+    def network(self) -> Network:
+        """The functions of the network, which prepares images as the data say."""
+        return dataclasses.replace(self.subject.network, prepare=partial(sources.preprocess, config=self.config.data))
+
+    @functools.cached_property
+    def setup(self) -> Setup:
+        """What every step may read."""
+        layers = choose_layers(self.subject.graph, self.layers)
+        place = partial(split_batch, mesh=self.mesh)
+        return Setup(self.network, self.subject.graph, layers, augment=self.augment, place=place)
+
+    @functools.cached_property
+    def setup_digest(self) -> str:
+        """A hash of all that steps may read of the setup."""
+        return identity.setup_digest(self.setup, self.subject.like)
+
+    @property
+    def root(self) -> jax.Array:
+        """The run's key, from the seed alone."""
+        return jax.random.key(self.config.seed)
+
+    def key(self, name: str) -> jax.Array:
+        """The key of whoever has that name."""
+        return plans.named_key(self.root, name)
+
+    def plan(self, plan: Plan, given: Mapping[str, Any]) -> dict[str, Stage]:
+        """Computes (or reloads) every step of a plan: `{step name: stage}`, in order.
+
+        Args:
+          plan: the steps.
+          given: what steps need and none of them makes: pytrees of arrays, or stages.
+
+        Raises:
+          InputError: if a value cannot be used, or cannot be written.
+        """
+        stages = {name: value if isinstance(value, Stage) else givens(name, value) for name, value in given.items()}
+        for step in plan:
+            stages[step.name] = self.step(step, stages)
+        return {step.name: stages[step.name] for step in plan}
+
+    def step(self, step: Step, stages: Mapping[str, Stage]) -> Stage:
+        """Computes (or reloads) one step, which is given the values of the stages that it needs, and nothing else."""
+        taken = plans.taken(step, stages)
+        inputs = {argument: stage.value for argument, stage in taken.items()}
+        key = plans.step_key(self.root, step)
+        compute = self._rounds if isinstance(step, LongStep) else self._at_once
+        return self.directory.run_long(
+            step.name,
+            partial(compute, step, key, inputs),
+            like=lambda: jax.eval_shape(partial(plans.compute, step, self.setup), key=key, **inputs),
+            config={"settings": step.settings, "setup": self.setup_digest},
+            key=key,
+            code=step.run.__module__,
+            parents=tuple(stages[name] for name in step.needs.values()),
+            check=partial(step.check, step.settings),
+        )
+
+    def _at_once(self, step: Step, key: jax.Array, inputs: Mapping[str, Any], progress: pathlib.Path) -> Any:
+        """One program, with a progress bar; devices have copies of everything but what they share."""
+        del progress
+        total = step.total(self.setup) if callable(step.total) else step.total
+        with progress_bar(step.title, total, unit=step.unit) as advance:
+            report = None if hidden() else advance
+            key, inputs = replicate((key, dict(inputs)), self.mesh)
+            value = jax.jit(partial(plans.compute, step, self.setup, report=report))(key=key, **inputs)
+            value = jax.block_until_ready(value)
+            jax.effects_barrier()  # the bar's last steps
+        return value, {}
+
+    def _rounds(self, step: LongStep, key: jax.Array, inputs: Mapping[str, Any], progress: pathlib.Path) -> Any:
+        """A program for each round; what was done before is reloaded."""
+        key, inputs = replicate((key, dict(inputs)), self.mesh)
+        on_devices: Callable[[Any], Any] = partial(replicate, mesh=self.mesh)
+        begin, body = (jax.jit(partial(part, self.setup, step.settings)) for part in (step.init, step.body))
+        total = step.total(self.setup) if callable(step.total) else step.total
+        with progress_bar(step.title, total, unit=step.unit) as advance:
+            state = rounds(
+                on_devices(begin(key=key, **inputs)),
+                lambda state: body(state, key=key, **inputs),
+                done=lambda state: bool(step.done(self.setup, step.settings, state)),
+                count=lambda state: int(step.count(state)),
+                progress=progress,
+                place=on_devices,
+                on_round=advance,
+            )
+        return jax.jit(partial(step.run, self.setup, step.settings))(state), {}
+
+
+def givens(name: str, value: Any) -> Stage:
+    """What is given to a plan, as a stage that nobody computed."""
+    return Stage(value, name, identity.content_digest(value), 0.0, True, {})
