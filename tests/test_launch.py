@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from otbr_jax import InputError
-from otbr_jax.experiments.config import from_dict
 from otbr_jax.experiments.repair_config import RepairConfig, SweepConfig
+from otbr_jax.settings import from_dict
 
 
 def launch(*flags, program="repair"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -10,41 +9,34 @@ import jax
 
 from otbr_jax.errors import InputError
 from otbr_jax.finetuning import FinetuningConfig, FinetuningInfo, finetune
-from otbr_jax.layer_choice import check_layers
+from otbr_jax.layer_choice import LAYERS
 from otbr_jax.neuron_graph import Layer
-from otbr_jax.pruning import ReinitInfo, check_scheme, neurons_to_prune, reinitialize
+from otbr_jax.pruning import SCHEMES, ReinitInfo, neurons_to_prune, reinitialize
+from otbr_jax.settings import field, settings
 from otbr_jax.types import Batch, Network, Variables
 from otbr_jax.unlearning import CleanUnlearningConfig, CleanUnlearningInfo, clean_unlearning
 from otbr_jax.weight_change import neuron_weight_changes
 
 
-@dataclasses.dataclass(frozen=True)
+@settings("tsbd")
 class TSBDConfig:
-    """The whole method; the defaults are the published ones.
+    """The whole method; the defaults are the published ones."""
 
-    Attributes:
-      unlearning: step 1, clean unlearning.
-      n: step 2, share of neurons whose weights are re-initialised, in [0, 1].
-      m: step 2, share of their weights that is set to zero, in [0, 1].
-      scheme: step 2, what of the neurons is set to zero: `weights`, as published, or `neurons`, all their parameters;
-        m is then of no use.
-      finetuning: step 3, activeness-aware fine-tuning.
-      layers: which layers are scored and re-initialised, see `choose_layers`.
-    """
-
-    unlearning: CleanUnlearningConfig = CleanUnlearningConfig()
-    n: float = 0.15
-    m: float = 0.7
-    scheme: str = "weights"
-    finetuning: FinetuningConfig = FinetuningConfig()
-    layers: str = "auto"
-
-    def __post_init__(self) -> None:
-        for field in ("n", "m"):
-            if not 0 <= getattr(self, field) <= 1:
-                raise InputError(f"tsbd.{field}: expected a fraction in [0, 1], found {getattr(self, field)}")
-        check_layers(self.layers, name="tsbd.layers")
-        check_scheme(self.scheme, name="tsbd.scheme")
+    unlearning: CleanUnlearningConfig = field(default=CleanUnlearningConfig(), doc="step 1, clean unlearning.")
+    n: float = field(
+        default=0.15, at_least=0, at_most=1, doc="step 2, share of neurons whose weights are re-initialised."
+    )
+    m: float = field(default=0.7, at_least=0, at_most=1, doc="step 2, share of their weights that is set to zero.")
+    scheme: str = field(
+        default="weights",
+        choices=SCHEMES,
+        doc="step 2, what of the neurons is set to zero: `weights`, as published, or `neurons`, all their parameters; "
+        "m is then of no use.",
+    )
+    finetuning: FinetuningConfig = field(default=FinetuningConfig(), doc="step 3, activeness-aware fine-tuning.")
+    layers: str = field(
+        default="auto", choices=LAYERS, doc="which layers are scored and re-initialised, see `choose_layers`."
+    )
 
     def shares(self, m: Sequence[float] = ()) -> tuple[float, ...]:
         """The values of m to try, of these or the setting; whole neurons lose all weights, whatever m is."""

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from otbr_jax import finetuning, pruning, weight_change
+from otbr_jax.attacks.registry import ATTACKS
 from otbr_jax.data.clean import CleanConfig, load_clean
 from otbr_jax.data.sources import Dataset
 from otbr_jax.defenses.tsbd import TSBDConfig
-from otbr_jax.errors import InputError
 from otbr_jax.experiments import evaluation, parallel, trigger_activation
 from otbr_jax.experiments.checkpoints import write_text
 from otbr_jax.experiments.config import VictimConfig
@@ -33,6 +33,7 @@ from otbr_jax.experiments.tsbd_run import TSBDRun
 from otbr_jax.experiments.victims import open_victim, subject_of, test_set
 from otbr_jax.metrics import Metrics
 from otbr_jax.report import ablation_page
+from otbr_jax.settings import field, settings, wrong
 from otbr_jax.types import Batch, Variables
 from otbr_jax.weight_change import Scores
 
@@ -77,52 +78,55 @@ VARIANTS = (
 CHOICES = ("nwc", "least active", "random")
 
 
-@dataclasses.dataclass(frozen=True)
+@settings("")
 class AblationConfig(VictimConfig):
     """Everything that decides an ablation.
 
     A checkpoint in `model` is the only victim, with the backdoor of `attack`: without `attacks` and `poisoning_ratios`.
-
-    Attributes:
-      attacks: names of attacks, each of which gets victims of its own; empty for the one of `attack`.
-      tsbd: the method; `n` is the share that tables show, among `n` below.
-      clean: its clean images.
-      n: shares of neurons that every variant is run for.
-      poisoning_ratios: of more victims, beside `attack.poisoning_ratio`.
-      fractions: of more sets of clean images, beside `clean.fraction`.
-      top: share of each layer's neurons of which the overlap with the trigger-activated ones is, in (0, 1].
     """
 
-    attacks: tuple[str, ...] = ()
-    tsbd: TSBDConfig = TSBDConfig()
-    clean: CleanConfig = CleanConfig()
-    n: tuple[float, ...] = (0.1, 0.2, 0.3)
-    poisoning_ratios: tuple[float, ...] = (0.05, 0.01)
-    fractions: tuple[float, ...] = (0.1, 0.01)
-    top: float = 0.1
+    attacks: tuple[str, ...] = field(
+        default=(),
+        choices=(*ATTACKS, "none"),
+        doc="names of attacks, each of which gets victims of its own; empty for the one of `attack`.",
+    )
+    tsbd: TSBDConfig = field(
+        default=TSBDConfig(), doc="the method; `n` is the share that tables show, among `n` below."
+    )
+    clean: CleanConfig = field(default=CleanConfig(), doc="its clean images.")
+    n: tuple[float, ...] = field(
+        default=(0.1, 0.2, 0.3), at_least=0, at_most=1, doc="shares of neurons that every variant is run for."
+    )
+    poisoning_ratios: tuple[float, ...] = field(
+        default=(0.05, 0.01), above=0, at_most=1, doc="of more victims, beside `attack.poisoning_ratio`."
+    )
+    fractions: tuple[float, ...] = field(
+        default=(0.1, 0.01), above=0, at_most=1, doc="of more sets of clean images, beside `clean.fraction`."
+    )
+    top: float = field(
+        default=0.1,
+        above=0,
+        at_most=1,
+        doc="share of each layer's neurons of which the overlap with the trigger-activated ones is.",
+    )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.top <= 1:
-            raise InputError(f"top: expected a share of neurons in (0, 1], found {self.top}")
-        for value in self.n:
-            if not 0 <= value <= 1:
-                raise InputError(f"n: expected fractions in [0, 1], found {value}")
+    def check(self) -> None:
+        """Every victim has a backdoor, and every variant is run once."""
+        super().check()
         for name in ("attacks", "poisoning_ratios"):
             if self.model.checkpoint and getattr(self, name):
-                found = [*getattr(self, name)]
-                raise InputError(f"{name}: expected none, since model.checkpoint is the victim, found {found}")
+                raise wrong(self, name, "none, since model.checkpoint is the victim")
         if self.tsbd.n not in self.n:
-            raise InputError(f"tsbd.n: expected one of n, {[*self.n]}, found {self.tsbd.n}")
+            raise wrong(self, "tsbd.n", f"one of n, {[*self.n]}")
         for name, values, own in (
             ("poisoning_ratios", self.poisoning_ratios, self.attack.poisoning_ratio),
             ("fractions", self.fractions, self.clean.fraction),
         ):
             if len({*values, own}) < len(values) + 1:
-                raise InputError(f"{name}: expected each once and not {own:g} again, found {[*values]}")
+                raise wrong(self, name, f"each once and not {own:g} again")
         for repair, _ in self.each():
             if repair.attack.name == "none":
-                raise InputError("attack.name: expected an attack, since a backdoor is to be removed; found none")
+                raise wrong(self, "attack.name", "an attack, since a backdoor is to be removed", found="'none'")
 
     def each(self) -> list[tuple[RepairConfig, tuple[Variant, ...]]]:
         """The settings of every run, and the variants that are run there."""

@@ -21,6 +21,7 @@ import numpy as np
 
 from otbr_jax import detection, weight_change
 from otbr_jax.activeness import Activeness, gradient_norms, over_batches
+from otbr_jax.attacks.registry import ATTACKS
 from otbr_jax.data.sources import Images
 from otbr_jax.data.stored import stratified
 from otbr_jax.detection import DetectionScores
@@ -40,42 +41,52 @@ from otbr_jax.experiments.studies import (
     victim_metrics,
 )
 from otbr_jax.experiments.victims import open_victim, subject_of
+from otbr_jax.layer_choice import LAYERS
 from otbr_jax.metrics import Metrics
 from otbr_jax.neuron_graph import Layer
 from otbr_jax.report import activeness_page
+from otbr_jax.settings import field, settings, wrong
 from otbr_jax.types import Batch, BatchFn, Network, Variables
 from otbr_jax.unlearning import UnlearningConfig, unlearn
 from otbr_jax.weight_change import Scores
 
 
-@dataclasses.dataclass(frozen=True)
+@settings("")
 class ActivenessConfig(VictimConfig):
     """Everything that decides a study of activeness.
 
     With a checkpoint in `model` that network is the only victim, with the backdoor of `attack` and the key of `seed`:
     `attacks` and `seeds` are then not used.
-
-    Attributes:
-      attacks: names of attacks, `none` for a network without a backdoor; empty for the one of `attack`.
-      seeds: of the victims: each attack gets a victim for each seed; empty for the one of `seed`.
-      unlearning: on clean images, for a number of steps that all victims have in common.
-      fraction: share of the training images that are clean and known, of every class its share, in (0, 1].
-      layers: which layers are looked at, see `choose_layers`.
     """
 
-    attacks: tuple[str, ...] = ("none", "badnets", "blended")
-    seeds: tuple[int, ...] = (0, 1, 2)
-    unlearning: UnlearningConfig = UnlearningConfig()
-    fraction: float = 0.05
-    layers: str = "auto"
+    attacks: tuple[str, ...] = field(
+        default=("none", "badnets", "blended"),
+        choices=(*ATTACKS, "none"),
+        doc="names of attacks, `none` for a network without a backdoor; empty for the one of `attack`.",
+    )
+    seeds: tuple[int, ...] = field(
+        default=(0, 1, 2),
+        at_least=0,
+        below=2**32,
+        doc="of the victims: each attack gets a victim for each seed; empty for the one of `seed`.",
+    )
+    unlearning: UnlearningConfig = field(
+        default=UnlearningConfig(), doc="on clean images, for a number of steps that all victims have in common."
+    )
+    fraction: float = field(
+        default=0.05,
+        above=0,
+        at_most=1,
+        doc="share of the training images that are clean and known, of every class its share.",
+    )
+    layers: str = field(default="auto", choices=LAYERS, doc="which layers are looked at, see `choose_layers`.")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.fraction <= 1:
-            raise InputError(f"fraction: expected a share of the training images in (0, 1], found {self.fraction}")
+    def check(self) -> None:
+        """Every victim is named once."""
+        super().check()
         for name in ("attacks", "seeds"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
-                raise InputError(f"{name}: expected each once, found {getattr(self, name)}")
+                raise wrong(self, name, "each once")
         self.each()
 
     def each(self) -> list[VictimConfig]:

@@ -20,8 +20,8 @@ import numpy as np
 
 from otbr_jax import unlearning, weight_change
 from otbr_jax.attacks.poisoning import apply_trigger
+from otbr_jax.attacks.registry import ATTACKS
 from otbr_jax.data.sources import Dataset, Images
-from otbr_jax.errors import InputError
 from otbr_jax.experiments import parallel
 from otbr_jax.experiments.checkpoints import write_text
 from otbr_jax.experiments.config import VictimConfig
@@ -42,9 +42,11 @@ from otbr_jax.experiments.victims import (
     open_victim,
     subject_of,
 )
+from otbr_jax.layer_choice import LAYERS
 from otbr_jax.metrics import Metrics
 from otbr_jax.neuron_graph import Layer
 from otbr_jax.report import correlation_page
+from otbr_jax.settings import field, settings, wrong
 from otbr_jax.types import Batch, BatchFn, Variables
 from otbr_jax.unlearning import UnlearningConfig
 from otbr_jax.weight_change import Correlation, Scores
@@ -52,31 +54,25 @@ from otbr_jax.weight_change import Correlation, Scores
 KINDS = ("random", "clean", "poison")
 
 
-@dataclasses.dataclass(frozen=True)
+@settings("")
 class CorrelationConfig(VictimConfig):
-    """Everything that decides a study of correlations.
+    """Everything that decides a study of correlations."""
 
-    Attributes:
-      attacks: names of attacks, each of which gets a victim of its own; empty for the one of `attack`.
-      unlearning: of all three kinds alike.
-      layers: which layers are compared, see `choose_layers`.
-      top: share of the neurons of which the overlap is, in (0, 1].
-    """
+    attacks: tuple[str, ...] = field(
+        default=(),
+        choices=(*ATTACKS, "none"),
+        doc="names of attacks, each of which gets a victim of its own; empty for the one of `attack`.",
+    )
+    unlearning: UnlearningConfig = field(default=UnlearningConfig(), doc="of all three kinds alike.")
+    layers: str = field(default="auto", choices=LAYERS, doc="which layers are compared, see `choose_layers`.")
+    top: float = field(default=0.1, above=0, at_most=1, doc="share of the neurons of which the overlap is.")
 
-    attacks: tuple[str, ...] = ()
-    unlearning: UnlearningConfig = UnlearningConfig()
-    layers: str = "auto"
-    top: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.top <= 1:
-            raise InputError(f"top: expected a share of neurons in (0, 1], found {self.top}")
+    def check(self) -> None:
+        """Every victim has a backdoor."""
+        super().check()
         for config in self.each():
             if config.attack.name == "none":
-                raise InputError(
-                    "attack.name: expected an attack, since poison unlearning needs its trigger; found none"
-                )
+                raise wrong(self, "attack.name", "an attack, since poison unlearning needs its trigger", found="'none'")
 
     def each(self) -> list[VictimConfig]:
         """The settings of every victim."""

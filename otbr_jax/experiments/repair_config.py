@@ -2,109 +2,92 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from otbr_jax.data.clean import CleanConfig
 from otbr_jax.defenses.otbr import OTBRConfig
 from otbr_jax.defenses.tsbd import TSBDConfig
 from otbr_jax.distillation import DistillationConfig
-from otbr_jax.errors import InputError
 from otbr_jax.experiments.config import VictimConfig
 from otbr_jax.patching import PatchingConfig
 from otbr_jax.selection import SelectionConfig, candidates
+from otbr_jax.settings import field, settings, wrong
 from otbr_jax.suspicion import SuspicionConfig
 
 DEFENSES = ("otbr", "tsbd")
 
 
-@dataclasses.dataclass(frozen=True)
+@settings("sweep")
 class SweepConfig:
-    """The grid of settings that the report shows beside the chosen one; empty for none.
+    """The grid of settings that the report shows beside the chosen one; empty for none."""
 
-    Attributes:
-      gamma: shares of neurons to prune, each in [0, 1].
-      lam: the paper's lambdas, each in [0, 1]. The chosen one is measured too if it is not among them.
-      n: TSBD's shares of neurons, each in [0, 1].
-      m: TSBD's shares of their weights, each in [0, 1]; empty for `tsbd.m`. Every pair (n, m) costs a fine-tuning.
-    """
+    gamma: tuple[float, ...] = field(
+        default=(0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3), at_least=0, at_most=1, doc="shares of neurons to prune."
+    )
+    lam: tuple[float, ...] = field(
+        default=(0.25, 0.5, 0.625, 0.75, 1.0),
+        at_least=0,
+        at_most=1,
+        doc="the paper's lambdas. The chosen one is measured too if it is not among them.",
+    )
+    n: tuple[float, ...] = field(default=(), at_least=0, at_most=1, doc="TSBD's shares of neurons.")
+    m: tuple[float, ...] = field(
+        default=(),
+        at_least=0,
+        at_most=1,
+        doc="TSBD's shares of their weights; empty for `tsbd.m`. Every pair (n, m) costs a fine-tuning.",
+    )
 
-    gamma: tuple[float, ...] = (0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
-    lam: tuple[float, ...] = (0.25, 0.5, 0.625, 0.75, 1.0)
-    n: tuple[float, ...] = ()
-    m: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        for field in ("gamma", "lam", "n", "m"):
-            for value in getattr(self, field):
-                if not 0 <= value <= 1:
-                    raise InputError(f"sweep.{field}: expected fractions in [0, 1], found {value}")
+    def check(self) -> None:
+        """Shares of weights come with shares of neurons."""
         if self.m and not self.n:
-            raise InputError(f"sweep.n: expected shares of neurons beside sweep.m {[*self.m]}, found none")
+            raise wrong(self, "n", f"shares of neurons beside sweep.m {[*self.m]}", found="none")
 
 
-@dataclasses.dataclass(frozen=True)
+@settings("")
 class RepairConfig(VictimConfig):
     """Everything that decides a run of `pipeline.repair`.
 
     The network comes with a checkpoint (`model.checkpoint`), and `training` is then unused; or it is a victim trained
     for the purpose. OTBR uses no image; TSBD uses `clean`, and nothing else of `data`.
-
-    Attributes:
-      defense: the method, a name of `DEFENSES`.
-      otbr: the settings of OTBR.
-      suspicion: whether anything is repaired at all, judged by images made from the network or, for TSBD, by the clean
-        ones; and OTBR's gamma and lambda.
-      distillation: how the suspicious network teaches OTBR's fused one.
-      patching: how a network in which a class stands out is patched, instead of fused.
-      tsbd: the settings of TSBD.
-      clean: TSBD's clean images.
-      selection: how TSBD's n and m are chosen with them.
-      sweep: settings that the report shows beside the chosen one.
     """
 
-    defense: str = "otbr"
-    otbr: OTBRConfig = OTBRConfig()
-    suspicion: SuspicionConfig = SuspicionConfig()
-    distillation: DistillationConfig = DistillationConfig()
-    patching: PatchingConfig = PatchingConfig()
-    tsbd: TSBDConfig = TSBDConfig()
-    clean: CleanConfig = CleanConfig()
-    selection: SelectionConfig = SelectionConfig()
-    sweep: SweepConfig = SweepConfig()
+    defense: str = field(default="otbr", choices=DEFENSES, doc="the method.")
+    otbr: OTBRConfig = field(default=OTBRConfig(), doc="the settings of OTBR.")
+    suspicion: SuspicionConfig = field(
+        default=SuspicionConfig(),
+        doc="whether anything is repaired at all, judged by images made from the network or, for TSBD, by the clean "
+        "ones; and OTBR's gamma and lambda.",
+    )
+    distillation: DistillationConfig = field(
+        default=DistillationConfig(), doc="how the suspicious network teaches OTBR's fused one."
+    )
+    patching: PatchingConfig = field(
+        default=PatchingConfig(), doc="how a network in which a class stands out is patched, instead of fused."
+    )
+    tsbd: TSBDConfig = field(default=TSBDConfig(), doc="the settings of TSBD.")
+    clean: CleanConfig = field(default=CleanConfig(), doc="TSBD's clean images.")
+    selection: SelectionConfig = field(default=SelectionConfig(), doc="how TSBD's n and m are chosen with them.")
+    sweep: SweepConfig = field(default=SweepConfig(), doc="settings that the report shows beside the chosen one.")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.defense not in DEFENSES:
-            raise InputError(f"defense: expected one of {[*DEFENSES]}, found {self.defense!r}")
-        if self.patching.triggers and not self.suspicion.gamma:
-            raise InputError("suspicion.gamma: expected settings to judge beside patching.triggers, found none")
-        if self.patching.triggers and self.defense != "otbr":
-            raise InputError(
-                f"patching.triggers: expected 0, since only otbr patches and defense is {self.defense!r}, found "
-                f"{self.patching.triggers}"
-            )
-        if self.distills and (self.patching.triggers or self.defense != "otbr"):
-            raise InputError(
-                f"distillation.targets: expected 'none', since only otbr's fused network is taught and "
-                f"{'patching' if self.patching.triggers else self.defense} returns another, "
-                f"found {self.distillation.targets!r}"
-            )
-        made, size = self.suspicion.synthetic.images, self.distillation.finetuning.batch_size
-        if self.distills and size > made:
-            raise InputError(
-                f"distillation.finetuning.batch_size: expected at most {made}, suspicion.synthetic.images, found {size}"
-            )
-        taught, size = 3 * self.suspicion.synthetic.images, self.patching.finetuning.batch_size
-        if self.patching.triggers and size > taught:
-            raise InputError(
-                f"patching.finetuning.batch_size: expected at most {taught}, three times suspicion.synthetic.images, "
-                f"found {size}"
-            )
-        recovered = self.patching.recovered
-        if self.patching.triggers and self.patching.recoveries and recovered > made:
-            raise InputError(
-                f"patching.recovered: expected at most {made}, suspicion.synthetic.images, found {recovered}"
-            )
+    def check(self) -> None:
+        """Patching and distillation are OTBR's, exclude each other, and have as many images as they ask for."""
+        super().check()
+        patches, made = bool(self.patching.triggers), self.suspicion.synthetic.images
+        if patches and not self.suspicion.gamma:
+            raise wrong(self, "suspicion.gamma", "settings to judge beside patching.triggers", found="none")
+        if patches and self.defense != "otbr":
+            raise wrong(self, "patching.triggers", f"0, since only otbr patches and defense is {self.defense!r}")
+        if self.distills and (patches or self.defense != "otbr"):
+            other = "patching" if patches else self.defense
+            expected = f"'none', since only otbr's fused network is taught and {other} returns another"
+            raise wrong(self, "distillation.targets", expected)
+        if self.distills and self.distillation.finetuning.batch_size > made:
+            expected = f"at most {made}, suspicion.synthetic.images"
+            raise wrong(self, "distillation.finetuning.batch_size", expected)
+        if patches and self.patching.finetuning.batch_size > 3 * made:
+            expected = f"at most {3 * made}, three times suspicion.synthetic.images"
+            raise wrong(self, "patching.finetuning.batch_size", expected)
+        if patches and self.patching.recoveries and self.patching.recovered > made:
+            raise wrong(self, "patching.recovered", f"at most {made}, suspicion.synthetic.images")
 
     @property
     def layers(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 import shutil
 import time
@@ -23,55 +22,46 @@ from otbr_jax.errors import InputError
 from otbr_jax.experiments.parallel import split_batch
 from otbr_jax.experiments.resuming import SAVE_EVERY, restore_state, save_state
 from otbr_jax.metrics import Metrics
+from otbr_jax.settings import field, settings
 from otbr_jax.types import Network, Variables, split
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
-@dataclasses.dataclass(frozen=True)
+@settings("training")
 class TrainingConfig:
-    """SGD with momentum, weight decay and a cosine schedule.
+    """SGD with momentum, weight decay and a cosine schedule."""
 
-    Attributes:
-      epochs: passes over the training set.
-      batch_size: images per step, over all devices together; the last, incomplete batch of an epoch is left out.
-      learning_rate: at the start, or after the warm-up; falls to zero along a cosine.
-      warmup: share of the steps in which the learning rate rises from zero, in [0, 1).
-      momentum: of SGD.
-      weight_decay: added to the gradients, as PyTorch's SGD does.
-      crop_padding: black pixels around an image before a random crop; 0 for no crop.
-      flip: whether half of the images are mirrored.
-      precision: `float32`, `bfloat16` (weights, optimizer and all statistics stay float32), or `auto`: bfloat16 on
-        GPUs and TPUs.
-      measure_every: epochs between two measurements of ACC and ASR; the last epoch is always measured.
-    """
-
-    epochs: int = 30
-    batch_size: int = 64
-    learning_rate: float = 0.05
-    warmup: float = 0.0
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    crop_padding: int = 0
-    flip: bool = False
-    precision: str = "auto"
-    measure_every: int = 5
-
-    def __post_init__(self) -> None:
-        for field in ("epochs", "batch_size", "measure_every"):
-            if getattr(self, field) < 1:
-                raise InputError(f"training.{field}: expected at least 1, found {getattr(self, field)}")
-        if not 0 < self.learning_rate < float("inf"):
-            raise InputError(f"training.learning_rate: expected a finite number above 0, found {self.learning_rate}")
-        for field in ("momentum", "warmup"):
-            if not 0 <= getattr(self, field) < 1:
-                raise InputError(f"training.{field}: expected a number in [0, 1), found {getattr(self, field)}")
-        if not 0 <= self.weight_decay < float("inf"):
-            raise InputError(f"training.weight_decay: expected a finite number from 0, found {self.weight_decay}")
-        if self.crop_padding < 0:
-            raise InputError(f"training.crop_padding: expected a number of pixels from 0, found {self.crop_padding}")
-        if self.precision not in PRECISIONS:
-            raise InputError(f"training.precision: expected one of {list(PRECISIONS)}, found {self.precision!r}")
+    epochs: int = field(default=30, at_least=1, doc="passes over the training set.")
+    batch_size: int = field(
+        default=64,
+        at_least=1,
+        doc="images per step, over all devices together; the last, incomplete batch of an epoch is left out.",
+    )
+    learning_rate: float = field(
+        default=0.05, above=0, doc="at the start, or after the warm-up; falls to zero along a cosine."
+    )
+    warmup: float = field(
+        default=0.0, at_least=0, below=1, doc="share of the steps in which the learning rate rises from zero."
+    )
+    momentum: float = field(default=0.9, at_least=0, below=1, doc="of SGD.")
+    weight_decay: float = field(default=5e-4, at_least=0, doc="added to the gradients, as PyTorch's SGD does.")
+    crop_padding: int = field(
+        default=0, at_least=0, unit="pixels", doc="black border around an image before a random crop; 0 for no crop."
+    )
+    flip: bool = field(default=False, doc="whether half of the images are mirrored.")
+    precision: str = field(
+        default="auto",
+        choices=PRECISIONS,
+        doc="`float32`, `bfloat16` (weights, optimizer and all statistics stay float32), or `auto`: bfloat16 on GPUs "
+        "and TPUs.",
+    )
+    measure_every: int = field(
+        default=5,
+        at_least=1,
+        unit="epochs",
+        doc="between two measurements of ACC and ASR; the last epoch is always measured.",
+    )
 
     def measured_epochs(self) -> list[int]:
         """After which epochs, counted from 1, ACC and ASR are measured."""
