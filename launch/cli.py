@@ -71,7 +71,7 @@ def define_config(default: str, config_type: type[T]) -> Config[T]:
     try:
         holder = config_flags.DEFINE_config_file("config", str(CONFIGS / default), "Python file with the settings.")
     except (AttributeError, KeyError) as error:
-        fail(f"--config: expected a file with all fields that flags change, found none for {_one_line(str(error))}")
+        fail(_missing(error))
     return Config(config_type, holder)
 
 
@@ -87,14 +87,15 @@ def run(main: Callable[[Sequence[str]], None], *, config: Config[Any] | None = N
       config: the program's `--config`, if it has one.
     """
     module = sys.modules[main.__module__]
-    own = [*flags.FLAGS.get_key_flags_for_module(module), *([flags.FLAGS["config"]] if config else [])]
-    known = [*(flag.name for flag in own), *(_flags_of(config.config_type) if config else [])]
+    own = flags.FLAGS.get_key_flags_for_module(module)
+    known = [flag.name for flag in own] + (["config", *_flags_of(config.config_type)] if config else [])
     parse = partial(_parse_flags, known=known)
     if not HELP.isdisjoint(sys.argv):
-        print(helping.program_help(module.__doc__ or "", own))
+        text = helping.program_help(module.__doc__ or "", own)
         if config:
             parse([argument for argument in sys.argv if argument not in HELP])
-            print("\n" + helping.settings_help(describe(config.config_type, config.values()), file=config.file()))
+            text += "\n" + helping.settings_help(describe(config.config_type, config.values()), file=config.file())
+        print(text)
         sys.exit()
 
     def guarded(arguments: Sequence[str]) -> None:
@@ -121,11 +122,18 @@ def _parse_flags(arguments: Sequence[str], *, known: Sequence[str]) -> list[str]
         # A config file's own error comes wrapped in absl's.
         before, ours, message = _one_line(str(error)).partition(f"{InputError.__module__}.{InputError.__name__}: ")
         fail(message if ours else before)
+    except (AttributeError, KeyError) as error:
+        fail(_missing(error))
     except Exception as error:  # ml_collections runs the user's config file here
         fail(f"--config: {_one_line(str(error))}")
     if len(rest) > 1:
         fail(f"expected flags only, found {rest[1]!r}")
     return rest
+
+
+def _missing(error: Exception) -> str:
+    inner = error.args[0] if isinstance(error.args[0], KeyError) else error
+    return f"--config: expected a file with every setting that a flag changes, found: {_one_line(str(inner.args[0]))}"
 
 
 def _last_line(error: Exception) -> str:

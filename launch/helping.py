@@ -24,24 +24,24 @@ def program_help(usage: str, own: Iterable[flags.Flag]) -> str:
       usage: its docstring.
       own: its flags.
     """
-    paragraphs = [textwrap.fill(part, WIDTH, break_on_hyphens=False) for part in inspect.cleandoc(usage).split("\n\n")]
-    entries = [_entry(flag.name, flag.default, f"{flag.help}{_choices(flag)}") for flag in own]
+    paragraphs = [_fill(part) for part in inspect.cleandoc(usage).split("\n\n")]
+    entries = [_entry(flag.name, flag.default, _what(flag)) for flag in own]
     return "\n\n".join([*paragraphs, "\n".join(["flags:", *entries])])
 
 
 def settings_help(settings: Sequence[Setting], *, file: str) -> str:
-    """The flags of a config file's settings, with their defaults there.
+    """The flag `--config` and those of single settings.
 
     Args:
-      settings: as `otbr_jax.settings.describe` gives them.
-      file: the name of the file.
+      settings: with the file's defaults, as `otbr_jax.settings.describe` gives them.
+      file: the name of the config file.
     """
-    lines = [f"settings, with their defaults in {file}:", ""]
+    lines = [_entry("config", file, "Python file with the settings; below are its defaults."), "", "settings:"]
     for name, words, default, doc in settings:
         if words:
             lines.append(_entry(f"config.{name}", default, f"{doc} {words[0].upper()}{words[1:]}."))
         else:
-            lines += ["", textwrap.fill(f"{name}: {doc}", WIDTH, subsequent_indent="  ")]
+            lines += ["", _fill(f"{name}: {doc}", later=2)]
     return "\n".join(lines)
 
 
@@ -67,18 +67,23 @@ def unknown_flag(name: str, known: Iterable[str]) -> str:
     return f"unknown flag --{name}; {hint}"
 
 
-def _choices(flag: flags.Flag) -> str:
-    values = getattr(flag.parser, "enum_values", None)
-    return f" One of {[*values]}." if values else ""
+def _what(flag: flags.Flag) -> str:
+    """The text that the flag was defined with, without what absl adds to it."""
+    choices = getattr(flag.parser, "enum_values", None) or ()
+    text = (flag.help or "").removeprefix(f"<{'|'.join(choices)}>: ")
+    text, repeated, _ = text.partition(";\n    repeat this option")
+    return text + (f" One of {[*choices]}." if choices else "") + (" May be repeated." if repeated else "")
 
 
 def _entry(name: str, default: Any, doc: str) -> str:
     """A flag with its default, and below it what it is."""
-    value = "" if default is None else f"={shlex.quote(_plain(default))}"
-    return "\n".join(
-        textwrap.fill(text, WIDTH, initial_indent=indent, subsequent_indent=6 * " ", break_long_words=False)
-        for text, indent in ((f"--{name}{value}", 2 * " "), (doc, 6 * " "))
-    )
+    value = "" if default in (None, []) else f"={shlex.quote(_plain(default))}"
+    return f"{_fill(f'--{name}{value}', first=2, later=6)}\n{_fill(doc, first=6, later=6)}"
+
+
+def _fill(text: str, *, first: int = 0, later: int = 0) -> str:
+    indents = {"initial_indent": first * " ", "subsequent_indent": later * " "}
+    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False, **indents)
 
 
 def _plain(default: Any) -> str:

@@ -8,7 +8,7 @@
 
 Such a class is a frozen dataclass that checks every field when it is made: `TrainingConfig(epochs=0)` raises
 `InputError("training.epochs: expected a whole number of at least 1, found 0")`. `help()` and `describe` read the same
-declaration. Fields are whole numbers, numbers, texts, switches, tuples of these, or groups: other such classes.
+declaration. Fields are whole numbers, numbers, texts, switches, tuples of one of these, or groups: other such classes.
 """
 
 from __future__ import annotations
@@ -296,7 +296,7 @@ def _attributes(declared: Mapping[str, Declared]) -> str:
         what = "" if declarations(kind) else f" {words[0].upper()}{words[1:]}."
         lines.append(f"{name}: {rule.doc}{what} Default: {_shown(default)}.")
     return "\n".join(
-        textwrap.fill(line, 100, initial_indent="  ", subsequent_indent="    ", break_long_words=False)
+        textwrap.fill(line, 100, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
         for line in lines
     )
 
