@@ -82,8 +82,14 @@ def _entry(name: str, default: Any, doc: str) -> str:
 
 
 def _fill(text: str, *, first: int = 0, later: int = 0) -> str:
-    indents = {"initial_indent": first * " ", "subsequent_indent": later * " "}
-    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False, **indents)
+    return textwrap.fill(
+        text,
+        WIDTH,
+        initial_indent=first * " ",
+        subsequent_indent=later * " ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _plain(default: Any) -> str:
