@@ -16,7 +16,6 @@ from absl import flags
 
 from configs.otbr import get_config
 from launch import cli
-from otbr_jax.experiments.config import from_dict
 from otbr_jax.experiments.pipeline import repair
 from otbr_jax.runs.provenance import ROOT, provenance
 from otbr_jax.experiments.repair_config import RepairConfig
@@ -24,6 +23,7 @@ from otbr_jax.experiments.results import summarize
 from otbr_jax.report.results_tables import markdown
 from otbr_jax.report.rows import parse
 from otbr_jax.report.table import summary_table
+from otbr_jax.settings import from_dict
 
 RESULTS = ROOT / "results" / "digits.jsonl"
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2", "3", "4"], "Seeds to run.")

@@ -24,7 +24,6 @@ from otbr_jax.defenses.otbr import OTBRConfig
 from otbr_jax.experiments import otbr_grid
 from otbr_jax.runs.devices import local_mesh
 from otbr_jax.experiments.bench import append_row
-from otbr_jax.experiments.config import from_dict
 from otbr_jax.experiments.evaluation import TestSet
 from otbr_jax.experiments.networks import open_network
 from otbr_jax.experiments.pipeline import repair
@@ -34,6 +33,7 @@ from otbr_jax.fusion import FusionConfig, align, interpolate
 from otbr_jax.layer_choice import choose_layers
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.pruning import neurons_to_prune, prune
+from otbr_jax.settings import from_dict
 
 RESULTS = ROOT / "results" / "sweep.jsonl"
 WORKDIR = flags.DEFINE_string("workdir", "runs/sweep", "Directory for the victim.")

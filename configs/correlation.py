@@ -18,7 +18,7 @@ import ml_collections
 
 from configs import recipes
 from otbr_jax.errors import InputError
-from otbr_jax.experiments.correlation import CorrelationConfig
+from otbr_jax.studies.correlation import CorrelationConfig
 from otbr_jax.experiments.training import TrainingConfig
 from otbr_jax.models.registry import ModelConfig
 

@@ -13,14 +13,12 @@ from collections.abc import Sequence
 from absl import flags
 
 from launch import cli
-from otbr_jax.experiments import config as configs
-from otbr_jax.experiments.ablation import AblationConfig, ablate, rows
+from otbr_jax.studies.ablation import AblationConfig, ablate, rows
 from otbr_jax.experiments.bench import append_row, mend
 from otbr_jax.runs.provenance import provenance
 from otbr_jax.report import ablation_page
 
-CONFIG = cli.define_config("ablate.py")
-flags.adopt_module_key_flags(cli)
+CONFIG = cli.define_config("ablate.py", AblationConfig)
 WORKDIR = flags.DEFINE_string("workdir", "runs/ablate", "Directory for stages and results; resumed if used before.")
 
 RESULTS = flags.DEFINE_string(
@@ -34,7 +32,7 @@ RESULTS = flags.DEFINE_string(
 def main(arguments: Sequence[str]) -> None:
     """Runs the ablation and prints its tables."""
     del arguments
-    config = configs.from_dict(AblationConfig, CONFIG())
+    config = CONFIG()
     origin = provenance() if RESULTS.value else {}
     if RESULTS.value:
         mend(pathlib.Path(RESULTS.value))  # a file that cannot be written ends it before anything is trained
@@ -52,4 +50,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, config=CONFIG)

@@ -13,14 +13,12 @@ from collections.abc import Sequence
 from absl import flags
 
 from launch import cli
-from otbr_jax.experiments import config as configs
-from otbr_jax.experiments.activeness_study import ActivenessConfig, rows, study_activeness, summarize
+from otbr_jax.studies.activeness import ActivenessConfig, rows, study_activeness, summarize
 from otbr_jax.experiments.bench import append_row
 from otbr_jax.runs.provenance import provenance
 from otbr_jax.report.activeness_page import activeness_table
 
-CONFIG = cli.define_config("activeness.py")
-flags.adopt_module_key_flags(cli)
+CONFIG = cli.define_config("activeness.py", ActivenessConfig)
 WORKDIR = flags.DEFINE_string("workdir", "runs/activeness", "Directory for stages and results; resumed if used before.")
 
 RESULTS = flags.DEFINE_string(
@@ -31,7 +29,7 @@ RESULTS = flags.DEFINE_string(
 def main(arguments: Sequence[str]) -> None:
     """Runs the study and prints its table."""
     del arguments
-    config = configs.from_dict(ActivenessConfig, CONFIG())
+    config = CONFIG()
     origin = provenance() if RESULTS.value else {}
     found = study_activeness(config, WORKDIR.value)
     for row in rows(config, found) if RESULTS.value else []:
@@ -46,4 +44,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, config=CONFIG)

@@ -1,46 +1,102 @@
-"""What all launchers share: the config flag, and bad input ending in one line."""
+"""What all launchers share: the config flag, help, and bad input ending in one line."""
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from functools import partial
+from typing import Any, Generic, NoReturn, TypeVar
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from launch import helping
 from otbr_jax.errors import InputError
+from otbr_jax.settings import describe, from_dict
 
+T = TypeVar("T")
 CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
 
 
-def define_config(default: str) -> Callable[[], dict[str, Any]]:
-    """Defines `--config`, a file of `configs/` by default, whose fields are flags such as `--config.seed=1`.
+HELP = {f"{dashes}{name}" for dashes in ("-", "--") for name in ("h", "help", "helpshort", "helpfull")}
 
-    Returns a function that gives the settings as a nested dictionary once flags are parsed.
+
+@dataclasses.dataclass(frozen=True)
+class Config(Generic[T]):
+    """The flag `--config`; calling it gives the settings, once flags are parsed.
+
+    Attributes:
+      config_type: the class of the settings.
+      holder: the flag.
     """
-    try:
-        holder = config_flags.DEFINE_config_file(
-            "config", str(CONFIGS / default), "Config file; its fields are flags too."
-        )
-    except (AttributeError, KeyError) as error:  # ml_collections looks fields up here already; KeyError within groups
-        missing = error.args[0].args[0] if isinstance(error.args[0], KeyError) else error.args[0]
-        fail(f"unknown config field {_one_line(missing)}")
 
-    def settings() -> dict[str, Any]:
+    config_type: type[T]
+    holder: flags.FlagHolder[Any]
+
+    def __call__(self) -> T:
+        """The settings of the file, with what flags change of them."""
+        return from_dict(self.config_type, self.values())
+
+    def values(self) -> dict[str, Any]:
+        """The same as a nested dictionary, not checked yet."""
         try:
-            return holder.value.to_dict()
+            found: dict[str, Any] = self.holder.value.to_dict()
         except Exception as error:  # whatever a user's file does
             raise InputError(
                 f"--config: expected a file whose get_config() returns a ConfigDict: {_last_line(error)}"
             ) from None
+        return found
 
-    return settings
+    def file(self) -> str:
+        """The name of the file, short for one of this project."""
+        path = pathlib.Path(config_flags.get_config_filename(flags.FLAGS[self.holder.name]))
+        return str(path.relative_to(CONFIGS.parent) if path.is_relative_to(CONFIGS.parent) else path)
 
 
-def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs an absl main; bad input prints one line `error: ...` and exits with status 2."""
+def define_config(default: str, config_type: type[T]) -> Config[T]:
+    """Defines `--config`, a file of `configs/` by default, whose fields are flags such as `--config.seed=1`.
+
+    Args:
+      default: the name of the file.
+      config_type: the class of its settings.
+    """
+    known = _flags_of(config_type)
+    for argument in sys.argv[1:]:  # ml_collections looks fields up before flags are parsed
+        given = re.match(r"--?(?:no)?(config\.[\w.]+)", argument)
+        if given and given[1] not in known:
+            fail(helping.unknown_flag(given[1], known))
+    try:
+        holder = config_flags.DEFINE_config_file("config", str(CONFIGS / default), "Python file with the settings.")
+    except (AttributeError, KeyError) as error:
+        fail(_missing(error))
+    return Config(config_type, holder)
+
+
+def _flags_of(config_type: type) -> list[str]:
+    return [f"config.{setting.name}" for setting in describe(config_type) if setting.words]
+
+
+def run(main: Callable[[Sequence[str]], None], *, config: Config[Any] | None = None) -> None:
+    """Runs an absl main; bad input prints one line `error: ...` and exits with status 2.
+
+    Args:
+      main: the main function of the program's module.
+      config: the program's `--config`, if it has one.
+    """
+    module = sys.modules[main.__module__]
+    own = flags.FLAGS.get_key_flags_for_module(module)
+    known = [flag.name for flag in own] + (["config", *_flags_of(config.config_type)] if config else [])
+    parse = partial(_parse_flags, known=known)
+    if not HELP.isdisjoint(sys.argv):
+        text = helping.program_help(module.__doc__ or "", own)
+        if config:
+            parse([argument for argument in sys.argv if argument not in HELP])
+            text += "\n" + helping.settings_help(describe(config.config_type, config.values()), file=config.file())
+        print(text)
+        sys.exit()
 
     def guarded(arguments: Sequence[str]) -> None:
         # After absl has put its own handler in place: one readable line for each warning, no news from libraries.
@@ -54,21 +110,30 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         except KeyboardInterrupt:
             fail("interrupted; the same command goes on from what is finished", status=130)
 
-    app.run(guarded, flags_parser=_parse_flags)
+    app.run(guarded, flags_parser=parse)
 
 
-def _parse_flags(arguments: Sequence[str]) -> list[str]:
+def _parse_flags(arguments: Sequence[str], *, known: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(list(arguments))
+    except flags.UnrecognizedFlagError as error:
+        fail(helping.unknown_flag(error.flagname, known))
     except flags.Error as error:
         # A config file's own error comes wrapped in absl's.
         before, ours, message = _one_line(str(error)).partition(f"{InputError.__module__}.{InputError.__name__}: ")
         fail(message if ours else before)
+    except (AttributeError, KeyError) as error:
+        fail(_missing(error))
     except Exception as error:  # ml_collections runs the user's config file here
         fail(f"--config: {_one_line(str(error))}")
     if len(rest) > 1:
         fail(f"expected flags only, found {rest[1]!r}")
     return rest
+
+
+def _missing(error: Exception) -> str:
+    inner = error.args[0] if isinstance(error.args[0], KeyError) else error
+    return f"--config: expected a file with every setting that a flag changes, found: {_one_line(str(inner.args[0]))}"
 
 
 def _last_line(error: Exception) -> str:

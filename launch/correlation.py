@@ -13,14 +13,12 @@ from collections.abc import Sequence
 from absl import flags
 
 from launch import cli
-from otbr_jax.experiments import config as configs
 from otbr_jax.experiments.bench import append_row
-from otbr_jax.experiments.correlation import CorrelationConfig, correlate, rows, summarize
+from otbr_jax.studies.correlation import CorrelationConfig, correlate, rows, summarize
 from otbr_jax.runs.provenance import provenance
 from otbr_jax.report.table import correlation_table
 
-CONFIG = cli.define_config("correlation.py")
-flags.adopt_module_key_flags(cli)
+CONFIG = cli.define_config("correlation.py", CorrelationConfig)
 WORKDIR = flags.DEFINE_string(
     "workdir", "runs/correlation", "Directory for stages and results; resumed if used before."
 )
@@ -31,7 +29,7 @@ RESULTS = flags.DEFINE_string("results", "", "A .jsonl file that gets a row for 
 def main(arguments: Sequence[str]) -> None:
     """Runs the study and prints its table."""
     del arguments
-    config = configs.from_dict(CorrelationConfig, CONFIG())
+    config = CONFIG()
     origin = provenance() if RESULTS.value else {}
     studies = correlate(config, WORKDIR.value)
     for row in rows(config, studies) if RESULTS.value else []:
@@ -46,4 +44,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, config=CONFIG)

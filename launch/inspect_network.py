@@ -12,12 +12,10 @@ from collections.abc import Sequence
 from absl import flags
 
 from launch import cli
-from otbr_jax.experiments.config import from_dict
 from otbr_jax.experiments.inspecting import inspect
 from otbr_jax.experiments.repair_config import RepairConfig
 
-CONFIG = cli.define_config("own_network.py")
-flags.adopt_module_key_flags(cli)
+CONFIG = cli.define_config("own_network.py", RepairConfig)
 OUT = flags.DEFINE_string("out", None, "File for the drawing: .png, .svg or .pdf.")
 JUDGE = flags.DEFINE_string("judge", None, "Working directory; judges, without data, whether it looks backdoored.")
 VERIFY = flags.DEFINE_bool("verify", False, "Permutes every group and measures how far the outputs move.")
@@ -26,9 +24,9 @@ VERIFY = flags.DEFINE_bool("verify", False, "Permutes every group and measures h
 def main(arguments: Sequence[str]) -> None:
     """Traces the network and prints its table."""
     del arguments
-    config = from_dict(RepairConfig, CONFIG())
+    config = CONFIG()
     print(inspect(config, drawing=OUT.value, verify=VERIFY.value, judge_in=JUDGE.value))
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, config=CONFIG)

@@ -13,21 +13,19 @@ from collections.abc import Sequence
 from absl import flags
 
 from launch import cli
-from otbr_jax.experiments.config import from_dict
 from otbr_jax.experiments.pipeline import repair
 from otbr_jax.experiments.repair_config import RepairConfig
 from otbr_jax.experiments.results import summarize
 from otbr_jax.report.table import summary_table
 
-CONFIG = cli.define_config("otbr_plus.py")
-flags.adopt_module_key_flags(cli)  # --help shows --config
+CONFIG = cli.define_config("otbr_plus.py", RepairConfig)
 WORKDIR = flags.DEFINE_string("workdir", "runs/otbr", "Directory for stages and results; a run is resumed there.")
 
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the pipeline, writes its results and prints the summary."""
     del arguments
-    config = from_dict(RepairConfig, CONFIG())
+    config = CONFIG()
     result = repair(config, WORKDIR.value)
     print(f"\n{summary_table(summarize(result))}\n")
     for name, what in (
@@ -41,4 +39,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, config=CONFIG)

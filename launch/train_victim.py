@@ -12,19 +12,18 @@ from collections.abc import Sequence
 from absl import flags
 
 from launch import cli
-from otbr_jax.experiments import config as configs
+from otbr_jax.experiments.config import VictimConfig
 from otbr_jax.experiments.victim_training import repair_flags, train_victim
 from otbr_jax.report.table import percent
 
-CONFIG = cli.define_config("victims/cifar10.py")
-flags.adopt_module_key_flags(cli)
+CONFIG = cli.define_config("victims/cifar10.py", VictimConfig)
 WORKDIR = flags.DEFINE_string("workdir", "runs/victim", "Directory for stages and results; resumed if used before.")
 
 
 def main(arguments: Sequence[str]) -> None:
     """Trains, measures and prints a table of the measurements."""
     del arguments
-    config = configs.from_dict(configs.VictimConfig, CONFIG())
+    config = CONFIG()
     _, summary = train_victim(config, WORKDIR.value)
     print(f"\n{'epoch':>6}{'ACC %':>8}{'ASR %':>8}")
     for row in summary["history"]["measured"]:
@@ -36,4 +35,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, config=CONFIG)

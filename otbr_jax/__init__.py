@@ -1,12 +1,12 @@
 """Repair of backdoored neural networks in JAX.
 
-Pure functions over a `Network` (two functions) and its variables; see `otbr_jax.defenses` for whole methods and
-`otbr_jax.experiments` for what runs, saves and measures them.
+Pure functions over a `Network` (two functions) and its variables; see `otbr_jax.defenses` for whole methods, and
+`otbr_jax.studies` for what runs, saves and measures them.
 """
 
 from otbr_jax.activeness import Activeness, activeness
 from otbr_jax.defenses.otbr import OTBRConfig, OTBRInfo, otbr
-from otbr_jax.defenses.otbr_plus import OTBRPlusInfo, otbr_plus
+from otbr_jax.defenses.otbr_plus import OTBRPlusInfo, OTBRSettings, otbr_plus
 from otbr_jax.defenses.tsbd import TSBDConfig, TSBDInfo, tsbd
 from otbr_jax.errors import InputError
 from otbr_jax.finetuning import FinetuningConfig, activeness_aware, finetune
@@ -15,6 +15,7 @@ from otbr_jax.layer_choice import choose_layers, neighbours
 from otbr_jax.neuron_graph import Group, Layer, NeuronGraph, check_graph, permutation_error, permute
 from otbr_jax.neurons import trace
 from otbr_jax.patching import PatchingConfig
+from otbr_jax.plan import LongStep, Setup, Step, run, set_up
 from otbr_jax.pruning import neurons_to_prune, prune, reinitialize
 from otbr_jax.suspicion import SuspicionConfig
 from otbr_jax.transport import TransportConfig
@@ -38,12 +39,16 @@ __all__ = [
     "Group",
     "InputError",
     "Layer",
+    "LongStep",
     "Network",
     "NeuronGraph",
     "OTBRConfig",
     "OTBRInfo",
     "OTBRPlusInfo",
+    "OTBRSettings",
     "PatchingConfig",
+    "Setup",
+    "Step",
     "SuspicionConfig",
     "TSBDConfig",
     "TSBDInfo",
@@ -70,6 +75,8 @@ __all__ = [
     "random_unlearning",
     "ranks",
     "reinitialize",
+    "run",
+    "set_up",
     "trace",
     "tsbd",
     "unlearn",

@@ -8,35 +8,28 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from otbr_jax.errors import InputError
 from otbr_jax.finetuning import FinetuningConfig, finetune
+from otbr_jax.settings import field, settings
 from otbr_jax.types import Batch, Network, Variables
 
 TARGETS = ("none", "probabilities", "labels")
 
 
-@dataclasses.dataclass(frozen=True)
+@settings("distillation")
 class DistillationConfig:
-    """How a fused network is taught by the suspicious one.
+    """How a fused network is taught by the suspicious one."""
 
-    Attributes:
-      targets: what it is taught of each image, a name of `TARGETS`: `none` for no distillation, the suspicious
-        network's `probabilities` of all classes, or only its answers, as `labels`.
-      finetuning: how; with `alpha` above 0 activeness-aware, TSBD's second stage without data.
-      crop_padding: pixels by which images are moved at random, at most.
-    """
-
-    targets: str = "none"
-    finetuning: FinetuningConfig = FinetuningConfig(
-        epochs=10, batch_size=50, learning_rate=0.0003, alpha=0.0, schedule="cosine"
+    targets: str = field(
+        default="none",
+        choices=TARGETS,
+        doc="what it is taught of each image: `none` for no distillation, the suspicious network's `probabilities` of "
+        "all classes, or only its answers, as `labels`.",
     )
-    crop_padding: int = 1
-
-    def __post_init__(self) -> None:
-        if self.targets not in TARGETS:
-            raise InputError(f"distillation.targets: expected one of {[*TARGETS]}, found {self.targets!r}")
-        if self.crop_padding < 0:
-            raise InputError(f"distillation.crop_padding: expected a number from 0, found {self.crop_padding}")
+    finetuning: FinetuningConfig = field(
+        default=FinetuningConfig(epochs=10, batch_size=50, learning_rate=0.0003, alpha=0.0, schedule="cosine"),
+        doc="how; with `alpha` above 0 activeness-aware, TSBD's second stage without data.",
+    )
+    crop_padding: int = field(default=1, at_least=0, unit="pixels", doc="how far images are moved at random, at most.")
 
 
 def distill(

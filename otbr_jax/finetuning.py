@@ -10,7 +10,6 @@ where `grad_fn(params)` gives the gradients of the same batch at other parameter
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,51 +19,42 @@ import optax
 
 from otbr_jax.errors import InputError
 from otbr_jax.objective import cross_entropy, float32_params, training_state
+from otbr_jax.settings import field, settings
 from otbr_jax.types import Augment, Batch, Network, Variables, split, unchanged
 from otbr_jax.unlearning import epoch_draws, per_device
 
 SCHEDULES = ("constant", "cosine")
 
 
-@dataclasses.dataclass(frozen=True)
+@settings("finetuning")
 class FinetuningConfig:
-    """Activeness-aware fine-tuning as published (TSBD, step 3).
+    """Activeness-aware fine-tuning as published (TSBD, step 3)."""
 
-    Attributes:
-      epochs: passes over the clean images.
-      batch_size: images per step, over all devices together; an epoch's last, incomplete batch is left out.
-      learning_rate: of SGD without weight decay.
-      momentum: of SGD, in [0, 1).
-      radius: the paper's r, how far each tensor is moved up its gradient; above 0.
-      alpha: weight of the gradient found there, in [0, 1]; 0 is fine-tuning as everybody knows it.
-      schedule: of the learning rate, a name of `SCHEDULES`: as published `constant`, or `cosine` down to zero.
-      patience: after how many epochs in a row whose mean loss is no new minimum it ends early; as published 0, never.
-    """
-
-    epochs: int = 20
-    batch_size: int = 256
-    learning_rate: float = 0.01
-    momentum: float = 0.9
-    radius: float = 0.05
-    alpha: float = 0.7
-    schedule: str = "constant"
-    patience: int = 0
-
-    def __post_init__(self) -> None:
-        for field in ("epochs", "patience"):
-            if getattr(self, field) < 0:
-                raise InputError(f"finetuning.{field}: expected a number from 0, found {getattr(self, field)}")
-        if self.batch_size < 1:
-            raise InputError(f"finetuning.batch_size: expected at least 1, found {self.batch_size}")
-        for field in ("learning_rate", "radius"):
-            if not 0 < getattr(self, field) < float("inf"):
-                raise InputError(f"finetuning.{field}: expected a finite number above 0, found {getattr(self, field)}")
-        if not 0 <= self.momentum < 1:
-            raise InputError(f"finetuning.momentum: expected a number in [0, 1), found {self.momentum}")
-        if not 0 <= self.alpha <= 1:
-            raise InputError(f"finetuning.alpha: expected a number in [0, 1], found {self.alpha}")
-        if self.schedule not in SCHEDULES:
-            raise InputError(f"finetuning.schedule: expected one of {[*SCHEDULES]}, found {self.schedule!r}")
+    epochs: int = field(default=20, at_least=0, doc="passes over the clean images.")
+    batch_size: int = field(
+        default=256,
+        at_least=1,
+        doc="images per step, over all devices together; an epoch's last, incomplete batch is left out.",
+    )
+    learning_rate: float = field(default=0.01, above=0, doc="of SGD without weight decay.")
+    momentum: float = field(default=0.9, at_least=0, below=1, doc="of SGD.")
+    radius: float = field(default=0.05, above=0, doc="the paper's r, how far each tensor is moved up its gradient.")
+    alpha: float = field(
+        default=0.7,
+        at_least=0,
+        at_most=1,
+        doc="weight of the gradient found there; 0 is fine-tuning as everybody knows it.",
+    )
+    schedule: str = field(
+        default="constant",
+        choices=SCHEDULES,
+        doc="of the learning rate: as published `constant`, or `cosine` down to zero.",
+    )
+    patience: int = field(
+        default=0,
+        at_least=0,
+        doc="after how many epochs in a row whose mean loss is no new minimum it ends early; as published 0, never.",
+    )
 
     def steps(self, images: int, *, batch_size: int = 0) -> int:
         """How many steps so many images make; `batch_size` is by default the setting's."""
@@ -260,7 +250,7 @@ def next_epoch(
     axis_name: str | None = None,
     place: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Progress:
-    """One more epoch; its key is `fold_in(key, epochs)`. Takes what `finetune` takes; `like` as `step_fn`'s variables."""
+    """One more epoch, with the key `fold_in(key, epochs)`; takes what `finetune` takes, and `like` as `step_fn` does."""
     size = per_device(config.batch_size, axis_name, name="finetuning.batch_size")
     optimizer = optimizer_of(config, steps=config.steps(len(clean.labels), batch_size=size))
     step, own = step_fn(network, like, optimizer, axis_name=axis_name), jax.random.fold_in(key, progress.epochs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -14,6 +13,7 @@ import numpy as np
 from otbr_jax import transport
 from otbr_jax.errors import InputError
 from otbr_jax.neuron_graph import Layer
+from otbr_jax.settings import field, settings
 from otbr_jax.transport import Plan, TransportConfig
 from otbr_jax.types import Variables, named_leaves, replace_leaves
 from otbr_jax.weight_change import Scores, by_neuron, from_neurons
@@ -22,38 +22,40 @@ PARTS = ("from_first", "pruned")
 ALIGNED = ("kernels", "vectors", "neighbours")
 
 
-@dataclasses.dataclass(frozen=True)
+@settings("fusion")
 class FusionConfig:
-    """Pruned-to-backdoored fusion; the defaults are as published (OTBR, step 3).
+    """Pruned-to-backdoored fusion; the defaults are as published (OTBR, step 3)."""
 
-    Attributes:
-      lam: the paper's lambda, weight of the aligned pruned network, in [0, 1]; 0 gives back the original.
-      layers: which layers take part, a name of `PARTS`: all `from_first` that holds a pruned neuron, as published, or
-        only those that hold `pruned` ones.
-      tied: whether layers whose neurons are added share one plan, of their summed costs, so that both sides of an
-        addition stay aligned.
-      keep_norms: whether a mixture of neurons gets the mean norm of what it is mixed of, since averages are shorter
-        (variance collapse, arXiv 2211.08403).
-      aligned: what is aligned and averaged, a name of `ALIGNED`: the layers' `kernels`, as published; their per-channel
-        `vectors` too (biases, normalisation and its statistics); or both, and the layers' `neighbours`, such as
-        shortcuts and the classifier.
-      transport: how the plans are computed.
-    """
-
-    lam: float = 0.5
-    layers: str = "from_first"
-    tied: bool = False
-    keep_norms: bool = False
-    aligned: str = "kernels"
-    transport: TransportConfig = TransportConfig()
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.lam <= 1:
-            raise InputError(f"fusion.lam: expected the paper's lambda in [0, 1], found {self.lam}")
-        if self.layers not in PARTS:
-            raise InputError(f"fusion.layers: expected one of {[*PARTS]}, found {self.layers!r}")
-        if self.aligned not in ALIGNED:
-            raise InputError(f"fusion.aligned: expected one of {[*ALIGNED]}, found {self.aligned!r}")
+    lam: float = field(
+        default=0.5,
+        at_least=0,
+        at_most=1,
+        doc="the paper's lambda, weight of the aligned pruned network; 0 gives back the original.",
+    )
+    layers: str = field(
+        default="from_first",
+        choices=PARTS,
+        doc="which layers take part: all `from_first` that holds a pruned neuron, as published, or only those that "
+        "hold `pruned` ones.",
+    )
+    tied: bool = field(
+        default=False,
+        doc="whether layers whose neurons are added share one plan, of their summed costs, so that both sides of an "
+        "addition stay aligned.",
+    )
+    keep_norms: bool = field(
+        default=False,
+        doc="whether a mixture of neurons gets the mean norm of what it is mixed of, since averages are shorter "
+        "(variance collapse, arXiv 2211.08403).",
+    )
+    aligned: str = field(
+        default="kernels",
+        choices=ALIGNED,
+        doc="what is aligned and averaged: the layers' `kernels`, as published; their per-channel `vectors` too "
+        "(biases, normalisation and its statistics); or both, and the layers' `neighbours`, such as shortcuts and "
+        "the classifier.",
+    )
+    transport: TransportConfig = field(default=TransportConfig(), doc="how the plans are computed.")
 
 
 class FusionInfo(NamedTuple):

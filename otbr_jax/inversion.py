@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -11,34 +10,27 @@ import jax.numpy as jnp
 import optax
 
 from otbr_jax.convolutions import channels_last
-from otbr_jax.errors import InputError
+from otbr_jax.settings import field, settings
 from otbr_jax.triggers import FAMILIES, TriggerFamily
 from otbr_jax.types import Batch, Network, Variables
 
 
-@dataclasses.dataclass(frozen=True)
+@settings("inversion")
 class InversionConfig:
-    """How triggers are searched.
+    """How triggers are searched."""
 
-    Attributes:
-      steps: of Adam, for every class.
-      learning_rate: of Adam; mask and pattern are logistic functions of what it moves, a perturbation is what it moves.
-      size: weight of the share of the image that the mask covers, or of a perturbation's mean square.
-      images: how many images it is searched on, at most.
-    """
-
-    steps: int = 100
-    learning_rate: float = 0.1
-    size: float = 10.0
-    images: int = 100
-
-    def __post_init__(self) -> None:
-        for field in ("steps", "images"):
-            if getattr(self, field) < 1:
-                raise InputError(f"inversion.{field}: expected at least 1, found {getattr(self, field)}")
-        for field in ("learning_rate", "size"):
-            if not 0 < getattr(self, field) < float("inf"):
-                raise InputError(f"inversion.{field}: expected a number above 0, found {getattr(self, field)}")
+    steps: int = field(default=100, at_least=1, doc="of Adam, for every class.")
+    learning_rate: float = field(
+        default=0.1,
+        above=0,
+        doc="of Adam; mask and pattern are logistic functions of what it moves, a perturbation is what it moves.",
+    )
+    size: float = field(
+        default=10.0,
+        above=0,
+        doc="weight of the share of the image that the mask covers, or of a perturbation's mean square.",
+    )
+    images: int = field(default=100, at_least=1, doc="how many images it is searched on, at most.")
 
 
 class Found(NamedTuple):

@@ -10,12 +10,6 @@ from otbr_jax.neuron_graph import Layer, NeuronGraph
 LAYERS = ("auto", "convolutions", "hidden")
 
 
-def check_layers(layers: str, *, name: str = "layers") -> None:
-    """Raises InputError, about the setting `name`, if `layers` is no name of `LAYERS`."""
-    if layers not in LAYERS:
-        raise InputError(f"{name}: expected one of {list(LAYERS)}, found {layers!r}")
-
-
 def choose_layers(graph: NeuronGraph, layers: str) -> tuple[Layer, ...]:
     """The layers of a network that a defence scores and repairs, in execution order.
 
@@ -27,7 +21,8 @@ def choose_layers(graph: NeuronGraph, layers: str) -> tuple[Layer, ...]:
     Raises:
       InputError: if there is no such choice, or the network has no such layer.
     """
-    check_layers(layers)
+    if layers not in LAYERS:
+        raise InputError(f"layers: expected one of {[*LAYERS]}, found {layers!r}")
     convolutions, hidden = graph.main_convolutions, graph.hidden_layers
     if layers == "auto":
         layers = "convolutions" if 2 * len(convolutions) > len(hidden) else "hidden"

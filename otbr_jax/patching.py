@@ -14,56 +14,75 @@ import jax.numpy as jnp
 from otbr_jax.errors import InputError
 from otbr_jax.finetuning import FinetuningConfig, finetune
 from otbr_jax.inversion import InversionConfig, Searches, reach, search_families
+from otbr_jax.settings import field, settings, wrong
 from otbr_jax.synthetic import SyntheticConfig, synthesize
 from otbr_jax.triggers import FAMILIES
 from otbr_jax.types import Augment, Batch, Network, Variables, split, unchanged
 
 
-@dataclasses.dataclass(frozen=True)
+@settings("patching")
 class PatchingConfig:
-    """How a network is patched.
+    """How a network is patched."""
 
-    Attributes:
-      triggers: how many patches, and as many perturbations, are searched in each round; 0 for no patching.
-      classes: how many of the classes that stand out are patched, one after the other.
-      rounds: how often triggers are searched in the network as it is then, and taught; as often again in each recovery.
-      recoveries: how often images of the suspicious class are made from the patched network, and taught too; that
-        brings the class back and, with some networks, the backdoor.
-      recovered: how many of them; without recoveries of no use.
-      patch: how patches are searched.
-      perturbation: how perturbations are searched.
-      finetuning: activeness-aware fine-tuning of a round, on images without and with triggers.
-      crop_padding: pixels by which images are moved at random, at most.
-      shares: how much of the way from the original network to the patched one may be gone, each in [0, 1], ascending.
-      success: how well triggers of the original network that were not taught may still work, in [0, 1].
-      own: how many of the suspicious class's images may keep their answer, in [0, 1]; not asked after a recovery.
-      recovered_success: how well triggers may work again after a recovery, in [0, 1].
-    """
+    triggers: int = field(
+        default=0,
+        at_least=0,
+        doc="how many patches, and as many perturbations, are searched in each round; 0 for no patching.",
+    )
+    classes: int = field(
+        default=2, at_least=1, doc="how many of the classes that stand out are patched, one after the other."
+    )
+    rounds: int = field(
+        default=8,
+        at_least=1,
+        doc="how often triggers are searched in the network as it is then, and taught; as often again in each "
+        "recovery.",
+    )
+    recoveries: int = field(
+        default=0,
+        at_least=0,
+        doc="how often images of the suspicious class are made from the patched network, and taught too; that brings "
+        "the class back and, with some networks, the backdoor.",
+    )
+    recovered: int = field(default=60, at_least=1, doc="how many of them.")
+    patch: InversionConfig = field(
+        default=InversionConfig(steps=40, size=30.0, images=60), doc="how patches are searched."
+    )
+    perturbation: InversionConfig = field(
+        default=InversionConfig(steps=40, learning_rate=0.03, size=30.0, images=60),
+        doc="how perturbations are searched.",
+    )
+    finetuning: FinetuningConfig = field(
+        default=FinetuningConfig(epochs=6, batch_size=50, learning_rate=0.0003, schedule="cosine"),
+        doc="activeness-aware fine-tuning of a round, on images without and with triggers.",
+    )
+    crop_padding: int = field(default=1, at_least=0, unit="pixels", doc="how far images are moved at random, at most.")
+    shares: tuple[float, ...] = field(
+        default=(*(step / 50 for step in range(10)), *(step / 20 for step in range(4, 21))),
+        at_least=0,
+        at_most=1,
+        doc="how much of the way from the original network to the patched one may be gone, ascending.",
+    )
+    success: float = field(
+        default=0.02,
+        at_least=0,
+        at_most=1,
+        doc="how well triggers of the original network that were not taught may still work.",
+    )
+    own: float = field(
+        default=0.15,
+        at_least=0,
+        at_most=1,
+        doc="how many of the suspicious class's images may keep their answer; not asked after a recovery.",
+    )
+    recovered_success: float = field(
+        default=0.05, at_least=0, at_most=1, doc="how well triggers may work again after a recovery."
+    )
 
-    triggers: int = 0
-    classes: int = 2
-    rounds: int = 8
-    recoveries: int = 0
-    recovered: int = 60
-    patch: InversionConfig = InversionConfig(steps=40, size=30.0, images=60)
-    perturbation: InversionConfig = InversionConfig(steps=40, learning_rate=0.03, size=30.0, images=60)
-    finetuning: FinetuningConfig = FinetuningConfig(epochs=6, batch_size=50, learning_rate=0.0003, schedule="cosine")
-    crop_padding: int = 1
-    shares: tuple[float, ...] = (*(step / 50 for step in range(10)), *(step / 20 for step in range(4, 21)))
-    success: float = 0.02
-    own: float = 0.15
-    recovered_success: float = 0.05
-
-    def __post_init__(self) -> None:
-        bounds = {"triggers": 0, "classes": 1, "rounds": 1, "recoveries": 0, "recovered": 1, "crop_padding": 0}
-        for field, least in bounds.items():
-            if getattr(self, field) < least:
-                raise InputError(f"patching.{field}: expected a number from {least}, found {getattr(self, field)}")
-        if not self.shares or [*self.shares] != sorted(self.shares) or not 0 <= self.shares[0] <= self.shares[-1] <= 1:
-            raise InputError(f"patching.shares: expected ascending shares in [0, 1], found {[*self.shares]}")
-        for field in ("success", "own", "recovered_success"):
-            if not 0 <= getattr(self, field) <= 1:
-                raise InputError(f"patching.{field}: expected a share in [0, 1], found {getattr(self, field)}")
+    def check(self) -> None:
+        """Shares ascend."""
+        if not self.shares or [*self.shares] != sorted(self.shares):
+            raise wrong(self, "shares", "ascending shares")
 
     @property
     def searches(self) -> Searches:
@@ -223,9 +242,7 @@ def patch(
     def made(now: Any, key: jax.Array) -> Batch:
         labels = jnp.arange(synthetic.images, dtype=jnp.int32) % network.num_classes
         labels = jnp.where(jnp.arange(synthetic.images) < config.recovered, suspect, labels)
-        found, _ = synthesize(
-            network, {**state, "params": now}, labels=labels, key=key, config=synthetic
-        )
+        found, _ = synthesize(network, {**state, "params": now}, labels=labels, key=key, config=synthetic)
         return Batch(found.images[: config.recovered], found.labels[: config.recovered])
 
     def own_images(before: Any, recovery: jax.Array, key: jax.Array) -> Batch:

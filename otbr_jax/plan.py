@@ -17,7 +17,7 @@ import jax
 from otbr_jax.errors import InputError
 from otbr_jax.layer_choice import choose_layers, neighbours
 from otbr_jax.neuron_graph import Layer, NeuronGraph
-from otbr_jax.types import Augment, Batch, Network, unchanged
+from otbr_jax.types import Augment, Network, unchanged
 
 Report = Callable[..., None]
 """Called on the host after each part of a step, with values to show (a progress bar)."""
@@ -37,6 +37,7 @@ class Setup:
       augment: how clean images are varied before they are prepared, as the network was trained.
       axis_name: mapped axis whose devices share each batch, inside `jax.pmap` or `jax.shard_map`.
       place: says where a batch lies on the devices, for callers that shard under `jax.jit`.
+      devices: how many there are then.
     """
 
     network: Network
@@ -44,7 +45,8 @@ class Setup:
     layers: tuple[Layer, ...]
     augment: Augment = unchanged
     axis_name: str | None = None
-    place: Callable[[Batch], Batch] = lambda batch: batch
+    place: Callable[[Any], Any] = lambda batch: batch
+    devices: int = 1
 
     @property
     def neighbours(self) -> tuple[Layer, ...]:
@@ -83,6 +85,7 @@ class Step:
       total: how often `run` reports, or `setup -> how often`.
       unit: of what it reports.
       key: the name that its key is derived from; by default its own, `ROOT` for the run's key as it is.
+      code: more modules whose code its value depends on, beside that of `run`.
       check: `(settings, value)`, called on the host; raises InputError, or warns, if it cannot be used.
     """
 
@@ -94,6 +97,7 @@ class Step:
     total: int | Callable[[Setup], int] = 1
     unit: str = "step"
     key: str | None = None
+    code: tuple[str, ...] = ()
     check: Callable[[Any, Any], None] = lambda settings, value: None
 
 

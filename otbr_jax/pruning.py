@@ -35,12 +35,6 @@ class ReinitInfo(NamedTuple):
 SCHEMES = ("weights", "neurons")
 
 
-def check_scheme(scheme: str, *, name: str = "scheme") -> None:
-    """Raises InputError, about the setting `name`, if `scheme` is no name of `SCHEMES`."""
-    if scheme not in SCHEMES:
-        raise InputError(f"{name}: expected one of {[*SCHEMES]}, found {scheme!r}")
-
-
 def neurons_to_prune(gamma: float, total: int) -> int:
     """How many of `total` neurons the share `gamma` means (rounded down, as the reference does).
 
@@ -117,7 +111,8 @@ def reinitialize(
     Raises:
       InputError: if there is no such scheme.
     """
-    check_scheme(scheme)
+    if scheme not in SCHEMES:
+        raise InputError(f"scheme: expected one of {[*SCHEMES]}, found {scheme!r}")
     if scheme == "neurons":
         return _without_neurons(variables, scores, layers, count=count)
     places = ranks(scores)

@@ -5,7 +5,6 @@ Neither test images nor the trigger are looked at.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -14,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from otbr_jax.errors import InputError
 from otbr_jax.finetuning import FinetuningConfig, finetune
 from otbr_jax.neuron_graph import Layer
 from otbr_jax.pruning import reinitialize
+from otbr_jax.settings import field, settings, wrong
 from otbr_jax.types import Augment, Batch, Network, Variables, unchanged
 from otbr_jax.weight_change import Scores
 
@@ -25,37 +24,33 @@ DRAWS = 8
 """How many random variations of every held-out image a candidate is judged by."""
 
 
-@dataclasses.dataclass(frozen=True)
+@settings("selection")
 class SelectionConfig:
-    """How n and m are chosen.
+    """How n and m are chosen."""
 
-    Attributes:
-      n: shares of neurons to choose from, each in [0, 1]; empty for `tsbd.n` and `tsbd.m` as they are.
-      m: shares of their weights to choose from, each in [0, 1]; empty for `tsbd.m` as it is.
-      held_out: share of the clean images that a candidate is judged by, in (0, 1).
-      folds: how many disjoint parts are held out in turn.
-      tolerance: how far a candidate's held-out accuracy may lie below the highest, in [0, 1].
-    """
+    n: tuple[float, ...] = field(
+        default=(),
+        at_least=0,
+        at_most=1,
+        doc="shares of neurons to choose from; empty for `tsbd.n` and `tsbd.m` as they are.",
+    )
+    m: tuple[float, ...] = field(
+        default=(), at_least=0, at_most=1, doc="shares of their weights to choose from; empty for `tsbd.m` as it is."
+    )
+    held_out: float = field(
+        default=0.25, above=0, below=1, doc="share of the clean images that a candidate is judged by."
+    )
+    folds: int = field(default=1, at_least=1, doc="how many disjoint parts are held out in turn.")
+    tolerance: float = field(
+        default=0.02, at_least=0, at_most=1, doc="how far a candidate's held-out accuracy may lie below the highest."
+    )
 
-    n: tuple[float, ...] = ()
-    m: tuple[float, ...] = ()
-    held_out: float = 0.25
-    folds: int = 1
-    tolerance: float = 0.02
-
-    def __post_init__(self) -> None:
-        for field in ("n", "m"):
-            for value in getattr(self, field):
-                if not 0 <= value <= 1:
-                    raise InputError(f"selection.{field}: expected fractions in [0, 1], found {value}")
+    def check(self) -> None:
+        """Shares of weights come with shares of neurons, and folds do not overlap."""
         if self.m and not self.n:
-            raise InputError(f"selection.n: expected shares of neurons beside selection.m {[*self.m]}, found none")
-        if not 0 < self.held_out < 1:
-            raise InputError(f"selection.held_out: expected a share in (0, 1), found {self.held_out}")
-        if self.folds < 1 or self.folds * self.held_out > 1 + 1e-9:
-            raise InputError(f"selection.folds: expected 1..{int(1 / self.held_out + 1e-9)}, found {self.folds}")
-        if not 0 <= self.tolerance <= 1:
-            raise InputError(f"selection.tolerance: expected a share in [0, 1], found {self.tolerance}")
+            raise wrong(self, "n", f"shares of neurons beside selection.m {[*self.m]}", found="none")
+        if self.folds * self.held_out > 1 + 1e-9:
+            raise wrong(self, "folds", f"1..{int(1 / self.held_out + 1e-9)}")
 
 
 def candidates(n: Sequence[float], m: Sequence[float]) -> tuple[tuple[float, float], ...]:

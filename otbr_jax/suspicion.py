@@ -7,17 +7,16 @@ weight. The weights are the simplest that told the bench's victims from its clea
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from otbr_jax.errors import InputError
 from otbr_jax.detectors import DETECTORS, Answers, Observed
 from otbr_jax.detectors.detector import relative
 from otbr_jax.inversion import Found, InversionConfig, Searches, reach
+from otbr_jax.settings import field, settings, wrong
 from otbr_jax.synthetic import SyntheticConfig
 from otbr_jax.triggers import FAMILIES
 from otbr_jax.types import Batch, Network, Variables
@@ -26,48 +25,53 @@ CLEAN_SCORES = (0.16, 0.17, 0.21, 0.23, 0.24, 0.24, 0.29, 0.37, 0.4, 0.86)
 """The highest suspicion of any class in each clean network of the bench (`configs/bench/otbr_plus.py`), ascending."""
 
 
-@dataclasses.dataclass(frozen=True)
+@settings("suspicion")
 class SuspicionConfig:
-    """How a network is judged, and gamma and lambda are chosen, without data.
+    """How a network is judged, and gamma and lambda are chosen, without data."""
 
-    Attributes:
-      gamma: shares of neurons to try, each in [0, 1]; empty for no judgement: gamma and lambda are then the method's.
-      lam: the paper's lambdas to try, each in [0, 1].
-      synthetic: how images are made from the network.
-      patch: how a patch is reverse-engineered on them for each class.
-      perturbation: how a perturbation of the whole image is.
-      agreement: settings at which fewer of the images keep their answer say nothing about single classes, in [0, 1].
-      least_agreement: settings at which fewer of the images of other classes than the suspicious one keep their answer
-        are not chosen, in [0, 1].
-      threshold: the suspicion from which a class stands out.
-      remaining: what may remain of the suspicious class for a setting to count as repaired, see `remaining`.
-      evidence: the detectors that are asked, names of `detectors.DETECTORS`.
-    """
+    gamma: tuple[float, ...] = field(
+        default=(),
+        at_least=0,
+        at_most=1,
+        doc="shares of neurons to try; empty for no judgement: gamma and lambda are then the method's.",
+    )
+    lam: tuple[float, ...] = field(default=(0.5, 0.75), at_least=0, at_most=1, doc="the paper's lambdas to try.")
+    synthetic: SyntheticConfig = field(default=SyntheticConfig(), doc="how images are made from the network.")
+    patch: InversionConfig = field(
+        default=InversionConfig(steps=80), doc="how a patch is reverse-engineered on them for each class."
+    )
+    perturbation: InversionConfig = field(
+        default=InversionConfig(steps=80, learning_rate=0.03, size=30.0),
+        doc="how a perturbation of the whole image is.",
+    )
+    agreement: float = field(
+        default=0.9,
+        at_least=0,
+        at_most=1,
+        doc="settings at which fewer of the images keep their answer say nothing about single classes.",
+    )
+    least_agreement: float = field(
+        default=0.6,
+        at_least=0,
+        at_most=1,
+        doc="settings at which fewer of the images of other classes than the suspicious one keep their answer are not "
+        "chosen.",
+    )
+    threshold: float = field(default=0.41, doc="the suspicion from which a class stands out.")
+    remaining: float = field(
+        default=0.02,
+        at_least=0,
+        at_most=1,
+        doc="what may remain of the suspicious class for a setting to count as repaired, see `remaining`.",
+    )
+    evidence: tuple[str, ...] = field(
+        default=("patch", "perturbation", "fall"), choices=tuple(DETECTORS), doc="the detectors that are asked."
+    )
 
-    gamma: tuple[float, ...] = ()
-    lam: tuple[float, ...] = (0.5, 0.75)
-    synthetic: SyntheticConfig = SyntheticConfig()
-    patch: InversionConfig = InversionConfig(steps=80)
-    perturbation: InversionConfig = InversionConfig(steps=80, learning_rate=0.03, size=30.0)
-    agreement: float = 0.9
-    least_agreement: float = 0.6
-    threshold: float = 0.41
-    remaining: float = 0.02
-    evidence: tuple[str, ...] = ("patch", "perturbation", "fall")
-
-    def __post_init__(self) -> None:
-        for field in ("gamma", "lam"):
-            for value in getattr(self, field):
-                if not 0 <= value <= 1:
-                    raise InputError(f"suspicion.{field}: expected fractions in [0, 1], found {value}")
+    def check(self) -> None:
+        """A grid has two sides."""
         if self.gamma and not self.lam:
-            raise InputError(f"suspicion.lam: expected lambdas beside suspicion.gamma {[*self.gamma]}, found none")
-        for field in ("agreement", "least_agreement", "remaining"):
-            if not 0 <= getattr(self, field) <= 1:
-                raise InputError(f"suspicion.{field}: expected a share in [0, 1], found {getattr(self, field)}")
-        for name in self.evidence:
-            if name not in DETECTORS:
-                raise InputError(f"suspicion.evidence: expected names of {[*DETECTORS]}, found {name!r}")
+            raise wrong(self, "lam", f"lambdas beside suspicion.gamma {[*self.gamma]}", found="none")
 
     @property
     def searches(self) -> Searches:

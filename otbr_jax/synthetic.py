@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,37 +10,25 @@ import jax.numpy as jnp
 import optax
 
 from otbr_jax.convolutions import channels_last
-from otbr_jax.errors import InputError
+from otbr_jax.settings import field, settings
 from otbr_jax.types import Batch, Network, Variables, split
 
 
-@dataclasses.dataclass(frozen=True)
+@settings("synthetic")
 class SyntheticConfig:
-    """How images are made.
+    """How images are made."""
 
-    Attributes:
-      images: how many, equally many of each class as far as possible.
-      steps: of Adam, on the images' pixels.
-      learning_rate: of Adam; pixels are logistic functions of what it moves.
-      statistics: weight of how far the batch's statistics lie from the network's running ones, 1 at the start.
-      variation: weight of the mean absolute difference between neighbouring pixels, in [0, 1].
-    """
-
-    images: int = 200
-    steps: int = 100
-    learning_rate: float = 0.2
-    statistics: float = 100.0
-    variation: float = 10.0
-
-    def __post_init__(self) -> None:
-        for field in ("images", "steps"):
-            if getattr(self, field) < 1:
-                raise InputError(f"synthetic.{field}: expected at least 1, found {getattr(self, field)}")
-        if not 0 < self.learning_rate < float("inf"):
-            raise InputError(f"synthetic.learning_rate: expected a number above 0, found {self.learning_rate}")
-        for field in ("statistics", "variation"):
-            if not 0 <= getattr(self, field) < float("inf"):
-                raise InputError(f"synthetic.{field}: expected a number from 0, found {getattr(self, field)}")
+    images: int = field(default=200, at_least=1, doc="how many, equally many of each class as far as possible.")
+    steps: int = field(default=100, at_least=1, doc="of Adam, on the images' pixels.")
+    learning_rate: float = field(default=0.2, above=0, doc="of Adam; pixels are logistic functions of what it moves.")
+    statistics: float = field(
+        default=100.0,
+        at_least=0,
+        doc="weight of how far the batch's statistics lie from the network's running ones, 1 at the start.",
+    )
+    variation: float = field(
+        default=10.0, at_least=0, doc="weight of the mean absolute difference between neighbouring pixels, in [0, 1]."
+    )
 
 
 class SyntheticInfo(NamedTuple):
@@ -109,7 +96,8 @@ def synthesize(
       on_step: called on the host after each step; None traces no callback.
 
     Returns:
-      Images `[n, h, w, c]` in [0, 1], before the network's `prepare`, and the labels that they were made for, `[n]`; `SyntheticInfo`.
+      Images `[n, h, w, c]` in [0, 1], before the network's `prepare`, and the labels that they were made for, `[n]`;
+      `SyntheticInfo`.
 
     Source: after DeepInversion, arXiv 1912.08795.
     """

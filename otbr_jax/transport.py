@@ -5,7 +5,6 @@ Plans are entropic (ott-jax's Sinkhorn) or exact (POT's network simplex) behind 
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from ott.solvers.linear.acceleration import Momentum
 from ott.solvers.linear.sinkhorn import Sinkhorn
 
 from otbr_jax.errors import InputError
+from otbr_jax.settings import field, settings
 
 SOLVERS = ("sinkhorn", "exact")
 COSTS = ("euclidean", "squared_euclidean")
@@ -25,41 +25,37 @@ MASSES = ("uniform", "nwc", "random")
 _PIVOTS = 100_000_000  # the network simplex ends by itself long before: 2,048 neurons take some 100,000
 
 
-@dataclasses.dataclass(frozen=True)
+@settings("fusion.transport")
 class TransportConfig:
-    """What is transported, at which cost, and by which solver; masses and cost as published (OTBR, step 3).
+    """What is transported, at which cost, and by which solver; masses and cost as published (OTBR, step 3)."""
 
-    Attributes:
-      solver: `sinkhorn`, entropic plans on the device; `exact`, the network simplex on the host, which no device helps.
-      cost: between two neurons' weights: `euclidean`, their distance, or `squared_euclidean`.
-      source_mass: of the pruned network's neurons, see `mass`.
-      target_mass: of the suspicious network's neurons, see `mass`.
-      epsilon: entropic regularisation of `sinkhorn`, as a fraction of the mean cost. The default and what it costs
-        against exact plans: `benchmarks/transport.py`.
-      threshold: largest L1 error of the marginals at which a plan of `sinkhorn` counts as converged.
-      max_iterations: where `sinkhorn` stops all the same; `Plan.converged` then says so.
-    """
-
-    solver: str = "sinkhorn"
-    cost: str = "euclidean"
-    source_mass: str = "uniform"
-    target_mass: str = "nwc"
-    epsilon: float = 1e-2
-    threshold: float = 1e-3
-    max_iterations: int = 5000
-
-    def __post_init__(self) -> None:
-        known = {"solver": SOLVERS, "cost": COSTS, "source_mass": MASSES, "target_mass": MASSES}
-        for field, names in known.items():
-            if getattr(self, field) not in names:
-                raise InputError(
-                    f"fusion.transport.{field}: expected one of {list(names)}, found {getattr(self, field)!r}"
-                )
-        for field in ("epsilon", "threshold", "max_iterations"):
-            if not 0 < getattr(self, field) < float("inf"):
-                raise InputError(
-                    f"fusion.transport.{field}: expected a finite number above 0, found {getattr(self, field)}"
-                )
+    solver: str = field(
+        default="sinkhorn",
+        choices=SOLVERS,
+        doc="`sinkhorn`, entropic plans on the device; `exact`, the network simplex on the host, which no device "
+        "helps.",
+    )
+    cost: str = field(
+        default="euclidean",
+        choices=COSTS,
+        doc="between two neurons' weights: `euclidean`, their distance, or `squared_euclidean`.",
+    )
+    source_mass: str = field(default="uniform", choices=MASSES, doc="of the pruned network's neurons, see `mass`.")
+    target_mass: str = field(default="nwc", choices=MASSES, doc="of the suspicious network's neurons, see `mass`.")
+    epsilon: float = field(
+        default=1e-2,
+        above=0,
+        doc="entropic regularisation of `sinkhorn`, as a fraction of the mean cost. The default and what it costs "
+        "against exact plans: `benchmarks/transport.py`.",
+    )
+    threshold: float = field(
+        default=1e-3,
+        above=0,
+        doc="largest L1 error of the marginals at which a plan of `sinkhorn` counts as converged.",
+    )
+    max_iterations: int = field(
+        default=5000, at_least=1, doc="where `sinkhorn` stops all the same; `Plan.converged` then says so."
+    )
 
 
 class Plan(NamedTuple):

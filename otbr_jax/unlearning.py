@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,62 +11,38 @@ import optax
 
 from otbr_jax.errors import InputError
 from otbr_jax.objective import Evaluated, cross_entropy, float32_params
+from otbr_jax.settings import field, settings
 from otbr_jax.types import Augment, Batch, BatchFn, Network, Variables, split, unchanged
 
 
-@dataclasses.dataclass(frozen=True)
+@settings("unlearning")
 class UnlearningConfig:
-    """Random unlearning as published (OTBR, step 1).
+    """Random unlearning as published (OTBR, step 1)."""
 
-    Attributes:
-      steps: number of ascent steps.
-      batch_size: images per step, over all devices together.
-      learning_rate: of SGD without weight decay.
-      momentum: of SGD, in [0, 1).
-    """
-
-    steps: int = 20
-    batch_size: int = 256
-    learning_rate: float = 1e-4
-    momentum: float = 0.9
-
-    def __post_init__(self) -> None:
-        _check(self, "unlearning", "steps", "batch_size")
+    steps: int = field(default=20, at_least=1, doc="number of ascent steps.")
+    batch_size: int = field(default=256, at_least=1, doc="images per step, over all devices together.")
+    learning_rate: float = field(default=1e-4, above=0, doc="of SGD without weight decay.")
+    momentum: float = field(default=0.9, at_least=0, below=1, doc="of SGD.")
 
 
-@dataclasses.dataclass(frozen=True)
+@settings("unlearning")
 class CleanUnlearningConfig:
-    """Clean unlearning as published (TSBD, step 1): epochs of ascent until the network knows no more than chance.
+    """Clean unlearning as published (TSBD, step 1): epochs of ascent until the network knows no more than chance."""
 
-    Attributes:
-      max_epochs: at most so many passes over the clean images.
-      batch_size: images per step, over all devices together; an epoch's last, incomplete batch is left out.
-      learning_rate: of SGD without weight decay.
-      momentum: of SGD, in [0, 1).
-      stop_accuracy: it ends with the first epoch whose accuracy is at most this, in [0, 1]; 0 for chance level,
-        `1 / classes`.
-    """
-
-    max_epochs: int = 100
-    batch_size: int = 256
-    learning_rate: float = 1e-4
-    momentum: float = 0.9
-    stop_accuracy: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check(self, "unlearning", "max_epochs", "batch_size")
-        if not 0 <= self.stop_accuracy < 1:
-            raise InputError(f"unlearning.stop_accuracy: expected an accuracy in [0, 1), found {self.stop_accuracy}")
-
-
-def _check(config: Any, name: str, *counts: str) -> None:
-    for field in counts:
-        if getattr(config, field) < 1:
-            raise InputError(f"{name}.{field}: expected at least 1, found {getattr(config, field)}")
-    if not 0 < config.learning_rate < float("inf"):
-        raise InputError(f"{name}.learning_rate: expected a finite number above 0, found {config.learning_rate}")
-    if not 0 <= config.momentum < 1:
-        raise InputError(f"{name}.momentum: expected a number in [0, 1), found {config.momentum}")
+    max_epochs: int = field(default=100, at_least=1, doc="at most so many passes over the clean images.")
+    batch_size: int = field(
+        default=256,
+        at_least=1,
+        doc="images per step, over all devices together; an epoch's last, incomplete batch is left out.",
+    )
+    learning_rate: float = field(default=1e-4, above=0, doc="of SGD without weight decay.")
+    momentum: float = field(default=0.9, at_least=0, below=1, doc="of SGD.")
+    stop_accuracy: float = field(
+        default=0.0,
+        at_least=0,
+        below=1,
+        doc="it ends with the first epoch whose accuracy is at most this; 0 for chance level, `1 / classes`.",
+    )
 
 
 class UnlearningInfo(NamedTuple):

@@ -77,17 +77,12 @@ def rankable(scores: Scores, *, ranking: str) -> dict[str, jax.Array]:
     Raises:
       InputError: if there is no such ranking.
     """
-    check_ranking(ranking)
+    if ranking not in RANKINGS:
+        raise InputError(f"ranking: expected one of {[*RANKINGS]}, found {ranking!r}")
     if ranking == "global":
         return dict(scores)
     tiny = jnp.finfo(jnp.float32).tiny
     return {name: score / jnp.maximum(jnp.mean(score), tiny) for name, score in scores.items()}
-
-
-def check_ranking(ranking: str, *, name: str = "ranking") -> None:
-    """Raises InputError, about the setting `name`, if `ranking` is no name of `RANKINGS`."""
-    if ranking not in RANKINGS:
-        raise InputError(f"{name}: expected one of {[*RANKINGS]}, found {ranking!r}")
 
 
 def check_scores(scores: Scores) -> None:

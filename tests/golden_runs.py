@@ -25,9 +25,10 @@ from otbr_jax.attacks.badnets import BadNetsConfig
 from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.data.clean import CleanConfig
 from otbr_jax.data.sources import DataConfig
+from otbr_jax.defenses import otbr_plus, tsbd
 from otbr_jax.defenses.tsbd import TSBDConfig
 from otbr_jax.experiments.pipeline import repair
-from otbr_jax.experiments.repair_config import RepairConfig, SweepConfig
+from otbr_jax.experiments.repair_config import RepairConfig
 from otbr_jax.experiments.training import TrainingConfig
 from otbr_jax.finetuning import FinetuningConfig
 from otbr_jax.inversion import InversionConfig
@@ -58,7 +59,7 @@ VICTIM = {
 OTBR = RepairConfig(
     **VICTIM,
     otbr=OTBRConfig(unlearning=UnlearningConfig(steps=3, batch_size=16), gamma=0.2),
-    sweep=SweepConfig(gamma=(0.05, 0.2), lam=(0.5, 1.0)),
+    sweep=otbr_plus.SweepConfig(gamma=(0.05, 0.2), lam=(0.5, 1.0)),
 )
 PATCHING = PatchingConfig(
     triggers=1,
@@ -82,13 +83,13 @@ TSBD = RepairConfig(
         finetuning=FinetuningConfig(epochs=3, batch_size=32),
     ),
     selection=SelectionConfig(n=(0.1, 0.4), m=(0.5, 1.0), folds=2),
-    sweep=SweepConfig(n=(0.1,), m=(0.5,)),
+    sweep=tsbd.SweepConfig(n=(0.1,), m=(0.5,)),
 )
 OWN_NETWORK = RepairConfig(
     model=ModelConfig(name=f"{pathlib.Path(__file__)}:stated", image_shape=(6, 6, 1), num_classes=3),
     data=DataConfig(name="none"),
     otbr=OTBRConfig(unlearning=UnlearningConfig(steps=2, batch_size=8), gamma=0.3),
-    sweep=SweepConfig(gamma=()),
+    sweep=otbr_plus.SweepConfig(gamma=()),
 )
 RUNS = {"otbr": OTBR, "otbr_plus": OTBR_PLUS, "unchanged": UNCHANGED, "tsbd": TSBD, "own_network": OWN_NETWORK}
 

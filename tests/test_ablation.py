@@ -14,7 +14,7 @@ from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.data.clean import CleanConfig
 from otbr_jax.defenses.tsbd import TSBDConfig
 from otbr_jax.experiments import trigger_activation
-from otbr_jax.experiments.ablation import AblationConfig, ablate, rows
+from otbr_jax.studies.ablation import AblationConfig, ablate, rows
 from otbr_jax.experiments.training import TrainingConfig
 from otbr_jax.finetuning import FinetuningConfig
 from otbr_jax.layer_choice import choose_layers
@@ -150,13 +150,13 @@ def test_a_batch_that_devices_cannot_share(tmp_path):
 @pytest.mark.parametrize(
     ("message", "changes"),
     [
-        (r"top: expected a share of neurons in \(0, 1\], found 0", {"top": 0.0}),
+        (r"top: expected a number in \(0, 1\], found 0", {"top": 0.0}),
         (r"tsbd.n: expected one of n, \[0.3\], found 0.4", {"n": (0.3,)}),
         (r"poisoning_ratios: expected each once and not 0.1 again", {"poisoning_ratios": (0.1,)}),
         (r"fractions: expected each once and not 0.05 again", {"fractions": (0.01, 0.01)}),
-        (r"n: expected fractions in \[0, 1\], found 1.4", {"n": (0.4, 1.4)}),
+        (r"n: expected a list of numbers in \[0, 1\], found 1.4 among them", {"n": (0.4, 1.4)}),
         (
-            r"poisoning_ratios: expected none, since model.checkpoint is the victim, found \[0.05\]",
+            r"poisoning_ratios: expected none, since model.checkpoint is the victim, found \(0.05,\)",
             {"model": dataclasses.replace(CONFIG.model, checkpoint="victim.pt")},
         ),
         ("attack.name: expected an attack, since a backdoor is to be removed", {"attacks": ("none",)}),

@@ -17,7 +17,7 @@ from otbr_jax.attacks.badnets import BadNetsConfig
 from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.data.sources import DataConfig
 from otbr_jax.detection import DetectionScores
-from otbr_jax.experiments.activeness_study import (
+from otbr_jax.studies.activeness import (
     ActivenessConfig,
     activeness_and_nwc,
     rows,
@@ -134,11 +134,11 @@ def test_a_checkpoint_is_one_victim_and_nothing_named_is_the_configs_own():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"fraction": 0.0}, r"fraction: expected a share of the training images in \(0, 1\], found 0.0"),
+        ({"fraction": 0.0}, r"fraction: expected a number in \(0, 1\], found 0.0"),
         ({"fraction": 1e-6}, "fraction: expected at least one of the 1297 images, found none at 1e-06"),
-        ({"attacks": ("none", "badnet")}, "attack.name: expected one of .*, found 'badnet'"),
+        ({"attacks": ("none", "badnet")}, "attacks: expected a list of any of .*, found 'badnet' among them"),
         ({"seeds": (1, 1)}, r"seeds: expected each once, found \(1, 1\)"),
-        ({"seeds": (-1,)}, r"seed: expected an integer in \[0, 2\*\*32\), found -1"),
+        ({"seeds": (-1,)}, r"seeds: expected a list of whole numbers in \[0, 2\*\*32\), found -1 among them"),
         ({"data": DataConfig("none")}, "data.name: expected images to study victims with, found 'none'"),
     ],
 )

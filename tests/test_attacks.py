@@ -124,10 +124,10 @@ def test_no_poisoned_image_is_an_error():
     ("settings", "message"),
     [
         ({"name": "badnet"}, "attack.name: expected one of"),
-        ({"poisoning_ratio": 0.0}, "attack.poisoning_ratio: expected a share in"),
-        ({"target": -1}, "attack.target: expected a class, found -1"),
+        ({"poisoning_ratio": 0.0}, "attack.poisoning_ratio: expected a number in"),
+        ({"target": -1}, "attack.target: expected a whole number of at least 0, found -1"),
         ({"labels": "any"}, "attack.labels: expected one of"),
-        ({"name": "wanet", "labels": "clean_label"}, "attack.labels: wanet changes labels while the network learns"),
+        ({"name": "wanet", "labels": "clean_label"}, "attack.labels: expected labels that change, as wanet does"),
     ],
 )
 def test_bad_attacks(settings, message):
@@ -138,13 +138,13 @@ def test_bad_attacks(settings, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: BadNetsConfig(size=0), "attack.badnets.size: expected a finite number above 0"),
-        (lambda: BlendedConfig(cells=1), "attack.blended.cells: expected at least 2, found 1"),
-        (lambda: BlendedConfig(alpha=1.0), r"attack.blended.alpha: expected a share in \(0, 1\)"),
-        (lambda: sig.SIGConfig(amplitude=float("nan")), "attack.sig.amplitude: expected a finite number"),
+        (lambda: BadNetsConfig(size=0), "attack.badnets.size: expected a whole number of at least 1, in pixels"),
+        (lambda: BlendedConfig(cells=1), "attack.blended.cells: expected a whole number of at least 2, found 1"),
+        (lambda: BlendedConfig(alpha=1.0), r"attack.blended.alpha: expected a number in \(0, 1\)"),
+        (lambda: sig.SIGConfig(amplitude=float("nan")), "attack.sig.amplitude: expected a number above 0"),
         (lambda: wanet.WaNetConfig(k=0), "attack.wanet.k: expected"),
-        (lambda: wanet.WaNetConfig(cross_ratio=-1), "attack.wanet.cross_ratio: expected a finite number from 0"),
-        (lambda: trojan.TrojanConfig(side=2.0), r"attack.trojan.side: expected a share in \(0, 1\]"),
+        (lambda: wanet.WaNetConfig(cross_ratio=-1), "attack.wanet.cross_ratio: expected a number of at least 0"),
+        (lambda: trojan.TrojanConfig(side=2.0), r"attack.trojan.side: expected a number in \(0, 1\]"),
         (lambda: ssba.SSBAConfig(bits=0), "attack.ssba.bits: expected"),
     ],
 )

@@ -14,12 +14,13 @@ from otbr_jax.attacks.registry import ATTACKS, AttackConfig
 from otbr_jax.data.sources import DataConfig
 from otbr_jax.experiments import bench, provenance
 from otbr_jax.experiments.bench import Cell, Grid, load_grid
-from otbr_jax.experiments.config import VictimConfig, from_dict
+from otbr_jax.experiments.config import VictimConfig
 from otbr_jax.experiments.repair_config import RepairConfig, SweepConfig
 from otbr_jax.experiments.training import TrainingConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.report.results_tables import markdown
 from otbr_jax.report.rows import parse
+from otbr_jax.settings import from_dict
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = RepairConfig(

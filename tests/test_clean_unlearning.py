@@ -141,12 +141,12 @@ def test_fewer_images_than_one_batch(tiny, clean):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_epochs": 0}, "unlearning.max_epochs: expected at least 1, found 0"),
-        ({"batch_size": 0}, "unlearning.batch_size: expected at least 1, found 0"),
-        ({"learning_rate": float("inf")}, "unlearning.learning_rate: expected a finite number above 0, found inf"),
+        ({"max_epochs": 0}, "unlearning.max_epochs: expected a whole number of at least 1, found 0"),
+        ({"batch_size": 0}, "unlearning.batch_size: expected a whole number of at least 1, found 0"),
+        ({"learning_rate": float("inf")}, "unlearning.learning_rate: expected a number above 0, found inf"),
         ({"momentum": -0.1}, r"unlearning.momentum: expected a number in \[0, 1\), found -0.1"),
-        ({"stop_accuracy": 1.0}, r"unlearning.stop_accuracy: expected an accuracy in \[0, 1\), found 1.0"),
-        ({"stop_accuracy": float("nan")}, "unlearning.stop_accuracy: expected an accuracy .* found nan"),
+        ({"stop_accuracy": 1.0}, r"unlearning.stop_accuracy: expected a number in \[0, 1\), found 1.0"),
+        ({"stop_accuracy": float("nan")}, "unlearning.stop_accuracy: expected a number .* found nan"),
     ],
 )
 def test_bad_settings(settings, message):

@@ -118,7 +118,7 @@ def test_what_is_at_the_target_is_replaced_only_when_asked(tiny, victim, tmp_pat
     ("goal", "model", "settings", "message"),
     [
         ("x.pt", "preact_resnet1", {}, r"--model: expected one of \[.*, found 'preact_resnet1'; did you mean 'preact_"),
-        ("x.pt", NAME, {"width": -1}, "--width: expected at least 0, found -1"),
+        ("x.pt", NAME, {"width": -1}, "--width: expected a whole number of at least 0, found -1"),
         ("x.pt", NAME, {"depth": (1, 1)}, r"^--depth: expected .*, found \(1, 1\)"),
         (
             "x.pt",

@@ -14,7 +14,7 @@ from otbr_jax import InputError
 from otbr_jax.attacks.badnets import BadNetsConfig
 from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.data.sources import DataConfig
-from otbr_jax.experiments.correlation import CorrelationConfig, correlate, rows, summarize
+from otbr_jax.studies.correlation import CorrelationConfig, correlate, rows, summarize
 from otbr_jax.experiments.training import TrainingConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.report.table import correlation_table
@@ -125,7 +125,7 @@ def test_a_row_says_what_was_measured(finished):
             {"attacks": ("none",)},
             "attack.name: expected an attack, since poison unlearning needs its trigger; found none",
         ),
-        ({"top": 2.0}, r"top: expected a share of neurons in \(0, 1\], found 2.0"),
+        ({"top": 2.0}, r"top: expected a number in \(0, 1\], found 2.0"),
         ({"data": DataConfig("none")}, "data.name: expected images to study victims with, found 'none'"),
     ],
 )

@@ -90,7 +90,7 @@ def test_a_subset_of_digits():
     [
         ({"train_images": 1298}, r"data.train_images: expected at most 1,297, as many as there are, found 1,298"),
         ({"test_images": 501}, r"data.test_images: expected at most 500, as many as there are, found 501"),
-        ({"test_images": -1}, r"data.test_images: expected a number of images, or 0 for all, found -1"),
+        ({"test_images": -1}, r"data.test_images: expected a whole number of at least 0, found -1"),
     ],
 )
 def test_subsets_that_cannot_be(settings, message):

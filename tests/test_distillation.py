@@ -101,7 +101,7 @@ def test_a_repair_with_distillation_says_so_everywhere(tmp_path):
             {"targets": "all"},
             r"distillation.targets: expected one of \['none', .*'labels'\], found 'all'",
         ),
-        ({"crop_padding": -1}, "distillation.crop_padding: expected a number from 0, found -1"),
+        ({"crop_padding": -1}, "distillation.crop_padding: expected a whole number of at least 0, in pixels, found -1"),
     ],
 )
 def test_unknown_settings(settings, message):

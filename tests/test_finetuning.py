@@ -200,12 +200,12 @@ def test_fewer_images_than_one_batch(moved, clean):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"epochs": -1}, "finetuning.epochs: expected a number from 0, found -1"),
-        ({"batch_size": 0}, "finetuning.batch_size: expected at least 1, found 0"),
-        ({"learning_rate": 0.0}, "finetuning.learning_rate: expected a finite number above 0, found 0.0"),
+        ({"epochs": -1}, "finetuning.epochs: expected a whole number of at least 0, found -1"),
+        ({"batch_size": 0}, "finetuning.batch_size: expected a whole number of at least 1, found 0"),
+        ({"learning_rate": 0.0}, "finetuning.learning_rate: expected a number above 0, found 0.0"),
         ({"momentum": 1.0}, r"finetuning.momentum: expected a number in \[0, 1\), found 1.0"),
-        ({"radius": 0.0}, "finetuning.radius: expected a finite number above 0, found 0.0"),
-        ({"radius": float("nan")}, "finetuning.radius: expected a finite number above 0, found nan"),
+        ({"radius": 0.0}, "finetuning.radius: expected a number above 0, found 0.0"),
+        ({"radius": float("nan")}, "finetuning.radius: expected a number above 0, found nan"),
         ({"alpha": 1.1}, r"finetuning.alpha: expected a number in \[0, 1\], found 1.1"),
     ],
 )

@@ -5,9 +5,10 @@ import sys
 
 import pytest
 
+from launch.helping import unknown_flag
 from otbr_jax import InputError
-from otbr_jax.experiments.config import from_dict
 from otbr_jax.experiments.repair_config import RepairConfig, SweepConfig
+from otbr_jax.settings import describe, from_dict
 
 
 def launch(*flags, program="repair"):
@@ -18,11 +19,11 @@ def launch(*flags, program="repair"):
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--config.otbr.gama=0.1", "gama"),
+        ("--config.otbr.gama=0.1", "unknown flag --config.otbr.gama; did you mean --config.otbr.gamma?"),
         pytest.param("--config.otbr.gamma=high", "high", marks=pytest.mark.slow),
         pytest.param(
             "--config.otbr.gamma=1.5",
-            "gamma: expected a fraction of neurons in [0, 1], found 1.5",
+            "otbr.gamma: expected a number in [0, 1], found 1.5",
             marks=pytest.mark.slow,
         ),
         ("--config=nowhere.py", "nowhere.py"),
@@ -78,10 +79,78 @@ def test_a_broken_config_file_is_named_with_its_flag(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_an_unknown_setting_within_a_group_is_named(tmp_path):
-    done = launch(f"--workdir={tmp_path / 'w'}", "--config.suspicion.inversion.steps=5")
+@pytest.mark.parametrize(
+    ("program", "flag", "message"),
+    [
+        ("repair", "--epochs=3", "unknown flag --epochs; did you mean --config.training.epochs?"),
+        ("convert", "--clases=3", "unknown flag --clases; did you mean --num_classes?"),
+    ],
+)
+def test_a_mistyped_flag_ends_with_the_nearest_one(program, flag, message):
+    done = launch(flag, program=program)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {message}\n")
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("epochs", "config.training.epochs"),
+        ("config.epochs", "config.training.epochs"),
+        ("training.epochs", "config.training.epochs"),
+        ("config.traning.epochs", "config.training.epochs"),
+        ("config.suspicion.inversion.steps", "config.suspicion.perturbation.steps"),
+        ("gama", "config.otbr.gamma"),
+        ("work_dir", "workdir"),
+    ],
+)
+def test_the_nearest_flag(given, meant):
+    known = ["workdir", *(f"config.{setting.name}" for setting in describe(RepairConfig) if setting.words)]
+    assert unknown_flag(given, known) == f"unknown flag --{given}; did you mean --{meant}?"
+
+
+def test_no_flag_is_near():
+    assert unknown_flag("xyz", ["workdir", "config.seed"]) == "unknown flag --xyz; --help lists all"
+
+
+def test_a_config_file_without_a_setting_that_a_flag_changes(tmp_path):
+    file = tmp_path / "small.py"
+    file.write_text("import ml_collections\nget_config = lambda: ml_collections.ConfigDict({'seed': 1})")
+    done = launch(f"--config={file}", f"--workdir={tmp_path / 'w'}", "--config.otbr.gamma=0.5")
     assert done.returncode == 2
-    assert done.stderr == "error: unknown config field 'inversion'\n"
+    assert done.stderr == "error: --config: expected a file with every setting that a flag changes, found: 'otbr'\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "flags"),
+    [
+        ("repair", ("--config=configs/otbr.py", "--config.seed=4", "-h")),
+        ("convert", ("--help",)),
+        *(
+            pytest.param(program, ("--helpfull",), marks=pytest.mark.slow)
+            for program in (
+                *("ablate", "activeness", "bench", "check_reference", "correlation", "inspect_network"),
+                *("prepare_data", "tables", "train_victim"),
+            )
+        ),
+    ],
+)
+def test_help(program, flags):
+    done = launch(*flags, program=program)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"python -m launch.{program}" in " ".join(done.stdout.split())
+    assert "\nflags:\n  --" in done.stdout
+    assert max(len(line) for line in done.stdout.splitlines()) <= 100
+    for noise in ("absl", "ml_collections", "tfds", "--helpfull", "--verbosity"):
+        assert noise not in done.stdout
+    if program == "repair":
+        settings = [setting for setting in describe(RepairConfig) if setting.words]
+        assert all(f"\n  --config.{setting.name}=" in done.stdout for setting in settings)
+        assert "\n  --config=configs/otbr.py\n" in done.stdout
+        assert "\n  --config.seed=4\n" in done.stdout
+        assert (
+            "\n\nmodel: the network.\n  --config.model.name=preact_resnet10\n      a name of `ARCHITECTURES`"
+        ) in done.stdout
+        assert "    images per step, over all devices together. A whole number of at least 1.\n" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -89,13 +158,16 @@ def test_an_unknown_setting_within_a_group_is_named(tmp_path):
     [
         ({"otbr": {"gama": 0.1}}, r"config.otbr.gama: unknown config field; did you mean config.otbr.gamma\?"),
         ({"zzz": 1}, r"config.zzz: unknown config field; expected one of \["),
-        ({"suspicion": {"patch": {"steps": 0}}}, r"^suspicion.patch.steps: expected at least 1, found 0$"),
+        (
+            {"suspicion": {"patch": {"steps": 0}}},
+            r"^suspicion.patch.steps: expected a whole number of at least 1, found 0$",
+        ),
         ({"patching": {"patch": {"size": 0.0}}}, r"^patching.patch.size: expected a number above 0, found 0.0$"),
-        ({"seed": 0.5}, "config.seed: expected int, found 0.5"),
-        ({"seed": True}, "config.seed: expected int, found True"),
-        ({"otbr": 3}, "config.otbr: expected a group of settings, found 3"),
-        ({"sweep": {"gamma": 0.1}}, "config.sweep.gamma: expected a list of values, found 0.1"),
-        ({"sweep": {"lam": [0.1, 2]}}, r"sweep.lam: expected fractions in \[0, 1\], found 2.0"),
+        ({"seed": 0.5}, r"^seed: expected a whole number in \[0, 2\*\*32\), found 0.5"),
+        ({"seed": True}, r"^seed: expected a whole number in .*, found True"),
+        ({"otbr": 3}, "^otbr: expected a group of settings, found 3"),
+        ({"sweep": {"gamma": 0.1}}, r"^sweep.gamma: expected a list of numbers in \[0, 1\], found 0.1$"),
+        ({"sweep": {"lam": [0.1, 2]}}, r"sweep.lam: expected a list of numbers in \[0, 1\], found 2.0 among them"),
         ({"defense": "magic"}, r"defense: expected one of \['otbr', 'tsbd'\], found 'magic'"),
         ({"attack": {"target": 10}}, r"attack.target: expected a class in 0..9, found 10"),
     ],

@@ -43,15 +43,18 @@ def test_published_sizes():
             {"name": "preact_resnet8"},
             r"model.name: expected one of .* 'preact_resnet8'; did you mean 'preact_res",
         ),
-        ({"width": -1}, "model.width: expected at least 0, found -1"),
+        ({"width": -1}, "model.width: expected a whole number of at least 0, found -1"),
         ({"width": 200, "name": "vit_b_16"}, "model.width: expected a multiple of its 3 attention heads, found 200"),
         (
             {"depth": (1, 1)},
             r"model.depth: expected a number of at least 1 for each of \(2, 2, 2, 2\), found \(1, 1\)",
         ),
-        ({"depth": (0,), "name": "vit_b_16"}, r"model.depth: expected a number .* each of \(12,\), found \(0,\)"),
-        ({"num_classes": 0}, "model.num_classes: expected at least 1, found 0"),
-        ({"image_shape": (8, 8)}, r"model.image_shape: expected \(height, width, channels\), found \(8, 8\)"),
+        (
+            {"depth": (0,), "name": "vit_b_16"},
+            "model.depth: expected a list of whole numbers of at least 1, found 0 among them",
+        ),
+        ({"num_classes": 0}, "model.num_classes: expected a whole number of at least 1, found 0"),
+        ({"image_shape": (8, 8)}, r"model.image_shape: expected a list of 3 whole numbers .*, found \(8, 8\)"),
         ({"image_shape": (8, 40, 3), "name": "vit_b_16"}, "model.image_shape: expected multiples of 16, found 8 x 40"),
         *(
             ({"image_shape": (16, 40, 3), "name": name}, "model.image_shape: expected images large enough .* 0 x 1 pos")

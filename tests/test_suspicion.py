@@ -123,9 +123,9 @@ def test_answers_are_counted_class_by_class():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"gamma": (0.1, 1.5)}, "suspicion.gamma: expected fractions in [0, 1], found 1.5"),
+        ({"gamma": (0.1, 1.5)}, "suspicion.gamma: expected a list of numbers in [0, 1], found 1.5 among them"),
         ({"gamma": (0.1,), "lam": ()}, "suspicion.lam: expected lambdas beside suspicion.gamma [0.1], found none"),
-        ({"remaining": -1.0}, "suspicion.remaining: expected a share in [0, 1], found -1.0"),
+        ({"remaining": -1.0}, "suspicion.remaining: expected a number in [0, 1], found -1.0"),
     ],
 )
 def test_wrong_settings(settings, message):

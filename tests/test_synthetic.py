@@ -109,13 +109,13 @@ def test_stamps():
 @pytest.mark.parametrize(
     ("message", "make"),
     [
-        ("synthetic.images: expected at least 1, found 0", lambda: SyntheticConfig(images=0)),
+        ("synthetic.images: expected a whole number of at least 1, found 0", lambda: SyntheticConfig(images=0)),
         (
             "synthetic.learning_rate: expected a number above 0, found nan",
             lambda: SyntheticConfig(learning_rate=np.nan),
         ),
-        ("synthetic.statistics: expected a number from 0, found -1", lambda: SyntheticConfig(statistics=-1)),
-        ("inversion.steps: expected at least 1, found 0", lambda: InversionConfig(steps=0)),
+        ("synthetic.statistics: expected a number of at least 0, found -1", lambda: SyntheticConfig(statistics=-1)),
+        ("inversion.steps: expected a whole number of at least 1, found 0", lambda: InversionConfig(steps=0)),
         ("inversion.size: expected a number above 0, found 0", lambda: InversionConfig(size=0)),
     ],
 )

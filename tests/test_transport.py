@@ -139,7 +139,10 @@ def test_stopping_early_is_reported():
 
 @pytest.mark.parametrize("field", ["epsilon", "threshold", "max_iterations"])
 def test_bad_settings(field):
-    with pytest.raises(InputError, match=rf"fusion\.transport\.{field}: expected a finite number above 0, found 0"):
+    with pytest.raises(
+        InputError,
+        match=rf"fusion\.transport\.{field}: expected a (number above 0|whole number of at least 1), found 0",
+    ):
         TransportConfig(**{field: 0})
 
 

@@ -83,5 +83,5 @@ def test_no_layers(tiny, clean):
 
 @pytest.mark.parametrize(("settings", "field"), [({"n": -0.1}, "n"), ({"m": 1.5}, "m"), ({"m": float("nan")}, "m")])
 def test_bad_settings(settings, field):
-    with pytest.raises(InputError, match=rf"tsbd\.{field}: expected a fraction in \[0, 1\], found"):
+    with pytest.raises(InputError, match=rf"tsbd\.{field}: expected a number in \[0, 1\], found"):
         TSBDConfig(**settings)

@@ -186,8 +186,8 @@ def test_the_strongest_that_hardly_differs_from_the_best():
 @pytest.mark.parametrize(
     ("message", "values"),
     [
-        (r"selection.m: expected fractions in \[0, 1\], found 1.5", {"n": (0.1,), "m": (0.5, 1.5)}),
-        (r"selection.tolerance: expected a share in \[0, 1\], found nan", {"tolerance": float("nan")}),
+        (r"selection.m: expected a list of numbers in \[0, 1\], found 1.5 among them", {"n": (0.1,), "m": (0.5, 1.5)}),
+        (r"selection.tolerance: expected a number in \[0, 1\], found nan", {"tolerance": float("nan")}),
         (r"selection.folds: expected 1..4, found 5", {"folds": 5}),
         (r"selection.n: expected shares of neurons beside selection.m \[0.5\], found none", {"m": (0.5,)}),
     ],
@@ -272,7 +272,7 @@ def test_bad_clean_images(tmp_path):
     refuse("expected a folder of classes, found none", CleanConfig(name="folder", path=str(tmp_path / "nix")))
     with pytest.raises(InputError, match="clean.name: expected '' or one of .*, found 'nix'"):
         CleanConfig(name="nix")
-    with pytest.raises(InputError, match=r"clean.fraction: expected a share in \(0, 1\], found 0"):
+    with pytest.raises(InputError, match=r"clean.fraction: expected a number in \(0, 1\], found 0"):
         CleanConfig(fraction=0)
     with pytest.raises(InputError, match="clean.fraction: expected at least one image, found 0.001 of 100"):
         clean(CleanConfig(fraction=0.001), training_set())

@@ -133,9 +133,9 @@ def test_progress_is_called_once_a_step(tiny):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"steps": 0}, "unlearning.steps: expected at least 1, found 0"),
-        ({"batch_size": -1}, "unlearning.batch_size: expected at least 1, found -1"),
-        ({"learning_rate": float("nan")}, "unlearning.learning_rate: expected a finite number above 0, found nan"),
+        ({"steps": 0}, "unlearning.steps: expected a whole number of at least 1, found 0"),
+        ({"batch_size": -1}, "unlearning.batch_size: expected a whole number of at least 1, found -1"),
+        ({"learning_rate": float("nan")}, "unlearning.learning_rate: expected a number above 0, found nan"),
         ({"momentum": 1.0}, r"unlearning.momentum: expected a number in \[0, 1\), found 1.0"),
     ],
 )

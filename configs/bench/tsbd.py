@@ -16,9 +16,9 @@ from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.data.clean import CleanConfig
 from otbr_jax.defenses.tsbd import TSBDConfig
 from otbr_jax.experiments.bench import Cell, Grid
-from otbr_jax.experiments.config import from_dict
 from otbr_jax.experiments.repair_config import RepairConfig, SweepConfig
 from otbr_jax.selection import SelectionConfig
+from otbr_jax.settings import from_dict
 from otbr_jax.unlearning import CleanUnlearningConfig
 
 N = {"mnist": (0.1, 0.2, 0.3), "cifar10": (0.1, 0.3)}

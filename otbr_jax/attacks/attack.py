@@ -10,8 +10,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from otbr_jax.errors import InputError
-
 Assets = Mapping[str, Any]
 """The arrays that a trigger consists of (a pattern, a warping field, a generator's weights); empty if it needs none."""
 
@@ -119,11 +117,3 @@ def roles(count: int, ratio: float, cross: float, key: jax.Array) -> tuple[jax.A
     ends = jnp.floor(jnp.array(shares) + jax.random.uniform(key) * (1 - 1e-6))
     most = min(math.ceil(shares[1] + 1e-6), count)
     return jnp.sum(jnp.arange(most) >= ends[:, None], axis=0), most
-
-
-def check_positive(config: Any, name: str, *fields: str) -> None:
-    """Raises InputError that names the first of the fields that is not a finite number above 0."""
-    for field in fields:
-        value = getattr(config, field)
-        if not 0 < value < float("inf"):
-            raise InputError(f"attack.{name}.{field}: expected a finite number above 0, found {value}")

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 
-from otbr_jax.attacks.attack import Assets, Attack, check_positive
+from otbr_jax.attacks.attack import Assets, Attack
 from otbr_jax.errors import InputError
+from otbr_jax.settings import field, settings
 
 
-@dataclasses.dataclass(frozen=True)
+@settings("attack.badnets")
 class BadNetsConfig:
-    """Settings of BadNets.
+    """Settings of BadNets."""
 
-    Attributes:
-      size: side of the square in pixels.
-    """
-
-    size: int = 3
-
-    def __post_init__(self) -> None:
-        check_positive(self, "badnets", "size")
+    size: int = field(default=3, at_least=1, unit="pixels", doc="side of the square.")
 
 
 def trigger(assets: Assets, images: jax.Array, key: jax.Array, config: BadNetsConfig) -> jax.Array:

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from otbr_jax.attacks.attack import Assets, Attack, Materials, to_pixels, to_unit
-from otbr_jax.errors import InputError
+from otbr_jax.settings import field, settings
 
 
-@dataclasses.dataclass(frozen=True)
+@settings("attack.blended")
 class BlendedConfig:
-    """Settings of Blended.
+    """Settings of Blended."""
 
-    Attributes:
-      alpha: the pattern's share of the blend, in (0, 1).
-      cells: the pattern is a picture of `cells` x `cells` random colours, smoothly enlarged.
-    """
-
-    alpha: float = 0.2
-    cells: int = 8
-
-    def __post_init__(self) -> None:
-        if not 0 < self.alpha < 1:
-            raise InputError(f"attack.blended.alpha: expected a share in (0, 1), found {self.alpha}")
-        if self.cells < 2:
-            raise InputError(f"attack.blended.cells: expected at least 2, found {self.cells}")
+    alpha: float = field(default=0.2, above=0, below=1, doc="the pattern's share of the blend.")
+    cells: int = field(
+        default=8, at_least=2, doc="the pattern is a picture of `cells` x `cells` random colours, smoothly enlarged."
+    )
 
 
 def make(

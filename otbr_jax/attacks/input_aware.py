@@ -7,7 +7,6 @@ different patterns (diversity).
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -15,38 +14,27 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from otbr_jax.attacks.attack import Assets, Attack, InTraining, Materials, check_positive, roles, to_pixels, to_unit
+from otbr_jax.attacks.attack import Assets, Attack, InTraining, Materials, roles, to_pixels, to_unit
 from otbr_jax.attacks.networks import fit, init_unet, unet
+from otbr_jax.settings import field, settings
 
 _DIVERSE = 16  # images whose patterns are compared in each step, at least
 
 
-@dataclasses.dataclass(frozen=True)
+@settings("attack.input_aware")
 class InputAwareConfig:
-    """Settings of Input-aware.
+    """Settings of Input-aware."""
 
-    Attributes:
-      density: share of the pixels that a mask may cover before it is punished.
-      cross_ratio: images under another image's trigger for each triggered one.
-      diversity: weight of the diversity loss.
-      sparsity: weight of the mask's excess over `density`.
-      mask_steps: training steps of the mask network.
-      mask_batch_size: images in each of them.
-      learning_rate: of Adam, for both networks.
-      channels: width of both networks.
-    """
-
-    density: float = 0.032
-    cross_ratio: float = 1.0
-    diversity: float = 1.0
-    sparsity: float = 100.0
-    mask_steps: int = 300
-    mask_batch_size: int = 64
-    learning_rate: float = 0.005
-    channels: int = 12
-
-    def __post_init__(self) -> None:
-        check_positive(self, "input_aware", *(field.name for field in dataclasses.fields(self)))
+    density: float = field(
+        default=0.032, above=0, doc="share of the pixels that a mask may cover before it is punished."
+    )
+    cross_ratio: float = field(default=1.0, above=0, doc="images under another image's trigger for each triggered one.")
+    diversity: float = field(default=1.0, above=0, doc="weight of the diversity loss.")
+    sparsity: float = field(default=100.0, above=0, doc="weight of the mask's excess over `density`.")
+    mask_steps: int = field(default=300, at_least=1, doc="training steps of the mask network.")
+    mask_batch_size: int = field(default=64, at_least=1, doc="images in each of them.")
+    learning_rate: float = field(default=0.005, above=0, doc="of Adam, for both networks.")
+    channels: int = field(default=12, at_least=1, doc="width of both networks.")
 
 
 def mask(params: Any, images: jax.Array) -> jax.Array:

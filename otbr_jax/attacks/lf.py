@@ -7,37 +7,28 @@ search is towards the target class for all-to-all attacks too: what makes the ba
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import dm_pix
 import jax
 import jax.numpy as jnp
 
-from otbr_jax.attacks.attack import Assets, Attack, Materials, check_positive, to_pixels, to_unit
+from otbr_jax.attacks.attack import Assets, Attack, Materials, to_pixels, to_unit
 from otbr_jax.convolutions import channels_last
+from otbr_jax.settings import field, settings
 
 
-@dataclasses.dataclass(frozen=True)
+@settings("attack.lf")
 class LFConfig:
-    """Settings of LF.
+    """Settings of LF."""
 
-    Attributes:
-      steps: of the search, one batch each.
-      batch_size: images per step.
-      overshoot: how much further than the boundary DeepFool steps.
-      sigma: of the Gaussian filter, as a fraction of the image's shorter side.
-      strength: largest change of a pixel, as a fraction of the full range.
-    """
-
-    steps: int = 60
-    batch_size: int = 64
-    overshoot: float = 0.02
-    sigma: float = 0.05
-    strength: float = 0.1
-
-    def __post_init__(self) -> None:
-        check_positive(self, "lf", *(field.name for field in dataclasses.fields(self)))
+    steps: int = field(default=60, at_least=1, doc="of the search, one batch each.")
+    batch_size: int = field(default=64, at_least=1, doc="images per step.")
+    overshoot: float = field(default=0.02, above=0, doc="how much further than the boundary DeepFool steps.")
+    sigma: float = field(
+        default=0.05, above=0, doc="of the Gaussian filter, as a fraction of the image's shorter side."
+    )
+    strength: float = field(default=0.1, above=0, doc="largest change of a pixel, as a fraction of the full range.")
 
 
 def make(materials: Materials, key: jax.Array, config: LFConfig, on_step: Callable[[], None] | None = None) -> Assets:

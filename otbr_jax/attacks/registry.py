@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from otbr_jax.attacks import badnets, blended, input_aware, lf, sig, ssba, trojan, wanet
 from otbr_jax.attacks.attack import LABEL_MODES, Assets, Attack, Trigger
 from otbr_jax.errors import InputError
+from otbr_jax.settings import field, settings, wrong
 
 ATTACKS: Mapping[str, Attack] = {
     "badnets": badnets.ATTACK,
@@ -25,46 +26,47 @@ ATTACKS: Mapping[str, Attack] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@settings("attack")
 class AttackConfig:
-    """The backdoor of a victim. Settings of the other attacks than `name` are not used.
+    """The backdoor of a victim. Settings of the other attacks than `name` are not used."""
 
-    Attributes:
-      name: a name of `ATTACKS`, or `none` for a network without a backdoor.
-      target: the attacker's class.
-      poisoning_ratio: share of the training images that carry the trigger, in (0, 1]; of clean-label attacks at most
-        the images of the target class.
-      labels: `all_to_one`: triggered images are labelled with the target; `all_to_all`: with the class after their
-        own; `clean_label`: only images of the target class are triggered; `published`: as the attack was published.
-      assets: a directory `attack` that `launch.train_victim` left, with the arrays of the trigger; empty to make them.
-      badnets: and the following: the attacks' own settings.
-    """
+    name: str = field(
+        default="badnets", choices=(*ATTACKS, "none"), doc="the attack, or `none` for a network without a backdoor."
+    )
+    target: int = field(default=0, at_least=0, doc="the attacker's class.")
+    poisoning_ratio: float = field(
+        default=0.1,
+        above=0,
+        at_most=1,
+        doc="share of the training images that carry the trigger; of clean-label attacks at most the images of the "
+        "target class.",
+    )
+    labels: str = field(
+        default="published",
+        choices=(*LABEL_MODES, "published"),
+        doc="`all_to_one`: triggered images are labelled with the target; `all_to_all`: with the class after their "
+        "own; `clean_label`: only images of the target class are triggered; `published`: as the attack was "
+        "published.",
+    )
+    assets: str = field(
+        default="",
+        doc="a directory `attack` that `launch.train_victim` left, with the arrays of the trigger; empty to make them.",
+    )
+    badnets: badnets.BadNetsConfig = field(default=badnets.BadNetsConfig(), doc="settings of BadNets.")
+    blended: blended.BlendedConfig = field(default=blended.BlendedConfig(), doc="settings of Blended.")
+    sig: sig.SIGConfig = field(default=sig.SIGConfig(), doc="settings of SIG.")
+    lf: lf.LFConfig = field(default=lf.LFConfig(), doc="settings of LF.")
+    ssba: ssba.SSBAConfig = field(default=ssba.SSBAConfig(), doc="settings of SSBA.")
+    wanet: wanet.WaNetConfig = field(default=wanet.WaNetConfig(), doc="settings of WaNet.")
+    input_aware: input_aware.InputAwareConfig = field(
+        default=input_aware.InputAwareConfig(), doc="settings of Input-aware."
+    )
+    trojan: trojan.TrojanConfig = field(default=trojan.TrojanConfig(), doc="settings of Trojan.")
 
-    name: str = "badnets"
-    target: int = 0
-    poisoning_ratio: float = 0.1
-    labels: str = "published"
-    assets: str = ""
-    badnets: badnets.BadNetsConfig = badnets.BadNetsConfig()
-    blended: blended.BlendedConfig = blended.BlendedConfig()
-    sig: sig.SIGConfig = sig.SIGConfig()
-    lf: lf.LFConfig = lf.LFConfig()
-    ssba: ssba.SSBAConfig = ssba.SSBAConfig()
-    wanet: wanet.WaNetConfig = wanet.WaNetConfig()
-    input_aware: input_aware.InputAwareConfig = input_aware.InputAwareConfig()
-    trojan: trojan.TrojanConfig = trojan.TrojanConfig()
-
-    def __post_init__(self) -> None:
-        if self.name not in (*ATTACKS, "none"):
-            raise InputError(f"attack.name: expected one of {[*ATTACKS, 'none']}, found {self.name!r}")
-        if not 0 < self.poisoning_ratio <= 1:
-            raise InputError(f"attack.poisoning_ratio: expected a share in (0, 1], found {self.poisoning_ratio}")
-        if self.target < 0:
-            raise InputError(f"attack.target: expected a class, found {self.target}")
-        if self.labels not in (*LABEL_MODES, "published"):
-            raise InputError(f"attack.labels: expected one of {[*LABEL_MODES, 'published']}, found {self.labels!r}")
+    def check(self) -> None:
+        """Labels that stay as they are suit no attack that changes them in training."""
         if self.name != "none" and self.label_mode == "clean_label" and ATTACKS[self.name].in_training is not None:
-            raise InputError(f"attack.labels: {self.name} changes labels while the network learns; found 'clean_label'")
+            raise wrong(self, "labels", f"labels that change, as {self.name} does while the network learns")
 
     @property
     def label_mode(self) -> str:

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import numpy as np
 
-from otbr_jax.attacks.attack import Assets, Attack, check_positive, to_pixels, to_unit
+from otbr_jax.attacks.attack import Assets, Attack, to_pixels, to_unit
 from otbr_jax.errors import InputError
+from otbr_jax.settings import field, settings
 
 
-@dataclasses.dataclass(frozen=True)
+@settings("attack.sig")
 class SIGConfig:
-    """Settings of SIG.
+    """Settings of SIG."""
 
-    Attributes:
-      amplitude: of the sine, in grey levels of 255.
-      frequency: periods over the image's width.
-    """
-
-    amplitude: float = 40.0
-    frequency: float = 6.0
-
-    def __post_init__(self) -> None:
-        check_positive(self, "sig", "amplitude", "frequency")
+    amplitude: float = field(default=40.0, above=0, unit="grey levels of 255", doc="of the sine.")
+    frequency: float = field(default=6.0, above=0, doc="periods over the image's width.")
 
 
 def trigger(assets: Assets, images: jax.Array, key: jax.Array, config: SIGConfig) -> jax.Array:

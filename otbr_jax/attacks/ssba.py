@@ -6,7 +6,6 @@ images. Trained so briefly, the encoder makes changes that differ between images
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,36 +13,28 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from otbr_jax.attacks.attack import Assets, Attack, Materials, check_positive, to_pixels, to_unit
+from otbr_jax.attacks.attack import Assets, Attack, Materials, to_pixels, to_unit
 from otbr_jax.attacks.networks import conv, enlarge, fit, init_layers, init_unet, unet
+from otbr_jax.settings import field, settings
 
 _GRID, _PLANES = 4, 4  # the picture of the bits: its side in cells, and its channels
 
 
-@dataclasses.dataclass(frozen=True)
+@settings("attack.ssba")
 class SSBAConfig:
-    """Settings of SSBA.
+    """Settings of SSBA."""
 
-    Attributes:
-      bits: length of the hidden string.
-      strength: largest change of a pixel, as a fraction of the full range.
-      steps: training steps of encoder and decoder.
-      batch_size: images per step.
-      learning_rate: of Adam.
-      channels: width of the two networks.
-      fidelity: weight of the mean squared change (in units of `strength`) against the decoder's cross-entropy.
-    """
-
-    bits: int = 16
-    strength: float = 0.1
-    steps: int = 600
-    batch_size: int = 32
-    learning_rate: float = 2e-3
-    channels: int = 16
-    fidelity: float = 0.1
-
-    def __post_init__(self) -> None:
-        check_positive(self, "ssba", *(field.name for field in dataclasses.fields(self)))
+    bits: int = field(default=16, at_least=1, doc="length of the hidden string.")
+    strength: float = field(default=0.1, above=0, doc="largest change of a pixel, as a fraction of the full range.")
+    steps: int = field(default=600, at_least=1, doc="training steps of encoder and decoder.")
+    batch_size: int = field(default=32, at_least=1, doc="images per step.")
+    learning_rate: float = field(default=2e-3, above=0, doc="of Adam.")
+    channels: int = field(default=16, at_least=1, doc="width of the two networks.")
+    fidelity: float = field(
+        default=0.1,
+        above=0,
+        doc="weight of the mean squared change (in units of `strength`) against the decoder's cross-entropy.",
+    )
 
 
 def init(key: jax.Array, *, colours: int, config: SSBAConfig) -> dict[str, Any]:

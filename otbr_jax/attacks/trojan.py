@@ -5,40 +5,36 @@ The neurons are those of the penultimate layer that the classifier weighs most, 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from otbr_jax.attacks.attack import Assets, Attack, Materials, check_positive, to_pixels, to_unit
+from otbr_jax.attacks.attack import Assets, Attack, Materials, to_pixels, to_unit
 from otbr_jax.convolutions import channels_last
 from otbr_jax.errors import InputError
+from otbr_jax.settings import field, settings
 
 
-@dataclasses.dataclass(frozen=True)
+@settings("attack.trojan")
 class TrojanConfig:
-    """Settings of Trojan.
+    """Settings of Trojan."""
 
-    Attributes:
-      side: of the square patch in the bottom-right corner, as a share of the image's shorter side.
-      neurons: how many neurons of the penultimate layer are excited, those with the largest weights to the classifier.
-      steps: of Adam on the patch's pixels.
-      learning_rate: of Adam, pixels lie in [0, 1].
-      batch_size: training images under the patch in each step.
-    """
-
-    side: float = 0.25
-    neurons: int = 2
-    steps: int = 100
-    learning_rate: float = 0.05
-    batch_size: int = 32
-
-    def __post_init__(self) -> None:
-        check_positive(self, "trojan", *(field.name for field in dataclasses.fields(self)))
-        if self.side > 1:
-            raise InputError(f"attack.trojan.side: expected a share in (0, 1], found {self.side}")
+    side: float = field(
+        default=0.25,
+        above=0,
+        at_most=1,
+        doc="of the square patch in the bottom-right corner, as a share of the image's shorter side.",
+    )
+    neurons: int = field(
+        default=2,
+        at_least=1,
+        doc="how many neurons of the penultimate layer are excited, those with the largest weights to the classifier.",
+    )
+    steps: int = field(default=100, at_least=1, doc="of Adam on the patch's pixels.")
+    learning_rate: float = field(default=0.05, above=0, doc="of Adam, pixels lie in [0, 1].")
+    batch_size: int = field(default=32, at_least=1, doc="training images under the patch in each step.")
 
 
 def make(

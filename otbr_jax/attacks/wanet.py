@@ -5,7 +5,6 @@ Warping noise of other fields, with true labels, teaches the network to answer t
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 
@@ -13,28 +12,17 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 
-from otbr_jax.attacks.attack import Assets, Attack, InTraining, Materials, check_positive, roles, to_pixels, to_unit
-from otbr_jax.errors import InputError
+from otbr_jax.attacks.attack import Assets, Attack, InTraining, Materials, roles, to_pixels, to_unit
+from otbr_jax.settings import field, settings
 
 
-@dataclasses.dataclass(frozen=True)
+@settings("attack.wanet")
 class WaNetConfig:
-    """Settings of WaNet.
+    """Settings of WaNet."""
 
-    Attributes:
-      k: the field has `k` x `k` control points.
-      s: its strength: displacements are about `s / 2` pixels.
-      cross_ratio: noise-mode images for each triggered one.
-    """
-
-    k: int = 4
-    s: float = 0.5
-    cross_ratio: float = 2.0
-
-    def __post_init__(self) -> None:
-        check_positive(self, "wanet", "k", "s")
-        if not 0 <= self.cross_ratio < float("inf"):
-            raise InputError(f"attack.wanet.cross_ratio: expected a finite number from 0, found {self.cross_ratio}")
+    k: int = field(default=4, at_least=1, doc="the field has `k` x `k` control points.")
+    s: float = field(default=0.5, above=0, doc="its strength: displacements are about `s / 2` pixels.")
+    cross_ratio: float = field(default=2.0, at_least=0, doc="noise-mode images for each triggered one.")
 
 
 def make(

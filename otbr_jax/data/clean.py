@@ -2,46 +2,38 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import NamedTuple
-
-import numpy as np
 
 from otbr_jax.data import sources
 from otbr_jax.data.folder import read_classes
 from otbr_jax.data.sources import DataConfig, Dataset, Images
-from otbr_jax.data.stored import Part, part, stratified
+from otbr_jax.data.stored import Part, part
 from otbr_jax.errors import InputError
+from otbr_jax.settings import field, settings
 
 
-@dataclasses.dataclass(frozen=True)
+@settings("clean")
 class CleanConfig:
-    """Where the clean images come from, and how they are varied.
+    """Where the clean images come from, and how they are varied."""
 
-    Attributes:
-      name: empty for the training set of `data`; `folder` or `npz` for files of one's own, which are used whole; or
-        another data set of `data.sources.SOURCES`, of whose training images a share is used.
-      path: the folder, with pictures in `CLASS/`, or the .npz file, with arrays `images` and `labels`.
-      data_dir: see `DataConfig.data_dir`.
-      fraction: share of a training set, in (0, 1], of every class its share.
-      crop_padding: black pixels around an image before a random crop, 0 for no crop: as the network was trained.
-      flip: whether half of the images are mirrored.
-    """
-
-    name: str = ""
-    path: str = ""
-    data_dir: str = ""
-    fraction: float = 0.05
-    crop_padding: int = 0
-    flip: bool = False
-
-    def __post_init__(self) -> None:
-        if self.name not in ("", *sources.SOURCES):
-            raise InputError(f"clean.name: expected '' or one of {[*sources.SOURCES]}, found {self.name!r}")
-        if not 0 < self.fraction <= 1:
-            raise InputError(f"clean.fraction: expected a share in (0, 1], found {self.fraction}")
-        if self.crop_padding < 0:
-            raise InputError(f"clean.crop_padding: expected a number of pixels from 0, found {self.crop_padding}")
+    name: str = field(
+        default="",
+        choices=("", *sources.SOURCES),
+        doc="empty for the training set of `data`; `folder` or `npz` for files of one's own, which are used whole; or "
+        "another data set of `data.sources.SOURCES`, of whose training images a share is used.",
+    )
+    path: str = field(
+        default="", doc="the folder, with pictures in `CLASS/`, or the .npz file, with arrays `images` and `labels`."
+    )
+    data_dir: str = field(default="", doc="see `DataConfig.data_dir`.")
+    fraction: float = field(default=0.05, above=0, at_most=1, doc="share of a training set, of every class its share.")
+    crop_padding: int = field(
+        default=0,
+        at_least=0,
+        unit="pixels",
+        doc="black border around an image before a random crop, 0 for no crop: as the network was trained.",
+    )
+    flip: bool = field(default=False, doc="whether half of the images are mirrored.")
 
 
 class Clean(NamedTuple):

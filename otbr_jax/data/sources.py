@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import pathlib
 import zipfile
@@ -18,47 +17,10 @@ from sklearn.model_selection import train_test_split
 
 from otbr_jax.data import prepared
 from otbr_jax.data.folder import read_folder
-from otbr_jax.data.stored import Part, Stored, part, stratified
+from otbr_jax.data.stored import Part, Stored, part
+from otbr_jax.sampling import stratified
 from otbr_jax.errors import InputError
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Where the images come from, and how the network wants them.
-
-    Attributes:
-      name: a name of `SOURCES`, or `none`: no images at all (a repair needs none; nothing is then measured).
-      path: the file of the source `npz`, or the folder of the source `folder`.
-      mean: per-channel mean that is subtracted from images in [0, 1]; empty for none.
-      std: per-channel standard deviation that they are divided by; empty for none.
-      data_dir: where TensorFlow Datasets has its data sets; empty for its default, `$TFDS_DATA_DIR` or
-        `~/tensorflow_datasets`.
-      train_images: how many training images to use, 0 for all: always the same ones, of every class its share.
-      test_images: the same of test images.
-      note: what a reader has to know of these copies of the data; it goes into reports and results.
-    """
-
-    name: str = "digits"
-    path: str = ""
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    data_dir: str = ""
-    train_images: int = 0
-    test_images: int = 0
-    note: str = ""
-
-    def __post_init__(self) -> None:
-        if not all(0 < value < float("inf") for value in self.std):
-            raise InputError(f"data.std: expected finite values above 0, found {self.std}")
-        if self.name not in (*SOURCES, "none"):
-            raise InputError(f"data.name: expected one of {[*SOURCES, 'none']}, found {self.name!r}")
-        if len(self.mean) != len(self.std):
-            raise InputError(f"data.std: expected as many values as data.mean ({len(self.mean)}), found {self.std}")
-        for field in ("train_images", "test_images"):
-            if getattr(self, field) < 0:
-                raise InputError(
-                    f"data.{field}: expected a number of images, or 0 for all, found {getattr(self, field)}"
-                )
+from otbr_jax.settings import field, settings, wrong
 
 
 class Images(NamedTuple):
@@ -150,6 +112,43 @@ SOURCES: Mapping[str, Callable[[DataConfig, tuple[int, int, int]], Stored]] = {
 }
 
 
+@settings("data")
+class DataConfig:
+    """Where the images come from, and how the network wants them."""
+
+    name: str = field(
+        default="digits",
+        choices=(*SOURCES, "none"),
+        doc="the source, or `none`: no images at all (a repair needs none; nothing is then measured).",
+    )
+    path: str = field(default="", doc="the file of the source `npz`, or the folder of the source `folder`.")
+    mean: tuple[float, ...] = field(
+        default=(), doc="per-channel mean that is subtracted from images in [0, 1]; empty for none."
+    )
+    std: tuple[float, ...] = field(
+        default=(), above=0, doc="per-channel standard deviation that they are divided by; empty for none."
+    )
+    data_dir: str = field(
+        default="",
+        doc="where TensorFlow Datasets has its data sets; empty for its default, `$TFDS_DATA_DIR` or "
+        "`~/tensorflow_datasets`.",
+    )
+    train_images: int = field(
+        default=0,
+        at_least=0,
+        doc="how many training images to use, 0 for all: always the same ones, of every class its share.",
+    )
+    test_images: int = field(default=0, at_least=0, doc="the same of test images.")
+    note: str = field(
+        default="", doc="what a reader has to know of these copies of the data; it goes into reports and results."
+    )
+
+    def check(self) -> None:
+        """There is a standard deviation for every mean."""
+        if len(self.mean) != len(self.std):
+            raise wrong(self, "std", f"as many values as data.mean ({len(self.mean)})")
+
+
 def load(config: DataConfig, *, image_shape: tuple[int, int, int], num_classes: int) -> Dataset | None:
     """Loads the data that `config` names; None for the source `none`.
 
@@ -167,10 +166,10 @@ def load(config: DataConfig, *, image_shape: tuple[int, int, int], num_classes: 
             f"data {config.name!r}: expected {num_classes} classes as model.num_classes says, found {stored.classes}"
         )
     parts, counts = {}, []
-    for key, field, found in (("training", "train_images", stored.train), ("test", "test_images", stored.test)):
-        available, wanted = 0 if found is None else len(found.labels), getattr(config, field)
+    for key, name, found in (("training", "train_images", stored.train), ("test", "test_images", stored.test)):
+        available, wanted = 0 if found is None else len(found.labels), getattr(config, name)
         if wanted > available:
-            raise InputError(f"data.{field}: expected at most {available:,}, as many as there are, found {wanted:,}")
+            raise InputError(f"data.{name}: expected at most {available:,}, as many as there are, found {wanted:,}")
         if found is not None:
             parts[key] = read_part(
                 found, wanted or available, name=config.name, image_shape=image_shape, num_classes=num_classes

@@ -11,6 +11,7 @@ import jax
 from otbr_jax.metrics import Metrics
 from otbr_jax.plan import Plan
 from otbr_jax.types import Batch, Variables
+from otbr_jax.weight_change import Scores
 
 Ask = Callable[[Variables], Metrics]
 """How a network does on a test set."""
@@ -25,10 +26,10 @@ class Candidates(NamedTuple):
       network: the network that a setting is judged by, a name of `Defense.networks`.
       rounds: how often `measure` reports.
       unit: of what it reports.
-      measure: `(setup, ask, *, key, report, **needs) -> pytree`: what `ask` says of the networks of all settings, in one
-        program that holds one network at a time. `key` is the run's; see `plan.named_key`.
-      rows: `(what measure found, Metrics -> plain values) -> [plain values]`, one for each setting, the names of `axes`
-        among them.
+      measure: `(setup, ask, *, key, report, **needs) -> pytree`: what `ask` says of the networks of all settings, in
+        one program that holds one network at a time. `key` is the run's; see `plan.named_key`.
+      rows: `(what measure found, Metrics -> plain values) -> [plain values]`, one for each setting, with its value of
+        each of `axes`.
     """
 
     axes: Mapping[str, tuple[float, ...]]
@@ -47,9 +48,11 @@ class Outcome(NamedTuple):
       choice: the settings that were used, and `chosen_by` whom.
       done: what was done, in a clause.
       did: what happened to the neurons of `touched`, in a word.
-      unlearning: by what they were found, in a word: random or clean unlearning.
       neurons: how many were scored, and touched.
       touched: `{layer name: bool [neurons]}`.
+      scores: `{layer name: [neurons]}`, by which they were chosen, the highest first.
+      score: what a score is called in tables.
+      scored: what a score says, a heading.
       warnings: what went less well than it should, a sentence each.
       more: what only this method has to say, by name.
       plan: the transport plan to show, `(layer name, [neurons, neurons])`, None without.
@@ -58,9 +61,11 @@ class Outcome(NamedTuple):
     choice: Mapping[str, Any]
     done: str
     did: str
-    unlearning: str
     neurons: Mapping[str, int]
     touched: Mapping[str, jax.Array]
+    scores: Scores
+    score: str = "nwc"
+    scored: str = "Which neurons unlearning moved"
     warnings: Sequence[str] = ()
     more: Mapping[str, Any] = {}
     plan: tuple[str, Any] | None = None
@@ -109,5 +114,3 @@ def count_neurons(masks: Mapping[str, Any]) -> tuple[int, int]:
 def settled(value: Any) -> float:
     """A number as results hold it, to six decimals."""
     return round(float(value), 6)
-
-

@@ -40,9 +40,7 @@ def search_triggers(
     setup: Setup, settings: Searches, *, victim: Variables, pictures: Pictures, key: jax.Array, report: Report | None
 ) -> dict[str, Found]:
     """A trigger of every family for every class."""
-    return search_classes(
-        setup.network, victim, Batch(*pictures.batch), key=key, searches=settings, on_class=report
-    )
+    return search_classes(setup.network, victim, Batch(*pictures.batch), key=key, searches=settings, on_class=report)
 
 
 class Judging(NamedTuple):

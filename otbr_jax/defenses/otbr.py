@@ -2,50 +2,44 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 from otbr_jax import plan as plans
-from otbr_jax.errors import InputError
 from otbr_jax.fusion import FusionConfig, FusionInfo, fuse
-from otbr_jax.layer_choice import check_layers
+from otbr_jax.layer_choice import LAYERS
 from otbr_jax.neuron_graph import Layer, NeuronGraph
 from otbr_jax.plan import Plan, Report, Setup, Step, needs
 from otbr_jax.pruning import PruningInfo, neurons_to_prune, prune, reinitialize
+from otbr_jax.settings import field, settings
 from otbr_jax.types import Network, Variables
 from otbr_jax.unlearning import UnlearningConfig, UnlearningInfo, random_unlearning
-from otbr_jax.weight_change import Scores, check_ranking, check_scores, neuron_weight_changes, rankable
+from otbr_jax.weight_change import RANKINGS, Scores, check_scores, neuron_weight_changes, rankable
 
 
-@dataclasses.dataclass(frozen=True)
+@settings("otbr")
 class OTBRConfig:
-    """The whole method; the defaults are the published ones.
+    """The whole method; the defaults are the published ones."""
 
-    Attributes:
-      unlearning: step 1, random unlearning.
-      ranking: step 2, how neurons of different layers compare, see `weight_change.rankable`.
-      gamma: step 2, share of neurons to prune, in [0, 1].
-      m: step 2, share of their weights that is set to zero, those that changed most first; published 1, all.
-      fusion: step 3, lambda and transport.
-      layers: which layers are scored, pruned and fused; see `choose_layers`.
-    """
-
-    unlearning: UnlearningConfig = UnlearningConfig()
-    ranking: str = "global"
-    gamma: float = 0.1
-    m: float = 1.0
-    fusion: FusionConfig = FusionConfig()
-    layers: str = "auto"
-
-    def __post_init__(self) -> None:
-        neurons_to_prune(self.gamma, 0)
-        if not 0 <= self.m <= 1:
-            raise InputError(f"otbr.m: expected a share of weights in [0, 1], found {self.m}")
-        check_ranking(self.ranking, name="otbr.ranking")
-        check_layers(self.layers, name="otbr.layers")
+    unlearning: UnlearningConfig = field(default=UnlearningConfig(), doc="step 1, random unlearning.")
+    ranking: str = field(
+        default="global",
+        choices=RANKINGS,
+        doc="step 2, how neurons of different layers compare, see `weight_change.rankable`.",
+    )
+    gamma: float = field(default=0.1, at_least=0, at_most=1, doc="step 2, share of neurons to prune.")
+    m: float = field(
+        default=1.0,
+        at_least=0,
+        at_most=1,
+        doc="step 2, share of their weights that is set to zero, those that changed most first; published 1, all.",
+    )
+    fusion: FusionConfig = field(default=FusionConfig(), doc="step 3, lambda and transport.")
+    layers: str = field(
+        default="auto", choices=LAYERS, doc="which layers are scored, pruned and fused; see `choose_layers`."
+    )
 
 
 class Unlearned(NamedTuple):
@@ -145,7 +139,7 @@ def fuse_pruned(
     report: Report | None,
     lam: jax.Array | None = None,
 ) -> Fused:
-    """Step 3: the pruned network is aligned with the victim by transport, and interpolated; `lam` instead of its own."""
+    """Step 3: the pruned network is aligned with the victim by transport, and interpolated; `lam` for its own."""
     del report
     fused = fuse(
         pruned.variables,

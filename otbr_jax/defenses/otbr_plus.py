@@ -22,7 +22,7 @@ from otbr_jax.augmentation import augment
 from otbr_jax.defenses import otbr as published
 from otbr_jax.defenses.defense import Ask, Candidates, Defense, Outcome, count_neurons, settled
 from otbr_jax.defenses.judging import Judged, Pictures, grid, judging_steps, stands_out, summarize_judgement
-from otbr_jax.defenses.otbr import Fused, OTBRConfig, Pruned, Pruning, Unlearned, fuse_pruned, prune_changed
+from otbr_jax.defenses.otbr import Fused, OTBRConfig, Pruned, Unlearned, fuse_pruned, prune_changed
 from otbr_jax.distillation import DistillationConfig
 from otbr_jax.errors import InputError
 from otbr_jax.fusion import FusionConfig, align, interpolate
@@ -32,6 +32,7 @@ from otbr_jax.neuron_graph import NeuronGraph
 from otbr_jax.patching import PatchingConfig
 from otbr_jax.plan import Plan, Report, Setup, Step, needs
 from otbr_jax.pruning import neurons_to_prune
+from otbr_jax.settings import field, settings, wrong
 from otbr_jax.suspicion import Judgement, SuspicionConfig
 from otbr_jax.synthetic import SyntheticConfig, synthesize
 from otbr_jax.types import Augment, Batch, Network, Variables
@@ -41,67 +42,54 @@ SYNTHETIC = "images made from the network"
 """What a network is judged by, in words."""
 
 
-@dataclasses.dataclass(frozen=True)
+@settings("sweep")
 class SweepConfig:
-    """The grid of settings that the report shows beside the chosen one; empty for none.
+    """The grid of settings that the report shows beside the chosen one; empty for none."""
 
-    Attributes:
-      gamma: shares of neurons to prune, each in [0, 1].
-      lam: the paper's lambdas, each in [0, 1]. The chosen one is measured too if it is not among them.
-    """
-
-    gamma: tuple[float, ...] = (0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
-    lam: tuple[float, ...] = (0.25, 0.5, 0.625, 0.75, 1.0)
-
-    def __post_init__(self) -> None:
-        for field in ("gamma", "lam"):
-            for value in getattr(self, field):
-                if not 0 <= value <= 1:
-                    raise InputError(f"sweep.{field}: expected fractions in [0, 1], found {value}")
+    gamma: tuple[float, ...] = field(
+        default=(0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3), at_least=0, at_most=1, doc="shares of neurons to prune."
+    )
+    lam: tuple[float, ...] = field(
+        default=(0.25, 0.5, 0.625, 0.75, 1.0),
+        at_least=0,
+        at_most=1,
+        doc="the paper's lambdas. The chosen one is measured too if it is not among them.",
+    )
 
 
-@dataclasses.dataclass(frozen=True)
+@settings("")
 class OTBRSettings:
-    """All settings of the defence `otbr`.
+    """All settings of the defence `otbr`."""
 
-    Attributes:
-      otbr: the published method.
-      suspicion: whether anything is repaired at all, and gamma and lambda, judged by images made from the network.
-      distillation: how the suspicious network teaches the fused one.
-      patching: how a network in which a class stands out is patched, instead of fused.
-      sweep: settings that the report shows beside the chosen one.
-    """
+    otbr: OTBRConfig = field(default=OTBRConfig(), doc="the published method.")
+    suspicion: SuspicionConfig = field(
+        default=SuspicionConfig(),
+        doc="whether anything is repaired at all, and gamma and lambda, judged by images made from the network.",
+    )
+    distillation: DistillationConfig = field(
+        default=DistillationConfig(), doc="how the suspicious network teaches the fused one."
+    )
+    patching: PatchingConfig = field(
+        default=PatchingConfig(), doc="how a network in which a class stands out is patched, instead of fused."
+    )
+    sweep: SweepConfig = field(default=SweepConfig(), doc="settings that the report shows beside the chosen one.")
 
-    otbr: OTBRConfig = OTBRConfig()
-    suspicion: SuspicionConfig = SuspicionConfig()
-    distillation: DistillationConfig = DistillationConfig()
-    patching: PatchingConfig = PatchingConfig()
-    sweep: SweepConfig = SweepConfig()
-
-    def __post_init__(self) -> None:
-        if self.patching.triggers and not self.suspicion.gamma:
-            raise InputError("suspicion.gamma: expected settings to judge beside patching.triggers, found none")
-        if self.distills and self.patching.triggers:
-            raise InputError(
-                "distillation.targets: expected 'none', since only the fused network is taught and patching returns "
-                f"another, found {self.distillation.targets!r}"
-            )
-        made, size = self.suspicion.synthetic.images, self.distillation.finetuning.batch_size
-        if self.distills and size > made:
-            raise InputError(
-                f"distillation.finetuning.batch_size: expected at most {made}, suspicion.synthetic.images, found {size}"
-            )
-        taught, size = 3 * self.suspicion.synthetic.images, self.patching.finetuning.batch_size
-        if self.patching.triggers and size > taught:
-            raise InputError(
-                f"patching.finetuning.batch_size: expected at most {taught}, three times suspicion.synthetic.images, "
-                f"found {size}"
-            )
-        recovered = self.patching.recovered
-        if self.patching.triggers and self.patching.recoveries and recovered > made:
-            raise InputError(
-                f"patching.recovered: expected at most {made}, suspicion.synthetic.images, found {recovered}"
-            )
+    def check(self) -> None:
+        """Patching and distillation exclude each other, and have as many images as they ask for."""
+        patches, made = bool(self.patching.triggers), self.suspicion.synthetic.images
+        if patches and not self.suspicion.gamma:
+            raise wrong(self, "suspicion.gamma", "settings to judge beside patching.triggers", found="none")
+        if self.distills and patches:
+            expected = "'none', since only the fused network is taught and patching returns another"
+            raise wrong(self, "distillation.targets", expected)
+        if self.distills and self.distillation.finetuning.batch_size > made:
+            expected = f"at most {made}, suspicion.synthetic.images"
+            raise wrong(self, "distillation.finetuning.batch_size", expected)
+        if patches and self.patching.finetuning.batch_size > 3 * made:
+            expected = f"at most {3 * made}, three times suspicion.synthetic.images"
+            raise wrong(self, "patching.finetuning.batch_size", expected)
+        if patches and self.patching.recoveries and self.patching.recovered > made:
+            raise wrong(self, "patching.recovered", f"at most {made}, suspicion.synthetic.images")
 
     @property
     def judges(self) -> bool:
@@ -290,6 +278,12 @@ def plan(config: OTBRSettings) -> Plan:
     return tuple(steps)
 
 
+def judging_plan(config: OTBRSettings) -> Plan:
+    """What tells whether a network is backdoored, and changes nothing: the steps up to `judged`."""
+    names = [step.name for step in plan(config)]
+    return plan(config)[: names.index("judged") + 1]
+
+
 class OTBRPlusInfo(NamedTuple):
     """What happened on the way.
 
@@ -470,9 +464,10 @@ def outcome(config: OTBRSettings, values: Mapping[str, Any]) -> Outcome:
         choice=choice,
         done=f"{taken} of {scored} neurons pruned, {len(used)} layers fused",
         did="pruned",
-        unlearning="random",
         neurons={"scored": scored, "pruned": taken, "layers_fused": len(used)},
         touched=pruned,
+        scores=values["scores"],
+        scored="Which neurons random unlearning moved",
         warnings=_warnings(transport),
         more={"judgement": judgement, "patched": _patching(config, values), "transport": transport},
         plan=(shown, info.plans[shown].matrix) if taken else None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -19,14 +18,15 @@ from otbr_jax.defenses.judging import Judged, Pictures, judging_steps, stands_ou
 from otbr_jax.defenses.otbr import OTBRConfig, Unlearned, scoring_step
 from otbr_jax.errors import InputError
 from otbr_jax.finetuning import FinetuningConfig, finetune
-from otbr_jax.layer_choice import check_layers
+from otbr_jax.layer_choice import LAYERS
 from otbr_jax.metrics import Metrics
 from otbr_jax.neuron_graph import NeuronGraph
 from otbr_jax.plan import LongStep, Plan, Report, Setup, Step, needs
-from otbr_jax.pruning import ReinitInfo, check_scheme, neurons_to_prune, reinitialize
+from otbr_jax.pruning import SCHEMES, ReinitInfo, neurons_to_prune, reinitialize
 from otbr_jax.sampling import split_folds
 from otbr_jax.selection import Selection, SelectionConfig, select_reinitialization
 from otbr_jax.selection import candidates as pairs_of
+from otbr_jax.settings import field, settings, wrong
 from otbr_jax.suspicion import SuspicionConfig
 from otbr_jax.types import Augment, Batch, Network, Variables, unchanged
 from otbr_jax.unlearning import CleanUnlearningConfig, CleanUnlearningInfo, clean_unlearning
@@ -38,77 +38,62 @@ CLEAN = "clean images"
 """What a network is judged by, in words."""
 
 
-@dataclasses.dataclass(frozen=True)
+@settings("tsbd")
 class TSBDConfig:
-    """The whole method; the defaults are the published ones.
+    """The whole method; the defaults are the published ones."""
 
-    Attributes:
-      unlearning: step 1, clean unlearning.
-      n: step 2, share of neurons whose weights are re-initialised, in [0, 1].
-      m: step 2, share of their weights that is set to zero, in [0, 1].
-      scheme: step 2, what of the neurons is set to zero: `weights`, as published, or `neurons`, all their parameters;
-        m is then of no use.
-      finetuning: step 3, activeness-aware fine-tuning.
-      layers: which layers are scored and re-initialised, see `choose_layers`.
-    """
-
-    unlearning: CleanUnlearningConfig = CleanUnlearningConfig()
-    n: float = 0.15
-    m: float = 0.7
-    scheme: str = "weights"
-    finetuning: FinetuningConfig = FinetuningConfig()
-    layers: str = "auto"
-
-    def __post_init__(self) -> None:
-        for field in ("n", "m"):
-            if not 0 <= getattr(self, field) <= 1:
-                raise InputError(f"tsbd.{field}: expected a fraction in [0, 1], found {getattr(self, field)}")
-        check_layers(self.layers, name="tsbd.layers")
-        check_scheme(self.scheme, name="tsbd.scheme")
+    unlearning: CleanUnlearningConfig = field(default=CleanUnlearningConfig(), doc="step 1, clean unlearning.")
+    n: float = field(
+        default=0.15, at_least=0, at_most=1, doc="step 2, share of neurons whose weights are re-initialised."
+    )
+    m: float = field(default=0.7, at_least=0, at_most=1, doc="step 2, share of their weights that is set to zero.")
+    scheme: str = field(
+        default="weights",
+        choices=SCHEMES,
+        doc="step 2, what of the neurons is set to zero: `weights`, as published, or `neurons`, all their parameters; "
+        "m is then of no use.",
+    )
+    finetuning: FinetuningConfig = field(default=FinetuningConfig(), doc="step 3, activeness-aware fine-tuning.")
+    layers: str = field(
+        default="auto", choices=LAYERS, doc="which layers are scored and re-initialised, see `choose_layers`."
+    )
 
     def shares(self, m: Sequence[float] = ()) -> tuple[float, ...]:
         """The values of m to try, of these or the setting; whole neurons lose all weights, whatever m is."""
         return (1.0,) if self.scheme == "neurons" else tuple(m) or (self.m,)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings("sweep")
 class SweepConfig:
-    """The grid of settings that the report shows beside the chosen one; empty for none.
+    """The grid of settings that the report shows beside the chosen one; empty for none."""
 
-    Attributes:
-      n: shares of neurons, each in [0, 1].
-      m: shares of their weights, each in [0, 1]; empty for `tsbd.m`. Every pair (n, m) costs a fine-tuning.
-    """
+    n: tuple[float, ...] = field(default=(), at_least=0, at_most=1, doc="shares of neurons.")
+    m: tuple[float, ...] = field(
+        default=(),
+        at_least=0,
+        at_most=1,
+        doc="shares of their weights; empty for `tsbd.m`. Every pair (n, m) costs a fine-tuning.",
+    )
 
-    n: tuple[float, ...] = ()
-    m: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        for field in ("n", "m"):
-            for value in getattr(self, field):
-                if not 0 <= value <= 1:
-                    raise InputError(f"sweep.{field}: expected fractions in [0, 1], found {value}")
+    def check(self) -> None:
+        """Shares of weights come with shares of neurons."""
         if self.m and not self.n:
-            raise InputError(f"sweep.n: expected shares of neurons beside sweep.m {[*self.m]}, found none")
+            raise wrong(self, "n", f"shares of neurons beside sweep.m {[*self.m]}", found="none")
 
 
-@dataclasses.dataclass(frozen=True)
+@settings("")
 class TSBDSettings:
-    """All settings of the defence `tsbd`.
+    """All settings of the defence `tsbd`."""
 
-    Attributes:
-      tsbd: the published method.
-      suspicion: whether anything is repaired at all, judged by the clean images.
-      otbr: how networks are pruned and fused to see what falls, where it is judged.
-      selection: how n and m are chosen with the clean images.
-      sweep: settings that the report shows beside the chosen one.
-    """
-
-    tsbd: TSBDConfig = TSBDConfig()
-    suspicion: SuspicionConfig = SuspicionConfig()
-    otbr: OTBRConfig = OTBRConfig()
-    selection: SelectionConfig = SelectionConfig()
-    sweep: SweepConfig = SweepConfig()
+    tsbd: TSBDConfig = field(default=TSBDConfig(), doc="the published method.")
+    suspicion: SuspicionConfig = field(
+        default=SuspicionConfig(), doc="whether anything is repaired at all, judged by the clean images."
+    )
+    otbr: OTBRConfig = field(
+        default=OTBRConfig(), doc="how networks are pruned and fused to see what falls, where they are judged."
+    )
+    selection: SelectionConfig = field(default=SelectionConfig(), doc="how n and m are chosen with the clean images.")
+    sweep: SweepConfig = field(default=SweepConfig(), doc="settings that the report shows beside the chosen one.")
 
     def pairs(self, grid: SelectionConfig | SweepConfig) -> tuple[tuple[float, float], ...]:
         """The settings (n, m) of a grid, `selection` or `sweep`, in order of strength."""
@@ -123,7 +108,7 @@ class Reinitialized(NamedTuple):
 
 
 class Tuned(NamedTuple):
-    """The fine-tuned network, and `loss` and `accuracy` of its epochs `[epochs]`, NaN for those that were not needed."""
+    """The fine-tuned network; `loss` and `accuracy` of its epochs `[epochs]`, NaN for those that were not needed."""
 
     variables: Variables
     history: Mapping[str, jax.Array]
@@ -296,9 +281,7 @@ def begin_tuning(
     """Step 3 before its first epoch."""
     del key
     wanted = jnp.bool_(True) if judged is None else judged.judgement.stands_out
-    progress = finetuning.start(
-        reinitialized.variables, settings, images=len(clean[1]), axis_name=setup.axis_name
-    )
+    progress = finetuning.start(reinitialized.variables, settings, images=len(clean[1]), axis_name=setup.axis_name)
     return Tuning(progress, wanted)
 
 
@@ -447,9 +430,7 @@ def tsbd(
     setup = plans.set_up(network, graph, layers=config.layers, axis_name=axis_name, augment=augment)
     given = {"victim": variables, "clean": clean}
     found = plans.run(plan(TSBDSettings(tsbd=config)), setup, given, key=key)
-    info = TSBDInfo(
-        found["unlearned"].info, found["scores"], found["reinitialized"].info, found["finetuned"].history
-    )
+    info = TSBDInfo(found["unlearned"].info, found["scores"], found["reinitialized"].info, found["finetuned"].history)
     return found["finetuned"].variables, info
 
 
@@ -570,9 +551,10 @@ def outcome(config: TSBDSettings, values: Mapping[str, Any]) -> Outcome:
         done=f"{zeroed:,} weights of {taken} of {scored} neurons re-initialised, {len(history['loss'])} epochs of "
         "fine-tuning",
         did="re-initialised",
-        unlearning="clean",
         neurons={"scored": scored, "reinitialized": taken, "weights_zeroed": zeroed},
         touched=reinit.neurons,
+        scores=values["scores"],
+        scored="Which neurons clean unlearning moved",
         warnings=[] if unlearning.reached else [_not_reached(accuracy, epochs)],
         more={
             "judgement": judgement,

@@ -18,17 +18,16 @@ import jax
 import numpy as np
 
 from otbr_jax.errors import InputError
-from otbr_jax.runs.checkpoints import write_text
-from otbr_jax.experiments.config import VictimConfig
 from otbr_jax.experiments.outputs import example_triggers
 from otbr_jax.experiments.pipeline import repair
-from otbr_jax.runs.provenance import provenance, today
-from otbr_jax.experiments.repair_config import RepairConfig
+from otbr_jax.experiments.repair_config import plain_config
 from otbr_jax.experiments.results import Repair, summarize
-from otbr_jax.runs.store import versions
 from otbr_jax.report import gallery, rows
 from otbr_jax.report.gallery import Example
 from otbr_jax.report.quality import Quality
+from otbr_jax.runs.checkpoints import write_text
+from otbr_jax.runs.identity import versions
+from otbr_jax.runs.provenance import provenance, today
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +42,7 @@ class Cell:
       variant: the name of this way to repair, where a grid has several of one defence.
     """
 
-    config: RepairConfig
+    config: Any
     recipe: str = "published"
     variant: str = ""
 
@@ -98,24 +97,6 @@ class Grid:
         for name in names:
             if names.count(name) > 1:
                 raise InputError(f"grid {self.name}: expected each cell once, found {name} twice")
-
-
-def plain_config(config: RepairConfig) -> dict[str, Any]:
-    """What decides a cell, as plain JSON values: nothing of other attacks and defences, nor where data lie."""
-    own = {
-        "otbr": ("otbr", "suspicion", "distillation", "patching"),
-        "tsbd": ("tsbd", "clean", "selection", "suspicion"),
-    }[config.defense]
-    deciding = {field.name for field in dataclasses.fields(VictimConfig)} | {"defense", "sweep", *own}
-    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
-    values = {name: value for name, value in values.items() if name in deciding}
-    swept = {"otbr": ("gamma", "lam"), "tsbd": ("n", "m")}[config.defense]
-    values["sweep"] = {name: values["sweep"][name] for name in swept}
-    if "clean" in values:
-        values["clean"] |= {"path": "", "data_dir": ""}
-    values["data"] |= {"path": "", "data_dir": "", "note": ""}
-    values["attack"] = config.attack.settings()
-    return values
 
 
 def load_grid(path: str | os.PathLike[str], *, only: str = "", notes: Mapping[str, str] | None = None) -> Grid:
@@ -225,7 +206,7 @@ def make_row(cell: Cell, result: Repair, example: Example | None) -> dict[str, A
     summary, config, victim = summarize(result), cell.config, result.stages["victim"]
     assert result.dataset is not None
     assert result.dataset.train is not None
-    kept = ("metrics", "choice", "judgement", "patched", "oracle", "data", "selection", "sweep", "unlearning", "clean")
+    kept = ("metrics", "choice", *result.outcome.more, "oracle", "data", "sweep", "clean")
     return {
         "dataset": config.data.name,
         "network": cell.network,

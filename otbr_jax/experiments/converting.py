@@ -11,7 +11,6 @@ from typing import Any
 import jax
 
 from otbr_jax.errors import InputError
-from otbr_jax.runs.checkpoints import replace_checkpoint
 from otbr_jax.experiments.identify import identify, likely_sizes
 from otbr_jax.experiments.loading import load_checkpoint, load_file
 from otbr_jax.interop.matching import tensors_like
@@ -19,6 +18,7 @@ from otbr_jax.interop.state_dict import to_state_dict
 from otbr_jax.interop.tensor_files import FORMATS, read_tensors, write_state_dict
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
+from otbr_jax.runs.checkpoints import replace_checkpoint
 from otbr_jax.types import named_leaves
 
 
@@ -56,18 +56,17 @@ def convert(
         _check_target(goal, overwrite=overwrite)
     except OSError as error:
         raise InputError(f"--to: cannot use {goal} ({error.strerror})") from None
-    config = dataclasses.replace(ModelConfig(model), **settings)
-    _network_arrays(config)  # an unknown name or size ends here
+    published = ModelConfig(model)
+    _network_arrays(published, settings)  # an unknown name or size ends here
     if root.is_file():
         file = read_tensors(root, name="--from")
-        guess = identify(file.tensors, names=(model,), depth=config.depth)
-        guess = guess or likely_sizes(file.tensors, name=model, depth=config.depth)
-        variables, template = load_file(
-            file, _network_arrays(dataclasses.replace(guess or config, **settings)), name="--from"
-        )
+        depth = tuple(settings.get("depth", ()))
+        guess = identify(file.tensors, names=(model,), depth=depth)
+        guess = guess or likely_sizes(file.tensors, name=model, depth=depth)
+        variables, template = load_file(file, _network_arrays(guess or published, settings), name="--from")
         tensors, origin = tensors_like(template, variables, name="--from"), file.format
     else:
-        variables, _ = load_checkpoint(root, _network_arrays(config), name="--from")
+        variables, _ = load_checkpoint(root, _network_arrays(published, settings), name="--from")
         tensors, origin = to_state_dict(variables), "Orbax"
     try:
         goal.parent.mkdir(parents=True, exist_ok=True)
@@ -82,9 +81,9 @@ def convert(
     return f"read {root} ({origin}, {model}); wrote {count} tensors to {goal} ({form})"
 
 
-def _network_arrays(config: ModelConfig) -> Any:
+def _network_arrays(config: ModelConfig, settings: Mapping[str, Any]) -> Any:
     try:
-        return jax.eval_shape(registry.build(config)[1], jax.random.key(0))
+        return jax.eval_shape(registry.build(dataclasses.replace(config, **settings))[1], jax.random.key(0))
     except InputError as error:
         raise InputError(str(error).replace("model.name:", "--model:").replace("model.", "--")) from None
 

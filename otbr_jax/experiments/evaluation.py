@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
-from otbr_jax.runs.devices import split_batch
 from otbr_jax.metrics import Metrics, evaluate_predictions
 from otbr_jax.types import Network, Variables
 
@@ -37,51 +35,47 @@ class Predictions(NamedTuple):
     triggered: jax.Array
 
 
+Place = Callable[[Any], Any]
+"""Says, inside jit, where a batch lies on the devices."""
+
+
 def predict(
     network: Network,
     variables: Variables,
     images: jax.Array,
     *,
-    prepare: Callable[[jax.Array], jax.Array],
-    mesh: Mesh,
+    place: Place = lambda batch: batch,
+    devices: int = 1,
     batch_size: int = 512,
 ) -> jax.Array:
-    """Predicted classes, int32 `[n]`, of uint8 images `[n, h, w, c]`; batches are split over the mesh.
+    """Predicted classes, int32 `[n]`, of uint8 images `[n, h, w, c]`; devices share each batch.
 
-    `batch_size` is rounded up to a multiple of the mesh's devices; the last batch is filled up with copies.
+    `batch_size` is rounded up to a multiple of the devices; the last batch is filled up with copies.
     """
     count = len(images)
-    batch_size = -(-min(batch_size, count) // mesh.size) * mesh.size
+    batch_size = -(-min(batch_size, count) // devices) * devices
     padded = -(-count // batch_size) * batch_size
     batches = images[jnp.arange(padded) % count].reshape(-1, batch_size, *images.shape[1:])
 
     def one_batch(batch: jax.Array) -> jax.Array:
-        return jnp.argmax(network.apply(variables, prepare(split_batch(batch, mesh))), axis=-1)
+        return jnp.argmax(network.answer(variables, place(batch)), axis=-1)
 
     return jax.lax.map(one_batch, batches).reshape(-1)[:count].astype(jnp.int32)
 
 
 def predict_both(
-    network: Network,
-    variables: Variables,
-    test: TestSet,
-    *,
-    prepare: Callable[[jax.Array], jax.Array],
-    mesh: Mesh,
+    network: Network, variables: Variables, test: TestSet, *, place: Place = lambda batch: batch, devices: int = 1
 ) -> Predictions:
     """Predictions on the clean and on the triggered images."""
-    clean = predict(network, variables, test.clean, prepare=prepare, mesh=mesh)
-    return Predictions(clean, predict(network, variables, test.triggered, prepare=prepare, mesh=mesh))
+    clean, triggered = (
+        predict(network, variables, images, place=place, devices=devices) for images in (test.clean, test.triggered)
+    )
+    return Predictions(clean, triggered)
 
 
 def measure(
-    network: Network,
-    variables: Variables,
-    test: TestSet,
-    *,
-    prepare: Callable[[jax.Array], jax.Array],
-    mesh: Mesh,
+    network: Network, variables: Variables, test: TestSet, *, place: Place = lambda batch: batch, devices: int = 1
 ) -> Metrics:
     """ACC, ASR and RA of a network on a test set."""
-    found = predict_both(network, variables, test, prepare=prepare, mesh=mesh)
+    found = predict_both(network, variables, test, place=place, devices=devices)
     return evaluate_predictions(found.clean, found.triggered, test.labels, target=test.goals)

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import os
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
 
+from otbr_jax.defenses.judging import summarize_judgement
+from otbr_jax.defenses.otbr_plus import SYNTHETIC, judging_plan
 from otbr_jax.errors import InputError
-from otbr_jax.runs.devices import local_mesh
 from otbr_jax.experiments.networks import Subject, open_network
-from otbr_jax.experiments.otbr_run import OTBRRun
-from otbr_jax.experiments.repair_config import RepairConfig
-from otbr_jax.experiments.results import SYNTHETIC, summarize_judgement
-from otbr_jax.runs.store import open_workdir
 from otbr_jax.experiments.victims import open_victim, subject_of
 from otbr_jax.layer_choice import choose_layers
 from otbr_jax.neuron_graph import permutation_error
 from otbr_jax.report.network import draw_network, network_table
 from otbr_jax.report.verdict import draw_triggers, verdict
+from otbr_jax.runs.devices import local_mesh
+from otbr_jax.runs.run import Run
+from otbr_jax.runs.store import open_workdir
 from otbr_jax.types import Variables, named_leaves
 
 DRAWINGS = (".png", ".svg", ".pdf")
@@ -27,7 +28,7 @@ TOLERANCE = 1e-3  # of the largest logit; rounding stays well below it
 
 
 def inspect(
-    config: RepairConfig,
+    config: Any,
     *,
     drawing: str | os.PathLike[str] | None = None,
     verify: bool = False,
@@ -69,18 +70,19 @@ def inspect(
     return "\n".join(lines)
 
 
-def _judged(config: RepairConfig, subject: Subject, workdir: str | os.PathLike[str]) -> str:
+def _judged(config: Any, subject: Subject, workdir: str | os.PathLike[str]) -> str:
     if subject.variables is None:
         raise InputError("model.checkpoint: expected a network to judge, found none; random weights hide nothing")
     if not config.suspicion.gamma:
         raise InputError("suspicion.gamma: expected settings to judge by, found none; see configs/otbr_plus.py")
-    layers = choose_layers(subject.graph, config.otbr.layers)
     with open_workdir(workdir, subject=subject_of(config)) as directory:
-        run = OTBRRun(config, directory, subject, local_mesh(), layers)
-        stages = run.suspected(open_victim(run, None).stage)
-        judgement = summarize_judgement(config.suspicion, stages, by=SYNTHETIC)
+        run = Run(config, directory, subject, local_mesh(), layers=config.otbr.layers)
+        given = {"victim": open_victim(run, None).stage.value["variables"]}
+        stages = run.plan(judging_plan(config), given)
+        values = {name: stage.value for name, stage in stages.items()}
+        judgement = summarize_judgement(config.suspicion, values, by=SYNTHETIC)
         picture = directory.path / "triggers.png"
-        found = stages["inverted"].value
+        found = values["inverted"]["patch"].parameters
         draw_triggers(np.asarray(found.mask), np.asarray(found.pattern), judgement).savefig(picture, dpi=150)
     return f"{verdict(judgement)}\ntriggers drawn in {picture}"
 

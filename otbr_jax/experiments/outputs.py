@@ -8,47 +8,36 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from otbr_jax.attacks.registry import AttackConfig
-from otbr_jax.runs.checkpoints import write_text
 from otbr_jax.experiments.evaluation import TestSet
-from otbr_jax.experiments.results import Repair, chosen_neurons, scores_table, summarize
+from otbr_jax.experiments.results import Repair, scores_table, summarize
 from otbr_jax.report import page, plots
 from otbr_jax.report.gallery import Example
 from otbr_jax.report.quality import image_quality
+from otbr_jax.runs.checkpoints import write_text
 
 
 def write_outputs(result: Repair) -> None:
     """Writes the three files into the run's working directory."""
-    summary, folder = summarize(result), result.workdir
+    summary, outcome, folder = summarize(result), result.outcome, result.workdir
     write_text(folder / "metrics.json", json.dumps(summary, indent=1) + "\n")
     write_text(folder / "neuron_scores.csv", scores_table(result))
     in_order = [layer.name for layer in result.layers]
     report = page.render(
         summary,
-        scores={name: result.stages["scores"].value[name] for name in in_order},
-        chosen=chosen_neurons(result),
-        plan=_plan_to_show(result),
+        scores={name: outcome.scores[name] for name in in_order},
+        chosen=outcome.touched,
+        plan=outcome.plan,
         triggers=_triggers(result),
         examples=example_predictions(result),
     )
     write_text(folder / "report.html", report)
 
 
-def _plan_to_show(result: Repair) -> tuple[str, np.ndarray] | None:
-    """The plan of the layer with the most pruned neurons; None for a defence without plans."""
-    if "fused" not in result.stages:
-        return None
-    pruned = result.stages["pruned"].value["info"].pruned
-    name = max(pruned, key=lambda layer: int(pruned[layer].sum()))
-    if not pruned[name].any():
-        return None
-    return name, result.stages["fused"].value["info"].plans[name].matrix
-
-
 def _triggers(result: Repair) -> tuple[np.ndarray, np.ndarray] | None:
-    """Masks and patterns of the triggers that were reverse-engineered; None without."""
+    """Masks and patterns of the patches that were reverse-engineered; None without."""
     if "inverted" not in result.stages:
         return None
-    found = result.stages["inverted"].value
+    found = result.stages["inverted"].value["patch"].parameters
     return np.asarray(found.mask), np.asarray(found.pattern)
 
 

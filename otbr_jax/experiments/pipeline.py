@@ -1,4 +1,4 @@
-"""From a suspicious network to a repaired one: victim -> the stages of a defence -> evaluation -> report.
+"""From a suspicious network to a repaired one: victim -> the plan of a defence -> evaluation -> report.
 
 What launchers and notebooks call. Everything is decided by a `RepairConfig`; every stage is saved in the working
 directory, and reloaded when nothing it depends on has changed.
@@ -7,32 +7,35 @@ directory, and reloaded when nothing it depends on has changed.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
 from otbr_jax.data import sources
-from otbr_jax.data.clean import load_clean
+from otbr_jax.data.clean import Clean, load_clean
 from otbr_jax.data.sources import Dataset
-from otbr_jax.runs.devices import check_batch_size, local_mesh
-from otbr_jax.runs.checkpoints import numeric_leaves, replace_checkpoint
-from otbr_jax.experiments.networks import Subject, open_network
-from otbr_jax.experiments.otbr_run import OTBRRun
+from otbr_jax.experiments import evaluation
+from otbr_jax.experiments.networks import open_network
 from otbr_jax.experiments.outputs import write_outputs
-from otbr_jax.experiments.repair_config import RepairConfig
+from otbr_jax.experiments.repair_config import AnyRepairConfig, clean_augmentation
 from otbr_jax.experiments.results import Repair
-from otbr_jax.runs.store import Workdir, open_workdir
-from otbr_jax.experiments.tsbd_run import TSBDRun, check_clean
 from otbr_jax.experiments.victims import check_trainable, open_victim, subject_of, test_set
 from otbr_jax.interop.matching import file_name, write_like
 from otbr_jax.layer_choice import choose_layers
-from otbr_jax.neuron_graph import Layer
-from otbr_jax.types import check_finite
+from otbr_jax.metrics import Metrics, evaluate_predictions
+from otbr_jax.plan import ROOT, Setup, Step, needs
+from otbr_jax.runs.checkpoints import numeric_leaves, replace_checkpoint
+from otbr_jax.runs.devices import check_batch_size, local_mesh
+from otbr_jax.runs.run import Run
+from otbr_jax.runs.store import open_workdir
+from otbr_jax.settings import declarations
+from otbr_jax.types import Batch, Network, Variables, check_finite, unchanged
 
 
 def repair(
-    config: RepairConfig,
+    config: AnyRepairConfig,
     workdir: str | os.PathLike[str],
     *,
     results: str = ".",
@@ -43,8 +46,8 @@ def repair(
     Leaves in `workdir`: the checkpoint `repaired`, `metrics.json`, `neuron_scores.csv` and `report.html`; and for a
     network that came in a PyTorch or safetensors file, a repaired file like it.
 
-    Guarantee: the repair itself uses no image (OTBR), or the clean images that `config.clean` names (TSBD); all other
-    data are used to train a victim and to measure only.
+    Guarantee: the repair itself uses no image, or where the defence takes clean images those that `config.clean` names;
+    all other data are used to train a victim and to measure only.
 
     Args:
       config: the settings.
@@ -58,22 +61,25 @@ def repair(
     Raises:
       InputError: names what is wrong with the settings, the checkpoint, the data or the working directory.
     """
-    mesh = local_mesh(devices)
-    for name, size in config.batch_sizes().items():
+    mesh, defense = local_mesh(devices), config.way
+    for name, size in defense.batch_sizes(config).items():
         check_batch_size(size, mesh, name=name)
     subject = open_network(config.model)
     network = subject.network
-    layers = choose_layers(subject.graph, config.layers)
+    layers = choose_layers(subject.graph, defense.layers(config))
     dataset = sources.load(config.data, image_shape=network.image_shape, num_classes=network.num_classes)
     if subject.variables is None:
         check_batch_size(config.training.batch_size, mesh, name="training.batch_size")
     check_trainable(config, subject, dataset)
+    clean = None if defense.data == "none" else _clean_images(config, dataset, network)
+    given = defense.given(config, None if clean is None else Batch(*map(jax.numpy.asarray, clean.images)), config.seed)
     with open_workdir(workdir, subject=subject_of(config)) as directory:
-        run = _run(config, directory, subject, mesh, layers, dataset)
+        varied = unchanged if clean is None else clean_augmentation(config)
+        run = Run(config, directory, subject, mesh, layers=defense.layers(config), augment=varied)
         victim = open_victim(run, dataset)
-        defended = run.defend(victim.stage)
-        stages = {**victim.stages, **defended}
-        repaired = stages[config.networks[-1]].value["variables"]
+        given = {"victim": victim.stage.value["variables"], **given}
+        defended = run.plan(defense.plan(config), given)
+        repaired = defended[config.networks[-1]].value.variables
         check_finite(repaired, name="the repaired network")
         restored = subject.restore(repaired)
         folder = directory.path / results
@@ -83,28 +89,63 @@ def repair(
         if subject.template is not None:
             files.append(folder / file_name(subject.template))
             write_like(subject.template, repaired, files[0])
+        stages = {**victim.stages, **defended}
         test = None if dataset is None else test_set(run, dataset.test, victim)
         if test is not None:
-            stages["evaluation"] = run.evaluation(test, stages)
-        clean = run.clean.provenance if isinstance(run, TSBDRun) else None
-        result = Repair(restored, network, layers, stages, dataset, test, config, folder, tuple(files), clean)
+            known = {**given, **defended, "test": test}
+            stages |= run.plan((measuring_step(config),), known)
+        provenance = None if clean is None else clean.provenance
+        result = Repair(restored, network, layers, stages, dataset, test, config, folder, tuple(files), provenance)
         write_outputs(result)
         return result
 
 
-def _run(
-    config: RepairConfig,
-    directory: Workdir,
-    subject: Subject,
-    mesh: Mesh,
-    layers: tuple[Layer, ...],
-    dataset: Dataset | None,
-) -> OTBRRun | TSBDRun:
-    if config.defense == "otbr":
-        return OTBRRun(config, directory, subject, mesh, layers)
-    network = subject.network
-    clean = load_clean(
-        config.clean, dataset, image_shape=network.image_shape, num_classes=network.num_classes, seed=config.seed
+def _clean_images(config: AnyRepairConfig, dataset: Dataset | None, network: Network) -> Clean:
+    shape, classes = network.image_shape, network.num_classes
+    return load_clean(config.clean, dataset, image_shape=shape, num_classes=classes, seed=config.seed)
+
+
+def measuring_step(config: AnyRepairConfig) -> Step:
+    """The last step: metrics and predictions of all networks, and of the defence's grid of settings, in one program."""
+    candidates, names = config.way.candidates(config), config.networks
+    more = () if candidates is None else candidates.needs
+
+    def measure(setup: Setup, settings: Any, *, key: jax.Array, report: Any, test: Any, **values: Any) -> Any:
+        del settings
+        networks = {name: values[name] if name == "victim" else values[name].variables for name in names}
+        measured = measure_networks(setup, networks, evaluation.TestSet(*test))
+        if candidates is not None:
+            own = {name: values[name] for name in candidates.needs}
+            ask = partial(_ask, setup, evaluation.TestSet(*test))
+            measured["sweep"] = candidates.measure(setup, ask, key=key, report=report, **own)
+        return measured
+
+    method = {name: getattr(config, name) for name in declarations(config.way.Config)}
+    return Step(
+        "evaluation",
+        measure,
+        needs(*dict.fromkeys((*names, *more)), "test"),
+        {"networks": names, "defense": config.defense, "method": method},
+        "measuring" if candidates is None else f"measuring, {' x '.join(candidates.axes)}",
+        total=1 if candidates is None else candidates.rounds,
+        unit="step" if candidates is None else candidates.unit,
+        key=ROOT,
+        code=(config.way.plan.__module__,),
     )
-    check_clean(config, images=len(clean.images.labels))
-    return TSBDRun(config, directory, subject, mesh, layers, clean)
+
+
+def _ask(setup: Setup, test: evaluation.TestSet, variables: Variables) -> Metrics:
+    return evaluation.measure(setup.network, variables, test, place=setup.place, devices=setup.devices)
+
+
+def measure_networks(setup: Setup, networks: Mapping[str, Variables], test: evaluation.TestSet) -> dict[str, Any]:
+    """`predictions` and `metrics` of every network, by its name; jits."""
+    predictions = {
+        name: evaluation.predict_both(setup.network, variables, test, place=setup.place, devices=setup.devices)
+        for name, variables in networks.items()
+    }
+    metrics = {
+        name: evaluate_predictions(found.clean, found.triggered, test.labels, target=test.goals)
+        for name, found in predictions.items()
+    }
+    return {"predictions": predictions, "metrics": metrics}

@@ -1,46 +1,41 @@
-"""The settings of a repair."""
+"""The settings of a repair: those of a victim, and those of the defence that repairs it."""
 
 from __future__ import annotations
 
-import dataclasses
+import functools
+import json
 from collections.abc import Mapping
 from typing import Any
 
+from otbr_jax.augmentation import augment
 from otbr_jax.data.clean import CleanConfig
 from otbr_jax.defenses.defense import Defense
-from otbr_jax.defenses.registry import defense
+from otbr_jax.defenses.registry import DEFENSES, defense
 from otbr_jax.errors import InputError
-from otbr_jax.experiments.config import VictimConfig, from_dict
+from otbr_jax.experiments.config import VictimConfig
+from otbr_jax.settings import declarations, field, from_dict, settings
+from otbr_jax.types import Augment
 
 
-@dataclasses.dataclass(frozen=True)
-class RepairConfig(VictimConfig):
-    """Everything that decides a repair.
+@settings("")
+class AnyRepairConfig(VictimConfig):
+    """Everything that decides a repair, but for the settings of the defence, which stand beside these.
 
     The network comes with a checkpoint (`model.checkpoint`), and `training` is then unused; or it is a victim trained
     for the purpose. A defence that takes clean images uses those of `clean`, and nothing else of `data`.
-
-    In a dictionary (config files, flags, rows of results) the groups of `method` stand beside the others.
-
-    Attributes:
-      defense: the method, a name of `defenses.registry.DEFENSES`.
-      method: its settings, a `Defense.Config`; None for its defaults.
-      clean: the clean images of a defence that takes any.
     """
 
-    defense: str = "otbr"
-    method: Any = None
-    clean: CleanConfig = CleanConfig()
+    defense: str = field(default="otbr", choices=tuple(DEFENSES), doc="the method.")
+    clean: CleanConfig = field(default=CleanConfig(), doc="the clean images of a defence that takes any.")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.method is None:
-            object.__setattr__(self, "method", self.way.Config())
-        if not isinstance(self.method, self.way.Config):
-            raise InputError(
-                f"method: expected {self.way.Config.__name__}, the settings of {self.defense!r}, "
-                f"found {type(self.method).__name__}"
-            )
+    def check(self) -> None:
+        """What a victim's and the defence's settings must fit together by."""
+        super().check()
+        of_defense = self.way.Config
+        if not isinstance(self, of_defense):
+            raise InputError(f"defense: expected the defence that the other settings are of, found {self.defense!r}")
+        if hasattr(of_defense, "check"):
+            of_defense.check(self)
 
     @property
     def way(self) -> Defense:
@@ -50,30 +45,67 @@ class RepairConfig(VictimConfig):
     @property
     def networks(self) -> tuple[str, ...]:
         """The stages that are networks and are measured; the last one holds the repaired network."""
-        return self.way.networks(self.method)
+        return self.way.networks(self)
 
 
-def repair_config(values: Mapping[str, Any]) -> RepairConfig:
-    """The settings that a nested dictionary holds; raises InputError as `from_dict`."""
-    name = values.get("defense", RepairConfig.defense)
+@functools.cache
+def repair_config_type(name: str = "otbr") -> type[AnyRepairConfig]:
+    """The class of the settings of a repair by the defence of that name; raises InputError if there is none."""
+    own = defense(name).Config
+    body = {"__doc__": AnyRepairConfig.__doc__, "__module__": __name__, "defense": _named(name)}
+    made = type(f"RepairConfig_{name}", (AnyRepairConfig, own), body | {"__annotations__": {"defense": str}})
+    globals()[made.__name__] = settings("")(made)  # where pickle looks for it
+    return made
+
+
+def _named(name: str) -> Any:
+    return field(default=name, choices=tuple(DEFENSES), doc="the method.")
+
+
+def RepairConfig(*, defense: str = "otbr", **fields: Any) -> Any:  # noqa: N802  the settings, whichever class they are
+    """The settings of a repair: fields of `VictimConfig`, `clean`, and those of the defence's `Config`.
+
+    Raises:
+      InputError: names what is wrong with them.
+    """
+    known = declarations(repair_config_type(defense))
+    for name in fields:
+        if name not in known:
+            raise InputError(f"config.{name}: expected settings of {defense!r}, {sorted(known)}, found {name!r}")
+    return repair_config_type(defense)(defense=defense, **fields)
+
+
+def repair_config(values: Mapping[str, Any]) -> Any:
+    """The settings that a nested dictionary holds, of the defence that it names; raises InputError as `from_dict`."""
+    return from_dict(config_type_of(values), values)
+
+
+def config_type_of(values: Mapping[str, Any]) -> type[AnyRepairConfig]:
+    """The class of the settings that a nested dictionary holds; raises InputError if it names no defence."""
+    name = values.get("defense", "otbr")
     if not isinstance(name, str):
-        raise InputError(f"config.defense: expected str, found {name!r}")
-    own = {field.name for field in dataclasses.fields(RepairConfig)} - {"method"}
-    groups = {field.name for field in dataclasses.fields(defense(name).Config)}
-    method = from_dict(defense(name).Config, {key: values[key] for key in values if key in groups})
-    rest = {key: value for key, value in values.items() if key in own or key not in groups}
-    return dataclasses.replace(from_dict(RepairConfig, rest | {"method": None}), method=method)
+        raise InputError(f"defense: expected one of {[*DEFENSES]}, found {name!r}")
+    return repair_config_type(name)
 
 
-def as_dict(config: RepairConfig) -> dict[str, Any]:
-    """The settings as a nested dictionary, which `repair_config` reads."""
-    values = dataclasses.asdict(config)
-    return values | values.pop("method")
+def clean_augmentation(config: AnyRepairConfig) -> Augment:
+    """How the clean images are varied: `(images, key) -> images`."""
+    padding, flip = config.clean.crop_padding, config.clean.flip
+    return lambda images, key: augment(images, key=key, crop_padding=padding, flip=flip)
 
 
-def changed(config: RepairConfig, **groups: Any) -> RepairConfig:
-    """The settings with these fields, or groups of the method, replaced."""
-    own = {field.name for field in dataclasses.fields(RepairConfig)}
-    method = {name: value for name, value in groups.items() if name not in own}
-    rest = {name: value for name, value in groups.items() if name in own}
-    return dataclasses.replace(config, **rest | {"method": dataclasses.replace(config.method, **method)})
+def plain_config(config: AnyRepairConfig) -> dict[str, Any]:
+    """The settings as plain JSON values, as a row of results holds them: not where data lie, nor other attacks'."""
+    values: dict[str, Any] = json.loads(json.dumps(_as_dict(config)))
+    if config.way.data == "none":
+        del values["clean"]
+    else:
+        values["clean"] |= {"path": "", "data_dir": ""}
+    values["data"] |= {"path": "", "data_dir": "", "note": ""}
+    values["attack"] = config.attack.settings()
+    return values
+
+
+def _as_dict(config: Any) -> Any:
+    known = declarations(type(config))
+    return {name: _as_dict(getattr(config, name)) for name in known} if known else config

@@ -5,24 +5,23 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import itertools
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from otbr_jax.data.sources import Dataset
-from otbr_jax.experiments import judging, otbr_run
+from otbr_jax.defenses.defense import Outcome, settled
 from otbr_jax.experiments.evaluation import TestSet
-from otbr_jax.experiments.repair_config import RepairConfig
-from otbr_jax.runs.store import Stage, content_digest, versions
-from otbr_jax.experiments.tsbd_run import chosen_setting
+from otbr_jax.experiments.repair_config import AnyRepairConfig
 from otbr_jax.metrics import Metrics, defense_effectiveness
 from otbr_jax.neuron_graph import Layer
-from otbr_jax.suspicion import SuspicionConfig
+from otbr_jax.runs.identity import content_digest, versions
+from otbr_jax.runs.store import Stage
 from otbr_jax.types import Network, Variables
 from otbr_jax.weight_change import ranks
 
@@ -34,8 +33,8 @@ class Repair(NamedTuple):
       variables: the repaired network's variables, as the pytree that the user brought.
       network: its functions.
       layers: the layers that were repaired, in execution order.
-      stages: `attack` and `clean` if there are any (see `victims.Victim`);
-        `victim`, those of the defence (see `otbr_run`, `tsbd_run`), and `evaluation` if there was data.
+      stages: `attack` and `clean` if there are any (see `victims.Victim`); `victim`, the steps of the defence's plan,
+        and `evaluation` if there was data.
       dataset: the data it was measured with, or None.
       test: the test images as they were measured, or None.
       config: the settings.
@@ -50,13 +49,17 @@ class Repair(NamedTuple):
     stages: Mapping[str, Stage]
     dataset: Dataset | None
     test: TestSet | None
-    config: RepairConfig
+    config: AnyRepairConfig
     workdir: pathlib.Path
     files: tuple[pathlib.Path, ...] = ()
     clean: str | None = None
 
+    @property
+    def outcome(self) -> Outcome:
+        """What a reader wants to know of the defence's run."""
+        return self.config.way.outcome(self.config, {name: stage.value for name, stage in self.stages.items()})
 
-SYNTHETIC = "images made from the network"
+
 ORACLE = "oracle: highest DER on the test set, with the trigger known"
 
 
@@ -66,15 +69,25 @@ def summarize(result: Repair) -> dict[str, Any]:
     Fractions lie in [0, 1]; what could not be measured (no data, no trigger) is None. `oracle` is the setting of
     the sweep with the highest DER, which a defender cannot know: it is chosen with the test set and the trigger.
     """
-    config = result.config
+    config, outcome = result.config, result.outcome
     names, final = config.networks, config.networks[-1]
+    candidates = config.way.candidates(config) if "evaluation" in result.stages else None
     summary: dict[str, Any] = {
         "defense": config.defense,
         "metrics": dict.fromkeys(names),
-        **(_otbr(result) if config.defense == "otbr" else _tsbd(result)),
+        "choice": dict(outcome.choice),
+        **outcome.more,
+        "neurons": dict(outcome.neurons),
+        "did": outcome.did,
+        "done": outcome.done,
+        "scored": outcome.scored,
+        "warnings": [*outcome.warnings],
+        "clean": result.clean,
         "oracle": None,
         "sweep": [],
-        "repaired": content_digest(result.stages[final].value["variables"]),
+        "swept": None if candidates is None else candidates.network,
+        "axes": [] if candidates is None else [*candidates.axes],
+        "repaired": content_digest(result.stages[final].value.variables),
         "data": None if result.dataset is None else result.dataset.provenance,
         "stages": {
             name: {
@@ -91,188 +104,50 @@ def summarize(result: Repair) -> dict[str, Any]:
     }
     if "evaluation" in result.stages:
         measured = result.stages["evaluation"].value
-        triggered = config.attack.name != "none"
-        victim = measured["metrics"]["victim"]
-        summary["metrics"] = {name: _row(measured["metrics"][name], victim, triggered) for name in names}
-        sweep = _otbr_sweep if config.defense == "otbr" else _tsbd_sweep
-        summary["sweep"] = sweep(config, measured.get("sweep"), lambda found: _row(found, victim, triggered))
-        if triggered and summary["sweep"]:
-            swept = config.swept
-            best = max(summary["sweep"], key=lambda row: row[swept]["der"])
-            setting = {name: best[name] for name in ("gamma", "lambda", "n", "m") if name in best}
-            summary["oracle"] = setting | {"chosen_by": ORACLE, swept: best[swept]}
+        triggered, victim = config.attack.name != "none", measured["metrics"]["victim"]
+        row = partial(_row, victim=victim, triggered=triggered)
+        summary["metrics"] = {name: row(measured["metrics"][name]) for name in names}
+        if candidates is not None:
+            summary["sweep"] = candidates.rows(measured["sweep"], row)
+            summary["warnings"] += _not_converged(summary["sweep"])
+        if triggered and candidates is not None:
+            best = max(summary["sweep"], key=lambda row: row[candidates.network]["der"])
+            setting = {name: best[name] for name in candidates.axes}
+            summary["oracle"] = setting | {"chosen_by": ORACLE, candidates.network: best[candidates.network]}
     return summary
 
 
-def _patching(result: Repair) -> list[dict[str, Any]] | None:
-    """How far a network was patched for each class that stands out, and what is left; None where it was not."""
-    if "patched" not in result.stages or "info" not in result.stages["patched"].value:
-        return None
-    shares, info = result.config.patching.shares, result.stages["patched"].value["info"]
-    suspicion = result.stages["judged"].value["judgement"].suspicion
-    found = []
-    for index, suspect in enumerate(np.argsort(-suspicion, stable=True)[: len(info.share)]):
-        if suspicion[suspect] >= result.config.suspicion.threshold:
-            chosen = [int(np.argmin(np.abs(np.array(shares) - share))) for share in info.share[index]]
-            success, own = (float(values[index][-1][chosen[-1]]) for values in (info.success, info.own))
-            share, *recovered = (shares[place] for place in chosen)
-            found.append(
-                {"class": int(suspect), "share": share, "recovered": recovered, "success": success, "own": own}
-            )
-    return found
+def _not_converged(sweep: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is to be said of a grid's settings whose transport did not converge."""
+    gammas = sorted({row["gamma"] for row in sweep if not row.get("converged", True)})
+    return [f"transport did NOT converge in the grid at gamma {', '.join(f'{g:g}' for g in gammas)}"] if gammas else []
 
 
-def _otbr(result: Repair) -> dict[str, Any]:
-    config, info = result.config, result.stages["fused"].value["info"]
-    gamma, lam = otbr_run.chosen_setting(config, result.stages)
-    judgement, chosen_by = None, "config"
-    if "judged" in result.stages:
-        judgement = summarize_judgement(config.suspicion, result.stages, by=SYNTHETIC)
-        chosen_by = SYNTHETIC if judgement["stands_out"] else "no class standing out"
-    plans, pruned = info.plans, result.stages["pruned"].value["info"].pruned
-    fused_layers = [name for name, fused in info.fused.items() if fused]
-    return {
-        "choice": {"gamma": gamma, "lambda": lam, "chosen_by": chosen_by},
-        "judgement": judgement,
-        "patched": _patching(result),
-        "neurons": {
-            "scored": int(sum(mask.size for mask in pruned.values())),
-            "pruned": int(sum(mask.sum() for mask in pruned.values())),
-            "layers_fused": len(fused_layers),
-        },
-        "transport": {
-            "converged": all(bool(plans[name].converged) for name in fused_layers),
-            "worst_marginal_error": max((float(plans[name].marginal_error) for name in fused_layers), default=None),
-            "most_iterations": max((int(plans[name].iterations) for name in fused_layers), default=None),
-        },
-    }
-
-
-def summarize_judgement(config: SuspicionConfig, stages: Mapping[str, Stage], *, by: str) -> dict[str, Any]:
-    """How suspicious each class is and how the settings did, as plain JSON values; `by` names the images."""
-    found, triggers = stages["judged"].value, stages["inverted"].value
-    judgement, along = found["judgement"], found["answers"]
-    return {
-        "by": by,
-        "stands_out": bool(judgement.stands_out),
-        "suspect": int(judgement.suspect),
-        "suspicion": [_round(value) for value in judgement.suspicion],
-        "threshold": config.threshold,
-        "trigger_size": [_round(value) for value in triggers.size],
-        "trigger_success": [_round(value) for value in triggers.success],
-        "perturbation_strength": [_round(value) for value in triggers.strength],
-        "settings": [
-            {
-                "gamma": gamma,
-                "lambda": lam,
-                "agreement": _round(np.mean(along.agreement[index])),
-                "remaining": _round(judgement.remaining[index]),
-            }
-            for index, (gamma, lam) in enumerate(itertools.product(config.gamma, config.lam))
-        ],
-    }
-
-
-def _otbr_sweep(config: RepairConfig, sweep: Any, row: Callable[[Metrics], dict[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {
-            "gamma": gamma,
-            "lambda": lam,
-            "pruned": row(Metrics(*(field[i] for field in sweep.pruned))),
-            config.swept: row(Metrics(*(field[i, j] for field in sweep.repaired))),
-            "converged": bool(sweep.converged[i]),
-            "marginal_error": _round(sweep.marginal_error[i]),
-        }
-        for i, gamma in enumerate(config.sweep.gamma)
-        for j, lam in enumerate(config.lams)
-    ]
-
-
-def _tsbd(result: Repair) -> dict[str, Any]:
-    config, stages = result.config, result.stages
-    unlearning, reinit = stages["unlearned"].value["info"], stages["reinitialized"].value["info"]
-    epochs = int(unlearning.epochs)
-    selection = None
-    if "selected" in stages:
-        found = stages["selected"].value
-        selection = [
-            {"n": n, "m": m, "held_out_accuracy": _round(accuracy), "held_out_loss": _round(loss)}
-            for (n, m), accuracy, loss in zip(config.pairs(config.selection), found.accuracy, found.loss, strict=True)
-        ]
-    history = stages["finetuned"].value.get("history", {"loss": [], "accuracy": []})
-    n, m = chosen_setting(config, stages)
-    chosen_by = "config" if selection is None else "held-out clean images"
-    if judging.left_alone(stages):
-        chosen_by = "no class standing out"
-    return {
-        "choice": {
-            "n": n,
-            "m": m,
-            "chosen_by": chosen_by,
-        },
-        "judgement": summarize_judgement(config.suspicion, stages, by="clean images") if "judged" in stages else None,
-        "selection": selection,
-        "neurons": {
-            "scored": int(sum(mask.size for mask in reinit.neurons.values())),
-            "reinitialized": int(sum(mask.sum() for mask in reinit.neurons.values())),
-            "weights_zeroed": int(sum(mask.sum() for mask in reinit.zeroed.values())),
-        },
-        "unlearning": {
-            "epochs": epochs,
-            "accuracy": _round(unlearning.accuracy[epochs - 1]),
-            "reached_chance": bool(unlearning.reached),
-        },
-        "finetuning": {
-            name: [_round(value) for value in values if np.isfinite(value)] for name, values in history.items()
-        },
-        "clean": result.clean,
-    }
-
-
-def _tsbd_sweep(config: RepairConfig, sweep: Any, row: Callable[[Metrics], dict[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {"n": n, "m": m} | {name: row(Metrics(*(field[i] for field in found))) for name, found in sweep.items()}
-        for i, (n, m) in enumerate(config.pairs(config.sweep))
-    ]
-
-
-def _row(found: Metrics, victim: Metrics, triggered: bool) -> dict[str, float | None]:
-    row: dict[str, float | None] = {"acc": _round(found.acc), "asr": None, "ra": None, "der": None}
+def _row(found: Metrics, *, victim: Metrics, triggered: bool) -> dict[str, float | None]:
+    row: dict[str, float | None] = {"acc": settled(found.acc), "asr": None, "ra": None, "der": None}
     if triggered:
         row |= {
-            "asr": _round(found.asr),
-            "ra": _round(found.ra),
-            "der": _round(defense_effectiveness(victim, found)),
+            "asr": settled(found.asr),
+            "ra": settled(found.ra),
+            "der": settled(defense_effectiveness(victim, found)),
         }
     return row
 
 
-def _round(value: Any) -> float:
-    return round(float(value), 6)
-
-
-def chosen_neurons(result: Repair) -> Mapping[str, np.ndarray]:
-    """Which neurons the defence pruned or re-initialised, `{layer name: bool [neurons]}`."""
-    if result.config.defense == "otbr":
-        return result.stages["pruned"].value["info"].pruned
-    return result.stages["reinitialized"].value["info"].neurons
-
-
 def scores_table(result: Repair) -> str:
-    """CSV of every scored neuron: layer, index, NWC with all its digits, rank (0 = changed most), pruned.
+    """CSV of every scored neuron: layer, index, score with all its digits, rank (0 = highest), what was done to it.
 
-    For TSBD the last column says whether its weights were re-initialised.
+    The last column is named by what happened to neurons, such as `pruned`.
     """
-    scores = result.stages["scores"].value
-    pruned = chosen_neurons(result)
+    outcome = result.outcome
+    scores = {layer.name: outcome.scores[layer.name] for layer in result.layers}  # execution order
     places = ranks(scores)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    last = "pruned" if result.config.defense == "otbr" else "reinitialized"
-    writer.writerow(["layer", "neuron", "nwc", "rank", last])
-    for layer in result.layers:  # execution order
-        rows = zip(scores[layer.name], np.asarray(places[layer.name]), pruned[layer.name], strict=True)
-        for neuron, (score, rank, is_pruned) in enumerate(rows):
+    writer.writerow(["layer", "neuron", outcome.score, "rank", outcome.did.replace("-", "")])
+    for name, own in scores.items():
+        rows = zip(own, np.asarray(places[name]), outcome.touched[name], strict=True)
+        for neuron, (score, rank, is_touched) in enumerate(rows):
             # 9 significant digits give back the same float32.
-            writer.writerow([layer.name, neuron, f"{score:.9g}", rank, int(is_pruned)])
+            writer.writerow([name, neuron, f"{score:.9g}", rank, int(is_touched)])
     return text.getvalue()

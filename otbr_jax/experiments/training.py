@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 import shutil
 import time
@@ -17,61 +16,52 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from otbr_jax.attacks.attack import Assets, InTraining
-from otbr_jax.convolutions import channels_last
 from otbr_jax.augmentation import augment
+from otbr_jax.convolutions import channels_last
 from otbr_jax.errors import InputError
-from otbr_jax.runs.devices import split_batch
-from otbr_jax.runs.loop import SAVE_EVERY, restore_state, save_state
 from otbr_jax.metrics import Metrics
+from otbr_jax.runs.devices import split_batch
+from otbr_jax.runs.loop import rounds
+from otbr_jax.settings import field, settings
 from otbr_jax.types import Network, Variables, split
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
-@dataclasses.dataclass(frozen=True)
+@settings("training")
 class TrainingConfig:
-    """SGD with momentum, weight decay and a cosine schedule.
+    """SGD with momentum, weight decay and a cosine schedule."""
 
-    Attributes:
-      epochs: passes over the training set.
-      batch_size: images per step, over all devices together; the last, incomplete batch of an epoch is left out.
-      learning_rate: at the start, or after the warm-up; falls to zero along a cosine.
-      warmup: share of the steps in which the learning rate rises from zero, in [0, 1).
-      momentum: of SGD.
-      weight_decay: added to the gradients, as PyTorch's SGD does.
-      crop_padding: black pixels around an image before a random crop; 0 for no crop.
-      flip: whether half of the images are mirrored.
-      precision: `float32`, `bfloat16` (weights, optimizer and all statistics stay float32), or `auto`: bfloat16 on
-        GPUs and TPUs.
-      measure_every: epochs between two measurements of ACC and ASR; the last epoch is always measured.
-    """
-
-    epochs: int = 30
-    batch_size: int = 64
-    learning_rate: float = 0.05
-    warmup: float = 0.0
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    crop_padding: int = 0
-    flip: bool = False
-    precision: str = "auto"
-    measure_every: int = 5
-
-    def __post_init__(self) -> None:
-        for field in ("epochs", "batch_size", "measure_every"):
-            if getattr(self, field) < 1:
-                raise InputError(f"training.{field}: expected at least 1, found {getattr(self, field)}")
-        if not 0 < self.learning_rate < float("inf"):
-            raise InputError(f"training.learning_rate: expected a finite number above 0, found {self.learning_rate}")
-        for field in ("momentum", "warmup"):
-            if not 0 <= getattr(self, field) < 1:
-                raise InputError(f"training.{field}: expected a number in [0, 1), found {getattr(self, field)}")
-        if not 0 <= self.weight_decay < float("inf"):
-            raise InputError(f"training.weight_decay: expected a finite number from 0, found {self.weight_decay}")
-        if self.crop_padding < 0:
-            raise InputError(f"training.crop_padding: expected a number of pixels from 0, found {self.crop_padding}")
-        if self.precision not in PRECISIONS:
-            raise InputError(f"training.precision: expected one of {list(PRECISIONS)}, found {self.precision!r}")
+    epochs: int = field(default=30, at_least=1, doc="passes over the training set.")
+    batch_size: int = field(
+        default=64,
+        at_least=1,
+        doc="images per step, over all devices together; the last, incomplete batch of an epoch is left out.",
+    )
+    learning_rate: float = field(
+        default=0.05, above=0, doc="at the start, or after the warm-up; falls to zero along a cosine."
+    )
+    warmup: float = field(
+        default=0.0, at_least=0, below=1, doc="share of the steps in which the learning rate rises from zero."
+    )
+    momentum: float = field(default=0.9, at_least=0, below=1, doc="of SGD.")
+    weight_decay: float = field(default=5e-4, at_least=0, doc="added to the gradients, as PyTorch's SGD does.")
+    crop_padding: int = field(
+        default=0, at_least=0, unit="pixels", doc="black border around an image before a random crop; 0 for no crop."
+    )
+    flip: bool = field(default=False, doc="whether half of the images are mirrored.")
+    precision: str = field(
+        default="auto",
+        choices=PRECISIONS,
+        doc="`float32`, `bfloat16` (weights, optimizer and all statistics stay float32), or `auto`: bfloat16 on GPUs "
+        "and TPUs.",
+    )
+    measure_every: int = field(
+        default=5,
+        at_least=1,
+        unit="epochs",
+        doc="between two measurements of ACC and ASR; the last epoch is always measured.",
+    )
 
     def measured_epochs(self) -> list[int]:
         """After which epochs, counted from 1, ACC and ASR are measured."""
@@ -118,6 +108,15 @@ class Trained(NamedTuple):
     images_per_second: float | None
 
 
+class Training(NamedTuple):
+    """A training on its way: epochs that are done, seconds that they took, what is trained, and what was seen."""
+
+    done: np.int32
+    spent: np.float32
+    carry: Any
+    history: History
+
+
 def empty_history(config: TrainingConfig) -> History:
     """A history in which nothing has happened yet: NaN everywhere."""
     measured = len(config.measured_epochs())
@@ -131,14 +130,13 @@ def train(
     *,
     key: jax.Array,
     config: TrainingConfig,
-    prepare: Callable[[jax.Array], jax.Array],
     mesh: Mesh,
     assets: Assets | None = None,
     attack: InTraining | None = None,
     measure: Callable[[Variables, Assets], Metrics] | None = None,
     on_epoch: Callable[..., None] = lambda **shown: None,
     progress: pathlib.Path | None = None,
-    save_every: float = SAVE_EVERY,
+    save_every: float | None = None,
 ) -> Trained:
     """Trains a network on images that are on the devices as uint8.
 
@@ -150,7 +148,6 @@ def train(
       data: the training set.
       key: typed PRNG key: the order of the images, their augmentation, the attack's choices.
       config: epochs, batch size, learning rate, ...
-      prepare: uint8 images, or images in [0, 1], -> float32 images as the network takes them.
       mesh: devices that share each batch.
       assets: the arrays of the attack.
       attack: what the attack does in each step, None for one that has poisoned `data`.
@@ -158,7 +155,7 @@ def train(
       on_epoch: called after each epoch with its mean loss and what was measured last (a progress bar).
       progress: where the state is saved every `save_every` seconds, and looked for at the start: a training that was
         stopped goes on from there to the same result.
-      save_every: seconds.
+      save_every: seconds; see `loop.rounds`.
 
     Returns:
       The trained variables, the attack's assets (some attacks train theirs too), and how it went.
@@ -184,7 +181,7 @@ def train(
             images, labels, extra = attack.poison({**fixed, **own}, unit, labels, batch.goals, attack_key)
         images = augment(images, key=augment_key, crop_padding=config.crop_padding, flip=config.flip)
         params = jax.tree.map(lambda p: p.astype(dtype), params)
-        logits, moved = network.train({"params": params, **state}, prepare(images).astype(dtype))
+        logits, moved = network.train({"params": params, **state}, network.prepare(images).astype(dtype))
         losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
         return jnp.mean(losses) + extra, jax.tree.map(lambda new, old: new.astype(old.dtype), moved, state)
 
@@ -213,26 +210,13 @@ def train(
     start = (params, trained_assets, state, optimizer.init(params), attack_optimizer.init(trained_assets))
     # A fresh copy on every device: the first call then compiles the program of all calls, and may reuse its memory.
     carry = jax.device_put(jax.tree.map(jnp.copy, start), copied)
-    done, spent, history = 0, 0.0, empty_history(config)
-    like = {"done": np.int32(0), "spent": np.float32(0), "carry": start, **history._asdict()}
-    if progress is not None and (saved := restore_state(progress, like)) is not None:
-        done, spent, history = (
-            int(saved["done"]),
-            float(saved["spent"]),
-            History(*(saved[field] for field in History._fields)),
-        )
-        carry = jax.device_put(saved["carry"], copied)
-    measured_epochs, times = config.measured_epochs(), []
-    shown: dict[str, float] = {}
-    started = saved_at = time.monotonic()
-    for _ in range(done):
-        on_epoch()
+    measured_epochs, times = config.measured_epochs(), list[float]()
 
-    for index in range(done, config.epochs):
-        began = time.monotonic()
-        carry, loss = epoch(carry, jax.random.fold_in(key, index), data, fixed_assets)
+    def one_epoch(now: Training) -> tuple[Training, dict[str, float]]:
+        started, index, history = time.monotonic(), int(now.done), now.history
+        carry, loss = epoch(now.carry, jax.random.fold_in(key, index), data, fixed_assets)
         history.loss[index] = loss
-        times.append(time.monotonic() - began)
+        times.append(time.monotonic() - started)
         if not np.isfinite(history.loss[index]):
             if progress is not None:
                 shutil.rmtree(progress, ignore_errors=True)
@@ -244,15 +228,25 @@ def train(
             place = measured_epochs.index(index + 1)
             found = measure({"params": carry[0], **carry[2]}, {**fixed_assets, **carry[1]})
             history.acc[place], history.asr[place] = found.acc, found.asr
-            shown = {name: float(value) for name, value in (("acc", found.acc), ("asr", found.asr)) if value == value}
-        on_epoch(loss=float(history.loss[index]), **shown)
-        if progress is not None and index + 1 < config.epochs and time.monotonic() - saved_at >= save_every:
-            saved_at = time.monotonic()
-            state_now = {"done": np.int32(index + 1), "spent": np.float32(spent + saved_at - started)}
-            save_state(progress, state_now | {"carry": carry, **history._asdict()})
+        last = {name: values[~np.isnan(values)][-1:] for name, values in history._asdict().items()}
+        spent = np.float32(now.spent + time.monotonic() - started)
+        shown = {name: float(value[0]) for name, value in last.items() if value.size}
+        return Training(np.int32(index + 1), spent, carry, history), shown
+
+    end = rounds(
+        Training(np.int32(0), np.float32(0), carry, empty_history(config)),
+        one_epoch,
+        done=lambda now: int(now.done) >= config.epochs,
+        count=lambda now: int(now.done),
+        progress=progress,
+        save_every=save_every,
+        place=lambda saved: saved._replace(carry=jax.device_put(saved.carry, copied)),
+        on_round=on_epoch,
+    )
     speed = steps * config.batch_size / float(np.median(times[1:])) if len(times) > 1 else None
-    seconds = spent + time.monotonic() - started
-    return Trained({"params": carry[0], **carry[2]}, {**fixed_assets, **carry[1]}, history, seconds, speed)
+    carry = end.carry
+    trained = {"params": carry[0], **carry[2]}
+    return Trained(trained, {**fixed_assets, **carry[1]}, end.history, float(end.spent), speed)
 
 
 def check_batch_fits(config: TrainingConfig, *, images: int) -> None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from otbr_jax.attacks.attack import Assets, CleanNetwork, Materials
+from otbr_jax import plan as plans
+from otbr_jax.attacks.attack import CleanNetwork, Materials
 from otbr_jax.attacks.registry import ATTACKS
 from otbr_jax.data.sources import Dataset
 from otbr_jax.errors import InputError
+from otbr_jax.neuron_graph import Layer, NeuronGraph
+from otbr_jax.plan import Setup, Step, needs
 from otbr_jax.runs.checkpoints import load_variables
-from otbr_jax.runs.run import Run
-from otbr_jax.runs.store import Stage, content_digest
-from otbr_jax.neuron_graph import Layer
+from otbr_jax.runs.identity import content_digest
+from otbr_jax.runs.run import Run, givens
+from otbr_jax.runs.store import Stage
 from otbr_jax.types import Variables, named_leaves, replace_leaves
 
 
@@ -36,16 +39,10 @@ def trigger_stage(run: Run, dataset: Dataset, *, clean: Stage | None = None) -> 
         if config.assets:
             raise InputError(f"attack.assets: expected none, {config.name} needs no arrays, found {config.assets!r}")
         return None
-    images, key = dataset.train or dataset.test, run.key("attack")
-
-    def function(images: jax.Array, labels: jax.Array, key: jax.Array, variables: Any, *, on_step: Any) -> Assets:
-        network = None if variables is None else _clean_network(run, variables)
-        materials = Materials(images, labels, config.target, network)
-        return attack.make(materials, key, config.own, on_step)  # type: ignore[misc]
-
+    step, given = _making(run, dataset, clean)
     if config.assets:
-        variables = run.subject.like if attack.needs_clean_network else None
-        like = jax.eval_shape(lambda *args: function(*args, on_step=None), *images, key, variables)
+        inputs = {name: given[name] for name in step.needs.values()}
+        like = jax.eval_shape(partial(plans.compute, step, run.setup), key=run.key("attack"), **inputs)
         assets = load_variables(config.assets, like, name="attack.assets")
         return run.directory.run(
             "attack", lambda: assets, like=lambda: assets, config=content_digest(assets), key=None, code=__name__
@@ -55,36 +52,50 @@ def trigger_stage(run: Run, dataset: Dataset, *, clean: Stage | None = None) -> 
             f"attack.assets: expected the directory with the trigger of {config.name}, which belongs to the network "
             "(launch.train_victim leaves one), found none"
         )
-    settings: dict[str, Any] = {"name": config.name, "settings": dataclasses.asdict(config.own)}
+    return run.step(step, {name: givens(name, value) for name, value in given.items()})
+
+
+def _making(run: Run, dataset: Dataset, clean: Stage | None) -> tuple[Step, dict[str, Any]]:
+    """The step that makes the arrays of the run's trigger, and what it is given."""
+    config, attack = run.config.attack, ATTACKS[run.config.attack.name]
+    assert attack.make is not None
+    seen = dataset.train or dataset.test
+    images, labels = jnp.asarray(seen.images), jnp.asarray(seen.labels)
+    if not attack.needs_images:  # they only say of what shape images are
+        images, labels = jnp.zeros_like(images[:1]), jnp.zeros_like(labels[:1])
+    given: dict[str, Any] = {"images": images, "labels": labels}
     if attack.needs_clean_network:
-        settings |= {"target": config.target, "network": run.network_digest()}
-    settings["data"] = content_digest(images) if attack.needs_images else list(run.network.image_shape)
-    return run.stage(
-        "attack",
-        function,
-        (jnp.asarray(images.images), jnp.asarray(images.labels), key, clean.value["variables"] if clean else None),
-        title=f"making {config.name}",
-        config=settings,
-        key=key,
-        parents=(clean,) if clean else (),
-        total=attack.steps(config.own),
-    )
+        given["clean"] = run.subject.like if clean is None else clean.value["variables"]
+
+    def make(setup: Setup, settings: Any, *, key: Any, report: Any, images: Any, labels: Any, clean: Any = None) -> Any:
+        del settings
+        network = None if clean is None else _clean_network(setup, clean)
+        return attack.make(Materials(images, labels, config.target, network), key, config.own, report)  # type: ignore[misc]
+
+    settings = {"name": config.name, "settings": config.own}
+    if attack.needs_clean_network:
+        settings["target"] = config.target
+    title = f"making {config.name}"
+    code = (attack.make.__module__,)
+    step = Step("attack", make, needs(*given), settings, title, total=attack.steps(config.own), code=code)
+    return step, given
 
 
-def classifier(run: Run) -> Layer:
-    """The dense layer that the network ends in; raises InputError if it ends in anything else."""
-    layer = run.subject.graph.layers[-1]
-    if layer.kind != "dense" or layer.neurons != run.network.num_classes:
+def classifier(graph: NeuronGraph, num_classes: int) -> Layer:
+    """The dense layer that a network ends in; raises InputError if it ends in anything else."""
+    layer = graph.layers[-1]
+    if layer.kind != "dense" or layer.neurons != num_classes:
         raise InputError(
-            f"attack.name: {run.config.attack.name} expects a network that ends in a dense classifier, "
-            f"found {layer.name} ({layer.kind})"
+            "attack.name: expected an attack without a clean network, since such a one wants a dense classifier at the "
+            f"network's end, found {layer.name} ({layer.kind})"
         )
     return layer
 
 
-def _clean_network(run: Run, variables: Variables) -> CleanNetwork:
+def _clean_network(setup: Setup, variables: Variables) -> CleanNetwork:
     """A clean network as an attacker uses it; see `CleanNetwork`."""
-    layer, classes = classifier(run), run.network.num_classes
+    network = setup.network
+    layer, classes = classifier(setup.graph, network.num_classes), network.num_classes
     kernel = named_leaves(variables)[layer.name]
     weights = kernel if layer.neuron_axes == (1,) else kernel.T  # [features, classes]
     order = jnp.argsort(-jnp.sum(jnp.abs(weights), axis=1))[:classes]
@@ -96,9 +107,9 @@ def _clean_network(run: Run, variables: Variables) -> CleanNetwork:
     probe = replace_leaves(variables, changed)
 
     def logits(images: jax.Array) -> jax.Array:
-        return run.network.apply(variables, run.prepare(images))
+        return network.answer(variables, images)
 
     def features(images: jax.Array) -> jax.Array:
-        return run.network.apply(probe, run.prepare(images))[:, : len(order)]
+        return network.answer(probe, images)[:, : len(order)]
 
     return CleanNetwork(logits, features)

@@ -16,17 +16,18 @@ from otbr_jax.attacks.registry import ATTACKS
 from otbr_jax.data import sources
 from otbr_jax.data.sources import DataConfig, Dataset
 from otbr_jax.errors import InputError
-from otbr_jax.runs.devices import check_batch_size, local_mesh
-from otbr_jax.runs.checkpoints import replace_checkpoint, write_text
 from otbr_jax.experiments.config import VictimConfig
 from otbr_jax.experiments.networks import open_network
 from otbr_jax.experiments.outputs import example_triggers
-from otbr_jax.runs.run import Run
-from otbr_jax.runs.store import open_workdir, versions
 from otbr_jax.experiments.training import History
 from otbr_jax.experiments.victims import Victim, check_trainable, open_victim, subject_of, test_set
 from otbr_jax.report import gallery
 from otbr_jax.report.gallery import Example
+from otbr_jax.runs.checkpoints import replace_checkpoint, write_text
+from otbr_jax.runs.devices import check_batch_size, local_mesh
+from otbr_jax.runs.identity import versions
+from otbr_jax.runs.run import Run
+from otbr_jax.runs.store import open_workdir
 
 
 def train_victim(

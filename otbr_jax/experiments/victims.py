@@ -18,17 +18,18 @@ from otbr_jax.attacks.registry import ATTACKS, AttackConfig, trigger
 from otbr_jax.data.sources import Dataset, Images
 from otbr_jax.errors import InputError
 from otbr_jax.experiments import training
-from otbr_jax.runs.devices import replicate
 from otbr_jax.experiments.config import VictimConfig
 from otbr_jax.experiments.evaluation import TestSet, predict
 from otbr_jax.experiments.networks import Subject
-from otbr_jax.runs.progress import progress_bar
-from otbr_jax.runs.provenance import hardware
-from otbr_jax.runs.run import Run
-from otbr_jax.runs.store import Stage, content_digest
 from otbr_jax.experiments.training import TrainingSet
 from otbr_jax.experiments.triggers import classifier, trigger_stage
 from otbr_jax.metrics import Metrics, evaluate_predictions
+from otbr_jax.runs.devices import replicate
+from otbr_jax.runs.identity import content_digest
+from otbr_jax.runs.progress import progress_bar
+from otbr_jax.runs.provenance import hardware
+from otbr_jax.runs.run import Run
+from otbr_jax.runs.store import Stage
 from otbr_jax.types import Variables
 
 
@@ -117,7 +118,7 @@ def _trained(run: Run, dataset: Dataset) -> Victim:
     poisoning.check_possible(train.labels, config.attack)
     stages: dict[str, Stage] = {}
     if ATTACKS[config.attack.name].needs_clean_network and not config.attack.assets:
-        classifier(run)
+        classifier(run.subject.graph, run.network.num_classes)
         # The attacker's own: the same images, order and start as the victim's, so that it is also what to compare with.
         without = dataclasses.replace(config, attack=AttackConfig(name="none"))
         stages["clean"] = _victim_stage(dataclasses.replace(run, config=without), dataset, None)
@@ -142,7 +143,7 @@ def _victim_stage(run: Run, dataset: Dataset, attack: Stage | None) -> Stage:
         title = "training a clean network" if config.attack.name == "none" else f"training: {config.attack.name}"
         with progress_bar(title, config.training.epochs, unit="epoch") as advance:
             found = training.train(
-                run.network, start, data, key=train_key, config=config.training, prepare=run.prepare, mesh=run.mesh,
+                run.network, start, data, key=train_key, config=config.training, mesh=run.mesh,
                 assets=placed, attack=in_training, measure=_measure(run, dataset.test), on_epoch=advance,
                 progress=progress,
             )  # fmt: skip
@@ -159,7 +160,7 @@ def _victim_stage(run: Run, dataset: Dataset, attack: Stage | None) -> Stage:
         return value | ({"assets": assets} if assets else {})
 
     settings = {
-        "network": run.network_digest(),
+        "network": run.network_digest,
         "model": dataclasses.asdict(config.model),
         "data": [content_digest(train), content_digest(dataset.test), config.data.mean, config.data.std],
         "attack": config.attack.settings(),
@@ -196,13 +197,12 @@ def _measure(run: Run, test: Images) -> Callable[[Variables, Assets], Metrics]:
 
     @jax.jit
     def measure(variables: Variables, assets: Assets, images: jax.Array, labels: jax.Array) -> Metrics:
-        clean = predict(run.network, variables, images, prepare=run.prepare, mesh=run.mesh)
+        clean = predict(run.network, variables, images, place=run.place, devices=run.mesh.size)
         if config.name == "none":
             return Metrics(jnp.mean(clean == labels), jnp.nan, jnp.nan)  # type: ignore[arg-type]
         put = trigger(config, assets)
-        triggered = predict(
-            run.network, variables, images, prepare=lambda batch: run.prepare(put(batch, key)), mesh=run.mesh
-        )
+        with_trigger = dataclasses.replace(run.network, prepare=lambda batch: run.network.prepare(put(batch, key)))
+        triggered = predict(with_trigger, variables, images, place=run.place, devices=run.mesh.size)
         wanted = attacker_goals(config, labels, run.network.num_classes)
         return evaluate_predictions(clean, triggered, labels, target=wanted)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -19,6 +18,7 @@ from otbr_jax.models.preact_resnet import PreActBottleneck, PreActResNet
 from otbr_jax.models.resnet import Bottleneck, ResNet
 from otbr_jax.models.vgg import VGG, PooledVGG
 from otbr_jax.models.vit import VisionTransformer
+from otbr_jax.settings import field, settings
 from otbr_jax.types import Network, Variables, split
 
 ARCHITECTURES: Mapping[str, partial[Any]] = {
@@ -38,25 +38,26 @@ ARCHITECTURES: Mapping[str, partial[Any]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@settings("model")
 class ModelConfig:
-    """Which network: a name of `ARCHITECTURES`, its size, its input and its output.
+    """Which network: a name of `ARCHITECTURES`, its size, its input and its output."""
 
-    Attributes:
-      name: a name of `ARCHITECTURES`, or the user's own network, `package.module:attribute` or `file.py:attribute`.
-      width: channels of the first stage; 0 for as many as published.
-      depth: blocks per stage (of a VGG convolutions, of a DenseNet layers); empty for as many as published.
-      image_shape: `(h, w, c)` of one input image.
-      num_classes: number of logits.
-      checkpoint: its weights, an Orbax checkpoint directory, or a PyTorch or safetensors file; empty for none yet.
-    """
-
-    name: str = "preact_resnet18"
-    width: int = 0
-    depth: tuple[int, ...] = ()
-    image_shape: tuple[int, int, int] = (32, 32, 3)
-    num_classes: int = 10
-    checkpoint: str = ""
+    name: str = field(
+        default="preact_resnet18",
+        doc="a name of `ARCHITECTURES`, or the user's own network, `package.module:attribute` or `file.py:attribute`.",
+    )
+    width: int = field(default=0, at_least=0, doc="channels of the first stage; 0 for as many as published.")
+    depth: tuple[int, ...] = field(
+        default=(),
+        at_least=1,
+        doc="blocks per stage (of a VGG convolutions, of a DenseNet layers); empty for as many as published.",
+    )
+    image_shape: tuple[int, int, int] = field(default=(32, 32, 3), at_least=1, doc="`(h, w, c)` of one input image.")
+    num_classes: int = field(default=10, at_least=1, doc="number of logits.")
+    checkpoint: str = field(
+        default="",
+        doc="its weights, an Orbax checkpoint directory, or a PyTorch or safetensors file; empty for none yet.",
+    )
 
 
 def network_from_flax(module: nn.Module, *, image_shape: tuple[int, int, int], num_classes: int) -> Network:
@@ -78,30 +79,24 @@ def build(config: ModelConfig, *, axis_name: str | None = None) -> tuple[Network
     """Returns the network that `config` names and its `init(key) -> variables`.
 
     Raises:
-      InputError: if the name is not in `ARCHITECTURES`, a size is not positive, the number of stages differs from the
-        published one, or the images do not suit the network.
+      InputError: if the name is not in `ARCHITECTURES`, the number of stages differs from the published one, or the
+        images do not suit the network.
     """
     if config.name not in ARCHITECTURES:
         near = difflib.get_close_matches(config.name, ARCHITECTURES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise InputError(f"model.name: expected one of {sorted(ARCHITECTURES)}, found {config.name!r}{hint}")
-    if len(config.image_shape) != 3 or min(config.image_shape) < 1:
-        raise InputError(f"model.image_shape: expected (height, width, channels), found {config.image_shape}")
-    for field, least in (("width", 0), ("num_classes", 1)):
-        if getattr(config, field) < least:
-            raise InputError(f"model.{field}: expected at least {least}, found {getattr(config, field)}")
     architecture = ARCHITECTURES[config.name]
     published = architecture.keywords["depth"]
-    depth = tuple(config.depth) or published
-    if len(depth) != len(published) or min(depth) < 1:
+    depth = config.depth or published
+    if len(depth) != len(published):
         raise InputError(f"model.depth: expected a number of at least 1 for each of {published}, found {depth}")
     width = {"width": config.width} if config.width else {}
     module = architecture(num_classes=config.num_classes, depth=depth, **width, axis_name=axis_name)
-    shape = (int(config.image_shape[0]), int(config.image_shape[1]), int(config.image_shape[2]))
-    network = network_from_flax(module, image_shape=shape, num_classes=config.num_classes)
+    network = network_from_flax(module, image_shape=config.image_shape, num_classes=config.num_classes)
 
     def init(key: jax.Array) -> Variables:
-        return module.init(key, jnp.zeros((1, *shape), jnp.float32), train=True)
+        return module.init(key, jnp.zeros((1, *config.image_shape), jnp.float32), train=True)
 
     jax.eval_shape(init, jax.random.key(0))  # a shape that does not suit the network ends here, not in the first stage
     return network, init

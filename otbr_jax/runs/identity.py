@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from otbr_jax.plan import Setup
-from otbr_jax.types import Variables, named_leaves
+from otbr_jax.types import Network, Variables, named_leaves
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = ROOT.name
@@ -74,20 +74,23 @@ def setup_digest(setup: Setup, like: Variables) -> str:
       setup: the setup.
       like: the network's variables, or their shapes.
     """
-    network = setup.network
+    raw = jax.ShapeDtypeStruct((2, *setup.network.image_shape), jnp.uint8)
+    parts = [
+        network_digest(setup.network, like),
+        program_digest(setup.augment, raw, jax.random.key(0)),
+        plain([setup.layers, setup.neighbours]),
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def network_digest(network: Network, like: Variables) -> str:
+    """A hash of what a network computes, in evaluation and in training mode, and of how it prepares images."""
     images = jax.ShapeDtypeStruct((2, *network.image_shape), jnp.float32)
     raw = jax.ShapeDtypeStruct((2, *network.image_shape), jnp.uint8)
-    digest = hashlib.sha256(json.dumps([network.image_shape, network.num_classes]).encode())
-    for function, *inputs in (
-        (network.apply, like, images),
-        (network.train, like, images),
-        (network.prepare, images),
-        (network.prepare, raw),
-        (setup.augment, raw, jax.random.key(0)),
-    ):
-        digest.update(program_digest(function, *inputs).encode())
-    digest.update(json.dumps(plain([setup.layers, setup.neighbours])).encode())
-    return digest.hexdigest()
+    programs = ((network.apply, like, images), (network.train, like, images))
+    preparing = ((network.prepare, images), (network.prepare, raw))
+    parts = [network.image_shape, network.num_classes, *(program_digest(*each) for each in (*programs, *preparing))]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def program_digest(function: Callable[..., Any], *inputs: Any) -> str:

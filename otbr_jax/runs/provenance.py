@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from otbr_jax.errors import InputError
-from otbr_jax.runs.store import versions
+from otbr_jax.runs.identity import versions
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 """The checkout that this package is run from."""

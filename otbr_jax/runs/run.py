@@ -57,13 +57,29 @@ class Run(Generic[C]):
     def setup(self) -> Setup:
         """What every step may read."""
         layers = choose_layers(self.subject.graph, self.layers)
-        place = partial(split_batch, mesh=self.mesh)
-        return Setup(self.network, self.subject.graph, layers, augment=self.augment, place=place)
+        return Setup(
+            self.network,
+            self.subject.graph,
+            layers,
+            augment=self.augment,
+            place=self.place,
+            devices=self.mesh.size,
+        )
+
+    @property
+    def place(self) -> Callable[[Any], Any]:
+        """Splits a batch over the devices, inside jit."""
+        return partial(split_batch, mesh=self.mesh)
 
     @functools.cached_property
     def setup_digest(self) -> str:
         """A hash of all that steps may read of the setup."""
         return identity.setup_digest(self.setup, self.subject.like)
+
+    @functools.cached_property
+    def network_digest(self) -> str:
+        """A hash of what the network computes."""
+        return identity.network_digest(self.network, self.subject.like)
 
     @property
     def root(self) -> jax.Array:
@@ -101,7 +117,7 @@ class Run(Generic[C]):
             like=lambda: jax.eval_shape(partial(plans.compute, step, self.setup), key=key, **inputs),
             config={"settings": step.settings, "setup": self.setup_digest},
             key=key,
-            code=step.run.__module__,
+            code=(step.run.__module__, *step.code),
             parents=tuple(stages[name] for name in step.needs.values()),
             check=partial(step.check, step.settings),
         )

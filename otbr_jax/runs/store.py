@@ -71,7 +71,7 @@ class Workdir:
         like: Callable[[], Any],
         config: Any,
         key: jax.Array | None,
-        code: str,
+        code: str | tuple[str, ...],
         parents: tuple[Stage, ...] = (),
     ) -> Stage:
         """Reloads the stage if it is finished and whole; computes and saves it otherwise.
@@ -82,7 +82,7 @@ class Workdir:
           like: returns a pytree of `jax.ShapeDtypeStruct` with the value's structure.
           config: the settings that the value depends on: a dataclass or plain JSON values.
           key: typed PRNG key that the value depends on, or None.
-          code: dotted name of the module that computes it; see `code_digest`.
+          code: dotted name of the module that computes it, or of several; see `code_digest`.
           parents: the stages that `compute` reads.
 
         Returns:
@@ -100,7 +100,7 @@ class Workdir:
         like: Callable[[], Any],
         config: Any,
         key: jax.Array | None,
-        code: str,
+        code: str | tuple[str, ...],
         parents: tuple[Stage, ...] = (),
         check: Callable[[Any], None] = lambda value: None,
     ) -> Stage:
@@ -115,7 +115,7 @@ class Workdir:
             "config": identity.plain(config),
             "key": None if key is None else np.asarray(jax.random.key_data(key)).tolist(),
             "parents": {parent.name: parent.digest for parent in parents},
-            "code": code_digest(code),
+            "code": [code_digest(module) for module in ((code,) if isinstance(code, str) else code)],
             "libraries": identity.computing_versions(),
         }
         inputs = json.loads(json.dumps(inputs))  # as they will be read back

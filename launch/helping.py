@@ -1,0 +1,96 @@
+"""What `--help` prints, and which flag a mistyped one was meant to be."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import shlex
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from absl import flags
+
+from otbr_jax.settings import Setting
+
+WIDTH = 100
+"""Columns of a terminal."""
+
+
+def program_help(usage: str, own: Iterable[flags.Flag]) -> str:
+    """What a program does, and its flags with their defaults.
+
+    Args:
+      usage: its docstring.
+      own: its flags.
+    """
+    paragraphs = [_fill(part) for part in inspect.cleandoc(usage).split("\n\n")]
+    entries = [_entry(flag.name, flag.default, _what(flag)) for flag in own]
+    return "\n\n".join([*paragraphs, "\n".join(["flags:", *entries])])
+
+
+def settings_help(settings: Sequence[Setting], *, file: str) -> str:
+    """The flag `--config` and those of single settings.
+
+    Args:
+      settings: with the file's defaults, as `otbr_jax.settings.describe` gives them.
+      file: the name of the config file.
+    """
+    lines = [_entry("config", file, "Python file with the settings; below are its defaults."), "", "settings:"]
+    for name, words, default, doc in settings:
+        if words:
+            lines.append(_entry(f"config.{name}", default, f"{doc} {words[0].upper()}{words[1:]}."))
+        else:
+            lines += ["", _fill(f"{name}: {doc}", later=2)]
+    return "\n".join(lines)
+
+
+def unknown_flag(name: str, known: Iterable[str]) -> str:
+    """The message about a flag that there is not, with the name of the nearest one.
+
+    Flags are compared by as many of their last parts as the unknown one has: `epochs` with the last one, and
+    `training.epochs` with the last two. Of equally near ones, the one with the fewest parts is meant.
+
+    Args:
+      name: as it was given, without dashes.
+      known: names of flags; those of settings start with `config.`.
+    """
+    wanted = name.removeprefix("config.")
+    parts = wanted.count(".") + 1
+
+    def likeness(flag: str) -> tuple[float, int]:
+        last = flag.removeprefix("config.").split(".")[-parts:]
+        return difflib.SequenceMatcher(None, wanted, ".".join(last)).ratio(), -flag.count(".")
+
+    nearest = max(known, key=likeness)
+    hint = f"did you mean --{nearest}?" if likeness(nearest)[0] > 0.6 else "--help lists all"
+    return f"unknown flag --{name}; {hint}"
+
+
+def _what(flag: flags.Flag) -> str:
+    """The text that the flag was defined with, without what absl adds to it."""
+    choices = getattr(flag.parser, "enum_values", None) or ()
+    text = (flag.help or "").removeprefix(f"<{'|'.join(choices)}>: ")
+    text, repeated, _ = text.partition(";\n    repeat this option")
+    return text + (f" One of {[*choices]}." if choices else "") + (" May be repeated." if repeated else "")
+
+
+def _entry(name: str, default: Any, doc: str) -> str:
+    """A flag with its default, and below it what it is."""
+    value = "" if default in (None, []) else f"={shlex.quote(_plain(default))}"
+    return f"{_fill(f'--{name}{value}', first=2, later=6)}\n{_fill(doc, first=6, later=6)}"
+
+
+def _fill(text: str, *, first: int = 0, later: int = 0) -> str:
+    return textwrap.fill(
+        text,
+        WIDTH,
+        initial_indent=first * " ",
+        subsequent_indent=later * " ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _plain(default: Any) -> str:
+    return ",".join(default) if isinstance(default, list) else str(default)

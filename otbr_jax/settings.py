@@ -1,0 +1,311 @@
+"""Settings: the default, bounds, choices, unit and documentation of each field, declared once.
+
+    @settings("training")
+    class TrainingConfig:
+        \"\"\"How a network is trained.\"\"\"
+
+        epochs: int = field(default=30, at_least=1, doc="passes over the training set.")
+
+Such a class is a frozen dataclass that checks every field when it is made: `TrainingConfig(epochs=0)` raises
+`InputError("training.epochs: expected a whole number of at least 1, found 0")`. `help()` and `describe` read the same
+declaration. Fields are whole numbers, numbers, texts, switches, tuples of one of these, or groups: other such classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import math
+import numbers
+import operator
+import textwrap
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+from otbr_jax.errors import InputError
+
+T = TypeVar("T")
+
+
+class Rule(NamedTuple):
+    """What is said of a field, or of each item of a tuple; see `field`."""
+
+    doc: str
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    choices: tuple[Any, ...] = ()
+    unit: str = ""
+
+
+class Declared(NamedTuple):
+    """A field as it was declared.
+
+    Attributes:
+      kind: its type, such as `int`, `tuple[float, ...]` or another class of settings.
+      default: its default.
+      rule: its bounds, choices, unit and documentation.
+    """
+
+    kind: Any
+    default: Any
+    rule: Rule
+
+
+class Setting(NamedTuple):
+    """A field in words, as `describe` gives it.
+
+    Attributes:
+      name: with dots for fields of groups, such as `otbr.gamma`.
+      words: what it may be, such as `a number in [0, 1]`; empty for a group, whose fields follow.
+      default: its default; None for a group.
+      doc: what it is.
+    """
+
+    name: str
+    words: str
+    default: Any
+    doc: str
+
+
+def field(
+    *,
+    default: T,
+    doc: str,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    choices: tuple[Any, ...] = (),
+    unit: str = "",
+) -> T:
+    """Declares a field of a class of settings. Bounds and choices are those of each item, if it is a tuple.
+
+    Args:
+      default: its value where none is given.
+      doc: what it is, one sentence that goes on after the field's name.
+      at_least: lower bound, which it may reach.
+      above: lower bound, which it may not reach.
+      at_most: upper bound, which it may reach.
+      below: upper bound, which it may not reach.
+      choices: the values it may have; empty for no such list.
+      unit: of a number, such as `pixels`.
+    """
+    rule = Rule(doc, at_least, above, at_most, below, tuple(choices), unit)
+    return dataclasses.field(default=default, metadata={"rule": rule})
+
+
+@typing.dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def settings(group: str) -> Callable[[type[T]], type[T]]:
+    """Makes a class a frozen dataclass that checks its fields, with a list of them in its docstring.
+
+    Ints become floats, and lists tuples, where the field says so. A method `check` of the class, if there is one, is
+    called after the fields are checked, and says by `raise wrong(...)` what single fields cannot: how they must fit
+    together.
+
+    Args:
+      group: the name that errors call the class by, such as `training` or `attack.wanet`; empty for a whole config.
+
+    Raises:
+      TypeError: if a field is not declared by `field`.
+    """
+
+    def decorate(made: Any) -> Any:
+        made.__post_init__ = _check
+        made = dataclasses.dataclass(frozen=True)(made)
+        hints, declared = typing.get_type_hints(made), {}
+        for each in dataclasses.fields(made):
+            if "rule" not in each.metadata:
+                raise TypeError(f"{made.__qualname__}.{each.name}: expected a declaration by field(...), found none")
+            declared[each.name] = Declared(hints[each.name], each.default, each.metadata["rule"])
+        made.__group__, made.__settings__ = group, declared
+        made.__doc__ = f"{inspect.cleandoc(made.__doc__ or '')}\n\nAttributes:\n{_attributes(declared)}"
+        return made
+
+    return decorate
+
+
+def _check(config: Any) -> None:
+    """Checks every field, and then how they fit together; it is every class's `__post_init__`."""
+    for name, (kind, _, rule) in config.__settings__.items():
+        try:
+            value = _fit(kind, rule, getattr(config, name))
+        except _UnfitError as found:
+            raise wrong(config, name, in_words(kind, rule), found=str(found)) from None
+        object.__setattr__(config, name, value)
+    if hasattr(config, "check"):
+        config.check()
+
+
+class _UnfitError(Exception):
+    """Says what was found where another value was expected."""
+
+
+def _fit(kind: Any, rule: Rule, value: Any) -> Any:
+    """The value as the kind that a field has; raises `_UnfitError` if it is none that the field may have."""
+    if typing.get_origin(kind) is tuple:
+        item, *more = typing.get_args(kind)
+        if not isinstance(value, (tuple, list)) or (more != [...] and len(value) != 1 + len(more)):
+            raise _UnfitError(repr(value))
+        try:
+            return tuple(_fit(item, rule, one) for one in value)
+        except _UnfitError as found:
+            raise _UnfitError(f"{found} among them") from None
+    if not isinstance(value, _ABSTRACT.get(kind, kind)) or (isinstance(value, bool) and kind is not bool):
+        raise _UnfitError(repr(value))
+    if kind in (int, float):
+        value = kind(value)
+        lower = (rule.at_least is None or value >= rule.at_least) and (rule.above is None or value > rule.above)
+        upper = (rule.at_most is None or value <= rule.at_most) and (rule.below is None or value < rule.below)
+        if not (lower and upper and math.isfinite(value)):
+            raise _UnfitError(repr(value))
+    if rule.choices and value not in rule.choices:
+        raise _UnfitError(repr(value))
+    return value
+
+
+_ABSTRACT = {int: numbers.Integral, float: numbers.Real}
+"""What counts as one: NumPy's numbers too."""
+
+
+def declarations(config_type: type) -> Mapping[str, Declared]:
+    """The fields of a class of settings, by name; empty for any other class."""
+    found: Mapping[str, Declared] = getattr(config_type, "__settings__", {})
+    return found
+
+
+def wrong(config: Any, name: str, expected: str, *, found: str = "") -> InputError:
+    """The error about a field; to be raised by a class's `check`.
+
+    Args:
+      config: the settings.
+      name: of the field, with dots for fields of its groups.
+      expected: what goes behind "expected".
+      found: what goes behind "found"; by default the field's value.
+    """
+    group = f"{config.__group__}." if config.__group__ else ""
+    found = found or repr(operator.attrgetter(name)(config))
+    return InputError(f"{group}{name}: expected {expected}, found {found}")
+
+
+def from_dict(config_type: type[T], values: Mapping[str, Any], *, name: str = "config") -> T:
+    """Builds settings from a nested mapping; fields that are left out keep their defaults.
+
+    Args:
+      config_type: their class.
+      values: a mapping, in which groups are mappings too.
+      name: what the mapping is called where a field is unknown.
+
+    Raises:
+      InputError: names an unknown field (and the nearest known one), or says with its dotted name what is wrong with
+        a value.
+    """
+    return _build(config_type, values, name, "")
+
+
+def _build(config_type: type[T], values: Mapping[str, Any], name: str, path: str) -> T:
+    known, fields = declarations(config_type), {}
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {name}.{near[0]}?" if near else f"; expected one of {sorted(known)}"
+            raise InputError(f"{name}.{key}: unknown config field{hint}")
+        kind, inner = known[key].kind, f"{path}.{key}" if path else key
+        if declarations(kind):
+            if not isinstance(value, Mapping):
+                raise InputError(f"{inner}: expected a group of settings, found {value!r}")
+            value = _build(kind, value, f"{name}.{key}", inner)
+        fields[key] = value
+    try:
+        return config_type(**fields)
+    except InputError as error:
+        # A class knows the name of its kind only: there are several groups of one, such as suspicion.patch and
+        # patching.patch.
+        own = f"{getattr(config_type, '__group__')}."  # noqa: B009
+        if not path or not str(error).startswith(own):
+            raise
+        raise InputError(f"{path}.{str(error).removeprefix(own)}") from None
+
+
+def describe(config_type: type, values: Any = None) -> list[Setting]:
+    """All settings of a class: its own fields first, then each of its groups, followed by that group's.
+
+    Args:
+      config_type: the class.
+      values: settings, or a nested mapping of some, that stand in for the defaults.
+    """
+    return _describe(config_type, values, "")
+
+
+def _describe(config_type: type, values: Any, prefix: str) -> list[Setting]:
+    own, groups = [], []
+    for name, (kind, default, rule) in declarations(config_type).items():
+        if isinstance(values, Mapping):
+            default = values.get(name, default)
+        elif values is not None:
+            default = getattr(values, name)
+        if declarations(kind):
+            groups += [Setting(f"{prefix}{name}", "", None, rule.doc), *_describe(kind, default, f"{prefix}{name}.")]
+        else:
+            own.append(Setting(f"{prefix}{name}", in_words(kind, rule), default, rule.doc))
+    return own + groups
+
+
+def in_words(kind: Any, rule: Rule) -> str:
+    """What a field may be, such as `a list of numbers in [0, 1]`."""
+    if declarations(kind):
+        return "a group of settings"
+    if typing.get_origin(kind) is tuple:
+        item, *more = typing.get_args(kind)
+        count = "" if more == [...] else f"{1 + len(more)} "
+        each = f"any of {[*rule.choices]}" if rule.choices else f"{_NOUNS[item][1]}{_bounds(item, rule)}"
+        return f"a list of {count}{each}"
+    return f"one of {[*rule.choices]}" if rule.choices else f"{_NOUNS[kind][0]}{_bounds(kind, rule)}"
+
+
+_NOUNS = {
+    bool: ("True or False", "of True or False"),
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    str: ("text", "texts"),
+}
+
+
+def _bounds(kind: Any, rule: Rule) -> str:
+    opening, low = ("(", rule.above) if rule.at_least is None else ("[", rule.at_least)
+    closing, high = (")", rule.below) if rule.at_most is None else ("]", rule.at_most)
+    unit = f", in {rule.unit}" if rule.unit else ""
+    if low is not None and high is not None:
+        return f" in {opening}{_number(low)}, {_number(high)}{closing}{unit}"
+    words = {"of at least": rule.at_least, "above": rule.above, "of at most": rule.at_most, "below": rule.below}
+    return "".join(f" {word} {_number(bound)}" for word, bound in words.items() if bound is not None) + unit
+
+
+def _number(bound: float) -> str:
+    return f"{bound:g}" if bound < 2**20 else f"2**{math.log2(bound):g}"
+
+
+def _attributes(declared: Mapping[str, Declared]) -> str:
+    """The fields in the form of a docstring."""
+    lines = []
+    for name, (kind, default, rule) in declared.items():
+        words = in_words(kind, rule)
+        what = "" if declarations(kind) else f" {words[0].upper()}{words[1:]}."
+        lines.append(f"{name}: {rule.doc}{what} Default: {_shown(default)}.")
+    return "\n".join(
+        textwrap.fill(line, 100, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
+        for line in lines
+    )
+
+
+def _shown(default: Any) -> str:
+    """A default as code: of a group, what differs from its class's own defaults."""
+    known = declarations(type(default))
+    if not known:
+        return repr(default)
+    values = {name: getattr(default, name) for name in known}
+    given = [f"{name}={_shown(value)}" for name, value in values.items() if value != known[name].default]
+    return f"{type(default).__name__}({', '.join(given)})"

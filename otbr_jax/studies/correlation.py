@@ -1,0 +1,212 @@
+"""The finding that repair without data stands on: neurons move alike under random, clean and poison unlearning.
+
+One network is unlearned three times, on noise, on clean images and on triggered images with the labels that the
+attacker wants, and the neuron weight changes (NWC) are correlated, per layer and overall. Poison unlearning needs the
+attacker's trigger, which no defender has: this explains the method, it is not a part of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from otbr_jax import unlearning, weight_change
+from otbr_jax.attacks.poisoning import apply_trigger
+from otbr_jax.attacks.registry import ATTACKS
+from otbr_jax.experiments.config import VictimConfig
+from otbr_jax.experiments.victims import attacker_goals
+from otbr_jax.layer_choice import LAYERS
+from otbr_jax.plan import Plan, Report, Setup, Step, needs
+from otbr_jax.report import correlation_page
+from otbr_jax.settings import field, settings, wrong
+from otbr_jax.studies.study import (
+    Case,
+    Found,
+    Study,
+    drawn,
+    named_attacks,
+    row_settings,
+    row_subject,
+    training_images,
+    victim_config,
+)
+from otbr_jax.types import Batch, BatchFn, Variables
+from otbr_jax.unlearning import UnlearningConfig
+from otbr_jax.weight_change import Correlation, Scores
+
+KINDS = ("random", "clean", "poison")
+
+
+@settings("")
+class CorrelationConfig(VictimConfig):
+    """Everything that decides a study of correlations."""
+
+    attacks: tuple[str, ...] = field(
+        default=(),
+        choices=(*ATTACKS, "none"),
+        doc="names of attacks, each of which gets a victim of its own; empty for the one of `attack`.",
+    )
+    unlearning: UnlearningConfig = field(default=UnlearningConfig(), doc="of all three kinds alike.")
+    layers: str = field(default="auto", choices=LAYERS, doc="which layers are compared, see `choose_layers`.")
+    top: float = field(default=0.1, above=0, at_most=1, doc="share of the neurons of which the overlap is.")
+
+    def check(self) -> None:
+        """Every victim has a backdoor."""
+        super().check()
+        for config in self.each():
+            if config.attack.name == "none":
+                raise wrong(self, "attack.name", "an attack, since poison unlearning needs its trigger", found="'none'")
+
+    def each(self) -> list[VictimConfig]:
+        """The settings of every victim."""
+        return [victim_config(self, attack=attack) for attack in named_attacks(self)]
+
+
+def given(case: Case) -> Mapping[str, Any]:
+    """The clean images and the triggered ones; test images where the network has seen no training images."""
+    run, images = case.run, training_images(case.dataset)
+    assert case.victim.trigger is not None
+    clean, labels = jnp.asarray(images.images), jnp.asarray(images.labels, jnp.int32)
+    goals = attacker_goals(case.config.attack, labels, run.network.num_classes)
+    triggered = apply_trigger(case.victim.trigger, clean, key=run.key("poison"))
+    others = np.flatnonzero(np.asarray(labels != goals))
+    return {"clean": Batch(clean, labels), "poison": Batch(triggered[others], goals[others])}
+
+
+def weight_changes(
+    setup: Setup,
+    settings: UnlearningConfig,
+    *,
+    victim: Variables,
+    key: jax.Array,
+    report: Report | None,
+    images: Batch | None = None,
+) -> dict[str, jax.Array]:
+    """NWC after unlearning on batches drawn from uint8 images, or on noise without any."""
+    size = settings.batch_size
+    if images is None:
+        make: BatchFn = unlearning.noise_batches(setup.network, batch_size=size)
+    else:
+        make = partial(drawn, batch=Batch(*images), size=size, network=setup.network)
+    after, _ = unlearning.unlearn(
+        setup.network, victim, lambda key: setup.place(make(key)), key=key, config=settings, on_step=report
+    )
+    return weight_change.neuron_weight_changes(victim, after, setup.layers)
+
+
+def plan(case: Case, given: Mapping[str, Any]) -> Plan:
+    """NWC by kind of unlearning, `nwc_KIND`."""
+    config: UnlearningConfig = case.study.unlearning
+    return tuple(
+        Step(
+            f"nwc_{kind}",
+            weight_changes,
+            needs("victim", **({"images": kind} if kind in given else {})),
+            config,
+            f"{kind} unlearning: {case.config.attack.name}",
+            total=config.steps,
+            check=lambda _, scores: weight_change.check_scores(scores),
+        )
+        for kind in KINDS
+    )
+
+
+class Correlated(NamedTuple):
+    """NWC by kind of unlearning; and of `random` and `clean` the correlation with `poison`, overall and by layer."""
+
+    scores: Mapping[str, Scores]
+    pairs: Mapping[str, tuple[Correlation, Mapping[str, Correlation]]]
+
+
+def correlated(config: CorrelationConfig, one: Found) -> Correlated:
+    """What was found in one victim."""
+    scores = {kind: one.scores(f"nwc_{kind}") for kind in KINDS}
+    pairs = {
+        kind: weight_change.correlations(scores[kind], scores["poison"], top=config.top) for kind in ("random", "clean")
+    }
+    return Correlated(scores, pairs)
+
+
+def summarize(config: CorrelationConfig, found: Sequence[Found]) -> list[dict[str, Any]]:
+    """All numbers as plain JSON values, one entry for each victim; a correlation that is not defined is None."""
+    return [
+        {
+            "attack": one.config.attack.name,
+            "victim": {name: round(float(value), 6) for name, value in one.metrics._asdict().items()},
+            "neurons": sum(int(score.size) for score in one.values["nwc_random"].values()),
+            "top": config.top,
+            "with_poison": {
+                kind: {
+                    "all": _plain(overall),
+                    "last": _plain(list(by_layer.values())[-1]),
+                    "layers": {name: _plain(each) for name, each in by_layer.items()},
+                }
+                for kind, (overall, by_layer) in correlated(config, one).pairs.items()
+            },
+            "data": one.provenance,
+        }
+        for one in found
+    ]
+
+
+def rows(config: CorrelationConfig, found: Sequence[Found]) -> list[dict[str, Any]]:
+    """A row of results for each victim, but for commit, hardware and date."""
+    subject, own = row_subject(config), row_settings(config)
+    return [
+        subject | {"seed": config.seed, **one} | {"config": own | {"attack": victim.attack.settings(), "attacks": []}}
+        for victim, one in zip(config.each(), summarize(config, found), strict=True)
+    ]
+
+
+def _plain(found: Correlation) -> dict[str, float | None]:
+    return {name: None if value != value else round(float(value), 4) for name, value in found._asdict().items()}
+
+
+def _every_neuron(found: Sequence[Found]) -> str:
+    """CSV of every neuron: attack, layer, index, and its NWC under each kind of unlearning."""
+    lines = ["attack,layer,neuron," + ",".join(KINDS)]
+    for one in found:
+        scores = {kind: one.scores(f"nwc_{kind}") for kind in KINDS}
+        for layer in scores["random"]:
+            columns = np.stack([np.asarray(scores[kind][layer]) for kind in KINDS], axis=1)
+            lines += [
+                f"{one.config.attack.name},{layer},{neuron}," + ",".join(f"{value:.9g}" for value in values)
+                for neuron, values in enumerate(columns)
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def files(config: CorrelationConfig, found: Sequence[Found]) -> dict[str, str]:
+    """`correlation.json`, `nwc.csv` and `correlation.html`."""
+    summary = summarize(config, found)
+    return {
+        "correlation.json": json.dumps(summary, indent=1) + "\n",
+        "nwc.csv": _every_neuron(found),
+        "correlation.html": correlation_page.render(summary, [correlated(config, one).scores for one in found]),
+    }
+
+
+CORRELATION = Study(
+    name="correlation",
+    Config=CorrelationConfig,
+    layers=lambda config: config.layers,
+    each=CorrelationConfig.each,
+    given=given,
+    plan=plan,
+    rows=rows,
+    files=files,
+    table=lambda config, found: correlation_page.correlation_table(summarize(config, found)).text(),
+    described={
+        "correlation.html": "scatter plots",
+        "correlation.json": "all numbers",
+        "nwc.csv": "every neuron's weight changes",
+    },
+    batch_sizes=lambda config: {"unlearning.batch_size": config.unlearning.batch_size},
+)
+"""Do neurons move alike under random, clean and poison unlearning?"""

@@ -1,0 +1,207 @@
+"""What a study is: victims, a plan for each, and what is made of what was found: rows, tables, pages."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from otbr_jax.data import sources
+from otbr_jax.data.sources import Dataset, Images
+from otbr_jax.errors import InputError
+from otbr_jax.experiments import evaluation
+from otbr_jax.experiments.config import VictimConfig
+from otbr_jax.experiments.networks import open_network
+from otbr_jax.experiments.victims import Victim, check_trainable, open_victim, subject_of, test_set
+from otbr_jax.layer_choice import choose_layers
+from otbr_jax.metrics import Metrics
+from otbr_jax.neuron_graph import Layer
+from otbr_jax.plan import Plan
+from otbr_jax.runs.checkpoints import write_text
+from otbr_jax.runs.devices import check_batch_size, local_mesh, replicate
+from otbr_jax.runs.run import Run
+from otbr_jax.runs.store import open_workdir
+from otbr_jax.settings import declarations
+from otbr_jax.types import Augment, Batch, Network, Variables, unchanged
+from otbr_jax.weight_change import Scores
+
+
+class Case(NamedTuple):
+    """One victim of a study.
+
+    Attributes:
+      study: the settings of the study.
+      config: those of this victim, and of what is done to it.
+      run: its run.
+      victim: the victim.
+      dataset: what it was trained on, and is measured with.
+    """
+
+    study: Any
+    config: Any
+    run: Run[Any]
+    victim: Victim
+    dataset: Dataset
+
+
+class Found(NamedTuple):
+    """What was found in one victim.
+
+    Attributes:
+      config: the settings of the victim, and of what was done to it.
+      given: what its plan was given.
+      values: `{step name: value}`, arrays on the host.
+      metrics: ACC, ASR and RA of the victim; without an attack the latter two are about untriggered images.
+      provenance: what the images are.
+      layers: the layers that are looked at, in execution order.
+    """
+
+    config: Any
+    given: Mapping[str, Any]
+    values: Mapping[str, Any]
+    metrics: Metrics
+    provenance: str
+    layers: tuple[Layer, ...]
+
+    def scores(self, step: str) -> Scores:
+        """The scores that a step made, in execution order."""
+        return self.ordered(self.values[step])
+
+    def ordered(self, scores: Scores) -> Scores:
+        """Scores in execution order, whatever order they were stored in."""
+        return {layer.name: scores[layer.name] for layer in self.layers}
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """Victims, a plan for each, and what is made of what was found.
+
+    Attributes:
+      name: of its files.
+      Config: its settings, a `VictimConfig`.
+      layers: `config -> which layers are looked at`, see `choose_layers`.
+      each: `config -> the settings of every victim`, and of what is done to it.
+      given: `Case -> {name: arrays}`, what the plan needs beside `victim`, the victim's variables.
+      plan: `(Case, given) -> Plan`.
+      rows: `(config, found) -> rows of results`, but for commit, hardware and date.
+      files: `(config, found) -> {file name: text}`, what the working directory is left with.
+      table: `(config, found) -> text`, what a terminal shows.
+      described: what the files are, by name, in a few words.
+      figures: `(config, found) -> {ending of a file's name: figure}`, what stands beside rows of results.
+      augment: `config -> how clean images are varied`.
+      batch_sizes: `config -> {setting: size}`, the batches that devices share.
+    """
+
+    name: str
+    Config: type[Any]
+    layers: Callable[[Any], str]
+    each: Callable[[Any], Sequence[Any]]
+    given: Callable[[Case], Mapping[str, Any]]
+    plan: Callable[[Case, Mapping[str, Any]], Plan]
+    rows: Callable[[Any, Sequence[Found]], list[dict[str, Any]]]
+    files: Callable[[Any, Sequence[Found]], Mapping[str, str]]
+    table: Callable[[Any, Sequence[Found]], str]
+    described: Mapping[str, str]
+    figures: Callable[[Any, Sequence[Found]], Mapping[str, Any]] = lambda config, found: {}
+    augment: Callable[[Any], Augment] = lambda config: unchanged
+    batch_sizes: Callable[[Any], Mapping[str, int]] = lambda config: {}
+
+
+def run_study(
+    study: Study, config: Any, workdir: str | os.PathLike[str], *, devices: Sequence[jax.Device] | None = None
+) -> list[Found]:
+    """Runs a study on every victim that its settings name, and leaves its files in `workdir`.
+
+    Args:
+      study: the study.
+      config: its settings; with a checkpoint in `model` that network is the victim.
+      workdir: directory for the stages and the results; resumed if it has been used before.
+      devices: the devices that share the work; by default all local ones.
+
+    Returns:
+      What was found, victim by victim.
+
+    Raises:
+      InputError: names what is wrong with the settings, the checkpoint, the data or the working directory.
+    """
+    subject = open_network(config.model)
+    layers = choose_layers(subject.graph, study.layers(config))
+    shape, classes = subject.network.image_shape, subject.network.num_classes
+    dataset = sources.load(config.data, image_shape=shape, num_classes=classes)
+    if dataset is None:
+        raise InputError("data.name: expected images to study victims with, found 'none'")
+    check_trainable(config, subject, dataset)
+    mesh, found = local_mesh(devices), []
+    for name, size in study.batch_sizes(config).items():
+        check_batch_size(size, mesh, name=name)
+    with open_workdir(workdir, subject=subject_of(config)) as directory:
+        for each in study.each(config):
+            run = Run(each, directory, subject, mesh, layers=study.layers(config), augment=study.augment(each))
+            case = Case(config, each, run, open_victim(run, dataset), dataset)
+            given = study.given(case)
+            stages = run.plan(study.plan(case, given), {"victim": case.victim.stage.value["variables"], **given})
+            values = {name: stage.value for name, stage in stages.items()}
+            found.append(Found(each, given, values, victim_metrics(case), dataset.provenance, layers))
+        for name, text in study.files(config, found).items():
+            write_text(directory.path / name, text)
+    return found
+
+
+def training_images(dataset: Dataset) -> Images:
+    """The training images; test images for a network that has seen no training images here."""
+    return dataset.test if dataset.train is None else dataset.train
+
+
+def victim_config(config: VictimConfig, **changes: Any) -> VictimConfig:
+    """The settings of a victim alone, out of those of a study, with these fields changed."""
+    return VictimConfig(**victim_fields(config) | changes)
+
+
+def victim_fields(config: VictimConfig) -> dict[str, Any]:
+    """The settings of a victim by name, out of those of a study."""
+    return {name: getattr(config, name) for name in declarations(VictimConfig)}
+
+
+def named_attacks(config: Any) -> list[Any]:
+    """The attacks of a study: one for each name in `attacks`, or the one of `attack`."""
+    return [dataclasses.replace(config.attack, name=name) for name in config.attacks] or [config.attack]
+
+
+def drawn(key: jax.Array, *, batch: Batch, size: int, network: Network) -> Batch:
+    """A batch of `size` uint8 images, drawn uniformly and with replacement, as the network takes them."""
+    chosen = jax.random.randint(key, (size,), 0, len(batch.labels))
+    return Batch(network.prepare(batch.images[chosen]), batch.labels[chosen])
+
+
+def victim_metrics(case: Case) -> Metrics:
+    """ACC, ASR and RA of a victim; without an attack the latter two are about untriggered images."""
+    run = case.run
+    tested = test_set(run, case.dataset.test, case.victim)
+
+    @jax.jit
+    def measure(variables: Variables, tested: evaluation.TestSet) -> Metrics:
+        return evaluation.measure(run.network, variables, tested, place=run.place, devices=run.mesh.size)
+
+    return measure(*replicate((case.victim.stage.value["variables"], tested), run.mesh))
+
+
+def row_settings(config: VictimConfig) -> dict[str, Any]:
+    """All settings of a study as plain JSON values for a row of results, without the folders of one machine."""
+    settings: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    settings["model"] |= {"checkpoint": os.path.basename(config.model.checkpoint)}
+    settings["data"] |= {"path": os.path.basename(config.data.path), "data_dir": ""}
+    return settings
+
+
+def row_subject(config: VictimConfig) -> dict[str, Any]:
+    """What a row of results is about: `dataset`, `network`, and `file`, the checkpoint's name or None."""
+    file = os.path.basename(config.model.checkpoint)
+    return {
+        "dataset": config.data.name,
+        "network": f"{config.model.name}-w{config.model.width}",
+        "file": file or None,
+    }
