@@ -152,6 +152,6 @@ def test_bad_input_ends_in_one_clear_line(tmp_path):
     done = subprocess.run([*command, f"--workdir={tmp_path / 'w'}"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert done.stderr.startswith("error: attack.name: expected one of [")
+    assert done.stderr.startswith("error: attacks: expected a list of any of [")
     assert done.stdout == ""
     assert not (tmp_path / "w").exists()

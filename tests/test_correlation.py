@@ -123,7 +123,7 @@ def test_a_row_says_what_was_measured(finished):
     [
         (
             {"attacks": ("none",)},
-            "attack.name: expected an attack, since poison unlearning needs its trigger; found none",
+            "attack.name: expected an attack, since poison unlearning needs its trigger, found 'none'",
         ),
         ({"top": 2.0}, r"top: expected a number in \(0, 1\], found 2.0"),
         ({"data": DataConfig("none")}, "data.name: expected images to study victims with, found 'none'"),
