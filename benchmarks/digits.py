@@ -23,7 +23,7 @@ from otbr_jax.experiments.repair_config import RepairConfig
 from otbr_jax.experiments.results import summarize
 from otbr_jax.report.results_tables import markdown
 from otbr_jax.report.rows import parse
-from otbr_jax.report.table import summary_table
+from otbr_jax.report.summary import summary_table
 
 RESULTS = ROOT / "results" / "digits.jsonl"
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2", "3", "4"], "Seeds to run.")

@@ -28,7 +28,7 @@ from otbr_jax.experiments.results import summarize
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.report.results_tables import markdown
 from otbr_jax.report.rows import parse
-from otbr_jax.report.table import summary_table
+from otbr_jax.report.summary import summary_table
 
 RESULTS = ROOT / "results" / "torch_victims.jsonl"
 FOLDER = flags.DEFINE_string("folder", None, "Folder of .pt files.", required=True)

@@ -17,7 +17,7 @@ from otbr_jax.experiments import config as configs
 from otbr_jax.experiments.bench import append_row
 from otbr_jax.experiments.correlation import CorrelationConfig, correlate, rows, summarize
 from otbr_jax.experiments.provenance import provenance
-from otbr_jax.report.table import correlation_table
+from otbr_jax.report.correlation_page import correlation_table
 
 CONFIG = cli.define_config("correlation.py")
 flags.adopt_module_key_flags(cli)

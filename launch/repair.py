@@ -17,7 +17,7 @@ from otbr_jax.experiments.config import from_dict
 from otbr_jax.experiments.pipeline import repair
 from otbr_jax.experiments.repair_config import RepairConfig
 from otbr_jax.experiments.results import summarize
-from otbr_jax.report.table import summary_table
+from otbr_jax.report.summary import summary_table
 
 CONFIG = cli.define_config("otbr_plus.py")
 flags.adopt_module_key_flags(cli)  # --help shows --config

@@ -66,7 +66,7 @@ def test_a_study_of_a_clean_and_a_backdoored_network(finished):
     np.testing.assert_allclose([float(line[name]) for name in ("mean", "variance", "nwc")], values, rtol=1e-7)
     page = (workdir / "activeness.html").read_text()
     assert page.count("data:image/png") == 2
-    text = activeness_page.activeness_table(summary)
+    text = activeness_page.activeness_table(summary).text()
     assert "AUC, 1 backdoored, 1 clean" in text
     assert len({len(row) for row in text.splitlines()}) == 1
 

@@ -97,9 +97,9 @@ def summarize(result: Repair) -> dict[str, Any]:
         sweep = _otbr_sweep if config.defense == "otbr" else _tsbd_sweep
         summary["sweep"] = sweep(config, measured.get("sweep"), lambda found: _row(found, victim, triggered))
         if triggered and summary["sweep"]:
-            swept = config.swept
+            swept = summary["swept"]
             best = max(summary["sweep"], key=lambda row: row[swept]["der"])
-            setting = {name: best[name] for name in ("gamma", "lambda", "n", "m") if name in best}
+            setting = {name: best[name] for name in summary["axes"]}
             summary["oracle"] = setting | {"chosen_by": ORACLE, swept: best[swept]}
     return summary
 
@@ -131,21 +131,47 @@ def _otbr(result: Repair) -> dict[str, Any]:
         chosen_by = SYNTHETIC if judgement["stands_out"] else "no class standing out"
     plans, pruned = info.plans, result.stages["pruned"].value["info"].pruned
     fused_layers = [name for name, fused in info.fused.items() if fused]
+    neurons = {
+        "scored": int(sum(mask.size for mask in pruned.values())),
+        "pruned": int(sum(mask.sum() for mask in pruned.values())),
+        "layers_fused": len(fused_layers),
+    }
+    transport = {
+        "converged": all(bool(plans[name].converged) for name in fused_layers),
+        "worst_marginal_error": max((float(plans[name].marginal_error) for name in fused_layers), default=None),
+        "most_iterations": max((int(plans[name].iterations) for name in fused_layers), default=None),
+    }
     return {
+        "did": "pruned",
+        "unlearning_kind": "random",
+        "done": f"{neurons['pruned']} of {neurons['scored']} neurons pruned, {neurons['layers_fused']} layers fused",
+        "warnings": _not_converged(result, transport),
+        "swept": config.swept if config.lams else None,
+        "axes": ["gamma", "lambda"],
+        "along": ["gamma"],
+        "strength": "gamma, share of neurons pruned",
         "choice": {"gamma": gamma, "lambda": lam, "chosen_by": chosen_by},
         "judgement": judgement,
         "patched": _patching(result),
-        "neurons": {
-            "scored": int(sum(mask.size for mask in pruned.values())),
-            "pruned": int(sum(mask.sum() for mask in pruned.values())),
-            "layers_fused": len(fused_layers),
-        },
-        "transport": {
-            "converged": all(bool(plans[name].converged) for name in fused_layers),
-            "worst_marginal_error": max((float(plans[name].marginal_error) for name in fused_layers), default=None),
-            "most_iterations": max((int(plans[name].iterations) for name in fused_layers), default=None),
-        },
+        "neurons": neurons,
+        "transport": transport,
     }
+
+
+def _not_converged(result: Repair, transport: Mapping[str, Any]) -> list[str]:
+    """Sentences on transport that did not converge, of the repair and of the grid."""
+    found = []
+    if not transport["converged"]:
+        found.append(
+            f"transport did NOT converge: worst marginal error {transport['worst_marginal_error']:.2g}; "
+            "raise otbr.fusion.transport.max_iterations or epsilon"
+        )
+    if "evaluation" in result.stages and result.config.lams:
+        converged = result.stages["evaluation"].value["sweep"].converged
+        gammas = [gamma for gamma, right in zip(result.config.sweep.gamma, converged, strict=True) if not right]
+        if gammas:
+            found.append(f"transport did NOT converge in the grid at gamma {', '.join(f'{g:g}' for g in gammas)}")
+    return found
 
 
 def summarize_judgement(config: SuspicionConfig, stages: Mapping[str, Stage], *, by: str) -> dict[str, Any]:
@@ -204,7 +230,26 @@ def _tsbd(result: Repair) -> dict[str, Any]:
     chosen_by = "config" if selection is None else "held-out clean images"
     if judging.left_alone(stages):
         chosen_by = "no class standing out"
+    accuracy, reached = _round(unlearning.accuracy[epochs - 1]), bool(unlearning.reached)
+    warning = (
+        f"clean unlearning did NOT reach chance: accuracy {100 * accuracy:.1f} % after {epochs} epochs; "
+        "raise tsbd.unlearning.max_epochs or its learning_rate"
+    )
+    neurons = {
+        "scored": int(sum(mask.size for mask in reinit.neurons.values())),
+        "reinitialized": int(sum(mask.sum() for mask in reinit.neurons.values())),
+        "weights_zeroed": int(sum(mask.sum() for mask in reinit.zeroed.values())),
+    }
     return {
+        "did": "re-initialised",
+        "unlearning_kind": "clean",
+        "done": f"{neurons['weights_zeroed']:,} weights of {neurons['reinitialized']} of {neurons['scored']} neurons "
+        f"re-initialised, {sum(np.isfinite(history['loss']))} epochs of fine-tuning",
+        "warnings": [] if reached else [warning],
+        "swept": config.swept if config.pairs(config.sweep) else None,
+        "axes": ["n", "m"],
+        "along": ["n", "m"],
+        "strength": "n m, share of weights re-initialised",
         "choice": {
             "n": n,
             "m": m,
@@ -212,16 +257,8 @@ def _tsbd(result: Repair) -> dict[str, Any]:
         },
         "judgement": summarize_judgement(config.suspicion, stages, by="clean images") if "judged" in stages else None,
         "selection": selection,
-        "neurons": {
-            "scored": int(sum(mask.size for mask in reinit.neurons.values())),
-            "reinitialized": int(sum(mask.sum() for mask in reinit.neurons.values())),
-            "weights_zeroed": int(sum(mask.sum() for mask in reinit.zeroed.values())),
-        },
-        "unlearning": {
-            "epochs": epochs,
-            "accuracy": _round(unlearning.accuracy[epochs - 1]),
-            "reached_chance": bool(unlearning.reached),
-        },
+        "neurons": neurons,
+        "unlearning": {"epochs": epochs, "accuracy": accuracy, "reached_chance": reached},
         "finetuning": {
             name: [_round(value) for value in values if np.isfinite(value)] for name, values in history.items()
         },

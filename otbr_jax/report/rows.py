@@ -8,9 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from otbr_jax.errors import InputError
-from otbr_jax.report.table import percent
-
-NOTHING = "-"  # of a field that is null: it was not measured
+from otbr_jax.report.numbers import NOTHING, formatted, percent
 
 
 class Row(NamedTuple):
@@ -78,7 +76,7 @@ def text(row: Row, path: str, *, among: Iterable[str] = ()) -> str:
     expected = f"one of {[*among]}" if among else "a string"
     if not isinstance(value, str) or (among and value not in among):
         raise InputError(f"{row.place}: {path}: expected {expected}, found {value!r}")
-    return " ".join(value.split()).replace("|", r"\|")
+    return " ".join(value.split())
 
 
 def integer(row: Row, path: str) -> int:
@@ -95,8 +93,7 @@ def number(row: Row, path: str, form: str) -> str:
     Raises:
       InputError: if the field is missing, or no finite number.
     """
-    value = _finite(row, path)
-    return NOTHING if value is None else format(value, form)
+    return formatted(_finite(row, path), form)
 
 
 def percents(row: Row, path: str, *metrics: str) -> str:
