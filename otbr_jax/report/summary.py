@@ -55,7 +55,7 @@ def metrics_table(summary: Mapping[str, Any]) -> Table:
     rows = [_row(name, summary["metrics"][network]) for network, name in names.items()]
     kinds = ["" for _ in rows[1:]] + ["final"]
     if oracle := summary.get("oracle"):
-        rows.append(_row(f"oracle: {words(oracle)}", oracle[summary["swept"]]))
+        rows.append(_row(f"oracle: {words(oracle)} (needs the trigger)", oracle[summary["swept"]]))
         kinds.append("oracle")
     columns = (Column("network", "left"), *(Column(title) for title in ("ACC %", "ASR %", "RA %", "DER")))
     return Table(columns, rows, kinds=kinds)
