@@ -63,6 +63,8 @@ def test_images_that_the_trigger_leaves_alone_have_no_psnr():
     assert found.psnr == pytest.approx(changed.psnr)
     assert found.ssim == pytest.approx((changed.ssim + 1) / 2)
     assert image_quality(clean, clean) == Quality(None, 1.0, 0)
+    noise = np.random.default_rng(0).integers(0, 256, (5, 12, 12, 3), np.uint8)
+    assert image_quality(noise, noise).psnr is None
 
 
 def test_a_trigger_counts_in_a_corner_as_elsewhere():

@@ -176,8 +176,8 @@ def selection(
     candidates: Sequence[Mapping[str, float]],
     *,
     chosen: Mapping[str, Any],
-    along: Sequence[str] = ("n", "m"),
-    strength: str = "n m",
+    along: Sequence[str],
+    strength: str,
 ) -> Figure:
     """Held-out loss and accuracy over the strength of a repair.
 
