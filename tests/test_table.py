@@ -178,6 +178,21 @@ def test_a_sweep_is_a_curve_and_over_two_settings_that_vary_a_map_as_well(axes, 
     assert text.endswith("<something> went wrong")
 
 
+def test_what_was_judged_patched_and_moved_is_shown_where_the_summary_has_it():
+    judgement = {"suspicion": [0.1, 0.5], "suspect": 1, "stands_out": True, "threshold": 0.4, "by": "clean images"}
+    patched = [{"class": 1, "share": 0.5, "recovered": [0.0], "success": 0.125, "own": 0.75}]
+    summary = LEAST | {"judgement": judgement, "patched": patched}
+    triggers = (np.ones((2, 4, 4, 1)), np.ones((2, 4, 4, 1)))
+    plan = ("params/conv1/kernel", np.eye(4) / 4)
+    found = page.render(summary, scores=SCORES, chosen=CHOSEN, triggers=triggers, plan=plan)
+    assert "<p>class 1 stands out: suspicion 0.50, threshold 0.4, judged by clean images" in found
+    assert "<p>class 1 patched, 50 % of the way, not recovered: triggers not taught turn 12.5 %" in found
+    assert "reverse-engineered for each class on clean images" in found
+    assert "Where their mass went" in found
+    assert found.count("<img") == 3
+    assert "class 1 patched" in summary_table(summary).text()
+
+
 # --- what suspicions are compared with ----------------------------------------------------------------------------
 
 
