@@ -124,7 +124,7 @@ class Table:
     def _laid_out(self, rows: list[list[str]]) -> tuple[list[tuple[int, int]], list[str]]:
         """Where each column of text begins and ends, and the lines of titles and rows."""
         heads = self.heads
-        titles, first = [_plain(head.title) for head in heads], 0
+        titles, first = [_plain(head.title) or " " for head in heads], 0  # no column without a width
         for group, columns in self.groups:
             last = first + len(columns) - 1
             widths = [max(len(line[i]) for line in (titles, *rows)) for i in range(first, last + 1)]
