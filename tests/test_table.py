@@ -115,7 +115,7 @@ def test_a_table_may_be_empty():
     assert from_markdown(table) == [["a", "b"]]
     assert from_html(table) == [["a", "c"], ["b"]]
     untitled = Table(("", Column("b", group="c")), [("", "")])
-    assert untitled.text().splitlines() == ["   c", "   b", "----", ""]
+    assert untitled.text().splitlines() == ["   c", "   b", "----"]
 
 
 @pytest.mark.parametrize(
