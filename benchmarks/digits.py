@@ -17,13 +17,12 @@ from absl import flags
 from configs.otbr import get_config
 from launch import cli
 from otbr_jax.experiments.pipeline import repair
-from otbr_jax.runs.provenance import ROOT, provenance
-from otbr_jax.experiments.repair_config import RepairConfig
+from otbr_jax.experiments.repair_config import repair_config
 from otbr_jax.experiments.results import summarize
 from otbr_jax.report.results_tables import markdown
 from otbr_jax.report.rows import parse
-from otbr_jax.report.table import summary_table
-from otbr_jax.settings import from_dict
+from otbr_jax.report.summary import summary_table
+from otbr_jax.runs.provenance import ROOT, provenance
 
 RESULTS = ROOT / "results" / "digits.jsonl"
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2", "3", "4"], "Seeds to run.")
@@ -31,7 +30,7 @@ WORKDIR = flags.DEFINE_string("workdir", "runs/digits", "Directory for the runs,
 
 
 def measure(seed: int) -> dict[str, Any]:
-    config = from_dict(RepairConfig, get_config().to_dict() | {"seed": seed})
+    config = repair_config(get_config().to_dict() | {"seed": seed})
     summary = summarize(repair(config, pathlib.Path(WORKDIR.value) / f"seed{seed}"))
     print(f"\nseed {seed}\n{summary_table(summary)}")
     kept = ("metrics", "choice", "oracle", "transport", "data", "config")

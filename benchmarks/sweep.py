@@ -21,19 +21,19 @@ from absl import flags
 from configs.otbr import get_config
 from launch import cli
 from otbr_jax.defenses.otbr import OTBRConfig
+from otbr_jax.defenses.otbr_plus import SweepConfig
 from otbr_jax.experiments import otbr_grid
-from otbr_jax.runs.devices import local_mesh
 from otbr_jax.experiments.bench import append_row
 from otbr_jax.experiments.evaluation import TestSet
 from otbr_jax.experiments.networks import open_network
 from otbr_jax.experiments.pipeline import repair
-from otbr_jax.runs.provenance import ROOT, provenance
-from otbr_jax.experiments.repair_config import RepairConfig, SweepConfig
+from otbr_jax.experiments.repair_config import repair_config
 from otbr_jax.fusion import FusionConfig, align, interpolate
 from otbr_jax.layer_choice import choose_layers
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.pruning import neurons_to_prune, prune
-from otbr_jax.settings import from_dict
+from otbr_jax.runs.devices import local_mesh
+from otbr_jax.runs.provenance import ROOT, provenance
 
 RESULTS = ROOT / "results" / "sweep.jsonl"
 WORKDIR = flags.DEFINE_string("workdir", "runs/sweep", "Directory for the victim.")
@@ -99,7 +99,7 @@ def vgg19(gammas, lams) -> float:
 def main(arguments: Sequence[str]) -> None:
     del arguments
     origin = provenance()
-    config = from_dict(RepairConfig, get_config().to_dict())
+    config = repair_config(get_config().to_dict())
     result = repair(dataclasses.replace(config, sweep=SweepConfig(gamma=())), WORKDIR.value)
     single = ((config.otbr.gamma,), (config.otbr.fusion.lam,))
     grid = (GRID.gamma, GRID.lam)

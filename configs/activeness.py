@@ -14,9 +14,9 @@ import dataclasses
 
 import ml_collections
 
-from otbr_jax.studies.activeness import ActivenessConfig
 from otbr_jax.experiments.training import TrainingConfig
 from otbr_jax.models.registry import ModelConfig
+from otbr_jax.studies.activeness import ActivenessConfig
 from otbr_jax.unlearning import UnlearningConfig
 
 

@@ -20,15 +20,14 @@ import dataclasses
 import ml_collections
 
 from configs import otbr
-from otbr_jax.experiments.repair_config import RepairConfig
+from otbr_jax.experiments.repair_config import AnyRepairConfig, repair_config
 from otbr_jax.patching import PatchingConfig
-from otbr_jax.settings import from_dict
 from otbr_jax.suspicion import SuspicionConfig
 
 GAMMA, LAM = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3), (0.5, 0.75)
 
 
-def plus(config: RepairConfig) -> RepairConfig:
+def plus(config: AnyRepairConfig) -> AnyRepairConfig:
     """The same victim, repaired this way; the sweep is the grid that is chosen from."""
     return dataclasses.replace(
         config,
@@ -40,5 +39,5 @@ def plus(config: RepairConfig) -> RepairConfig:
 
 def get_config() -> ml_collections.ConfigDict:
     """The settings; every field can be set on the command line as `--config.FIELD=VALUE`."""
-    config = from_dict(RepairConfig, otbr.get_config().to_dict())
+    config = repair_config(otbr.get_config().to_dict())
     return ml_collections.ConfigDict(dataclasses.asdict(plus(config)))

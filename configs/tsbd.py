@@ -25,8 +25,8 @@ import dataclasses
 import ml_collections
 
 from otbr_jax.data.clean import CleanConfig
-from otbr_jax.defenses.tsbd import TSBDConfig
-from otbr_jax.experiments.repair_config import RepairConfig, SweepConfig
+from otbr_jax.defenses.tsbd import SweepConfig, TSBDConfig
+from otbr_jax.experiments.repair_config import RepairConfig
 from otbr_jax.experiments.training import TrainingConfig
 from otbr_jax.finetuning import FinetuningConfig
 from otbr_jax.models.registry import ModelConfig

@@ -7,46 +7,20 @@ figures and `ablation.json` with all numbers; see configs/ablate.py for other da
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Sequence
 
-from absl import flags
+from launch import cli, studying
+from otbr_jax.studies.ablation import ABLATION
 
-from launch import cli
-from otbr_jax.studies.ablation import AblationConfig, ablate, rows
-from otbr_jax.experiments.bench import append_row, mend
-from otbr_jax.runs.provenance import provenance
-from otbr_jax.report import ablation_page
-
-CONFIG = cli.define_config("ablate.py", AblationConfig)
-WORKDIR = flags.DEFINE_string("workdir", "runs/ablate", "Directory for stages and results; resumed if used before.")
-
-RESULTS = flags.DEFINE_string(
-    "results",
-    "",
-    "A .jsonl file that gets a row for each victim and variant, with commit and hardware; NAME_DATA.png beside it gets "
-    "the figure.",
-)
+CONFIG = cli.define_config("ablate.py", ABLATION.Config)
+WORKDIR = studying.define_workdir("runs/ablate")
+RESULTS = studying.define_results()
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Runs the ablation and prints its tables."""
+    """Runs the study and prints its table."""
     del arguments
-    config = CONFIG()
-    origin = provenance() if RESULTS.value else {}
-    if RESULTS.value:
-        mend(pathlib.Path(RESULTS.value))  # a file that cannot be written ends it before anything is trained
-    found = rows(config, ablate(config, WORKDIR.value))
-    if RESULTS.value:
-        path = pathlib.Path(RESULTS.value)
-        for row in found:
-            append_row(path, row | origin)
-        ablation_page.figure(found).savefig(
-            path.with_name(f"{path.stem}_{config.data.name}.png"), dpi=130, facecolor="white"
-        )
-    print(f"\n{ablation_page.tables(found, n=config.tsbd.n)}\n")
-    for name, what in (("ablation.html", "tables and figures"), ("ablation.json", "all numbers")):
-        print(f"{WORKDIR.value}/{name}  {what}")
+    studying.run(ABLATION, CONFIG(), workdir=WORKDIR.value, results=RESULTS.value)
 
 
 if __name__ == "__main__":

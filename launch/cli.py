@@ -6,7 +6,7 @@ import dataclasses
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Generic, NoReturn, TypeVar
 
@@ -29,16 +29,23 @@ class Config(Generic[T]):
     """The flag `--config`; calling it gives the settings, once flags are parsed.
 
     Attributes:
-      config_type: the class of the settings.
+      types: the classes that the settings may be of.
+      choose: which of them a nested dictionary of settings is about.
       holder: the flag.
     """
 
-    config_type: type[T]
+    types: Sequence[type[T]]
+    choose: Callable[[Mapping[str, Any]], type[T]]
     holder: flags.FlagHolder[Any]
 
     def __call__(self) -> T:
         """The settings of the file, with what flags change of them."""
         return from_dict(self.config_type, self.values())
+
+    @property
+    def config_type(self) -> type[T]:
+        """The class of the settings."""
+        return self.choose(self.values())
 
     def values(self) -> dict[str, Any]:
         """The same as a nested dictionary, not checked yet."""
@@ -56,14 +63,17 @@ class Config(Generic[T]):
         return str(path.relative_to(CONFIGS.parent) if path.is_relative_to(CONFIGS.parent) else path)
 
 
-def define_config(default: str, config_type: type[T]) -> Config[T]:
+def define_config(
+    default: str, *types: type[T], choose: Callable[[Mapping[str, Any]], type[T]] | None = None
+) -> Config[T]:
     """Defines `--config`, a file of `configs/` by default, whose fields are flags such as `--config.seed=1`.
 
     Args:
       default: the name of the file.
-      config_type: the class of its settings.
+      types: the classes that its settings may be of.
+      choose: says which of several they are of.
     """
-    known = _flags_of(config_type)
+    known = _flags_of(types)
     for argument in sys.argv[1:]:  # ml_collections looks fields up before flags are parsed
         given = re.match(r"--?(?:no)?(config\.[\w.]+)", argument)
         if given and given[1] not in known:
@@ -72,11 +82,11 @@ def define_config(default: str, config_type: type[T]) -> Config[T]:
         holder = config_flags.DEFINE_config_file("config", str(CONFIGS / default), "Python file with the settings.")
     except (AttributeError, KeyError) as error:
         fail(_missing(error))
-    return Config(config_type, holder)
+    return Config(types, choose or (lambda values: types[0]), holder)
 
 
-def _flags_of(config_type: type) -> list[str]:
-    return [f"config.{setting.name}" for setting in describe(config_type) if setting.words]
+def _flags_of(types: Sequence[type]) -> list[str]:
+    return [f"config.{setting.name}" for each in types for setting in describe(each) if setting.words]
 
 
 def run(main: Callable[[Sequence[str]], None], *, config: Config[Any] | None = None) -> None:
@@ -88,7 +98,7 @@ def run(main: Callable[[Sequence[str]], None], *, config: Config[Any] | None = N
     """
     module = sys.modules[main.__module__]
     own = flags.FLAGS.get_key_flags_for_module(module)
-    known = [flag.name for flag in own] + (["config", *_flags_of(config.config_type)] if config else [])
+    known = [flag.name for flag in own] + (["config", *_flags_of(config.types)] if config else [])
     parse = partial(_parse_flags, known=known)
     if not HELP.isdisjoint(sys.argv):
         text = helping.program_help(module.__doc__ or "", own)

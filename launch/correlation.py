@@ -7,40 +7,20 @@ changes; see configs/correlation.py for a network of your own.
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Sequence
 
-from absl import flags
+from launch import cli, studying
+from otbr_jax.studies.correlation import CORRELATION
 
-from launch import cli
-from otbr_jax.experiments.bench import append_row
-from otbr_jax.studies.correlation import CorrelationConfig, correlate, rows, summarize
-from otbr_jax.runs.provenance import provenance
-from otbr_jax.report.table import correlation_table
-
-CONFIG = cli.define_config("correlation.py", CorrelationConfig)
-WORKDIR = flags.DEFINE_string(
-    "workdir", "runs/correlation", "Directory for stages and results; resumed if used before."
-)
-
-RESULTS = flags.DEFINE_string("results", "", "A .jsonl file that gets a row for each victim, with commit and hardware.")
+CONFIG = cli.define_config("correlation.py", CORRELATION.Config)
+WORKDIR = studying.define_workdir("runs/correlation")
+RESULTS = studying.define_results()
 
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the study and prints its table."""
     del arguments
-    config = CONFIG()
-    origin = provenance() if RESULTS.value else {}
-    studies = correlate(config, WORKDIR.value)
-    for row in rows(config, studies) if RESULTS.value else []:
-        append_row(pathlib.Path(RESULTS.value), row | origin)
-    print(f"\n{correlation_table(summarize(config, studies))}\n")
-    for name, what in (
-        ("correlation.html", "scatter plots"),
-        ("correlation.json", "all numbers"),
-        ("nwc.csv", "every neuron's weight changes"),
-    ):
-        print(f"{WORKDIR.value}/{name}  {what}")
+    studying.run(CORRELATION, CONFIG(), workdir=WORKDIR.value, results=RESULTS.value)
 
 
 if __name__ == "__main__":

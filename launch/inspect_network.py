@@ -13,9 +13,9 @@ from absl import flags
 
 from launch import cli
 from otbr_jax.experiments.inspecting import inspect
-from otbr_jax.experiments.repair_config import RepairConfig
+from otbr_jax.experiments.repair_config import config_type_of, repair_config_types
 
-CONFIG = cli.define_config("own_network.py", RepairConfig)
+CONFIG = cli.define_config("own_network.py", *repair_config_types(), choose=config_type_of)
 OUT = flags.DEFINE_string("out", None, "File for the drawing: .png, .svg or .pdf.")
 JUDGE = flags.DEFINE_string("judge", None, "Working directory; judges, without data, whether it looks backdoored.")
 VERIFY = flags.DEFINE_bool("verify", False, "Permutes every group and measures how far the outputs move.")

@@ -250,7 +250,7 @@ def next_epoch(
     axis_name: str | None = None,
     place: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Progress:
-    """One more epoch, with the key `fold_in(key, epochs)`; takes what `finetune` takes, and `like` as `step_fn` does."""
+    """One more epoch, with the key `fold_in(key, epochs)`. Takes what `finetune` takes, `like` as `step_fn` does."""
     size = per_device(config.batch_size, axis_name, name="finetuning.batch_size")
     optimizer = optimizer_of(config, steps=config.steps(len(clean.labels), batch_size=size))
     step, own = step_fn(network, like, optimizer, axis_name=axis_name), jax.random.fold_in(key, progress.epochs)

@@ -21,9 +21,6 @@ from otbr_jax.synthetic import SyntheticConfig
 from otbr_jax.triggers import FAMILIES
 from otbr_jax.types import Batch, Network, Variables
 
-CLEAN_SCORES = (0.16, 0.17, 0.21, 0.23, 0.24, 0.24, 0.29, 0.37, 0.4, 0.86)
-"""The highest suspicion of any class in each clean network of the bench (`configs/bench/otbr_plus.py`), ascending."""
-
 
 @settings("suspicion")
 class SuspicionConfig:

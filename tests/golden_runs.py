@@ -33,11 +33,11 @@ from otbr_jax.experiments.training import TrainingConfig
 from otbr_jax.finetuning import FinetuningConfig
 from otbr_jax.inversion import InversionConfig
 from otbr_jax.models.registry import ModelConfig
+from otbr_jax.neuron_graph import Vector
 from otbr_jax.patching import PatchingConfig
 from otbr_jax.selection import SelectionConfig
 from otbr_jax.suspicion import SuspicionConfig
 from otbr_jax.synthetic import SyntheticConfig
-from otbr_jax.neuron_graph import Vector
 from otbr_jax.types import named_leaves
 from otbr_jax.unlearning import CleanUnlearningConfig
 

@@ -14,7 +14,6 @@ from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.data.clean import CleanConfig
 from otbr_jax.defenses.tsbd import TSBDConfig
 from otbr_jax.experiments import trigger_activation
-from otbr_jax.studies.ablation import AblationConfig, ablate, rows
 from otbr_jax.experiments.training import TrainingConfig
 from otbr_jax.finetuning import FinetuningConfig
 from otbr_jax.layer_choice import choose_layers
@@ -22,6 +21,7 @@ from otbr_jax.models.registry import ModelConfig, build
 from otbr_jax.neurons import trace
 from otbr_jax.pruning import prune
 from otbr_jax.report import ablation_page
+from otbr_jax.studies.ablation import AblationConfig, ablate, rows
 from otbr_jax.types import named_leaves
 from otbr_jax.unlearning import CleanUnlearningConfig
 

@@ -12,10 +12,11 @@ from otbr_jax import InputError, OTBRConfig, UnlearningConfig
 from otbr_jax.attacks.badnets import BadNetsConfig
 from otbr_jax.attacks.registry import ATTACKS, AttackConfig
 from otbr_jax.data.sources import DataConfig
+from otbr_jax.defenses.otbr_plus import SweepConfig
 from otbr_jax.experiments import bench, provenance
 from otbr_jax.experiments.bench import Cell, Grid, load_grid
 from otbr_jax.experiments.config import VictimConfig
-from otbr_jax.experiments.repair_config import RepairConfig, SweepConfig
+from otbr_jax.experiments.repair_config import RepairConfig
 from otbr_jax.experiments.training import TrainingConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.report.results_tables import markdown

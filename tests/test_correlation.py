@@ -14,10 +14,10 @@ from otbr_jax import InputError
 from otbr_jax.attacks.badnets import BadNetsConfig
 from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.data.sources import DataConfig
-from otbr_jax.studies.correlation import CorrelationConfig, correlate, rows, summarize
 from otbr_jax.experiments.training import TrainingConfig
 from otbr_jax.models.registry import ModelConfig
-from otbr_jax.report.table import correlation_table
+from otbr_jax.report.correlation_page import correlation_table
+from otbr_jax.studies.correlation import CorrelationConfig, correlate, rows, summarize
 from otbr_jax.unlearning import UnlearningConfig
 from otbr_jax.weight_change import correlation, correlations
 
@@ -97,7 +97,7 @@ def test_a_study_of_two_attacks(finished):
     np.testing.assert_allclose(float(table[-1]["poison"]), value, rtol=1e-7)
     page = (workdir / "correlation.html").read_text()
     assert page.count("data:image/png") == 3
-    assert "blended" in correlation_table(summary)
+    assert "blended" in correlation_table(summary).text()
 
 
 @pytest.mark.slow

@@ -9,13 +9,13 @@ import pytest
 from test_pipeline import CONFIG, run
 
 from otbr_jax import Batch, InputError
+from otbr_jax.defenses.otbr_plus import SweepConfig
 from otbr_jax.distillation import DistillationConfig, distill
-from otbr_jax.experiments.repair_config import SweepConfig
 from otbr_jax.experiments.results import summarize
 from otbr_jax.finetuning import FinetuningConfig
 from otbr_jax.objective import cross_entropy
 from otbr_jax.patching import PatchingConfig
-from otbr_jax.report.table import summary_table
+from otbr_jax.report.summary import summary_table
 from otbr_jax.suspicion import SuspicionConfig
 from otbr_jax.synthetic import SyntheticConfig
 from otbr_jax.types import split
@@ -90,7 +90,7 @@ def test_a_repair_with_distillation_says_so_everywhere(tmp_path):
         row for row in summary["sweep"] if (row["gamma"], row["lambda"]) == (config.otbr.gamma, config.otbr.fusion.lam)
     )
     assert chosen["distilled"]["acc"] == pytest.approx(summary["metrics"]["distilled"]["acc"], abs=0.01)
-    assert "repaired (after distillation)" in summary_table(summary)
+    assert "repaired (after distillation)" in summary_table(summary).text()
     assert "after distillation at every setting" in (tmp_path / "w" / "report.html").read_text()
 
 

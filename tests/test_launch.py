@@ -7,8 +7,9 @@ import pytest
 
 from launch.helping import unknown_flag
 from otbr_jax import InputError
-from otbr_jax.experiments.repair_config import RepairConfig, SweepConfig
-from otbr_jax.settings import describe, from_dict
+from otbr_jax.defenses.otbr_plus import SweepConfig
+from otbr_jax.experiments.repair_config import RepairConfig, repair_config
+from otbr_jax.settings import describe
 
 
 def launch(*flags, program="repair"):
@@ -174,11 +175,11 @@ def test_help(program, flags):
 )
 def test_bad_config(values, message):
     with pytest.raises(InputError, match=message):
-        from_dict(RepairConfig, values)
+        repair_config(values)
 
 
 def test_a_config_survives_the_way_through_a_dictionary():
     import dataclasses
 
     config = RepairConfig(seed=3, sweep=SweepConfig(gamma=(0.1, 0.2)))
-    assert from_dict(RepairConfig, dataclasses.asdict(config)) == config
+    assert repair_config(dataclasses.asdict(config)) == config

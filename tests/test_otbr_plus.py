@@ -15,7 +15,7 @@ from otbr_jax.experiments.results import summarize
 from otbr_jax.finetuning import FinetuningConfig
 from otbr_jax.inversion import InversionConfig
 from otbr_jax.patching import PatchingConfig, how_far, patch, patch_classes
-from otbr_jax.report.table import summary_table
+from otbr_jax.report.summary import summary_table
 from otbr_jax.suspicion import SuspicionConfig
 from otbr_jax.synthetic import SyntheticConfig
 from otbr_jax.types import split
@@ -67,7 +67,7 @@ def test_a_suspicious_network_is_judged_fused_and_patched(finished):
     assert [*summary["metrics"]] == ["victim", "unlearned", "pruned", "fused", "patched"]
     assert [found["class"] for found in summary["patched"]] == [*np.argsort(judgement["suspicion"])[:-3:-1]]
     assert all(share in PATCHING.shares for f in summary["patched"] for share in (f["share"], *f["recovered"]))
-    table = summary_table(summary)
+    table = summary_table(summary).text()
     assert f"class {judgement['suspect']} stands out" in table
     assert "false-positive rate" in table
     assert "of the way" in table
@@ -92,7 +92,7 @@ def test_where_nothing_stands_out_the_network_stays_as_it_is(finished):
     summary = summarize(result)
     assert summary["choice"] == {"gamma": 0.0, "lambda": 0.0, "chosen_by": "no class standing out"}
     assert summary["patched"] is None
-    assert "nothing stands out" in summary_table(summary)
+    assert "nothing stands out" in summary_table(summary).text()
     victim = first.stages["victim"].value["variables"]
     jax.tree.map(np.testing.assert_array_equal, result.variables, victim)
     assert result.stages["inverted"].resumed

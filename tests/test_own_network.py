@@ -13,11 +13,11 @@ from strange_networks import CASES, shuffled
 from otbr_jax import InputError, Network, UnlearningConfig, otbr
 from otbr_jax.data.sources import DataConfig
 from otbr_jax.defenses.otbr import OTBRConfig
-from otbr_jax.runs.checkpoints import load_variables
+from otbr_jax.defenses.otbr_plus import SweepConfig
 from otbr_jax.experiments.inspecting import inspect
 from otbr_jax.experiments.networks import open_network
 from otbr_jax.experiments.pipeline import repair
-from otbr_jax.experiments.repair_config import RepairConfig, SweepConfig
+from otbr_jax.experiments.repair_config import RepairConfig
 from otbr_jax.interop import functions
 from otbr_jax.interop.state_dict import to_state_dict
 from otbr_jax.interop.tensor_files import read_tensors, write_tensors
@@ -26,6 +26,7 @@ from otbr_jax.layer_choice import choose_layers
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.neurons import trace
+from otbr_jax.runs.checkpoints import load_variables
 
 MODEL = ModelConfig(name="preact_resnet10", width=4, image_shape=(8, 8, 1))
 CONFIG = RepairConfig(

@@ -12,11 +12,12 @@ import pytest
 
 import otbr_jax
 from otbr_jax import InputError
+from otbr_jax.defenses.otbr_plus import SweepConfig
 from otbr_jax.defenses.tsbd import TSBDConfig
-from otbr_jax.studies.ablation import AblationConfig
-from otbr_jax.experiments.repair_config import RepairConfig, SweepConfig
+from otbr_jax.experiments.repair_config import repair_config
 from otbr_jax.experiments.training import TrainingConfig
 from otbr_jax.settings import declarations, describe, field, from_dict, in_words, settings, wrong
+from otbr_jax.studies.ablation import AblationConfig
 
 
 def settings_classes():
@@ -214,7 +215,7 @@ def test_ints_become_floats_and_lists_tuples():
     config = TrainingConfig(learning_rate=1)
     assert repr(config.learning_rate) == "1.0"
     assert hash(SweepConfig(gamma=[0, 1])) == hash(SweepConfig(gamma=(0.0, 1.0)))
-    assert from_dict(RepairConfig, {"sweep": {"gamma": [0, 1]}}).sweep.gamma == (0.0, 1.0)
+    assert repair_config({"sweep": {"gamma": [0, 1]}}).sweep.gamma == (0.0, 1.0)
 
 
 def test_a_field_without_a_declaration_is_refused():

@@ -8,8 +8,8 @@ import pytest
 
 from otbr_jax import FusionConfig, OTBRConfig, TransportConfig, fuse, neuron_weight_changes, prune
 from otbr_jax.experiments import evaluation, otbr_grid
-from otbr_jax.runs.devices import local_mesh
 from otbr_jax.experiments.evaluation import evaluate_predictions, predict_both
+from otbr_jax.runs.devices import local_mesh
 from otbr_jax.types import named_leaves, replace_leaves
 
 COUNTS, LAMS = (0, 2, 20), (0.25, 0.5, 1.0)

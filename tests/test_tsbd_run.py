@@ -15,17 +15,17 @@ from otbr_jax.attacks.badnets import BadNetsConfig
 from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.data.clean import CleanConfig, load_clean, split_folds
 from otbr_jax.data.sources import DataConfig, Dataset, Images
-from otbr_jax.defenses.tsbd import TSBDConfig
+from otbr_jax.defenses.tsbd import SweepConfig, TSBDConfig
 from otbr_jax.experiments import tsbd_run
-from otbr_jax.runs.checkpoints import save_checkpoint
 from otbr_jax.experiments.pipeline import repair
-from otbr_jax.experiments.repair_config import RepairConfig, SweepConfig
+from otbr_jax.experiments.repair_config import RepairConfig
 from otbr_jax.experiments.results import summarize
 from otbr_jax.experiments.training import TrainingConfig
 from otbr_jax.finetuning import FinetuningConfig
 from otbr_jax.inversion import InversionConfig
 from otbr_jax.models.registry import ModelConfig
-from otbr_jax.report.table import summary_table
+from otbr_jax.report.summary import summary_table
+from otbr_jax.runs.checkpoints import save_checkpoint
 from otbr_jax.selection import SelectionConfig, strongest
 from otbr_jax.suspicion import SuspicionConfig
 from otbr_jax.unlearning import CleanUnlearningConfig
@@ -86,7 +86,7 @@ def test_what_a_run_leaves(finished):
     assert page.count("<img") == 4
     assert "How n and m were chosen" in page
     assert "used 65 clean images" in page
-    table = summary_table(summary)
+    table = summary_table(summary).text()
     assert "repaired (after fine-tuning)" in table
     assert "oracle: best (n, m) of the grid" in table
     assert (workdir / "neuron_scores.csv").read_text().startswith("layer,neuron,nwc,rank,reinitialized\n")
@@ -101,7 +101,7 @@ def test_clean_images_may_say_that_nothing_stands_out(finished, tmp_path):
     summary = summarize(result)
     assert summary["choice"] == {"n": 0.0, "m": 0.0, "chosen_by": "no class standing out"}
     assert "selected" not in result.stages
-    assert "judged by clean images; false-positive rate at this score: not measured" in summary_table(summary)
+    assert "judged by clean images; false-positive rate at this score: not measured" in summary_table(summary).text()
     assert "reverse-engineered for each class on clean images" in (tmp_path / "w" / "report.html").read_text()
     before, after = (found["variables"] for found in (first.stages["victim"].value, result.stages["finetuned"].value))
     jax.tree.map(np.testing.assert_array_equal, before, after)

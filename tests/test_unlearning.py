@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from otbr_jax import Batch, InputError, UnlearningConfig, noise_batches, random_unlearning, unlearn
-from otbr_jax.runs.devices import local_mesh, replicate, split_batch
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
+from otbr_jax.runs.devices import local_mesh, replicate, split_batch
 from otbr_jax.types import split
 
 

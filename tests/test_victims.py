@@ -17,13 +17,14 @@ from otbr_jax.attacks import input_aware, lf, ssba, trojan, wanet
 from otbr_jax.attacks.badnets import BadNetsConfig
 from otbr_jax.attacks.registry import ATTACKS, AttackConfig
 from otbr_jax.data.sources import DataConfig
-from otbr_jax.runs.checkpoints import load_variables
+from otbr_jax.defenses.otbr_plus import SweepConfig
 from otbr_jax.experiments.config import VictimConfig
 from otbr_jax.experiments.pipeline import repair
-from otbr_jax.experiments.repair_config import RepairConfig, SweepConfig
+from otbr_jax.experiments.repair_config import RepairConfig
 from otbr_jax.experiments.training import TrainingConfig
 from otbr_jax.experiments.victim_training import train_victim
 from otbr_jax.models.registry import ModelConfig
+from otbr_jax.runs.checkpoints import load_variables
 
 MODEL = ModelConfig(name="preact_resnet10", width=8, image_shape=(8, 8, 1))
 QUICK = AttackConfig(

@@ -14,11 +14,10 @@ from configs.bench import cpu
 from configs.tsbd import get_config
 from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.data.clean import CleanConfig
-from otbr_jax.defenses.tsbd import TSBDConfig
+from otbr_jax.defenses.tsbd import SweepConfig, TSBDConfig
 from otbr_jax.experiments.bench import Cell, Grid
-from otbr_jax.experiments.repair_config import RepairConfig, SweepConfig
+from otbr_jax.experiments.repair_config import repair_config, repaired_by
 from otbr_jax.selection import SelectionConfig
-from otbr_jax.settings import from_dict
 from otbr_jax.unlearning import CleanUnlearningConfig
 
 N = {"mnist": (0.1, 0.2, 0.3), "cifar10": (0.1, 0.3)}
@@ -29,16 +28,16 @@ FIRST = ("none", "badnets", "blended", "trojan")  # of CIFAR-10, where a cell ta
 
 def digits(attack: str, seed: int) -> Cell:
     """The default run, with another attack or seed."""
-    config = from_dict(RepairConfig, get_config().to_dict() | {"seed": seed})
+    config = repair_config(get_config().to_dict() | {"seed": seed})
     return Cell(dataclasses.replace(config, attack=AttackConfig(name=attack)), recipe="default")
 
 
 def with_tsbd(cell: Cell) -> Cell:
     """The same victim, repaired with clean images."""
     training, n = cell.config.training, N[cell.config.data.name]
-    config = dataclasses.replace(
+    config = repaired_by(
+        "tsbd",
         cell.config,
-        defense="tsbd",
         clean=CleanConfig(crop_padding=training.crop_padding, flip=training.flip),
         tsbd=TSBDConfig(CleanUnlearningConfig(max_epochs=300)),
         selection=SelectionConfig(n=n, m=M),

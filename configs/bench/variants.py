@@ -11,20 +11,21 @@ from collections.abc import Callable
 
 from configs.bench import otbr_plus
 from otbr_jax.defenses.otbr import OTBRConfig
+from otbr_jax.defenses.otbr_plus import SweepConfig
 from otbr_jax.distillation import DistillationConfig
 from otbr_jax.experiments.bench import Grid
-from otbr_jax.experiments.repair_config import RepairConfig, SweepConfig
+from otbr_jax.experiments.repair_config import AnyRepairConfig
 from otbr_jax.finetuning import FinetuningConfig
 from otbr_jax.fusion import FusionConfig
 from otbr_jax.unlearning import UnlearningConfig
 
 
-def otbr(**settings: object) -> Callable[[RepairConfig], RepairConfig]:
+def otbr(**settings: object) -> Callable[[AnyRepairConfig], AnyRepairConfig]:
     """One setting of the method changed."""
     return lambda config: dataclasses.replace(config, otbr=OTBRConfig(**settings))
 
 
-def distilled(targets: str, *, alpha: float) -> Callable[[RepairConfig], RepairConfig]:
+def distilled(targets: str, *, alpha: float) -> Callable[[AnyRepairConfig], AnyRepairConfig]:
     """The fused network taught on images made from the suspicious one."""
     finetuning = dataclasses.replace(DistillationConfig().finetuning, alpha=alpha)
     taught = DistillationConfig(targets=targets, finetuning=finetuning)

@@ -23,6 +23,8 @@ class Candidates(NamedTuple):
     Attributes:
       axes: `{name: values}`, such as gamma and lambda.
       needs: names of steps that `measure` is given.
+      along: the axes whose product says how strongly is repaired.
+      strength: that product in words.
       network: the network that a setting is judged by, a name of `Defense.networks`.
       rounds: how often `measure` reports.
       unit: of what it reports.
@@ -34,6 +36,8 @@ class Candidates(NamedTuple):
 
     axes: Mapping[str, tuple[float, ...]]
     needs: tuple[str, ...]
+    along: tuple[str, ...]
+    strength: str
     network: str
     rounds: int
     unit: str
@@ -51,7 +55,7 @@ class Outcome(NamedTuple):
       neurons: how many were scored, and touched.
       touched: `{layer name: bool [neurons]}`.
       scores: `{layer name: [neurons]}`, by which they were chosen, the highest first.
-      score: what a score is called in tables.
+      score: what a score is, in words.
       scored: what a score says, a heading.
       warnings: what went less well than it should, a sentence each.
       more: what only this method has to say, by name.
@@ -64,7 +68,7 @@ class Outcome(NamedTuple):
     neurons: Mapping[str, int]
     touched: Mapping[str, jax.Array]
     scores: Scores
-    score: str = "nwc"
+    score: str = "neuron weight change (L1)"
     scored: str = "Which neurons unlearning moved"
     warnings: Sequence[str] = ()
     more: Mapping[str, Any] = {}

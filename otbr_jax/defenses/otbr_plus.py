@@ -415,6 +415,8 @@ def candidates(config: OTBRSettings) -> Candidates | None:
     return Candidates(
         axes={"gamma": config.sweep.gamma, "lambda": config.lams},
         needs=("victim", "unlearned", "scores", *taught),
+        along=("gamma",),
+        strength="gamma, share of neurons pruned",
         network=network,
         rounds=len(config.sweep.gamma),
         unit="gamma",

@@ -354,7 +354,8 @@ def plan(config: TSBDSettings) -> Plan:
         steps.append(Step("answered", answer_clean, needs("victim", "clean"), title="what clean images are answered"))
         steps += judging_steps(config.suspicion, config.otbr, pictures="answered")
         judged = ["judged"]
-    pairs, selected = ((method.n, method.shares()[0]),), []
+    pairs: tuple[tuple[float, float], ...] = ((method.n, method.shares()[0]),)
+    selected: list[str] = []
     if chosen.n:
         pairs, selected = config.pairs(chosen), ["selected"]
         steps.append(
@@ -505,6 +506,8 @@ def candidates(config: TSBDSettings) -> Candidates | None:
     return Candidates(
         axes={"n": config.sweep.n, "m": config.tsbd.shares(config.sweep.m)},
         needs=("victim", "unlearned", "scores", "clean"),
+        along=("n", "m"),
+        strength="n m, share of weights re-initialised",
         network="finetuned",
         rounds=len(pairs),
         unit="run",

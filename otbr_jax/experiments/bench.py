@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import logging
@@ -20,11 +19,12 @@ import numpy as np
 from otbr_jax.errors import InputError
 from otbr_jax.experiments.outputs import example_triggers
 from otbr_jax.experiments.pipeline import repair
-from otbr_jax.experiments.repair_config import plain_config
+from otbr_jax.experiments.repair_config import default_config, plain_config
 from otbr_jax.experiments.results import Repair, summarize
 from otbr_jax.report import gallery, rows
 from otbr_jax.report.gallery import Example
 from otbr_jax.report.quality import Quality
+from otbr_jax.report.rows import append_row, mend
 from otbr_jax.runs.checkpoints import write_text
 from otbr_jax.runs.identity import versions
 from otbr_jax.runs.provenance import provenance, today
@@ -76,11 +76,30 @@ class Cell:
         """The way to repair: the defence, and its variant if there is one."""
         return f"{self.config.defense}, {self.variant}" if self.variant else self.config.defense
 
+    def is_of(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row of results is this cell's: the same settings, but for those that were added since.
+
+        A setting that the row does not know must have its default, which means what was done before there was one: so
+        that a new setting, or a new kind of evidence, leaves rows valid.
+        """
+        if row.get("cell") != self.name or row.get("versions", {}).get("otbr_jax") != versions()["otbr_jax"]:
+            return False
+        return _agree(row.get("config", {}), plain_config(self.config), default_config(self.config))
+
     @property
     def id(self) -> str:
         """A hash of all settings but where data lie, and of the package's version."""
         settings = plain_config(self.config) | {"otbr_jax": versions()["otbr_jax"]}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _agree(recorded: Any, wanted: Any, default: Any) -> bool:
+    if not isinstance(wanted, Mapping) or not isinstance(recorded, Mapping):
+        return bool(recorded == wanted)
+    return all(
+        _agree(recorded[name], value, default.get(name)) if name in recorded else value == default.get(name)
+        for name, value in wanted.items()
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,8 +186,8 @@ def run_bench(
     root, file = pathlib.Path(os.path.expanduser(workdir)).absolute(), pathlib.Path(os.path.expanduser(results))
     origin = provenance()  # of the code that is loaded now, not of what the checkout becomes meanwhile
     mend(file)
-    finished = finished_cells(file)
-    missing = [cell for cell in grid.cells if cell.id not in finished]
+    finished = rows.parse(file.read_text(encoding="utf-8"), name=str(file)) if file.stat().st_size else []
+    missing = [cell for cell in grid.cells if not any(cell.is_of(row.values) for row in finished)]
     say(f"{grid.name}: {len(grid.cells) - len(missing)} of {len(grid.cells)} cells are in {file}")
     failures = []
     for index, cell in enumerate(missing):
@@ -224,53 +243,6 @@ def make_row(cell: Cell, result: Repair, example: Example | None) -> dict[str, A
         "stage_seconds": {name: round(stage.seconds, 1) for name, stage in result.stages.items()},
         "config": plain_config(config),
     }
-
-
-def mend(path: pathlib.Path) -> None:
-    """Cuts off the half of a row that a killed process left at the end of a file; makes the file if it is missing.
-
-    Raises InputError if it cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            file.seek(0)
-            whole, newline, last = file.read().rpartition(b"\n")
-            if last and _is_json(last):
-                file.write(b"\n")
-            elif last:
-                file.truncate(len(whole) + len(newline))
-                log.warning("%s: the last row is half-written and will be measured again: %r", path, last[:60])
-    except OSError as error:
-        raise InputError(f"--results: expected a file that can be written, found {path}: {error.strerror}") from None
-
-
-def _is_json(text: bytes) -> bool:
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True
-
-
-def finished_cells(path: pathlib.Path) -> set[str]:
-    """The ids of all cells that have a row; raises InputError that names a line which is no row of a bench."""
-    if not path.stat().st_size:
-        return set()
-    return {rows.text(row, "id") for row in rows.parse(path.read_text(encoding="utf-8"), name=str(path))}
-
-
-def append_row(path: pathlib.Path, row: Mapping[str, Any]) -> None:
-    """Appends a row, whoever else appends to the same file; raises InputError if it cannot be written."""
-    try:
-        with open(path, "ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            file.write((json.dumps(row) + "\n").encode())
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise InputError(f"--results: expected a file that can be written, found {path}: {error.strerror}") from None
 
 
 def _slug(cell: Cell) -> str:

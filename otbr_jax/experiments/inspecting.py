@@ -54,7 +54,7 @@ def inspect(
     layers = choose_layers(subject.graph, config.otbr.layers)
     kinds = ", ".join(sorted({layer.kind for layer in layers}))
     lines = [
-        network_table(subject.graph, shapes),
+        network_table(subject.graph, shapes).text(),
         f"repaired: {len(layers)} layers ({kinds}) with {sum(layer.neurons for layer in layers):,} neurons",
     ]
     if verify:

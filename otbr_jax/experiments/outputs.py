@@ -24,8 +24,8 @@ def write_outputs(result: Repair) -> None:
     in_order = [layer.name for layer in result.layers]
     report = page.render(
         summary,
-        scores={name: outcome.scores[name] for name in in_order},
-        chosen=outcome.touched,
+        scores={name: np.asarray(outcome.scores[name]) for name in in_order},
+        chosen={name: np.asarray(mask) for name, mask in outcome.touched.items()},
         plan=outcome.plan,
         triggers=_triggers(result),
         examples=example_predictions(result),

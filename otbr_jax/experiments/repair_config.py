@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Mapping
@@ -58,6 +59,11 @@ def repair_config_type(name: str = "otbr") -> type[AnyRepairConfig]:
     return made
 
 
+def repair_config_types() -> list[type[AnyRepairConfig]]:
+    """The classes of the settings of repairs, one for each defence."""
+    return [repair_config_type(name) for name in DEFENSES]
+
+
 def _named(name: str) -> Any:
     return field(default=name, choices=tuple(DEFENSES), doc="the method.")
 
@@ -73,6 +79,13 @@ def RepairConfig(*, defense: str = "otbr", **fields: Any) -> Any:  # noqa: N802 
         if name not in known:
             raise InputError(f"config.{name}: expected settings of {defense!r}, {sorted(known)}, found {name!r}")
     return repair_config_type(defense)(defense=defense, **fields)
+
+
+def repaired_by(defense: str, victim: VictimConfig, **fields: Any) -> Any:
+    """The settings of a repair of the same victim by the defence of that name; `fields` as in `RepairConfig`."""
+    return RepairConfig(
+        defense=defense, **{name: getattr(victim, name) for name in declarations(VictimConfig)} | fields
+    )
 
 
 def repair_config(values: Mapping[str, Any]) -> Any:
@@ -104,6 +117,12 @@ def plain_config(config: AnyRepairConfig) -> dict[str, Any]:
     values["data"] |= {"path": "", "data_dir": "", "note": ""}
     values["attack"] = config.attack.settings()
     return values
+
+
+def default_config(config: AnyRepairConfig) -> dict[str, Any]:
+    """What `plain_config` says of the settings' defaults, with the same defence and attack."""
+    attack = dataclasses.replace(type(config.attack)(), name=config.attack.name)
+    return plain_config(dataclasses.replace(type(config)(), attack=attack))
 
 
 def _as_dict(config: Any) -> Any:

@@ -81,12 +81,15 @@ def summarize(result: Repair) -> dict[str, Any]:
         "did": outcome.did,
         "done": outcome.done,
         "scored": outcome.scored,
+        "score": outcome.score,
         "warnings": [*outcome.warnings],
         "clean": result.clean,
         "oracle": None,
         "sweep": [],
         "swept": None if candidates is None else candidates.network,
         "axes": [] if candidates is None else [*candidates.axes],
+        "along": [] if candidates is None else [*candidates.along],
+        "strength": None if candidates is None else candidates.strength,
         "repaired": content_digest(result.stages[final].value.variables),
         "data": None if result.dataset is None else result.dataset.provenance,
         "stages": {
@@ -144,7 +147,7 @@ def scores_table(result: Repair) -> str:
     places = ranks(scores)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["layer", "neuron", outcome.score, "rank", outcome.did.replace("-", "")])
+    writer.writerow(["layer", "neuron", "score", "rank", outcome.did.replace("-", "")])
     for name, own in scores.items():
         rows = zip(own, np.asarray(places[name]), outcome.touched[name], strict=True)
         for neuron, (score, rank, is_touched) in enumerate(rows):

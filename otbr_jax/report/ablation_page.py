@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import html
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from otbr_jax.report.html import embed, page
+from otbr_jax.report import html
+from otbr_jax.report.numbers import NOTHING, percent, rates
 from otbr_jax.report.plots import STYLE
-from otbr_jax.report.table import percent
+from otbr_jax.report.table import Column, Table
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -67,25 +68,65 @@ def victims(rows: Rows, comparison: str, attack: str) -> dict[str, Mapping[str, 
     }
 
 
-def tables(rows: Rows, *, n: float) -> str:
-    """ACC / ASR in per cent at one n, attack by attack, as fixed-width text."""
+def by_attack(rows: Rows) -> dict[str, Rows]:
+    """The rows of each attack's victims, in order of appearance."""
+    return {attack: [row for row in rows if row["attack"] == attack] for attack in attacks(rows)}
+
+
+def comparison_table(groups: Mapping[str, Rows], *, n: float | None = None) -> Table:
+    """ACC / ASR in per cent of every variant of every comparison, a column for each group of rows of one attack.
+
+    Args:
+      groups: rows by the title of their column.
+      n: the share of neurons that the table is about; that of the rows if it is left out.
+    """
     lines = []
-    for attack in attacks(rows):
-        victim = next(row["victim"] for row in rows if row["attack"] == attack)
-        lines += [f"{attack}: victim {_rates(victim)}, n {n:g}, m {rows[0]['m']:g}", "-" * 66]
-        for comparison in NOTES:
-            for index, (name, curve) in enumerate(compared(rows, comparison, attack).items()):
-                own = victims(rows, comparison, attack).get(name, victim)
-                before = f"  victim {_rates(own)}" if comparison == "poisoned" else ""
-                lines.append(f"{'' if index else comparison:<22}{name:<20}{_rates(_at(curve, n)):>14}{before}")
-        top = 100 * rows[0]["tac_overlap"]["top"]
-        lines.append(f"{f'trigger-activated neurons, top {top:g} % of each layer, found by':<66}")
-        lines += [
-            f"{'':<22}{name:<20}{percent(found['layers']):>14}  last layer {percent(found['last'])}"
-            for name, found in overlaps(rows, attack).items()
+    for comparison in NOTES:
+        curves = {title: compared(rows, comparison, rows[0]["attack"]) for title, rows in groups.items()}
+        for name in dict.fromkeys(name for own in curves.values() for name in own):
+            cells = [
+                rates(_at(curves[title][name], rows[0]["n"] if n is None else n)) if name in curves[title] else NOTHING
+                for title, rows in groups.items()
+            ]
+            lines.append([comparison, name, *cells])
+    return Table(("comparison", Column("variant", "left"), *groups), lines)
+
+
+def victim_table(groups: Mapping[str, Rows]) -> Table:
+    """ACC / ASR in per cent of the victims before any repair, by the share of poisoned training images."""
+    found = {title: victims(rows, "poisoned", rows[0]["attack"]) for title, rows in groups.items()}
+    first = {title: {"as configured": rows[0]["victim"]} for title, rows in groups.items()}
+    found = {title: own or first[title] for title, own in found.items()}
+    shares = dict.fromkeys(share for own in found.values() for share in own)
+    lines = [[share, *(rates(own[share]) if share in own else NOTHING for own in found.values())] for share in shares]
+    return Table(("poisoned", *groups), lines)
+
+
+def overlap_table(groups: Mapping[str, Rows]) -> Table:
+    """How many of the trigger-activated neurons each choice finds, in per cent: mean over layers / last layer."""
+    known = {title: overlaps(rows, rows[0]["attack"]) for title, rows in groups.items()}
+    lines = [
+        [
+            name,
+            *(
+                f"{percent(own[name]['layers'])} / {percent(own[name]['last'])}" if name in own else NOTHING
+                for own in known.values()
+            ),
         ]
-        lines.append("")
-    return "\n".join(lines).rstrip()
+        for name in dict.fromkeys(name for own in known.values() for name in own)
+    ]
+    return Table(("found by", *groups), lines)
+
+
+def tables(rows: Rows, *, n: float) -> str:
+    """The three tables as fixed-width text, at one n."""
+    groups, top = by_attack(rows), 100 * rows[0]["tac_overlap"]["top"]
+    made = (
+        ("Victims: ACC / ASR, %", victim_table(groups)),
+        (f"Repaired at n {n:g}, m {rows[0]['m']:g}: ACC / ASR, %", comparison_table(groups, n=n)),
+        (f"Trigger-activated neurons, top {top:g} %, found: mean over layers / last layer, %", overlap_table(groups)),
+    )
+    return "\n\n".join(dataclasses.replace(table, caption=caption).text() for caption, table in made)
 
 
 def figure(rows: Rows) -> Figure:
@@ -112,50 +153,18 @@ def figure(rows: Rows) -> Figure:
 
 def render(rows: Rows, *, n: float) -> str:
     """The page as HTML text, pictures included; tables are about one n."""
-    first = rows[0]
-    parts = [
-        "<h1>What the parts of TSBD are worth</h1>",
-        f"<p class=soft>{html.escape(first['dataset'])}, {html.escape(first['network'])}. Each line differs from TSBD "
-        f"in one thing: n {n:g}, m {first['m']:g}, {100 * first['clean_fraction']:g} % clean images, "
-        f"{100 * first['poisoning_ratio']:g} % poisoned. ACC / ASR in per cent, on the test images. Images: "
-        f"{html.escape(first['data'])}.</p>",
-        embed(figure(rows), "ASR (solid) and ACC (dashed) over the share of neurons."),
-    ]
-    for comparison, note in NOTES.items():
-        parts.append(f"<h2>{comparison[0].upper()}{comparison[1:]}</h2><p class=soft>{note}.</p>")
-        parts.append(_table(rows, comparison, n=n))
-    top = 100 * first["tac_overlap"]["top"]
-    parts.append(
-        "<h2>Trigger-activated neurons</h2><p class=soft>Of the neurons of a layer whose output the trigger moves "
-        f"furthest (TAC, top {top:g} %), how many each choice puts among its first {top:g} %.</p>"
+    groups = by_attack(rows)
+    return html.render(
+        "ablation.html",
+        first=rows[0],
+        n=n,
+        notes=NOTES,
+        victims=victim_table(groups),
+        repaired=comparison_table(groups, n=n),
+        overlaps=overlap_table(groups),
+        curves=html.picture(figure(rows)),
     )
-    body = "".join(
-        f"<tr><td>{html.escape(attack)}</td><td>{html.escape(name)}</td><td>{percent(found['layers'])}</td>"
-        f"<td>{percent(found['last'])}</td></tr>"
-        for attack in attacks(rows)
-        for name, found in overlaps(rows, attack).items()
-    )
-    head = "<tr><th>attack</th><th>choice</th><th>mean over layers, %</th><th>last layer, %</th></tr>"
-    parts.append(f"<div class=wrap><table>{head}{body}</table></div>")
-    return page("What the parts of TSBD are worth", parts)
-
-
-def _table(rows: Rows, comparison: str, *, n: float) -> str:
-    names = attacks(rows)
-    head = "<tr><th></th>" + "".join(f"<th>{html.escape(attack)}</th>" for attack in names) + "</tr>"
-    found = {attack: compared(rows, comparison, attack) for attack in names}
-    body = "".join(
-        f"<tr><td>{html.escape(variant)}</td>"
-        + "".join(f"<td>{_rates(_at(found[attack][variant], n))}</td>" for attack in names)
-        + "</tr>"
-        for variant in found[names[0]]
-    )
-    return f"<div class=wrap><table>{head}{body}</table></div>"
 
 
 def _at(curve: Sequence[Mapping[str, float]], n: float) -> Mapping[str, float]:
     return next(point for point in curve if point["n"] == n)
-
-
-def _rates(found: Mapping[str, float]) -> str:
-    return f"{percent(found['acc'])} / {percent(found['asr'])}"

@@ -1,37 +1,54 @@
-"""Cells that several tables of results share, and the table they stand in."""
+"""Cells that several tables of results share, read from rows whatever their defence."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
-from otbr_jax.report.rows import NOTHING, Row, field, joined, number, percents
+from otbr_jax.report.numbers import NOTHING
+from otbr_jax.report.rows import Row, field, number, percents
+from otbr_jax.report.table import Cell, Strong
 
-ORACLES = {"otbr": "oracle's gamma, lambda: ACC / ASR", "tsbd": "oracle's n, m: ACC / ASR"}
 ATTACKS = ("none", "badnets", "blended", "sig", "lf", "ssba", "wanet", "input_aware", "trojan")
 
 
-def repaired_cell(row: Row, network: str) -> str:
+def repaired_network(row: Row) -> str:
+    """The name of the repaired network: the last that was measured; nothing if none was."""
+    metrics = field(row, "metrics")
+    return [*metrics][-1] if metrics else ""
+
+
+def swept_network(row: Row) -> str:
+    """The name of the network that the oracle's choice is about; older rows say it only there. Nothing without."""
+    oracle = field(row, "oracle") or {}
+    return next((name for name, value in oracle.items() if isinstance(value, Mapping)), "")
+
+
+def axes(row: Row) -> list[str]:
+    """Names of the settings that a defence chooses; older rows say them only in their choice."""
+    return list(row.values.get("axes") or (name for name in field(row, "choice") if name != "chosen_by"))
+
+
+def oracle_title(row: Row) -> str:
+    """The title of a column of `oracle_cell`."""
+    return f"oracle's {', '.join(axes(row))}: ACC / ASR"
+
+
+def repaired_cell(row: Row, network: str) -> Cell:
     """ACC / ASR / RA of a network, the first two bold."""
-    path = f"metrics.{network}"
-    return joined([bold(percents(row, path, "acc", "asr")), percents(row, path, "ra")])
+    rates, accuracy = (percents(row, f"metrics.{network}", *metrics) for metrics in (("acc", "asr"), ("ra",)))
+    if (rates, accuracy) == (NOTHING, NOTHING):
+        return NOTHING
+    return bold(rates), f" / {accuracy}"
 
 
 def bold(cell: str) -> str:
     """In bold; nothing stays nothing."""
-    return cell if cell == NOTHING else f"**{cell}**"
+    return cell if cell == NOTHING else Strong(cell)
 
 
-def oracle_cell(row: Row, network: str) -> str:
+def oracle_cell(row: Row) -> str:
     """The oracle's setting, and ACC / ASR of the network at it."""
     if field(row, "oracle") is None:
         return NOTHING
-    names = ("n", "m") if network == "finetuned" else ("gamma", "lambda")
-    setting = ", ".join(number(row, f"oracle.{name}", "g") for name in names)
-    return f"{setting}: {percents(row, f'oracle.{network}', 'acc', 'asr')}"
-
-
-def markdown_table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown; a line has a cell for each title."""
-    rule = f"|{'---|' * len(titles)}"
-    head, *body = (f"| {' | '.join(cells)} |" for cells in (titles, *lines))
-    return "\n".join((head, rule, *body))
+    setting = ", ".join(number(row, f"oracle.{name}", "g") for name in axes(row))
+    return f"{setting}: {percents(row, f'oracle.{swept_network(row)}', 'acc', 'asr')}"

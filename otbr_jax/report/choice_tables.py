@@ -10,18 +10,19 @@ import jax.numpy as jnp
 
 from otbr_jax.detection import roc
 from otbr_jax.errors import InputError
-from otbr_jax.report.cells import ATTACKS, ORACLES, markdown_table, oracle_cell, repaired_cell
-from otbr_jax.report.rows import NOTHING, Row, field, grouped, integer, joined, number, percents, text
+from otbr_jax.report.cells import ATTACKS, oracle_cell, oracle_title, repaired_cell, repaired_network, swept_network
+from otbr_jax.report.numbers import NOTHING, formatted
+from otbr_jax.report.rows import Row, field, grouped, integer, joined, number, percents, text
+from otbr_jax.report.table import Table
 
 PUBLISHED = "published: gamma 0.1, lambda 0.5"
 
 
-def tsbd(rows: Sequence[Row]) -> str:
+def tsbd(rows: Sequence[Row]) -> list[Table]:
     """A line for each victim and scheme: what was chosen, what the oracle would choose, how many points lie between."""
     rows = list({(text(row, "cell"), scheme(row)): row for row in rows}.values())
     lines = []
     for row in rows:
-        gap = regret(row)
         chosen = ", ".join(number(row, f"choice.{name}", "g") for name in ("n", "m"))
         chosen = "left alone" if field(row, "choice.n") == 0 else chosen
         lines.append(
@@ -32,19 +33,18 @@ def tsbd(rows: Sequence[Row]) -> str:
                 scheme(row),
                 chosen,
                 percents(row, "metrics.reinitialized", "acc", "asr"),
-                repaired_cell(row, "finetuned"),
-                oracle_cell(row, "finetuned"),
-                joined([NOTHING if points is None else f"{points:+.1f}" for points in gap]),
+                repaired_cell(row, repaired_network(row)),
+                oracle_cell(row),
+                joined([formatted(points, "+.1f") for points in regret(row)]),
             ]
         )
     titles = ("victim", "attack", "victim ACC / ASR", "zeroed", "n, m", "re-initialised", "repaired ACC / ASR / RA")
-    table = markdown_table((*titles, ORACLES["tsbd"], "regret, points: ACC / ASR"), lines)
     schemes = dict.fromkeys(scheme(row) for row in rows)
-    regrets = (f"Zeroed {name}: {_regrets([row for row in rows if scheme(row) == name])}" for name in schemes)
-    return "\n\n".join((table, *regrets))
+    regrets = [f"Zeroed {name}: {_regrets([row for row in rows if scheme(row) == name])}" for name in schemes]
+    return [Table((*titles, oracle_title(rows[0]), "regret, points: ACC / ASR"), lines, notes=regrets)]
 
 
-def otbr_plus(rows: Sequence[Row]) -> str:
+def otbr_plus(rows: Sequence[Row]) -> list[Table]:
     """A line for each victim: what was suspected and chosen without data, against the oracle's choice."""
     rows = list({text(row, "cell"): row for row in rows}.values())
     lines = []
@@ -62,22 +62,17 @@ def otbr_plus(rows: Sequence[Row]) -> str:
                 f"{integer(row, 'judgement.suspect')}: {suspicion(row):.2f}",
                 choice,
                 percents(row, "metrics.fused", "acc", "asr"),
-                repaired_cell(row, "patched"),
-                oracle_cell(row, "fused"),
-                joined(
-                    [
-                        NOTHING if points is None else f"{points:+.1f}"
-                        for points in regret(row, "patched", oracle="fused")
-                    ]
-                ),
+                repaired_cell(row, repaired_network(row)),
+                oracle_cell(row),
+                joined([formatted(points, "+.1f") for points in regret(row)]),
             ]
         )
     titles = ("victim", "attack", "victim ACC / ASR", "suspect: suspicion", "gamma, lambda", "fused", "repaired")
-    table = markdown_table((*titles, ORACLES["otbr"], "regret, points: ACC / ASR"), lines)
-    return "\n\n".join((table, _regrets(rows, "patched", oracle="fused"), _detection(rows), _frontier(rows)))
+    columns = (*titles, oracle_title(rows[0]), "regret, points: ACC / ASR")
+    return [Table(columns, lines, notes=(_regrets(rows), _detection(rows))), _frontier(rows)]
 
 
-def recovery(rows: Sequence[Row]) -> str:
+def recovery(rows: Sequence[Row]) -> list[Table]:
     """A line for each network that was patched and recovered; regrets, medians and worst cases as in `otbr_plus`."""
     rows = list({text(row, "cell"): row for row in rows}.values())
     lines = [
@@ -85,16 +80,16 @@ def recovery(rows: Sequence[Row]) -> str:
             f"{text(row, 'dataset')}, {text(row, 'network')}",
             f"{text(row, 'attack', among=ATTACKS)}, seed {integer(row, 'seed')}",
             percents(row, "metrics.victim", "acc", "asr"),
-            repaired_cell(row, "patched"),
+            repaired_cell(row, repaired_network(row)),
         ]
         for row in rows
         if _stands_out(row)
     ]
-    table = markdown_table(("victim", "attack", "victim ACC / ASR", "recovered ACC / ASR / RA"), lines)
-    return "\n\n".join((table, _regrets(rows, "patched", oracle="fused"), _frontier(rows)))
+    titles = ("victim", "attack", "victim ACC / ASR", "recovered ACC / ASR / RA")
+    return [Table(titles, lines, notes=(_regrets(rows),)), _frontier(rows)]
 
 
-def variants(rows: Sequence[Row]) -> str:
+def variants(rows: Sequence[Row]) -> list[Table]:
     """A line for each variant: as published, and the best of its grid in hindsight, against the published one's."""
     latest_rows = list({text(row, "cell"): row for row in rows}.values())
     attacked = grouped([row for row in latest_rows if field(row, "oracle") is not None], "variant")
@@ -102,8 +97,8 @@ def variants(rows: Sequence[Row]) -> str:
     published = {_victim(row): row for row in latest_rows if text(row, "variant") == "published"}
 
     def of(row: Row, place: str, metric: str) -> float:
-        found = field(row, place)
-        return float((found.get("distilled") or found["fused"])[metric])
+        network = repaired_network(row) if place == "metrics" else swept_network(row)
+        return float(field(row, f"{place}.{network}.{metric}"))
 
     lines = []
     for (variant,), found in attacked.items():
@@ -127,7 +122,7 @@ def variants(rows: Sequence[Row]) -> str:
             ]
         )
     titles = ("variant", "backdoored + clean", "gamma 0.1, lambda 0.5: ACC", "ASR", "oracle: ACC", "ASR")
-    return markdown_table((*titles, "DER of the oracle against published", "ACC lost by clean ones"), lines)
+    return [Table((*titles, "DER of the oracle against published", "ACC lost by clean ones"), lines)]
 
 
 def _victim(row: Row) -> tuple[str, ...]:
@@ -167,7 +162,7 @@ def _detection(rows: Sequence[Row]) -> str:
     )
 
 
-def _frontier(rows: Sequence[Row]) -> str:
+def _frontier(rows: Sequence[Row]) -> Table:
     """Medians and worst cases over the backdoored networks, and what clean ones lose, of several ways to repair."""
     backdoored = [row for row in rows if field(row, "oracle") is not None]
     clean = [row for row in rows if field(row, "oracle") is None]
@@ -189,7 +184,7 @@ def _frontier(rows: Sequence[Row]) -> str:
         cells += [f"{statistics.median(lost):+.1f}", f"{max(lost):+.1f}"] if lost else [NOTHING, NOTHING]
         lines.append(cells)
     titles = ("in per cent", "ACC, median", "ACC, worst", "ASR, median", "ASR, worst")
-    return markdown_table((*titles, "ACC lost by clean ones, median", "worst"), lines)
+    return Table((*titles, "ACC lost by clean ones, median", "worst"), lines)
 
 
 def _published(row: Row) -> Mapping[str, Any]:
@@ -205,13 +200,13 @@ def scheme(row: Row) -> str:
     return text(row, "config.tsbd.scheme") if "scheme" in (field(row, "config.tsbd") or {}) else "weights"
 
 
-def regret(row: Row, network: str = "finetuned", *, oracle: str = "finetuned") -> tuple[float | None, float | None]:
+def regret(row: Row) -> tuple[float | None, float | None]:
     """Points of ACC and of ASR that the oracle's choice is better by; of a clean network, ACC against the network."""
-    acc, asr = (_points(row, f"metrics.{network}", metric) for metric in ("acc", "asr"))
+    acc, asr = (_points(row, f"metrics.{repaired_network(row)}", metric) for metric in ("acc", "asr"))
     if field(row, "oracle") is None:
         before = _points(row, "metrics.victim", "acc")
         return (None if None in (before, acc) else before - acc), None  # type: ignore[operator]
-    best, least = (_points(row, f"oracle.{oracle}", metric) for metric in ("acc", "asr"))
+    best, least = (_points(row, f"oracle.{swept_network(row)}", metric) for metric in ("acc", "asr"))
     return (
         None if acc is None or best is None else best - acc,
         None if asr is None or least is None else asr - least,
@@ -224,10 +219,10 @@ def _points(row: Row, path: str, metric: str) -> float | None:
     return None if printed == NOTHING else float(printed)
 
 
-def _regrets(rows: Sequence[Row], network: str = "finetuned", *, oracle: str = "finetuned") -> str:
+def _regrets(rows: Sequence[Row]) -> str:
     """Medians and worst cases, of backdoored and of clean networks."""
-    clean = [regret(row, network, oracle=oracle)[0] for row in rows if field(row, "oracle") is None]
-    backdoored = [regret(row, network, oracle=oracle) for row in rows if field(row, "oracle") is not None]
+    clean = [regret(row)[0] for row in rows if field(row, "oracle") is None]
+    backdoored = [regret(row) for row in rows if field(row, "oracle") is not None]
     parts = []
     for title, found in (
         (f"{len(backdoored)} backdoored networks, regret in points of ACC", [acc for acc, _ in backdoored]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,9 +11,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from otbr_jax.errors import InputError
-from otbr_jax.report.html import embed, page
+from otbr_jax.report import html
+from otbr_jax.report.numbers import formatted
 from otbr_jax.report.plots import NEUTRAL, STYLE
 from otbr_jax.report.quality import Quality, check_pairs
+from otbr_jax.report.table import Column, Table
 
 _FACTORS = (0.5, 1, 2, 5, 10, 20, 50, 100)
 # In inches.
@@ -95,26 +96,24 @@ def overview(entries: Sequence[Example]) -> Figure:
 
 def render(entries: Sequence[Example], *, title: str = "Triggers") -> str:
     """The gallery as one HTML page, pictures included; it loads nothing from anywhere. Raises as `figure`."""
-    drawing = figure(entries)
-    rows = "".join(
-        f"<tr><td>{html.escape(entry.name)}</td><td>{_decibels(entry.quality)}</td><td>{entry.quality.ssim:.3f}</td>"
-        f"<td>{entry.quality.largest}</td><td class=note>{html.escape(entry.note)}</td></tr>"
+    drawing = html.picture(figure(entries))
+    return html.render("gallery.html", title=title, table=quality_table(entries), drawing=drawing)
+
+
+def quality_table(entries: Sequence[Example]) -> Table:
+    """How well each trigger hides: PSNR, SSIM, largest change, and its settings."""
+    columns = ("attack", "PSNR, dB", "SSIM", "largest change", Column("trigger", "left"))
+    rows = [
+        (
+            entry.name,
+            formatted(entry.quality.psnr, ".1f"),
+            f"{entry.quality.ssim:.3f}",
+            str(entry.quality.largest),
+            entry.note,
+        )
         for entry in entries
-    )
-    head = "<tr><th>attack</th><th>PSNR, dB</th><th>SSIM</th><th>largest change</th><th class=note>trigger</th></tr>"
-    return page(
-        title,
-        [
-            f"<h1>{html.escape(title)}</h1>",
-            "<p class=soft>What each backdoor's trigger does to an image, and how well it hides. PSNR: peak "
-            "signal-to-noise ratio, mean over the images that the trigger changes. SSIM: structural similarity, 1 is "
-            "identical. Largest change: of a pixel, of 255. Below, for each attack: images without the trigger, the "
-            "same images with it, and what it changes, times the factor beside it: grey is no change, brighter is more "
-            "of a channel, darker less.</p>",
-            f"<div class=wrap><table class=notes>{head}{rows}</table></div>",
-            embed(drawing, "Images without and with each trigger, and the change."),
-        ],
-    )
+    ]
+    return Table(columns, rows)
 
 
 def _check(entries: Sequence[Example]) -> None:
@@ -174,8 +173,4 @@ def _difference(clean: np.ndarray, triggered: np.ndarray) -> np.ndarray:
 def _described(quality: Quality) -> str:
     if quality.psnr is None:
         return "changes nothing"
-    return f"PSNR {_decibels(quality)} dB, SSIM {quality.ssim:.3f}, largest change {quality.largest} of 255"
-
-
-def _decibels(quality: Quality) -> str:
-    return "-" if quality.psnr is None else f"{quality.psnr:.1f}"
+    return f"PSNR {quality.psnr:.1f} dB, SSIM {quality.ssim:.3f}, largest change {quality.largest} of 255"

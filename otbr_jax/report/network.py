@@ -11,13 +11,21 @@ from matplotlib.path import Path
 
 from otbr_jax.neuron_graph import Layer, NeuronGraph
 from otbr_jax.report.plots import ACCENT, BAD, GOOD, NEUTRAL, STYLE, short_name
+from otbr_jax.report.table import Column, Table
 
-COLUMNS = ("#", "layer", "kind", "neurons", "inputs", "weights", "path", "fed by", "tied to")
+_COLUMNS = (
+    Column("#"),
+    Column("layer", "left"),
+    Column("kind", "left"),
+    Column("neurons"),
+    Column("inputs"),
+    *(Column(title, "left") for title in ("weights", "path", "fed by", "tied to")),
+)
 _COLORS = {"conv": GOOD, "grouped": ACCENT, "depthwise": ACCENT, "dense": BAD}
 _SHOWN = 4
 
 
-def network_table(graph: NeuronGraph, shapes: Mapping[str, tuple[int, ...]]) -> str:
+def network_table(graph: NeuronGraph, shapes: Mapping[str, tuple[int, ...]]) -> Table:
     """One line per layer in execution order: size, main or side path, who feeds it, what it is tied to.
 
     Args:
@@ -39,19 +47,9 @@ def network_table(graph: NeuronGraph, shapes: Mapping[str, tuple[int, ...]]) -> 
         )
         for layer in graph.layers
     ]
-    widths = [max(len(row[column]) for row in (COLUMNS, *rows)) for column in range(len(COLUMNS))]
-    right = {0, 3, 4}
-    lines = [
-        "  ".join(
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in (COLUMNS, *rows)
-    ]
-    rule = "-" * max(map(len, lines))
     groups = f"{len(graph.groups):,} groups of neurons that may change places"
     total = f"{len(graph.layers)} layers, {sum(layer.neurons for layer in graph.layers):,} neurons, {groups}"
-    return "\n".join((lines[0], rule, *lines[1:], rule, total))
+    return Table(_COLUMNS, rows, notes=(total,))
 
 
 def _path(layer: Layer, graph: NeuronGraph) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,8 +27,6 @@ STYLE: dict[Any, Any] = {
     "ytick.color": "#57606a",
     "legend.frameon": False,
 }
-
-WEIGHTS = "n m, share of weights re-initialised"
 
 
 def predictions(
@@ -93,91 +92,101 @@ def grid(
     sweep: Sequence[Mapping[str, Any]],
     *,
     network: str,
+    axes: tuple[str, str],
     chosen: Mapping[str, Any],
     oracle: Mapping[str, Any] | None,
 ) -> Figure:
-    """ACC, and ASR if there is a trigger, of the repaired network at every gamma and lambda, as numbers on colours.
+    """ACC, and ASR if there is a trigger, of a network at every pair of settings, as numbers on colours.
 
     Args:
       sweep: the rows `sweep` of `results.summarize`, all pairs.
       network: whose metrics of a row are drawn.
+      axes: names of the settings that are rows and columns of the picture.
       chosen: its `choice`, framed.
       oracle: its `oracle`, framed with a dashed line; None without a trigger.
     """
-    gammas, lams = (sorted({row[name] for row in sweep}) for name in ("gamma", "lambda"))
-    found = {(row["gamma"], row["lambda"]): row[network] for row in sweep}
+    heights, widths = (sorted({row[name] for row in sweep}) for name in axes)
+    found = {(row[axes[0]], row[axes[1]]): row[network] for row in sweep}
     panels = [("acc", "ACC, %", "Blues"), ("asr", "ASR, %", "Oranges")]
     panels = [panel for panel in panels if sweep[0][network][panel[0]] is not None]
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(1.2 + 3.6 * len(panels), 0.9 + 0.3 * len(gammas)), layout="constrained")
+        figure = Figure(figsize=(1.2 + 3.6 * len(panels), 0.9 + 0.3 * len(heights)), layout="constrained")
         for axis, (metric, title, colors) in zip(
             figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
         ):
-            values = 100 * np.array([[found[gamma, lam][metric] for lam in lams] for gamma in gammas])
+            values = 100 * np.array([[found[height, width][metric] for width in widths] for height in heights])
             axis.imshow(values, cmap=colors, vmin=0, vmax=180, aspect="auto")  # dark letters stay readable
             for i, j in np.ndindex(values.shape):
                 axis.text(j, i, f"{values[i, j]:.1f}", ha="center", va="center", fontsize=8.5)
             for setting, line in ((oracle, (0, (2, 2))), (chosen, "-")):
-                if setting is not None and (setting["gamma"], setting["lambda"]) in found:
-                    corner = (lams.index(setting["lambda"]) - 0.5, gammas.index(setting["gamma"]) - 0.5)
+                if setting is not None and (setting[axes[0]], setting[axes[1]]) in found:
+                    corner = (widths.index(setting[axes[1]]) - 0.5, heights.index(setting[axes[0]]) - 0.5)
                     axis.add_patch(Rectangle(corner, 1, 1, fill=False, lw=1.8, ls=line, ec="#24292f", clip_on=False))
-            axis.set_xticks(range(len(lams)), [f"{lam:g}" for lam in lams])
-            axis.set_yticks(range(len(gammas)), [f"{gamma:g}" for gamma in gammas])
+            axis.set_xticks(range(len(widths)), [f"{width:g}" for width in widths])
+            axis.set_yticks(range(len(heights)), [f"{height:g}" for height in heights])
             axis.tick_params(length=0)
             axis.spines[:].set_visible(False)
-            axis.set(xlabel="lambda", ylabel="gamma", title=title)
+            axis.set(xlabel=axes[1], ylabel=axes[0], title=title)
         return figure
-
-
-LAST_STEP = {"fused": "fusion", "distilled": "distillation", "finetuned": "fine-tuning"}
-"""What made the networks that a sweep measures."""
 
 
 def tradeoff(
     sweep: Sequence[Mapping[str, Any]],
     *,
-    network: str,
+    networks: Mapping[str, str],
+    along: Sequence[str],
+    strength: str,
     chosen: Mapping[str, Any],
     victim: Mapping[str, float | None],
 ) -> Figure:
-    """ACC and ASR over gamma or over n m, for the repaired network and for the one before its last stage.
+    """ACC and ASR over how strongly a network was repaired, for the repaired network and for those before it.
 
     Args:
-      sweep: the rows `sweep` of `results.summarize`.
-      network: the repaired one's name in them.
+      sweep: the rows `sweep` of `results.summarize`, in order of strength.
+      networks: names of networks in them and what they are called; the first one's line is solid.
+      along: the settings whose product is the strength.
+      strength: the strength in words.
       chosen: its `choice`, marked.
       victim: its `metrics` of the suspicious network.
     """
-    if "gamma" in sweep[0]:
-        what, networks = "gamma, share of neurons pruned", {network: LAST_STEP[network], "pruned": "pruning only"}
-        settings, at, name = [row["gamma"] for row in sweep], chosen["gamma"], f"gamma {chosen['gamma']:g}"
-    else:
-        what, networks = WEIGHTS, {network: LAST_STEP[network], "reinitialized": "re-initialisation"}
-        settings, at, name = [row["n"] * row["m"] for row in sweep], chosen["n"] * chosen["m"], _pair(chosen)
+    places = [_product(row, along) for row in sweep]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 3.3), layout="constrained")
         axis = figure.subplots()
         for metric, color in (("acc", GOOD), ("asr", BAD)):
-            for (kind, title), line in zip(networks.items(), ("-", "--"), strict=True):
-                values = [row[kind][metric] for row in sweep]
+            for index, (name, title) in enumerate(networks.items()):
+                values = [row[name][metric] for row in sweep]
                 if None not in values:
-                    label = f"{metric.upper()} after {title}"
-                    axis.plot(settings, 100 * np.array(values), line, color=color, marker="o", ms=3.5, label=label)
+                    line, label = "--" if index else "-", f"{metric.upper()} {title}"
+                    axis.plot(places, 100 * np.array(values), line, color=color, marker="o", ms=3.5, label=label)
             before = victim[metric]
             if before is not None:
                 axis.axhline(100 * before, color=color, lw=0.8, ls=":", zorder=0)
-        axis.set(xlabel=what, ylabel="per cent", ylim=(-3, 103))
-        _mark(axis, at, name)
+        axis.set(xlabel=strength, ylabel="per cent", ylim=(-3, 103))
+        _mark(axis, chosen, along)
         axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
         return figure
 
 
-def _pair(choice: Mapping[str, Any]) -> str:
-    return f"n {choice['n']:g}, m {choice['m']:g}"
+def _product(setting: Mapping[str, Any], names: Sequence[str]) -> float:
+    return math.prod(setting[name] for name in names)
 
 
-def selection(candidates: Sequence[Mapping[str, float]], *, chosen: Mapping[str, Any]) -> Figure:
-    """Held-out loss and accuracy over n m; rows `selection` of `results.summarize`, and its `choice`."""
+def selection(
+    candidates: Sequence[Mapping[str, float]],
+    *,
+    chosen: Mapping[str, Any],
+    along: Sequence[str],
+    strength: str,
+) -> Figure:
+    """Held-out loss and accuracy over the strength of a repair.
+
+    Args:
+      candidates: rows `selection` of `results.summarize`.
+      chosen: its `choice`, marked.
+      along: the settings whose product is the strength.
+      strength: the strength in words.
+    """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.6, 2.6), layout="constrained")
         panels = (
@@ -186,16 +195,17 @@ def selection(candidates: Sequence[Mapping[str, float]], *, chosen: Mapping[str,
         )
         for axis, (name, title, scale, color) in zip(figure.subplots(1, 2), panels, strict=True):
             values = scale * np.array([row[name] for row in candidates])
-            axis.plot([row["n"] * row["m"] for row in candidates], values, "-", color=color, marker="o", ms=3.5)
-            axis.set(xlabel=WEIGHTS, ylabel=title)
+            axis.plot([_product(row, along) for row in candidates], values, "-", color=color, marker="o", ms=3.5)
+            axis.set(xlabel=strength, ylabel=title)
             if scale == 100:
                 axis.set_ylim(min(values.min() - 1, 95), 100.5)
-            _mark(axis, chosen["n"] * chosen["m"], _pair(chosen))
+            _mark(axis, chosen, along)
         return figure
 
 
-def _mark(axis: Axes, value: float, name: str) -> None:
+def _mark(axis: Axes, chosen: Mapping[str, Any], along: Sequence[str]) -> None:
     """A line at the chosen setting."""
+    value, name = _product(chosen, along), ", ".join(f"{name} {chosen[name]:g}" for name in along)
     axis.axvline(value, color=NEUTRAL, lw=1, zorder=0)
     axis.annotate(
         f" chosen: {name}",
@@ -208,9 +218,13 @@ def _mark(axis: Axes, value: float, name: str) -> None:
 
 
 def nwc_by_layer(
-    scores: Mapping[str, np.ndarray], chosen: Mapping[str, np.ndarray], *, label: str = "pruned"
+    scores: Mapping[str, np.ndarray],
+    chosen: Mapping[str, np.ndarray],
+    *,
+    label: str = "pruned",
+    score: str = "neuron weight change (L1)",
 ) -> Figure:
-    """Every neuron's weight change, layer by layer in execution order, with the chosen neurons marked."""
+    """Every neuron's score, layer by layer in execution order, with the chosen neurons marked."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9, 3.8), layout="constrained")
         axis = figure.subplots()
@@ -224,7 +238,7 @@ def nwc_by_layer(
         positive = np.concatenate([np.ravel(values) for values in scores.values()])
         if (positive > 0).any():
             axis.set_yscale("log")
-        axis.set(ylabel="neuron weight change (L1)", xlim=(-0.7, len(scores) - 0.3))
+        axis.set(ylabel=score, xlim=(-0.7, len(scores) - 0.3))
         handles, labels = axis.get_legend_handles_labels()
         axis.legend(handles, labels, loc="upper left", markerscale=2)
         return figure

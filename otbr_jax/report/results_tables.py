@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from otbr_jax.errors import InputError
 from otbr_jax.report import ablation_page, choice_tables
 from otbr_jax.report.activeness_page import SCORES
-from otbr_jax.report.cells import ATTACKS, ORACLES, bold, markdown_table, oracle_cell, repaired_cell
-from otbr_jax.report.rows import NOTHING, Row, field, grouped, integer, joined, latest, number, percents, text
-from otbr_jax.report.table import CORRELATIONS, percent
+from otbr_jax.report.cells import ATTACKS, bold, oracle_cell, oracle_title, repaired_cell, repaired_network
+from otbr_jax.report.correlation_page import CORRELATIONS
+from otbr_jax.report.numbers import NOTHING
+from otbr_jax.report.rows import Row, field, grouped, integer, joined, latest, number, percents, text
+from otbr_jax.report.table import Cell, Code, Strong, Table
 
-# The network that a defence ends with. For one more defence, a line here: its columns are added on the right.
-REPAIRED = {"otbr": "fused", "tsbd": "finetuned"}
 RECIPES = ("published", "fast")
 
 
@@ -27,87 +27,65 @@ def markdown(name: str, rows: Sequence[Row]) -> str:
     """
     if name not in TABLES:
         raise InputError(f"table: expected one of {[*TABLES]}, found {name!r}")
-    return TABLES[name](rows)
+    return "\n\n".join(table.markdown() for table in TABLES[name](rows))
 
 
-def _digits(rows: Sequence[Row]) -> str:
+def _digits(rows: Sequence[Row]) -> list[Table]:
     lines = [
         [
             str(integer(row, "seed")),
             percents(row, "metrics.victim", "acc", "asr"),
             percents(row, "metrics.pruned", "acc", "asr"),
-            repaired_cell(row, "fused"),
-            oracle_cell(row, "fused"),
+            repaired_cell(row, repaired_network(row)),
+            oracle_cell(row),
         ]
         for row in rows
     ]
-    titles = ("seed", "victim ACC / ASR", "pruned only", "repaired ACC / ASR / RA", "oracle's gamma, lambda: ACC / ASR")
-    return markdown_table(titles, lines)
+    titles = ("seed", "victim ACC / ASR", "pruned only", "repaired ACC / ASR / RA", oracle_title(rows[0]))
+    return [Table(titles, lines)]
 
 
-def _ablation(rows: Sequence[Row]) -> str:
+def _ablation(rows: Sequence[Row]) -> list[Table]:
     """A line for each variant of each comparison, a column for each data set and attack; and a table of overlaps."""
     kinds = ("attack", "poisoning_ratio", "clean_fraction", "choice", "scheme", "finetuning")
     for row in rows:
         for name in ("compared", "curve", "tac_overlap", "n"):
             field(row, name)
     rows = list({tuple(str(field(row, name)) for name in ("dataset", "network", *kinds)): row for row in rows}.values())
-    groups = {key: [row.values for row in own] for key, own in grouped(rows, "dataset", "attack").items()}
-    lines, found = [], []
-    for comparison in ablation_page.NOTES:
-        curves = {key: ablation_page.compared(own, comparison, key[1]) for key, own in groups.items()}
-        for name in dict.fromkeys(name for own in curves.values() for name in own):
-            cells = [
-                _at_n(curves[key][name], own[0]["n"]) if name in curves[key] else NOTHING for key, own in groups.items()
-            ]
-            lines.append([comparison, name, *cells])
-    known = {key: ablation_page.overlaps(own, key[1]) for key, own in groups.items()}
-    for name in dict.fromkeys(name for own in known.values() for name in own):
-        cells = [
-            " / ".join(percent(own[name][part]) for part in ("layers", "last")) if name in own else NOTHING
-            for own in known.values()
-        ]
-        found.append([name, *cells])
-    columns = [f"{dataset}, {attack}" for dataset, attack in groups]
-    overlap = markdown_table(("found by", *columns), found)
-    return f"{markdown_table(('comparison', 'variant', *columns), lines)}\n\n{overlap}"
+    groups = {", ".join(key): [row.values for row in own] for key, own in grouped(rows, "dataset", "attack").items()}
+    return [ablation_page.comparison_table(groups), ablation_page.overlap_table(groups)]
 
 
-def _at_n(curve: Sequence[Mapping[str, float]], n: float) -> str:
-    point = next(point for point in curve if point["n"] == n)
-    return " / ".join(percent(point[metric]) for metric in ("acc", "asr"))
-
-
-def _activeness(rows: Sequence[Row]) -> str:
+def _activeness(rows: Sequence[Row]) -> list[Table]:
     """A line for each victim with its scores, and one with how well each score tells backdoored networks from clean."""
-    lines = []
+    lines: list[list[Cell]] = []
     for row in rows:
         if field(row, "attack") == "all":
             kinds = f"{integer(row, 'backdoored')} backdoored, {integer(row, 'clean')} clean: AUC"
-            lines.append([f"**{kinds}**", NOTHING, *(number(row, f"auc.{name}", ".3g") for name in SCORES)])
+            lines.append([Strong(kinds), NOTHING, *(number(row, f"auc.{name}", ".3g") for name in SCORES)])
         else:
             name = f"{text(row, 'attack', among=ATTACKS)}, seed {integer(row, 'seed')}"
             scores = [number(row, f"scores.{score}", ".3g") for score in SCORES]
             lines.append([name, percents(row, "victim", "acc", "asr"), *scores])
-    return markdown_table(("victim", "ACC / ASR", *SCORES.values()), lines)
+    return [Table(("victim", "ACC / ASR", *SCORES.values()), lines)]
 
 
-def _torch_victims(rows: Sequence[Row]) -> str:
+def _torch_victims(rows: Sequence[Row]) -> list[Table]:
     lines = [
         [
-            f"`{text(row, 'file')}`",
+            Code(text(row, "file")),
             percents(row, "metrics.victim", "acc", "asr", "ra"),
             percents(row, "metrics.pruned", "acc", "asr", "ra"),
-            bold(percents(row, "metrics.fused", "acc", "asr", "ra")),
-            oracle_cell(row, "fused"),
+            bold(percents(row, f"metrics.{repaired_network(row)}", "acc", "asr", "ra")),
+            oracle_cell(row),
         ]
         for row in rows
     ]
-    titles = ("file", "as it came: ACC / ASR / RA", "pruned only", "repaired", "oracle's gamma, lambda: ACC / ASR")
-    return markdown_table(titles, lines)
+    titles = ("file", "as it came: ACC / ASR / RA", "pruned only", "repaired", oracle_title(rows[0]))
+    return [Table(titles, lines)]
 
 
-def _loops(rows: Sequence[Row]) -> str:
+def _loops(rows: Sequence[Row]) -> list[Table]:
     lines = []
     for row in rows:
         host, scan, here = (
@@ -117,21 +95,20 @@ def _loops(rows: Sequence[Row]) -> str:
         ratio = NOTHING if NOTHING in (scan, here) or not float(here) else f"{float(scan) / float(here):.1f}"
         lines.append([text(row, "hardware"), host, scan, here, ratio])
     titles = ("ms a step", "called from the host", "in a loop, JAX's gradients", "in a loop, channels last", "ratio")
-    return markdown_table(titles, lines)
+    return [Table(titles, lines)]
 
 
-def _bench(rows: Sequence[Row]) -> str:
+def _bench(rows: Sequence[Row]) -> list[Table]:
     """A table for each data set, network and recipe, its defences side by side."""
     groups = grouped(latest(rows, "cell"), "dataset", "network", "recipe")
-    return "\n\n".join(_bench_group(groups[group]) for group in sorted(groups))
+    return [_bench_group(groups[group]) for group in sorted(groups)]
 
 
-def _bench_group(rows: Sequence[Row]) -> str:
+def _bench_group(rows: Sequence[Row]) -> Table:
     lines, seeds = _by_attack(rows)
     clean = {seed: own[0] for (attack, seed), own in lines.items() if attack == "none"}
-    defenses = [name for name in REPAIRED if any(_defense(row) == name for row in rows)]
     titles = ["attack", "victim ACC / ASR", "ACC against clean, points", "trigger PSNR / SSIM"]
-    table = [
+    table: list[list[Cell]] = [
         [
             _named(attack, seed, seeds),
             percents(own[0], "metrics.victim", "acc", "asr"),
@@ -140,23 +117,24 @@ def _bench_group(rows: Sequence[Row]) -> str:
         ]
         for (attack, seed), own in lines.items()
     ]
-    for name in defenses:
-        oracle = any(_defense(row) == name and field(row, "oracle") is not None for row in rows)
-        titles += [f"{name.upper()}: ACC / ASR / RA", "DER", *([ORACLES[name]] if oracle else [])]
+    for (defense,), repaired in sorted(grouped(rows, "defense").items()):
+        oracle = next((oracle_title(row) for row in repaired if field(row, "oracle") is not None), None)
+        titles += [f"{defense.upper()}: ACC / ASR / RA", "DER", *([oracle] if oracle else [])]
         for cells, own in zip(table, lines.values(), strict=True):
-            found = [row for row in own if _defense(row) == name]
-            cells += _defense_cells(found[0], REPAIRED[name], oracle=oracle) if found else [NOTHING] * (2 + oracle)
+            found = [_defense_cells(row, oracle) for row in own if text(row, "defense") == defense]
+            cells += found[0] if found else [NOTHING] * (3 if oracle else 2)
     data = "; ".join(dict.fromkeys(text(row, "data") for row in rows))
-    heading = f"**{text(rows[0], 'dataset')}, {text(rows[0], 'network')}**, recipe {text(rows[0], 'recipe')}: {data}."
-    return f"{heading}\n\n{markdown_table(titles, table)}"
+    name = Strong(f"{text(rows[0], 'dataset')}, {text(rows[0], 'network')}")
+    return Table(titles, table, caption=(name, f", recipe {text(rows[0], 'recipe')}: {data}."))
 
 
-def _defense_cells(row: Row, network: str, *, oracle: bool) -> list[str]:
+def _defense_cells(row: Row, oracle: str | None) -> list[Cell]:
+    network = repaired_network(row)
     cells = [repaired_cell(row, network), number(row, f"metrics.{network}.der", ".3f")]
-    return [*cells, oracle_cell(row, network)] if oracle else cells
+    return [*cells, oracle_cell(row)] if oracle else cells
 
 
-def _recipes(rows: Sequence[Row]) -> str:
+def _recipes(rows: Sequence[Row]) -> list[Table]:
     """A line for each data set, network and attack, the recipes of training side by side."""
     table = []
     groups = grouped(latest(rows, "cell", "recipe"), "dataset", "network")
@@ -169,7 +147,7 @@ def _recipes(rows: Sequence[Row]) -> str:
                 cells += _training_cells(found[0]) if found else [NOTHING] * 3
             table.append(cells)
     titles = [title for recipe in RECIPES for title in (f"{recipe}: epochs", "seconds", "ACC / ASR")]
-    return markdown_table(("data set", "network", "attack", *titles), table)
+    return [Table(("data set", "network", "attack", *titles), table)]
 
 
 def _training_cells(row: Row) -> list[str]:
@@ -180,7 +158,7 @@ def _training_cells(row: Row) -> list[str]:
     ]
 
 
-def _transport(rows: Sequence[Row]) -> str:
+def _transport(rows: Sequence[Row]) -> list[Table]:
     """Entropic against exact plans: a line for each size of layer and epsilon, and one for each repaired network."""
     rows = list({(text(row, "network"), number(row, "epsilon", "g")): row for row in rows}.values())
     lines, repaired = [], []
@@ -212,10 +190,10 @@ def _transport(rows: Sequence[Row]) -> str:
         )
     titles = ("network", "neurons", "epsilon", "cost gap", "marginal error", "fused weights differ by", "iterations")
     networks = ("network", "victim ACC / ASR", "repaired with exact plans", "epsilon", "repaired with entropic plans")
-    return f"{markdown_table((*titles, 'seconds', 'exact: seconds'), lines)}\n\n{markdown_table(networks, repaired)}"
+    return [Table((*titles, "seconds", "exact: seconds"), lines), Table(networks, repaired)]
 
 
-def _sweep(rows: Sequence[Row]) -> str:
+def _sweep(rows: Sequence[Row]) -> list[Table]:
     lines = []
     for row in rows:
         for name, path in (("one setting", "single"), (f"grid of {integer(row, 'settings')}", "grid")):
@@ -232,10 +210,10 @@ def _sweep(rows: Sequence[Row]) -> str:
         ratios = [number(row, f"ratio_{name}", ".1f") for name in ("seconds", "without_measuring")]
         lines.append(["ratio", *ratios, NOTHING, NOTHING, NOTHING])
     titles = ("", "seconds", "without measuring", "compilations", "temporary memory, MiB", "of VGG19-BN, MiB")
-    return markdown_table(titles, lines)
+    return [Table(titles, lines)]
 
 
-def _correlation(rows: Sequence[Row]) -> str:
+def _correlation(rows: Sequence[Row]) -> list[Table]:
     """A line for each victim: Pearson, Spearman and overlap of the top neurons with those of poison unlearning."""
     parts = [(kind, part) for kind in ("random", "clean") for part in ("all", "last")]
     lines = [
@@ -252,7 +230,7 @@ def _correlation(rows: Sequence[Row]) -> str:
     ]
     where = {"all": "all neurons", "last": "last layer"}
     titles = [f"{kind}, {where[part]}" for kind, part in parts]
-    return markdown_table(("victim", "attack", "ACC / ASR", *titles), lines)
+    return [Table(("victim", "attack", "ACC / ASR", *titles), lines)]
 
 
 def _by_attack(rows: Sequence[Row]) -> tuple[dict[tuple[str, int], list[Row]], bool]:
@@ -280,17 +258,13 @@ def _named(attack: str, seed: int, seeds: bool) -> str:
     return f"{attack}, seed {seed}" if seeds else attack
 
 
-def _defense(row: Row) -> str:
-    return text(row, "defense", among=REPAIRED)
-
-
 def _difference(row: Row, other: Row | None, path: str, metric: str) -> str:
     """In points, of the values as they are printed, so that a reader finds the same."""
     values = NOTHING if other is None else [percents(each, path, metric) for each in (row, other)]
     return NOTHING if NOTHING in values else f"{float(values[0]) - float(values[1]):+.1f}"
 
 
-TABLES: Mapping[str, Callable[[Sequence[Row]], str]] = {
+TABLES: Mapping[str, Callable[[Sequence[Row]], list[Table]]] = {
     "digits": _digits,
     "torch_victims": _torch_victims,
     "loops": _loops,

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, NoReturn
 
-from otbr_jax.errors import InputError
-from otbr_jax.report.table import percent
+import filelock
 
-NOTHING = "-"  # of a field that is null: it was not measured
+from otbr_jax.errors import InputError
+from otbr_jax.report.numbers import NOTHING, formatted, percent
+
+log = logging.getLogger(__name__)
 
 
 class Row(NamedTuple):
@@ -78,7 +86,7 @@ def text(row: Row, path: str, *, among: Iterable[str] = ()) -> str:
     expected = f"one of {[*among]}" if among else "a string"
     if not isinstance(value, str) or (among and value not in among):
         raise InputError(f"{row.place}: {path}: expected {expected}, found {value!r}")
-    return " ".join(value.split()).replace("|", r"\|")
+    return " ".join(value.split())
 
 
 def integer(row: Row, path: str) -> int:
@@ -95,8 +103,7 @@ def number(row: Row, path: str, form: str) -> str:
     Raises:
       InputError: if the field is missing, or no finite number.
     """
-    value = _finite(row, path)
-    return NOTHING if value is None else format(value, form)
+    return formatted(_finite(row, path), form)
 
 
 def percents(row: Row, path: str, *metrics: str) -> str:
@@ -129,3 +136,49 @@ def _finite(row: Row, path: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise InputError(f"{row.place}: {path}: expected a finite number or null, found {value!r}")
     return value
+
+
+def mend(path: pathlib.Path) -> None:
+    """Cuts off the half of a row that a killed process left at the end of a file; makes the file if it is missing.
+
+    Raises InputError if it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path), open(path, "ab+") as file:
+            file.seek(0)
+            whole, newline, last = file.read().rpartition(b"\n")
+            if last and _is_json(last):
+                file.write(b"\n")
+            elif last:
+                file.truncate(len(whole) + len(newline))
+                log.warning("%s: the last row is half-written and will be measured again: %r", path, last[:60])
+    except OSError as error:
+        raise InputError(f"--results: expected a file that can be written, found {path}: {error.strerror}") from None
+
+
+def append_row(path: pathlib.Path, row: Mapping[str, Any]) -> None:
+    """Appends a row, whoever else appends to the same file; raises InputError if it cannot be written."""
+    try:
+        with _locked(path), open(path, "ab") as file:
+            file.write((json.dumps(row) + "\n").encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise InputError(f"--results: expected a file that can be written, found {path}: {error.strerror}") from None
+
+
+@contextmanager
+def _locked(path: pathlib.Path) -> Iterator[None]:
+    """Keeps other writers of a file out; the lock lies in the folder of temporary files, not beside the rows."""
+    name = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:16]
+    with filelock.FileLock(pathlib.Path(tempfile.gettempdir()) / f"otbr_jax-{name}.lock"):
+        yield
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True

@@ -1,146 +1,178 @@
-"""The summary table at the end of a run."""
+"""Everything that is printed in columns is a `Table`: made once, shown as text, HTML or Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import dataclasses
+import itertools
+import re
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
-from otbr_jax.report.verdict import verdict
+from markupsafe import Markup
+from tabulate import DataRow, Line, TableFormat, tabulate
 
-TITLES = {
-    "victim": "suspicious network",
-    "unlearned": "after unlearning",
-    "pruned": "after pruning",
-    "fused": "after fusion",
-    "distilled": "after distillation",
-    "patched": "after patching",
-    "reinitialized": "after re-initialisation",
-    "finetuned": "after fine-tuning",
-}
-"""What networks are called."""
+from otbr_jax.errors import InputError
+from otbr_jax.report import html
 
 
-def networks(summary: Mapping[str, Any]) -> dict[str, str]:
-    """Names of the networks of `results.summarize` and what they are called; the last one is the repaired one."""
-    *names, last = summary["metrics"]
-    return {name: TITLES[name] for name in names} | {last: f"repaired ({TITLES[last]})"}
+class Strong(str):
+    """Text in bold; text alone where there is no bold."""
 
 
-CORRELATIONS = ("pearson", "spearman", "overlap")
+class Code(str):
+    """Text in the letters of a program, such as a file's name."""
 
 
-def percent(value: float | None) -> str:
-    """0.958 -> `95.8`; None -> a hyphen."""
-    return "-" if value is None else f"{100 * value:.1f}"
+Cell = str | tuple[str, ...]
+"""Plain text in one line, or several pieces of it; pieces may be `Strong` or `Code`."""
 
 
-def summary_table(summary: Mapping[str, Any]) -> str:
-    """ACC, ASR, RA in per cent and DER for every network of `results.summarize`, as fixed-width text."""
-    lines = [f"{'':<29}{'ACC %':>8}{'ASR %':>8}{'RA %':>8}{'DER':>8}", "-" * 61]
-    rows = networks(summary)
-    for name, title in rows.items():
-        lines.append(_line(title, summary["metrics"][name]))
-    choice, oracle, neurons = summary["choice"], summary["oracle"], summary["neurons"]
-    if oracle:
-        lines.append(_line(f"oracle ({setting(oracle, names=False)})", oracle[swept_network(oracle)]))
-    lines.append("-" * 61)
-    did = "pruned" if summary["defense"] == "otbr" else "reinitialized"
-    lines.append(
-        f"{setting(choice)}, chosen by {choice['chosen_by']}; {neurons[did]} of {neurons['scored']} neurons {did}"
-    )
-    if summary.get("judgement"):
-        lines.append(verdict(summary["judgement"]))
-    if summary.get("patched"):
-        lines.extend(map(patching, summary["patched"]))
-    if summary.get("clean"):
-        lines.append(f"used: {summary['clean']}")
-    if oracle:
-        swept = setting(oracle, values=False)
-        lines.append(f"oracle: best {swept} of the grid by test ACC and ASR, which a defender cannot know")
-    return "\n".join(lines + warnings(summary))
+class Column(NamedTuple):
+    """A column: its title, how its cells are aligned, and a title that it shares with its neighbours of that group."""
+
+    title: str
+    align: Literal["left", "right"] = "right"
+    group: str = ""
 
 
-def patching(patched: Mapping[str, Any]) -> str:
-    """How far a network was patched for a class, and what that left of it, as `results.summarize` says."""
-    recovered = "".join(
-        f", then recovered, {100 * share:g} %" if share else ", not recovered" for share in patched["recovered"]
-    )
-    return (
-        f"class {patched['class']} patched, {100 * patched['share']:g} % of the way{recovered}: triggers not taught "
-        f"turn {percent(patched['success'])} % of the images into it, "
-        f"{100 * patched['own']:.0f} % of its own images are taken for it"
-    )
+_GAP = 2  # spaces between columns of text
+_ROW = DataRow("", " " * _GAP, "")
+_TEXT = TableFormat(Line("", "-", " " * _GAP, ""), None, None, None, _ROW, _ROW, 0, None)
+_PIPES = DataRow("| ", " | ", " |")
+_MARKDOWN = TableFormat(None, lambda widths, _: f"|{'---|' * len(widths)}", None, None, _PIPES, _PIPES, 0, None)
 
 
-def swept_network(setting: Mapping[str, Any]) -> str:
-    """The network that a row of the sweep, or the `oracle`, is about: the fused one, also where patching follows."""
-    return next(name for name in ("finetuned", "distilled", "fused") if name in setting)
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Columns and rows.
 
+    Attributes:
+      columns: at least one; a plain title stands for a column, the first one aligned left, the others right.
+      rows: a cell for each column; may be empty.
+      kinds: the kind of each row, which pages show: `final`, `oracle`, `total` (text has a line above it) or nothing;
+        left out where all are nothing.
+      caption: what stands above the table; may be empty.
+      notes: sentences below it.
 
-def setting(choice: Mapping[str, Any], *, names: bool = True, values: bool = True) -> str:
-    """The settings of a `choice` or an `oracle` in words: `gamma 0.1, lambda 0.5`, or only names or values."""
-    found = [name for name in ("gamma", "lambda", "n", "m") if name in choice]
-    if not values:
-        return f"({', '.join(found)})" if len(found) > 1 else found[0]
-    return ", ".join(f"{name} {choice[name]:g}" if names else f"{choice[name]:g}" for name in found)
-
-
-def warnings(summary: Mapping[str, Any]) -> list[str]:
-    """What went less well than it should, a sentence each."""
-    if summary["defense"] == "tsbd":
-        found = summary["unlearning"]
-        if found["reached_chance"]:
-            return []
-        return [
-            f"clean unlearning did NOT reach chance: accuracy {percent(found['accuracy'])} % after {found['epochs']} "
-            "epochs; raise tsbd.unlearning.max_epochs or its learning_rate"
-        ]
-    lines, transport = [], summary["transport"]
-    if not transport["converged"]:
-        lines.append(
-            f"transport did NOT converge: worst marginal error {transport['worst_marginal_error']:.2g}; "
-            "raise otbr.fusion.transport.max_iterations or epsilon"
-        )
-    if unconverged := not_converged(summary["sweep"]):
-        lines.append(f"transport did NOT converge in the grid at gamma {', '.join(f'{g:g}' for g in unconverged)}")
-    return lines
-
-
-def not_converged(sweep: Sequence[Mapping[str, Any]]) -> list[float]:
-    """The gammas of a grid, rows of `results.summarize`, whose transport did not converge."""
-    return sorted({row["gamma"] for row in sweep if not row["converged"]})
-
-
-def _line(title: str, row: Mapping[str, float | None] | None) -> str:
-    row = row or {"acc": None, "asr": None, "ra": None, "der": None}
-    cells = "".join(f"{percent(row[metric]):>8}" for metric in ("acc", "asr", "ra"))
-    der = "-" if row["der"] is None else f"{row['der']:.3f}"
-    return f"{title:<29}{cells}{der:>8}"
-
-
-def correlation_table(summary: Sequence[Mapping[str, Any]]) -> str:
-    """Correlations of weight changes with those of poison unlearning, of `correlation.summarize`, as text.
-
-    Over all neurons and in the last layer: Pearson, Spearman, overlap of the top neurons.
+    Raises:
+      InputError: if there is no column, or the number of cells or kinds is wrong.
     """
-    lines = [
-        f"{'':<14}{'victim':>14}{'random - poison':>30}{'clean - poison':>30}",
-        f"{'attack':<14}{'ACC / ASR %':>14}" + 2 * f"{'all neurons':>15}{'last layer':>15}",
-        "-" * 88,
-    ]
-    for study in summary:
-        victim = f"{percent(study['victim']['acc'])} / {percent(study['victim']['asr'])}"
-        cells = "".join(
-            f"{' '.join(_short(study['with_poison'][kind][part][name]) for name in CORRELATIONS):>15}"
-            for kind in ("random", "clean")
-            for part in ("all", "last")
-        )
-        lines.append(f"{study['attack']:<14}{victim:>14}{cells}")
-    top = summary[0]["top"]
-    lines += ["-" * 88, f"each: Pearson, Spearman, overlap of the {100 * top:g} % of the neurons that changed most"]
-    return "\n".join(lines)
+
+    columns: Sequence[Column | str]
+    rows: Sequence[Sequence[Cell]]
+    kinds: Sequence[str] = ()
+    caption: Cell = ""
+    notes: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if not self.columns:
+            raise InputError("table: expected at least one column, found none")
+        for index, row in enumerate(self.rows):
+            if len(row) != len(self.columns):
+                raise InputError(f"table: row {index}: expected {len(self.columns)} cells, found {len(row)}")
+        if len(self.kinds) not in (0, len(self.rows)):
+            raise InputError(f"table: expected a kind for each of {len(self.rows)} rows, found {len(self.kinds)}")
+
+    @property
+    def heads(self) -> list[Column]:
+        """The columns, plain titles made into columns."""
+        aligns = itertools.chain(("left",), itertools.repeat("right"))
+        return [
+            Column(column, align) if isinstance(column, str) else column  # type: ignore[arg-type]
+            for column, align in zip(self.columns, aligns, strict=False)
+        ]
+
+    @property
+    def groups(self) -> list[tuple[str, list[Column]]]:
+        """Neighbouring columns of one group under its title; a column of no group stays alone, under none."""
+        runs = itertools.groupby(enumerate(self.heads), key=lambda place: place[1].group or place[0])
+        found = [[head for _, head in run] for _, run in runs]
+        return [(columns[0].group, columns) for columns in found]
+
+    def text(self) -> str:
+        """In letters of one width, a rule below the titles, and another above the notes."""
+        rows = [[_plain(cell) for cell in row] for row in self.rows]
+        spans, (titles, *body) = self._laid_out(rows)
+        length = max(map(len, (titles, *body)))
+        rule, lines = "-" * length, []
+        if self.caption:
+            lines.append(_plain(self.caption))
+        if any(group for group, _ in self.groups):
+            lines.append(self._group_line(spans))
+        lines += [titles, rule]
+        for index, line in enumerate(body):
+            lines += [rule, line] if self.kinds and self.kinds[index] == "total" else [line]
+        return "\n".join((*lines, rule, *self.notes) if self.notes else lines)
+
+    def html(self) -> Markup:
+        """As HTML that is safe to put into a page."""
+        kinds = self.kinds or [""] * len(self.rows)
+        rows = [(kind, [_markup(cell) for cell in row]) for kind, row in zip(kinds, self.rows, strict=True)]
+        return Markup(html.render("table.html", table=self, rows=rows, caption=_markup(self.caption)))
+
+    def markdown(self) -> str:
+        """As a table of GitHub's Markdown between its caption and its notes, each a paragraph; groups have no place."""
+        rows = [[_marked(cell) for cell in row] for row in self.rows]
+        titles = [_marked(head.title) for head in self.heads]
+        plain = {"stralign": None, "numalign": None, "disable_numparse": True, "preserve_whitespace": True}
+        table = tabulate(rows, headers=titles, tablefmt=_MARKDOWN, **plain)
+        caption = [_marked(self.caption)] if self.caption else []
+        return "\n\n".join((*caption, table, *self.notes))
+
+    __str__ = text
+
+    def _laid_out(self, rows: list[list[str]]) -> tuple[list[tuple[int, int]], list[str]]:
+        """Where each column of text begins and ends, and the lines of titles and rows."""
+        heads = self.heads
+        titles, first = [_plain(head.title) or " " for head in heads], 0  # no column without a width
+        for group, columns in self.groups:
+            last = first + len(columns) - 1
+            widths = [max(len(line[i]) for line in (titles, *rows)) for i in range(first, last + 1)]
+            missing = len(group) - sum(widths) - _GAP * (last - first)
+            titles[last] = titles[last].rjust(widths[-1] + missing) if missing > 0 else titles[last]
+            first = last + 1
+        rule, *lines = tabulate(
+            [titles, *rows],
+            tablefmt=_TEXT,
+            colalign=[head.align for head in heads],
+            disable_numparse=True,
+            preserve_whitespace=True,
+        ).split("\n")
+        return [found.span() for found in re.finditer("-+", rule)], lines
+
+    def _group_line(self, spans: list[tuple[int, int]]) -> str:
+        line, first = "", 0
+        for group, columns in self.groups:
+            start, end = spans[first][0], spans[first + len(columns) - 1][1]
+            line = line.ljust(start) + group.center(end - start)
+            first += len(columns)
+        return line.rstrip()
 
 
-def _short(value: float | None) -> str:
-    """0.934 -> `.93`."""
-    return "-" if value is None else f"{value:.2f}".replace("0.", ".", 1)
+def _pieces(cell: Cell) -> list[str]:
+    """The cell's pieces of text in one line each."""
+    return [type(piece)(" ".join(piece.splitlines())) for piece in ((cell,) if isinstance(cell, str) else cell)]
+
+
+def _plain(cell: Cell) -> str:
+    return "".join(_pieces(cell))
+
+
+def _markup(cell: Cell) -> Markup:
+    names = {Strong: "b", Code: "code"}
+    return Markup("").join(
+        Markup("<{0}>{1}</{0}>").format(names[type(piece)], str(piece)) if type(piece) in names else piece
+        for piece in _pieces(cell)
+    )
+
+
+def _marked(cell: Cell) -> str:
+    return "".join(map(_marked_piece, _pieces(cell)))
+
+
+def _marked_piece(piece: str) -> str:
+    """Text that Markdown shows as it is, and that ends no cell."""
+    if isinstance(piece, Code):
+        return "`" + piece.replace("|", r"\|") + "`"
+    escaped = re.sub(r"[|<*`]", r"\\\g<0>", piece)
+    return f"**{escaped}**" if isinstance(piece, Strong) else escaped

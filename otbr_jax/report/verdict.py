@@ -9,21 +9,21 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from otbr_jax.report.calibration import clean_scores
 from otbr_jax.report.plots import BAD, STYLE
-from otbr_jax.suspicion import CLEAN_SCORES
 
 
 def verdict(judgement: Mapping[str, Any]) -> str:
     """A sentence: which class is most suspicious, how many clean networks are as suspicious, what follows."""
     score, rate = judgement["suspicion"][judgement["suspect"]], "not measured for these images"
-    higher = sum(clean >= score for clean in CLEAN_SCORES)
     what = (
         f"class {judgement['suspect']} stands out"
         if judgement["stands_out"]
         else f"nothing stands out; most suspicious is class {judgement['suspect']}"
     )
-    if judgement["by"] != "clean images":  # the bench judged by images made from networks
-        rate = f"{100 * higher / len(CLEAN_SCORES):.0f} % ({higher} of the bench's {len(CLEAN_SCORES)} clean networks)"
+    if scores := clean_scores(judgement["by"]):
+        higher = sum(clean >= score for clean in scores)
+        rate = f"{100 * higher / len(scores):.0f} % ({higher} of the bench's {len(scores)} clean networks)"
     return (
         f"{what}: suspicion {score:.2f}, threshold {judgement['threshold']:g}, judged by {judgement['by']}; "
         f"false-positive rate at this score: {rate}"

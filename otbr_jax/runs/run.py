@@ -110,7 +110,7 @@ class Run(Generic[C]):
         taken = plans.taken(step, stages)
         inputs = {argument: stage.value for argument, stage in taken.items()}
         key = plans.step_key(self.root, step)
-        compute = self._rounds if isinstance(step, LongStep) else self._at_once
+        compute: Callable[..., Any] = self._rounds if isinstance(step, LongStep) else self._at_once
         return self.directory.run_long(
             step.name,
             partial(compute, step, key, inputs),

@@ -1,0 +1,49 @@
+"""How clean networks score: what a suspicion is compared with, measured in a bench and kept beside this module.
+
+`python -m launch.calibrate` rebuilds the file from the bench's rows.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from typing import Any
+
+from otbr_jax.report.rows import Row, latest
+
+FILE = "calibration.json"
+SOURCE = "bench_otbr_plus"  # of the rows in results/, made by configs/bench/otbr_plus.py
+
+
+def calibration(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """The clean networks of a bench, in ascending order of the highest suspicion of any class.
+
+    Each says what it is (`dataset`, `network`, `seed`), the `commit` that measured it, `by` which images, and its
+    `suspicion` as tables print it. A row that was not judged is left out.
+    """
+    found = [
+        {name: row.values[name] for name in ("dataset", "network", "seed", "commit")}
+        | {"by": row.values["judgement"]["by"], "suspicion": round(max(row.values["judgement"]["suspicion"]), 2)}
+        for row in latest(rows, "cell")
+        if row.values["attack"] == "none" and row.values.get("judgement")
+    ]
+    return sorted(found, key=lambda one: (one["suspicion"], one["dataset"], one["network"], one["seed"]))
+
+
+def written(networks: Iterable[Mapping[str, Any]]) -> str:
+    """The text of the file, a network a line."""
+    return "[\n" + ",\n".join(json.dumps(one) for one in networks) + "\n]\n"
+
+
+@functools.cache
+def clean_scores(by: str, evidence: str = "suspicion") -> tuple[float, ...]:
+    """Scores of the clean networks that were judged by these images, ascending; empty where none was.
+
+    Args:
+      by: the images, as a judgement's `by` names them.
+      evidence: which score; networks without it do not count.
+    """
+    networks = json.loads(resources.files("otbr_jax.report").joinpath(FILE).read_text(encoding="utf-8"))
+    return tuple(sorted(one[evidence] for one in networks if one["by"] == by and one.get(evidence) is not None))

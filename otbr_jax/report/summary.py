@@ -1,0 +1,94 @@
+"""What a run found, in words and as a table, driven by what `results.summarize` says and by no method's name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from otbr_jax.report.numbers import formatted, percent
+from otbr_jax.report.table import Column, Table
+from otbr_jax.report.verdict import verdict
+
+TITLES = {
+    "victim": "suspicious network",
+    "unlearned": "after unlearning",
+    "pruned": "after pruning",
+    "fused": "after fusion",
+    "distilled": "after distillation",
+    "patched": "after patching",
+    "reinitialized": "after re-initialisation",
+    "finetuned": "after fine-tuning",
+}
+"""What networks are called whose names alone do not say it."""
+
+
+def title(network: str) -> str:
+    """What a network of a summary's `metrics` is called."""
+    return TITLES.get(network, network.replace("_", " "))
+
+
+def titles(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Names of the networks of a summary and what they are called; the last one is the repaired one."""
+    *names, last = summary["metrics"]
+    return {name: title(name) for name in names} | {last: f"repaired ({title(last)})"}
+
+
+def setting(choice: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a `choice` or an `oracle` by their names; nothing for a method that has no settings to choose."""
+    return {name: value for name, value in choice.items() if isinstance(value, int | float)}
+
+
+def words(choice: Mapping[str, Any]) -> str:
+    """The setting of a `choice` or an `oracle` in words: `gamma 0.1, lambda 0.5`."""
+    return ", ".join(f"{name} {value:g}" for name, value in setting(choice).items())
+
+
+def chosen(summary: Mapping[str, Any]) -> str:
+    """What was chosen and by whom: `gamma 0.1, lambda 0.5, chosen by config`."""
+    by = f"chosen by {summary['choice']['chosen_by']}"
+    return ", ".join(part for part in (words(summary["choice"]), by) if part)
+
+
+def metrics_table(summary: Mapping[str, Any]) -> Table:
+    """ACC, ASR, RA in per cent and DER of every network, and of the oracle's choice if there is one."""
+    names = titles(summary)
+    rows = [_row(name, summary["metrics"][network]) for network, name in names.items()]
+    kinds = ["" for _ in rows[1:]] + ["final"]
+    if oracle := summary.get("oracle"):
+        rows.append(_row(f"oracle: {words(oracle)} (needs the trigger)", oracle[summary["swept"]]))
+        kinds.append("oracle")
+    columns = (Column("network", "left"), *(Column(title) for title in ("ACC %", "ASR %", "RA %", "DER")))
+    return Table(columns, rows, kinds=kinds)
+
+
+def _row(name: str, measured: Mapping[str, float | None] | None) -> list[str]:
+    found = measured or dict.fromkeys(("acc", "asr", "ra", "der"))
+    return [name, *(percent(found[metric]) for metric in ("acc", "asr", "ra")), formatted(found["der"], ".3f")]
+
+
+def summary_table(summary: Mapping[str, Any]) -> Table:
+    """What is printed at the end of a run: the metrics, and below what was chosen, done, judged, used and warned of."""
+    notes = ["; ".join((chosen(summary), summary["done"]))]
+    if summary.get("judgement"):
+        notes.append(verdict(summary["judgement"]))
+    notes += map(patching, summary.get("patched") or ())
+    if summary.get("clean"):
+        notes.append(f"used: {summary['clean']}")
+    if oracle := summary.get("oracle"):
+        names = ", ".join(setting(oracle))
+        found = f"({names})" if len(setting(oracle)) > 1 else names
+        notes.append(f"oracle: best {found} of the grid by test ACC and ASR, which a defender cannot know")
+    table = metrics_table(summary)
+    return Table(table.columns, table.rows, table.kinds, notes=(*notes, *summary.get("warnings", ())))
+
+
+def patching(patched: Mapping[str, Any]) -> str:
+    """How far a network was patched for a class, and what that left of it, as `results.summarize` says."""
+    recovered = "".join(
+        f", then recovered, {100 * share:g} %" if share else ", not recovered" for share in patched["recovered"]
+    )
+    return (
+        f"class {patched['class']} patched, {100 * patched['share']:g} % of the way{recovered}: triggers not taught "
+        f"turn {percent(patched['success'])} % of the images into it, "
+        f"{100 * patched['own']:.0f} % of its own images are taken for it"
+    )

@@ -1,0 +1,216 @@
+"""A table says the same as text, as HTML and as Markdown; pages and summaries of methods that nobody knows."""
+
+import html
+import json
+import pathlib
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from otbr_jax import InputError
+from otbr_jax.report import calibration, page
+from otbr_jax.report.rows import parse
+from otbr_jax.report.summary import summary_table
+from otbr_jax.report.table import Code, Column, Strong, Table
+from otbr_jax.report.verdict import verdict
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+LETTERS = "ab |<>&*`'\"é%"
+
+
+class Cells(HTMLParser):
+    """The texts of a table's rows, whatever marks them up."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.rows, self.open = [], False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+            self.open = True
+
+    def handle_endtag(self, tag):
+        self.open = self.open and tag not in ("td", "th")
+
+    def handle_data(self, data):
+        if self.open:
+            self.rows[-1][-1] += data
+
+
+def from_html(table):
+    return Cells(table.html()).rows
+
+
+def from_markdown(table):
+    lines = [line for line in table.markdown().splitlines() if line.startswith("|") and set(line) != {"|", "-"}]
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines]
+    return [[re.sub(r"\\([|<*`])", r"\1", cell.strip()) for cell in row] for row in rows]
+
+
+def from_text(table):
+    return [re.split(r" {2,}", line.strip()) for line in table.text().splitlines() if set(line) != {"-"}]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_three_forms_hold_the_same_cells(seed):
+    rng = np.random.default_rng(seed)
+    shape = rng.integers(1, 6, size=2)
+    words = ["x" + "".join(rng.choice(list(LETTERS), size=6)).replace("  ", "") + "x" for _ in range(np.prod(shape))]
+    cells = np.array([re.sub(r" +", " ", word) for word in words], object).reshape(shape).tolist()
+    titles = [f"title {index}" for index in range(shape[1])]
+    table = Table(titles, cells)
+    assert from_text(table) == from_html(table) == from_markdown(table) == [titles, *cells]
+
+
+def test_marked_cells_are_plain_text_or_marked_up():
+    row = ("a", Strong("b|c"), Code("d|<e>"), (Strong("1.0 / 2.0"), " / 3.0"))
+    table = Table(("name", "one", "two", "three"), [row])
+    assert from_text(table)[1] == from_html(table)[1] == ["a", "b|c", "d|<e>", "1.0 / 2.0 / 3.0"]
+    assert table.markdown().splitlines()[-1] == r"| a | **b\|c** | `d\|<e>` | **1.0 / 2.0** / 3.0 |"
+    assert "<b>b|c</b>" in table.html()
+    assert "<code>d|&lt;e&gt;</code>" in table.html()
+
+
+def test_nothing_in_a_cell_is_markup():
+    bad = "<script>alert('|')</script>\n**bold**"
+    table = Table((bad, bad), [(bad, Strong(bad))], caption=bad, notes=(bad,), kinds=(bad,))
+    assert "<script" not in table.html()
+    assert html.unescape(table.html()).count("<script>") == 7
+    *_, line = [line for line in table.markdown().splitlines() if line.startswith("| ")]
+    assert line.startswith(r"| \<script>alert('\|')\</script> \*\*bold\*\* | **\<script>")
+
+
+def test_columns_are_aligned_and_groups_stand_above_theirs():
+    group = "a group with a long title"
+    columns = ("name", Column("x", group=group), Column("y", group=group), Column("note", "left"))
+    table = Table(columns, [("one", "1.5", "20.25", "n"), ("three", "10.5", "1.0", "no")], notes=("A sentence.",))
+    above, titles, rule, first, second, below, note = table.text().splitlines()
+    assert rule == below == "-" * len(titles)
+    assert note == "A sentence."
+    assert first.index("1.5") + 3 == second.index("10.5") + 4 == titles.index("x") + 1
+    assert first.index("20.25") + 5 == second.index("1.0") + 3 == titles.index("y") + 1
+    assert first.rindex("n") == second.index("no") == titles.index("note")
+    assert titles.index("x") <= above.index(group) + 3
+    assert above.index(group) + len(group) <= titles.index("y") + 1
+    assert f'<th class="group" colspan="2">{group}</th>' in table.html()
+    assert table.html().count('rowspan="2"') == 2
+    assert table.html().count('class="left"') == 6
+
+
+def test_kinds_are_classes_of_rows_and_a_total_has_a_rule():
+    table = Table(("a", "b"), [("x", "1"), ("all", "2")], kinds=("", "total"))
+    assert table.text().splitlines() == ["a    b", "------", "x    1", "------", "all  2"]
+    assert '<tr class="total"><td class="left">all</td><td>2</td></tr>' in table.html()
+
+
+def test_a_table_may_be_empty():
+    table = Table(("a", Column("b", group="c")), [], caption="Nothing")
+    assert table.text().splitlines()[0] == "Nothing"
+    assert from_markdown(table) == [["a", "b"]]
+    assert from_html(table) == [["a", "c"], ["b"]]
+    untitled = Table(("", Column("b", group="c")), [("", "")])
+    assert untitled.text().splitlines() == ["   c", "   b", "----"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "rows", "kinds", "message"),
+    [
+        ((), [], (), "table: expected at least one column, found none"),
+        (("a", "b"), [("1", "2"), ("1",)], (), "table: row 1: expected 2 cells, found 1"),
+        (("a",), [("1",)], ("", ""), "table: expected a kind for each of 1 rows, found 2"),
+    ],
+)
+def test_tables_that_cannot_be(columns, rows, kinds, message):
+    with pytest.raises(InputError) as error:
+        Table(columns, rows, kinds)
+    assert str(error.value) == message
+
+
+# --- methods that nobody knows ------------------------------------------------------------------------------------
+
+LEAST = {
+    "metrics": {"victim": None, "scrubbed_once": None},
+    "choice": {"chosen_by": "config"},
+    "neurons": {"scored": 4},
+    "done": "1 of 4 neurons scrubbed",
+    "did": "scrubbed",
+}
+SCORES = {"params/conv1/kernel": np.array([0.1, 0.2, 0.3, 0.4])}
+CHOSEN = {"params/conv1/kernel": np.array([False, False, False, True])}
+
+
+def measured(acc, asr=None):
+    return {"acc": acc, "asr": asr, "ra": None, "der": None}
+
+
+def test_the_least_that_a_method_can_say_makes_a_table_and_a_page():
+    text = summary_table(LEAST).text()
+    assert "repaired (scrubbed once)" in text
+    assert text.endswith("chosen by config; 1 of 4 neurons scrubbed")
+    found = page.render(LEAST, scores=SCORES, chosen=CHOSEN)
+    assert "not known" in found
+    assert "weights changed\nmost over all layers together were scrubbed" in found.replace("&#39;", "'")
+    assert re.findall(r"(?:src|href)=\"(.{0,21})", found) == ["data:image/png;base64"]
+    assert "<img" not in page.render(LEAST, scores={}, chosen={})
+
+
+@pytest.mark.parametrize(("axes", "pictures"), [(["strength"], 2), (["strength", "extent"], 3)])
+def test_a_sweep_is_a_curve_and_over_two_settings_that_vary_a_map_as_well(axes, pictures):
+    settings = [{"strength": s, "extent": e} for s in (1, 2) for e in ((5, 6) if len(axes) > 1 else (5,))]
+    sweep = [setting | {"scrubbed_once": measured(0.5, 0.25)} for setting in settings]
+    choice = settings[0] | {"chosen_by": "config"}
+    oracle = settings[-1] | {"chosen_by": "oracle", "scrubbed_once": measured(0.75, 0.125)}
+    summary = LEAST | {
+        "metrics": {"victim": measured(0.9, 1.0), "scrubbed_once": measured(0.5, 0.25)},
+        **{"choice": choice, "oracle": oracle, "sweep": sweep, "axes": axes, "swept": "scrubbed_once"},
+        "warnings": ["<something> went wrong"],
+    }
+    found = page.render(summary, scores=SCORES, chosen=CHOSEN)
+    assert found.count("<img") == pictures
+    assert '<p class="warn">&lt;something&gt; went wrong</p>' in found
+    assert "(ACC 75.0, ASR 12.5)" in found
+    assert "oracle: strength 2" in found
+    text = summary_table(summary).text()
+    assert text.endswith("<something> went wrong")
+
+
+def test_what_was_judged_patched_and_moved_is_shown_where_the_summary_has_it():
+    judgement = {"suspicion": [0.1, 0.5], "suspect": 1, "stands_out": True, "threshold": 0.4, "by": "clean images"}
+    patched = [{"class": 1, "share": 0.5, "recovered": [0.0], "success": 0.125, "own": 0.75}]
+    summary = LEAST | {"judgement": judgement, "patched": patched}
+    triggers = (np.ones((2, 4, 4, 1)), np.ones((2, 4, 4, 1)))
+    plan = ("params/conv1/kernel", np.eye(4) / 4)
+    found = page.render(summary, scores=SCORES, chosen=CHOSEN, triggers=triggers, plan=plan)
+    assert "<p>class 1 stands out: suspicion 0.50, threshold 0.4, judged by clean images" in found
+    assert "<p>class 1 patched, 50 % of the way, not recovered: triggers not taught turn 12.5 %" in found
+    assert "reverse-engineered for each class on clean images" in found
+    assert "Where their mass went" in found
+    assert found.count("<img") == 3
+    assert "class 1 patched" in summary_table(summary).text()
+
+
+# --- what suspicions are compared with ----------------------------------------------------------------------------
+
+
+def test_the_scores_of_clean_networks_are_what_the_rows_say():
+    source = ROOT / "results" / f"{calibration.SOURCE}.jsonl"
+    networks = calibration.calibration(parse(source.read_text(), name=source.name))
+    assert (ROOT / "otbr_jax" / "report" / calibration.FILE).read_text() == calibration.written(networks)
+    clean = [row for row in map(json.loads, source.read_text().splitlines()) if row["attack"] == "none"]
+    scores = sorted(round(max(row["judgement"]["suspicion"]), 2) for row in clean)
+    assert list(calibration.clean_scores("images made from the network")) == scores
+    assert {one["commit"] for one in networks} == {row["commit"] for row in clean}
+
+
+def test_a_verdict_compares_with_networks_that_were_judged_by_the_same_images():
+    judgement = {"suspicion": [0.1, 0.35], "suspect": 1, "stands_out": False, "threshold": 0.41}
+    said = verdict(judgement | {"by": "images made from the network"})
+    assert said.endswith("false-positive rate at this score: 30 % (3 of the bench's 10 clean networks)")
+    assert verdict(judgement | {"by": "clean images"}).endswith("at this score: not measured for these images")
+    assert calibration.clean_scores("images made from the network", "another evidence") == ()
