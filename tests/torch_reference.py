@@ -14,9 +14,9 @@ TSBD = {"n": 0.25, "m": 0.7, "r": 0.05, "alpha": 0.7, "lr": 0.01, "momentum": 0.
 
 
 class VGG(nn.Module):
-    """Convolutions without biases, and other names than this project's."""
+    """Other names than this project's; biases of the convolutions, which BatchNorm takes away again, if asked for."""
 
-    def __init__(self):
+    def __init__(self, *, bias):
         super().__init__()
         layers, inputs = [], 1
         for entry in (1, "M", 2, "M", 4, 4, "M", 8, 8):
@@ -24,7 +24,7 @@ class VGG(nn.Module):
                 layers.append(nn.MaxPool2d(2))
             else:
                 outputs = entry * WIDTH
-                layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+                layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias), nn.BatchNorm2d(outputs), nn.ReLU()]
                 inputs = outputs
         self.body = nn.Sequential(*layers)
         self.fc = nn.Linear(inputs, CLASSES)
@@ -33,10 +33,13 @@ class VGG(nn.Module):
         return self.fc(self.body(x).mean((2, 3)))
 
 
-def write_reference(path, *, seed=0, gammas=("0.05", "0.3"), lam=0.5):
+def write_reference(path, *, seed=0, gammas=("0.05", "0.3"), lam=0.5, bias=False):
     """Every array of OTBR and TSBD under the keys of a reference file."""
     torch.manual_seed(seed)
-    model = VGG()
+    model = VGG(bias=bias)
+    for layer in model.body:
+        if isinstance(layer, nn.BatchNorm2d):  # a shift of zero puts zeroed neurons where only rounding decides on ReLU
+            nn.init.normal_(layer.bias, 0, 0.1)
     convolutions = [f"body.{i}.weight" for i, layer in enumerate(model.body) if isinstance(layer, nn.Conv2d)]
     arrays = {"probe/images": torch.rand(6, 1, SIZE, SIZE), "otbr/noise": torch.rand(STEPS, BATCH, 1, SIZE, SIZE)}
     arrays["otbr/labels"] = torch.randint(0, CLASSES, (STEPS, BATCH))

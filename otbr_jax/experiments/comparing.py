@@ -1,20 +1,36 @@
-"""One comparison with a reference: how far apart two arrays are, and whether that is near enough."""
+"""One comparison with a reference: how far apart two results are, and whether rounding can explain it.
+
+A tolerance is measured: the same program runs from a few starts that differ as rounding does, and results that lie so
+far apart are not told from the reference's. A floor stands for what other compilations of the program change.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from otbr_jax.types import Variables, named_leaves, replace_leaves
+
+ROUNDING = 1e-7
+"""Relative change of a start's parameters: float32 tells numbers apart to 6e-8."""
+STARTS = 4
+"""How many starts are changed."""
+FACTOR = 4.0
+"""A tolerance in units of how far the results of changed starts lie from ours."""
+MOST = 0.5
+"""The largest tolerance: what rounding moves further is not compared, it fails."""
 
 
 class Comparison(NamedTuple):
     """Attributes:
     name: what was compared.
     max_abs: largest absolute difference.
-    max_rel: the error that `tolerance` is about, relative to what `note` or the function that made it says.
+    max_rel: the error that `tolerance` is about, relative to what `note` says.
     tolerance: largest `max_rel` that passes.
     passed: whether it does; never where a difference is NaN.
-    note: what a reader has to know; often empty.
+    note: where the tolerance comes from, and what else a reader has to know.
     """
 
     name: str
@@ -36,26 +52,124 @@ class Comparison(NamedTuple):
         return line | ({"note": self.note} if self.note else {})
 
 
+def largest(array: np.ndarray) -> float:
+    """The largest absolute value, 0 of no values."""
+    return float(np.max(np.abs(array), initial=0.0))
+
+
+def norm(array: np.ndarray) -> float:
+    """The L2 norm over all axes."""
+    return float(np.sqrt(np.sum(np.square(array))))
+
+
+def nearly_equal_starts(variables: Variables) -> list[Variables]:
+    """The variables, then `STARTS` times the same but for rounding of the parameters; what is zero stays zero."""
+    return [variables, *(_changed(variables, seed) for seed in range(STARTS))]
+
+
+def _changed(variables: Variables, seed: int) -> Variables:
+    generator = np.random.default_rng(seed)
+    changed = {
+        name: array * (1 + ROUNDING * generator.standard_normal(array.shape)).astype(array.dtype)
+        for name, array in named_leaves(variables).items()
+        if name.startswith("params/")
+    }
+    return replace_leaves(variables, changed)
+
+
 def compare(
-    name: str, found: np.ndarray, expected: np.ndarray, *, tolerance: float, scale: float | None = None, note: str = ""
+    name: str,
+    results: Sequence[np.ndarray],
+    expected: np.ndarray,
+    *,
+    least: float,
+    scale: np.ndarray | float | None = None,
+    of: str = "the largest value",
+    measure: Callable[[np.ndarray], float] = largest,
+    note: str = "",
 ) -> Comparison:
-    """Compares arrays of one shape: the largest difference, relative to `scale`, by default to the largest value."""
-    difference = _largest(np.asarray(found, np.float64) - np.asarray(expected, np.float64))
-    scale = _largest(np.asarray(expected)) if scale is None else scale
-    return judge(name, difference, difference / scale if scale else difference, tolerance=tolerance, note=note)
+    """Compares a result with a reference's; the tolerance is how far the results of changed starts lie apart.
+
+    Args:
+      name: of the comparison.
+      results: arrays of one shape: the result of each of `nearly_equal_starts`.
+      expected: the reference's.
+      least: the tolerance's floor, relative to `scale`.
+      scale: what differences are divided by, by default the largest value of `expected`; one for all values or each.
+      of: `scale` in words.
+      measure: makes one number of the differences of all values.
+      note: what else a reader has to know.
+    """
+    ours, *others = (np.asarray(result, np.float64) for result in results)
+    scale = largest(expected) if scale is None else scale
+    scale = np.where(np.asarray(scale) > 0, scale, 1.0)
+    own = max((measure((other - ours) / scale) for other in others), default=0.0)
+    tolerance, origin = tolerance_of(own, least=least)
+    difference = ours - np.asarray(expected, np.float64)
+    words = "; ".join(part for part in (f"relative to {of}", origin, note) if part)
+    return judge(name, largest(difference), measure(difference / scale), tolerance=tolerance, note=words)
 
 
-def compare_each(name: str, found: np.ndarray, expected: np.ndarray, *, tolerance: float, note: str = "") -> Comparison:
-    """Compares arrays of one shape, each value relative to itself, at least to a thousandth of the largest."""
-    difference = np.abs(np.asarray(found, np.float64) - np.asarray(expected, np.float64))
-    floor = np.maximum(np.abs(expected), 1e-3 * _largest(expected) or 1.0)
-    return judge(name, _largest(difference), _largest(difference / floor), tolerance=tolerance, note=note)
+def tolerance_of(own: float, *, least: float) -> tuple[float, str]:
+    """The tolerance where the results of changed starts lie `own` from ours, and where it comes from in words."""
+    moved = f"{own:.2g}, the largest of {STARTS}"
+    if not FACTOR * own > least:
+        return least, f"tolerance: the floor; a start changed by {ROUNDING:g} moves it less ({moved})"
+    words = f"tolerance: {FACTOR:g} times what a start changed by {ROUNDING:g} moves it ({moved}), at most {MOST:g}"
+    return min(MOST, float(f"{FACTOR * own:.3g}")), words
+
+
+def compare_neurons(
+    name: str, results: Sequence[np.ndarray], expected: np.ndarray, *, least: float, note: str = ""
+) -> Comparison:
+    """`compare` of one value at least 0 a neuron, each relative to itself, at least to a thousandth of the largest."""
+    scale = np.maximum(np.abs(expected), 1e-3 * largest(expected))
+    return compare(name, results, expected, least=least, scale=scale, of="each neuron's value", note=note)
+
+
+def compare_choice(
+    name: str,
+    chosen: np.ndarray,
+    expected: np.ndarray,
+    values: Sequence[np.ndarray],
+    *,
+    least: float,
+    steps: np.ndarray | float = 0.0,
+    things: str,
+) -> Comparison:
+    """Compares what was chosen for its large values: exactly, but for what rounding does not tell from the threshold.
+
+    Args:
+      name: of the comparison.
+      chosen: bool `[n]`, ours.
+      expected: bool `[n]`, the reference's.
+      values: `[n]`, the values that decided, for each of `nearly_equal_starts`.
+      least: a value as near as this to the smallest chosen one, relative to that one, may be chosen or not.
+      steps: what values are rounded to, one for all or each.
+      things: what is chosen, in words.
+    """
+    ours, *others = (np.asarray(value, np.float64) for value in values)
+    differ = np.flatnonzero(chosen != expected)
+    threshold = float(np.min(ours[chosen], initial=np.inf))
+    own = max((largest(other[differ] - ours[differ]) for other in others), default=0.0) / threshold
+    band, origin = tolerance_of(own, least=least)
+    near = np.abs(ours[differ] - threshold) <= band * threshold + np.broadcast_to(steps, ours.shape)[differ]
+    note = f"{things} in one set only, of {int(expected.sum())}"
+    if near.any():
+        note += f"; {int(near.sum())} more lie within {band:g} of the threshold, nearer than rounding tells apart"
+        note += f" ({origin})"
+    clear = int((~near).sum())
+    return judge(name, clear, clear / max(int(expected.sum()), 1), tolerance=0.0, note=note)
+
+
+def worst_of(name: str, comparisons: Sequence[Comparison]) -> Comparison:
+    """The comparison whose error is the largest part of its tolerance, as one that stands for all of them."""
+    # A NaN is no larger than anything; what fails comes first.
+    worst = max(comparisons, key=lambda one: (not one.passed, one.max_rel / (one.tolerance or 1.0)))
+    return worst._replace(name=name, note=f"worst of {len(comparisons)}: {worst.name}; {worst.note}")
 
 
 def judge(name: str, max_abs: float, max_rel: float, *, tolerance: float, note: str = "") -> Comparison:
     """A comparison of which the errors are known."""
-    return Comparison(name, float(max_abs), float(max_rel), tolerance, bool(max_rel <= tolerance), note)
-
-
-def _largest(array: np.ndarray) -> float:
-    return float(np.max(np.abs(array), initial=0.0))
+    passed = bool(np.isfinite(max_rel) and max_rel <= tolerance)
+    return Comparison(name, float(max_abs), float(max_rel), tolerance, passed, note)

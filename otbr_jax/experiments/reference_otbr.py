@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,17 @@ import numpy as np
 
 from otbr_jax import fusion, transport
 from otbr_jax.errors import InputError
-from otbr_jax.experiments.comparing import Comparison, compare, compare_each, judge
+from otbr_jax.experiments.comparing import (
+    Comparison,
+    compare,
+    compare_choice,
+    compare_neurons,
+    judge,
+    largest,
+    nearly_equal_starts,
+    norm,
+    worst_of,
+)
 from otbr_jax.experiments.references import Reference
 from otbr_jax.fusion import Alignment, FusionConfig, FusionInfo
 from otbr_jax.interop.state_dict import tensor_name
@@ -24,14 +35,26 @@ from otbr_jax.weight_change import Scores, by_neuron, neuron_weight_changes
 
 _LOGITS = 1e-4
 _UNLEARNED = 1e-4
-_CHANGES = 1e-2
+_CHANGES = 1e-3  # a rounded activation that passes zero or not made 3e-4 of it
 _NWC = 1e-3
 _FUSED = 1e-3
+# Of the largest change of any tensor. One that moves less, such as a bias in front of a normalisation, whose gradient
+# is zero but for rounding, is compared as if it moved so far: `_CHANGES` of it is float32's rounding of that change.
+_ZERO = 1e-4
 _TIED = (
     "pruned neurons are identical rows: any way to share mass among them is optimal, and the next layer's inputs "
     "depend on the solver's; compared with the sharing that the reference's weights show"
 )
 _SINKHORN = TransportConfig(epsilon=3e-3, max_iterations=20_000)
+_ENTROPIC = f"tolerance: what epsilon = {_SINKHORN.epsilon:g} makes of it, which is far above rounding"
+
+
+class _Run(NamedTuple):
+    """What was computed from one start."""
+
+    victim: Variables
+    unlearned: Variables
+    scores: Scores
 
 
 def check_otbr(reference: Reference) -> Iterator[Comparison]:
@@ -43,31 +66,41 @@ def check_otbr(reference: Reference) -> Iterator[Comparison]:
       InputError: names what the file lacks.
     """
     network, victim = reference.network, reference.variables("victim")
-    yield compare("victim_logits", reference.logits(victim), reference.array("victim_logits"), tolerance=_LOGITS)
+    starts = nearly_equal_starts(victim)
+    yield compare(
+        "victim_logits", [reference.logits(start) for start in starts], reference.array("victim_logits"), least=_LOGITS
+    )
 
     noise = reference.batches("otbr/noise", "otbr/labels")
     steps, batch_size = noise.labels.shape
     rate, momentum = reference.setting("otbr", "lr"), reference.setting("otbr", "momentum")
     config = UnlearningConfig(steps, batch_size, rate, momentum)
-    unlearned, _ = jax.jit(lambda variables: unlearn(network, variables, noise, config=config))(victim)
-    yield from _unlearned(reference, victim, unlearned)
+    ascend = jax.jit(lambda variables: unlearn(network, variables, noise, config=config)[0])
+    unlearned = [ascend(start) for start in starts]
+    yield from _unlearned(reference, starts, unlearned)
 
     layers = trace(network.apply, victim, noise.images[0]).main_convolutions
     stored = [reference.names[tensor_name(layer.name)] for layer in layers]
     expected = reference.setting("conv_layers")
     if stored != list(expected):
         raise InputError(f"--reference: expected meta's conv_layers to be {stored}, found {expected}")
-    scores = neuron_weight_changes(victim, unlearned, layers)
+    runs = [
+        _Run(start, after, neuron_weight_changes(start, after, layers))
+        for start, after in zip(starts, unlearned, strict=True)
+    ]
     for layer, name in zip(layers, stored, strict=True):
-        yield compare_each(
-            f"nwc/{name}", np.asarray(scores[layer.name]), reference.array(f"otbr/nwc/{name}"), tolerance=_NWC
-        )
+        found = [np.asarray(run.scores[layer.name]) for run in runs]
+        yield compare_neurons(f"nwc/{name}", found, reference.array(f"otbr/nwc/{name}"), least=_NWC)
     aligners = [
-        jax.jit(lambda pruned, masks, c=config: fusion.align(pruned, victim, scores, masks, layers, config=c))
+        jax.jit(
+            lambda pruned, victim, scores, masks, c=config: fusion.align(
+                pruned, victim, scores, masks, layers, config=c
+            )
+        )
         for config in (FusionConfig(transport=TransportConfig(solver="exact")), FusionConfig(transport=_SINKHORN))
     ]
     for gamma in _gammas(reference):
-        yield from _repaired(reference, victim, scores, layers, gamma, aligners)
+        yield from _repaired(reference, runs, layers, gamma, aligners)
 
 
 def _gammas(reference: Reference) -> list[str]:
@@ -78,65 +111,160 @@ def _gammas(reference: Reference) -> list[str]:
     return gammas
 
 
-def _unlearned(reference: Reference, victim: Variables, unlearned: Variables) -> Iterator[Comparison]:
-    before, after = reference.tensors(victim), reference.tensors(unlearned)
+def _unlearned(
+    reference: Reference, starts: Sequence[Variables], unlearned: Sequence[Variables]
+) -> Iterator[Comparison]:
+    before, after = [reference.tensors(start) for start in starts], [reference.tensors(end) for end in unlearned]
+    expected = {name: reference.array(f"otbr/unlearned/{name}") for name in after[0]}
+    parameters = [tensor_name(leaf) for leaf in named_leaves(starts[0]) if leaf.startswith("params/")]
+    trained = {reference.names[name] for name in parameters if name in reference.names}
+    zero = _ZERO * max(largest(expected[name] - before[0][name]) for name in trained)
     weights, changes = [], []
-    for name, found in after.items():
-        expected = reference.array(f"otbr/unlearned/{name}")
-        weights.append(compare(name, found, expected, tolerance=_UNLEARNED))
-        moved = float(np.max(np.abs(expected - before[name])))
-        changes.append(compare(name, found, expected, tolerance=_CHANGES, scale=moved))
-    for title, found_of, of in (("unlearned", weights, "tensor"), ("unlearned_change", changes, "tensor's change")):
-        worst = max(found_of, key=lambda comparison: comparison.max_rel)
-        yield worst._replace(name=title, note=f"worst of {len(found_of)} tensors: {worst.name}; relative to the {of}")
-    yield compare(
-        "unlearned_logits", reference.logits(unlearned), reference.array("otbr/unlearned_logits"), tolerance=_LOGITS
-    )
+    for name, array in expected.items():
+        found = [end[name] for end in after]
+        weights.append(compare(name, found, array, least=_UNLEARNED, scale=max(largest(array), zero), of="the tensor"))
+        changed = [end[name].astype(np.float64) - start[name] for start, end in zip(before, after, strict=True)]
+        change = array.astype(np.float64) - before[0][name]
+        moved, least = norm(change), zero * change.size**0.5
+        of = (
+            "its change"
+            if moved > least
+            else f"{_ZERO:g} of the largest change, since its own is no more than rounding"
+        )
+        changes.append(
+            compare(
+                name, changed, change, least=_CHANGES, scale=max(moved, least), of=f"{of}, in L2 norm", measure=norm
+            )
+        )
+    yield worst_of("unlearned", weights)
+    yield worst_of("unlearned_change", changes)
+    logits = [reference.logits(end) for end in unlearned]
+    yield compare("unlearned_logits", logits, reference.array("otbr/unlearned_logits"), least=_LOGITS)
 
 
 def _repaired(
     reference: Reference,
-    victim: Variables,
-    scores: Scores,
+    runs: Sequence[_Run],
     layers: Sequence[Layer],
     gamma: str,
     aligners: Sequence[Callable[..., Alignment]],
 ) -> Iterator[Comparison]:
     count = neurons_to_prune(float(gamma), sum(layer.neurons for layer in layers))
-    pruned, info = prune(victim, scores, layers, count=count)
-    found = {
-        f"{reference.names[tensor_name(layer.name)]}:{neuron}"
-        for layer in layers
-        for neuron in np.flatnonzero(info.pruned[layer.name])
-    }
-    wrong = len(found ^ set(reference.array(f"otbr/pruned_{gamma}/neurons").tolist()))
-    yield judge(f"pruned_{gamma}/neurons", wrong, wrong / max(count, 1), tolerance=0.0, note="neurons in one set only")
-    expected = reference.array(f"otbr/pruned_{gamma}/logits")
-    yield compare(f"pruned_{gamma}/logits", reference.logits(pruned), expected, tolerance=_LOGITS)
-    if wrong:  # other neurons, another network
+    expected = _pruned_neurons(reference, layers, gamma)
+    wanted = sum(int(mask.sum()) for mask in expected.values())
+    counted = judge(f"pruned_{gamma}/count", abs(count - wanted), abs(count - wanted) / max(count, 1), tolerance=0.0)
+    own = prune(runs[0].victim, runs[0].scores, layers, count=count)[1].pruned
+    chosen = compare_choice(
+        f"pruned_{gamma}/neurons",
+        _flat(own, layers),
+        _flat(expected, layers),
+        [_flat(run.scores, layers) for run in runs],
+        least=_NWC,
+        things="neurons",
+    )
+    yield from (counted, chosen)
+    if not (counted.passed and chosen.passed):  # other neurons, another network
         return
-    exact, entropic = (align(pruned, info.pruned) for align in aligners)
-    yield from _fused(reference, victim, pruned, exact, scores, layers, gamma)
-    yield from _entropic(reference, victim, exact.info, entropic, layers, gamma)
+    # The reference's neurons, where rounding alone decides.
+    masks = {name: jnp.asarray(mask) for name, mask in expected.items()}
+    flags = {name: mask.astype(jnp.float32) for name, mask in masks.items()}
+    pruned = [prune(run.victim, flags, layers, count=count)[0] for run in runs]
+    logits = [reference.logits(variables) for variables in pruned]
+    yield compare(f"pruned_{gamma}/logits", logits, reference.array(f"otbr/pruned_{gamma}/logits"), least=_LOGITS)
+    align, align_entropic = aligners
+    exact = [align(variables, run.victim, run.scores, masks) for variables, run in zip(pruned, runs, strict=True)]
+    yield from _fused(reference, runs, pruned, exact, layers, gamma)
+    entropic = align_entropic(pruned[0], runs[0].victim, runs[0].scores, masks)
+    yield from _entropic(reference, runs[0].victim, exact[0].info, entropic, layers, gamma)
+
+
+def _flat(values: Mapping[str, jax.Array | np.ndarray], layers: Sequence[Layer]) -> np.ndarray:
+    return np.concatenate([np.asarray(values[layer.name]) for layer in layers])
+
+
+def _pruned_neurons(reference: Reference, layers: Sequence[Layer], gamma: str) -> dict[str, np.ndarray]:
+    """Which neurons the reference pruned: `{layer name: bool [neurons]}`; raises InputError for one we do not have."""
+    places = {_stored(reference, layer): layer for layer in layers}
+    masks = {layer.name: np.zeros(layer.neurons, bool) for layer in layers}
+    for neuron in reference.array(f"otbr/pruned_{gamma}/neurons").tolist():
+        name, _, index = neuron.rpartition(":")
+        if name not in places or not index.isdigit() or int(index) >= places[name].neurons:
+            raise InputError(f"--reference: expected LAYER:INDEX in otbr/pruned_{gamma}/neurons, found {neuron!r}")
+        masks[places[name].name][int(index)] = True
+    return masks
+
+
+class _Fused(NamedTuple):
+    """Fused variables, ties shared as in the reference; and of each layer behind ties how far these are from a plan.
+
+    Attributes:
+      variables: of the fused network.
+      ties: `{layer name: {what: residual, zero for an optimal plan}}`.
+    """
+
+    variables: Variables
+    ties: dict[str, dict[str, np.ndarray]]
 
 
 def _fused(
     reference: Reference,
-    victim: Variables,
-    pruned: Variables,
-    alignment: Alignment,
-    scores: Scores,
+    runs: Sequence[_Run],
+    pruned: Sequence[Variables],
+    alignments: Sequence[Alignment],
     layers: Sequence[Layer],
     gamma: str,
 ) -> Iterator[Comparison]:
     """Fused weights and logits by exact plans, ties shared as in the reference."""
-    lam = reference.setting("otbr", "lambda")
     expected = {layer.name: _fused_kernel(reference, layer, gamma) for layer in layers}
-    maps, notes = {}, dict.fromkeys((layer.name for layer in layers), "")
+    lam = reference.setting("otbr", "lambda")
+    found = [_fuse(*each, layers, expected, lam=lam) for each in zip(runs, pruned, alignments, strict=True)]
+    for layer in layers:
+        for what in found[0].ties.get(layer.name, {}):
+            residuals = [one.ties[layer.name][what] for one in found]
+            name = f"fused_{gamma}/ties_before/{_stored(reference, layer)}/{what}"
+            nothing = np.zeros_like(residuals[0])
+            yield compare(name, residuals, nothing, least=_FUSED, scale=1.0, of="all of a neuron's mass")
+    kernels = [named_leaves(one.variables) for one in found]
+    original = named_leaves(runs[0].victim)
+    takes_part = {layer.name: bool(alignments[0].info.fused[layer.name]) for layer in layers}
+    for layer in layers:
+        if takes_part[layer.name]:
+            yield compare(
+                f"fused_{gamma}/{_stored(reference, layer)}",
+                [np.asarray(leaves[layer.name]) for leaves in kernels],
+                expected[layer.name],
+                least=_FUSED,
+                note=_TIED if layer.name in found[0].ties else "",
+            )
+    still = [layer.name for layer in layers if not takes_part[layer.name]]
+    if still:
+        moved = max(largest(expected[name] - np.asarray(original[name])) for name in still)
+        yield judge(
+            f"fused_{gamma}/untouched", moved, moved, tolerance=0.0, note="layers before the first pruned neuron"
+        )
+    yield compare(
+        f"fused_{gamma}/logits",
+        [reference.logits(one.variables) for one in found],
+        reference.array(f"otbr/fused_{gamma}/logits"),
+        least=_FUSED,
+        note=_TIED if found[0].ties else "",
+    )
+
+
+def _fuse(
+    run: _Run,
+    pruned: Variables,
+    alignment: Alignment,
+    layers: Sequence[Layer],
+    expected: Mapping[str, np.ndarray],
+    *,
+    lam: float,
+) -> _Fused:
+    maps, ties = dict[str, np.ndarray](), dict[str, dict[str, np.ndarray]]()
     for layer in layers:
         own = transport.barycentric_map(alignment.info.plans[layer.name].matrix)
-        maps[layer.name] = np.asarray(own if alignment.info.fused[layer.name] else np.eye(layer.neurons), np.float64)
-    original, source = named_leaves(victim), named_leaves(pruned)
+        maps[layer.name] = np.array(own if alignment.info.fused[layer.name] else np.eye(layer.neurons), np.float64)
+    original, source = named_leaves(run.victim), named_leaves(pruned)
     for layer in layers:
         feeding = [
             name for name in layer.fed_by if name in maps and layers.index(_named(layers, name)) < layers.index(layer)
@@ -150,37 +278,12 @@ def _fused(
             continue
         aligned = (expected[layer.name] - (1 - lam) * np.asarray(original[layer.name], np.float64)) / lam
         shared = _shares(np.asarray(source[layer.name], np.float64), aligned, maps[layer.name], maps[before.name], tied)
-        mass = np.asarray(transport.proportional_mass(scores[before.name]), np.float64)
-        yield from _is_a_plan(
-            shared, maps[before.name], tied, mass, name=f"fused_{gamma}/ties_before/{_stored(reference, layer)}"
-        )
+        mass = np.asarray(transport.proportional_mass(run.scores[before.name]), np.float64)
+        ties[layer.name] = _residuals(shared, maps[before.name], tied, mass)
         maps[before.name][tied] = shared
-        notes[layer.name] = _TIED
-    kernels = fusion.map_neurons(pruned, layers, {name: jnp.asarray(m, jnp.float32) for name, m in maps.items()})
-    arrays = {name: {name: kernel} for name, kernel in kernels.items()}
-    fused = fusion.interpolate(victim, alignment._replace(arrays=arrays), lam=lam)
-    for layer in layers:
-        if bool(alignment.info.fused[layer.name]):
-            yield compare(
-                f"fused_{gamma}/{_stored(reference, layer)}",
-                np.asarray(named_leaves(fused)[layer.name]),
-                expected[layer.name],
-                tolerance=_FUSED,
-                note=notes[layer.name],
-            )
-    still = [layer for layer in layers if not alignment.info.fused[layer.name]]
-    if still:
-        moved = max(float(np.max(np.abs(expected[layer.name] - np.asarray(original[layer.name])))) for layer in still)
-        yield judge(
-            f"fused_{gamma}/untouched", moved, moved, tolerance=0.0, note="layers before the first pruned neuron"
-        )
-    yield compare(
-        f"fused_{gamma}/logits",
-        reference.logits(fused),
-        reference.array(f"otbr/fused_{gamma}/logits"),
-        tolerance=10 * _FUSED,
-        note=_TIED if any(notes.values()) else "",
-    )
+    mapped = fusion.map_neurons(pruned, layers, {name: jnp.asarray(m, jnp.float32) for name, m in maps.items()})
+    arrays = {name: {name: kernel} for name, kernel in mapped.items()}
+    return _Fused(fusion.interpolate(run.victim, alignment._replace(arrays=arrays), lam=lam), ties)
 
 
 def _shares(
@@ -200,13 +303,16 @@ def _shares(
     return np.linalg.lstsq(by_input[tied].T, rest.T, rcond=None)[0]
 
 
-def _is_a_plan(
-    shared: np.ndarray, before: np.ndarray, tied: np.ndarray, mass: np.ndarray, *, name: str
-) -> Iterator[Comparison]:
-    """The shares are an optimal plan's: none below zero, the same mass from each tied neuron and to each target."""
-    yield judge(f"{name}/negative", max(0.0, -shared.min()), max(0.0, -shared.min()), tolerance=_FUSED)
-    yield compare(f"{name}/to_each_target", shared.sum(0), before[tied].sum(0), tolerance=_FUSED, scale=1.0)
-    yield compare(f"{name}/from_each_source", shared @ mass, np.full(len(shared), 1 / len(tied)), tolerance=10 * _FUSED)
+def _residuals(shared: np.ndarray, before: np.ndarray, tied: np.ndarray, mass: np.ndarray) -> dict[str, np.ndarray]:
+    """What the shares lack of an optimal plan: none below zero, the same mass from each tied neuron, and to a target.
+
+    In parts of a neuron's mass, the source's or the target's.
+    """
+    return {
+        "negative": np.minimum(shared, 0.0),
+        "to_each_target": shared.sum(0) - before[tied].sum(0),
+        "from_each_source": len(tied) * (shared @ mass) - 1.0,
+    }
 
 
 def _entropic(
@@ -224,11 +330,11 @@ def _entropic(
     plans: Mapping[str, Plan] = entropic.info.plans
     gaps = {layer.name: float(plans[layer.name].cost / exact.plans[layer.name].cost - 1) for layer in fused}
     worst = max(gaps, key=lambda name: abs(gaps[name]))
-    note = f"worst of {len(fused)} layers: {tensor_name(worst)}; entropic against exact"
+    note = f"worst of {len(fused)} layers: {tensor_name(worst)}; entropic against exact; {_ENTROPIC}"
     absolute = abs(float(plans[worst].cost - exact.plans[worst].cost))
     yield judge(f"sinkhorn_{gamma}/plan_cost", absolute, abs(gaps[worst]), tolerance=1e-2, note=note)
     error = max(float(plans[layer.name].marginal_error) for layer in fused)
-    yield judge(f"sinkhorn_{gamma}/marginals", error, error, tolerance=5e-3, note="L1, worst layer")
+    yield judge(f"sinkhorn_{gamma}/marginals", error, error, tolerance=5e-3, note=f"L1, worst layer; {_ENTROPIC}")
     first = fused[0]
     kernel = named_leaves(fusion.interpolate(victim, entropic, lam=reference.setting("otbr", "lambda")))[first.name]
     expected = _fused_kernel(reference, first, gamma)
@@ -238,7 +344,7 @@ def _entropic(
         float(np.max(np.abs(difference))),
         float(np.linalg.norm(difference) / np.linalg.norm(expected)),
         tolerance=0.1,
-        note="Euclidean norm; in later layers entropic plans share ties evenly, exact ones do not",
+        note=f"Euclidean norm; in later layers entropic plans share ties evenly, exact ones do not; {_ENTROPIC}",
     )
 
 
