@@ -16,13 +16,13 @@ from absl import flags
 
 from configs.otbr import get_config
 from launch import cli
-from otbr_jax.experiments.pipeline import repair
-from otbr_jax.experiments.repair_config import repair_config
-from otbr_jax.experiments.results import summarize
 from otbr_jax.report.results_tables import markdown
 from otbr_jax.report.rows import parse
 from otbr_jax.report.summary import summary_table
 from otbr_jax.runs.provenance import ROOT, provenance
+from otbr_jax.studies.repair import repair
+from otbr_jax.studies.repair_config import repair_config
+from otbr_jax.studies.results import summarize
 
 RESULTS = ROOT / "results" / "digits.jsonl"
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2", "3", "4"], "Seeds to run.")

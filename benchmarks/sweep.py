@@ -17,23 +17,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import flags
+from otbr_jax.experiments import otbr_grid
 
 from configs.otbr import get_config
 from launch import cli
 from otbr_jax.defenses.otbr import OTBRConfig
 from otbr_jax.defenses.otbr_plus import SweepConfig
-from otbr_jax.experiments import otbr_grid
-from otbr_jax.experiments.bench import append_row
-from otbr_jax.experiments.evaluation import TestSet
-from otbr_jax.experiments.networks import open_network
-from otbr_jax.experiments.pipeline import repair
-from otbr_jax.experiments.repair_config import repair_config
-from otbr_jax.fusion import FusionConfig, align, interpolate
-from otbr_jax.layer_choice import choose_layers
+from otbr_jax.graph.choose import choose_layers
 from otbr_jax.models.registry import ModelConfig
-from otbr_jax.pruning import neurons_to_prune, prune
 from otbr_jax.runs.devices import local_mesh
+from otbr_jax.runs.networks import open_network
 from otbr_jax.runs.provenance import ROOT, provenance
+from otbr_jax.steps.fuse import FusionConfig, align, interpolate
+from otbr_jax.steps.prune import neurons_to_prune, prune
+from otbr_jax.studies.bench import append_row
+from otbr_jax.studies.repair import repair
+from otbr_jax.studies.repair_config import repair_config
+from otbr_jax.victims.evaluation import TestSet
 
 RESULTS = ROOT / "results" / "sweep.jsonl"
 WORKDIR = flags.DEFINE_string("workdir", "runs/sweep", "Directory for the victim.")

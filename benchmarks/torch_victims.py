@@ -20,15 +20,15 @@ from absl import flags
 
 from launch import cli
 from otbr_jax.data.sources import DataConfig
-from otbr_jax.experiments.loading import load_checkpoint
-from otbr_jax.experiments.pipeline import repair
-from otbr_jax.experiments.repair_config import RepairConfig
-from otbr_jax.experiments.results import summarize
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.report.results_tables import markdown
 from otbr_jax.report.rows import parse
 from otbr_jax.report.summary import summary_table
+from otbr_jax.runs.loading import load_checkpoint
 from otbr_jax.runs.provenance import ROOT, provenance
+from otbr_jax.studies.repair import repair
+from otbr_jax.studies.repair_config import RepairConfig
+from otbr_jax.studies.results import summarize
 
 RESULTS = ROOT / "results" / "torch_victims.jsonl"
 FOLDER = flags.DEFINE_string("folder", None, "Folder of .pt files.", required=True)

@@ -23,22 +23,23 @@ from absl import flags
 
 from benchmarks import mlp
 from launch import cli
-from otbr_jax import fusion, transport
 from otbr_jax.defenses.otbr import OTBRConfig
 from otbr_jax.defenses.otbr_plus import SweepConfig
-from otbr_jax.experiments import evaluation
-from otbr_jax.experiments.bench import append_row
-from otbr_jax.experiments.pipeline import repair
-from otbr_jax.experiments.repair_config import RepairConfig
-from otbr_jax.experiments.results import Repair
-from otbr_jax.experiments.training import TrainingConfig
-from otbr_jax.fusion import Alignment, FusionConfig, FusionInfo
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.runs.devices import local_mesh
 from otbr_jax.runs.provenance import ROOT, provenance
-from otbr_jax.transport import Plan, TransportConfig
+from otbr_jax.steps import fuse as fusion
+from otbr_jax.steps import transport
+from otbr_jax.steps.fuse import Alignment, FusionConfig, FusionInfo
+from otbr_jax.steps.score import by_neuron
+from otbr_jax.steps.transport import Plan, TransportConfig
+from otbr_jax.studies.bench import append_row
+from otbr_jax.studies.repair import repair
+from otbr_jax.studies.repair_config import RepairConfig
+from otbr_jax.studies.results import Repair
 from otbr_jax.types import Variables, named_leaves
-from otbr_jax.weight_change import by_neuron
+from otbr_jax.victims import evaluation
+from otbr_jax.victims.training import TrainingConfig
 
 RESULTS = ROOT / "results" / "transport.jsonl"
 WORKDIR = flags.DEFINE_string("workdir", "runs/transport", "Directory for the runs, one folder per network.")

@@ -14,8 +14,8 @@ import ml_collections
 
 from configs.bench import cpu, tsbd
 from otbr_jax.errors import InputError
-from otbr_jax.experiments.config import VictimConfig
 from otbr_jax.studies.ablation import AblationConfig
+from otbr_jax.victims.config import VictimConfig
 
 ATTACKS = {"digits": ("badnets", "blended"), "mnist": ("badnets",), "cifar10": ("badnets", "blended")}
 

@@ -14,10 +14,10 @@ import dataclasses
 
 import ml_collections
 
-from otbr_jax.experiments.training import TrainingConfig
 from otbr_jax.models.registry import ModelConfig
+from otbr_jax.steps.unlearn import UnlearningConfig
 from otbr_jax.studies.activeness import ActivenessConfig
-from otbr_jax.unlearning import UnlearningConfig
+from otbr_jax.victims.training import TrainingConfig
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -18,9 +18,9 @@ import ml_collections
 
 from configs import recipes
 from otbr_jax.errors import InputError
-from otbr_jax.experiments.training import TrainingConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.studies.correlation import CorrelationConfig
+from otbr_jax.victims.training import TrainingConfig
 
 ATTACKS = ("badnets", "blended", "lf", "trojan")
 

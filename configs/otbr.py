@@ -19,10 +19,10 @@ import dataclasses
 import ml_collections
 
 from otbr_jax.defenses.otbr import OTBRConfig
-from otbr_jax.experiments.repair_config import RepairConfig
-from otbr_jax.experiments.training import TrainingConfig
-from otbr_jax.fusion import FusionConfig
 from otbr_jax.models.registry import ModelConfig
+from otbr_jax.steps.fuse import FusionConfig
+from otbr_jax.studies.repair_config import RepairConfig
+from otbr_jax.victims.training import TrainingConfig
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -22,7 +22,7 @@ import ml_collections
 
 from configs.otbr_plus import plus
 from otbr_jax.data.sources import DataConfig
-from otbr_jax.experiments.repair_config import RepairConfig
+from otbr_jax.studies.repair_config import RepairConfig
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -12,9 +12,9 @@ import ml_collections
 from otbr_jax.attacks.registry import ATTACKS, AttackConfig
 from otbr_jax.data.sources import DataConfig
 from otbr_jax.errors import InputError
-from otbr_jax.experiments.config import VictimConfig
-from otbr_jax.experiments.training import TrainingConfig
 from otbr_jax.models.registry import ModelConfig
+from otbr_jax.victims.config import VictimConfig
+from otbr_jax.victims.training import TrainingConfig
 
 DATA = {
     "cifar10": DataConfig("cifar10", mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.243, 0.261)),

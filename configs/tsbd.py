@@ -26,13 +26,13 @@ import ml_collections
 
 from otbr_jax.data.clean import CleanConfig
 from otbr_jax.defenses.tsbd import SweepConfig, TSBDConfig
-from otbr_jax.experiments.repair_config import RepairConfig
-from otbr_jax.experiments.training import TrainingConfig
-from otbr_jax.finetuning import FinetuningConfig
+from otbr_jax.detectors.judge import SuspicionConfig
 from otbr_jax.models.registry import ModelConfig
-from otbr_jax.selection import SelectionConfig
-from otbr_jax.suspicion import SuspicionConfig
-from otbr_jax.unlearning import CleanUnlearningConfig
+from otbr_jax.steps.finetune import FinetuningConfig
+from otbr_jax.steps.select import SelectionConfig
+from otbr_jax.steps.unlearn import CleanUnlearningConfig
+from otbr_jax.studies.repair_config import RepairConfig
+from otbr_jax.victims.training import TrainingConfig
 
 N, M = (0.1, 0.2, 0.3), (0.7, 1.0)
 GAMMA, LAM = (0.02, 0.05, 0.1, 0.15, 0.2), (0.5, 0.75)

@@ -16,7 +16,7 @@ from absl import flags
 
 from launch import cli
 from otbr_jax.errors import InputError
-from otbr_jax.experiments.bench import load_grid, run_bench
+from otbr_jax.studies.bench import load_grid, run_bench
 
 GRID = flags.DEFINE_multi_string("grid", ["configs/bench/cpu.py"], "Python file whose get_grid() returns the cells.")
 WORKDIR = flags.DEFINE_string("workdir", "runs/bench", "Directory for the stages and reports of all cells.")

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from absl import flags
 
 from launch import cli
-from otbr_jax.experiments.reference_otbr import check_otbr
-from otbr_jax.experiments.reference_tsbd import check_tsbd
-from otbr_jax.experiments.references import load_reference
+from otbr_jax.studies.reference_otbr import check_otbr
+from otbr_jax.studies.reference_tsbd import check_tsbd
+from otbr_jax.studies.references import load_reference
 
 METHODS = {"otbr": check_otbr, "tsbd": check_tsbd}
 REFERENCE = flags.DEFINE_string("reference", None, "The .npz file of reference numbers.", required=True)

@@ -13,7 +13,7 @@ from absl import flags
 
 from launch import cli
 from otbr_jax.errors import InputError
-from otbr_jax.experiments.converting import convert
+from otbr_jax.studies.convert import convert
 
 FROM = flags.DEFINE_string("from", None, "Checkpoint to read.", required=True)
 TO = flags.DEFINE_string("to", None, "Checkpoint to write; its suffix, or that it has none, says how.", required=True)

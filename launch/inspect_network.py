@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from absl import flags
 
 from launch import cli
-from otbr_jax.experiments.inspecting import inspect
-from otbr_jax.experiments.repair_config import config_type_of, repair_config_types
+from otbr_jax.studies.inspection import inspect
+from otbr_jax.studies.repair_config import config_type_of, repair_config_types
 
 CONFIG = cli.define_config("own_network.py", *repair_config_types(), choose=config_type_of)
 OUT = flags.DEFINE_string("out", None, "File for the drawing: .png, .svg or .pdf.")

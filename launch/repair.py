@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from absl import flags
 
 from launch import cli
-from otbr_jax.experiments.pipeline import repair
-from otbr_jax.experiments.repair_config import config_type_of, repair_config_types
-from otbr_jax.experiments.results import summarize
 from otbr_jax.report.summary import summary_table
+from otbr_jax.studies.repair import repair
+from otbr_jax.studies.repair_config import config_type_of, repair_config_types
+from otbr_jax.studies.results import summarize
 
 CONFIG = cli.define_config("otbr_plus.py", *repair_config_types(), choose=config_type_of)
 WORKDIR = flags.DEFINE_string("workdir", "runs/otbr", "Directory for stages and results; a run is resumed there.")

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from absl import flags
 
 from launch import cli
-from otbr_jax.experiments.config import VictimConfig
-from otbr_jax.experiments.victim_training import repair_flags, train_victim
 from otbr_jax.report.numbers import percent
+from otbr_jax.victims.config import VictimConfig
+from otbr_jax.victims.train import repair_flags, train_victim
 
 CONFIG = cli.define_config("victims/cifar10.py", VictimConfig)
 WORKDIR = flags.DEFINE_string("workdir", "runs/victim", "Directory for stages and results; resumed if used before.")

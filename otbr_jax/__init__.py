@@ -4,23 +4,23 @@ Pure functions over a `Network` (two functions) and its variables; see `otbr_jax
 `otbr_jax.studies` for what runs, saves and measures them.
 """
 
-from otbr_jax.activeness import Activeness, activeness
 from otbr_jax.defenses.otbr import OTBRConfig, OTBRInfo, otbr
 from otbr_jax.defenses.otbr_plus import OTBRPlusInfo, OTBRSettings, otbr_plus
 from otbr_jax.defenses.tsbd import TSBDConfig, TSBDInfo, tsbd
+from otbr_jax.detectors.judge import SuspicionConfig
 from otbr_jax.errors import InputError
-from otbr_jax.finetuning import FinetuningConfig, activeness_aware, finetune
-from otbr_jax.fusion import FusionConfig, fuse
-from otbr_jax.layer_choice import choose_layers, neighbours
-from otbr_jax.neuron_graph import Group, Layer, NeuronGraph, check_graph, permutation_error, permute
-from otbr_jax.neurons import trace
-from otbr_jax.patching import PatchingConfig
+from otbr_jax.graph.choose import choose_layers, neighbours
+from otbr_jax.graph.graph import Group, Layer, NeuronGraph, check_graph, permutation_error, permute
+from otbr_jax.graph.trace import trace
 from otbr_jax.plan import LongStep, Setup, Step, run, set_up
-from otbr_jax.pruning import neurons_to_prune, prune, reinitialize
-from otbr_jax.suspicion import SuspicionConfig
-from otbr_jax.transport import TransportConfig
-from otbr_jax.types import Batch, Network, Variables
-from otbr_jax.unlearning import (
+from otbr_jax.steps.activeness import Activeness, activeness
+from otbr_jax.steps.finetune import FinetuningConfig, activeness_aware, finetune
+from otbr_jax.steps.fuse import FusionConfig, fuse
+from otbr_jax.steps.harden import PatchingConfig
+from otbr_jax.steps.prune import neurons_to_prune, prune, reinitialize
+from otbr_jax.steps.score import correlation, neuron_weight_changes, ranks
+from otbr_jax.steps.transport import TransportConfig
+from otbr_jax.steps.unlearn import (
     CleanUnlearningConfig,
     UnlearningConfig,
     clean_unlearning,
@@ -28,7 +28,7 @@ from otbr_jax.unlearning import (
     random_unlearning,
     unlearn,
 )
-from otbr_jax.weight_change import correlation, neuron_weight_changes, ranks
+from otbr_jax.types import Batch, Network, Variables
 
 __all__ = [
     "Activeness",

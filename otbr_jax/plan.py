@@ -15,8 +15,8 @@ from typing import Any
 import jax
 
 from otbr_jax.errors import InputError
-from otbr_jax.layer_choice import choose_layers, neighbours
-from otbr_jax.neuron_graph import Layer, NeuronGraph
+from otbr_jax.graph.choose import choose_layers, neighbours
+from otbr_jax.graph.graph import Layer, NeuronGraph
 from otbr_jax.types import Augment, Network, unchanged
 
 Report = Callable[..., None]

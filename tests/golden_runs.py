@@ -27,19 +27,19 @@ from otbr_jax.data.clean import CleanConfig
 from otbr_jax.data.sources import DataConfig
 from otbr_jax.defenses import otbr_plus, tsbd
 from otbr_jax.defenses.tsbd import TSBDConfig
-from otbr_jax.experiments.pipeline import repair
-from otbr_jax.experiments.repair_config import RepairConfig
-from otbr_jax.experiments.training import TrainingConfig
-from otbr_jax.finetuning import FinetuningConfig
-from otbr_jax.inversion import InversionConfig
+from otbr_jax.detectors.judge import SuspicionConfig
+from otbr_jax.graph.graph import Vector
 from otbr_jax.models.registry import ModelConfig
-from otbr_jax.neuron_graph import Vector
-from otbr_jax.patching import PatchingConfig
-from otbr_jax.selection import SelectionConfig
-from otbr_jax.suspicion import SuspicionConfig
-from otbr_jax.synthetic import SyntheticConfig
+from otbr_jax.steps.finetune import FinetuningConfig
+from otbr_jax.steps.harden import PatchingConfig
+from otbr_jax.steps.images import SyntheticConfig
+from otbr_jax.steps.search import InversionConfig
+from otbr_jax.steps.select import SelectionConfig
+from otbr_jax.steps.unlearn import CleanUnlearningConfig
+from otbr_jax.studies.repair import repair
+from otbr_jax.studies.repair_config import RepairConfig
 from otbr_jax.types import named_leaves
-from otbr_jax.unlearning import CleanUnlearningConfig
+from otbr_jax.victims.training import TrainingConfig
 
 FOLDER = pathlib.Path(__file__).parent / "goldens"
 SEARCH = InversionConfig(steps=4, images=10)

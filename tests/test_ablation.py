@@ -7,23 +7,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from otbr_jax.experiments import trigger_activation
 
 from otbr_jax import InputError
 from otbr_jax.attacks.badnets import BadNetsConfig
 from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.data.clean import CleanConfig
 from otbr_jax.defenses.tsbd import TSBDConfig
-from otbr_jax.experiments import trigger_activation
-from otbr_jax.experiments.training import TrainingConfig
-from otbr_jax.finetuning import FinetuningConfig
-from otbr_jax.layer_choice import choose_layers
+from otbr_jax.graph.choose import choose_layers
+from otbr_jax.graph.trace import trace
 from otbr_jax.models.registry import ModelConfig, build
-from otbr_jax.neurons import trace
-from otbr_jax.pruning import prune
 from otbr_jax.report import ablation_page
+from otbr_jax.steps.finetune import FinetuningConfig
+from otbr_jax.steps.prune import prune
+from otbr_jax.steps.unlearn import CleanUnlearningConfig
 from otbr_jax.studies.ablation import AblationConfig, ablate, rows
 from otbr_jax.types import named_leaves
-from otbr_jax.unlearning import CleanUnlearningConfig
+from otbr_jax.victims.training import TrainingConfig
 
 CONFIG = AblationConfig(
     model=ModelConfig(name="preact_resnet10", width=4, image_shape=(8, 8, 1)),
@@ -88,7 +88,7 @@ def test_what_an_ablation_says(finished):
 @pytest.mark.slow
 def test_a_second_run_reloads_everything(finished, monkeypatch):
     workdir, found = finished
-    monkeypatch.setattr("otbr_jax.finetuning.finetune", None)
+    monkeypatch.setattr("otbr_jax.steps.finetune.finetune", None)
     again = ablate(CONFIG, workdir, devices=jax.local_devices()[:1])
     assert rows(CONFIG, again) == rows(CONFIG, found)
 

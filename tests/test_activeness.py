@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from otbr_jax import Batch, UnlearningConfig, permute
-from otbr_jax.activeness import activeness, gradient_norms
+from otbr_jax.steps.activeness import activeness, gradient_norms
 from otbr_jax.types import named_leaves, split
 
 STEPS = 3

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from otbr_jax import InputError, trace
-from otbr_jax.activeness import activeness
 from otbr_jax.attacks.badnets import BadNetsConfig
 from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.data.sources import DataConfig
-from otbr_jax.detection import DetectionScores
-from otbr_jax.experiments.training import TrainingConfig
+from otbr_jax.detectors.scores import DetectionScores
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.report import activeness_page
+from otbr_jax.steps.activeness import activeness
+from otbr_jax.steps.unlearn import UnlearningConfig, noise_batches
 from otbr_jax.studies.activeness import (
     ActivenessConfig,
     activeness_and_nwc,
@@ -28,7 +28,7 @@ from otbr_jax.studies.activeness import (
     summarize,
 )
 from otbr_jax.types import named_leaves
-from otbr_jax.unlearning import UnlearningConfig, noise_batches
+from otbr_jax.victims.training import TrainingConfig
 
 CONFIG = ActivenessConfig(
     model=ModelConfig(name="preact_resnet10", width=4, image_shape=(8, 8, 1)),

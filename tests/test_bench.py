@@ -7,21 +7,22 @@ import runpy
 
 import jax
 import pytest
+from otbr_jax.experiments import provenance
 
 from otbr_jax import InputError, OTBRConfig, UnlearningConfig
 from otbr_jax.attacks.badnets import BadNetsConfig
 from otbr_jax.attacks.registry import ATTACKS, AttackConfig
 from otbr_jax.data.sources import DataConfig
 from otbr_jax.defenses.otbr_plus import SweepConfig
-from otbr_jax.experiments import bench, provenance
-from otbr_jax.experiments.bench import Cell, Grid, load_grid
-from otbr_jax.experiments.config import VictimConfig
-from otbr_jax.experiments.repair_config import RepairConfig
-from otbr_jax.experiments.training import TrainingConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.report.results_tables import markdown
 from otbr_jax.report.rows import parse
 from otbr_jax.settings import from_dict
+from otbr_jax.studies import bench
+from otbr_jax.studies.bench import Cell, Grid, load_grid
+from otbr_jax.studies.repair_config import RepairConfig
+from otbr_jax.victims.config import VictimConfig
+from otbr_jax.victims.training import TrainingConfig
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = RepairConfig(
@@ -183,7 +184,7 @@ def test_bad_input(tmp_path):
     bad("1 / 0", r"--grid: .*grid.py cannot be run \(ZeroDivisionError: division by zero\)")
     bad("x = 1", r"--grid: .*grid.py cannot be run \(KeyError: 'get_grid'\)")
     bad("get_grid = lambda: 3", r"expected .*grid.py's get_grid\(\) to return a Grid, found int")
-    bad("from otbr_jax.experiments.bench import Grid\nget_grid = lambda: Grid('g', ())", "grid g: expected a cell")
+    bad("from otbr_jax.studies.bench import Grid\nget_grid = lambda: Grid('g', ())", "grid g: expected a cell")
     with pytest.raises(InputError, match="--only: expected a part of a cell's name, such as .*found 'nix'"):
         load_grid(ROOT / "configs" / "bench" / "paper.py", only="nix")
     with pytest.raises(InputError, match=r"--note: expected a note on one of \['cifar10', .*, found one on 'x'"):

@@ -14,9 +14,10 @@ import sys
 import numpy as np
 import pytest
 
-from otbr_jax import InputError, transport
-from otbr_jax.experiments import reference_otbr
-from otbr_jax.experiments.comparing import (
+from otbr_jax import InputError
+from otbr_jax.steps import transport
+from otbr_jax.studies import reference_otbr
+from otbr_jax.studies.comparing import (
     MOST,
     STARTS,
     compare,
@@ -25,9 +26,9 @@ from otbr_jax.experiments.comparing import (
     nearly_equal_starts,
     worst_of,
 )
-from otbr_jax.experiments.reference_otbr import check_otbr
-from otbr_jax.experiments.reference_tsbd import check_tsbd
-from otbr_jax.experiments.references import load_reference
+from otbr_jax.studies.reference_otbr import check_otbr
+from otbr_jax.studies.reference_tsbd import check_tsbd
+from otbr_jax.studies.references import load_reference
 from otbr_jax.types import split
 
 FILE = pathlib.Path(os.environ.get("OTBR_JAX_REFERENCE", ""))

@@ -6,7 +6,7 @@ import pytest
 from otbr_jax import Batch, InputError, UnlearningConfig, unlearn
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
-from otbr_jax.unlearning import CleanUnlearningConfig, clean_unlearning, epoch_draws
+from otbr_jax.steps.unlearn import CleanUnlearningConfig, clean_unlearning, epoch_draws
 
 COUNT = 16
 

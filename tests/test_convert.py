@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from otbr_jax import InputError
-from otbr_jax.experiments.converting import convert
-from otbr_jax.experiments.loading import load_checkpoint
 from otbr_jax.interop.state_dict import to_state_dict
 from otbr_jax.interop.tensor_files import read_tensors, write_state_dict
 from otbr_jax.runs.checkpoints import load_variables
+from otbr_jax.runs.loading import load_checkpoint
+from otbr_jax.studies.convert import convert
 
 pytest.importorskip("torch")
 NAME = "preact_resnet10"

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from otbr_jax.convolutions import channels_last
+from otbr_jax.steps.convolutions import channels_last
 
 
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2)])

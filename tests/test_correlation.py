@@ -14,12 +14,12 @@ from otbr_jax import InputError
 from otbr_jax.attacks.badnets import BadNetsConfig
 from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.data.sources import DataConfig
-from otbr_jax.experiments.training import TrainingConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.report.correlation_page import correlation_table
+from otbr_jax.steps.score import correlation, correlations
+from otbr_jax.steps.unlearn import UnlearningConfig
 from otbr_jax.studies.correlation import CorrelationConfig, correlate, rows, summarize
-from otbr_jax.unlearning import UnlearningConfig
-from otbr_jax.weight_change import correlation, correlations
+from otbr_jax.victims.training import TrainingConfig
 
 CONFIG = CorrelationConfig(
     model=ModelConfig(name="preact_resnet10", width=4, image_shape=(8, 8, 1)),

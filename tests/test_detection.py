@@ -7,7 +7,7 @@ import pytest
 import sklearn.metrics
 
 from otbr_jax import InputError
-from otbr_jax.detection import detection_scores, gini, maximum_over_median, roc, top_share
+from otbr_jax.detectors.scores import detection_scores, gini, maximum_over_median, roc, top_share
 
 
 def networks(seed, count=30):

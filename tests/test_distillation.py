@@ -10,14 +10,14 @@ from test_pipeline import CONFIG, run
 
 from otbr_jax import Batch, InputError
 from otbr_jax.defenses.otbr_plus import SweepConfig
-from otbr_jax.distillation import DistillationConfig, distill
-from otbr_jax.experiments.results import summarize
-from otbr_jax.finetuning import FinetuningConfig
-from otbr_jax.objective import cross_entropy
-from otbr_jax.patching import PatchingConfig
+from otbr_jax.detectors.judge import SuspicionConfig
 from otbr_jax.report.summary import summary_table
-from otbr_jax.suspicion import SuspicionConfig
-from otbr_jax.synthetic import SyntheticConfig
+from otbr_jax.steps.distill import DistillationConfig, distill
+from otbr_jax.steps.finetune import FinetuningConfig
+from otbr_jax.steps.harden import PatchingConfig
+from otbr_jax.steps.images import SyntheticConfig
+from otbr_jax.steps.objective import cross_entropy
+from otbr_jax.studies.results import summarize
 from otbr_jax.types import split
 
 TUNING = FinetuningConfig(epochs=8, batch_size=20, learning_rate=0.02, alpha=0.0)

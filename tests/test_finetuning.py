@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from otbr_jax import Batch, InputError
-from otbr_jax.finetuning import (
+from otbr_jax.steps.finetune import (
     FinetuningConfig,
     activeness_aware,
     begin,

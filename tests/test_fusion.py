@@ -18,10 +18,10 @@ from otbr_jax import (
     prune,
     random_unlearning,
 )
-from otbr_jax.fusion import ALIGNED, align, interpolate, tied_layers
-from otbr_jax.layer_choice import neighbours
+from otbr_jax.graph.choose import neighbours
+from otbr_jax.steps.fuse import ALIGNED, align, interpolate, tied_layers
+from otbr_jax.steps.score import by_neuron
 from otbr_jax.types import named_leaves, replace_leaves
-from otbr_jax.weight_change import by_neuron
 
 
 def run(before, after, layers, *, gamma=0.3, lam=0.5, transport=TransportConfig(), key=None):  # noqa: B008

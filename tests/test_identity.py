@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from otbr_jax.experiments import code_digest, stages
 from test_otbr_plus import PATCHING, SYNTHETIC
 
 from otbr_jax import Batch
-from otbr_jax.distillation import DistillationConfig
-from otbr_jax.experiments import code_digest, stages
-from otbr_jax.experiments.bench import Cell
-from otbr_jax.experiments.pipeline import repair
-from otbr_jax.patching import patch
+from otbr_jax.steps.distill import DistillationConfig
+from otbr_jax.steps.harden import patch
+from otbr_jax.studies.bench import Cell
+from otbr_jax.studies.repair import repair
 
 ROOT = pathlib.Path(__file__).parent.parent
 red = pytest.mark.xfail(strict=True, reason="red until identities are computed from what is passed")
@@ -100,15 +100,15 @@ def test_a_comment_runs_nothing_anew(tmp_path, monkeypatch):
         return code_digest.code_digest(name)
 
     monkeypatch.setattr(code_digest, "ROOT", copy)
-    before = digest("otbr_jax.fusion")
+    before = digest("otbr_jax.steps.fuse")
     file = copy / "transport.py"
     code = file.read_text()
     file.write_text(f"{code}\n# a remark\n")
-    assert digest("otbr_jax.fusion") == before
+    assert digest("otbr_jax.steps.fuse") == before
     file.write_text(code.replace('"""Distances ', '"""The distances '))
-    assert digest("otbr_jax.fusion") == before
+    assert digest("otbr_jax.steps.fuse") == before
     file.write_text(code.replace("Momentum(value=1.5)", "Momentum(value=1.4)"))
-    assert digest("otbr_jax.fusion") != before
+    assert digest("otbr_jax.steps.fuse") != before
     code_digest.code_digest.cache_clear()
 
 

@@ -20,13 +20,13 @@ import pytest
 import safetensors.numpy
 
 from otbr_jax import InputError
-from otbr_jax.experiments.identify import describe, expected_shapes, identify
-from otbr_jax.experiments.loading import load_checkpoint
 from otbr_jax.interop.matching import load_tensors, tensors_like, write_like
 from otbr_jax.interop.state_dict import to_state_dict
 from otbr_jax.interop.tensor_files import read_tensors, write_state_dict
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ARCHITECTURES, ModelConfig
+from otbr_jax.runs.identify import describe, expected_shapes, identify
+from otbr_jax.runs.loading import load_checkpoint
 
 torch = pytest.importorskip("torch")
 VICTIMS = pathlib.Path(os.environ.get("OTBR_JAX_VICTIMS", "/nowhere"))

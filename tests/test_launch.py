@@ -8,8 +8,8 @@ import pytest
 from launch.helping import unknown_flag
 from otbr_jax import InputError
 from otbr_jax.defenses.otbr_plus import SweepConfig
-from otbr_jax.experiments.repair_config import RepairConfig, repair_config
 from otbr_jax.settings import describe
+from otbr_jax.studies.repair_config import RepairConfig, repair_config
 
 
 def launch(*flags, program="repair"):

@@ -4,9 +4,9 @@ import pytest
 from strange_networks import CASES, plain, shuffled
 
 from otbr_jax import InputError, check_graph, permutation_error, trace
+from otbr_jax.graph.graph import Axis, Group, Layer, NeuronGraph
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ARCHITECTURES, ModelConfig
-from otbr_jax.neuron_graph import Axis, Group, Layer, NeuronGraph
 
 # As published but for sizes that keep the tests short: (width, depth, image side).
 SMALL = {

@@ -10,14 +10,14 @@ import pytest
 from test_pipeline import CONFIG, run
 
 from otbr_jax import Batch, InputError, otbr_plus, trace
-from otbr_jax.experiments.inspecting import inspect
-from otbr_jax.experiments.results import summarize
-from otbr_jax.finetuning import FinetuningConfig
-from otbr_jax.inversion import InversionConfig
-from otbr_jax.patching import PatchingConfig, how_far, patch, patch_classes
+from otbr_jax.detectors.judge import SuspicionConfig
 from otbr_jax.report.summary import summary_table
-from otbr_jax.suspicion import SuspicionConfig
-from otbr_jax.synthetic import SyntheticConfig
+from otbr_jax.steps.finetune import FinetuningConfig
+from otbr_jax.steps.harden import PatchingConfig, how_far, patch, patch_classes
+from otbr_jax.steps.images import SyntheticConfig
+from otbr_jax.steps.search import InversionConfig
+from otbr_jax.studies.inspection import inspect
+from otbr_jax.studies.results import summarize
 from otbr_jax.types import split
 
 TINY = InversionConfig(steps=10, images=20)

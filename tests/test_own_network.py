@@ -14,19 +14,19 @@ from otbr_jax import InputError, Network, UnlearningConfig, otbr
 from otbr_jax.data.sources import DataConfig
 from otbr_jax.defenses.otbr import OTBRConfig
 from otbr_jax.defenses.otbr_plus import SweepConfig
-from otbr_jax.experiments.inspecting import inspect
-from otbr_jax.experiments.networks import open_network
-from otbr_jax.experiments.pipeline import repair
-from otbr_jax.experiments.repair_config import RepairConfig
+from otbr_jax.graph.choose import choose_layers
+from otbr_jax.graph.trace import trace
 from otbr_jax.interop import functions
 from otbr_jax.interop.state_dict import to_state_dict
 from otbr_jax.interop.tensor_files import read_tensors, write_tensors
 from otbr_jax.interop.torch_files import Envelope
-from otbr_jax.layer_choice import choose_layers
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
-from otbr_jax.neurons import trace
 from otbr_jax.runs.checkpoints import load_variables
+from otbr_jax.runs.networks import open_network
+from otbr_jax.studies.inspection import inspect
+from otbr_jax.studies.repair import repair
+from otbr_jax.studies.repair_config import RepairConfig
 
 MODEL = ModelConfig(name="preact_resnet10", width=4, image_shape=(8, 8, 1))
 CONFIG = RepairConfig(
@@ -234,7 +234,7 @@ def test_a_graph_that_is_wrong_is_not_called_verified(file):
     file.write_text(
         file.read_text()
         + """
-from otbr_jax.neuron_graph import Axis, Group
+from otbr_jax.graph.graph import Axis, Group
 wrong_group = Group(8, (Axis("params/first", 1, tuple(range(8))),))
 network = Network(lambda v, x: apply(v["params"], x), (8, 8, 1), 10)
 misled = (network, {"params": variables}, NeuronGraph(graph.layers, (wrong_group,)))

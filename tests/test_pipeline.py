@@ -20,13 +20,13 @@ from otbr_jax.attacks.badnets import BadNetsConfig
 from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.data.sources import DataConfig
 from otbr_jax.defenses.otbr_plus import SweepConfig
-from otbr_jax.experiments.pipeline import repair
-from otbr_jax.experiments.repair_config import RepairConfig
-from otbr_jax.experiments.results import summarize
-from otbr_jax.experiments.training import TrainingConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.runs.checkpoints import load_variables, save_checkpoint
+from otbr_jax.studies.repair import repair
+from otbr_jax.studies.repair_config import RepairConfig
+from otbr_jax.studies.results import summarize
 from otbr_jax.types import named_leaves, replace_leaves
+from otbr_jax.victims.training import TrainingConfig
 
 CONFIG = RepairConfig(
     model=ModelConfig(name="preact_resnet10", width=8, image_shape=(8, 8, 1)),

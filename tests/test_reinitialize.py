@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from otbr_jax import InputError, Layer, neuron_weight_changes, permute, prune
-from otbr_jax.pruning import reinitialize, weights_to_zero
+from otbr_jax.steps.prune import reinitialize, weights_to_zero
+from otbr_jax.steps.score import by_neuron, from_neurons
 from otbr_jax.types import named_leaves
-from otbr_jax.weight_change import by_neuron, from_neurons
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from otbr_jax import InputError, neuron_weight_changes, neurons_to_prune, permute, prune, ranks
+from otbr_jax.steps.score import check_scores
 from otbr_jax.types import named_leaves
-from otbr_jax.weight_change import check_scores
 
 
 def test_nwc_is_the_l1_norm_of_a_neurons_change(moved):

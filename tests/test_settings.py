@@ -14,10 +14,10 @@ import otbr_jax
 from otbr_jax import InputError
 from otbr_jax.defenses.otbr_plus import SweepConfig
 from otbr_jax.defenses.tsbd import TSBDConfig
-from otbr_jax.experiments.repair_config import repair_config
-from otbr_jax.experiments.training import TrainingConfig
 from otbr_jax.settings import declarations, describe, field, from_dict, in_words, settings, wrong
 from otbr_jax.studies.ablation import AblationConfig
+from otbr_jax.studies.repair_config import repair_config
+from otbr_jax.victims.training import TrainingConfig
 
 
 def settings_classes():

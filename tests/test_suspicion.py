@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from otbr_jax import Batch, InputError, Network
-from otbr_jax.inversion import Inverted, stamp
-from otbr_jax.patching import PatchingConfig
-from otbr_jax.suspicion import Answers, SuspicionConfig, answers, judge, remaining, suspicions
+from otbr_jax.detectors.judge import Answers, SuspicionConfig, answers, judge, remaining, suspicions
+from otbr_jax.steps.harden import PatchingConfig
+from otbr_jax.steps.search import Inverted, stamp
 
 RESULTS = pathlib.Path(__file__).resolve().parent.parent / "results" / "bench_otbr_plus.jsonl"
 CONFIG = SuspicionConfig(gamma=(0.1, 0.2, 0.3), lam=(0.5,), remaining=0.1)

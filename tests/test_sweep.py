@@ -5,12 +5,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from otbr_jax.experiments import otbr_grid
 
 from otbr_jax import FusionConfig, OTBRConfig, TransportConfig, fuse, neuron_weight_changes, prune
-from otbr_jax.experiments import evaluation, otbr_grid
-from otbr_jax.experiments.evaluation import evaluate_predictions, predict_both
 from otbr_jax.runs.devices import local_mesh
 from otbr_jax.types import named_leaves, replace_leaves
+from otbr_jax.victims import evaluation
+from otbr_jax.victims.evaluation import evaluate_predictions, predict_both
 
 COUNTS, LAMS = (0, 2, 20), (0.25, 0.5, 1.0)
 MESH = local_mesh(jax.local_devices()[:1])

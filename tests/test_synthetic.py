@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from otbr_jax import Batch, InputError, Network
-from otbr_jax.inversion import InversionConfig, invert_triggers, stamp, trigger_success
-from otbr_jax.objective import training_state
-from otbr_jax.synthetic import SyntheticConfig, statistics_distance, synthesize, total_variation
+from otbr_jax.steps.images import SyntheticConfig, statistics_distance, synthesize, total_variation
+from otbr_jax.steps.objective import training_state
+from otbr_jax.steps.search import InversionConfig, invert_triggers, stamp, trigger_success
 from otbr_jax.types import split
 
 # An untrained network's answers say little, so that statistics weigh less than by default.

@@ -10,13 +10,13 @@ import pytest
 
 from otbr_jax import InputError
 from otbr_jax.attacks.attack import InTraining
-from otbr_jax.augmentation import augment
 from otbr_jax.data.sources import DataConfig, preprocess
-from otbr_jax.experiments import training
-from otbr_jax.experiments.training import TrainingConfig, TrainingSet
 from otbr_jax.metrics import Metrics
 from otbr_jax.runs.devices import local_mesh
+from otbr_jax.steps.augment import augment
 from otbr_jax.types import Network, named_leaves
+from otbr_jax.victims import training
+from otbr_jax.victims.training import TrainingConfig, TrainingSet
 
 CONFIG = TrainingConfig(epochs=4, batch_size=16, learning_rate=0.02, warmup=0.25, crop_padding=1, flip=True)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from otbr_jax import InputError, TransportConfig
-from otbr_jax.transport import SOLVERS, barycentric_map, cost_matrix, mass, plan, proportional_mass
+from otbr_jax.steps.transport import SOLVERS, barycentric_map, cost_matrix, mass, plan, proportional_mass
 
 
 def uniform_mass(n):

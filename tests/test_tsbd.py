@@ -6,9 +6,9 @@ import pytest
 
 from otbr_jax import Batch, InputError, neuron_weight_changes, neurons_to_prune
 from otbr_jax.defenses.tsbd import TSBDConfig, tsbd
-from otbr_jax.finetuning import FinetuningConfig, finetune
-from otbr_jax.pruning import reinitialize
-from otbr_jax.unlearning import CleanUnlearningConfig, clean_unlearning
+from otbr_jax.steps.finetune import FinetuningConfig, finetune
+from otbr_jax.steps.prune import reinitialize
+from otbr_jax.steps.unlearn import CleanUnlearningConfig, clean_unlearning
 
 CONFIG = TSBDConfig(
     unlearning=CleanUnlearningConfig(max_epochs=3, batch_size=16, learning_rate=1e-3, stop_accuracy=0.01),

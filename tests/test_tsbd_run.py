@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from otbr_jax.experiments import tsbd_run
 from PIL import Image
 
 from otbr_jax import InputError
@@ -16,19 +17,18 @@ from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.data.clean import CleanConfig, load_clean, split_folds
 from otbr_jax.data.sources import DataConfig, Dataset, Images
 from otbr_jax.defenses.tsbd import SweepConfig, TSBDConfig
-from otbr_jax.experiments import tsbd_run
-from otbr_jax.experiments.pipeline import repair
-from otbr_jax.experiments.repair_config import RepairConfig
-from otbr_jax.experiments.results import summarize
-from otbr_jax.experiments.training import TrainingConfig
-from otbr_jax.finetuning import FinetuningConfig
-from otbr_jax.inversion import InversionConfig
+from otbr_jax.detectors.judge import SuspicionConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.report.summary import summary_table
 from otbr_jax.runs.checkpoints import save_checkpoint
-from otbr_jax.selection import SelectionConfig, strongest
-from otbr_jax.suspicion import SuspicionConfig
-from otbr_jax.unlearning import CleanUnlearningConfig
+from otbr_jax.steps.finetune import FinetuningConfig
+from otbr_jax.steps.search import InversionConfig
+from otbr_jax.steps.select import SelectionConfig, strongest
+from otbr_jax.steps.unlearn import CleanUnlearningConfig
+from otbr_jax.studies.repair import repair
+from otbr_jax.studies.repair_config import RepairConfig
+from otbr_jax.studies.results import summarize
+from otbr_jax.victims.training import TrainingConfig
 
 N, M = (0.1, 0.4), (0.5, 1.0)
 CONFIG = RepairConfig(

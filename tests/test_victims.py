@@ -18,13 +18,13 @@ from otbr_jax.attacks.badnets import BadNetsConfig
 from otbr_jax.attacks.registry import ATTACKS, AttackConfig
 from otbr_jax.data.sources import DataConfig
 from otbr_jax.defenses.otbr_plus import SweepConfig
-from otbr_jax.experiments.config import VictimConfig
-from otbr_jax.experiments.pipeline import repair
-from otbr_jax.experiments.repair_config import RepairConfig
-from otbr_jax.experiments.training import TrainingConfig
-from otbr_jax.experiments.victim_training import train_victim
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.runs.checkpoints import load_variables
+from otbr_jax.studies.repair import repair
+from otbr_jax.studies.repair_config import RepairConfig
+from otbr_jax.victims.config import VictimConfig
+from otbr_jax.victims.train import train_victim
+from otbr_jax.victims.training import TrainingConfig
 
 MODEL = ModelConfig(name="preact_resnet10", width=8, image_shape=(8, 8, 1))
 QUICK = AttackConfig(
@@ -123,7 +123,7 @@ def test_a_victim_on_disk_is_repaired_and_measured_with_its_own_trigger(tmp_path
 KILLED = """
 import sys
 sys.path.insert(0, {tests!r})
-import otbr_jax.experiments.training as training
+import otbr_jax.victims.training as training
 training.SAVE_EVERY = 0.0
 training.train.__kwdefaults__["save_every"] = 0.0
 from test_victims import LONG, train

@@ -14,8 +14,8 @@ import dataclasses
 from configs.recipes import DATA, model, training
 from otbr_jax.attacks.registry import ATTACKS, AttackConfig
 from otbr_jax.attacks.wanet import WaNetConfig
-from otbr_jax.experiments.bench import Cell, Grid
-from otbr_jax.experiments.repair_config import RepairConfig
+from otbr_jax.studies.bench import Cell, Grid
+from otbr_jax.studies.repair_config import RepairConfig
 
 WIDTHS = {"cifar10": 16, "mnist": 8}
 EPOCHS = {"cifar10": 12, "mnist": 8}

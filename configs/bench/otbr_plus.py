@@ -16,8 +16,8 @@ from configs.otbr_plus import plus
 from configs.recipes import DATA, model, training
 from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.attacks.ssba import SSBAConfig
-from otbr_jax.experiments.bench import Cell, Grid
-from otbr_jax.experiments.repair_config import RepairConfig
+from otbr_jax.studies.bench import Cell, Grid
+from otbr_jax.studies.repair_config import RepairConfig
 
 ATTACKS = ("badnets", "blended", "lf", "ssba", "trojan", "input_aware")
 

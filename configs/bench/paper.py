@@ -9,8 +9,8 @@ published one. OTBR runs as published: gamma 0.1, lambda 0.5, 20 steps. CIFAR-10
 
 from configs.recipes import DATA, model, training
 from otbr_jax.attacks.registry import ATTACKS, AttackConfig
-from otbr_jax.experiments.bench import Cell, Grid
-from otbr_jax.experiments.repair_config import RepairConfig
+from otbr_jax.studies.bench import Cell, Grid
+from otbr_jax.studies.repair_config import RepairConfig
 
 
 def get_grid() -> Grid:

@@ -7,8 +7,8 @@
 
 from configs.recipes import DATA, EPOCHS, model, training
 from otbr_jax.attacks.registry import AttackConfig
-from otbr_jax.experiments.bench import Cell, Grid
-from otbr_jax.experiments.repair_config import RepairConfig
+from otbr_jax.studies.bench import Cell, Grid
+from otbr_jax.studies.repair_config import RepairConfig
 
 
 def get_grid() -> Grid:

@@ -9,7 +9,7 @@ more of the class is there to build on, and recovered once.
 import dataclasses
 
 from configs.bench import otbr_plus
-from otbr_jax.experiments.bench import Cell, Grid
+from otbr_jax.studies.bench import Cell, Grid
 
 
 def recovered(cell: Cell) -> Cell:

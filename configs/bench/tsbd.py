@@ -15,10 +15,10 @@ from configs.tsbd import get_config
 from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.data.clean import CleanConfig
 from otbr_jax.defenses.tsbd import SweepConfig, TSBDConfig
-from otbr_jax.experiments.bench import Cell, Grid
-from otbr_jax.experiments.repair_config import repair_config, repaired_by
-from otbr_jax.selection import SelectionConfig
-from otbr_jax.unlearning import CleanUnlearningConfig
+from otbr_jax.steps.select import SelectionConfig
+from otbr_jax.steps.unlearn import CleanUnlearningConfig
+from otbr_jax.studies.bench import Cell, Grid
+from otbr_jax.studies.repair_config import repair_config, repaired_by
 
 N = {"mnist": (0.1, 0.2, 0.3), "cifar10": (0.1, 0.3)}
 M = (0.7, 1.0)

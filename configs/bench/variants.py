@@ -12,12 +12,12 @@ from collections.abc import Callable
 from configs.bench import otbr_plus
 from otbr_jax.defenses.otbr import OTBRConfig
 from otbr_jax.defenses.otbr_plus import SweepConfig
-from otbr_jax.distillation import DistillationConfig
-from otbr_jax.experiments.bench import Grid
-from otbr_jax.experiments.repair_config import AnyRepairConfig
-from otbr_jax.finetuning import FinetuningConfig
-from otbr_jax.fusion import FusionConfig
-from otbr_jax.unlearning import UnlearningConfig
+from otbr_jax.steps.distill import DistillationConfig
+from otbr_jax.steps.finetune import FinetuningConfig
+from otbr_jax.steps.fuse import FusionConfig
+from otbr_jax.steps.unlearn import UnlearningConfig
+from otbr_jax.studies.bench import Grid
+from otbr_jax.studies.repair_config import AnyRepairConfig
 
 
 def otbr(**settings: object) -> Callable[[AnyRepairConfig], AnyRepairConfig]:

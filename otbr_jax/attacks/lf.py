@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from otbr_jax.attacks.attack import Assets, Attack, Materials, to_pixels, to_unit
-from otbr_jax.convolutions import channels_last
 from otbr_jax.settings import field, settings
+from otbr_jax.steps.convolutions import channels_last
 
 
 @settings("attack.lf")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from otbr_jax.convolutions import channels_last
+from otbr_jax.steps.convolutions import channels_last
 
 Params = Sequence[dict[str, jax.Array]]
 

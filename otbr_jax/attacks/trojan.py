@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import optax
 
 from otbr_jax.attacks.attack import Assets, Attack, Materials, to_pixels, to_unit
-from otbr_jax.convolutions import channels_last
 from otbr_jax.errors import InputError
 from otbr_jax.settings import field, settings
+from otbr_jax.steps.convolutions import channels_last
 
 
 @settings("attack.trojan")

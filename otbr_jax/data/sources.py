@@ -19,8 +19,8 @@ from otbr_jax.data import prepared
 from otbr_jax.data.folder import read_folder
 from otbr_jax.data.stored import Part, Stored, part
 from otbr_jax.errors import InputError
-from otbr_jax.sampling import stratified
 from otbr_jax.settings import field, settings, wrong
+from otbr_jax.steps.sampling import stratified
 
 
 class Images(NamedTuple):

@@ -10,8 +10,8 @@ import jax
 
 from otbr_jax.metrics import Metrics
 from otbr_jax.plan import Plan
+from otbr_jax.steps.score import Scores
 from otbr_jax.types import Batch, Variables
-from otbr_jax.weight_change import Scores
 
 Ask = Callable[[Variables], Metrics]
 """How a network does on a test set."""

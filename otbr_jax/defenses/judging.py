@@ -13,13 +13,13 @@ import numpy as np
 from otbr_jax.defenses.defense import settled
 from otbr_jax.defenses.otbr import OTBRConfig, Unlearned, prune_changed
 from otbr_jax.detectors import Answers
-from otbr_jax.fusion import align, interpolate
-from otbr_jax.inversion import Found, Searches, search_classes
+from otbr_jax.detectors.judge import Judgement, SuspicionConfig, answers, judge
 from otbr_jax.plan import Report, Setup, Step, needs
-from otbr_jax.pruning import neurons_to_prune
-from otbr_jax.suspicion import Judgement, SuspicionConfig, answers, judge
+from otbr_jax.steps.fuse import align, interpolate
+from otbr_jax.steps.prune import neurons_to_prune
+from otbr_jax.steps.score import Scores
+from otbr_jax.steps.search import Found, Searches, search_classes
 from otbr_jax.types import Batch, Variables
-from otbr_jax.weight_change import Scores
 
 
 class Pictures(NamedTuple):

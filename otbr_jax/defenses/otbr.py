@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 import jax
 
 from otbr_jax import plan as plans
-from otbr_jax.fusion import FusionConfig, FusionInfo, fuse
-from otbr_jax.layer_choice import LAYERS
-from otbr_jax.neuron_graph import Layer, NeuronGraph
+from otbr_jax.graph.choose import LAYERS
+from otbr_jax.graph.graph import Layer, NeuronGraph
 from otbr_jax.plan import Plan, Report, Setup, Step, needs
-from otbr_jax.pruning import PruningInfo, neurons_to_prune, prune, reinitialize
 from otbr_jax.settings import field, settings
+from otbr_jax.steps.fuse import FusionConfig, FusionInfo, fuse
+from otbr_jax.steps.prune import PruningInfo, neurons_to_prune, prune, reinitialize
+from otbr_jax.steps.score import RANKINGS, Scores, check_scores, neuron_weight_changes, rankable
+from otbr_jax.steps.unlearn import UnlearningConfig, UnlearningInfo, random_unlearning
 from otbr_jax.types import Network, Variables
-from otbr_jax.unlearning import UnlearningConfig, UnlearningInfo, random_unlearning
-from otbr_jax.weight_change import RANKINGS, Scores, check_scores, neuron_weight_changes, rankable
 
 
 @settings("otbr")

@@ -16,27 +16,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from otbr_jax import distillation, patching
 from otbr_jax import plan as plans
-from otbr_jax.augmentation import augment
 from otbr_jax.defenses import otbr as published
 from otbr_jax.defenses.defense import Ask, Candidates, Defense, Outcome, count_neurons, settled
 from otbr_jax.defenses.judging import Judged, Pictures, grid, judging_steps, stands_out, summarize_judgement
 from otbr_jax.defenses.otbr import Fused, OTBRConfig, Pruned, Unlearned, fuse_pruned, prune_changed
-from otbr_jax.distillation import DistillationConfig
+from otbr_jax.detectors.judge import Judgement, SuspicionConfig
 from otbr_jax.errors import InputError
-from otbr_jax.fusion import FusionConfig, align, interpolate
-from otbr_jax.inversion import Found
+from otbr_jax.graph.graph import NeuronGraph
 from otbr_jax.metrics import Metrics
-from otbr_jax.neuron_graph import NeuronGraph
-from otbr_jax.patching import PatchingConfig
 from otbr_jax.plan import Plan, Report, Setup, Step, needs
-from otbr_jax.pruning import neurons_to_prune
 from otbr_jax.settings import field, settings, wrong
-from otbr_jax.suspicion import Judgement, SuspicionConfig
-from otbr_jax.synthetic import SyntheticConfig, synthesize
+from otbr_jax.steps import distill as distillation
+from otbr_jax.steps import harden as patching
+from otbr_jax.steps.augment import augment
+from otbr_jax.steps.distill import DistillationConfig
+from otbr_jax.steps.fuse import FusionConfig, align, interpolate
+from otbr_jax.steps.harden import PatchingConfig
+from otbr_jax.steps.images import SyntheticConfig, synthesize
+from otbr_jax.steps.prune import neurons_to_prune
+from otbr_jax.steps.score import Scores
+from otbr_jax.steps.search import Found
 from otbr_jax.types import Augment, Batch, Network, Variables
-from otbr_jax.weight_change import Scores
 
 SYNTHETIC = "images made from the network"
 """What a network is judged by, in words."""

@@ -11,26 +11,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from otbr_jax import finetuning
 from otbr_jax import plan as plans
 from otbr_jax.defenses.defense import Ask, Candidates, Defense, Outcome, count_neurons, settled
 from otbr_jax.defenses.judging import Judged, Pictures, judging_steps, stands_out, summarize_judgement
 from otbr_jax.defenses.otbr import OTBRConfig, Unlearned, scoring_step
+from otbr_jax.detectors.judge import SuspicionConfig
 from otbr_jax.errors import InputError
-from otbr_jax.finetuning import FinetuningConfig, finetune
-from otbr_jax.layer_choice import LAYERS
+from otbr_jax.graph.choose import LAYERS
+from otbr_jax.graph.graph import NeuronGraph
 from otbr_jax.metrics import Metrics
-from otbr_jax.neuron_graph import NeuronGraph
 from otbr_jax.plan import LongStep, Plan, Report, Setup, Step, needs
-from otbr_jax.pruning import SCHEMES, ReinitInfo, neurons_to_prune, reinitialize
-from otbr_jax.sampling import split_folds
-from otbr_jax.selection import Selection, SelectionConfig, select_reinitialization
-from otbr_jax.selection import candidates as pairs_of
 from otbr_jax.settings import field, settings, wrong
-from otbr_jax.suspicion import SuspicionConfig
+from otbr_jax.steps import finetune as finetuning
+from otbr_jax.steps.finetune import FinetuningConfig, finetune
+from otbr_jax.steps.prune import SCHEMES, ReinitInfo, neurons_to_prune, reinitialize
+from otbr_jax.steps.sampling import split_folds
+from otbr_jax.steps.score import Scores
+from otbr_jax.steps.select import Selection, SelectionConfig, select_reinitialization
+from otbr_jax.steps.select import candidates as pairs_of
+from otbr_jax.steps.unlearn import CleanUnlearningConfig, CleanUnlearningInfo, clean_unlearning
 from otbr_jax.types import Augment, Batch, Network, Variables, unchanged
-from otbr_jax.unlearning import CleanUnlearningConfig, CleanUnlearningInfo, clean_unlearning
-from otbr_jax.weight_change import Scores
 
 log = logging.getLogger(__name__)
 

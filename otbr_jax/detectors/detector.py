@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from otbr_jax.inversion import Found
+from otbr_jax.steps.search import Found
 
 
 class Answers(NamedTuple):

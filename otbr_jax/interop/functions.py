@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from otbr_jax.errors import InputError
-from otbr_jax.neuron_graph import NeuronGraph, check_graph
+from otbr_jax.graph.graph import NeuronGraph, check_graph
 from otbr_jax.types import Network, Variables, named_leaves, replace_leaves
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from otbr_jax.detection import roc
+from otbr_jax.detectors.scores import roc
 from otbr_jax.errors import InputError
 from otbr_jax.report.cells import ATTACKS, oracle_cell, oracle_title, repaired_cell, repaired_network, swept_network
 from otbr_jax.report.numbers import NOTHING, formatted

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
-from otbr_jax.neuron_graph import Layer, NeuronGraph
+from otbr_jax.graph.graph import Layer, NeuronGraph
 from otbr_jax.report.plots import ACCENT, BAD, GOOD, NEUTRAL, STYLE, short_name
 from otbr_jax.report.table import Column, Table
 

@@ -7,16 +7,16 @@ import functools
 import pathlib
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import jax
 from jax.sharding import Mesh
 
 from otbr_jax import plan as plans
 from otbr_jax.data import sources
-from otbr_jax.experiments.config import VictimConfig
-from otbr_jax.experiments.networks import Subject
-from otbr_jax.layer_choice import choose_layers
+from otbr_jax.data.sources import DataConfig
+from otbr_jax.runs.networks import Subject
+from otbr_jax.graph.choose import choose_layers
 from otbr_jax.plan import LongStep, Plan, Setup, Step
 from otbr_jax.runs import identity
 from otbr_jax.runs.devices import replicate, split_batch
@@ -25,7 +25,21 @@ from otbr_jax.runs.progress import hidden, progress_bar
 from otbr_jax.runs.store import Stage, Workdir
 from otbr_jax.types import Augment, Network, unchanged
 
-C = TypeVar("C", bound=VictimConfig)
+
+
+class RunConfig(Protocol):
+    """What a run's settings have at least."""
+
+    @property
+    def seed(self) -> int:
+        """Of every random choice."""
+
+    @property
+    def data(self) -> DataConfig:
+        """Says how images are prepared."""
+
+
+C = TypeVar("C", bound=RunConfig)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,27 +15,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from otbr_jax import finetuning, pruning, weight_change
 from otbr_jax import plan as plans
 from otbr_jax.attacks.registry import ATTACKS
 from otbr_jax.data.clean import CleanConfig, load_clean
 from otbr_jax.defenses import tsbd
 from otbr_jax.defenses.otbr import Unlearned
 from otbr_jax.defenses.tsbd import TSBDConfig, TSBDSettings
-from otbr_jax.experiments import evaluation
-from otbr_jax.experiments.config import VictimConfig
-from otbr_jax.experiments.evaluation import TestSet
-from otbr_jax.experiments.repair_config import RepairConfig, clean_augmentation
-from otbr_jax.experiments.victims import test_set
-from otbr_jax.finetuning import FinetuningConfig
 from otbr_jax.metrics import Metrics
 from otbr_jax.plan import ROOT, Plan, Report, Setup, Step, needs
 from otbr_jax.report import ablation_page
 from otbr_jax.settings import field, settings, wrong
+from otbr_jax.steps import finetune as finetuning
+from otbr_jax.steps import prune as pruning
+from otbr_jax.steps import score as weight_change
+from otbr_jax.steps.finetune import FinetuningConfig
+from otbr_jax.steps.score import Scores
 from otbr_jax.studies import trigger_activation
+from otbr_jax.studies.repair_config import RepairConfig, clean_augmentation
 from otbr_jax.studies.study import Case, Found, Study, named_attacks, row_settings, row_subject, victim_fields
 from otbr_jax.types import Batch, Variables
-from otbr_jax.weight_change import Scores
+from otbr_jax.victims import evaluation
+from otbr_jax.victims.config import VictimConfig
+from otbr_jax.victims.evaluation import TestSet
+from otbr_jax.victims.victims import test_set
 
 ACTIVATION_IMAGES = 512
 """How many images, at most, tell how active neurons are, and which of them the trigger activates."""

@@ -17,18 +17,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from otbr_jax import detection, weight_change
-from otbr_jax.activeness import Activeness, gradient_norms, over_batches
 from otbr_jax.attacks.registry import ATTACKS
-from otbr_jax.detection import DetectionScores
+from otbr_jax.detectors import scores as detection
+from otbr_jax.detectors.scores import DetectionScores
 from otbr_jax.errors import InputError
-from otbr_jax.experiments.config import VictimConfig
-from otbr_jax.layer_choice import LAYERS
-from otbr_jax.neuron_graph import Layer
+from otbr_jax.graph.choose import LAYERS
+from otbr_jax.graph.graph import Layer
 from otbr_jax.plan import Plan, Report, Setup, Step, needs
 from otbr_jax.report import activeness_page
-from otbr_jax.sampling import stratified
 from otbr_jax.settings import field, settings, wrong
+from otbr_jax.steps import score as weight_change
+from otbr_jax.steps.activeness import Activeness, gradient_norms, over_batches
+from otbr_jax.steps.sampling import stratified
+from otbr_jax.steps.score import Scores
+from otbr_jax.steps.unlearn import UnlearningConfig, unlearn
 from otbr_jax.studies.study import (
     Case,
     Found,
@@ -41,8 +43,7 @@ from otbr_jax.studies.study import (
     victim_config,
 )
 from otbr_jax.types import Batch, BatchFn, Network, Variables
-from otbr_jax.unlearning import UnlearningConfig, unlearn
-from otbr_jax.weight_change import Scores
+from otbr_jax.victims.config import VictimConfig
 
 
 @settings("")
@@ -176,7 +177,7 @@ def activeness_and_nwc(
     config: UnlearningConfig,
     on_step: Callable[[], None] | None = None,
 ) -> tuple[Activeness, dict[str, jax.Array]]:
-    """As `otbr_jax.activeness`, with how far the same unlearning moved each neuron, `{layer name: [neurons]}`.
+    """As `otbr_jax.steps.activeness`, with how far the same unlearning moved each neuron, `{layer name: [neurons]}`.
 
     Pure; jits. See there, and `on_step` of `unlearn`.
     """

@@ -16,15 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from otbr_jax import unlearning, weight_change
 from otbr_jax.attacks.poisoning import apply_trigger
 from otbr_jax.attacks.registry import ATTACKS
-from otbr_jax.experiments.config import VictimConfig
-from otbr_jax.experiments.victims import attacker_goals
-from otbr_jax.layer_choice import LAYERS
+from otbr_jax.graph.choose import LAYERS
 from otbr_jax.plan import Plan, Report, Setup, Step, needs
 from otbr_jax.report import correlation_page
 from otbr_jax.settings import field, settings, wrong
+from otbr_jax.steps import score as weight_change
+from otbr_jax.steps import unlearn as unlearning
+from otbr_jax.steps.score import Correlation, Scores
+from otbr_jax.steps.unlearn import UnlearningConfig
 from otbr_jax.studies.study import (
     Case,
     Found,
@@ -37,8 +38,8 @@ from otbr_jax.studies.study import (
     victim_config,
 )
 from otbr_jax.types import Batch, BatchFn, Variables
-from otbr_jax.unlearning import UnlearningConfig
-from otbr_jax.weight_change import Correlation, Scores
+from otbr_jax.victims.config import VictimConfig
+from otbr_jax.victims.victims import attacker_goals
 
 KINDS = ("random", "clean", "poison")
 

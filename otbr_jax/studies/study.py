@@ -13,21 +13,21 @@ import jax
 from otbr_jax.data import sources
 from otbr_jax.data.sources import Dataset, Images
 from otbr_jax.errors import InputError
-from otbr_jax.experiments import evaluation
-from otbr_jax.experiments.config import VictimConfig
-from otbr_jax.experiments.networks import open_network
-from otbr_jax.experiments.victims import Victim, check_trainable, open_victim, subject_of, test_set
-from otbr_jax.layer_choice import choose_layers
+from otbr_jax.graph.choose import choose_layers
+from otbr_jax.graph.graph import Layer
 from otbr_jax.metrics import Metrics
-from otbr_jax.neuron_graph import Layer
 from otbr_jax.plan import Plan
 from otbr_jax.runs.checkpoints import write_text
 from otbr_jax.runs.devices import check_batch_size, local_mesh, replicate
+from otbr_jax.runs.networks import open_network
 from otbr_jax.runs.run import Run
 from otbr_jax.runs.store import open_workdir
 from otbr_jax.settings import declarations
+from otbr_jax.steps.score import Scores
 from otbr_jax.types import Augment, Batch, Network, Variables, unchanged
-from otbr_jax.weight_change import Scores
+from otbr_jax.victims import evaluation
+from otbr_jax.victims.config import VictimConfig
+from otbr_jax.victims.victims import Victim, check_trainable, open_victim, subject_of, test_set
 
 
 class Case(NamedTuple):

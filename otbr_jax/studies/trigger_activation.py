@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from otbr_jax.errors import InputError
-from otbr_jax.neuron_graph import Layer
+from otbr_jax.graph.graph import Layer
+from otbr_jax.steps.score import Scores
 from otbr_jax.types import Network, Variables
-from otbr_jax.weight_change import Scores
 
 
 def layer_outputs(

@@ -1,0 +1,149 @@
+"""Is there a backdoor, for which class, and is it gone? Judged by images that were made from the network itself.
+
+Detectors (`otbr_jax.detectors`) give evidence about each class. Each finds something in clean networks too, where one
+class is easier to imitate and another falls first by chance; so what a class has of all of them is added, each with its
+weight. The weights are the simplest that told the bench's victims from its clean networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from otbr_jax.detectors import DETECTORS, Answers, Observed
+from otbr_jax.detectors.detector import relative
+from otbr_jax.settings import field, settings, wrong
+from otbr_jax.steps.images import SyntheticConfig
+from otbr_jax.steps.search import Found, InversionConfig, Searches, reach
+from otbr_jax.triggers import FAMILIES
+from otbr_jax.types import Batch, Network, Variables
+
+
+@settings("suspicion")
+class SuspicionConfig:
+    """How a network is judged, and gamma and lambda are chosen, without data."""
+
+    gamma: tuple[float, ...] = field(
+        default=(),
+        at_least=0,
+        at_most=1,
+        doc="shares of neurons to try; empty for no judgement: gamma and lambda are then the method's.",
+    )
+    lam: tuple[float, ...] = field(default=(0.5, 0.75), at_least=0, at_most=1, doc="the paper's lambdas to try.")
+    synthetic: SyntheticConfig = field(default=SyntheticConfig(), doc="how images are made from the network.")
+    patch: InversionConfig = field(
+        default=InversionConfig(steps=80), doc="how a patch is reverse-engineered on them for each class."
+    )
+    perturbation: InversionConfig = field(
+        default=InversionConfig(steps=80, learning_rate=0.03, size=30.0),
+        doc="how a perturbation of the whole image is.",
+    )
+    agreement: float = field(
+        default=0.9,
+        at_least=0,
+        at_most=1,
+        doc="settings at which fewer of the images keep their answer say nothing about single classes.",
+    )
+    least_agreement: float = field(
+        default=0.6,
+        at_least=0,
+        at_most=1,
+        doc="settings at which fewer of the images of other classes than the suspicious one keep their answer are not "
+        "chosen.",
+    )
+    threshold: float = field(default=0.41, doc="the suspicion from which a class stands out.")
+    remaining: float = field(
+        default=0.02,
+        at_least=0,
+        at_most=1,
+        doc="what may remain of the suspicious class for a setting to count as repaired, see `remaining`.",
+    )
+    evidence: tuple[str, ...] = field(
+        default=("patch", "perturbation", "fall"), choices=tuple(DETECTORS), doc="the detectors that are asked."
+    )
+
+    def check(self) -> None:
+        """A grid has two sides."""
+        if self.gamma and not self.lam:
+            raise wrong(self, "lam", f"lambdas beside suspicion.gamma {[*self.gamma]}", found="none")
+
+    @property
+    def searches(self) -> Searches:
+        """How triggers are searched, by family."""
+        return {"patch": self.patch, "perturbation": self.perturbation}
+
+
+def answers(network: Network, variables: Variables, batch: Batch, patches: Found) -> Answers:
+    """Asks a network; `batch` holds images `[n, h, w, c]` in [0, 1] with the original's answers `[n]`."""
+    found = jnp.argmax(network.answer(variables, batch.images), axis=-1)
+    classes = jnp.arange(network.num_classes)
+    own = batch.labels[None, :] == classes[:, None]
+    count = jnp.sum(own, axis=1)
+    kept = jnp.sum(own & (found == batch.labels)[None, :], axis=1)
+    agreement = jnp.where(count > 0, kept / jnp.maximum(count, 1), 1.0)
+
+    def success(trigger: tuple[jax.Array, jax.Array]) -> jax.Array:
+        patch, target = trigger
+        return reach(network, variables, batch, target, family=FAMILIES["patch"], parameters=patch)
+
+    return Answers(agreement, jax.lax.map(success, (patches.parameters, classes)))
+
+
+def suspicions(observed: Observed, *, evidence: Sequence[str]) -> jax.Array:
+    """How far every class stands out, `[classes]`: the weighted sum of what the detectors of these names say."""
+    total = jnp.zeros(())
+    # The last first: sums of the published three round as they always did.
+    for detector in reversed([DETECTORS[name] for name in evidence]):
+        total = total + detector.weight * detector.evidence(observed)
+    return total
+
+
+def remaining(along: Answers, suspect: jax.Array | int) -> jax.Array:
+    """What remains of a suspicious class at every setting, `[settings]`, at least 0.
+
+    The share of its images that keep their answer, times how well its trigger works against the median of all classes.
+    Images made for the attacker's class hold what the backdoor looks for, and so are lost with it.
+    """
+    return along.agreement[:, suspect] * relative(along.success)[:, suspect]
+
+
+class Judgement(NamedTuple):
+    """What was found, and which setting was chosen.
+
+    Attributes:
+      suspicion: `[classes]`, see `suspicions`.
+      suspect: the class with the highest one.
+      stands_out: whether that reaches the threshold: nothing to repair otherwise.
+      remaining: `[settings]`, of the suspect.
+      chosen: index of the setting with the highest agreement among those that leave little of the suspect; where none
+        does, of the one that leaves least among those that still agree enough.
+    """
+
+    suspicion: jax.Array
+    suspect: jax.Array
+    stands_out: jax.Array
+    remaining: jax.Array
+    chosen: jax.Array
+
+
+def judge(triggers: Mapping[str, Found], along: Answers, *, config: SuspicionConfig) -> Judgement:
+    """Judges a network by its triggers and by how networks with more and more neurons pruned answer.
+
+    Args:
+      triggers: the original network's, `{family: Found}`, one for each class.
+      along: `[settings, classes]`, in order of strength.
+      config: what counts as suspicious and as repaired.
+    """
+    suspicion = suspicions(Observed(triggers, along, config.agreement), evidence=config.evidence)
+    suspect = jnp.argmax(suspicion)
+    left = remaining(along, suspect)
+    gone = left <= config.remaining
+    agreement = jnp.mean(along.agreement, axis=1)
+    others = jnp.mean(along.agreement, axis=1, where=jnp.arange(len(suspicion)) != suspect)
+    sound = (others >= config.least_agreement) | (others == jnp.max(others))
+    least = jnp.argmin(jnp.where(sound, left, jnp.inf))
+    chosen = jnp.where(jnp.any(gone & sound), jnp.argmax(jnp.where(gone & sound, agreement, -1.0)), least)
+    return Judgement(suspicion, suspect, suspicion[suspect] >= config.threshold, left, chosen)

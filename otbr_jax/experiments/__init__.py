@@ -1,1 +1,0 @@
-"""What runs: training, stages on disk, devices, the pipeline and its results."""

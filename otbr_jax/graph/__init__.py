@@ -1,0 +1,1 @@
+"""Where the neurons of a network are: layers and who feeds whom, found by tracing or stated by hand."""

@@ -1,0 +1,78 @@
+"""The network that a run is about: of the registry or the user's own, with its weights if it has any yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from otbr_jax.errors import InputError
+from otbr_jax.runs.loading import load_checkpoint
+from otbr_jax.interop import functions
+from otbr_jax.interop.matching import Template
+from otbr_jax.models import registry
+from otbr_jax.models.registry import ModelConfig
+from otbr_jax.graph.graph import NeuronGraph
+from otbr_jax.graph.trace import trace
+from otbr_jax.types import Network, Variables, check_finite
+
+
+class Subject(NamedTuple):
+    """A network, its weights, and how they go back to where they came from.
+
+    Attributes:
+      network: its functions.
+      like: its variables as `jax.ShapeDtypeStruct`.
+      graph: its neuron graph.
+      variables: its weights, None if it has none yet.
+      init: `key -> variables`, None for a network of the user's own.
+      template: how the user's file is written, None for an Orbax checkpoint or no file.
+      restore: turns variables into the pytree that the user brought.
+    """
+
+    network: Network
+    like: Variables
+    graph: NeuronGraph
+    variables: Variables | None
+    init: Callable[[jax.Array], Variables] | None
+    template: Template | None = None
+    restore: Callable[[Variables], Any] = lambda variables: variables
+
+
+def open_network(config: ModelConfig) -> Subject:
+    """Builds or imports the network that `config` names, loads its checkpoint and traces it.
+
+    Raises:
+      InputError: names the setting or file that is wrong, or the operation that cannot be traced.
+    """
+    if ":" in config.name:
+        subject = _brought(config)
+    else:
+        network, init = registry.build(config)
+        like = jax.eval_shape(init, jax.random.key(0))
+        variables, template = None, None
+        if config.checkpoint:
+            variables, template = load_checkpoint(config.checkpoint, like, name="model.checkpoint")
+        subject = Subject(network, like, _graph(network, like), variables, init, template)
+    if subject.variables is not None:
+        source = f"model.checkpoint {config.checkpoint}" if config.checkpoint else f"model.name {config.name}"
+        check_finite(subject.variables, name=source)
+    return subject
+
+
+def _brought(config: ModelConfig) -> Subject:
+    brought = functions.load(config.name, image_shape=config.image_shape, num_classes=config.num_classes)
+    if config.checkpoint:
+        raise InputError(
+            f"model.checkpoint: expected none, since {config.name} brings its variables, found {config.checkpoint!r}"
+        )
+    network, variables = brought.network, brought.variables
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), variables)
+    graph = brought.graph if brought.graph is not None else _graph(network, like)
+    return Subject(network, like, graph, variables, None, restore=brought.restore)
+
+
+def _graph(network: Network, like: Variables) -> NeuronGraph:
+    return trace(network.apply, like, jax.ShapeDtypeStruct((2, *network.image_shape), jnp.float32))

@@ -1,0 +1,1 @@
+"""The pure building blocks of methods, one verb each."""

@@ -1,0 +1,307 @@
+"""Activeness-aware fine-tuning: descent on the loss and on the norm of its gradient.
+
+In a training loop of one's own, `activeness_aware` goes in front of any optax optimiser:
+
+    optimizer = optax.chain(activeness_aware(radius=0.05, alpha=0.7), optax.sgd(0.01, momentum=0.9))
+    updates, state = optimizer.update(grads, state, params, grad_fn=grad_fn)
+
+where `grad_fn(params)` gives the gradients of the same batch at other parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from otbr_jax.errors import InputError
+from otbr_jax.settings import field, settings
+from otbr_jax.steps.objective import cross_entropy, float32_params, training_state
+from otbr_jax.steps.unlearn import epoch_draws, per_device
+from otbr_jax.types import Augment, Batch, Network, Variables, split, unchanged
+
+SCHEDULES = ("constant", "cosine")
+
+
+@settings("finetuning")
+class FinetuningConfig:
+    """Activeness-aware fine-tuning as published (TSBD, step 3)."""
+
+    epochs: int = field(default=20, at_least=0, doc="passes over the clean images.")
+    batch_size: int = field(
+        default=256,
+        at_least=1,
+        doc="images per step, over all devices together; an epoch's last, incomplete batch is left out.",
+    )
+    learning_rate: float = field(default=0.01, above=0, doc="of SGD without weight decay.")
+    momentum: float = field(default=0.9, at_least=0, below=1, doc="of SGD.")
+    radius: float = field(default=0.05, above=0, doc="the paper's r, how far each tensor is moved up its gradient.")
+    alpha: float = field(
+        default=0.7,
+        at_least=0,
+        at_most=1,
+        doc="weight of the gradient found there; 0 is fine-tuning as everybody knows it.",
+    )
+    schedule: str = field(
+        default="constant",
+        choices=SCHEDULES,
+        doc="of the learning rate: as published `constant`, or `cosine` down to zero.",
+    )
+    patience: int = field(
+        default=0,
+        at_least=0,
+        doc="after how many epochs in a row whose mean loss is no new minimum it ends early; as published 0, never.",
+    )
+
+    def steps(self, images: int, *, batch_size: int = 0) -> int:
+        """How many steps so many images make; `batch_size` is by default the setting's."""
+        return self.epochs * (images // (batch_size or self.batch_size))
+
+
+def activeness_aware(*, radius: float = 0.05, alpha: float = 0.7) -> optax.GradientTransformationExtraArgs:
+    """Turns gradients of a loss L into those of L + c ||grad L||, which keeps neurons from becoming active again.
+
+    With `g1 = grad L(theta)` and `g2 = grad L(theta + radius g1 / ||g1||)`, the norm taken tensor by tensor, updates
+    become `(1 - alpha) g1 + alpha g2`: to first order a step on `L + alpha radius ||grad L||`. It holds no state.
+
+    Args:
+      radius: the paper's r, above 0; in the units of the parameters.
+      alpha: weight of `g2`, in [0, 1]; with 0 gradients stay as they are and `grad_fn` is not called.
+
+    Returns:
+      A transformation whose `update` takes `grad_fn`, `params -> gradients` on the batch that the updates are from, as
+      one more keyword; `optax.chain` hands it on. A tensor without a gradient is not moved.
+
+    Raises:
+      InputError: if `update` is called without `params` or `grad_fn`.
+
+    Source: TSBD section 3.4; the approximation is that of Zhao et al., arXiv 2202.03599.
+    """
+    FinetuningConfig(radius=radius, alpha=alpha)
+
+    def init(params: Any) -> optax.EmptyState:
+        del params
+        return optax.EmptyState()
+
+    def update(updates: Any, state: Any, params: Any = None, *, grad_fn: Any = None, **extra: Any) -> tuple[Any, Any]:
+        del extra
+        if alpha == 0:
+            return updates, state
+        if params is None or grad_fn is None:
+            missing = "params" if params is None else "grad_fn"
+            raise InputError(f"{missing}: activeness_aware expected it in update(grads, state, params, grad_fn=...)")
+        ahead = grad_fn(jax.tree.map(lambda p, g: p + radius * _direction(g), params, updates))
+        return jax.tree.map(lambda g1, g2: (1 - alpha) * g1 + alpha * g2, updates, ahead), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _direction(gradient: jax.Array) -> jax.Array:
+    """The gradient of one tensor in length 1; zero where it is zero."""
+    # Scaled first: squares of small gradients leave float32.
+    largest = jnp.max(jnp.abs(gradient))
+    scaled = gradient / jnp.where(largest > 0, largest, 1.0)
+    norm = jnp.sqrt(jnp.sum(scaled**2))
+    return scaled / jnp.where(norm > 0, norm, 1.0)
+
+
+class Finetuning(NamedTuple):
+    """A fine-tuning on its way: parameters (at least float32), state, and the optimiser's own."""
+
+    params: Any
+    state: Any
+    moments: Any
+
+
+class FinetuningInfo(NamedTuple):
+    """`loss` and `accuracy`, `[steps]` or `[epochs, steps]`: of each step's batch in training mode, before the step."""
+
+    loss: jax.Array
+    accuracy: jax.Array
+
+
+class Progress(NamedTuple):
+    """A fine-tuning after some of its epochs.
+
+    Attributes:
+      tuning: where it is.
+      info: `[epochs, steps]`, NaN for epochs that are still to come, or were not needed.
+      epochs: how many there were.
+    """
+
+    tuning: Finetuning
+    info: FinetuningInfo
+    epochs: jax.Array
+
+
+StepFn = Callable[[Finetuning, Batch], tuple[Finetuning, FinetuningInfo]]
+
+
+def optimizer_of(config: FinetuningConfig, *, steps: int) -> optax.GradientTransformationExtraArgs:
+    """SGD behind `activeness_aware`; `steps` is how many there will be, which only a cosine depends on."""
+    ahead = activeness_aware(radius=config.radius, alpha=config.alpha)
+    rate: Any = config.learning_rate
+    if config.schedule == "cosine":
+        rate = optax.cosine_decay_schedule(config.learning_rate, max(1, steps))
+    return optax.chain(ahead, optax.sgd(rate, momentum=config.momentum))
+
+
+def begin(variables: Variables, optimizer: optax.GradientTransformation) -> Finetuning:
+    """The start of a fine-tuning."""
+    params, state = split(variables)
+    params = float32_params(params)
+    return Finetuning(params, state, optimizer.init(params))
+
+
+def variables_of(tuning: Finetuning) -> Variables:
+    """The network's variables as they are now; parameters at least in float32."""
+    return {"params": tuning.params, **tuning.state}
+
+
+def step_fn(
+    network: Network,
+    variables: Variables,
+    optimizer: optax.GradientTransformationExtraArgs,
+    *,
+    axis_name: str | None = None,
+) -> StepFn:
+    """One step of fine-tuning, `(Finetuning, batch) -> (Finetuning, FinetuningInfo)`.
+
+    Both gradients are taken in training mode without keeping the state that they move; it moves in one more
+    training-mode pass after the step, at the new parameters.
+
+    Args:
+      network: the functions of the network.
+      variables: only the dtypes that it computes in are used.
+      optimizer: any; what takes `grad_fn` is given it.
+      axis_name: see `objective.cross_entropy`.
+    """
+    like, _ = split(variables)
+    objective = cross_entropy(network, like, axis_name=axis_name)
+    moved = training_state(network, like, axis_name=axis_name)
+
+    def step(carry: Finetuning, batch: Batch) -> tuple[Finetuning, FinetuningInfo]:
+        found, grads = objective(carry.params, carry.state, batch)
+        updates, moments = optimizer.update(
+            grads, carry.moments, carry.params, grad_fn=lambda params: objective(params, carry.state, batch)[1]
+        )
+        params = optax.apply_updates(carry.params, updates)
+        state = moved(params, carry.state, batch)
+        return Finetuning(params, state, moments), FinetuningInfo(found.loss, found.accuracy)
+
+    return step
+
+
+def finetune_epoch(
+    network: Network,
+    step: StepFn,
+    carry: Finetuning,
+    clean: Batch,
+    *,
+    key: jax.Array,
+    batch_size: int,
+    augment: Augment = unchanged,
+    place: Callable[[Batch], Batch] = lambda batch: batch,
+) -> tuple[Finetuning, FinetuningInfo]:
+    """One pass over clean images `[n, h, w, c]` with labels `[n]`, in a random order.
+
+    Args:
+      network: says how images are prepared.
+      step: from `step_fn`.
+      carry: where it is.
+      clean: the images as the network's `prepare` takes them; on a mapped axis each device's own part.
+      key: typed PRNG key: the order of the images, and their augmentation.
+      batch_size: images per step (of this device).
+      augment: `(images, key) -> images`, before the network's `prepare`.
+      place: says where a batch lies on the devices, for callers that shard under `jax.jit`.
+
+    Raises:
+      InputError: if there are fewer images than one batch.
+    """
+
+    def one(carry: Finetuning, drawn: Any) -> tuple[Finetuning, FinetuningInfo]:
+        chosen, step_key = drawn
+        return step(carry, place(Batch(network.prepare(augment(clean.images[chosen], step_key)), clean.labels[chosen])))
+
+    return jax.lax.scan(one, carry, epoch_draws(len(clean.labels), batch_size, key=key))
+
+
+def start(variables: Variables, config: FinetuningConfig, *, images: int, axis_name: str | None = None) -> Progress:
+    """The start of all epochs over so many images; raises InputError as `finetune`."""
+    size = per_device(config.batch_size, axis_name, name="finetuning.batch_size")
+    steps = config.steps(images, batch_size=size)
+    nothing = jnp.full((config.epochs, images // size), jnp.nan)
+    tuning = begin(variables, optimizer_of(config, steps=steps))
+    return Progress(tuning, FinetuningInfo(nothing, nothing), jnp.int32(0))
+
+
+def next_epoch(
+    network: Network,
+    like: Variables,
+    progress: Progress,
+    clean: Batch,
+    *,
+    key: jax.Array,
+    config: FinetuningConfig,
+    augment: Augment = unchanged,
+    axis_name: str | None = None,
+    place: Callable[[Batch], Batch] = lambda batch: batch,
+) -> Progress:
+    """One more epoch, with the key `fold_in(key, epochs)`. Takes what `finetune` takes, `like` as `step_fn` does."""
+    size = per_device(config.batch_size, axis_name, name="finetuning.batch_size")
+    optimizer = optimizer_of(config, steps=config.steps(len(clean.labels), batch_size=size))
+    step, own = step_fn(network, like, optimizer, axis_name=axis_name), jax.random.fold_in(key, progress.epochs)
+    tuning, found = finetune_epoch(
+        network, step, progress.tuning, clean, key=own, batch_size=size, augment=augment, place=place
+    )
+    info = FinetuningInfo(*(all_.at[progress.epochs].set(new) for all_, new in zip(progress.info, found, strict=True)))
+    return Progress(tuning, info, progress.epochs + 1)
+
+
+def ended(progress: Progress, config: FinetuningConfig) -> jax.Array:
+    """Whether there is no more epoch to come: all are done, the loss is no number, or `config.patience` is out."""
+    count, losses = progress.epochs, jnp.mean(progress.info.loss, axis=1)
+    if not config.epochs:
+        return jnp.bool_(True)
+    begun = count > 0
+    over = (count >= config.epochs) | (begun & ~jnp.isfinite(losses[count - 1]))
+    if config.patience:
+        least = jnp.argmin(jnp.where(jnp.isnan(losses), jnp.inf, losses))
+        over |= begun & (count - 1 - least >= config.patience)
+    return over
+
+
+def finetune(
+    network: Network,
+    variables: Variables,
+    clean: Batch,
+    *,
+    key: jax.Array,
+    config: FinetuningConfig,
+    augment: Augment = unchanged,
+    axis_name: str | None = None,
+    place: Callable[[Batch], Batch] = lambda batch: batch,
+) -> tuple[Variables, FinetuningInfo]:
+    """All epochs of activeness-aware fine-tuning (TSBD, step 3). Guarantee: touches no data but `clean`.
+
+    Args: as `finetune_epoch` and `step_fn`; the key of epoch `i` is `fold_in(key, i)`.
+
+    Returns:
+      `(variables, FinetuningInfo)`, the latter `[epochs, steps]`, NaN for epochs after an early end; parameters at
+      least in float32.
+
+    Raises:
+      InputError: if there are fewer images than one batch, or devices cannot share a batch evenly.
+    """
+    done = jax.lax.while_loop(
+        lambda progress: ~ended(progress, config),
+        lambda progress: next_epoch(
+            network, variables, progress, clean, key=key, config=config, augment=augment, axis_name=axis_name,
+            place=place,
+        ),
+        start(variables, config, images=len(clean.labels), axis_name=axis_name),
+    )  # fmt: skip
+    return variables_of(done.tuning), done.info

@@ -1,0 +1,92 @@
+"""What unlearning climbs and fine-tuning descends: the cross-entropy of a batch in training mode, with gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from otbr_jax.steps.convolutions import channels_last
+from otbr_jax.types import Batch, Network
+
+
+class Evaluated(NamedTuple):
+    """One training-mode pass over a batch.
+
+    Attributes:
+      loss: mean cross-entropy, float32.
+      accuracy: share of the batch that was answered right, in [0, 1].
+      state: the state that the pass moved (BatchNorm statistics).
+    """
+
+    loss: jax.Array
+    accuracy: jax.Array
+    state: Any
+
+
+Objective = Callable[[Any, Any, Batch], tuple[Evaluated, Any]]
+"""`(params, state, batch) -> (Evaluated, gradients)`."""
+
+
+def float32_params(params: Any) -> Any:
+    """Parameters at least in float32: steps are too small for half precision."""
+    return jax.tree.map(lambda p: p.astype(jnp.promote_types(p.dtype, jnp.float32)), params)
+
+
+def cross_entropy(network: Network, like: Any, *, axis_name: str | None = None) -> Objective:
+    """The mean cross-entropy of a batch in training mode, and its gradients.
+
+    Args:
+      network: the functions of the network.
+      like: parameters in the dtypes that the network computes in; others are rounded to them.
+        Labels may be int `[n]`, or probabilities `[n, classes]`.
+      axis_name: mapped axis over which everything is averaged; the network's BatchNorm must average its statistics over
+        the same axis if results shall not depend on the number of devices.
+    """
+
+    def loss(params: Any, state: Any, batch: Batch) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+        rounded = jax.tree.map(lambda p, own: p.astype(own.dtype), params, like)
+        logits, moved = network.train({"params": rounded, **state}, batch.images)
+        losses, labels = _losses(logits.astype(jnp.float32), batch.labels)
+        accuracy = jnp.mean((jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32))
+        moved = jax.tree.map(lambda new, old: new.astype(old.dtype), moved, state)
+        return jnp.mean(losses), (accuracy, moved)
+
+    loss_and_grads = channels_last(jax.value_and_grad(loss, has_aux=True))
+
+    def objective(params: Any, state: Any, batch: Batch) -> tuple[Evaluated, Any]:
+        (value, (accuracy, moved)), grads = loss_and_grads(params, state, batch)
+        if axis_name is not None:
+            value, accuracy, grads = jax.lax.pmean((value, accuracy, grads), axis_name)
+            moved = jax.tree.map(partial(_average, axis_name=axis_name), moved)
+        return Evaluated(value, accuracy, moved), grads
+
+    return objective
+
+
+def _losses(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The cross-entropy of each image, `[n]`, and the label it counts as right, `[n]`."""
+    if labels.ndim == 1:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels), labels
+    return optax.softmax_cross_entropy(logits, labels), jnp.argmax(labels, axis=-1)
+
+
+def training_state(network: Network, like: Any, *, axis_name: str | None = None) -> Callable[[Any, Any, Batch], Any]:
+    """`(params, state, batch) -> state`: one training-mode pass that only moves the state."""
+
+    def pass_over(params: Any, state: Any, batch: Batch) -> Any:
+        rounded = jax.tree.map(lambda p, own: p.astype(own.dtype), params, like)
+        _, moved = network.train({"params": rounded, **state}, batch.images)
+        moved = jax.tree.map(lambda new, old: new.astype(old.dtype), moved, state)
+        return moved if axis_name is None else jax.tree.map(partial(_average, axis_name=axis_name), moved)
+
+    return channels_last(pass_over)
+
+
+def _average(statistic: jax.Array, *, axis_name: str) -> jax.Array:
+    """The mean over devices; counters and the like are the same on all of them."""
+    return jax.lax.pmean(statistic, axis_name) if jnp.issubdtype(statistic.dtype, jnp.inexact) else statistic

@@ -1,0 +1,159 @@
+"""Choosing a setting with clean images only: cross-validation, and the strongest setting that costs next to nothing.
+
+Neither test images nor the trigger are looked at.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from otbr_jax.graph.graph import Layer
+from otbr_jax.settings import field, settings, wrong
+from otbr_jax.steps.finetune import FinetuningConfig, finetune
+from otbr_jax.steps.prune import reinitialize
+from otbr_jax.steps.score import Scores
+from otbr_jax.types import Augment, Batch, Network, Variables, unchanged
+
+DRAWS = 8
+"""How many random variations of every held-out image a candidate is judged by."""
+
+
+@settings("selection")
+class SelectionConfig:
+    """How n and m are chosen."""
+
+    n: tuple[float, ...] = field(
+        default=(),
+        at_least=0,
+        at_most=1,
+        doc="shares of neurons to choose from; empty for `tsbd.n` and `tsbd.m` as they are.",
+    )
+    m: tuple[float, ...] = field(
+        default=(), at_least=0, at_most=1, doc="shares of their weights to choose from; empty for `tsbd.m` as it is."
+    )
+    held_out: float = field(
+        default=0.25, above=0, below=1, doc="share of the clean images that a candidate is judged by."
+    )
+    folds: int = field(default=1, at_least=1, doc="how many disjoint parts are held out in turn.")
+    tolerance: float = field(
+        default=0.02, at_least=0, at_most=1, doc="how far a candidate's held-out accuracy may lie below the highest."
+    )
+
+    def check(self) -> None:
+        """Shares of weights come with shares of neurons, and folds do not overlap."""
+        if self.m and not self.n:
+            raise wrong(self, "n", f"shares of neurons beside selection.m {[*self.m]}", found="none")
+        if self.folds * self.held_out > 1 + 1e-9:
+            raise wrong(self, "folds", f"1..{int(1 / self.held_out + 1e-9)}")
+
+
+def candidates(n: Sequence[float], m: Sequence[float]) -> tuple[tuple[float, float], ...]:
+    """All pairs (n, m), in order of how large a share of the weights they take: about n m."""
+    return tuple(sorted(itertools.product(n, m), key=lambda pair: (round(pair[0] * pair[1], 9), pair)))
+
+
+class Selection(NamedTuple):
+    """What candidates were judged by, and which one was chosen.
+
+    Attributes:
+      accuracy: `[candidates]`, of the held-out clean images of all folds, augmented, in [0, 1].
+      loss: `[candidates]`, their mean cross-entropy in nats.
+      chosen: index of the chosen candidate.
+    """
+
+    accuracy: jax.Array
+    loss: jax.Array
+    chosen: jax.Array
+
+
+def strongest(accuracy: jax.Array, *, tolerance: float) -> jax.Array:
+    """Index of the last candidate whose accuracy is at most `tolerance` below the highest.
+
+    Candidates differ in how much of the network they take. Of those that clean images hardly tell from the best, the
+    one that takes most leaves least of a backdoor; the tolerance is what a defender is ready to pay for that.
+
+    Args:
+      accuracy: `[candidates]`, in order of increasing strength, in [0, 1].
+      tolerance: in [0, 1].
+    """
+    near = accuracy >= jnp.max(accuracy) - tolerance
+    return jnp.max(jnp.where(near, jnp.arange(len(accuracy)), 0))
+
+
+def select_reinitialization(
+    network: Network,
+    variables: Variables,
+    unlearned: Variables,
+    scores: Scores,
+    layers: Sequence[Layer],
+    clean: Batch,
+    folds: tuple[jax.Array, jax.Array],
+    *,
+    counts: jax.Array,
+    shares: jax.Array,
+    scheme: str,
+    key: jax.Array,
+    config: FinetuningConfig,
+    tolerance: float,
+    augment: Augment = unchanged,
+    place: Callable[[Batch], Batch] = lambda batch: batch,
+    on_candidate: Callable[[], None] | None = None,
+) -> Selection:
+    """Chooses how many weights are re-initialised: every candidate is fine-tuned on a part, and judged by the rest.
+
+    Images are judged augmented: a suspicious network may know images of its training set by heart, but not all their
+    variations. Guarantee: touches no data but `clean`. One program for all candidates, one network in memory at a time.
+
+    Args:
+      network: the functions of the network.
+      variables: the suspicious network's variables.
+      unlearned: the same after clean unlearning.
+      scores: neuron weight changes.
+      layers: the layers that `scores` is about.
+      clean: clean images `[n, h, w, c]` and labels `[n]`.
+      folds: places to fit int `[folds, fitted]` and to hold out int `[folds, held]`.
+      counts: int `[candidates]`, numbers of neurons; candidates are in order of strength.
+      shares: `[candidates]`, the paper's m.
+      scheme: see `reinitialize`.
+      key: typed PRNG key of the fine-tunings.
+      config: how candidates are fine-tuned.
+      tolerance: see `strongest`.
+      augment: `(images, key) -> images`, before the network's `prepare`.
+      place: says where a batch lies on the devices.
+      on_candidate: called on the host after each candidate of each fold; None traces no callback.
+
+    Raises:
+      InputError: if a fold has fewer images than one batch.
+    """
+
+    def judged(
+        fold: tuple[jax.Array, jax.Array], candidate: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        (fit, held), (count, share) = fold, candidate
+        start, _ = reinitialize(variables, unlearned, scores, layers, count=count, share=share, scheme=scheme)
+        part = Batch(clean.images[fit], clean.labels[fit])
+        tuned, _ = finetune(network, start, part, key=key, config=config, augment=augment, place=place)
+        images, labels = clean.images[held], clean.labels[held]
+
+        def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            logits = network.answer(tuned, augment(images, key)).astype(jnp.float32)
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return jnp.mean(jnp.argmax(logits, axis=-1) == labels), jnp.mean(losses)
+
+        # The same variations for every candidate.
+        accuracy, loss = jax.lax.map(draw, jax.random.split(jax.random.fold_in(key, config.epochs), DRAWS))
+        if on_candidate is not None:
+            jax.debug.callback(on_candidate)
+        return jnp.mean(accuracy), jnp.mean(loss)
+
+    def one_fold(fold: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        return jax.lax.map(lambda candidate: judged(fold, candidate), (counts, shares))
+
+    accuracy, loss = (jnp.mean(found, axis=0) for found in jax.lax.map(one_fold, folds))
+    return Selection(accuracy, loss, strongest(accuracy, tolerance=tolerance))

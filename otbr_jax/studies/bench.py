@@ -1,0 +1,275 @@
+"""A bench that fills itself: one row of results for each cell of a grid, cell by cell, from wherever it was stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import runpy
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from otbr_jax.errors import InputError
+from otbr_jax.report import gallery, rows
+from otbr_jax.report.gallery import Example
+from otbr_jax.report.quality import Quality
+from otbr_jax.report.rows import append_row, mend
+from otbr_jax.runs.checkpoints import write_text
+from otbr_jax.runs.identity import versions
+from otbr_jax.runs.provenance import provenance, today
+from otbr_jax.studies.repair import repair
+from otbr_jax.studies.repair_config import default_config, plain_config
+from otbr_jax.studies.results import Repair, summarize
+from otbr_jax.victims.examples import example_triggers
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One row to be: a repair of a victim that is trained for it.
+
+    Attributes:
+      config: the settings.
+      recipe: the name of the victim's training.
+      variant: the name of this way to repair, where a grid has several of one defence.
+    """
+
+    config: Any
+    recipe: str = "published"
+    variant: str = ""
+
+    def __post_init__(self) -> None:
+        if self.config.model.checkpoint or self.config.data.name == "none":
+            raise InputError(
+                "cell: expected data to train a victim on and no model.checkpoint, "
+                f"found {self.config.data.name!r} and {self.config.model.checkpoint!r}"
+            )
+
+    @property
+    def network(self) -> str:
+        """The network in words, such as `preact_resnet18-w64`."""
+        model = self.config.model
+        width = f"-w{model.width}" if model.width else ""
+        depth = f"-d{'.'.join(map(str, model.depth))}" if model.depth else ""
+        return f"{model.name}{width}{depth}"
+
+    @property
+    def group(self) -> str:
+        """What shares a working directory, and with it clean networks and victims."""
+        return f"{self.config.data.name}/{self.network}"
+
+    @property
+    def name(self) -> str:
+        """Which cell of the grid: data, network, recipe, attack, defence and variant, seed."""
+        return f"{self.group}/{self.recipe}/{self.config.attack.name}/{self.way}/seed{self.config.seed}"
+
+    @property
+    def way(self) -> str:
+        """The way to repair: the defence, and its variant if there is one."""
+        return f"{self.config.defense}, {self.variant}" if self.variant else self.config.defense
+
+    def is_of(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row of results is this cell's: the same settings, but for those that were added since.
+
+        A setting that the row does not know must have its default, which means what was done before there was one: so
+        that a new setting, or a new kind of evidence, leaves rows valid.
+        """
+        if row.get("cell") != self.name or row.get("versions", {}).get("otbr_jax") != versions()["otbr_jax"]:
+            return False
+        return _agree(row.get("config", {}), plain_config(self.config), default_config(self.config))
+
+    @property
+    def id(self) -> str:
+        """A hash of all settings but where data lie, and of the package's version."""
+        settings = plain_config(self.config) | {"otbr_jax": versions()["otbr_jax"]}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _agree(recorded: Any, wanted: Any, default: Any) -> bool:
+    if not isinstance(wanted, Mapping) or not isinstance(recorded, Mapping):
+        return bool(recorded == wanted)
+    return all(
+        _agree(recorded[name], value, default.get(name)) if name in recorded else value == default.get(name)
+        for name, value in wanted.items()
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """A named list of cells; several cells of one name are an error."""
+
+    name: str
+    cells: tuple[Cell, ...]
+
+    def __post_init__(self) -> None:
+        names = [cell.name for cell in self.cells]
+        if not names:
+            raise InputError(f"grid {self.name}: expected a cell, found none")
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(f"grid {self.name}: expected each cell once, found {name} twice")
+
+
+def load_grid(path: str | os.PathLike[str], *, only: str = "", notes: Mapping[str, str] | None = None) -> Grid:
+    """Runs a grid file and returns what its `get_grid()` does.
+
+    Args:
+      path: the Python file.
+      only: keeps the cells whose names contain this.
+      notes: for names of data sets, what a reader has to know of the copies on this machine (`DataConfig.note`).
+
+    Raises:
+      InputError: names the file, or what `only` or `notes` do not match.
+    """
+    if not pathlib.Path(path).is_file():
+        raise InputError(f"--grid: expected a Python file with get_grid(), found nothing at {os.fspath(path)!r}")
+    try:
+        grid = runpy.run_path(os.fspath(path))["get_grid"]()
+    except InputError:
+        raise
+    except Exception as error:  # whatever a user's file does
+        raise InputError(f"--grid: {path} cannot be run ({type(error).__name__}: {error})") from None
+    if not isinstance(grid, Grid):
+        raise InputError(f"--grid: expected {path}'s get_grid() to return a Grid, found {type(grid).__name__}")
+    names = sorted({cell.config.data.name for cell in grid.cells})
+    for name in notes or {}:
+        if name not in names:
+            raise InputError(f"--note: expected a note on one of {names}, found one on {name!r}")
+    cells = tuple(cell for cell in grid.cells if only in cell.name)
+    if not cells:
+        raise InputError(f"--only: expected a part of a cell's name, such as {grid.cells[0].name}, found {only!r}")
+    return dataclasses.replace(grid, cells=tuple(_noted(cell, notes or {}) for cell in cells))
+
+
+def _noted(cell: Cell, notes: Mapping[str, str]) -> Cell:
+    data = cell.config.data
+    data = dataclasses.replace(data, note=notes.get(data.name, data.note))
+    return dataclasses.replace(cell, config=dataclasses.replace(cell.config, data=data))
+
+
+def run_bench(
+    grid: Grid,
+    workdir: str | os.PathLike[str],
+    results: str | os.PathLike[str],
+    *,
+    say: Callable[[str], None],
+    devices: Sequence[jax.Device] | None = None,
+) -> int:
+    """Fills the rows of a grid that a file of results lacks, one after the other.
+
+    A bench that is stopped, at any moment, goes on where it was: finished cells have their rows, finished stages of an
+    unfinished cell are reloaded, and a training goes on after its last saved epoch.
+
+    Args:
+      grid: the cells.
+      workdir: for their stages; a folder for each data set and network, in it one with a report for each cell. At the
+        end it holds `gallery.html` and `triggers.png` with the triggers of all cells that were run there.
+      results: the JSON-lines file; made if it is missing.
+      say: takes a line of text after each cell.
+      devices: the devices that share the work; by default all local ones.
+
+    Returns:
+      How many rows were written.
+
+    Raises:
+      InputError: if the file of results cannot be read or written; or after the last cell, if one could not be run (the
+        others are), with the cell's name and what is wrong.
+    """
+    root, file = pathlib.Path(os.path.expanduser(workdir)).absolute(), pathlib.Path(os.path.expanduser(results))
+    origin = provenance()  # of the code that is loaded now, not of what the checkout becomes meanwhile
+    mend(file)
+    finished = rows.parse(file.read_text(encoding="utf-8"), name=str(file)) if file.stat().st_size else []
+    missing = [cell for cell in grid.cells if not any(cell.is_of(row.values) for row in finished)]
+    say(f"{grid.name}: {len(grid.cells) - len(missing)} of {len(grid.cells)} cells are in {file}")
+    failures = []
+    for index, cell in enumerate(missing):
+        began, place = time.monotonic(), f"[{index + 1}/{len(missing)}] {cell.name}"
+        try:
+            row = {"cell": cell.name, "id": cell.id, "grid": grid.name} | _fill(cell, root, devices=devices) | origin
+        except InputError as error:
+            failures.append(f"{cell.name}: {error}")
+            say(f"{place} failed: {error}")
+            continue
+        append_row(file, row | {"date": today(), "seconds": round(time.monotonic() - began, 1)})
+        say(f"{place}: {_in_words(row)} ({time.monotonic() - began:.0f} s)")
+    examples = [_load_example(path) for cell in grid.cells if (path := _example_path(root, cell)).exists()]
+    if examples:
+        write_text(root / "gallery.html", gallery.render(examples, title=f"Triggers of the bench {grid.name}"))
+        gallery.overview(examples).savefig(root / "triggers.png", dpi=150, facecolor="white")
+    if failures:
+        raise InputError(f"{len(failures)} of {len(missing)} cells failed, the first: {failures[0]}")
+    return len(missing)
+
+
+def _fill(cell: Cell, root: pathlib.Path, *, devices: Sequence[jax.Device] | None) -> dict[str, Any]:
+    result = repair(cell.config, root / cell.group, results=f"cells/{_slug(cell)}", devices=devices)
+    assert result.test is not None  # a cell's data is not `none`
+    example = example_triggers(
+        result.test, cell.config.attack, name=f"{cell.config.attack.name}, {cell.config.data.name}"
+    )
+    if example is not None:
+        _save_example(result.workdir / "trigger.npz", example)
+    return make_row(cell, result, example)
+
+
+def make_row(cell: Cell, result: Repair, example: Example | None) -> dict[str, Any]:
+    """What a cell's run says: plain JSON values; fractions in [0, 1]."""
+    summary, config, victim = summarize(result), cell.config, result.stages["victim"]
+    assert result.dataset is not None
+    assert result.dataset.train is not None
+    kept = ("metrics", "choice", *result.outcome.more, "oracle", "data", "sweep", "clean")
+    return {
+        "dataset": config.data.name,
+        "network": cell.network,
+        "attack": config.attack.name,
+        "defense": config.defense,
+        "recipe": cell.recipe,
+        "variant": cell.variant,
+        "seed": config.seed,
+        "poisoned": int(victim.value["poisoned"]),
+        "train_images": len(result.dataset.train.labels),
+        "test_images": len(result.dataset.test.labels),
+        **{name: summary[name] for name in kept if name in summary},
+        "trigger": None if example is None else {"psnr": example.quality.psnr, "ssim": example.quality.ssim},
+        "training": {"epochs": config.training.epochs, **victim.provenance["notes"]},
+        "stage_seconds": {name: round(stage.seconds, 1) for name, stage in result.stages.items()},
+        "config": plain_config(config),
+    }
+
+
+def _slug(cell: Cell) -> str:
+    config = cell.config
+    return f"{cell.recipe}-{config.attack.name}-{cell.way}-seed{config.seed}"
+
+
+def _in_words(row: Mapping[str, Any]) -> str:
+    def part(name: str) -> str:
+        found = row["metrics"][name]
+        values = [found["acc"]] + ([] if found["asr"] is None else [found["asr"]])
+        return " / ".join(f"{100 * value:.1f}" for value in values)
+
+    final = [*row["metrics"]][-1]
+    return f"victim {part('victim')}, repaired {part(final)}"
+
+
+def _example_path(root: pathlib.Path, cell: Cell) -> pathlib.Path:
+    return root / cell.group / "cells" / _slug(cell) / "trigger.npz"
+
+
+def _save_example(path: pathlib.Path, example: Example) -> None:
+    np.savez(path, **example._asdict() | {"quality": json.dumps(example.quality._asdict())})
+
+
+def _load_example(path: pathlib.Path) -> Example:
+    with np.load(path, allow_pickle=False) as file:
+        values = {name: file[name] for name in Example._fields}
+    quality = Quality(**json.loads(str(values["quality"])))
+    return Example(str(values["name"]), values["clean"], values["triggered"], quality, str(values["note"]))

@@ -1,0 +1,104 @@
+"""Checkpoints from one format into another."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from otbr_jax.errors import InputError
+from otbr_jax.interop.matching import tensors_like
+from otbr_jax.interop.state_dict import to_state_dict
+from otbr_jax.interop.tensor_files import FORMATS, read_tensors, write_state_dict
+from otbr_jax.models import registry
+from otbr_jax.models.registry import ModelConfig
+from otbr_jax.runs.checkpoints import replace_checkpoint
+from otbr_jax.runs.identify import identify, likely_sizes
+from otbr_jax.runs.loading import load_checkpoint, load_file
+from otbr_jax.types import named_leaves
+
+
+def convert(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    model: str,
+    settings: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
+) -> str:
+    """Reads a network's checkpoint, writes it in the format that the target's name asks for, and says what it did.
+
+    From file to file, names, order and dtypes stay, and surroundings of the state dict are left behind. An Orbax
+    checkpoint is float32 and has this project's names; back in a file, they are PyTorch's, and BatchNorm's counters of
+    batches 0.
+
+    Args:
+      source: an Orbax checkpoint directory, or a file of PyTorch or safetensors.
+      target: a name that ends in .pt, .pth, .tar or .safetensors, or one without a suffix for an Orbax checkpoint.
+      model: a name of `ARCHITECTURES`.
+      settings: fields of `ModelConfig`; of a file, those left out are read off its tensors.
+      overwrite: whether to replace a checkpoint at the target.
+
+    Raises:
+      InputError: if the model is unknown, the source cannot be read or is not that model, or the target cannot be
+        written or is in the way.
+    """
+    if not os.fspath(target):
+        raise InputError("--to: expected a name, found an empty one")
+    root, goal = (pathlib.Path(os.path.expanduser(path)).absolute() for path in (source, target))
+    try:
+        if goal.exists() and goal.samefile(root):
+            raise InputError(f"--to: expected another place than --from, found {goal} for both")
+        _check_target(goal, overwrite=overwrite)
+    except OSError as error:
+        raise InputError(f"--to: cannot use {goal} ({error.strerror})") from None
+    published = ModelConfig(model)
+    _network_arrays(published, settings)  # an unknown name or size ends here
+    if root.is_file():
+        file = read_tensors(root, name="--from")
+        depth = tuple(settings.get("depth", ()))
+        guess = identify(file.tensors, names=(model,), depth=depth)
+        guess = guess or likely_sizes(file.tensors, name=model, depth=depth)
+        variables, template = load_file(file, _network_arrays(guess or published, settings), name="--from")
+        tensors, origin = tensors_like(template, variables, name="--from"), file.format
+    else:
+        variables, _ = load_checkpoint(root, _network_arrays(published, settings), name="--from")
+        tensors, origin = to_state_dict(variables), "Orbax"
+    try:
+        goal.parent.mkdir(parents=True, exist_ok=True)
+        if goal.suffix in FORMATS:
+            write_state_dict(goal, tensors, name="--to")
+            count, form = len(tensors), FORMATS[goal.suffix]
+        else:
+            replace_checkpoint(goal, variables)
+            count, form = len(named_leaves(variables)), "Orbax"
+    except OSError as error:
+        raise InputError(f"--to: cannot write {goal} ({error.strerror})") from None
+    return f"read {root} ({origin}, {model}); wrote {count} tensors to {goal} ({form})"
+
+
+def _network_arrays(config: ModelConfig, settings: Mapping[str, Any]) -> Any:
+    try:
+        return jax.eval_shape(registry.build(dataclasses.replace(config, **settings))[1], jax.random.key(0))
+    except InputError as error:
+        raise InputError(str(error).replace("model.name:", "--model:").replace("model.", "--")) from None
+
+
+def _check_target(goal: pathlib.Path, *, overwrite: bool) -> None:
+    """Refuses a target that is there already, unless it is what the new one may replace."""
+    file = goal.suffix in FORMATS
+    if not file and goal.suffix[1:].isalpha():
+        known = ", ".join(sorted(FORMATS))
+        raise InputError(f"--to: expected a name that ends in one of {known}, or has no suffix (Orbax), found {goal}")
+    if not goal.exists():
+        return
+    if file and not goal.is_file():
+        raise InputError(f"--to: expected a file to write, found a directory at {goal}")
+    if not file and not (goal / "_METADATA").is_file():
+        raise InputError(f"--to: expected an Orbax checkpoint to replace, found something else at {goal}")
+    if not overwrite:
+        raise InputError(f"--to: {goal} is there already; --overwrite replaces it")

@@ -1,0 +1,125 @@
+"""What a network's neuron graph looks like, and whether it is right."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from otbr_jax.defenses.judging import summarize_judgement
+from otbr_jax.defenses.otbr_plus import SYNTHETIC, judging_plan
+from otbr_jax.errors import InputError
+from otbr_jax.graph.choose import choose_layers
+from otbr_jax.graph.graph import permutation_error
+from otbr_jax.report.network import draw_network, network_table
+from otbr_jax.report.verdict import draw_triggers, verdict
+from otbr_jax.runs.devices import local_mesh
+from otbr_jax.runs.networks import Subject, open_network
+from otbr_jax.runs.run import Run
+from otbr_jax.runs.store import open_workdir
+from otbr_jax.types import Variables, named_leaves
+from otbr_jax.victims.victims import open_victim, subject_of
+
+DRAWINGS = (".png", ".svg", ".pdf")
+TOLERANCE = 1e-3  # of the largest logit; rounding stays well below it
+
+
+def inspect(
+    config: Any,
+    *,
+    drawing: str | os.PathLike[str] | None = None,
+    verify: bool = False,
+    judge_in: str | os.PathLike[str] | None = None,
+) -> str:
+    """The table of a network's layers, which of them OTBR would repair, and what else was asked for.
+
+    Args:
+      config: names the network (`config.model`) and the layers to repair (`config.otbr.layers`).
+      drawing: a file for a picture of the graph; its suffix is one of `DRAWINGS`.
+      verify: whether to permute every group of neurons and measure how far the outputs move.
+      judge_in: a working directory, to judge whether the network looks backdoored (`config.suspicion`); its picture of
+        triggers stays there.
+
+    Raises:
+      InputError: if the network cannot be opened or traced, a permuted group moves its outputs, or the picture cannot
+        be written.
+    """
+    if drawing is not None and pathlib.Path(drawing).suffix not in DRAWINGS:
+        raise InputError(f"--out: expected a name that ends in one of {', '.join(DRAWINGS)}, found {str(drawing)!r}")
+    subject = open_network(config.model)
+    shapes = {name: tuple(leaf.shape) for name, leaf in named_leaves(subject.like).items()}
+    layers = choose_layers(subject.graph, config.otbr.layers)
+    kinds = ", ".join(sorted({layer.kind for layer in layers}))
+    lines = [
+        network_table(subject.graph, shapes).text(),
+        f"repaired: {len(layers)} layers ({kinds}) with {sum(layer.neurons for layer in layers):,} neurons",
+    ]
+    if verify:
+        lines.append(_verdict(subject))
+    if judge_in is not None:
+        lines.append(_judged(config, subject, judge_in))
+    if drawing is not None:
+        try:
+            draw_network(subject.graph, title=config.model.name).savefig(drawing, dpi=150)
+        except OSError as error:
+            raise InputError(f"--out: cannot write {drawing} ({error.strerror})") from None
+        lines.append(f"drawn in {drawing}")
+    return "\n".join(lines)
+
+
+def _judged(config: Any, subject: Subject, workdir: str | os.PathLike[str]) -> str:
+    if subject.variables is None:
+        raise InputError("model.checkpoint: expected a network to judge, found none; random weights hide nothing")
+    if not config.suspicion.gamma:
+        raise InputError("suspicion.gamma: expected settings to judge by, found none; see configs/otbr_plus.py")
+    with open_workdir(workdir, subject=subject_of(config)) as directory:
+        run = Run(config, directory, subject, local_mesh(), layers=config.otbr.layers)
+        given = {"victim": open_victim(run, None).stage.value["variables"]}
+        stages = run.plan(judging_plan(config), given)
+        values = {name: stage.value for name, stage in stages.items()}
+        judgement = summarize_judgement(config.suspicion, values, by=SYNTHETIC)
+        picture = directory.path / "triggers.png"
+        found = values["inverted"]["patch"].parameters
+        draw_triggers(np.asarray(found.mask), np.asarray(found.pattern), judgement).savefig(picture, dpi=150)
+    return f"{verdict(judgement)}\ntriggers drawn in {picture}"
+
+
+def _verdict(subject: Subject) -> str:
+    if not subject.graph.groups:
+        return "nothing to verify: the neuron graph states no groups of neurons that may change places"
+    network = subject.network
+    variables = _random(subject.like) if subject.variables is None else subject.variables
+    images = jax.random.uniform(jax.random.key(1), (4, *network.image_shape))
+    apply = jax.jit(network.apply)
+    errors = [
+        float(permutation_error(apply, variables, group, images, key=jax.random.key(index)))
+        for index, group in enumerate(subject.graph.groups)
+    ]
+    for group, error in zip(subject.graph.groups, errors, strict=True):
+        if not error < TOLERANCE:
+            where = ", ".join(f"{axis.name} axis {axis.axis}" for axis in group.axes[:3])
+            raise InputError(
+                f"network: the neuron graph is wrong: permuting {group.size} neurons (on {where}, ...) moves the "
+                f"outputs by {error:.1e} of the largest; state the neuron graph by hand"
+            )
+    weights = "random weights" if subject.variables is None else "its own weights"
+    return (
+        f"verified with {weights}: permuting each of {len(errors)} groups moves the outputs by at most "
+        f"{max(errors):.1e} of the largest"
+    )
+
+
+def _random(like: Variables) -> Variables:
+    """Random values everywhere, since equal ones (BatchNorm's zeros and ones) hide mistakes."""
+    leaves, structure = jax.tree.flatten(like)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+
+    def draw(key: jax.Array, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        if leaf.size > max(leaf.shape, default=0):
+            return jax.random.normal(key, leaf.shape, leaf.dtype) / np.sqrt(np.prod(leaf.shape[:-1]))
+        return jax.random.uniform(key, leaf.shape, leaf.dtype, minval=0.2, maxval=1.0)
+
+    return jax.tree.unflatten(structure, [draw(key, leaf) for key, leaf in zip(keys, leaves, strict=True)])

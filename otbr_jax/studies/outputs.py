@@ -1,0 +1,62 @@
+"""Writes what a user leaves with: metrics.json, neuron_scores.csv, report.html (the checkpoint is already there)."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from otbr_jax.report import page, plots
+from otbr_jax.runs.checkpoints import write_text
+from otbr_jax.studies.results import Repair, scores_table, summarize
+from otbr_jax.victims.examples import one_per_class
+
+
+def write_outputs(result: Repair) -> None:
+    """Writes the three files into the run's working directory."""
+    summary, outcome, folder = summarize(result), result.outcome, result.workdir
+    write_text(folder / "metrics.json", json.dumps(summary, indent=1) + "\n")
+    write_text(folder / "neuron_scores.csv", scores_table(result))
+    in_order = [layer.name for layer in result.layers]
+    report = page.render(
+        summary,
+        scores={name: np.asarray(outcome.scores[name]) for name in in_order},
+        chosen={name: np.asarray(mask) for name, mask in outcome.touched.items()},
+        plan=outcome.plan,
+        triggers=_triggers(result),
+        examples=example_predictions(result),
+    )
+    write_text(folder / "report.html", report)
+
+
+def _triggers(result: Repair) -> tuple[np.ndarray, np.ndarray] | None:
+    """Masks and patterns of the patches that were reverse-engineered; None without."""
+    if "inverted" not in result.stages:
+        return None
+    found = result.stages["inverted"].value["patch"].parameters
+    return np.asarray(found.mask), np.asarray(found.pattern)
+
+
+def example_predictions(result: Repair, *, columns: int = 9) -> Figure | None:
+    """The first test image of each class that the attacker does not want it to have, with answers before and after.
+
+    None without such images.
+    """
+    if result.test is None:
+        return None
+    labels, goals = np.asarray(result.test.labels), np.asarray(result.test.goals)
+    others = np.unique(labels[labels != goals])
+    if len(others) == 0:
+        return None
+    chosen = one_per_class(labels, list(others))[:columns]
+    found = result.stages["evaluation"].value["predictions"]
+    repaired = found[result.config.networks[-1]]
+    return plots.predictions(
+        np.asarray(result.test.clean)[chosen],
+        np.asarray(result.test.triggered)[chosen],
+        labels[chosen],
+        (found["victim"].clean[chosen], found["victim"].triggered[chosen]),
+        (repaired.clean[chosen], repaired.triggered[chosen]),
+        goals=goals[chosen],
+    )

@@ -1,0 +1,151 @@
+"""From a suspicious network to a repaired one: victim -> the plan of a defence -> evaluation -> report.
+
+What launchers and notebooks call. Everything is decided by a `RepairConfig`; every stage is saved in the working
+directory, and reloaded when nothing it depends on has changed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+
+from otbr_jax.data import sources
+from otbr_jax.data.clean import Clean, load_clean
+from otbr_jax.data.sources import Dataset
+from otbr_jax.graph.choose import choose_layers
+from otbr_jax.interop.matching import file_name, write_like
+from otbr_jax.metrics import Metrics, evaluate_predictions
+from otbr_jax.plan import ROOT, Setup, Step, needs
+from otbr_jax.runs.checkpoints import numeric_leaves, replace_checkpoint
+from otbr_jax.runs.devices import check_batch_size, local_mesh
+from otbr_jax.runs.networks import open_network
+from otbr_jax.runs.run import Run
+from otbr_jax.runs.store import open_workdir
+from otbr_jax.settings import declarations
+from otbr_jax.studies.outputs import write_outputs
+from otbr_jax.studies.repair_config import AnyRepairConfig, clean_augmentation
+from otbr_jax.studies.results import Repair
+from otbr_jax.types import Batch, Network, Variables, check_finite, unchanged
+from otbr_jax.victims import evaluation
+from otbr_jax.victims.victims import check_trainable, open_victim, subject_of, test_set
+
+
+def repair(
+    config: AnyRepairConfig,
+    workdir: str | os.PathLike[str],
+    *,
+    results: str = ".",
+    devices: Sequence[jax.Device] | None = None,
+) -> Repair:
+    """Repairs the network that `config` names, or a victim trained for the purpose, measures it and reports.
+
+    Leaves in `workdir`: the checkpoint `repaired`, `metrics.json`, `neuron_scores.csv` and `report.html`; and for a
+    network that came in a PyTorch or safetensors file, a repaired file like it.
+
+    Guarantee: the repair itself uses no image, or where the defence takes clean images those that `config.clean` names;
+    all other data are used to train a victim and to measure only.
+
+    Args:
+      config: the settings.
+      workdir: directory for the stages and the results; resumed if it has been used before.
+      results: folder inside `workdir` for the results, so that several runs can share its stages.
+      devices: the devices that share the work; by default all local ones.
+
+    Returns:
+      The repaired network and all that is known about it.
+
+    Raises:
+      InputError: names what is wrong with the settings, the checkpoint, the data or the working directory.
+    """
+    mesh, defense = local_mesh(devices), config.way
+    for name, size in defense.batch_sizes(config).items():
+        check_batch_size(size, mesh, name=name)
+    subject = open_network(config.model)
+    network = subject.network
+    layers = choose_layers(subject.graph, defense.layers(config))
+    dataset = sources.load(config.data, image_shape=network.image_shape, num_classes=network.num_classes)
+    if subject.variables is None:
+        check_batch_size(config.training.batch_size, mesh, name="training.batch_size")
+    check_trainable(config, subject, dataset)
+    clean = None if defense.data == "none" else _clean_images(config, dataset, network)
+    given = defense.given(config, None if clean is None else Batch(*map(jax.numpy.asarray, clean.images)), config.seed)
+    with open_workdir(workdir, subject=subject_of(config)) as directory:
+        varied = unchanged if clean is None else clean_augmentation(config)
+        run = Run(config, directory, subject, mesh, layers=defense.layers(config), augment=varied)
+        victim = open_victim(run, dataset)
+        given = {"victim": victim.stage.value["variables"], **given}
+        defended = run.plan(defense.plan(config), given)
+        repaired = defended[config.networks[-1]].value.variables
+        check_finite(repaired, name="the repaired network")
+        restored = subject.restore(repaired)
+        folder = directory.path / results
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_checkpoint(folder / "repaired", numeric_leaves(restored))
+        files = []
+        if subject.template is not None:
+            files.append(folder / file_name(subject.template))
+            write_like(subject.template, repaired, files[0])
+        stages = {**victim.stages, **defended}
+        test = None if dataset is None else test_set(run, dataset.test, victim)
+        if test is not None:
+            known = {**given, **defended, "test": test}
+            stages |= run.plan((measuring_step(config),), known)
+        provenance = None if clean is None else clean.provenance
+        result = Repair(restored, network, layers, stages, dataset, test, config, folder, tuple(files), provenance)
+        write_outputs(result)
+        return result
+
+
+def _clean_images(config: AnyRepairConfig, dataset: Dataset | None, network: Network) -> Clean:
+    shape, classes = network.image_shape, network.num_classes
+    return load_clean(config.clean, dataset, image_shape=shape, num_classes=classes, seed=config.seed)
+
+
+def measuring_step(config: AnyRepairConfig) -> Step:
+    """The last step: metrics and predictions of all networks, and of the defence's grid of settings, in one program."""
+    candidates, names = config.way.candidates(config), config.networks
+    more = () if candidates is None else candidates.needs
+
+    def measure(setup: Setup, settings: Any, *, key: jax.Array, report: Any, test: Any, **values: Any) -> Any:
+        del settings
+        networks = {name: values[name] if name == "victim" else values[name].variables for name in names}
+        measured = measure_networks(setup, networks, evaluation.TestSet(*test))
+        if candidates is not None:
+            own = {name: values[name] for name in candidates.needs}
+            ask = partial(_ask, setup, evaluation.TestSet(*test))
+            measured["sweep"] = candidates.measure(setup, ask, key=key, report=report, **own)
+        return measured
+
+    method = {name: getattr(config, name) for name in declarations(config.way.Config)}
+    return Step(
+        "evaluation",
+        measure,
+        needs(*dict.fromkeys((*names, *more)), "test"),
+        {"networks": names, "defense": config.defense, "method": method},
+        "measuring" if candidates is None else f"measuring, {' x '.join(candidates.axes)}",
+        total=1 if candidates is None else candidates.rounds,
+        unit="step" if candidates is None else candidates.unit,
+        key=ROOT,
+        code=(config.way.plan.__module__,),
+    )
+
+
+def _ask(setup: Setup, test: evaluation.TestSet, variables: Variables) -> Metrics:
+    return evaluation.measure(setup.network, variables, test, place=setup.place, devices=setup.devices)
+
+
+def measure_networks(setup: Setup, networks: Mapping[str, Variables], test: evaluation.TestSet) -> dict[str, Any]:
+    """`predictions` and `metrics` of every network, by its name; jits."""
+    predictions = {
+        name: evaluation.predict_both(setup.network, variables, test, place=setup.place, devices=setup.devices)
+        for name, variables in networks.items()
+    }
+    metrics = {
+        name: evaluate_predictions(found.clean, found.triggered, test.labels, target=test.goals)
+        for name, found in predictions.items()
+    }
+    return {"predictions": predictions, "metrics": metrics}

@@ -1,0 +1,156 @@
+"""The result of a run, and what it says to machines: all numbers as JSON, the neuron scores as CSV."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from otbr_jax.data.sources import Dataset
+from otbr_jax.defenses.defense import Outcome, settled
+from otbr_jax.graph.graph import Layer
+from otbr_jax.metrics import Metrics, defense_effectiveness
+from otbr_jax.runs.identity import content_digest, versions
+from otbr_jax.runs.store import Stage
+from otbr_jax.steps.score import ranks
+from otbr_jax.studies.repair_config import AnyRepairConfig
+from otbr_jax.types import Network, Variables
+from otbr_jax.victims.evaluation import TestSet
+
+
+class Repair(NamedTuple):
+    """What `pipeline.repair` found.
+
+    Attributes:
+      variables: the repaired network's variables, as the pytree that the user brought.
+      network: its functions.
+      layers: the layers that were repaired, in execution order.
+      stages: `attack` and `clean` if there are any (see `victims.Victim`); `victim`, the steps of the defence's plan,
+        and `evaluation` if there was data.
+      dataset: the data it was measured with, or None.
+      test: the test images as they were measured, or None.
+      config: the settings.
+      workdir: where everything is.
+      files: the repaired network as files of the user's own kind, beside the Orbax checkpoint.
+      clean: what the clean images were that the defence used, in a line; None without.
+    """
+
+    variables: Variables
+    network: Network
+    layers: tuple[Layer, ...]
+    stages: Mapping[str, Stage]
+    dataset: Dataset | None
+    test: TestSet | None
+    config: AnyRepairConfig
+    workdir: pathlib.Path
+    files: tuple[pathlib.Path, ...] = ()
+    clean: str | None = None
+
+    @property
+    def outcome(self) -> Outcome:
+        """What a reader wants to know of the defence's run."""
+        return self.config.way.outcome(self.config, {name: stage.value for name, stage in self.stages.items()})
+
+
+ORACLE = "oracle: highest DER on the test set, with the trigger known"
+
+
+def summarize(result: Repair) -> dict[str, Any]:
+    """All numbers of a run as plain JSON values.
+
+    Fractions lie in [0, 1]; what could not be measured (no data, no trigger) is None. `oracle` is the setting of
+    the sweep with the highest DER, which a defender cannot know: it is chosen with the test set and the trigger.
+    """
+    config, outcome = result.config, result.outcome
+    names, final = config.networks, config.networks[-1]
+    candidates = config.way.candidates(config) if "evaluation" in result.stages else None
+    summary: dict[str, Any] = {
+        "defense": config.defense,
+        "metrics": dict.fromkeys(names),
+        "choice": dict(outcome.choice),
+        **outcome.more,
+        "neurons": dict(outcome.neurons),
+        "did": outcome.did,
+        "done": outcome.done,
+        "scored": outcome.scored,
+        "score": outcome.score,
+        "warnings": [*outcome.warnings],
+        "clean": result.clean,
+        "oracle": None,
+        "sweep": [],
+        "swept": None if candidates is None else candidates.network,
+        "axes": [] if candidates is None else [*candidates.axes],
+        "along": [] if candidates is None else [*candidates.along],
+        "strength": None if candidates is None else candidates.strength,
+        "repaired": content_digest(result.stages[final].value.variables),
+        "data": None if result.dataset is None else result.dataset.provenance,
+        "stages": {
+            name: {
+                "seconds": round(stage.seconds, 3),
+                "resumed": stage.resumed,
+                "digest": stage.digest,
+                "versions": dict(stage.provenance["versions"]),
+            }
+            for name, stage in result.stages.items()
+        },
+        "versions": versions(),
+        "devices": [str(device.device_kind) for device in jax.local_devices()],
+        "config": json.loads(json.dumps(dataclasses.asdict(config))),
+    }
+    if "evaluation" in result.stages:
+        measured = result.stages["evaluation"].value
+        triggered, victim = config.attack.name != "none", measured["metrics"]["victim"]
+        row = partial(_row, victim=victim, triggered=triggered)
+        summary["metrics"] = {name: row(measured["metrics"][name]) for name in names}
+        if candidates is not None:
+            summary["sweep"] = candidates.rows(measured["sweep"], row)
+            summary["warnings"] += _not_converged(summary["sweep"])
+        if triggered and candidates is not None:
+            best = max(summary["sweep"], key=lambda row: row[candidates.network]["der"])
+            setting = {name: best[name] for name in candidates.axes}
+            summary["oracle"] = setting | {"chosen_by": ORACLE, candidates.network: best[candidates.network]}
+    return summary
+
+
+def _not_converged(sweep: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is to be said of a grid's settings whose transport did not converge."""
+    gammas = sorted({row["gamma"] for row in sweep if not row.get("converged", True)})
+    return [f"transport did NOT converge in the grid at gamma {', '.join(f'{g:g}' for g in gammas)}"] if gammas else []
+
+
+def _row(found: Metrics, *, victim: Metrics, triggered: bool) -> dict[str, float | None]:
+    row: dict[str, float | None] = {"acc": settled(found.acc), "asr": None, "ra": None, "der": None}
+    if triggered:
+        row |= {
+            "asr": settled(found.asr),
+            "ra": settled(found.ra),
+            "der": settled(defense_effectiveness(victim, found)),
+        }
+    return row
+
+
+def scores_table(result: Repair) -> str:
+    """CSV of every scored neuron: layer, index, score with all its digits, rank (0 = highest), what was done to it.
+
+    The last column is named by what happened to neurons, such as `pruned`.
+    """
+    outcome = result.outcome
+    scores = {layer.name: outcome.scores[layer.name] for layer in result.layers}  # execution order
+    places = ranks(scores)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["layer", "neuron", "score", "rank", outcome.did.replace("-", "")])
+    for name, own in scores.items():
+        rows = zip(own, np.asarray(places[name]), outcome.touched[name], strict=True)
+        for neuron, (score, rank, is_touched) in enumerate(rows):
+            # 9 significant digits give back the same float32.
+            writer.writerow([name, neuron, f"{score:.9g}", rank, int(is_touched)])
+    return text.getvalue()

@@ -1,0 +1,1 @@
+"""Victims: attacks are made, networks trained and measured."""

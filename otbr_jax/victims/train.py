@@ -1,0 +1,134 @@
+"""Training a victim from start to finish, and what it leaves for whoever repairs it: what the launcher calls."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from otbr_jax.attacks.registry import ATTACKS
+from otbr_jax.data import sources
+from otbr_jax.data.sources import DataConfig, Dataset
+from otbr_jax.errors import InputError
+from otbr_jax.report import gallery
+from otbr_jax.report.gallery import Example
+from otbr_jax.runs.checkpoints import replace_checkpoint, write_text
+from otbr_jax.runs.devices import check_batch_size, local_mesh
+from otbr_jax.runs.identity import versions
+from otbr_jax.runs.networks import open_network
+from otbr_jax.runs.run import Run
+from otbr_jax.runs.store import open_workdir
+from otbr_jax.victims.config import VictimConfig
+from otbr_jax.victims.examples import example_triggers
+from otbr_jax.victims.training import History
+from otbr_jax.victims.victims import Victim, check_trainable, open_victim, subject_of, test_set
+
+
+def train_victim(
+    config: VictimConfig, workdir: str | os.PathLike[str], *, devices: Sequence[jax.Device] | None = None
+) -> tuple[Victim, dict[str, Any]]:
+    """Trains the victim that `config` names, measures it and leaves it in `workdir`.
+
+    Leaves there: the checkpoint `victim`, the trigger's arrays in `attack` (what `attack.assets` takes), `victim.json`
+    with all numbers, and `trigger.html`, a page to look at the trigger.
+
+    Args:
+      config: the settings.
+      workdir: directory for the stages and the results; resumed if it has been used before.
+      devices: the devices that share the work; by default all local ones.
+
+    Returns:
+      `(victim, summary)`, the summary as `victim.json` holds it.
+
+    Raises:
+      InputError: names what is wrong with the settings, the data or the working directory.
+    """
+    mesh = local_mesh(devices)
+    check_batch_size(config.training.batch_size, mesh, name="training.batch_size")
+    subject = open_network(config.model)
+    if subject.variables is not None:
+        field = "checkpoint" if config.model.checkpoint else "name"
+        raise InputError(
+            f"model.{field}: expected a network without weights, to be trained, found {getattr(config.model, field)!r}"
+        )
+    network = subject.network
+    dataset = sources.load(config.data, image_shape=network.image_shape, num_classes=network.num_classes)
+    check_trainable(config, subject, dataset)
+    with open_workdir(workdir, subject=subject_of(config)) as directory:
+        run = Run(config, directory, subject, mesh)
+        victim = open_victim(run, dataset)
+        assert dataset is not None  # or there would be nothing to train on
+        summary = summarize(run, victim, dataset)
+        example = example_triggers(test_set(run, dataset.test, victim), config.attack, name=config.attack.name)
+        if example is not None:
+            summary["trigger"] = {"psnr": example.quality.psnr, "ssim": example.quality.ssim}
+        try:
+            _leave(directory.path, victim, summary, example)
+        except OSError as error:
+            raise InputError(f"workdir: the victim cannot be written to {directory.path}: {error.strerror}") from None
+        return victim, summary
+
+
+def _leave(folder: pathlib.Path, victim: Victim, summary: Mapping[str, Any], example: Example | None) -> None:
+    """Writes what a user takes; what an earlier victim left and this one does not have goes."""
+    replace_checkpoint(folder / "victim", victim.stage.value["variables"])
+    if "assets" in victim.stage.value:
+        replace_checkpoint(folder / "attack", victim.stage.value["assets"])
+    else:
+        shutil.rmtree(folder / "attack", ignore_errors=True)
+    if example is not None:
+        write_text(folder / "trigger.html", gallery.render([example], title=f"Trigger: {example.name}"))
+    else:
+        (folder / "trigger.html").unlink(missing_ok=True)
+    write_text(folder / "victim.json", json.dumps(summary, indent=1) + "\n")
+
+
+def summarize(run: Run, victim: Victim, dataset: Dataset) -> dict[str, Any]:
+    """All numbers of a trained victim as plain JSON values; fractions in [0, 1], what has no trigger is None."""
+    config, stage = run.config, victim.stage
+    history = History(**stage.value["history"])
+    epochs = config.training.measured_epochs()
+    measured = [
+        {"epoch": epoch, "acc": _number(acc), "asr": _number(asr)}
+        for epoch, acc, asr in zip(epochs, history.acc, history.asr, strict=True)
+    ]
+    return {
+        "metrics": {name: value for name, value in measured[-1].items() if name != "epoch"},
+        "history": {"loss": [_number(loss) for loss in history.loss], "measured": measured},
+        "trigger": None,
+        "poisoned": int(stage.value["poisoned"]),
+        "training": {"epochs": config.training.epochs, **stage.provenance["notes"]},
+        "data": dataset.provenance,
+        "versions": versions(),
+        "devices": [str(device.device_kind) for device in jax.local_devices()],
+        "config": json.loads(json.dumps(dataclasses.asdict(config))),
+    }
+
+
+def _number(value: Any) -> float | None:
+    return None if value != value else round(float(value), 6)
+
+
+def repair_flags(config: VictimConfig, workdir: str) -> list[str]:
+    """The flags with which `launch.repair` repairs a victim that `train_victim` left, and measures with its trigger."""
+    model = dataclasses.replace(config.model, checkpoint=f"{workdir}/victim")
+    attack = config.attack
+    if attack.name != "none" and ATTACKS[attack.name].make is not None:
+        attack = dataclasses.replace(attack, assets=f"{workdir}/attack")
+    wanted = dataclasses.asdict(VictimConfig(model=model, data=config.data, attack=attack))
+    flags = [f"{name}={value}" for name, value in _changed(wanted, dataclasses.asdict(VictimConfig()), "--config")]
+    return flags + ([] if config.data.name != DataConfig().name else [f"--config.data.name={config.data.name}"])
+
+
+def _changed(values: Mapping[str, Any], defaults: Mapping[str, Any], name: str) -> Iterator[tuple[str, Any]]:
+    for field, value in values.items():
+        if isinstance(value, dict):
+            yield from _changed(value, defaults[field], f"{name}.{field}")
+        elif value != defaults[field]:
+            yield f"{name}.{field}", value

@@ -1,0 +1,272 @@
+"""Training victims: one compiled program per epoch over a data set that lies on the devices."""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from otbr_jax.attacks.attack import Assets, InTraining
+from otbr_jax.errors import InputError
+from otbr_jax.metrics import Metrics
+from otbr_jax.runs.devices import split_batch
+from otbr_jax.runs.loop import rounds
+from otbr_jax.settings import field, settings
+from otbr_jax.steps.augment import augment
+from otbr_jax.steps.convolutions import channels_last
+from otbr_jax.types import Network, Variables, split
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+@settings("training")
+class TrainingConfig:
+    """SGD with momentum, weight decay and a cosine schedule."""
+
+    epochs: int = field(default=30, at_least=1, doc="passes over the training set.")
+    batch_size: int = field(
+        default=64,
+        at_least=1,
+        doc="images per step, over all devices together; the last, incomplete batch of an epoch is left out.",
+    )
+    learning_rate: float = field(
+        default=0.05, above=0, doc="at the start, or after the warm-up; falls to zero along a cosine."
+    )
+    warmup: float = field(
+        default=0.0, at_least=0, below=1, doc="share of the steps in which the learning rate rises from zero."
+    )
+    momentum: float = field(default=0.9, at_least=0, below=1, doc="of SGD.")
+    weight_decay: float = field(default=5e-4, at_least=0, doc="added to the gradients, as PyTorch's SGD does.")
+    crop_padding: int = field(
+        default=0, at_least=0, unit="pixels", doc="black border around an image before a random crop; 0 for no crop."
+    )
+    flip: bool = field(default=False, doc="whether half of the images are mirrored.")
+    precision: str = field(
+        default="auto",
+        choices=PRECISIONS,
+        doc="`float32`, `bfloat16` (weights, optimizer and all statistics stay float32), or `auto`: bfloat16 on GPUs "
+        "and TPUs.",
+    )
+    measure_every: int = field(
+        default=5,
+        at_least=1,
+        unit="epochs",
+        doc="between two measurements of ACC and ASR; the last epoch is always measured.",
+    )
+
+    def measured_epochs(self) -> list[int]:
+        """After which epochs, counted from 1, ACC and ASR are measured."""
+        return sorted({*range(self.measure_every, self.epochs, self.measure_every), self.epochs})
+
+
+class TrainingSet(NamedTuple):
+    """What a network learns from, on the devices.
+
+    Attributes:
+      images: uint8 `[n, h, w, c]`.
+      labels: int32 `[n]`.
+      goals: int32 `[n]`, the labels that an attack which poisons while it trains wants.
+    """
+
+    images: jax.Array
+    labels: jax.Array
+    goals: jax.Array
+
+
+class History(NamedTuple):
+    """What was seen on the way: loss `[epochs]`, and ACC and ASR `[measurements]` (ASR is NaN without a trigger)."""
+
+    loss: np.ndarray
+    acc: np.ndarray
+    asr: np.ndarray
+
+
+class Trained(NamedTuple):
+    """A trained network.
+
+    Attributes:
+      variables: its variables.
+      assets: the arrays of the attack, those that were trained with the network among them.
+      history: how it went.
+      seconds: wall time, that of an earlier process whose work was taken up included.
+      images_per_second: the median over this process's epochs but its first, which compiles; None without a second.
+    """
+
+    variables: Variables
+    assets: Assets
+    history: History
+    seconds: float
+    images_per_second: float | None
+
+
+class Training(NamedTuple):
+    """A training on its way: epochs that are done, seconds that they took, what is trained, and what was seen."""
+
+    done: np.int32
+    spent: np.float32
+    carry: Any
+    history: History
+
+
+def empty_history(config: TrainingConfig) -> History:
+    """A history in which nothing has happened yet: NaN everywhere."""
+    measured = len(config.measured_epochs())
+    return History(*(np.full(size, np.nan, np.float32) for size in (config.epochs, measured, measured)))
+
+
+def train(
+    network: Network,
+    variables: Variables,
+    data: TrainingSet,
+    *,
+    key: jax.Array,
+    config: TrainingConfig,
+    mesh: Mesh,
+    assets: Assets | None = None,
+    attack: InTraining | None = None,
+    measure: Callable[[Variables, Assets], Metrics] | None = None,
+    on_epoch: Callable[..., None] = lambda **shown: None,
+    progress: pathlib.Path | None = None,
+    save_every: float | None = None,
+) -> Trained:
+    """Trains a network on images that are on the devices as uint8.
+
+    One compiled program runs a whole epoch: it shuffles, poisons, crops, flips and normalises on the devices.
+
+    Args:
+      network: the functions of the network.
+      variables: where training starts.
+      data: the training set.
+      key: typed PRNG key: the order of the images, their augmentation, the attack's choices.
+      config: epochs, batch size, learning rate, ...
+      mesh: devices that share each batch.
+      assets: the arrays of the attack.
+      attack: what the attack does in each step, None for one that has poisoned `data`.
+      measure: `(variables, assets) -> Metrics`, called after the epochs `config.measured_epochs()`.
+      on_epoch: called after each epoch with its mean loss and what was measured last (a progress bar).
+      progress: where the state is saved every `save_every` seconds, and looked for at the start: a training that was
+        stopped goes on from there to the same result.
+      save_every: seconds; see `loop.rounds`.
+
+    Returns:
+      The trained variables, the attack's assets (some attacks train theirs too), and how it went.
+
+    Raises:
+      InputError: if there are fewer images than one batch, or the loss is not finite.
+    """
+    count = len(data.labels)
+    check_batch_fits(config, images=count)
+    steps = count // config.batch_size
+    trained_assets = {name: (assets or {})[name] for name in (attack.trained if attack else ())}
+    fixed_assets = {name: value for name, value in (assets or {}).items() if name not in trained_assets}
+    optimizer = _optimizer(config, steps)
+    attack_optimizer = attack.optimizer(config.epochs * steps) if attack else optax.identity()
+    dtype = compute_dtype(config.precision, mesh)
+
+    def loss_fn(trainable: Any, state: Any, batch: TrainingSet, fixed: Assets, key: jax.Array) -> tuple[jax.Array, Any]:
+        params, own = trainable
+        attack_key, augment_key = jax.random.split(key)
+        images, labels, extra = batch.images, batch.labels, jnp.zeros(())
+        if attack is not None:
+            unit = images.astype(jnp.float32) / 255
+            images, labels, extra = attack.poison({**fixed, **own}, unit, labels, batch.goals, attack_key)
+        images = augment(images, key=augment_key, crop_padding=config.crop_padding, flip=config.flip)
+        params = jax.tree.map(lambda p: p.astype(dtype), params)
+        logits, moved = network.train({"params": params, **state}, network.prepare(images).astype(dtype))
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
+        return jnp.mean(losses) + extra, jax.tree.map(lambda new, old: new.astype(old.dtype), moved, state)
+
+    loss_and_grads = channels_last(jax.value_and_grad(loss_fn, has_aux=True))
+
+    copied = NamedSharding(mesh, PartitionSpec())
+
+    @partial(jax.jit, out_shardings=copied, donate_argnums=0)
+    def epoch(carry: Any, key: jax.Array, data: TrainingSet, fixed: Assets) -> tuple[Any, jax.Array]:
+        order = jax.random.permutation(key, count)[: steps * config.batch_size]
+        keys = jax.random.split(jax.random.fold_in(key, 2), steps)  # 0 and 1 are the shuffle's own
+
+        def step(carry: Any, drawn: Any) -> tuple[Any, jax.Array]:
+            (chosen, step_key), (params, own, state, moments, own_moments) = drawn, carry
+            batch = split_batch(TrainingSet(*(array[chosen] for array in data)), mesh)
+            (loss, state), (grads, own_grads) = loss_and_grads((params, own), state, batch, fixed, step_key)
+            updates, moments = optimizer.update(grads, moments, params)
+            own_updates, own_moments = attack_optimizer.update(own_grads, own_moments, own)
+            params, own = optax.apply_updates(params, updates), optax.apply_updates(own, own_updates)
+            return (params, own, state, moments, own_moments), loss
+
+        carry, losses = jax.lax.scan(step, carry, (order.reshape(steps, config.batch_size), keys))
+        return carry, jnp.mean(losses)
+
+    params, state = split(variables)
+    start = (params, trained_assets, state, optimizer.init(params), attack_optimizer.init(trained_assets))
+    # A fresh copy on every device: the first call then compiles the program of all calls, and may reuse its memory.
+    carry = jax.device_put(jax.tree.map(jnp.copy, start), copied)
+    measured_epochs, times = config.measured_epochs(), list[float]()
+
+    def one_epoch(now: Training) -> tuple[Training, dict[str, float]]:
+        started, index, history = time.monotonic(), int(now.done), now.history
+        carry, loss = epoch(now.carry, jax.random.fold_in(key, index), data, fixed_assets)
+        history.loss[index] = loss
+        times.append(time.monotonic() - started)
+        if not np.isfinite(history.loss[index]):
+            if progress is not None:
+                shutil.rmtree(progress, ignore_errors=True)
+            raise InputError(
+                f"training.learning_rate: expected a finite loss, found {history.loss[index]} in epoch {index + 1} of "
+                f"{config.epochs}; lower it from {config.learning_rate}"
+            )
+        if measure is not None and index + 1 in measured_epochs:
+            place = measured_epochs.index(index + 1)
+            found = measure({"params": carry[0], **carry[2]}, {**fixed_assets, **carry[1]})
+            history.acc[place], history.asr[place] = found.acc, found.asr
+        last = {name: values[~np.isnan(values)][-1:] for name, values in history._asdict().items()}
+        spent = np.float32(now.spent + time.monotonic() - started)
+        shown = {name: float(value[0]) for name, value in last.items() if value.size}
+        return Training(np.int32(index + 1), spent, carry, history), shown
+
+    end = rounds(
+        Training(np.int32(0), np.float32(0), carry, empty_history(config)),
+        one_epoch,
+        done=lambda now: int(now.done) >= config.epochs,
+        count=lambda now: int(now.done),
+        progress=progress,
+        save_every=save_every,
+        place=lambda saved: saved._replace(carry=jax.device_put(saved.carry, copied)),
+        on_round=on_epoch,
+    )
+    speed = steps * config.batch_size / float(np.median(times[1:])) if len(times) > 1 else None
+    carry = end.carry
+    trained = {"params": carry[0], **carry[2]}
+    return Trained(trained, {**fixed_assets, **carry[1]}, end.history, float(end.spent), speed)
+
+
+def check_batch_fits(config: TrainingConfig, *, images: int) -> None:
+    """Raises InputError if there are fewer images than one batch."""
+    if images < config.batch_size:
+        raise InputError(f"training.batch_size: expected at most {images} images, found {config.batch_size}")
+
+
+def _optimizer(config: TrainingConfig, steps: int) -> optax.GradientTransformation:
+    total = config.epochs * steps
+    warmup = min(round(config.warmup * total), total - 1)
+    schedule: optax.Schedule = optax.cosine_decay_schedule(config.learning_rate, total - warmup)
+    if warmup:
+        rising = optax.linear_schedule(0.0, config.learning_rate, warmup)
+        schedule = optax.join_schedules([rising, schedule], [warmup])
+    return optax.chain(optax.add_decayed_weights(config.weight_decay), optax.sgd(schedule, momentum=config.momentum))
+
+
+def compute_dtype(precision: str, mesh: Mesh) -> Any:
+    """The dtype that a `TrainingConfig.precision` means on these devices."""
+    if precision == "auto":
+        precision = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
+    return jnp.dtype(precision)

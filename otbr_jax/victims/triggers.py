@@ -1,0 +1,115 @@
+"""The arrays that a trigger consists of: made as a stage, against a clean network if need be, or read from a folder."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from otbr_jax import plan as plans
+from otbr_jax.attacks.attack import CleanNetwork, Materials
+from otbr_jax.attacks.registry import ATTACKS
+from otbr_jax.data.sources import Dataset
+from otbr_jax.errors import InputError
+from otbr_jax.graph.graph import Layer, NeuronGraph
+from otbr_jax.plan import Setup, Step, needs
+from otbr_jax.runs.checkpoints import load_variables
+from otbr_jax.runs.identity import content_digest
+from otbr_jax.runs.run import Run, givens
+from otbr_jax.runs.store import Stage
+from otbr_jax.types import Variables, named_leaves, replace_leaves
+
+
+def trigger_stage(run: Run, dataset: Dataset, *, clean: Stage | None = None) -> Stage | None:
+    """The stage `attack` with the arrays of the run's trigger; None if that needs none.
+
+    Args:
+      run: its attack is not `none`.
+      dataset: its training images, or where it has none its test images, are what the attack may look at.
+      clean: a trained clean network, for attacks that are made against one.
+
+    Raises:
+      InputError: if the directory `attack.assets` does not hold them, is missing where the network came with its
+        weights and so with a trigger of its own, or is given for a trigger without arrays.
+    """
+    config, attack = run.config.attack, ATTACKS[run.config.attack.name]
+    if attack.make is None:
+        if config.assets:
+            raise InputError(f"attack.assets: expected none, {config.name} needs no arrays, found {config.assets!r}")
+        return None
+    step, given = _making(run, dataset, clean)
+    if config.assets:
+        inputs = {name: given[name] for name in step.needs.values()}
+        like = jax.eval_shape(partial(plans.compute, step, run.setup), key=run.key("attack"), **inputs)
+        assets = load_variables(config.assets, like, name="attack.assets")
+        return run.directory.run(
+            "attack", lambda: assets, like=lambda: assets, config=content_digest(assets), key=None, code=__name__
+        )
+    if run.subject.variables is not None:
+        raise InputError(
+            f"attack.assets: expected the directory with the trigger of {config.name}, which belongs to the network "
+            "(launch.train_victim leaves one), found none"
+        )
+    return run.step(step, {name: givens(name, value) for name, value in given.items()})
+
+
+def _making(run: Run, dataset: Dataset, clean: Stage | None) -> tuple[Step, dict[str, Any]]:
+    """The step that makes the arrays of the run's trigger, and what it is given."""
+    config, attack = run.config.attack, ATTACKS[run.config.attack.name]
+    assert attack.make is not None
+    seen = dataset.train or dataset.test
+    images, labels = jnp.asarray(seen.images), jnp.asarray(seen.labels)
+    if not attack.needs_images:  # they only say of what shape images are
+        images, labels = jnp.zeros_like(images[:1]), jnp.zeros_like(labels[:1])
+    given: dict[str, Any] = {"images": images, "labels": labels}
+    if attack.needs_clean_network:
+        given["clean"] = run.subject.like if clean is None else clean.value["variables"]
+
+    def make(setup: Setup, settings: Any, *, key: Any, report: Any, images: Any, labels: Any, clean: Any = None) -> Any:
+        del settings
+        network = None if clean is None else _clean_network(setup, clean)
+        return attack.make(Materials(images, labels, config.target, network), key, config.own, report)  # type: ignore[misc]
+
+    settings = {"name": config.name, "settings": config.own}
+    if attack.needs_clean_network:
+        settings["target"] = config.target
+    title = f"making {config.name}"
+    code = (attack.make.__module__,)
+    step = Step("attack", make, needs(*given), settings, title, total=attack.steps(config.own), code=code)
+    return step, given
+
+
+def classifier(graph: NeuronGraph, num_classes: int) -> Layer:
+    """The dense layer that a network ends in; raises InputError if it ends in anything else."""
+    layer = graph.layers[-1]
+    if layer.kind != "dense" or layer.neurons != num_classes:
+        raise InputError(
+            "attack.name: expected an attack without a clean network, since such a one wants a dense classifier at the "
+            f"network's end, found {layer.name} ({layer.kind})"
+        )
+    return layer
+
+
+def _clean_network(setup: Setup, variables: Variables) -> CleanNetwork:
+    """A clean network as an attacker uses it; see `CleanNetwork`."""
+    network = setup.network
+    layer, classes = classifier(setup.graph, network.num_classes), network.num_classes
+    kernel = named_leaves(variables)[layer.name]
+    weights = kernel if layer.neuron_axes == (1,) else kernel.T  # [features, classes]
+    order = jnp.argsort(-jnp.sum(jnp.abs(weights), axis=1))[:classes]
+    # A classifier that passes features on instead of weighing them: no layer has to be looked into.
+    passing = jax.nn.one_hot(order, len(weights), dtype=weights.dtype).T
+    passing = jnp.pad(passing, ((0, 0), (0, classes - passing.shape[1])))
+    changed = {layer.name: passing if layer.neuron_axes == (1,) else passing.T}
+    changed |= {vector.name: jnp.zeros_like(named_leaves(variables)[vector.name]) for vector in layer.vectors}
+    probe = replace_leaves(variables, changed)
+
+    def logits(images: jax.Array) -> jax.Array:
+        return network.answer(variables, images)
+
+    def features(images: jax.Array) -> jax.Array:
+        return network.answer(probe, images)[:, : len(order)]
+
+    return CleanNetwork(logits, features)
