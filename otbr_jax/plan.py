@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -177,11 +178,8 @@ def run(plan: Plan, setup: Setup, given: Mapping[str, Any], *, key: jax.Array) -
     """
     values = dict(given)
     for step in plan:
-
-        def function(*, key: jax.Array, step: Step = step, **arrays: Any) -> Any:
-            return compute(step, setup, key=key, **arrays)
-
-        value = jax.jit(function)(key=step_key(key, step), **taken(step, values))
+        program = jax.jit(partial(compute, step, setup))
+        value = program(key=step_key(key, step), **taken(step, values))
         if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
             step.check(step.settings, value)
         values[step.name] = value

@@ -153,9 +153,13 @@ def run(name: str, folder: pathlib.Path):
     return repair(RUNS[name], folder, results=name, devices=jax.local_devices()[:1])
 
 
-def measured(name: str, folder: pathlib.Path) -> dict[str, dict[str, str]]:
+def victim(name: str) -> str:
+    """Whose network a run is about."""
+    return "own" if name == "own_network" else "victim"
+
+
+def all_digests(result) -> dict[str, dict[str, str]]:
     """The digests of a run: of every stage, and of the network that it leaves."""
-    result = run(name, folder)
     found = {stage: digests(done.value) for stage, done in result.stages.items()}
     return found | {"repaired": digests(result.variables)}
 
@@ -164,8 +168,8 @@ def record() -> None:
     """Writes tests/goldens/NAME.json for every run."""
     with tempfile.TemporaryDirectory() as scratch:
         for name in RUNS:
-            folder = pathlib.Path(scratch) / ("own" if name == "own_network" else "victim")
-            golden = {"platform": here(), "stages": measured(name, folder)}
+            found = all_digests(run(name, pathlib.Path(scratch) / victim(name)))
+            golden = {"platform": here(), "stages": found}
             (FOLDER / f"{name}.json").write_text(json.dumps(golden, indent=1) + "\n")
 
 

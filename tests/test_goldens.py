@@ -1,22 +1,38 @@
-"""The values of five tiny runs, array by array, are those that were recorded; what arrays are called is free."""
+"""Five tiny runs: their values are those that were recorded, and the same bits in memory and on disk."""
 
+import dataclasses
+import functools
 import json
+from functools import partial
 
 import golden_runs
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+
+from otbr_jax import Batch, otbr, otbr_plus
+from otbr_jax import plan as plans
+from otbr_jax.data import sources
+from otbr_jax.data.clean import load_clean
+from otbr_jax.runs.networks import open_network
+from otbr_jax.studies.repair_config import clean_augmentation
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("goldens")
+def finished(tmp_path_factory):
+    """What each run computed on disk, by its name; those of one victim share a working directory."""
+    folder = tmp_path_factory.mktemp("runs")
+    return functools.cache(lambda name: golden_runs.run(name, folder / golden_runs.victim(name)))
 
 
 @pytest.mark.parametrize("name", golden_runs.RUNS)
-def test_no_value_has_moved(name, folder):
+def test_no_value_has_moved(name, finished):
+    """Array by array; what arrays are called is free."""
     golden = json.loads((golden_runs.FOLDER / f"{name}.json").read_text())
     if golden["platform"] != golden_runs.here():
         pytest.skip("recorded on another processor or with other versions")
-    found = golden_runs.measured(name, folder / ("own" if name == "own_network" else "victim"))
+    found = golden_runs.all_digests(finished(name))
     moved = {
         f"{stage}/{array}"
         for stage, arrays in golden["stages"].items()
@@ -24,3 +40,42 @@ def test_no_value_has_moved(name, folder):
         if digest not in found[stage].values()
     }
     assert not moved
+
+
+def opened(config, result):
+    """The network of a run, its graph, its suspicious variables, and the clean images, in memory."""
+    subject = open_network(config.model)
+    network = dataclasses.replace(subject.network, prepare=partial(sources.preprocess, config=config.data))
+    variables = jax.tree.map(jnp.asarray, result.stages["victim"].value["variables"])
+    clean = None
+    if config.way.data != "none":
+        shape, classes = network.image_shape, network.num_classes
+        images = load_clean(config.clean, result.dataset, image_shape=shape, num_classes=classes, seed=config.seed)
+        clean = Batch(*map(jnp.asarray, images.images))
+    return network, subject.graph, variables, clean
+
+
+@pytest.mark.parametrize("name", golden_runs.RUNS)
+def test_memory_equals_disk(name, finished):
+    """`plan.run` and `Run.plan` compute one description twice: every step has the same bits."""
+    config, result = golden_runs.RUNS[name], finished(name)
+    network, graph, variables, clean = opened(config, result)
+    varied = {} if clean is None else {"augment": clean_augmentation(config)}
+    setup = plans.set_up(network, graph, layers=config.way.layers(config), **varied)
+    given = {"victim": variables, **config.way.given(config, clean, config.seed)}
+    found = plans.run(config.way.plan(config), setup, given, key=jax.random.key(config.seed))
+    assert [*found] == [step.name for step in config.way.plan(config)]
+    for step, value in found.items():
+        jax.tree.map(np.testing.assert_array_equal, value, result.stages[step].value)
+
+
+@pytest.mark.parametrize("name", ["own_network", "unchanged"])
+def test_the_public_functions_run_the_plans(name, finished):
+    config, result = golden_runs.RUNS[name], finished(name)
+    network, graph, variables, _ = opened(config, result)
+    if name == "unchanged":
+        repaired, info = otbr_plus(network, variables, graph, key=jax.random.key(0), config=config)
+        assert not bool(info.judgement.stands_out)
+    else:
+        repaired, _ = otbr(network, variables, graph, key=jax.random.key(0), config=config.otbr)
+    jax.tree.map(np.testing.assert_array_equal, repaired, result.variables)

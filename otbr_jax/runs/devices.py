@@ -19,11 +19,15 @@ def local_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Copies every array of `tree` to all devices of `mesh`."""
+    if mesh.size == 1:  # the same program as in memory
+        return jax.device_put(tree, mesh.devices.flat[0])
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def split_batch(batch: Any, mesh: Mesh) -> Any:
     """Inside jit: splits the first axis of every array over the mesh, so that each device makes its own part."""
+    if mesh.size == 1:
+        return batch
     return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec("batch")))
 
 

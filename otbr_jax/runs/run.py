@@ -143,10 +143,14 @@ class Run(Generic[C]):
         with progress_bar(step.title, total, unit=step.unit) as advance:
             report = None if hidden() else advance
             key, inputs = replicate((key, dict(inputs)), self.mesh)
-            value = jax.jit(partial(plans.compute, step, self.setup, report=report))(key=key, **inputs)
+            value = self._program(step, report)(key=key, **inputs)
             value = jax.block_until_ready(value)
             jax.effects_barrier()  # the bar's last steps
         return value, {}
+
+    def _program(self, step: Step, report: Callable[..., None] | None) -> Callable[..., Any]:
+        compute = partial(plans.compute, step, self.setup)
+        return jax.jit(compute if report is None else partial(compute, report=report))
 
     def _rounds(self, step: LongStep, key: jax.Array, inputs: Mapping[str, Any], progress: pathlib.Path) -> Any:
         """A program for each round; what was done before is reloaded."""
