@@ -9,7 +9,7 @@ from otbr_jax.defenses.otbr_plus import OTBRPlusInfo, OTBRSettings, otbr_plus
 from otbr_jax.defenses.tsbd import TSBDConfig, TSBDInfo, tsbd
 from otbr_jax.detectors.judge import SuspicionConfig
 from otbr_jax.errors import InputError
-from otbr_jax.graph.choose import choose_layers, neighbours
+from otbr_jax.graph.choose import choose_layers
 from otbr_jax.graph.graph import Group, Layer, NeuronGraph, check_graph, permutation_error, permute
 from otbr_jax.graph.trace import trace
 from otbr_jax.plan import LongStep, Setup, Step, run, set_up
@@ -63,7 +63,6 @@ __all__ = [
     "correlation",
     "finetune",
     "fuse",
-    "neighbours",
     "neuron_weight_changes",
     "neurons_to_prune",
     "noise_batches",

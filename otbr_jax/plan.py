@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from otbr_jax.errors import InputError
-from otbr_jax.graph.choose import choose_layers, neighbours
+from otbr_jax.graph.choose import choose_layers
 from otbr_jax.graph.graph import Layer, NeuronGraph
 from otbr_jax.types import Augment, Network, unchanged
 
@@ -48,11 +48,6 @@ class Setup:
     axis_name: str | None = None
     place: Callable[[Any], Any] = lambda batch: batch
     devices: int = 1
-
-    @property
-    def neighbours(self) -> tuple[Layer, ...]:
-        """The layers that are not repaired but touch those that are."""
-        return neighbours(self.graph, self.layers)
 
     @property
     def neurons(self) -> int:

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from otbr_jax.defenses.defense import settled
-from otbr_jax.defenses.otbr import OTBRConfig, Unlearned, prune_changed
+from otbr_jax.defenses.otbr import OTBRConfig
 from otbr_jax.detectors import Answers
 from otbr_jax.detectors.judge import Judgement, SuspicionConfig, answers, judge
 from otbr_jax.plan import Report, Setup, Step, needs
 from otbr_jax.steps.fuse import align, interpolate
-from otbr_jax.steps.prune import neurons_to_prune
+from otbr_jax.steps.prune import neurons_to_prune, prune
 from otbr_jax.steps.score import Scores
 from otbr_jax.steps.search import Found, Searches, search_classes
 from otbr_jax.types import Batch, Variables
@@ -55,7 +55,6 @@ def judge_network(
     settings: Judging,
     *,
     victim: Variables,
-    unlearned: Unlearned,
     scores: Scores,
     pictures: Pictures,
     inverted: Mapping[str, Found],
@@ -67,7 +66,6 @@ def judge_network(
     along = fuse_settings(
         setup,
         victim,
-        unlearned.variables,
         scores,
         lambda fused: answers(setup.network, fused, Batch(*pictures.batch), inverted["patch"]),
         counts=counts,
@@ -100,7 +98,7 @@ def judging_steps(config: SuspicionConfig, otbr: OTBRConfig, *, pictures: str) -
         Step(
             "judged",
             judge_network,
-            needs("victim", "unlearned", "scores", "inverted", pictures=pictures),
+            needs("victim", "scores", "inverted", pictures=pictures),
             Judging(otbr, config),
             "judging gamma x lambda",
             total=len(config.gamma),
@@ -113,7 +111,6 @@ def judging_steps(config: SuspicionConfig, otbr: OTBRConfig, *, pictures: str) -
 def fuse_settings(
     setup: Setup,
     victim: Variables,
-    unlearned: Variables,
     scores: Scores,
     ask: Callable[[Variables], Any],
     *,
@@ -128,7 +125,6 @@ def fuse_settings(
     Args:
       setup: the network, and the layers to prune and fuse.
       victim: the suspicious network's variables.
-      unlearned: the same after random or clean unlearning.
       scores: neuron weight changes.
       ask: of a fused network's variables.
       counts: int `[gammas]`, how many neurons each gamma prunes.
@@ -139,17 +135,8 @@ def fuse_settings(
     """
 
     def one_gamma(count: jax.Array) -> Any:
-        pruned, info = prune_changed(victim, unlearned, scores, setup.layers, count=count, m=config.m)
-        aligned = align(
-            pruned,
-            victim,
-            scores,
-            info.pruned,
-            setup.layers,
-            config=config.fusion,
-            neighbours=setup.neighbours,
-            key=key,
-        )
+        pruned, info = prune(victim, scores, setup.layers, count=count)
+        aligned = align(pruned, victim, scores, info.pruned, setup.layers, config=config.fusion, key=key)
         asked = jax.lax.map(lambda lam: ask(interpolate(victim, aligned, lam=lam)), lams)
         if on_setting is not None:
             jax.debug.callback(on_setting)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 
 from otbr_jax import plan as plans
 from otbr_jax.graph.choose import LAYERS
-from otbr_jax.graph.graph import Layer, NeuronGraph
+from otbr_jax.graph.graph import NeuronGraph
 from otbr_jax.plan import Plan, Report, Setup, Step, needs
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.fuse import FusionConfig, FusionInfo, fuse
-from otbr_jax.steps.prune import PruningInfo, neurons_to_prune, prune, reinitialize
-from otbr_jax.steps.score import RANKINGS, Scores, check_scores, neuron_weight_changes, rankable
+from otbr_jax.steps.prune import PruningInfo, neurons_to_prune, prune
+from otbr_jax.steps.score import Scores, check_scores, neuron_weight_changes
 from otbr_jax.steps.unlearn import UnlearningConfig, UnlearningInfo, random_unlearning
 from otbr_jax.types import Network, Variables
 
@@ -24,18 +24,7 @@ class OTBRConfig:
     """The whole method; the defaults are the published ones."""
 
     unlearning: UnlearningConfig = field(default=UnlearningConfig(), doc="step 1, random unlearning.")
-    ranking: str = field(
-        default="global",
-        choices=RANKINGS,
-        doc="step 2, how neurons of different layers compare, see `weight_change.rankable`.",
-    )
     gamma: float = field(default=0.1, at_least=0, at_most=1, doc="step 2, share of neurons to prune.")
-    m: float = field(
-        default=1.0,
-        at_least=0,
-        at_most=1,
-        doc="step 2, share of their weights that is set to zero, those that changed most first; published 1, all.",
-    )
     fusion: FusionConfig = field(default=FusionConfig(), doc="step 3, lambda and transport.")
     layers: str = field(
         default="auto", choices=LAYERS, doc="which layers are scored, pruned and fused; see `choose_layers`."
@@ -72,25 +61,6 @@ class OTBRInfo(NamedTuple):
     fusion: FusionInfo
 
 
-def prune_changed(
-    variables: Variables,
-    unlearned: Variables,
-    scores: Scores,
-    layers: Sequence[Layer],
-    *,
-    count: int | jax.Array,
-    m: float,
-) -> tuple[Variables, PruningInfo]:
-    """Step 2: of the `count` neurons with the highest scores, the share `m` of all weights that changed most becomes 0.
-
-    As published with `m` = 1, see `pruning.prune`; less takes the weights as TSBD does, see `pruning.reinitialize`.
-    """
-    if m == 1:
-        return prune(variables, scores, layers, count=count)
-    pruned, info = reinitialize(variables, unlearned, scores, layers, count=count, share=m)
-    return pruned, PruningInfo(info.neurons)
-
-
 def unlearn_noise(
     setup: Setup, settings: UnlearningConfig, *, victim: Variables, key: jax.Array, report: Report | None
 ) -> Unlearned:
@@ -108,24 +78,15 @@ def unlearn_noise(
     )
 
 
-def score(setup: Setup, settings: str, *, victim: Variables, unlearned: Unlearned, **_: Any) -> dict[str, jax.Array]:
-    """The neuron weight changes of every layer that is repaired, as the ranking `settings` compares them."""
-    return rankable(neuron_weight_changes(victim, unlearned.variables, setup.layers), ranking=settings)
+def score(setup: Setup, settings: None, *, victim: Variables, unlearned: Unlearned, **_: Any) -> dict[str, jax.Array]:
+    """Step 2: the neuron weight changes of every layer that is repaired."""
+    del settings
+    return neuron_weight_changes(victim, unlearned.variables, setup.layers)
 
 
-class Pruning(NamedTuple):
-    """What `prune_share` is given: the share gamma of all neurons, and m of their weights."""
-
-    gamma: float
-    m: float
-
-
-def prune_share(
-    setup: Setup, settings: Pruning, *, victim: Variables, unlearned: Unlearned, scores: Scores, **_: Any
-) -> Pruned:
-    """Step 2: the share gamma of the neurons that changed most loses its weights."""
-    count = neurons_to_prune(settings.gamma, setup.neurons)
-    return Pruned(*prune_changed(victim, unlearned.variables, scores, setup.layers, count=count, m=settings.m))
+def prune_share(setup: Setup, settings: float, *, victim: Variables, scores: Scores, **_: Any) -> Pruned:
+    """Step 2: the share gamma, `settings`, of the neurons that changed most loses its weights."""
+    return Pruned(*prune(victim, scores, setup.layers, count=neurons_to_prune(settings, setup.neurons)))
 
 
 def fuse_pruned(
@@ -149,7 +110,6 @@ def fuse_pruned(
         setup.layers,
         config=settings,
         lam=lam,
-        neighbours=setup.neighbours,
         key=key,
     )
     return Fused(*fused)
@@ -161,30 +121,22 @@ def unlearning_step(config: UnlearningConfig) -> Step:
     return Step("unlearned", unlearn_noise, needs("victim"), config, title, total=config.steps)
 
 
-def scoring_step(ranking: str) -> Step:
-    """Neuron weight changes; ends a run whose layers cannot be scored."""
-    return Step(
-        "scores",
-        score,
-        needs("victim", "unlearned"),
-        ranking,
-        "neuron weight changes",
-        check=lambda _, scores: check_scores(scores),
-    )
+SCORES = Step(
+    "scores",
+    score,
+    needs("victim", "unlearned"),
+    title="neuron weight changes",
+    check=lambda _, scores: check_scores(scores),
+)
+"""Neuron weight changes; ends a run whose layers cannot be scored."""
 
 
 def plan(config: OTBRConfig) -> Plan:
     """The published method: unlearned -> scores -> pruned -> fused."""
     return (
         unlearning_step(config.unlearning),
-        scoring_step(config.ranking),
-        Step(
-            "pruned",
-            prune_share,
-            needs("victim", "unlearned", "scores"),
-            Pruning(config.gamma, config.m),
-            "pruning",
-        ),
+        SCORES,
+        Step("pruned", prune_share, needs("victim", "scores"), config.gamma, "pruning"),
         Step("fused", fuse_pruned, needs("victim", "scores", "pruned"), config.fusion, "transport and fusion"),
     )
 

@@ -20,21 +20,19 @@ from otbr_jax import plan as plans
 from otbr_jax.defenses import otbr as published
 from otbr_jax.defenses.defense import Ask, Candidates, Defense, Outcome, count_neurons, settled
 from otbr_jax.defenses.judging import Judged, Pictures, grid, judging_steps, stands_out, summarize_judgement
-from otbr_jax.defenses.otbr import Fused, OTBRConfig, Pruned, Unlearned, fuse_pruned, prune_changed
+from otbr_jax.defenses.otbr import Fused, OTBRConfig, Pruned, fuse_pruned
 from otbr_jax.detectors.judge import Judgement, SuspicionConfig
 from otbr_jax.errors import InputError
 from otbr_jax.graph.graph import NeuronGraph
 from otbr_jax.metrics import Metrics
 from otbr_jax.plan import Plan, Report, Setup, Step, needs
 from otbr_jax.settings import field, settings, wrong
-from otbr_jax.steps import distill as distillation
-from otbr_jax.steps import harden as patching
 from otbr_jax.steps.augment import augment
-from otbr_jax.steps.distill import DistillationConfig
+from otbr_jax.steps.distill import DistillationConfig, distill
 from otbr_jax.steps.fuse import FusionConfig, align, interpolate
-from otbr_jax.steps.harden import PatchingConfig
+from otbr_jax.steps.harden import PatchingConfig, PatchingInfo, patch_classes
 from otbr_jax.steps.images import SyntheticConfig, synthesize
-from otbr_jax.steps.prune import neurons_to_prune
+from otbr_jax.steps.prune import neurons_to_prune, prune
 from otbr_jax.steps.score import Scores
 from otbr_jax.steps.search import Found
 from otbr_jax.types import Augment, Batch, Network, Variables
@@ -118,7 +116,7 @@ class Patched(NamedTuple):
     """A patched network, and how it went."""
 
     variables: Variables
-    info: patching.PatchingInfo
+    info: PatchingInfo
 
 
 def make_pictures(
@@ -130,28 +128,14 @@ def make_pictures(
     return Pictures(Batch(made.images, jnp.argmax(logits, axis=-1).astype(jnp.int32)), info)
 
 
-class Choosing(NamedTuple):
-    """What `prune_chosen` is given: what was tried, and m."""
-
-    suspicion: SuspicionConfig
-    m: float
-
-
 def prune_chosen(
-    setup: Setup,
-    settings: Choosing,
-    *,
-    victim: Variables,
-    unlearned: Unlearned,
-    scores: Scores,
-    judged: Judged,
-    **_: Any,
+    setup: Setup, settings: SuspicionConfig, *, victim: Variables, scores: Scores, judged: Judged, **_: Any
 ) -> Pruned:
     """Prunes the chosen share of neurons; none where no class stands out."""
     judgement = judged.judgement
-    counts, lams = grid(setup, settings.suspicion)
+    counts, lams = grid(setup, settings)
     count = jnp.where(judgement.stands_out, counts[judgement.chosen // len(lams)], 0)
-    return Pruned(*prune_changed(victim, unlearned.variables, scores, setup.layers, count=count, m=settings.m))
+    return Pruned(*prune(victim, scores, setup.layers, count=count))
 
 
 class Fusing(NamedTuple):
@@ -203,7 +187,7 @@ def taught_by(
     key: jax.Array,
 ) -> Variables:
     """What distillation makes of a network."""
-    return distillation.distill(
+    return distill(
         setup.network,
         variables,
         teacher,
@@ -234,7 +218,7 @@ def patch_suspects(
 ) -> Patched:
     """The network, taught that suspicious classes' triggers mean nothing; as it is if no class stands out."""
     del report
-    patched, info = patching.patch_classes(
+    patched, info = patch_classes(
         setup.network,
         victim,
         Batch(*synthetic.batch),
@@ -263,10 +247,8 @@ def plan(config: OTBRSettings) -> Plan:
         steps.append(Step("synthetic", make_pictures, needs("victim"), made, title, total=made.steps))
     if config.judges:
         steps += judging_steps(suspicion, config.otbr, pictures="synthetic")
-        choosing = Choosing(suspicion, config.otbr.m)
-        pruned = dataclasses.replace(
-            pruned, run=prune_chosen, needs={**pruned.needs, "judged": "judged"}, settings=choosing
-        )
+        known = {**pruned.needs, "judged": "judged"}
+        pruned = dataclasses.replace(pruned, run=prune_chosen, needs=known, settings=suspicion)
         fusing = Fusing(suspicion, config.otbr.fusion)
         fused = dataclasses.replace(fused, run=fuse_chosen, needs={**fused.needs, "judged": "judged"}, settings=fusing)
     steps += [pruned, fused]
@@ -363,7 +345,6 @@ def sweep(
     ask: Ask,
     *,
     victim: Variables,
-    unlearned: Unlearned,
     scores: Scores,
     key: jax.Array,
     report: Report | None,
@@ -384,17 +365,8 @@ def sweep(
         return taught_by(setup, config.distillation, fused, victim, synthetic, key=teach_key)
 
     def one_gamma(count: jax.Array) -> Sweep:
-        pruned, info = prune_changed(victim, unlearned.variables, scores, setup.layers, count=count, m=config.otbr.m)
-        alignment = align(
-            pruned,
-            victim,
-            scores,
-            info.pruned,
-            setup.layers,
-            config=config.otbr.fusion,
-            neighbours=setup.neighbours,
-            key=fuse_key,
-        )
+        pruned, info = prune(victim, scores, setup.layers, count=count)
+        alignment = align(pruned, victim, scores, info.pruned, setup.layers, config=config.otbr.fusion, key=fuse_key)
         repaired = jax.lax.map(lambda lam: ask(finished(interpolate(victim, alignment, lam=lam))), lams)
         found = [(alignment.info.fused[name], found) for name, found in alignment.info.plans.items()]
         converged = jnp.all(jnp.stack([plan.converged | ~used for used, plan in found]))
@@ -415,7 +387,7 @@ def candidates(config: OTBRSettings) -> Candidates | None:
     network = "distilled" if config.distills else "fused"
     return Candidates(
         axes={"gamma": config.sweep.gamma, "lambda": config.lams},
-        needs=("victim", "unlearned", "scores", *taught),
+        needs=("victim", "scores", *taught),
         along=("gamma",),
         strength="gamma, share of neurons pruned",
         network=network,

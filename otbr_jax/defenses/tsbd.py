@@ -14,7 +14,7 @@ import numpy as np
 from otbr_jax import plan as plans
 from otbr_jax.defenses.defense import Ask, Candidates, Defense, Outcome, count_neurons, settled
 from otbr_jax.defenses.judging import Judged, Pictures, judging_steps, stands_out, summarize_judgement
-from otbr_jax.defenses.otbr import OTBRConfig, Unlearned, scoring_step
+from otbr_jax.defenses.otbr import SCORES, OTBRConfig, Unlearned
 from otbr_jax.detectors.judge import SuspicionConfig
 from otbr_jax.errors import InputError
 from otbr_jax.graph.choose import LAYERS
@@ -347,7 +347,7 @@ def plan(config: TSBDSettings) -> Plan:
             unit="epoch",
             check=check_unlearned,
         ),
-        scoring_step("global"),
+        SCORES,
     ]
     judged = []
     if config.suspicion.gamma:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from otbr_jax.errors import InputError
 from otbr_jax.graph.graph import Layer, NeuronGraph
 
@@ -30,18 +28,3 @@ def choose_layers(graph: NeuronGraph, layers: str) -> tuple[Layer, ...]:
     if not chosen:
         raise InputError(f"layers: expected {layers} layers on the network's main path, found none")
     return chosen
-
-
-def neighbours(graph: NeuronGraph, layers: Sequence[Layer]) -> tuple[Layer, ...]:
-    """The convolutions and dense layers beside `layers` that read from one of them or are added to it.
-
-    Such are shortcuts, and the classifier; depthwise and grouped convolutions are left out. In execution order.
-    """
-    names = {layer.name for layer in layers}
-    return tuple(
-        layer
-        for layer in graph.layers
-        if layer.kind in ("conv", "dense")
-        and layer.name not in names
-        and not names.isdisjoint((*layer.fed_by, *layer.tied_to))
-    )

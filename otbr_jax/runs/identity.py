@@ -78,7 +78,7 @@ def setup_digest(setup: Setup, like: Variables) -> str:
     parts = [
         network_digest(setup.network, like),
         program_digest(setup.augment, raw, jax.random.key(0)),
-        plain([setup.layers, setup.neighbours]),
+        plain(setup.layers),
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

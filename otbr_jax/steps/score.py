@@ -63,28 +63,6 @@ def ranks(scores: Scores) -> dict[str, jax.Array]:
     return result
 
 
-RANKINGS = ("global", "layer")
-
-
-def rankable(scores: Scores, *, ranking: str) -> dict[str, jax.Array]:
-    """Scores as the list over all layers compares them.
-
-    Args:
-      scores: neuron weight changes.
-      ranking: a name of `RANKINGS`: `global`, as published, as they are; or `layer`, in units of their layer's mean, so
-        that no layer is pruned first because its kernels are large.
-
-    Raises:
-      InputError: if there is no such ranking.
-    """
-    if ranking not in RANKINGS:
-        raise InputError(f"ranking: expected one of {[*RANKINGS]}, found {ranking!r}")
-    if ranking == "global":
-        return dict(scores)
-    tiny = jnp.finfo(jnp.float32).tiny
-    return {name: score / jnp.maximum(jnp.mean(score), tiny) for name, score in scores.items()}
-
-
 def check_scores(scores: Scores) -> None:
     """Raises InputError that names the first layer whose scores are all zero, or not finite."""
     for name, score in scores.items():

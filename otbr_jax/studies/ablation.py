@@ -25,11 +25,9 @@ from otbr_jax.metrics import Metrics
 from otbr_jax.plan import ROOT, Plan, Report, Setup, Step, needs
 from otbr_jax.report import ablation_page
 from otbr_jax.settings import field, settings, wrong
-from otbr_jax.steps import finetune as finetuning
-from otbr_jax.steps import prune as pruning
-from otbr_jax.steps import score as weight_change
-from otbr_jax.steps.finetune import FinetuningConfig
-from otbr_jax.steps.score import Scores
+from otbr_jax.steps.finetune import FinetuningConfig, finetune
+from otbr_jax.steps.prune import neurons_to_prune, reinitialize
+from otbr_jax.steps.score import Scores, correlations
 from otbr_jax.studies import trigger_activation
 from otbr_jax.studies.repair_config import RepairConfig, clean_augmentation
 from otbr_jax.studies.study import Case, Found, Study, named_attacks, row_settings, row_subject, victim_fields
@@ -228,9 +226,7 @@ def repair_in_every_way(
     choices = _choices(setup, scores, victim, clean, key=key)
     change = _changes(setup, victim, test)
     overlap = {
-        name: jnp.stack(
-            [found.overlap for found in weight_change.correlations(choice, change, top=settings.top)[1].values()]
-        )
+        name: jnp.stack([found.overlap for found in correlations(choice, change, top=settings.top)[1].values()])
         for name, choice in choices.items()
     }
     aware = settings.finetuning
@@ -240,12 +236,12 @@ def repair_in_every_way(
     def zeroed(choice: str, scheme: str, count: jax.Array) -> Variables:
         share = 1.0 if scheme == "all weights" else settings.m
         kind = "neurons" if scheme == "whole neurons" else "weights"
-        return pruning.reinitialize(
+        return reinitialize(
             victim, unlearned.variables, choices[choice], setup.layers, count=count, share=share, scheme=kind
         )[0]
 
     def tuned(start: Variables, config: FinetuningConfig) -> Variables:
-        return finetuning.finetune(
+        return finetune(
             setup.network,
             start,
             clean,
@@ -270,7 +266,7 @@ def repair_in_every_way(
             jax.debug.callback(report)
         return found
 
-    counts = jnp.array([pruning.neurons_to_prune(n, setup.neurons) for n in settings.n], jnp.int32)
+    counts = jnp.array([neurons_to_prune(n, setup.neurons) for n in settings.n], jnp.int32)
     shape = (len(settings.variants), len(counts))
     which = jnp.repeat(jnp.arange(shape[0]), shape[1])
     kind = jnp.array([used.index(kind) for _, _, kind in settings.variants])[which]

@@ -18,18 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from otbr_jax.attacks.registry import ATTACKS
-from otbr_jax.detectors import scores as detection
-from otbr_jax.detectors.scores import DetectionScores
+from otbr_jax.detectors.scores import DetectionScores, detection_scores, roc
 from otbr_jax.errors import InputError
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.graph.graph import Layer
 from otbr_jax.plan import Plan, Report, Setup, Step, needs
 from otbr_jax.report import activeness_page
 from otbr_jax.settings import field, settings, wrong
-from otbr_jax.steps import score as weight_change
 from otbr_jax.steps.activeness import Activeness, gradient_norms, over_batches
 from otbr_jax.steps.sampling import stratified
-from otbr_jax.steps.score import Scores
+from otbr_jax.steps.score import Scores, check_scores, neuron_weight_changes
 from otbr_jax.steps.unlearn import UnlearningConfig, unlearn
 from otbr_jax.studies.study import (
     Case,
@@ -147,7 +145,7 @@ def plan(case: Case, given: Mapping[str, Any]) -> Plan:
             case.study.unlearning,
             f"clean unlearning: {case.config.attack.name}, seed {case.config.seed}",
             total=case.study.unlearning.steps,
-            check=lambda _, found: weight_change.check_scores(found.nwc),
+            check=lambda _, found: check_scores(found.nwc),
         ),
     )
 
@@ -164,7 +162,7 @@ def seen(one: Found) -> Seen:
     """What was found in one victim."""
     (mean, variance), nwc = one.values["activeness"]
     mean, variance, nwc = (one.ordered(scores) for scores in (mean, variance, nwc))
-    return Seen(Activeness(mean, variance), nwc, detection.detection_scores(mean, nwc))
+    return Seen(Activeness(mean, variance), nwc, detection_scores(mean, nwc))
 
 
 def activeness_and_nwc(
@@ -190,7 +188,7 @@ def activeness_and_nwc(
         observe=lambda gradients: gradient_norms(gradients, layers),
         on_step=on_step,
     )
-    return over_batches(info.observed, layers), weight_change.neuron_weight_changes(variables, after, layers)
+    return over_batches(info.observed, layers), neuron_weight_changes(variables, after, layers)
 
 
 def summarize(config: ActivenessConfig, found: Sequence[Found]) -> dict[str, Any]:
@@ -203,7 +201,7 @@ def summarize(config: ActivenessConfig, found: Sequence[Found]) -> dict[str, Any
     each = [seen(one) for one in found]
     backdoored = jnp.array([one.config.attack.name != "none" for one in found])
     curves = {
-        name: detection.roc(jnp.stack([getattr(one.scores, name) for one in each]), backdoored)
+        name: roc(jnp.stack([getattr(one.scores, name) for one in each]), backdoored)
         for name in DetectionScores._fields
     }
     return {

@@ -22,10 +22,8 @@ from otbr_jax.graph.choose import LAYERS
 from otbr_jax.plan import Plan, Report, Setup, Step, needs
 from otbr_jax.report import correlation_page
 from otbr_jax.settings import field, settings, wrong
-from otbr_jax.steps import score as weight_change
-from otbr_jax.steps import unlearn as unlearning
-from otbr_jax.steps.score import Correlation, Scores
-from otbr_jax.steps.unlearn import UnlearningConfig
+from otbr_jax.steps.score import Correlation, Scores, check_scores, correlations, neuron_weight_changes
+from otbr_jax.steps.unlearn import UnlearningConfig, noise_batches, unlearn
 from otbr_jax.studies.study import (
     Case,
     Found,
@@ -92,13 +90,13 @@ def weight_changes(
     """NWC after unlearning on batches drawn from uint8 images, or on noise without any."""
     size = settings.batch_size
     if images is None:
-        make: BatchFn = unlearning.noise_batches(setup.network, batch_size=size)
+        make: BatchFn = noise_batches(setup.network, batch_size=size)
     else:
         make = partial(drawn, batch=Batch(*images), size=size, network=setup.network)
-    after, _ = unlearning.unlearn(
+    after, _ = unlearn(
         setup.network, victim, lambda key: setup.place(make(key)), key=key, config=settings, on_step=report
     )
-    return weight_change.neuron_weight_changes(victim, after, setup.layers)
+    return neuron_weight_changes(victim, after, setup.layers)
 
 
 def plan(case: Case, given: Mapping[str, Any]) -> Plan:
@@ -112,7 +110,7 @@ def plan(case: Case, given: Mapping[str, Any]) -> Plan:
             config,
             f"{kind} unlearning: {case.config.attack.name}",
             total=config.steps,
-            check=lambda _, scores: weight_change.check_scores(scores),
+            check=lambda _, scores: check_scores(scores),
         )
         for kind in KINDS
     )
@@ -128,9 +126,7 @@ class Correlated(NamedTuple):
 def correlated(config: CorrelationConfig, one: Found) -> Correlated:
     """What was found in one victim."""
     scores = {kind: one.scores(f"nwc_{kind}") for kind in KINDS}
-    pairs = {
-        kind: weight_change.correlations(scores[kind], scores["poison"], top=config.top) for kind in ("random", "clean")
-    }
+    pairs = {kind: correlations(scores[kind], scores["poison"], top=config.top) for kind in ("random", "clean")}
     return Correlated(scores, pairs)
 
 

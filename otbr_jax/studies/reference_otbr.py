@@ -283,8 +283,7 @@ def _fuse(
         ties[layer.name] = _residuals(shared, maps[before.name], tied, mass)
         maps[before.name][tied] = shared
     mapped = fusion.map_neurons(pruned, layers, {name: jnp.asarray(m, jnp.float32) for name, m in maps.items()})
-    arrays = {name: {name: kernel} for name, kernel in mapped.items()}
-    return _Fused(fusion.interpolate(run.victim, alignment._replace(arrays=arrays), lam=lam), ties)
+    return _Fused(fusion.interpolate(run.victim, alignment._replace(kernels=mapped), lam=lam), ties)
 
 
 def _shares(
