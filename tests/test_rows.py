@@ -1,0 +1,39 @@
+"""Committed rows stay those of their cells, whatever was added to the settings since."""
+
+import dataclasses
+import json
+import pathlib
+
+import pytest
+
+from otbr_jax.steps.search import InversionConfig
+from otbr_jax.studies.bench import load_grid
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def cells_and_rows(name):
+    rows = (ROOT / "results" / f"bench_{name}.jsonl").read_text().splitlines()
+    return load_grid(ROOT / "configs" / "bench" / f"{name}.py").cells, [json.loads(row) for row in rows]
+
+
+@pytest.mark.parametrize(("name", "least"), [("cpu", 11), ("otbr_plus", 29)])
+def test_committed_rows_are_found(name, least):
+    """Some of the rows of `otbr_plus` are older than the settings that its cells have now."""
+    cells, rows = cells_and_rows(name)
+    assert sum(any(cell.is_of(row) for row in rows) for cell in cells) >= least
+
+
+def test_a_setting_that_a_row_does_not_know_has_to_have_its_default():
+    cells, rows = cells_and_rows("otbr_plus")
+    cell, row = next((cell, row) for cell in cells for row in rows if cell.is_of(row))
+    assert "evidence" not in row["config"]["suspicion"]  # it is older than the list of detectors
+
+    def with_suspicion(**changes):
+        suspicion = dataclasses.replace(cell.config.suspicion, **changes)
+        return dataclasses.replace(cell, config=dataclasses.replace(cell.config, suspicion=suspicion))
+
+    assert with_suspicion(evidence=("patch", "perturbation", "fall")).is_of(row)
+    assert not with_suspicion(evidence=("patch",)).is_of(row)
+    assert not with_suspicion(patch=InversionConfig(steps=7)).is_of(row)
+    assert not dataclasses.replace(cell, config=dataclasses.replace(cell.config, seed=99)).is_of(row)
