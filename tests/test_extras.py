@@ -1,4 +1,4 @@
-"""The core works without the packages of the extras, and says which one is missing."""
+"""What is installed: the core works without the extras and says which one is missing; the wheel is whole."""
 
 import configparser
 import pathlib
@@ -11,7 +11,8 @@ import pytest
 from otbr_jax import InputError
 from otbr_jax.extras import EXTRAS, needed
 
-SETUP = pathlib.Path(__file__).resolve().parent.parent / "setup.cfg"
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SETUP = ROOT / "setup.cfg"
 
 CORE_ONLY = """
 import sys
@@ -50,3 +51,15 @@ def test_the_core_needs_none_of_them():
     done = subprocess.run([sys.executable, "-c", CORE_ONLY, *EXTRAS], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "a report needs the package matplotlib: pip install -e '.[report]'\n"
+
+
+def test_the_wheel_holds_every_folder_of_the_library_and_its_files():
+    modules = [path for path in (ROOT / "otbr_jax").rglob("*.py") if "__pycache__" not in path.parts]
+    assert all((path.parent / "__init__.py").is_file() for path in modules)
+    setup = configparser.ConfigParser()
+    setup.read(SETUP)
+    assert setup["options.packages.find"]["include"] == "otbr_jax*"
+    patterns = setup["options.package_data"]["otbr_jax"].split()
+    listed = {path for pattern in patterns for path in (ROOT / "otbr_jax").glob(pattern)}
+    files = {path for path in (ROOT / "otbr_jax").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert listed == files
