@@ -1,9 +1,10 @@
 """Fills benches: `python -m launch.bench --grid=configs/bench/cpu.py --workdir=runs/bench`.
 
-Each cell of a grid (data x network x attack x defence x seed) becomes one line of results/bench_NAME.jsonl; cells
-that have theirs are skipped, and a bench that was stopped goes on inside the cell, inside the training. Several grids
-are filled one after the other, and share their victims. With TQDM_DISABLE=1 in the environment there are no progress
-bars, and cells of one network share compiled programs. `launch.tables` turns the rows into README's tables.
+Each cell of a grid (data x network x attack x defence x seed) becomes one line of results/bench_NAME.jsonl below the
+current folder. Cells that have theirs are skipped, and a bench that was stopped goes on inside the cell, inside the
+training. Several grids are filled one after the other, and share their victims. With TQDM_DISABLE=1 in the environment
+there are no progress bars, and cells of one network share compiled programs. `launch.tables` turns the rows into
+README's tables. From another folder: `PYTHONPATH=CHECKOUT python -m launch.bench`, with the same grids.
 """
 
 from __future__ import annotations
@@ -18,9 +19,13 @@ from launch import cli
 from otbr_jax.errors import InputError
 from otbr_jax.studies.bench import load_grid, run_bench
 
-GRID = flags.DEFINE_multi_string("grid", ["configs/bench/cpu.py"], "Python file whose get_grid() returns the cells.")
+GRID = flags.DEFINE_multi_string(
+    "grid", ["configs/bench/cpu.py"], "Python file whose get_grid() returns the cells, here or in the checkout."
+)
 WORKDIR = flags.DEFINE_string("workdir", "runs/bench", "Directory for the stages and reports of all cells.")
-RESULTS = flags.DEFINE_string("results", None, "File of one grid's rows; by default results/bench_NAME.jsonl.")
+RESULTS = flags.DEFINE_string(
+    "results", None, "File of one grid's rows; by default results/bench_NAME.jsonl below the current folder."
+)
 ONLY = flags.DEFINE_string("only", "", "Runs only cells whose name contains this, such as /wanet/.")
 NOTES = flags.DEFINE_multi_string("note", [], "DATA=TEXT: what a reader has to know of this copy of a data set.")
 
@@ -31,7 +36,7 @@ def main(arguments: Sequence[str]) -> None:
     if RESULTS.value and len(GRID.value) > 1:
         raise InputError(f"--results: expected none beside {len(GRID.value)} grids, found {RESULTS.value!r}")
     notes = dict(_pair(note) for note in NOTES.value)
-    grids = [load_grid(path, only=ONLY.value, notes=notes) for path in GRID.value]
+    grids = [load_grid(cli.in_checkout(path), only=ONLY.value, notes=notes) for path in GRID.value]
     # Cells of one network share their programs, also after a restart.
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser(f"{WORKDIR.value}/compiled"))
     for grid in grids:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import TracebackType
 from typing import Any, Generic, NoReturn, TypeVar
 
 from absl import app, flags, logging
@@ -18,7 +20,8 @@ from otbr_jax.errors import InputError
 from otbr_jax.settings import describe, from_dict
 
 T = TypeVar("T")
-CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
+CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
+CONFIGS = CHECKOUT / "configs"
 
 
 HELP = {f"{dashes}{name}" for dashes in ("-", "--") for name in ("h", "help", "helpshort", "helpfull")}
@@ -60,7 +63,7 @@ class Config(Generic[T]):
     def file(self) -> str:
         """The name of the file, short for one of this project."""
         path = pathlib.Path(config_flags.get_config_filename(flags.FLAGS[self.holder.name]))
-        return str(path.relative_to(CONFIGS.parent) if path.is_relative_to(CONFIGS.parent) else path)
+        return str(path.relative_to(CHECKOUT) if path.is_relative_to(CHECKOUT) else path)
 
 
 def define_config(
@@ -78,11 +81,29 @@ def define_config(
         given = re.match(r"--?(?:no)?(config\.[\w.]+)", argument)
         if given and given[1] not in known:
             fail(helping.unknown_flag(given[1], known))
+    sys.argv[1:] = with_config_found(sys.argv[1:])
     try:
         holder = config_flags.DEFINE_config_file("config", str(CONFIGS / default), "Python file with the settings.")
     except (AttributeError, KeyError) as error:
         fail(_missing(error))
     return Config(types, choose or (lambda values: types[0]), holder)
+
+
+def in_checkout(path: str) -> str:
+    """A file that is not below the current folder but in this checkout, such as `configs/otbr.py`; others as given."""
+    return str(CHECKOUT / path) if not os.path.exists(path) and (CHECKOUT / path).is_file() else path
+
+
+def with_config_found(arguments: Sequence[str]) -> list[str]:
+    """Arguments whose `--config` is looked up by `in_checkout`; what follows its colon stays as it is."""
+    found: list[str] = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=") if re.match("--?config=", argument) else ("", "", argument)
+        if equals or (found and found[-1] in ("-config", "--config")):
+            file, colon, rest = value.partition(":")
+            argument = f"{flag}{equals}{in_checkout(file)}{colon}{rest}"
+        found.append(argument)
+    return found
 
 
 def _flags_of(types: Sequence[type]) -> list[str]:
@@ -156,6 +177,16 @@ def _one_line(message: str) -> str:
     if quoted:
         message = before + traceback.strip().splitlines()[-1]
     return " ".join(message.split())
+
+
+def _refuse(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What a launcher cannot be imported without, such as a package that is not installed, ends in one line too."""
+    if isinstance(error, InputError):
+        fail(_one_line(str(error)))
+    sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _refuse
 
 
 def fail(message: str, *, status: int = 2) -> NoReturn:

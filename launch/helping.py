@@ -36,7 +36,11 @@ def settings_help(settings: Sequence[Setting], *, file: str) -> str:
       settings: with the file's defaults, as `otbr_jax.settings.describe` gives them.
       file: the name of the config file.
     """
-    lines = [_entry("config", file, "Python file with the settings; below are its defaults."), "", "settings:"]
+    lines = [
+        _entry("config", file, "Python file with the settings, here or in the checkout; below are its defaults."),
+        "",
+        "settings:",
+    ]
     for name, words, default, doc in settings:
         if words:
             lines.append(_entry(f"config.{name}", default, f"{doc} {words[0].upper()}{words[1:]}."))

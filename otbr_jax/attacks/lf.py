@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import dm_pix
 import jax
 import jax.numpy as jnp
 
 from otbr_jax.attacks.attack import Assets, Attack, Materials, to_pixels, to_unit
+from otbr_jax.extras import needed
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.convolutions import channels_last
 
@@ -34,13 +34,15 @@ class LFConfig:
 def make(materials: Materials, key: jax.Array, config: LFConfig, on_step: Callable[[], None] | None = None) -> Assets:
     """The pattern, float32 `[h, w, c]`, scaled until its largest value is `strength`."""
     assert materials.clean is not None
+    dm_pix = needed("dm_pix", what="the attack lf")
     logits, target, images = materials.clean.logits, materials.target, materials.images
     shape = images.shape[1:]
     batch_size = min(config.batch_size, len(images))
 
     def smooth(pattern: jax.Array) -> jax.Array:
         sigma = config.sigma * min(shape[:2])
-        return dm_pix.gaussian_blur(pattern, sigma, kernel_size=2 * int(3 * sigma + 1) + 1)
+        blurred: jax.Array = dm_pix.gaussian_blur(pattern, sigma, kernel_size=2 * int(3 * sigma + 1) + 1)
+        return blurred
 
     def margin(batch: jax.Array) -> tuple[jax.Array, jax.Array]:
         found = logits(batch)

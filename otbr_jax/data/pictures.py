@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from PIL import Image
 
 from otbr_jax.errors import InputError
+from otbr_jax.extras import needed
 
 _GREY = ("1", "L", "LA")
 _COLOUR = ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr")
@@ -36,6 +36,7 @@ def decode(
     """
     if image_shape[2] not in (1, 3):
         raise InputError(f"model.image_shape: expected 1 or 3 channels, as pictures have, found {image_shape[2]}")
+    needed("PIL.Image", what="reading pictures")
     pixels = np.empty((len(files), *image_shape), np.uint8)
 
     def decode_block(start: int) -> None:
@@ -51,6 +52,8 @@ def decode(
 def _decode(
     file: bytes | pathlib.Path, image_shape: tuple[int, int, int], name: Callable[[int], str], place: int
 ) -> np.ndarray:
+    from PIL import Image
+
     height, width, channels = image_shape
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as opened:

@@ -33,7 +33,7 @@ def prepare(name: str, data_dir: str = "", manual_dir: str = "") -> str:
         raise InputError(f"--name: expected one of {[*NAMES]}, found {name!r}")
     if (found := find(name, data_dir)) is not None:
         return f"{found} is there already; it stays as it is"
-    for package in ("tensorflow", "importlib_resources"):
+    for package in ("tensorflow", "importlib_resources", "tensorflow_datasets", "PIL"):
         if importlib.util.find_spec(package) is None:
             raise InputError(f"--name: preparing needs the package {package}, found none: pip install -e '.[prepare]'")
     if manual_dir and not pathlib.Path(manual_dir).expanduser().is_dir():

@@ -13,6 +13,7 @@ import numpy as np
 from otbr_jax.data.pictures import decode
 from otbr_jax.data.stored import Part, Stored
 from otbr_jax.errors import InputError
+from otbr_jax.extras import needed
 
 NAMES = ("cifar10", "mnist", "gtsrb", "tiny_imagenet")
 
@@ -44,7 +45,7 @@ def read_prepared(name: str, data_dir: str, image_shape: tuple[int, int, int]) -
             f"{_command(name, data_dir)}"
         )
     # Half a second that other sources need not wait for.
-    import tensorflow_datasets as tfds
+    tfds = needed("tensorflow_datasets", what=f"data.name={name}")
 
     try:
         builder = tfds.builder_from_directory(folder)

@@ -12,13 +12,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from otbr_jax.data import prepared
 from otbr_jax.data.folder import read_folder
 from otbr_jax.data.stored import Part, Stored, part
 from otbr_jax.errors import InputError
+from otbr_jax.extras import needed
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.sampling import stratified
 
@@ -40,11 +39,14 @@ class Dataset(NamedTuple):
 
 def digits(config: DataConfig, image_shape: tuple[int, int, int]) -> Stored:
     """scikit-learn's 1,797 handwritten digits (8 x 8, 17 grey levels), resized to `image_shape`; 500 for testing."""
-    bunch = load_digits()
+    datasets, selection = (
+        needed(f"sklearn.{part}", what="data.name=digits") for part in ("datasets", "model_selection")
+    )
+    bunch = datasets.load_digits()
     images = np.repeat(bunch.images[..., None] / 16, image_shape[2], axis=-1)
     resized = jax.image.resize(images, (len(images), *image_shape), "bilinear")
     pixels = np.asarray(jnp.round(jnp.clip(resized, 0, 1) * 255)).astype(np.uint8)
-    train_x, test_x, train_y, test_y = train_test_split(
+    train_x, test_x, train_y, test_y = selection.train_test_split(
         pixels, bunch.target, test_size=500, stratify=bunch.target, random_state=0
     )
     return Stored(

@@ -10,10 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import IO, NamedTuple
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from otbr_jax.errors import InputError
+from otbr_jax.extras import needed
 from otbr_jax.interop.torch_files import Envelope, import_torch, is_torch_file, pickled_names, read_torch, write_torch
 
 FORMATS: Mapping[str, str] = {".pt": "torch", ".pth": "torch", ".tar": "torch", ".safetensors": "safetensors"}
@@ -89,8 +88,9 @@ def write_tensors(
       InputError: if it cannot be written, or torch is needed and not installed.
     """
     if format == "safetensors":
+        files = needed("safetensors.numpy", what=f"{name}: a safetensors file")
         contiguous = {key: np.array(array, order="C") for key, array in tensors.items()}
-        content = safetensors.numpy.save(contiguous, metadata=dict(envelope.metadata or {}) or None)
+        content = files.save(contiguous, metadata=dict(envelope.metadata or {}) or None)
         _write_at_once(pathlib.Path(os.path.expanduser(path)), lambda file: file.write(content), name=name)
     else:
         import_torch(name)
@@ -115,6 +115,7 @@ def write_state_dict(path: str | os.PathLike[str], tensors: Mapping[str, np.ndar
 
 
 def _read_safetensors(path: pathlib.Path, *, name: str) -> tuple[dict[str, np.ndarray], Envelope]:
+    safetensors = needed("safetensors", what=f"{name}: a safetensors file")
     try:
         with safetensors.safe_open(path, framework="np") as file:
             metadata = file.metadata()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import importlib
 import io
 import pathlib
 import pickletools
@@ -18,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from otbr_jax.errors import InputError
+from otbr_jax.extras import needed
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights")
 _BACKDOORBENCH = ("model_name", "num_classes", "model")
@@ -114,10 +114,7 @@ def write_torch(file: IO[bytes], tensors: Mapping[str, np.ndarray], envelope: En
 
 def import_torch(name: str) -> Any:
     """Returns the torch package, which is optional; raises InputError that says how to install it."""
-    try:
-        return importlib.import_module("torch")
-    except ImportError:
-        raise InputError(f"{name}: PyTorch files need the package torch; install otbr_jax[torch]") from None
+    return needed("torch", what=f"{name}: a PyTorch file")
 
 
 def pickled_names(file: IO[bytes]) -> list[str]:

@@ -17,6 +17,7 @@ from ott.solvers.linear.acceleration import Momentum
 from ott.solvers.linear.sinkhorn import Sinkhorn
 
 from otbr_jax.errors import InputError
+from otbr_jax.extras import needed
 from otbr_jax.settings import field, settings
 
 SOLVERS = ("sinkhorn", "exact")
@@ -157,6 +158,8 @@ def _exact(
     cost: jax.Array, source: jax.Array, target: jax.Array, config: TransportConfig
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     del config
+    # Imports PyTorch where it is installed: seconds that no other solver needs.
+    needed("ot", what="transport.solver=exact")
     results = (jax.ShapeDtypeStruct(cost.shape, jnp.float32), jax.ShapeDtypeStruct((), jnp.bool_))
     matrix, converged = jax.pure_callback(_network_simplex, results, cost, source, target, vmap_method="sequential")
     return matrix, converged, jnp.zeros((), jnp.int32)
@@ -164,7 +167,7 @@ def _exact(
 
 def _network_simplex(cost: jax.Array, source: jax.Array, target: jax.Array) -> tuple[np.ndarray, np.ndarray]:
     """On the host, in float64; both masses are normalised there, since the solver wants equal sums."""
-    import ot  # imports PyTorch where it is installed: seconds that no other solver needs
+    import ot
 
     masses = [np.asarray(mass, np.float64) for mass in (source, target)]
     first, second = (mass / mass.sum() for mass in masses)
