@@ -1,0 +1,22 @@
+"""CLP on the embedded default: channels that can amplify a change most are pruned, without data.
+
+    python -m launch.repair --config=configs/clp.py --workdir=runs/clp
+
+As published (u = 3). A network of your own: `--config.model.checkpoint=victim.pt --config.data.name=none` with its
+`--config.model...` settings, as in configs/own_network.py. What it does and when: docs/clp.md.
+
+Expected: a minute on two CPU cores, most of it the training of the victim.
+"""
+
+import dataclasses
+
+import ml_collections
+
+from configs import otbr
+from otbr_jax.studies.repair_config import repair_config, repaired_by
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The settings; every field can be set on the command line as `--config.FIELD=VALUE`."""
+    config = repaired_by("clp", repair_config(otbr.get_config().to_dict()))
+    return ml_collections.ConfigDict(dataclasses.asdict(config))

@@ -1,0 +1,229 @@
+"""CLP: channels that can amplify a small change most are pruned, without any data (ECCV 2022, arXiv 2208.03111).
+
+A trigger is small and moves a network far, so that some channel on its way must amplify it. How strongly a channel can
+is bounded by the largest singular value of its kernel, times what the normalisation behind it multiplies with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from otbr_jax import plan as plans
+from otbr_jax.defenses.defense import Ask, Candidates, Defense, Outcome, count_neurons
+from otbr_jax.graph.choose import LAYERS
+from otbr_jax.graph.graph import Layer, NeuronGraph
+from otbr_jax.metrics import Metrics
+from otbr_jax.plan import Plan, Report, Setup, Step, needs
+from otbr_jax.settings import field, settings
+from otbr_jax.steps.prune import reinitialize
+from otbr_jax.steps.score import Scores
+from otbr_jax.types import Network, Variables, named_leaves, replace_leaves
+
+_PROBES = 4  # images; a layer whose every channel is silent on all of them does not occur
+_SAME = 1e-3  # of the largest logit: rounding, and the epsilon that normalisations add to variances
+
+
+@settings("clp")
+class CLPConfig:
+    """The whole method; the defaults are the published ones."""
+
+    u: float = field(
+        default=3.0, at_least=0, doc="how many standard deviations above its layer's mean a channel is pruned."
+    )
+    layers: str = field(default="convolutions", choices=LAYERS, doc="which layers are pruned; see `choose_layers`.")
+
+
+@settings("sweep")
+class SweepConfig:
+    """The settings that the report shows beside the chosen one; empty for none."""
+
+    u: tuple[float, ...] = field(default=(2.0, 2.5, 3.0, 3.5, 4.0), at_least=0, doc="thresholds.")
+
+
+@settings("")
+class CLPSettings:
+    """All settings of the defence `clp`."""
+
+    clp: CLPConfig = field(default=CLPConfig(), doc="the published method.")
+    sweep: SweepConfig = field(default=SweepConfig(), doc="settings that the report shows beside the chosen one.")
+
+
+class Pruned(NamedTuple):
+    """The pruned network, and which channels it lost, `{layer name: bool [neurons]}`."""
+
+    variables: Variables
+    pruned: Mapping[str, jax.Array]
+
+
+def normalisation_gains(setup: Setup, variables: Variables, *, key: jax.Array) -> dict[str, jax.Array]:
+    """What the normalisation behind each layer multiplies its neurons with, `{layer name: [neurons]}`; 1 without one.
+
+    That is |scale| / sqrt(variance). Which arrays these are, no name says: doubling a scale and quadrupling the
+    variance beside it leaves what the network computes as it is, and no other pair of parameter and statistic does.
+    """
+    leaves = named_leaves(variables)
+    pairs = [
+        (layer.name, scale, variance)
+        for layer in setup.layers
+        for variance in layer.vectors
+        for scale in layer.vectors
+        if scale.name.startswith("params/") and not variance.name.startswith("params/") and scale.axis == variance.axis
+    ]
+    gains = {layer.name: jnp.ones(layer.neurons) for layer in setup.layers}
+    if not pairs:
+        return gains
+    names = sorted({vector.name for _, *vectors in pairs for vector in vectors})
+    # How each array is multiplied in each trial; the first leaves all as they are.
+    trials = [{}, *({scale.name: 2.0, variance.name: 4.0} for _, scale, variance in pairs)]
+    factors = jnp.array([[trial.get(name, 1.0) for name in names] for trial in trials])
+    images = jax.random.uniform(key, (_PROBES, *setup.network.image_shape))
+
+    def logits(factor: jax.Array) -> jax.Array:
+        changed = {name: (leaves[name] * factor[place]).astype(leaves[name].dtype) for place, name in enumerate(names)}
+        return setup.network.answer(replace_leaves(variables, changed), images)
+
+    original, *others = jax.lax.map(logits, factors)
+    found = dict.fromkeys(gains, jnp.bool_(False))
+    for (layer, scale, variance), changed in zip(pairs, others, strict=True):
+        spread = leaves[variance.name].astype(jnp.float32)
+        same = jnp.max(jnp.abs(changed - original)) <= _SAME * jnp.max(jnp.abs(original))
+        first = same & jnp.all(spread > 0) & ~found[layer]
+        gain = jnp.abs(leaves[scale.name]) / jnp.sqrt(jnp.where(spread > 0, spread, 1.0))
+        gains[layer] = jnp.where(first, gain, gains[layer])
+        found[layer] |= first
+    return gains
+
+
+def largest_singular_values(kernel: jax.Array, layer: Layer) -> jax.Array:
+    """The largest singular value of each neuron's kernel as a matrix of inputs and positions, float32 `[neurons]`."""
+    axes = (*layer.neuron_axes, *layer.input_axes)
+    first = jnp.moveaxis(kernel, axes, range(len(axes))).astype(jnp.float32)
+    inputs = math.prod(kernel.shape[axis] for axis in layer.input_axes)
+    return jnp.linalg.norm(first.reshape(layer.neurons, inputs, -1), ord=2, axis=(1, 2))
+
+
+def score(setup: Setup, settings: None, *, victim: Variables, key: jax.Array, **_: Any) -> dict[str, jax.Array]:
+    """By how many standard deviations each channel's Lipschitz constant lies above its layer's mean."""
+    gains, leaves = normalisation_gains(setup, victim, key=key), named_leaves(victim)
+    scores = {}
+    for layer in setup.layers:
+        bound = largest_singular_values(leaves[layer.name], layer) * gains[layer.name]
+        spread = jnp.std(bound, ddof=1) if layer.neurons > 1 else jnp.float32(0)
+        scores[layer.name] = jnp.where(spread > 0, (bound - jnp.mean(bound)) / jnp.where(spread > 0, spread, 1.0), 0.0)
+    return scores
+
+
+def prune(setup: Setup, settings: float | jax.Array, *, victim: Variables, scores: Scores, **_: Any) -> Pruned:
+    """Sets every parameter of the channels that lie more than `settings` standard deviations above to zero."""
+    count = sum(jnp.sum(score > settings) for score in scores.values())
+    pruned, info = reinitialize(victim, victim, scores, setup.layers, count=count, share=1.0, scheme="neurons")
+    return Pruned(pruned, info.neurons)
+
+
+def plan(config: CLPSettings) -> Plan:
+    """scores -> pruned."""
+    return (
+        Step("scores", score, needs("victim"), title="channel Lipschitz constants"),
+        Step("pruned", prune, needs("victim", "scores"), config.clp.u, "pruning"),
+    )
+
+
+def clp(
+    network: Network, variables: Variables, graph: NeuronGraph, *, key: jax.Array, config: CLPConfig
+) -> tuple[Variables, Pruned]:
+    """Repairs a network without any data. Pure; jits.
+
+    Args:
+      network: the functions of the network.
+      variables: the suspicious network's variables.
+      graph: its neuron graph; `config.layers` says which of its layers are pruned.
+      key: typed PRNG key of the images that tell scales from other arrays.
+      config: the method's settings.
+
+    Returns:
+      `(repaired variables, Pruned)`.
+
+    Raises:
+      InputError: if there are no such layers.
+    """
+    setup = plans.set_up(network, graph, layers=config.layers)
+    found = plans.run(plan(CLPSettings(clp=config)), setup, {"victim": variables}, key=key)
+    return found["pruned"].variables, found["pruned"]
+
+
+def sweep(
+    config: CLPSettings,
+    setup: Setup,
+    ask: Ask,
+    *,
+    victim: Variables,
+    scores: Scores,
+    key: jax.Array,
+    report: Report | None,
+) -> Metrics:
+    """Prunes and measures at every threshold, `[thresholds]`."""
+    del key
+
+    def one(u: jax.Array) -> Metrics:
+        found = ask(prune(setup, u, victim=victim, scores=scores).variables)
+        if report is not None:
+            jax.debug.callback(report)
+        return found
+
+    return jax.lax.map(one, jnp.array(config.sweep.u))
+
+
+def candidates(config: CLPSettings) -> Candidates | None:
+    """The thresholds of the grid."""
+    if not config.sweep.u:
+        return None
+
+    def rows(found: Metrics, row: Callable[[Metrics], dict[str, Any]]) -> list[dict[str, Any]]:
+        each = enumerate(config.sweep.u)
+        return [{"u": u, "pruned": row(Metrics(*(values[place] for values in found)))} for place, u in each]
+
+    return Candidates(
+        axes={"u": config.sweep.u},
+        needs=("victim", "scores"),
+        along=("u",),
+        strength="u, standard deviations above the mean",
+        network="pruned",
+        rounds=len(config.sweep.u),
+        unit="u",
+        measure=partial(sweep, config),
+        rows=rows,
+    )
+
+
+def outcome(config: CLPSettings, values: Mapping[str, Any]) -> Outcome:
+    """How many channels were pruned."""
+    pruned = values["pruned"].pruned
+    scored, taken = count_neurons(pruned)
+    return Outcome(
+        choice={"u": config.clp.u, "chosen_by": "config"},
+        done=f"{taken} of {scored} channels pruned",
+        did="pruned",
+        neurons={"scored": scored, "pruned": taken},
+        touched=pruned,
+        scores=values["scores"],
+        score="standard deviations above the mean",
+        scored="Which channels can amplify a change most",
+    )
+
+
+DEFENSE = Defense(
+    name="clp",
+    Config=CLPSettings,
+    data="none",
+    layers=lambda config: config.clp.layers,
+    plan=plan,
+    networks=lambda config: ("victim", "pruned"),
+    outcome=outcome,
+    candidates=candidates,
+)

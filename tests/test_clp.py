@@ -1,0 +1,67 @@
+"""CLP: scores by hand, scales and variances found by what they do, and the whole way to a report."""
+
+import dataclasses
+
+import golden_runs
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from otbr_jax import set_up
+from otbr_jax.defenses import clp as method
+from otbr_jax.defenses.clp import CLPConfig, SweepConfig, clp, largest_singular_values, normalisation_gains
+from otbr_jax.studies.repair import repair
+from otbr_jax.studies.repair_config import repaired_by
+from otbr_jax.studies.results import summarize
+from otbr_jax.types import named_leaves, replace_leaves
+
+
+@pytest.fixture(scope="module")
+def amplifying(moved):
+    """(network, graph, variables in which neuron 2 of the second convolution is far stronger than the others)."""
+    network, _, variables, graph = moved
+    leaves = named_leaves(variables)
+    positive = {name: jnp.abs(leaf) + 0.5 for name, leaf in leaves.items() if name.endswith("/var")}
+    layer = graph.main_convolutions[1]
+    kernel = leaves[layer.name].at[..., 2].multiply(50.0)
+    return network, graph, replace_leaves(variables, positive | {layer.name: kernel})
+
+
+def test_the_score_is_the_singular_value_times_what_the_normalisation_multiplies_with(amplifying):
+    network, graph, variables = amplifying
+    setup, leaves = set_up(network, graph, layers="convolutions"), named_leaves(variables)
+    gains = jax.jit(lambda v: normalisation_gains(setup, v, key=jax.random.key(0)))(variables)
+    layer = setup.layers[1]
+    names = [vector.name for vector in layer.vectors]
+    scale, variance = (next(name for name in names if name.endswith(end)) for end in ("/scale", "/var"))
+    by_hand = np.abs(leaves[scale]) / np.sqrt(leaves[variance])
+    np.testing.assert_allclose(gains[layer.name], by_hand, rtol=1e-5)
+    found = largest_singular_values(leaves[layer.name], layer)
+    for neuron in range(layer.neurons):
+        matrix = np.asarray(leaves[layer.name])[..., neuron].reshape(9, -1).T  # inputs, positions
+        np.testing.assert_allclose(found[neuron], np.linalg.svd(matrix)[1][0], rtol=1e-5)
+
+
+def test_only_channels_far_above_their_layer_are_pruned(amplifying):
+    network, graph, variables = amplifying
+    repaired, found = clp(network, variables, graph, key=jax.random.key(0), config=CLPConfig(u=1.4))
+    layer = graph.main_convolutions[1]
+    assert found.pruned[layer.name].tolist() == [False, False, True, False]
+    assert not np.any(named_leaves(repaired)[layer.name][..., 2])
+    same, nothing = clp(network, variables, graph, key=jax.random.key(0), config=CLPConfig(u=3.0))
+    assert not any(mask.any() for mask in nothing.pruned.values())  # of 4 channels none is so far above
+    jax.tree.map(np.testing.assert_array_equal, same, variables)
+
+
+def test_a_run_leaves_a_report(tmp_path):
+    config = repaired_by("clp", golden_runs.OTBR, clp=CLPConfig(u=1.2), sweep=SweepConfig(u=(1.0, 1.2)))
+    result = repair(config, tmp_path / "w", devices=jax.local_devices()[:1])
+    summary = summarize(result)
+    assert [*summary["metrics"]] == ["victim", "pruned"]
+    assert summary["neurons"]["pruned"] > 0
+    assert [row["u"] for row in summary["sweep"]] == [1.0, 1.2]
+    assert summary["sweep"][1]["pruned"] == summary["metrics"]["pruned"]
+    assert "channels pruned" in (tmp_path / "w" / "report.html").read_text()
+    none = dataclasses.replace(config, sweep=SweepConfig(u=()))
+    assert method.candidates(none) is None
