@@ -140,6 +140,8 @@ LEAST = {
     "neurons": {"scored": 4},
     "done": "1 of 4 neurons scrubbed",
     "did": "scrubbed",
+    "scored": "Which neurons scrubbing moved",
+    "score": "how far",
 }
 SCORES = {"params/conv1/kernel": np.array([0.1, 0.2, 0.3, 0.4])}
 CHOSEN = {"params/conv1/kernel": np.array([False, False, False, True])}

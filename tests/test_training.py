@@ -7,14 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_runs import VICTIM
 
 from otbr_jax import InputError
 from otbr_jax.attacks.attack import InTraining
 from otbr_jax.data.sources import DataConfig, preprocess
 from otbr_jax.metrics import Metrics
+from otbr_jax.models import registry
 from otbr_jax.runs.devices import local_mesh
 from otbr_jax.steps.augment import augment
-from otbr_jax.types import Network, named_leaves
+from otbr_jax.types import named_leaves
 from otbr_jax.victims import training
 from otbr_jax.victims.training import TrainingConfig, TrainingSet
 
@@ -34,9 +36,14 @@ def prepare(images):
 def train(tiny, config=CONFIG, devices=1, **options):
     network, variables = tiny
     mesh = local_mesh(jax.local_devices()[:devices])
-    return training.train(
-        network, variables, data(), key=jax.random.key(1), config=config, prepare=prepare, mesh=mesh, **options
-    )
+    return training.train(network, variables, data(), key=jax.random.key(1), config=config, mesh=mesh, **options)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """A small network on 8 x 8 images: (network, variables)."""
+    network, init = registry.build(VICTIM["model"])
+    return dataclasses.replace(network, prepare=prepare), jax.jit(init)(jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +108,7 @@ def test_eight_devices_agree_with_one(tiny, whole):
 def test_every_epoch_runs_the_program_of_the_first(tiny):
     network, variables = tiny
     traced = chex.assert_max_traces(network.train, n=1)
-    counted = Network(network.apply, network.image_shape, network.num_classes, apply_train=traced)
+    counted = dataclasses.replace(network, apply_train=traced)
     train((counted, variables))
 
 
@@ -110,12 +117,12 @@ def test_bfloat16_keeps_weights_and_statistics_in_float32(tiny, whole):
     network, variables = tiny
 
     def spy(values, images):
-        seen.append((images.dtype, named_leaves(values["params"])["conv1/kernel"].dtype))
+        seen.append((images.dtype, named_leaves(values["params"])["features.0/kernel"].dtype))
         logits, state = network.train(values, images)
         seen.append((logits.dtype, jax.tree.leaves(state)[0].dtype))
         return logits, state
 
-    counted = Network(network.apply, network.image_shape, network.num_classes, apply_train=spy)
+    counted = dataclasses.replace(network, apply_train=spy)
     found = train((counted, variables), dataclasses.replace(CONFIG, precision="bfloat16"))
     assert seen[0] == (jnp.bfloat16, jnp.bfloat16)
     assert seen[1] == (jnp.bfloat16, jnp.float32)
