@@ -76,6 +76,7 @@ def tsbd_run(otbr_run, tmp_path_factory):
 def whole_run(workdir, name):
     """The run of that name of `tiny_runs`."""
     import tiny_runs
+
     from otbr_jax.studies.results import summarize
 
     result = tiny_runs.run(workdir, getattr(tiny_runs, name))

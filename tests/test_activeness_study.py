@@ -44,7 +44,10 @@ def finished(tmp_path_factory):
 @pytest.mark.slow
 def test_a_study_of_a_clean_and_a_backdoored_network(finished):
     workdir, found = finished
-    assert [(one.config.attack.name, one.config.seed, len(one.given["clean"].labels)) for one in found] == [("none", 5, 65), ("badnets", 5, 65)]
+    assert [(one.config.attack.name, one.config.seed, len(one.given["clean"].labels)) for one in found] == [
+        ("none", 5, 65),
+        ("badnets", 5, 65),
+    ]
     clean, backdoored = (np.concatenate(list(seen(one).activeness.mean.values())) for one in found)
     assert not np.allclose(clean, backdoored)
     summary = json.loads((workdir / "activeness.json").read_text())

@@ -8,8 +8,6 @@ import itertools
 import json
 import os
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest

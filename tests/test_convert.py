@@ -133,7 +133,9 @@ def test_bad_input(victim, tmp_path, goal, model, settings, message):
 def test_the_command_line_prints_one_line(victim, tmp_path):
     goal = tmp_path / "victim.safetensors"
     runs = [
-        launch("convert", f"--from={victim}", f"--to={goal}", f"--model={NAME}", "--image_shape=8,8,1", "--depth=1,1,1,1"),
+        launch(
+            "convert", f"--from={victim}", f"--to={goal}", f"--model={NAME}", "--image_shape=8,8,1", "--depth=1,1,1,1"
+        ),
         launch("convert", f"--from={victim}", f"--to={tmp_path / 'x'}", "--model=preact_resnet11"),
         launch("convert", f"--from={victim}", f"--to={tmp_path / 'x'}", f"--model={NAME}", "--depth=1,one"),
         launch("convert", f"--from={victim}", f"--to={tmp_path / 'x'}"),

@@ -14,7 +14,6 @@ from otbr_jax.defenses.otbr_plus import SweepConfig
 from otbr_jax.settings import describe
 from otbr_jax.studies.repair_config import RepairConfig, repair_config
 
-
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 

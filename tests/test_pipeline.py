@@ -244,7 +244,11 @@ def test_bad_input_is_refused_before_anything_is_written(otbr_run, tmp_path):
     classes = dataclasses.replace(model(checkpoint=str(checkpoint), num_classes=12), data=DataConfig(name="none"))
     bad(classes, r"expected params/classifier/kernel of shape \(64, 12\) as the model's settings say, found \(64, 10\)"
         "|expected params/classifier/bias of shape", tmp_path)  # fmt: skip
-    bad(model(checkpoint=str(checkpoint), image_shape=(8, 8, 3)), r"expected params/features.0/kernel of shape", tmp_path)
+    bad(
+        model(checkpoint=str(checkpoint), image_shape=(8, 8, 3)),
+        r"expected params/features.0/kernel of shape",
+        tmp_path,
+    )
     bad(
         dataclasses.replace(CONFIG, data=DataConfig(name="none")),
         "model.checkpoint: expected a checkpoint, since",

@@ -128,7 +128,9 @@ loop.SAVE_EVERY = 0.0
 from test_victims import LONG, train
 train({workdir!r}, LONG)
 """
-LONG = with_attack(dataclasses.replace(CONFIG, training=TrainingConfig(epochs=8, batch_size=32, measure_every=2)), "input_aware")
+LONG = with_attack(
+    dataclasses.replace(CONFIG, training=TrainingConfig(epochs=8, batch_size=32, measure_every=2)), "input_aware"
+)
 
 
 @pytest.mark.slow

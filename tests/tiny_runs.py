@@ -1,4 +1,4 @@
-"""The settings that tests of whole runs share: with one network and one training, programs are compiled once for all."""
+"""Settings that tests of whole runs share: one network and one training, so that programs are compiled once."""
 
 import jax
 
