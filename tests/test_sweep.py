@@ -7,11 +7,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_runs import VICTIM
 
-from otbr_jax import FusionConfig, OTBRConfig, TransportConfig, fuse, neuron_weight_changes, neurons_to_prune, prune
+from otbr_jax import (
+    FusionConfig,
+    OTBRConfig,
+    TransportConfig,
+    fuse,
+    neuron_weight_changes,
+    neurons_to_prune,
+    prune,
+    trace,
+)
 from otbr_jax.defenses import otbr_plus
 from otbr_jax.defenses.otbr import Unlearned
 from otbr_jax.defenses.otbr_plus import OTBRSettings, SweepConfig
+from otbr_jax.models.registry import build
 from otbr_jax.plan import named_key, set_up
 from otbr_jax.types import named_leaves, replace_leaves
 from otbr_jax.victims import evaluation
@@ -21,9 +32,13 @@ KEY = jax.random.key(0)
 
 
 @pytest.fixture(scope="module")
-def problem(moved):
-    network, before, after, graph = moved
+def problem():
+    """A small network before and after something moved all of it, as (setup, before, after, scores, test set)."""
+    network, init = build(VICTIM["model"])
     network = dataclasses.replace(network, prepare=lambda images: images.astype(jnp.float32) / 255)
+    before, other = (jax.jit(init)(jax.random.key(seed)) for seed in (0, 1))
+    after = jax.tree.map(lambda leaf, moved: leaf + 0.1 * moved, before, other)
+    graph = trace(network.apply, before, jnp.zeros((2, *network.image_shape)))
     images = jax.random.randint(jax.random.key(2), (40, 8, 8, 1), 0, 256).astype(jnp.uint8)
     labels = jnp.argmax(network.answer(before, images), axis=-1).astype(jnp.int32)
     test = evaluation.TestSet(images, 255 - images, labels, jnp.zeros_like(labels))
