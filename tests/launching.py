@@ -5,6 +5,7 @@ import io
 import logging
 import runpy
 import sys
+import warnings
 from typing import NamedTuple
 
 from absl import flags
@@ -25,20 +26,22 @@ def launch(program, *arguments, folder="."):
     sys.argv = [program, *map(str, arguments)]
     out, err, code = io.StringIO(), io.StringIO(), 0
     try:
-        with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with (
+            contextlib.chdir(folder),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore", DeprecationWarning)  # of ml_collections, which loads files in an old way
             runpy.run_module(f"launch.{program}", run_name="__main__", alter_sys=True)
     except SystemExit as end:
         code = end.code or 0
     finally:
         for name in set(flags.FLAGS) - before:
-            if _is_ours(flags.FLAGS.find_module_defining_flag(name, "")):
+            if name.startswith("config") or "launch" in flags.FLAGS.find_module_defining_flag(name, ""):
                 delattr(flags.FLAGS, name)
         flags.FLAGS.unparse_flags()
         logging.root.handlers[:] = handlers
         logging.root.setLevel(level)
         sys.argv, sys.unraisablehook = argv, hook
     return Done(code, out.getvalue(), err.getvalue())
-
-
-def _is_ours(module):
-    return "launch" in module or module.startswith("ml_collections")

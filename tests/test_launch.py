@@ -12,7 +12,7 @@ from launch.helping import unknown_flag
 from otbr_jax import InputError
 from otbr_jax.defenses.otbr_plus import SweepConfig
 from otbr_jax.settings import describe
-from otbr_jax.studies.repair_config import RepairConfig, repair_config
+from otbr_jax.studies.repair_config import RepairConfig, repair_config, repair_config_type
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -115,7 +115,7 @@ def test_a_mistyped_flag_ends_with_the_nearest_one(program, flag, message):
     ],
 )
 def test_the_nearest_flag(given, meant):
-    known = ["workdir", *(f"config.{setting.name}" for setting in describe(RepairConfig) if setting.words)]
+    known = ["workdir", *(f"config.{setting.name}" for setting in describe(repair_config_type()) if setting.words)]
     assert unknown_flag(given, known) == f"unknown flag --{given}; did you mean --{meant}?"
 
 
@@ -154,7 +154,7 @@ def test_help(program, flags):
     for noise in ("absl", "ml_collections", "tfds", "--helpfull", "--verbosity"):
         assert noise not in done.stdout
     if program == "repair":
-        settings = [setting for setting in describe(RepairConfig) if setting.words]
+        settings = [setting for setting in describe(repair_config_type()) if setting.words]
         assert all(f"\n  --config.{setting.name}=" in done.stdout for setting in settings)
         assert "\n  --config=configs/otbr.py\n" in done.stdout
         assert "\n  --config.seed=4\n" in done.stdout

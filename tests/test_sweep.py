@@ -40,7 +40,10 @@ def problem():
     after = jax.tree.map(lambda leaf, moved: leaf + 0.1 * moved, before, other)
     graph = trace(network.apply, before, jnp.zeros((2, *network.image_shape)))
     images = jax.random.randint(jax.random.key(2), (40, 8, 8, 1), 0, 256).astype(jnp.uint8)
+    logits, bias = network.answer(before, images), "params/classifier/bias"
+    before = replace_leaves(before, {bias: named_leaves(before)[bias] - logits.mean(0)})  # not one class for all
     labels = jnp.argmax(network.answer(before, images), axis=-1).astype(jnp.int32)
+    assert len(set(labels.tolist())) > 3
     test = evaluation.TestSet(images, 255 - images, labels, jnp.zeros_like(labels))
     setup = set_up(network, graph, layers="convolutions")
     return setup, before, after, neuron_weight_changes(before, after, setup.layers), test
