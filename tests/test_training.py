@@ -181,11 +181,11 @@ def test_crops_and_flips():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epochs": 0}, "training.epochs: expected at least 1"),
+        ({"epochs": 0}, "training.epochs: expected a whole number of at least 1, found 0"),
         ({"warmup": 1.0}, r"training.warmup: expected a number in \[0, 1\)"),
-        ({"crop_padding": -1}, "training.crop_padding: expected a number of pixels from 0"),
+        ({"crop_padding": -1}, "training.crop_padding: expected a whole number of at least 0, in pixels, found -1"),
         ({"precision": "float16"}, "training.precision: expected one of"),
-        ({"measure_every": 0}, "training.measure_every: expected at least 1"),
+        ({"measure_every": 0}, "training.measure_every: expected a whole number of at least 1, in epochs, found 0"),
     ],
 )
 def test_bad_settings(changes, message):

@@ -13,7 +13,7 @@ from tiny_runs import TSBD as CONFIG
 from tiny_runs import resumed, run
 
 from otbr_jax import InputError
-from otbr_jax.data.clean import CleanConfig, load_clean, split_folds
+from otbr_jax.data.clean import CleanConfig, load_clean
 from otbr_jax.data.sources import DataConfig, Dataset, Images
 from otbr_jax.defenses import tsbd
 from otbr_jax.defenses.tsbd import SweepConfig, TSBDConfig
@@ -22,6 +22,7 @@ from otbr_jax.report.summary import summary_table
 from otbr_jax.runs import loop
 from otbr_jax.runs.checkpoints import save_checkpoint
 from otbr_jax.steps.finetune import FinetuningConfig
+from otbr_jax.steps.sampling import split_folds
 from otbr_jax.steps.search import InversionConfig
 from otbr_jax.steps.select import SelectionConfig, strongest
 from otbr_jax.steps.unlearn import CleanUnlearningConfig
