@@ -3,11 +3,11 @@
 import dataclasses
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_runs import VICTIM
 
 from otbr_jax import InputError
 from otbr_jax.attacks.attack import InTraining
@@ -39,11 +39,21 @@ def train(tiny, config=CONFIG, devices=1, **options):
     return training.train(network, variables, data(), key=jax.random.key(1), config=config, mesh=mesh, **options)
 
 
+class Small(nn.Module):
+    """A convolution with BatchNorm, and a classifier."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        x = nn.BatchNorm(use_running_average=not train)(nn.Conv(8, (3, 3), name="conv")(x))
+        return nn.Dense(2)(nn.relu(x).mean((1, 2)))
+
+
 @pytest.fixture(scope="module")
 def tiny():
-    """A small network on 8 x 8 images: (network, variables)."""
-    network, init = registry.build(VICTIM["model"])
-    return dataclasses.replace(network, prepare=prepare), jax.jit(init)(jax.random.key(0))
+    """(network, variables) of a network that compiles at once."""
+    network = registry.network_from_flax(Small(), image_shape=(8, 8, 1), num_classes=2)
+    variables = jax.jit(lambda key: Small().init(key, jnp.zeros((1, 8, 8, 1)), train=True))(jax.random.key(0))
+    return dataclasses.replace(network, prepare=prepare), variables
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +127,7 @@ def test_bfloat16_keeps_weights_and_statistics_in_float32(tiny, whole):
     network, variables = tiny
 
     def spy(values, images):
-        seen.append((images.dtype, named_leaves(values["params"])["features.0/kernel"].dtype))
+        seen.append((images.dtype, named_leaves(values["params"])["conv/kernel"].dtype))
         logits, state = network.train(values, images)
         seen.append((logits.dtype, jax.tree.leaves(state)[0].dtype))
         return logits, state
