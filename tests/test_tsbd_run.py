@@ -54,7 +54,7 @@ def test_what_a_run_leaves(tsbd_run):
     table = summary_table(summary).text()
     assert "repaired (after fine-tuning)" in table
     assert "oracle: best (n, m) of the grid" in table
-    assert (workdir / "neuron_scores.csv").read_text().startswith("layer,neuron,score,rank,reinitialized\n")
+    assert (workdir / "neuron_scores.csv").read_text().startswith("layer,neuron,score,rank,reinitialised\n")
 
 
 def test_clean_images_may_say_that_nothing_stands_out(tsbd_run, tmp_path):
