@@ -17,22 +17,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import flags
-from otbr_jax.experiments import otbr_grid
 
 from configs.otbr import get_config
 from launch import cli
-from otbr_jax.defenses.otbr import OTBRConfig
-from otbr_jax.defenses.otbr_plus import SweepConfig
-from otbr_jax.graph.choose import choose_layers
+from otbr_jax import trace
+from otbr_jax.defenses import otbr_plus
+from otbr_jax.defenses.otbr import OTBRConfig, Unlearned
+from otbr_jax.defenses.otbr_plus import OTBRSettings, SweepConfig
 from otbr_jax.models.registry import ModelConfig
-from otbr_jax.runs.devices import local_mesh
+from otbr_jax.plan import Setup, set_up
+from otbr_jax.report.rows import append_row
 from otbr_jax.runs.networks import open_network
 from otbr_jax.runs.provenance import ROOT, provenance
 from otbr_jax.steps.fuse import FusionConfig, align, interpolate
 from otbr_jax.steps.prune import neurons_to_prune, prune
-from otbr_jax.studies.bench import append_row
 from otbr_jax.studies.repair import repair
 from otbr_jax.studies.repair_config import repair_config
+from otbr_jax.types import Network
+from otbr_jax.victims import evaluation
 from otbr_jax.victims.evaluation import TestSet
 
 RESULTS = ROOT / "results" / "sweep.jsonl"
@@ -40,28 +42,32 @@ WORKDIR = flags.DEFINE_string("workdir", "runs/sweep", "Directory for the victim
 GRID = SweepConfig()
 
 
-def program(network, layers, gammas, lams, traces: list[None]) -> Callable[..., Any]:
-    counts = [neurons_to_prune(gamma, sum(layer.neurons for layer in layers)) for gamma in gammas]
+def program(setup: Setup, gammas, lams, traces: list[None]) -> Callable[..., Any]:
+    config = OTBRSettings(
+        otbr=OTBRConfig(fusion=FusionConfig(lam=lams[0])), sweep=SweepConfig(gamma=tuple(gammas), lam=tuple(lams))
+    )
 
     def function(variables, scores, test):
         traces.append(None)
-        return otbr_grid.sweep(
-            network, variables, variables, scores, test, layers,
-            counts=jnp.array(counts, jnp.int32), lams=jnp.array(lams, jnp.float32), config=OTBRConfig(),
-            key=jax.random.key(0), prepare=lambda images: images.astype(jnp.float32) / 255, mesh=local_mesh(),
+        return otbr_plus.sweep(
+            config, setup, lambda variables: evaluation.measure(setup.network, variables, test),
+            victim=variables, unlearned=Unlearned(variables, None), scores=scores, key=jax.random.key(0), report=None,
         )  # fmt: skip
 
     return jax.jit(function)
 
 
-def unmeasured(layers, gammas, lams) -> Callable[..., Any]:
+def unmeasured(setup: Setup, gammas, lams) -> Callable[..., Any]:
     """Pruning, transport and fusion alone; the fused weights are only summed up."""
-    counts = [neurons_to_prune(gamma, sum(layer.neurons for layer in layers)) for gamma in gammas]
+    counts = [neurons_to_prune(gamma, setup.neurons) for gamma in gammas]
 
     def function(variables, scores):
         def one_gamma(count):
-            pruned, info = prune(variables, scores, layers, count=count)
-            alignment = align(pruned, variables, scores, info.pruned, layers, config=FusionConfig())
+            pruned, info = prune(variables, scores, setup.layers, count=count)
+            alignment = align(
+                pruned, variables, scores, info.pruned, setup.layers,
+                config=FusionConfig(), neighbours=setup.neighbours, key=jax.random.key(0),
+            )  # fmt: skip
             total = lambda tree: sum(jnp.sum(leaf) for leaf in jax.tree.leaves(tree))  # noqa: E731
             return jax.lax.map(
                 lambda lam: total(interpolate(variables, alignment, lam=lam)["params"]), jnp.array(lams, jnp.float32)
@@ -87,12 +93,16 @@ def temporary_megabytes(function: Callable[..., Any], *arguments: Any) -> float:
     return round(memory.temp_size_in_bytes / 2**20, 1)
 
 
+def _prepared(network: Network) -> Network:
+    return dataclasses.replace(network, prepare=lambda images: images.astype(jnp.float32) / 255)
+
+
 def vgg19(gammas, lams) -> float:
     subject = open_network(ModelConfig("vgg19_bn"))
-    layers = choose_layers(subject.graph, "convolutions")
+    setup = set_up(_prepared(subject.network), subject.graph, layers="convolutions")
     images, labels = jax.ShapeDtypeStruct((2000, 32, 32, 3), jnp.uint8), jax.ShapeDtypeStruct((2000,), jnp.int32)
-    scores = {layer.name: jax.ShapeDtypeStruct((layer.neurons,), jnp.float32) for layer in layers}
-    function = program(subject.network, layers, gammas, lams, [])
+    scores = {layer.name: jax.ShapeDtypeStruct((layer.neurons,), jnp.float32) for layer in setup.layers}
+    function = program(setup, gammas, lams, [])
     return temporary_megabytes(function, subject.like, scores, TestSet(images, images, labels, labels))
 
 
@@ -103,15 +113,17 @@ def main(arguments: Sequence[str]) -> None:
     result = repair(dataclasses.replace(config, sweep=SweepConfig(gamma=())), WORKDIR.value)
     single = ((config.otbr.gamma,), (config.otbr.fusion.lam,))
     grid = (GRID.gamma, GRID.lam)
+    graph = trace(result.network.apply, result.variables, jnp.zeros((2, *result.network.image_shape)))
+    setup = set_up(_prepared(result.network), graph, layers=config.otbr.layers)
     victim, scores = result.stages["victim"].value["variables"], result.stages["scores"].value
     traces: dict[str, list[None]] = {"single": [], "grid": []}
     row: dict[str, Any] = {"network": f"{config.model.name}-w{config.model.width}", "dataset": "digits", "seed": 0}
     row |= {"test_images": len(result.test.labels), "settings": len(GRID.gamma) * len(GRID.lam)}
     for name, settings in (("single", single), ("grid", grid)):
-        whole = program(result.network, result.layers, *settings, traces[name])
+        whole = program(setup, *settings, traces[name])
         row[name] = {
             "seconds": round(seconds(whole, victim, scores, result.test), 3),
-            "without_measuring": round(seconds(unmeasured(result.layers, *settings), victim, scores), 3),
+            "without_measuring": round(seconds(unmeasured(setup, *settings), victim, scores), 3),
             "traces": len(traces[name]),
             "temporary_mib": temporary_megabytes(whole, victim, scores, result.test),
             "temporary_mib_vgg19_bn": vgg19(*settings),

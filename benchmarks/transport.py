@@ -26,14 +26,13 @@ from launch import cli
 from otbr_jax.defenses.otbr import OTBRConfig
 from otbr_jax.defenses.otbr_plus import SweepConfig
 from otbr_jax.models.registry import ModelConfig
-from otbr_jax.runs.devices import local_mesh
+from otbr_jax.report.rows import append_row
 from otbr_jax.runs.provenance import ROOT, provenance
 from otbr_jax.steps import fuse as fusion
 from otbr_jax.steps import transport
 from otbr_jax.steps.fuse import Alignment, FusionConfig, FusionInfo
 from otbr_jax.steps.score import by_neuron
 from otbr_jax.steps.transport import Plan, TransportConfig
-from otbr_jax.studies.bench import append_row
 from otbr_jax.studies.repair import repair
 from otbr_jax.studies.repair_config import RepairConfig
 from otbr_jax.studies.results import Repair
@@ -62,7 +61,8 @@ NETWORKS = {
 
 def plans(result: Repair, settings: TransportConfig) -> tuple[dict[str, Plan], dict[str, float]]:
     """One plan for each layer, and the seconds it took once compiled."""
-    source, target = (named_leaves(result.stages[name].value["variables"]) for name in ("pruned", "victim"))
+    source = named_leaves(result.stages["pruned"].value.variables)
+    target = named_leaves(result.stages["victim"].value["variables"])
     scores = result.stages["scores"].value
     found, seconds = {}, {}
     solve = jax.jit(lambda *problem: transport.plan(*problem, config=settings))
@@ -79,7 +79,7 @@ def plans(result: Repair, settings: TransportConfig) -> tuple[dict[str, Plan], d
 
 def fused(result: Repair, found: dict[str, Plan], *, everywhere: bool = False) -> Variables:
     """The network fused by these plans; `everywhere`, also before the first layer that holds a pruned neuron."""
-    used = result.stages["fused"].value["info"].fused
+    used = result.stages["fused"].value.info.fused
     used = {name: np.bool_(everywhere or started) for name, started in used.items()}
     maps = {
         layer.name: transport.barycentric_map(found[layer.name].matrix)
@@ -87,22 +87,17 @@ def fused(result: Repair, found: dict[str, Plan], *, everywhere: bool = False) -
         else np.eye(layer.neurons, dtype=np.float32)
         for layer in result.layers
     }
-    kernels = fusion.map_neurons(result.stages["pruned"].value["variables"], result.layers, maps)
+    kernels = fusion.map_neurons(result.stages["pruned"].value.variables, result.layers, maps)
     alignment = Alignment(kernels, FusionInfo(found, used))
     return fusion.interpolate(result.stages["victim"].value["variables"], alignment, lam=result.config.otbr.fusion.lam)
 
 
 def measured(result: Repair, variables: Variables) -> dict[str, float]:
     """ACC and ASR."""
-    test, mesh = result.test, local_mesh()
+    test = result.test
     assert test is not None
-    predict = jax.jit(
-        lambda variables: evaluation.predict_both(
-            result.network, variables, test, prepare=lambda images: images.astype(np.float32) / 255, mesh=mesh
-        )
-    )
-    found = predict(variables)
-    metrics = evaluation.evaluate_predictions(found.clean, found.triggered, test.labels, target=test.goals)
+    network = dataclasses.replace(result.network, prepare=lambda images: images.astype(np.float32) / 255)
+    metrics = jax.jit(lambda variables: evaluation.measure(network, variables, test))(variables)
     return {"acc": round(float(metrics.acc), 4), "asr": round(float(metrics.asr), 4)}
 
 

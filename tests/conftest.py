@@ -57,3 +57,27 @@ def moved(tiny):
     after = [x + 0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
     graph = trace(network.apply, variables, jnp.zeros((1, 8, 8, 1)))
     return network, variables, jax.tree.unflatten(structure, after), graph
+
+
+@pytest.fixture(scope="session")
+def otbr_run(tmp_path_factory):
+    """(working directory, result, summary) of a whole run of OTBR; see `tiny_runs.OTBR`. To be copied, not changed."""
+    return whole_run(tmp_path_factory.mktemp("otbr") / "w", "OTBR")
+
+
+@pytest.fixture(scope="session")
+def tsbd_run(otbr_run, tmp_path_factory):
+    """The same of TSBD, see `tiny_runs.TSBD`, on the same victim."""
+    workdir = tmp_path_factory.mktemp("tsbd") / "w"
+    shutil.copytree(otbr_run[0], workdir)
+    return whole_run(workdir, "TSBD")
+
+
+def whole_run(workdir, name):
+    """The run of that name of `tiny_runs`."""
+    import tiny_runs
+
+    from otbr_jax.studies.results import summarize
+
+    result = tiny_runs.run(workdir, getattr(tiny_runs, name))
+    return workdir, result, summarize(result)

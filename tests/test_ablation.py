@@ -7,29 +7,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from otbr_jax.experiments import trigger_activation
+from tiny_runs import DEVICES, VICTIM
 
 from otbr_jax import InputError
-from otbr_jax.attacks.badnets import BadNetsConfig
-from otbr_jax.attacks.registry import AttackConfig
-from otbr_jax.data.clean import CleanConfig
 from otbr_jax.defenses.tsbd import TSBDConfig
 from otbr_jax.graph.choose import choose_layers
 from otbr_jax.graph.trace import trace
-from otbr_jax.models.registry import ModelConfig, build
+from otbr_jax.models.registry import build
 from otbr_jax.report import ablation_page
 from otbr_jax.steps.finetune import FinetuningConfig
 from otbr_jax.steps.prune import prune
 from otbr_jax.steps.unlearn import CleanUnlearningConfig
-from otbr_jax.studies.ablation import AblationConfig, ablate, rows
+from otbr_jax.studies import trigger_activation
+from otbr_jax.studies.ablation import ABLATION, AblationConfig, rows
+from otbr_jax.studies.study import run_study
 from otbr_jax.types import named_leaves
-from otbr_jax.victims.training import TrainingConfig
 
 CONFIG = AblationConfig(
-    model=ModelConfig(name="preact_resnet10", width=4, image_shape=(8, 8, 1)),
-    attack=AttackConfig(badnets=BadNetsConfig(size=2)),
-    training=TrainingConfig(epochs=2),
-    clean=CleanConfig(),
+    **VICTIM,
     tsbd=TSBDConfig(
         CleanUnlearningConfig(max_epochs=2, batch_size=32, learning_rate=1e-3),
         n=0.4,
@@ -44,11 +39,11 @@ CONFIG = AblationConfig(
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("ablation") / "w"
-    return workdir, ablate(CONFIG, workdir, devices=jax.local_devices()[:1])
+    return workdir, run_study(ABLATION, CONFIG, workdir, devices=DEVICES)
 
 
 @pytest.mark.slow
-def test_what_an_ablation_says(finished):
+def test_what_an_ablation_says(finished, monkeypatch):
     workdir, found = finished
     made = rows(CONFIG, found)
     assert json.loads((workdir / "ablation.json").read_text()) == made
@@ -83,14 +78,10 @@ def test_what_an_ablation_says(finished):
     table = ablation_page.tables(made, n=0.4)
     assert "whole neurons" in table
     assert "last layer" in table
-
-
-@pytest.mark.slow
-def test_a_second_run_reloads_everything(finished, monkeypatch):
-    workdir, found = finished
+    # A second run reloads everything.
     monkeypatch.setattr("otbr_jax.steps.finetune.finetune", None)
-    again = ablate(CONFIG, workdir, devices=jax.local_devices()[:1])
-    assert rows(CONFIG, again) == rows(CONFIG, found)
+    again = run_study(ABLATION, CONFIG, workdir, devices=DEVICES)
+    assert rows(CONFIG, again) == made
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +134,7 @@ def test_layers_that_are_no_modules(untrained):
 def test_a_batch_that_devices_cannot_share(tmp_path):
     odd = dataclasses.replace(CONFIG.tsbd, finetuning=FinetuningConfig(epochs=1, batch_size=31))
     with pytest.raises(InputError, match="tsbd.finetuning.batch_size: .* multiple of the 2 local devices, found 31"):
-        ablate(dataclasses.replace(CONFIG, tsbd=odd), tmp_path / "w", devices=jax.local_devices()[:2])
+        run_study(ABLATION, dataclasses.replace(CONFIG, tsbd=odd), tmp_path / "w", devices=jax.local_devices()[:2])
     assert not (tmp_path / "w").exists()
 
 

@@ -1,57 +1,54 @@
-"""The study of activeness on a tiny network, and bad input to its command line."""
+"""The study of activeness on a tiny network."""
 
 import csv
 import dataclasses
 import json
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_runs import DEVICES, VICTIM
 
 from otbr_jax import InputError, trace
-from otbr_jax.attacks.badnets import BadNetsConfig
-from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.data.sources import DataConfig
 from otbr_jax.detectors.scores import DetectionScores
-from otbr_jax.models.registry import ModelConfig
 from otbr_jax.report import activeness_page
 from otbr_jax.steps.activeness import activeness
 from otbr_jax.steps.unlearn import UnlearningConfig, noise_batches
 from otbr_jax.studies.activeness import (
+    ACTIVENESS,
     ActivenessConfig,
     activeness_and_nwc,
     rows,
-    study_activeness,
+    seen,
     summarize,
 )
+from otbr_jax.studies.study import run_study
 from otbr_jax.types import named_leaves
-from otbr_jax.victims.training import TrainingConfig
 
 CONFIG = ActivenessConfig(
-    model=ModelConfig(name="preact_resnet10", width=4, image_shape=(8, 8, 1)),
-    attack=AttackConfig(badnets=BadNetsConfig(size=2)),
-    training=TrainingConfig(epochs=1),
+    **VICTIM,
     unlearning=UnlearningConfig(steps=3, batch_size=16),
     attacks=("none", "badnets"),
     seeds=(5,),
 )
-DEVICES = jax.local_devices()[:1]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("activeness")
-    return workdir, study_activeness(CONFIG, workdir, devices=DEVICES)
+    return workdir, run_study(ACTIVENESS, CONFIG, workdir, devices=DEVICES)
 
 
 @pytest.mark.slow
 def test_a_study_of_a_clean_and_a_backdoored_network(finished):
     workdir, found = finished
-    assert [(one.attack, one.seed, one.images) for one in found] == [("none", 5, 65), ("badnets", 5, 65)]
-    clean, backdoored = (np.concatenate(list(one.activeness.mean.values())) for one in found)
+    assert [(one.config.attack.name, one.config.seed, len(one.given["clean"].labels)) for one in found] == [
+        ("none", 5, 65),
+        ("badnets", 5, 65),
+    ]
+    clean, backdoored = (np.concatenate(list(seen(one).activeness.mean.values())) for one in found)
     assert not np.allclose(clean, backdoored)
     summary = json.loads((workdir / "activeness.json").read_text())
     assert summary == summarize(CONFIG, found)
@@ -61,7 +58,7 @@ def test_a_study_of_a_clean_and_a_backdoored_network(finished):
     assert summary["detection"]["average_activeness"]["auc"] == float(higher[1] > higher[0])
     table = list(csv.DictReader((workdir / "activeness.csv").read_text().splitlines()))
     assert len(table) == sum(one["neurons"] for one in summary["victims"])
-    line, one = table[-1], found[-1]
+    line, one = table[-1], seen(found[-1])
     values = [part[line["layer"]][int(line["neuron"])] for part in (*one.activeness, one.nwc)]
     np.testing.assert_allclose([float(line[name]) for name in ("mean", "variance", "nwc")], values, rtol=1e-7)
     page = (workdir / "activeness.html").read_text()
@@ -94,7 +91,7 @@ def test_it_is_the_cores_activeness_and_the_change_of_the_same_unlearning(tiny):
 def test_running_again_computes_nothing(finished):
     workdir, found = finished
     before = {path: path.stat().st_mtime_ns for path in (workdir / "stages").rglob("*")}
-    again = study_activeness(CONFIG, workdir, devices=DEVICES)
+    again = run_study(ACTIVENESS, CONFIG, workdir, devices=DEVICES)
     assert {path: path.stat().st_mtime_ns for path in (workdir / "stages").rglob("*")} == before
     assert summarize(CONFIG, again) == summarize(CONFIG, found)
 
@@ -117,7 +114,7 @@ def test_networks_of_one_kind_have_no_auc(finished):
     summary = summarize(CONFIG, finished[1][1:])
     assert {curve["auc"] for curve in summary["detection"].values()} == {None}
     json.dumps(summary, allow_nan=False)
-    page = activeness_page.render(summary, [finished[1][1].activeness.mean])
+    page = activeness_page.render(summary, [seen(finished[1][1]).activeness.mean])
     assert page.count("data:image/png") == 1
     assert "That takes networks of both kinds" in page
 
@@ -144,14 +141,4 @@ def test_a_checkpoint_is_one_victim_and_nothing_named_is_the_configs_own():
 )
 def test_bad_settings(tmp_path, settings, message):
     with pytest.raises(InputError, match=message):
-        study_activeness(dataclasses.replace(CONFIG, **settings), tmp_path, devices=DEVICES)
-
-
-def test_bad_input_ends_in_one_clear_line(tmp_path):
-    command = [sys.executable, "-m", "launch.activeness", "--config.attacks=('none','nix')"]
-    done = subprocess.run([*command, f"--workdir={tmp_path / 'w'}"], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert done.stderr.startswith("error: attacks: expected a list of any of [")
-    assert done.stdout == ""
-    assert not (tmp_path / "w").exists()
+        run_study(ACTIVENESS, dataclasses.replace(CONFIG, **settings), tmp_path, devices=DEVICES)

@@ -76,7 +76,7 @@ def test_making_an_attack_is_deterministic_in_its_key(name):
 
 
 @pytest.mark.parametrize("name", [name for name in ATTACKS if ATTACKS[name].in_training is None])
-@pytest.mark.parametrize(("ratio", "count"), [(0.001, 1000), (0.1, 1000), (0.5, 1000)])
+@pytest.mark.parametrize(("ratio", "count"), [(0.001, 1000), (0.5, 1000)])
 def test_poisoning_counts_and_relabels(name, ratio, count):
     images, labels = jnp.tile(images_of((12, 20, 1), 10), (count // 10, 1, 1, 1)), jnp.arange(count) % 5
     config, _, put = ready(name, (12, 20, 1))

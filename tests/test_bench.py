@@ -5,33 +5,27 @@ import json
 import pathlib
 import runpy
 
-import jax
 import pytest
-from otbr_jax.experiments import provenance
+from tiny_runs import DEVICES
+from tiny_runs import OTBR as CONFIG
 
-from otbr_jax import InputError, OTBRConfig, UnlearningConfig
-from otbr_jax.attacks.badnets import BadNetsConfig
+from otbr_jax import InputError
 from otbr_jax.attacks.registry import ATTACKS, AttackConfig
 from otbr_jax.data.sources import DataConfig
 from otbr_jax.defenses.otbr_plus import SweepConfig
-from otbr_jax.models.registry import ModelConfig
 from otbr_jax.report.results_tables import markdown
-from otbr_jax.report.rows import parse
+from otbr_jax.report.rows import append_row, mend, parse
+from otbr_jax.runs import provenance
+from otbr_jax.runs.identity import versions
 from otbr_jax.settings import from_dict
+from otbr_jax.steps.distill import DistillationConfig
 from otbr_jax.studies import bench
 from otbr_jax.studies.bench import Cell, Grid, load_grid
-from otbr_jax.studies.repair_config import RepairConfig
+from otbr_jax.studies.repair_config import plain_config
 from otbr_jax.victims.config import VictimConfig
 from otbr_jax.victims.training import TrainingConfig
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-CONFIG = RepairConfig(
-    model=ModelConfig(name="preact_resnet10", width=4, image_shape=(8, 8, 1)),
-    attack=AttackConfig(badnets=BadNetsConfig(size=2)),
-    training=TrainingConfig(epochs=2),
-    otbr=OTBRConfig(unlearning=UnlearningConfig(steps=2, batch_size=16)),
-    sweep=SweepConfig(gamma=(0.1,), lam=(0.5,)),
-)
 GRID = Grid(
     "cpu",
     tuple(
@@ -59,7 +53,7 @@ def read_rows(path):
 
 
 def fill(tmp_path, grid=GRID, say=lambda line: None):
-    return bench.run_bench(grid, tmp_path / "w", tmp_path / "rows.jsonl", say=say, devices=jax.local_devices()[:1])
+    return bench.run_bench(grid, tmp_path / "w", tmp_path / "rows.jsonl", say=say, devices=DEVICES)
 
 
 def test_rows_are_written_once_and_say_everything(tmp_path, monkeypatch):
@@ -83,11 +77,11 @@ def test_rows_are_written_once_and_say_everything(tmp_path, monkeypatch):
     assert [row["cell"] for row in rows] == [cell.name for cell in GRID.cells]
     assert fill(tmp_path) == 0
     badnets = rows[1]
-    assert badnets["cell"] == "digits/preact_resnet10-w4/fast/badnets/otbr/seed0"
+    assert badnets["cell"] == "digits/vgg7_bn-w8-d1.1.1.1/fast/badnets/otbr/seed0"
     assert badnets["poisoned"] == 129
     assert badnets["train_images"] == 1297
     assert badnets["commit"] == "0" * 40
-    assert badnets["training"]["epochs"] == 2
+    assert badnets["training"]["epochs"] == 4
     assert badnets["training"]["images_per_second"] > 0
     assert set(badnets["metrics"]["fused"]) == {"acc", "asr", "ra", "der"}
     assert badnets["trigger"]["psnr"] > 10
@@ -95,7 +89,7 @@ def test_rows_are_written_once_and_say_everything(tmp_path, monkeypatch):
     table = markdown("bench_cpu", parse((tmp_path / "rows.jsonl").read_text(), name="rows.jsonl"))
     assert "badnets" in table.lower()
     assert "badnets" in (tmp_path / "w" / "gallery.html").read_text()
-    for folder in (tmp_path / "w" / "digits" / "preact_resnet10-w4" / "cells").iterdir():
+    for folder in (tmp_path / "w" / "digits" / "vgg7_bn-w8-d1.1.1.1" / "cells").iterdir():
         assert (folder / "report.html").exists()
 
 
@@ -113,8 +107,8 @@ def test_a_cell_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
 def test_the_half_of_a_row_is_cut_off_and_a_whole_one_kept(tmp_path, tail, kept, caplog):
     file = tmp_path / "rows.jsonl"
     file.write_bytes(b'{"id": "1", "cell": "c"}\n' + tail)
-    bench.mend(file)
-    bench.append_row(file, {"id": "3", "cell": "c"})
+    mend(file)
+    append_row(file, {"id": "3", "cell": "c"})
     assert [row["id"] for row in read_rows(file)] == [*["1", "2"][:kept], "3"]
     assert ("half-written" in caplog.text) == (kept == 1)
 
@@ -134,15 +128,30 @@ def test_cells_are_told_apart_by_settings_not_by_folders():
     assert cell.id == changed(attack=other)  # not this cell's attack
 
 
+def test_a_row_is_of_the_cell_whose_settings_it_holds_and_a_new_setting_has_its_default():
+    cell = GRID.cells[1]
+    config = json.loads(json.dumps(plain_config(cell.config)))
+    row = {"cell": cell.name, "versions": versions(), "config": config}
+    assert cell.is_of(row)
+    assert not GRID.cells[0].is_of(row)
+    assert not cell.is_of(row | {"versions": {"otbr_jax": "0.0.0"}})
+    assert not cell.is_of(row | {"config": config | {"otbr": config["otbr"] | {"gamma": 0.3}}})
+    before = {name: value for name, value in config.items() if name != "distillation"}
+    assert cell.is_of(row | {"config": before})  # from when there was no distillation
+    distilled = dataclasses.replace(cell.config, distillation=DistillationConfig(targets="labels"))
+    assert not dataclasses.replace(cell, config=distilled).is_of(row | {"config": before})
+
+
 def test_the_grids_of_this_project():
     for name, datasets in (("paper", {"cifar10", "gtsrb", "tiny_imagenet"}), ("cpu", {"cifar10", "mnist"})):
         grid = load_grid(ROOT / "configs" / "bench" / f"{name}.py")
         assert grid.name == name
         assert {cell.config.data.name for cell in grid.cells} == datasets
         assert {cell.config.attack.name for cell in grid.cells} == {"none", *ATTACKS}
+        ids = {cell.id for cell in grid.cells}
         for cell in grid.cells:  # a clean network trained the same way stands beside every victim
             clean = dataclasses.replace(cell, config=dataclasses.replace(cell.config, attack=AttackConfig(name="none")))
-            assert clean.id in {other.id for other in grid.cells}
+            assert clean.id in ids
     assert {cell.recipe for cell in load_grid(ROOT / "configs" / "bench" / "recipes.py").cells} == {"published", "fast"}
     assert len(load_grid(ROOT / "configs" / "bench" / "paper.py", only="/wanet/").cells) == 3
 

@@ -8,11 +8,10 @@ import itertools
 import json
 import os
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from launching import launch
 
 from otbr_jax import InputError
 from otbr_jax.steps import transport
@@ -158,8 +157,7 @@ def test_settings_that_tsbd_lacks_are_named(written):
 @pytest.mark.slow
 def test_the_command(written, tmp_path):
     def run(path):
-        command = [sys.executable, "-m", "launch.check_reference", f"--reference={path}", "--method=otbr"]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        return launch("check_reference", f"--reference={path}", "--method=otbr")
 
     with np.load(written) as file:
         repairs = {name: None for name in file.files if "pruned_0.3" in name or "fused_0.3" in name}

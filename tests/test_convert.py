@@ -1,11 +1,9 @@
 """`python -m launch.convert`: between Orbax, PyTorch and safetensors, bit for bit."""
 
-import subprocess
-import sys
-
 import jax
 import numpy as np
 import pytest
+from launching import launch
 
 from otbr_jax import InputError
 from otbr_jax.interop.state_dict import to_state_dict
@@ -24,11 +22,6 @@ def victim(tiny, tmp_path):
     path = tmp_path / "victim.pt"
     write_state_dict(path, to_state_dict(tiny[1]))
     return path
-
-
-def launch(*arguments):
-    command = [sys.executable, "-m", "launch.convert", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def assert_same(found, expected):
@@ -140,16 +133,18 @@ def test_bad_input(victim, tmp_path, goal, model, settings, message):
 def test_the_command_line_prints_one_line(victim, tmp_path):
     goal = tmp_path / "victim.safetensors"
     runs = [
-        launch(f"--from={victim}", f"--to={goal}", f"--model={NAME}", "--image_shape=8,8,1", "--depth=1,1,1,1"),
-        launch(f"--from={victim}", f"--to={tmp_path / 'x'}", "--model=preact_resnet11"),
-        launch(f"--from={victim}", f"--to={tmp_path / 'x'}", f"--model={NAME}", "--depth=1,one"),
-        launch(f"--from={victim}", f"--to={tmp_path / 'x'}"),
+        launch(
+            "convert", f"--from={victim}", f"--to={goal}", f"--model={NAME}", "--image_shape=8,8,1", "--depth=1,1,1,1"
+        ),
+        launch("convert", f"--from={victim}", f"--to={tmp_path / 'x'}", "--model=preact_resnet11"),
+        launch("convert", f"--from={victim}", f"--to={tmp_path / 'x'}", f"--model={NAME}", "--depth=1,one"),
+        launch("convert", f"--from={victim}", f"--to={tmp_path / 'x'}"),
     ]
-    (out, _), *failed = [run.communicate(timeout=120) for run in runs]
+    whole, *failed = runs
     assert [run.returncode for run in runs] == [0, 2, 2, 2]
-    assert out == f"read {victim} (torch, {NAME}); wrote 54 tensors to {goal} (safetensors)\n"
+    assert whole.stdout == f"read {victim} (torch, {NAME}); wrote 54 tensors to {goal} (safetensors)\n"
     messages = ["--model: expected one of", "--depth: expected whole numbers with commas, found '1,one'", "--model"]
-    for (out, err), message in zip(failed, messages, strict=True):
+    for (_, out, err), message in zip(failed, messages, strict=True):
         assert out == ""
         assert len(err.splitlines()) == 1
         assert err.startswith("error: ")

@@ -9,26 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from tiny_runs import DEVICES, VICTIM
 
 from otbr_jax import InputError
-from otbr_jax.attacks.badnets import BadNetsConfig
-from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.data.sources import DataConfig
-from otbr_jax.models.registry import ModelConfig
 from otbr_jax.report.correlation_page import correlation_table
 from otbr_jax.steps.score import correlation, correlations
 from otbr_jax.steps.unlearn import UnlearningConfig
-from otbr_jax.studies.correlation import CorrelationConfig, correlate, rows, summarize
-from otbr_jax.victims.training import TrainingConfig
+from otbr_jax.studies.correlation import CORRELATION, CorrelationConfig, correlated, rows, summarize
+from otbr_jax.studies.study import run_study
 
 CONFIG = CorrelationConfig(
-    model=ModelConfig(name="preact_resnet10", width=4, image_shape=(8, 8, 1)),
-    attack=AttackConfig(badnets=BadNetsConfig(size=2)),
-    training=TrainingConfig(epochs=1),
+    **VICTIM,
     unlearning=UnlearningConfig(steps=3, batch_size=16),
     attacks=("badnets", "blended"),
 )
-DEVICES = jax.local_devices()[:1]
 
 
 @pytest.mark.parametrize("jit", [False, True])
@@ -74,13 +69,14 @@ def test_layers_and_all_neurons_together():
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("correlation")
-    return workdir, correlate(CONFIG, workdir, devices=DEVICES)
+    return workdir, run_study(CORRELATION, CONFIG, workdir, devices=DEVICES)
 
 
 @pytest.mark.slow
 def test_a_study_of_two_attacks(finished):
-    workdir, studies = finished
-    assert [study.attack for study in studies] == ["badnets", "blended"]
+    workdir, found = finished
+    assert [one.config.attack.name for one in found] == ["badnets", "blended"]
+    studies = [correlated(CONFIG, one) for one in found]
     for study in studies:
         random, clean, poison = (np.concatenate(list(study.scores[kind].values())) for kind in study.scores)
         expected = [np.corrcoef(moved, poison)[0, 1] for moved in (random, clean)]
@@ -89,7 +85,7 @@ def test_a_study_of_two_attacks(finished):
     # Both victims are unlearned on the same noise, and are two victims.
     assert not np.allclose(*(np.concatenate(list(study.scores["random"].values())) for study in studies))
     summary = json.loads((workdir / "correlation.json").read_text())
-    assert summary == summarize(CONFIG, studies)
+    assert summary == summarize(CONFIG, found)
     assert list(summary[0]["with_poison"]["random"]["layers"]) == list(studies[0].scores["random"])
     table = list(csv.DictReader((workdir / "nwc.csv").read_text().splitlines()))
     assert len(table) == 2 * summary[0]["neurons"]
@@ -104,7 +100,7 @@ def test_a_study_of_two_attacks(finished):
 def test_running_again_computes_nothing(finished):
     workdir, studies = finished
     before = {path: path.stat().st_mtime_ns for path in (workdir / "stages").rglob("*")}
-    again = correlate(CONFIG, workdir, devices=DEVICES)
+    again = run_study(CORRELATION, CONFIG, workdir, devices=DEVICES)
     assert {path: path.stat().st_mtime_ns for path in (workdir / "stages").rglob("*")} == before
     assert summarize(CONFIG, again) == summarize(CONFIG, studies)
 
@@ -131,4 +127,4 @@ def test_a_row_says_what_was_measured(finished):
 )
 def test_bad_settings(tmp_path, settings, message):
     with pytest.raises(InputError, match=message):
-        correlate(dataclasses.replace(CONFIG, **settings), tmp_path)
+        run_study(CORRELATION, dataclasses.replace(CONFIG, **settings), tmp_path)

@@ -12,11 +12,13 @@ import zipfile
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from launching import launch
 from PIL import Image
 
 from otbr_jax import InputError
-from otbr_jax.data import archives, pictures, prepare, prepared, sources, stored
+from otbr_jax.data import archives, pictures, prepare, prepared, sources
 from otbr_jax.data.sources import DataConfig
+from otbr_jax.steps import sampling
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -66,12 +68,12 @@ def test_digits_at_their_own_size_are_unaltered():
 
 def test_a_subset_has_the_same_images_again_and_of_every_class_its_share():
     labels = np.repeat(np.arange(4), (400, 200, 100, 100))[np.random.default_rng(1).permutation(800)]
-    some, more = stored.stratified(labels, 80), stored.stratified(labels, 200)
+    some, more = sampling.stratified(labels, 80), sampling.stratified(labels, 200)
     np.testing.assert_array_equal(np.bincount(labels[some]), (40, 20, 10, 10))
     np.testing.assert_array_equal(np.bincount(labels[more]), (100, 50, 25, 25))
     assert set(some) <= set(more)
-    np.testing.assert_array_equal(some, stored.stratified(labels, 80))
-    np.testing.assert_array_equal(stored.stratified(labels, 800), np.arange(800))
+    np.testing.assert_array_equal(some, sampling.stratified(labels, 80))
+    np.testing.assert_array_equal(sampling.stratified(labels, 800), np.arange(800))
 
 
 def test_a_subset_of_digits():
@@ -617,13 +619,13 @@ def test_archives_are_verified_whether_downloaded_or_given(tmp_path):
 def test_preparing_leaves_alone_what_is_there(tmp_path):
     write_prepared(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    found = run("-m", "launch.prepare_data", "--name=mnist", f"--data_dir={tmp_path}")
+    found = launch("prepare_data", "--name=mnist", f"--data_dir={tmp_path}")
     assert found.stdout == f"{tmp_path / 'mnist' / '3.0.1'} is there already; it stays as it is\n", found.stderr
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 def test_preparing_an_unknown_data_set():
-    found = run("-m", "launch.prepare_data", "--name=cifar100")
+    found = launch("prepare_data", "--name=cifar100")
     assert found.returncode == 2
     assert found.stderr.splitlines()[-1] == (
         "error: --name: expected one of ['cifar10', 'mnist', 'gtsrb', 'tiny_imagenet'], found 'cifar100'"
@@ -717,7 +719,7 @@ def test_the_catalogues_archives_are_verified_too(tmp_path):
     for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
         (tmp_path / "manual" / f"{name}-ubyte.gz").write_bytes(b"altered")
     folders = (f"--data_dir={tmp_path / 'data'}", f"--manual_dir={tmp_path / 'manual'}")
-    found = run("-m", "launch.prepare_data", "--name=mnist", *folders)
+    found = launch("prepare_data", "--name=mnist", *folders)
     assert found.returncode == 2
     assert found.stderr.splitlines()[-1].startswith("error: mnist: Artifact https://"), found.stderr
     assert "has wrong checksum: * Expected: UrlInfo(" in found.stderr

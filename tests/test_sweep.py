@@ -1,67 +1,85 @@
 """The grid gamma x lambda as one program: the same as its settings one by one, compiled once."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from otbr_jax.experiments import otbr_grid
+from tiny_runs import VICTIM
 
-from otbr_jax import FusionConfig, OTBRConfig, TransportConfig, fuse, neuron_weight_changes, prune
-from otbr_jax.runs.devices import local_mesh
+from otbr_jax import (
+    FusionConfig,
+    OTBRConfig,
+    TransportConfig,
+    fuse,
+    neuron_weight_changes,
+    neurons_to_prune,
+    prune,
+    trace,
+)
+from otbr_jax.defenses import otbr_plus
+from otbr_jax.defenses.otbr import Unlearned
+from otbr_jax.defenses.otbr_plus import OTBRSettings, SweepConfig
+from otbr_jax.models.registry import build
+from otbr_jax.plan import named_key, set_up
 from otbr_jax.types import named_leaves, replace_leaves
 from otbr_jax.victims import evaluation
-from otbr_jax.victims.evaluation import evaluate_predictions, predict_both
 
-COUNTS, LAMS = (0, 2, 20), (0.25, 0.5, 1.0)
-MESH = local_mesh(jax.local_devices()[:1])
-
-
-def prepare(images):
-    return images.astype(jnp.float32) / 255
+GAMMAS, LAMS = (0.0, 0.02, 0.3), (0.25, 0.5, 1.0)
+KEY = jax.random.key(0)
 
 
 @pytest.fixture(scope="module")
-def problem(moved):
-    network, before, after, graph = moved
+def problem():
+    """A small network before and after something moved all of it, as (setup, before, after, scores, test set)."""
+    network, init = build(VICTIM["model"])
+    network = dataclasses.replace(network, prepare=lambda images: images.astype(jnp.float32) / 255)
+    before, other = (jax.jit(init)(jax.random.key(seed)) for seed in (0, 1))
+    after = jax.tree.map(lambda leaf, moved: leaf + 0.1 * moved, before, other)
+    graph = trace(network.apply, before, jnp.zeros((2, *network.image_shape)))
     images = jax.random.randint(jax.random.key(2), (40, 8, 8, 1), 0, 256).astype(jnp.uint8)
-    labels = jnp.argmax(network.apply(before, prepare(images)), axis=-1).astype(jnp.int32)
+    logits, bias = network.answer(before, images), "params/classifier/bias"
+    before = replace_leaves(before, {bias: named_leaves(before)[bias] - logits.mean(0)})  # not one class for all
+    labels = jnp.argmax(network.answer(before, images), axis=-1).astype(jnp.int32)
+    assert len(set(labels.tolist())) > 3
     test = evaluation.TestSet(images, 255 - images, labels, jnp.zeros_like(labels))
-    layers = graph.main_convolutions
-    return network, before, neuron_weight_changes(before, after, layers), test, layers
+    setup = set_up(network, graph, layers="convolutions")
+    return setup, before, after, neuron_weight_changes(before, after, setup.layers), test
 
 
-def program(network, layers, config=OTBRConfig()):  # noqa: B008
-    def sweep(variables, scores, test):
-        return otbr_grid.sweep(
-            network, variables, variables, scores, test, layers, counts=jnp.array(COUNTS), lams=jnp.array(LAMS),
-            config=config, key=jax.random.key(0), prepare=prepare, mesh=MESH,
+def program(setup, otbr=OTBRConfig()):  # noqa: B008
+    config = OTBRSettings(otbr=otbr, sweep=SweepConfig(gamma=GAMMAS, lam=LAMS))
+
+    def sweep(variables, after, scores, test):
+        return otbr_plus.sweep(
+            config, setup, lambda variables: evaluation.measure(setup.network, variables, test),
+            victim=variables, unlearned=Unlearned(after, None), scores=scores, key=KEY, report=None,
         )  # fmt: skip
 
     return sweep
 
 
 def test_it_is_its_settings_one_by_one(problem):
-    network, variables, scores, test, layers = problem
-    found = jax.jit(program(network, layers))(variables, scores, test)
+    setup, victim, after, scores, test = problem
+    found = jax.jit(program(setup))(victim, after, scores, test)
+    measured = jax.jit(lambda variables, test: evaluation.measure(setup.network, variables, test))
 
     @jax.jit
-    def measured(variables, test):
-        predicted = predict_both(network, variables, test, prepare=prepare, mesh=MESH)
-        return evaluate_predictions(predicted.clean, predicted.triggered, test.labels, target=test.goals)
+    def fused(pruned, masks, lam):
+        return fuse(
+            pruned, victim, scores, masks, setup.layers,
+            config=FusionConfig(), neighbours=setup.neighbours, key=named_key(KEY, "fused"), lam=lam,
+        )  # fmt: skip
 
-    @jax.jit
-    def fused(pruned, masks):
-        return [fuse(pruned, variables, scores, masks, layers, config=FusionConfig(lam)) for lam in LAMS]
-
-    for i, count in enumerate(COUNTS):
-        pruned, info = prune(variables, scores, layers, count=count)
+    for i, gamma in enumerate(GAMMAS):
+        pruned, info = prune(victim, scores, setup.layers, count=neurons_to_prune(gamma, setup.neurons))
         np.testing.assert_allclose([field[i] for field in found.pruned], measured(pruned, test), atol=1e-6)
-        settings = fused(pruned, info.pruned)
-        for j, (variables_of_setting, _) in enumerate(settings):
-            expected = measured(variables_of_setting, test)
+        for j, lam in enumerate(LAMS):
+            repaired, details = fused(pruned, info.pruned, lam)
+            expected = measured(repaired, test)
             np.testing.assert_allclose([field[i, j] for field in found.repaired], expected, atol=1e-6)
-        details = settings[0][1]
         used = [float(plan.marginal_error) for name, plan in details.plans.items() if details.fused[name]]
         # Where Sinkhorn stops depends on the last bits, which another program rounds in its own way.
         np.testing.assert_allclose(found.marginal_error[i], max(used, default=0.0), atol=2e-4)
@@ -72,20 +90,21 @@ def test_it_is_its_settings_one_by_one(problem):
 
 
 def test_it_compiles_once(problem):
-    network, variables, scores, test, layers = problem
-    sweep = jax.jit(chex.assert_max_traces(program(network, layers), n=1))
-    first = sweep(variables, scores, test)
-    name = layers[-1].name
-    other = replace_leaves(variables, {name: -named_leaves(variables)[name]})
-    second = sweep(other, {key: score[::-1] for key, score in scores.items()}, test._replace(goals=test.labels))
+    setup, victim, after, scores, test = problem
+    sweep = jax.jit(chex.assert_max_traces(program(setup), n=1))
+    first = sweep(victim, after, scores, test)
+    name = setup.layers[-1].name
+    other = replace_leaves(victim, {name: -named_leaves(victim)[name]})
+    turned = {layer: score[::-1] for layer, score in scores.items()}
+    second = sweep(other, after, turned, test._replace(goals=test.labels))
     assert not np.array_equal(first.repaired.acc, second.repaired.acc)
     assert sweep._cache_size() == 1
 
 
 def test_transport_that_stops_early_is_reported(problem):
-    network, variables, scores, test, layers = problem
+    setup, victim, after, scores, test = problem
     config = OTBRConfig(fusion=FusionConfig(transport=TransportConfig(epsilon=1e-3, max_iterations=10)))
-    found = jax.jit(program(network, layers, config))(variables, scores, test)
+    found = jax.jit(program(setup, config))(victim, after, scores, test)
     np.testing.assert_array_equal(found.converged, [True, False, False])  # nothing is fused where nothing is pruned
     assert found.marginal_error[0] == 0
     assert (found.marginal_error[1:] > 1e-3).all()

@@ -5,11 +5,10 @@ import itertools
 import json
 import pathlib
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from launching import launch
 
 from otbr_jax import InputError
 from otbr_jax.report import activeness_page, blocks, cells
@@ -483,11 +482,6 @@ def test_bad_pages(page, message):
 # --- the command --------------------------------------------------------------------------------------------------
 
 
-def launch(*flags, folder=ROOT):
-    command = [sys.executable, "-m", "launch.tables", *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=folder)
-
-
 @pytest.fixture
 def work(tmp_path):
     """A page and results: (flags, page, folder of results)."""
@@ -501,19 +495,19 @@ def work(tmp_path):
 
 
 def test_readme_says_what_the_rows_say():
-    done = launch("--check")
+    done = launch("tables", "--check")
     assert done.returncode == 0, done.stderr
 
 
 def test_check_write_check(work):
     flags, page, results = work
-    done = launch(*flags, "--check")
+    done = launch("tables", *flags, "--check")
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {page}:3: expected the table 'digits' as its rows say, found another; ")
     assert len(done.stderr.splitlines()) == 1
     assert page.read_text() == PAGE
-    assert launch(*flags).stdout == f"{page}: 2 tables, 2 rewritten\n"
-    assert launch(*flags, "--check").returncode == 0
+    assert launch("tables", *flags).stdout == f"{page}: 2 tables, 2 rewritten\n"
+    assert launch("tables", *flags, "--check").returncode == 0
     assert markdown("loops", parse((results / "loops.jsonl").read_text(), name="")) in page.read_text()
     assert sorted(path.name for path in page.parent.iterdir()) == ["PAGE.md", "results"]
 
@@ -521,7 +515,7 @@ def test_check_write_check(work):
 def test_print_needs_no_page(work):
     flags, page, results = work
     page.unlink()
-    done = launch(*flags, "--print=loops")
+    done = launch("tables", *flags, "--print=loops")
     assert done.stdout == markdown("loops", parse((results / "loops.jsonl").read_text(), name="")) + "\n"
 
 
@@ -535,7 +529,7 @@ def test_print_needs_no_page(work):
     ],
 )
 def test_bad_commands_end_in_one_clear_line(work, flags, message):
-    done = launch(*work[0], *flags)
+    done = launch("tables", *work[0], *flags)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert done.stderr.startswith("error: ")
@@ -547,7 +541,7 @@ def test_a_broken_row_leaves_the_page_alone(work):
     flags, page, results = work
     with open(results / "loops.jsonl", "a") as file:
         file.write("{")
-    done = launch(*flags)
+    done = launch("tables", *flags)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {results}/loops.jsonl:3: expected a JSON object, found a broken line")
     assert page.read_text() == PAGE

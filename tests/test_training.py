@@ -3,6 +3,7 @@
 import dataclasses
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,9 +13,10 @@ from otbr_jax import InputError
 from otbr_jax.attacks.attack import InTraining
 from otbr_jax.data.sources import DataConfig, preprocess
 from otbr_jax.metrics import Metrics
+from otbr_jax.models import registry
 from otbr_jax.runs.devices import local_mesh
 from otbr_jax.steps.augment import augment
-from otbr_jax.types import Network, named_leaves
+from otbr_jax.types import named_leaves
 from otbr_jax.victims import training
 from otbr_jax.victims.training import TrainingConfig, TrainingSet
 
@@ -34,9 +36,24 @@ def prepare(images):
 def train(tiny, config=CONFIG, devices=1, **options):
     network, variables = tiny
     mesh = local_mesh(jax.local_devices()[:devices])
-    return training.train(
-        network, variables, data(), key=jax.random.key(1), config=config, prepare=prepare, mesh=mesh, **options
-    )
+    return training.train(network, variables, data(), key=jax.random.key(1), config=config, mesh=mesh, **options)
+
+
+class Small(nn.Module):
+    """A convolution with BatchNorm, and a classifier."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        x = nn.BatchNorm(use_running_average=not train)(nn.Conv(8, (3, 3), name="conv")(x))
+        return nn.Dense(2)(nn.relu(x).mean((1, 2)))
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """(network, variables) of a network that compiles at once."""
+    network = registry.network_from_flax(Small(), image_shape=(8, 8, 1), num_classes=2)
+    variables = jax.jit(lambda key: Small().init(key, jnp.zeros((1, 8, 8, 1)), train=True))(jax.random.key(0))
+    return dataclasses.replace(network, prepare=prepare), variables
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +118,7 @@ def test_eight_devices_agree_with_one(tiny, whole):
 def test_every_epoch_runs_the_program_of_the_first(tiny):
     network, variables = tiny
     traced = chex.assert_max_traces(network.train, n=1)
-    counted = Network(network.apply, network.image_shape, network.num_classes, apply_train=traced)
+    counted = dataclasses.replace(network, apply_train=traced)
     train((counted, variables))
 
 
@@ -110,12 +127,12 @@ def test_bfloat16_keeps_weights_and_statistics_in_float32(tiny, whole):
     network, variables = tiny
 
     def spy(values, images):
-        seen.append((images.dtype, named_leaves(values["params"])["conv1/kernel"].dtype))
+        seen.append((images.dtype, named_leaves(values["params"])["conv/kernel"].dtype))
         logits, state = network.train(values, images)
         seen.append((logits.dtype, jax.tree.leaves(state)[0].dtype))
         return logits, state
 
-    counted = Network(network.apply, network.image_shape, network.num_classes, apply_train=spy)
+    counted = dataclasses.replace(network, apply_train=spy)
     found = train((counted, variables), dataclasses.replace(CONFIG, precision="bfloat16"))
     assert seen[0] == (jnp.bfloat16, jnp.bfloat16)
     assert seen[1] == (jnp.bfloat16, jnp.float32)
@@ -174,11 +191,11 @@ def test_crops_and_flips():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epochs": 0}, "training.epochs: expected at least 1"),
+        ({"epochs": 0}, "training.epochs: expected a whole number of at least 1, found 0"),
         ({"warmup": 1.0}, r"training.warmup: expected a number in \[0, 1\)"),
-        ({"crop_padding": -1}, "training.crop_padding: expected a number of pixels from 0"),
+        ({"crop_padding": -1}, "training.crop_padding: expected a whole number of at least 0, in pixels, found -1"),
         ({"precision": "float16"}, "training.precision: expected one of"),
-        ({"measure_every": 0}, "training.measure_every: expected at least 1"),
+        ({"measure_every": 0}, "training.measure_every: expected a whole number of at least 1, in epochs, found 0"),
     ],
 )
 def test_bad_settings(changes, message):

@@ -11,6 +11,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from tiny_runs import VICTIM
 
 from otbr_jax import InputError, OTBRConfig, UnlearningConfig
 from otbr_jax.attacks import input_aware, lf, ssba, trojan, wanet
@@ -18,7 +19,6 @@ from otbr_jax.attacks.badnets import BadNetsConfig
 from otbr_jax.attacks.registry import ATTACKS, AttackConfig
 from otbr_jax.data.sources import DataConfig
 from otbr_jax.defenses.otbr_plus import SweepConfig
-from otbr_jax.models.registry import ModelConfig
 from otbr_jax.runs.checkpoints import load_variables
 from otbr_jax.studies.repair import repair
 from otbr_jax.studies.repair_config import RepairConfig
@@ -26,7 +26,7 @@ from otbr_jax.victims.config import VictimConfig
 from otbr_jax.victims.train import train_victim
 from otbr_jax.victims.training import TrainingConfig
 
-MODEL = ModelConfig(name="preact_resnet10", width=8, image_shape=(8, 8, 1))
+MODEL = VICTIM["model"]
 QUICK = AttackConfig(
     badnets=BadNetsConfig(size=2),
     lf=lf.LFConfig(steps=10, strength=0.3),
@@ -35,7 +35,7 @@ QUICK = AttackConfig(
     input_aware=input_aware.InputAwareConfig(mask_steps=30, channels=4, density=0.2),
     trojan=trojan.TrojanConfig(steps=20),
 )
-CONFIG = VictimConfig(model=MODEL, attack=QUICK, training=TrainingConfig(epochs=5, measure_every=3))
+CONFIG = VictimConfig(model=MODEL, attack=QUICK, training=TrainingConfig(epochs=5, batch_size=32, measure_every=3))
 
 
 def with_attack(config, name, **changes):
@@ -123,13 +123,14 @@ def test_a_victim_on_disk_is_repaired_and_measured_with_its_own_trigger(tmp_path
 KILLED = """
 import sys
 sys.path.insert(0, {tests!r})
-import otbr_jax.victims.training as training
-training.SAVE_EVERY = 0.0
-training.train.__kwdefaults__["save_every"] = 0.0
+from otbr_jax.runs import loop
+loop.SAVE_EVERY = 0.0
 from test_victims import LONG, train
 train({workdir!r}, LONG)
 """
-LONG = with_attack(dataclasses.replace(CONFIG, training=TrainingConfig(epochs=8, measure_every=2)), "input_aware")
+LONG = with_attack(
+    dataclasses.replace(CONFIG, training=TrainingConfig(epochs=8, batch_size=32, measure_every=2)), "input_aware"
+)
 
 
 @pytest.mark.slow

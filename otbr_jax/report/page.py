@@ -41,7 +41,8 @@ def render(
     """
     judgement, neurons = summary.get("judgement"), None
     if scores:
-        neurons = html.picture(plots.nwc_by_layer(scores, chosen, label=summary["did"], score=summary["score"]))
+        named = {"score": summary["score"]} if "score" in summary else {}
+        neurons = html.picture(plots.nwc_by_layer(scores, chosen, label=summary["did"], **named))
     return html.render(
         "repair.html",
         summary=summary,

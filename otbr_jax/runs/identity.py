@@ -143,6 +143,7 @@ def code_digest(module: str) -> str:
     return digest.hexdigest()
 
 
+@functools.cache
 def _code(source: str | bytes) -> str:
     """A module's syntax tree without docstrings: what it does, however it is written and explained."""
     tree = ast.parse(source)
