@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import pytest
 
 from otbr_jax import trace
-from otbr_jax.models import registry
-from otbr_jax.models.registry import ModelConfig
+from otbr_jax.models.preact_resnet import PreActResNet
+from otbr_jax.models.registry import network_from_flax
 
 CACHE = "JAX_COMPILATION_CACHE_DIR"
 
@@ -40,20 +40,36 @@ def pytest_unconfigure(config):
         shutil.rmtree(os.environ.pop(CACHE), ignore_errors=True)
 
 
+def tiny_network(axis_name=None):
+    """A one-channel PreAct-ResNet of two blocks and width 4 on 8 x 8 images: (network, init)."""
+    module = PreActResNet(num_classes=10, depth=(1, 1), width=4, axis_name=axis_name)
+    network = network_from_flax(module, image_shape=(8, 8, 1), num_classes=10)
+    return network, lambda key: module.init(key, jnp.zeros((1, 8, 8, 1)), train=True)
+
+
 @pytest.fixture(scope="session")
 def tiny():
-    """A one-channel PreAct-ResNet of width 4 on 8 x 8 images: (network, variables)."""
-    config = ModelConfig(name="preact_resnet10", width=4, image_shape=(8, 8, 1), num_classes=10)
-    network, init = registry.build(config)
+    """(network, variables), see `tiny_network`."""
+    network, init = tiny_network()
     return network, jax.jit(init)(jax.random.key(0))
+
+
+@pytest.fixture(scope="session")
+def synchronised():
+    """The same network, whose BatchNorm averages over a mapped axis named `devices`."""
+    return tiny_network(axis_name="devices")[0]
 
 
 @pytest.fixture(scope="session")
 def moved(tiny):
     """(network, variables, the same with every array moved at random, neuron graph)."""
     network, variables = tiny
-    leaves, structure = jax.tree.flatten(variables)
-    keys = jax.random.split(jax.random.key(9), len(leaves))
-    after = [x + 0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-    graph = trace(network.apply, variables, jnp.zeros((1, 8, 8, 1)))
-    return network, variables, jax.tree.unflatten(structure, after), graph
+
+    @jax.jit
+    def disturbed(variables):
+        leaves, structure = jax.tree.flatten(variables)
+        keys = jax.random.split(jax.random.key(9), len(leaves))
+        after = [x + 0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+        return jax.tree.unflatten(structure, after)
+
+    return network, variables, disturbed(variables), trace(network.apply, variables, jnp.zeros((1, 8, 8, 1)))
