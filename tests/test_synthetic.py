@@ -8,7 +8,10 @@ import pytest
 from otbr_jax import Batch, InputError, Network
 from otbr_jax.steps.images import SyntheticConfig, statistics_distance, synthesize, total_variation
 from otbr_jax.steps.objective import training_state
-from otbr_jax.steps.search import InversionConfig, invert_triggers, stamp, trigger_success
+from otbr_jax.steps.search import InversionConfig, reach, search, search_classes
+from otbr_jax.triggers import FAMILIES
+from otbr_jax.triggers.patch import Patch, stamp
+from otbr_jax.triggers.perturbation import perturb
 from otbr_jax.types import split
 
 # An untrained network's answers say little, so that statistics weigh less than by default.
@@ -75,35 +78,58 @@ def backdoored():
     return network, variables, Batch(images, jnp.argmax(apply(variables, images), axis=-1))
 
 
-@pytest.mark.parametrize("wrap", [jax.jit, lambda function: function], ids=["jit", "no jit"])
-def test_the_trigger_of_a_backdoor_is_found(wrap):
+SEARCHES = {
+    "patch": InversionConfig(steps=200),
+    "perturbation": InversionConfig(steps=200, learning_rate=0.03, size=30.0),
+}
+
+
+def test_the_trigger_of_a_backdoor_is_found():
     network, variables, images = backdoored()
-    config = InversionConfig(steps=200)
-    weak = InversionConfig(steps=200, learning_rate=0.03, size=30.0)
-    search = wrap(
-        lambda variables, key: invert_triggers(network, variables, images, key=key, patch=config, perturbation=weak)
-    )
-    found = search(variables, jax.random.key(1))
-    assert found.mask.shape == (3, 8, 8, 1)
-    assert found.success[2] == 1
-    assert int(jnp.argmin(found.size)) == 2
-    assert float(found.size[2]) < 0.5 * float(jnp.min(found.size[:2]))
-    assert int(jnp.argmin(found.strength)) == 2
-    assert np.unravel_index(int(jnp.argmax(found.mask[2])), (8, 8)) == (7, 7)
+    made = jax.jit(lambda v, key: search_classes(network, v, images, key=key, searches=SEARCHES))
+    found = made(variables, jax.random.key(1))
+    assert [*found] == ["patch", "perturbation"]
+    patch, perturbation = found.values()
+    assert patch.parameters.mask.shape == (3, 8, 8, 1)
+    assert patch.success[2] == 1
+    assert int(jnp.argmin(patch.size)) == 2
+    assert float(patch.size[2]) < 0.5 * float(jnp.min(patch.size[:2]))
+    assert int(jnp.argmin(perturbation.size)) == 2
+    assert np.unravel_index(int(jnp.argmax(patch.parameters.mask[2])), (8, 8)) == (7, 7)
+    # Sizes and successes are those of the parameters.
+    for (name, each), size in zip(found.items(), (jnp.mean, lambda x: jnp.sqrt(jnp.mean(x**2))), strict=True):
+        own = jax.tree.map(lambda leaf: leaf[2], each.parameters)
+        np.testing.assert_allclose(size(own.mask if name == "patch" else own), each.size[2], rtol=1e-6)
+        assert reach(network, variables, images, 2, family=FAMILIES[name], parameters=own) == each.success[2]
 
 
-def test_stamps():
-    _, variables, images = backdoored()
-    network = backdoored()[0]
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_search_is_the_same_with_and_without_jit_and_for_a_traced_class(name):
+    network, variables, images = backdoored()
+    settings = {"family": FAMILIES[name], "key": jax.random.key(1), "config": InversionConfig(steps=5)}
+    plain = search(network, variables, images, 2, **settings)
+    traced = jax.jit(lambda v, target: search(network, v, images, target, **settings))(variables, 2)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, traced)
+
+
+def test_patches_and_perturbations():
+    network, variables, images = backdoored()
     nothing, pattern = jnp.zeros((8, 8, 1)), jnp.ones((8, 8, 1))
-    np.testing.assert_array_equal(stamp(images.images, nothing, pattern), images.images)
-    np.testing.assert_array_equal(stamp(images.images, nothing + 1, pattern), jnp.ones_like(images.images))
+    np.testing.assert_array_equal(stamp(images.images, Patch(nothing, pattern)), images.images)
+    np.testing.assert_array_equal(stamp(images.images, Patch(nothing + 1, pattern)), jnp.ones_like(images.images))
+    np.testing.assert_array_equal(perturb(images.images, nothing), images.images)
+    np.testing.assert_array_equal(perturb(images.images, 2 * pattern), jnp.ones_like(images.images))
     corner = nothing.at[7, 7].set(1.0)
-    assert trigger_success(network, variables, images, nothing, pattern, 2) == 0
-    assert trigger_success(network, variables, images, corner, pattern, 2) == 1
     # Images that are of the class already do not count.
     own = images._replace(labels=jnp.full(30, 2))
-    assert trigger_success(network, variables, own, corner, pattern, 2) == 0
+    for name, no, white in (
+        ("patch", Patch(nothing, pattern), Patch(corner, pattern)),
+        ("perturbation", nothing, corner),
+    ):
+        family = FAMILIES[name]
+        assert reach(network, variables, images, 2, family=family, parameters=no) == 0
+        assert reach(network, variables, images, 2, family=family, parameters=white) == 1
+        assert reach(network, variables, own, 2, family=family, parameters=white) == 0
 
 
 @pytest.mark.parametrize(
