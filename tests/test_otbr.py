@@ -8,8 +8,8 @@ from otbr_jax import InputError, NeuronGraph, OTBRConfig, UnlearningConfig, otbr
 CONFIG = OTBRConfig(unlearning=UnlearningConfig(steps=2, batch_size=8, learning_rate=1e-3), gamma=0.2)
 
 
-def test_the_whole_defence_jits_and_runs_in_a_users_pmap(moved, synchronised):
-    network, variables, _, graph = moved
+def test_the_whole_defence_jits_and_runs_in_a_users_pmap(small, synchronised):
+    network, variables, graph = small
     key = jax.random.key(8)
     repaired, info = jax.jit(lambda v: otbr(network, v, graph, key=key, config=CONFIG))(variables)
     mapped, mapped_info = jax.pmap(
@@ -27,8 +27,8 @@ def test_the_whole_defence_jits_and_runs_in_a_users_pmap(moved, synchronised):
     assert any(not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (repaired, variables)), strict=True))
 
 
-def test_a_graph_without_layers_to_repair(tiny):
-    network, variables = tiny
+def test_a_graph_without_layers_to_repair(small):
+    network, variables, _ = small
     with pytest.raises(InputError, match="layers: expected hidden layers on the network's main path, found none"):
         otbr(network, variables, NeuronGraph(()), key=jax.random.key(0), config=CONFIG)
 

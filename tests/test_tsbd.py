@@ -23,23 +23,23 @@ def brightened(images, key):
 
 
 @pytest.fixture(scope="module")
-def clean(tiny):
+def clean(small):
     """Random images with the network's own answers in training mode, so that there is something to unlearn."""
-    network, variables = tiny
+    network, variables, _ = small
     images = jax.random.uniform(jax.random.key(1), (32, 8, 8, 1))
     logits, _ = jax.jit(network.train)(variables, images)
     return Batch(images, jnp.argmax(logits, axis=-1).astype(jnp.int32))
 
 
 @pytest.fixture(scope="module")
-def defence(moved, clean):
+def defence(small, clean):
     """`(variables, key) -> (repaired, TSBDInfo)`, jitted."""
-    network, _, _, graph = moved
+    network, _, graph = small
     return jax.jit(lambda v, key: tsbd(network, v, clean, graph, key=key, config=CONFIG, augment=brightened))
 
 
-def test_the_whole_defence_jits_and_is_a_function_of_its_key(moved, defence):
-    _, variables, _, graph = moved
+def test_the_whole_defence_jits_and_is_a_function_of_its_key(small, defence):
+    _, variables, graph = small
     repaired, info = defence(variables, jax.random.key(3))
     chex.assert_trees_all_equal_shapes_and_dtypes(repaired, variables)
     chex.assert_tree_all_finite(repaired)
@@ -56,8 +56,8 @@ def test_the_whole_defence_jits_and_is_a_function_of_its_key(moved, defence):
     assert not np.array_equal(*(tree["params"]["conv1"]["kernel"] for tree in (repaired, other)))
 
 
-def test_it_is_its_steps_one_after_the_other(moved, clean, defence):
-    network, variables, _, graph = moved
+def test_it_is_its_steps_one_after_the_other(small, clean, defence):
+    network, variables, graph = small
     layers = graph.main_convolutions
     key = jax.random.key(3)
     count = neurons_to_prune(CONFIG.n, sum(layer.neurons for layer in layers))
@@ -81,8 +81,8 @@ def test_it_is_its_steps_one_after_the_other(moved, clean, defence):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), (found, tuple(info)), expected)
 
 
-def test_a_graph_without_layers_to_repair(tiny, clean):
-    network, variables = tiny
+def test_a_graph_without_layers_to_repair(small, clean):
+    network, variables, _ = small
     with pytest.raises(InputError, match="layers: expected hidden layers on the network's main path, found none"):
         tsbd(network, variables, clean, NeuronGraph(()), key=jax.random.key(0), config=CONFIG)
 
