@@ -189,7 +189,7 @@ def test_layers_that_are_added_share_a_plan(moved):
     _, before, after, graph = moved
     layers = graph.main_convolutions
     scores = neuron_weight_changes(before, after, layers)
-    pruned, info = prune(before, scores, layers, count=20)
+    pruned, info = prune(before, scores, layers, count=8)
     _, found = fuse(pruned, before, scores, info.pruned, layers, config=FusionConfig(tied=True))
     groups = tied_layers(layers)
     assert sorted(layer.name for group in groups for layer in group) == sorted(layer.name for layer in layers)
@@ -204,7 +204,7 @@ def test_a_mixture_may_keep_the_norms_of_what_it_is_mixed_of(moved):
     _, before, after, graph = moved
     layers = graph.main_convolutions
     scores = neuron_weight_changes(before, after, layers)
-    pruned, info = prune(before, scores, layers, count=20)
+    pruned, info = prune(before, scores, layers, count=8)
     plain, kept = (
         align(pruned, before, scores, info.pruned, layers, config=FusionConfig(keep_norms=keep))
         for keep in (False, True)
