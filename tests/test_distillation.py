@@ -12,6 +12,7 @@ from test_pipeline import CONFIG, run
 from otbr_jax import Batch, InputError
 from otbr_jax.defenses.otbr_plus import SweepConfig
 from otbr_jax.detectors.judge import SuspicionConfig
+from otbr_jax.models.registry import ModelConfig
 from otbr_jax.report.summary import summary_table
 from otbr_jax.steps.distill import DistillationConfig, distill
 from otbr_jax.steps.finetune import FinetuningConfig
@@ -21,8 +22,10 @@ from otbr_jax.steps.objective import cross_entropy
 from otbr_jax.studies.repair_config import repaired_by
 from otbr_jax.studies.results import summarize
 from otbr_jax.types import split
+from otbr_jax.victims.training import TrainingConfig
 
-TUNING = FinetuningConfig(epochs=8, batch_size=20, learning_rate=0.02, alpha=0.0)
+SMALL = ModelConfig("vgg7_bn", width=4, depth=(1, 1, 1, 1), image_shape=(8, 8, 1))
+TUNING = FinetuningConfig(epochs=4, batch_size=20, learning_rate=0.02, alpha=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +82,8 @@ def test_certain_probabilities_are_labels(small, images):
 def test_a_repair_with_distillation_says_so_everywhere(tmp_path):
     config = dataclasses.replace(
         CONFIG,
+        model=SMALL,
+        training=TrainingConfig(epochs=1),
         sweep=SweepConfig(gamma=(CONFIG.otbr.gamma,), lam=(CONFIG.otbr.fusion.lam,)),
         suspicion=SuspicionConfig(synthetic=SyntheticConfig(images=20, steps=4)),
         distillation=DistillationConfig("probabilities", FinetuningConfig(epochs=2, batch_size=20, alpha=0.0)),

@@ -10,7 +10,9 @@ import pytest
 from test_pipeline import CONFIG, run
 
 from otbr_jax import Batch, InputError, OTBRSettings, otbr_plus
+from otbr_jax.defenses.otbr_plus import SweepConfig
 from otbr_jax.detectors.judge import SuspicionConfig
+from otbr_jax.models.registry import ModelConfig
 from otbr_jax.report.summary import summary_table
 from otbr_jax.steps.finetune import FinetuningConfig
 from otbr_jax.steps.harden import PatchingConfig, how_far, patch, patch_classes
@@ -20,6 +22,7 @@ from otbr_jax.studies.inspection import inspect
 from otbr_jax.studies.repair_config import repaired_by
 from otbr_jax.studies.results import summarize
 from otbr_jax.types import split
+from otbr_jax.victims.training import TrainingConfig
 
 TINY = InversionConfig(steps=4, images=20)
 SYNTHETIC = SyntheticConfig(images=40, steps=4)
@@ -34,6 +37,9 @@ PATCHING = PatchingConfig(
 )
 PLUS = dataclasses.replace(
     CONFIG,
+    model=ModelConfig("vgg7_bn", width=4, depth=(1, 1, 1, 1), image_shape=(8, 8, 1)),
+    training=TrainingConfig(epochs=1),
+    sweep=SweepConfig(gamma=()),
     suspicion=SuspicionConfig(
         gamma=(0.1, 0.3),
         lam=(0.5, 1.0),
