@@ -14,13 +14,15 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 os.environ.setdefault("TQDM_DISABLE", "1")  # bars would keep programs from being kept
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
 
 from otbr_jax import trace
-from otbr_jax.models import registry
-from otbr_jax.models.registry import ModelConfig
+from otbr_jax.models.layers import BatchNorm
+from otbr_jax.models.preact_resnet import PreActResNet
+from otbr_jax.models.registry import network_from_flax
 
 CACHE = "JAX_COMPILATION_CACHE_DIR"
 
@@ -40,23 +42,65 @@ def pytest_unconfigure(config):
         shutil.rmtree(os.environ.pop(CACHE), ignore_errors=True)
 
 
+class Small(nn.Module):
+    """Two convolutions with BatchNorm, and a classifier: what a step is tested on that asks for no more."""
+
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        for index, features in enumerate((3, 4), start=1):
+            x = nn.Conv(features, (3, 3), 2, use_bias=False, name=f"conv{index}")(x)
+            x = nn.relu(BatchNorm(axis_name=self.axis_name, name=f"bn{index}")(x, train=train))
+        return nn.Dense(10, name="linear")(x.mean((1, 2)))
+
+
+def disturbed(variables, key):
+    """Variables with every array moved at random."""
+    leaves, structure = jax.tree.flatten(variables)
+    keys = jax.random.split(key, len(leaves))
+    after = [x + 0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(structure, after)
+
+
+def small_network(axis_name=None):
+    """`Small` on 8 x 8 images of one channel."""
+    return network_from_flax(Small(axis_name), image_shape=(8, 8, 1), num_classes=10)
+
+
+@pytest.fixture(scope="session")
+def small():
+    """(network, variables, neuron graph), see `Small`."""
+    network = small_network()
+
+    @jax.jit
+    def made(key):
+        return disturbed(Small().init(key, jnp.zeros((1, 8, 8, 1)), train=True), key)
+
+    variables = made(jax.random.key(0))
+    return network, variables, trace(network.apply, variables, jnp.zeros((1, 8, 8, 1)))
+
+
+@pytest.fixture(scope="session")
+def synchronised():
+    """`Small`, whose BatchNorm averages over a mapped axis named `devices`."""
+    return small_network(axis_name="devices")
+
+
 @pytest.fixture(scope="session")
 def tiny():
-    """A one-channel PreAct-ResNet of width 4 on 8 x 8 images: (network, variables)."""
-    config = ModelConfig(name="preact_resnet10", width=4, image_shape=(8, 8, 1), num_classes=10)
-    network, init = registry.build(config)
-    return network, jax.jit(init)(jax.random.key(0))
+    """A one-channel PreAct-ResNet of two blocks and width 4 on 8 x 8 images: (network, variables)."""
+    module = PreActResNet(num_classes=10, depth=(1, 1), width=4)
+    network = network_from_flax(module, image_shape=(8, 8, 1), num_classes=10)
+    return network, jax.jit(lambda key: module.init(key, jnp.zeros((1, 8, 8, 1)), train=True))(jax.random.key(0))
 
 
 @pytest.fixture(scope="session")
 def moved(tiny):
     """(network, variables, the same with every array moved at random, neuron graph)."""
     network, variables = tiny
-    leaves, structure = jax.tree.flatten(variables)
-    keys = jax.random.split(jax.random.key(9), len(leaves))
-    after = [x + 0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-    graph = trace(network.apply, variables, jnp.zeros((1, 8, 8, 1)))
-    return network, variables, jax.tree.unflatten(structure, after), graph
+    after = jax.jit(disturbed)(variables, jax.random.key(9))
+    return network, variables, after, trace(network.apply, variables, jnp.zeros((1, 8, 8, 1)))
 
 
 @pytest.fixture(scope="session")

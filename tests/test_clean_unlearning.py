@@ -4,16 +4,9 @@ import numpy as np
 import pytest
 
 from otbr_jax import Batch, InputError, UnlearningConfig, unlearn
-from otbr_jax.models import registry
-from otbr_jax.models.registry import ModelConfig
 from otbr_jax.steps.unlearn import CleanUnlearningConfig, clean_unlearning, epoch_draws
 
 COUNT = 16
-
-
-def as_they_are(images, key):
-    del key
-    return images
 
 
 def close(a, b, rtol=2e-4):
@@ -21,24 +14,24 @@ def close(a, b, rtol=2e-4):
 
 
 @pytest.fixture(scope="module")
-def clean(tiny):
+def clean(small):
     """Random images that the network knows by heart: their labels are its own answers in training mode."""
-    network, variables = tiny
+    network, variables, _ = small
     images = jax.random.uniform(jax.random.key(1), (COUNT, 8, 8, 1))
     logits, _ = jax.jit(network.train)(variables, images)
     return Batch(images, jnp.argmax(logits, axis=-1).astype(jnp.int32))
 
 
-def unlearned(tiny, clean, key=0, **settings):
-    network, variables = tiny
+def unlearned(small, clean, key=0, **settings):
+    network, variables, _ = small
     config = CleanUnlearningConfig(**{"max_epochs": 40, "batch_size": COUNT, "learning_rate": 3e-3} | settings)
-    return jax.jit(
-        lambda v, k: clean_unlearning(network, v, clean, key=k, config=config, prepare=as_they_are),
-    )(variables, jax.random.key(key))
+    return jax.jit(lambda v, k: clean_unlearning(network, v, clean, key=k, config=config))(
+        variables, jax.random.key(key)
+    )
 
 
-def test_it_stops_at_the_first_epoch_that_knows_no_more_than_allowed(tiny, clean):
-    variables, info = unlearned(tiny, clean, stop_accuracy=0.5)
+def test_it_stops_at_the_first_epoch_that_knows_no_more_than_allowed(small, clean):
+    variables, info = unlearned(small, clean, stop_accuracy=0.5)
     epochs = int(info.epochs)
     assert bool(info.reached)
     assert info.accuracy[0] == 1  # or it would have been over at once
@@ -50,30 +43,30 @@ def test_it_stops_at_the_first_epoch_that_knows_no_more_than_allowed(tiny, clean
         assert np.all(np.isfinite(history[:epochs]))
         assert np.all(np.isnan(history[epochs:]))
     # Epochs of one batch are steps of `unlearn`, and there are no more of them.
-    network, before = tiny
+    network, before, _ = small
     config = UnlearningConfig(steps=epochs, batch_size=COUNT, learning_rate=3e-3)
     steps, steps_info = unlearn(network, before, lambda key: clean, key=jax.random.key(0), config=config)
     close(variables, steps, rtol=1e-3)
     close(info.loss[:epochs], steps_info.loss)
 
 
-def test_chance_level_is_where_it_ends_by_default(tiny, clean):
-    _, info = unlearned(tiny, clean, learning_rate=1e-2)
+def test_chance_level_is_where_it_ends_by_default(small, clean):
+    _, info = unlearned(small, clean, learning_rate=1e-2)
     assert bool(info.reached)
     assert info.accuracy[info.epochs - 1] <= 1 / 10 < info.accuracy[info.epochs - 2]
 
 
-def test_batches_are_epochs_parts_and_jit_agrees_with_none(tiny, clean):
-    network, variables = tiny
+def test_batches_are_epochs_parts_and_jit_agrees_with_none(small, clean):
+    network, variables, _ = small
     config = CleanUnlearningConfig(max_epochs=2, batch_size=4, learning_rate=1e-3, stop_accuracy=0.01)
     key = jax.random.key(3)
     calls = []
     plain, info = clean_unlearning(
-        network, variables, clean, key=key, config=config, prepare=as_they_are, on_epoch=lambda **kw: calls.append(kw)
+        network, variables, clean, key=key, config=config, on_epoch=lambda **kw: calls.append(kw)
     )
     jax.effects_barrier()
     jitted, jitted_info = unlearned(
-        tiny, clean, key=3, max_epochs=2, batch_size=4, learning_rate=1e-3, stop_accuracy=0.01
+        small, clean, key=3, max_epochs=2, batch_size=4, learning_rate=1e-3, stop_accuracy=0.01
     )
     close(jitted, plain)
     close(jitted_info, info)
@@ -84,7 +77,7 @@ def test_batches_are_epochs_parts_and_jit_agrees_with_none(tiny, clean):
     assert [call["loss"] for call in calls] == pytest.approx(info.loss.tolist())
     assert [call["acc"] for call in calls] == pytest.approx(info.accuracy.tolist())
 
-    # The same by hand: the images in the order that `epoch_draws` gives, each step's images prepared.
+    # The same by hand: the images in the order that `epoch_draws` gives, each step's images as they are.
     draws = [epoch_draws(COUNT, 4, key=jax.random.fold_in(key, epoch))[0] for epoch in range(2)]
     order = jnp.concatenate(draws)
     batches = Batch(clean.images[order], clean.labels[order])
@@ -92,23 +85,20 @@ def test_batches_are_epochs_parts_and_jit_agrees_with_none(tiny, clean):
     close(plain, steps, rtol=1e-3)
 
 
-def test_devices_of_a_mapped_axis_agree_with_one(tiny, clean):
-    _, variables = tiny
-    synchronised, _ = registry.build(
-        ModelConfig(name="preact_resnet10", width=4, image_shape=(8, 8, 1)), axis_name="devices"
-    )
+def test_devices_of_a_mapped_axis_agree_with_one(small, synchronised, clean):
+    _, variables, _ = small
     config = CleanUnlearningConfig(max_epochs=6, batch_size=COUNT, learning_rate=1e-3, stop_accuracy=0.01)
-    parts = jax.tree.map(lambda x: x.reshape(8, COUNT // 8, *x.shape[1:]), clean)
+    parts = jax.tree.map(lambda x: x.reshape(4, COUNT // 4, *x.shape[1:]), clean)
     mapped, mapped_info = jax.pmap(
         lambda part, v: clean_unlearning(
-            synchronised, v, part, key=jax.random.key(5), config=config, prepare=as_they_are, axis_name="devices"
+            synchronised, v, part, key=jax.random.key(5), config=config, axis_name="devices"
         ),
         axis_name="devices",
         in_axes=(0, None),
     )(parts, variables)
     # All images are one batch, so that their order does not matter.
-    single, info = unlearned(tiny, clean, key=5, max_epochs=6, learning_rate=1e-3, stop_accuracy=0.01)
-    for device in (0, 7):
+    single, info = unlearned(small, clean, key=5, max_epochs=6, learning_rate=1e-3, stop_accuracy=0.01)
+    for device in (0, 3):
         close(jax.tree.map(lambda x, i=device: x[i], mapped), single, rtol=1e-3)
         close(mapped_info.loss[device], info.loss)
         np.testing.assert_allclose(mapped_info.accuracy[device], info.accuracy, rtol=1e-6)
@@ -130,12 +120,12 @@ def test_another_key_is_another_order():
     assert not np.array_equal(first, second)
 
 
-def test_fewer_images_than_one_batch(tiny, clean):
+def test_fewer_images_than_one_batch(small, clean):
     message = "batch_size: expected at most 16, as many as there are clean images, found 17"
     with pytest.raises(InputError, match=message):
         epoch_draws(16, 17, key=jax.random.key(0))
     with pytest.raises(InputError, match=message):
-        unlearned(tiny, clean, batch_size=17)
+        unlearned(small, clean, batch_size=17)
 
 
 @pytest.mark.parametrize(

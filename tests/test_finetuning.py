@@ -10,12 +10,16 @@ import pytest
 from otbr_jax import Batch, InputError
 from otbr_jax.steps.finetune import (
     FinetuningConfig,
+    FinetuningInfo,
+    Progress,
     activeness_aware,
     begin,
-    ends_early,
+    ended,
     finetune,
     finetune_epoch,
+    next_epoch,
     optimizer_of,
+    start,
     step_fn,
     variables_of,
 )
@@ -128,8 +132,8 @@ def test_what_update_needs_is_named():
         )
 
 
-def test_a_step_is_two_gradients_and_one_more_pass_for_the_statistics(moved, clean):
-    network, _, variables, _ = moved
+def test_a_step_is_two_gradients_and_one_more_pass_for_the_statistics(small, clean):
+    network, variables, _ = small
     batch = Batch(clean.images[:8], clean.labels[:8])
     optimizer = optimizer_of(CONFIG, steps=1)
     carry, info = jax.jit(step_fn(network, variables, optimizer))(begin(variables, optimizer), batch)
@@ -160,12 +164,10 @@ def test_a_step_is_two_gradients_and_one_more_pass_for_the_statistics(moved, cle
     )
 
 
-def test_epoch_by_epoch_and_without_jit_it_is_the_same(moved, clean):
-    network, _, variables, _ = moved
+def test_epoch_by_epoch_and_without_jit_it_is_the_same(small, clean):
+    network, variables, _ = small
     key = jax.random.key(7)
-    whole, info = jax.jit(
-        lambda v: finetune(network, v, clean, key=key, config=CONFIG, prepare=brightened),
-    )(variables)
+    whole, info = jax.jit(lambda v: finetune(network, v, clean, key=key, config=CONFIG, augment=brightened))(variables)
     assert info.loss.shape == info.accuracy.shape == (2, 2)
 
     optimizer = optimizer_of(CONFIG, steps=1)
@@ -175,26 +177,26 @@ def test_epoch_by_epoch_and_without_jit_it_is_the_same(moved, clean):
         # As from a checkpoint: nothing but the arrays goes on.
         carry = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), carry)
         own = jax.random.fold_in(key, index)
-        carry, epoch_info = finetune_epoch(step, carry, clean, key=own, batch_size=8, prepare=brightened)
+        carry, epoch_info = finetune_epoch(network, step, carry, clean, key=own, batch_size=8, augment=brightened)
         close(epoch_info, jax.tree.map(lambda x, i=index: x[i], info), rtol=1e-3)
     close(variables_of(carry), whole, rtol=1e-3)
 
 
-def test_no_epochs_change_nothing(moved, clean):
-    network, _, variables, _ = moved
+def test_no_epochs_change_nothing(small, clean):
+    network, variables, _ = small
     config = FinetuningConfig(epochs=0, batch_size=8)
-    found, info = finetune(network, variables, clean, key=jax.random.key(0), config=config, prepare=brightened)
+    found, info = finetune(network, variables, clean, key=jax.random.key(0), config=config, augment=brightened)
     chex.assert_trees_all_equal(found, variables)
     assert info.loss.shape[0] == 0
 
 
-def test_fewer_images_than_one_batch(moved, clean):
-    network, _, variables, _ = moved
+def test_fewer_images_than_one_batch(small, clean):
+    network, variables, _ = small
     with pytest.raises(
         InputError, match="batch_size: expected at most 20, as many as there are clean images, found 21"
     ):
         finetune(network, variables, clean, key=jax.random.key(0), config=FinetuningConfig(batch_size=21),
-                 prepare=brightened)  # fmt: skip
+                 augment=brightened)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -217,23 +219,59 @@ def test_bad_settings(settings, message):
             activeness_aware(**settings)
 
 
-def test_an_early_end_is_the_same_epoch_by_epoch(tiny, clean):
-    network, variables = tiny
+def test_an_early_end_is_the_same_epoch_by_epoch(small, clean):
+    network, variables, _ = small
     # Too long steps: the loss soon rises.
-    config = FinetuningConfig(epochs=6, batch_size=8, learning_rate=3.0, patience=2)
-    tuned, info = jax.jit(
-        lambda v: finetune(network, v, clean, key=jax.random.key(3), config=config, prepare=brightened)
-    )(variables)
-    losses = np.mean(info.loss, axis=1)
-    ended = int(np.isfinite(losses).sum())
-    assert 2 < ended < 6
-    assert not ends_early(losses[: ended - 1], patience=2)
-    assert ends_early(losses[:ended], patience=2)
-    assert not ends_early(losses[:ended], patience=0)
-    assert bool(jnp.isnan(info.accuracy[ended:]).all())
+    config = FinetuningConfig(epochs=6, batch_size=8, learning_rate=10.0, patience=2)
+    settings = {"key": jax.random.key(3), "augment": brightened}
+    tuned, info = jax.jit(lambda v: finetune(network, v, clean, config=config, **settings))(variables)
+    count = int(np.isfinite(np.mean(info.loss, axis=1)).sum())
+    assert 2 < count < 6
+    assert bool(jnp.isnan(info.accuracy[count:]).all())
 
-    fewer = dataclasses.replace(config, epochs=ended, patience=0)
-    same, _ = jax.jit(lambda v: finetune(network, v, clean, key=jax.random.key(3), config=fewer, prepare=brightened))(
-        variables
-    )
-    close(tuned, same)
+    one_more = jax.jit(lambda progress: next_epoch(network, variables, progress, clean, config=config, **settings))
+    progress, unbounded = start(variables, config, images=20), dataclasses.replace(config, patience=0)
+    while not ended(progress, config):
+        progress = one_more(progress)
+        assert not ended(progress, unbounded)
+    assert int(progress.epochs) == count
+    close(tuned, variables_of(progress.tuning))
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "expected"),
+    [
+        ([], 2, False),
+        ([3.0, 2.0, 2.5], 2, False),
+        ([3.0, 2.0, 2.5, 2.2], 2, True),
+        ([3.0, 2.0, 2.5, 2.2], 0, False),
+        ([3.0, 2.0, 2.5, 1.9], 2, False),
+        ([3.0, 2.0, 2.5, 1.9, 1.8], 2, True),  # all epochs are done
+        ([3.0, np.nan], 0, True),
+        ([3.0, np.inf], 0, True),
+    ],
+)
+def test_when_it_has_ended(losses, patience, expected):
+    history = np.full((5, 2), np.nan, np.float32)
+    history[: len(losses)] = np.array(losses, np.float32)[:, None]
+    progress = Progress(None, FinetuningInfo(jnp.array(history), jnp.array(history)), jnp.int32(len(losses)))
+    assert bool(ended(progress, FinetuningConfig(epochs=5, patience=patience))) == expected
+
+
+def test_images_are_augmented_and_then_prepared(small):
+    network, variables, _ = small
+    seen = []
+
+    def prepare(images):
+        seen.append(("prepare", images.dtype, images.shape))
+        return images.astype(jnp.float32) / 255
+
+    def augment(images, key):
+        seen.append(("augment", images.dtype, images.shape))
+        return images
+
+    clean = Batch(jnp.zeros((9, 8, 8, 1), jnp.uint8), jnp.zeros(9, jnp.int32))
+    prepared = dataclasses.replace(network, prepare=prepare)
+    tuned = lambda v: finetune(prepared, v, clean, key=jax.random.key(0), config=CONFIG, augment=augment)  # noqa: E731
+    jax.eval_shape(tuned, variables)
+    assert seen[:2] == [("augment", jnp.uint8, (8, 8, 8, 1)), ("prepare", jnp.uint8, (8, 8, 8, 1))]

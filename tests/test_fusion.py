@@ -24,35 +24,45 @@ from otbr_jax.steps.score import by_neuron
 from otbr_jax.types import named_leaves, replace_leaves
 
 
-def run(before, after, layers, *, gamma=0.3, lam=0.5, transport=TransportConfig(), key=None):  # noqa: B008
-    config = FusionConfig(lam, transport=transport)
+def run(before, after, layers, *, gamma=0.5, lam=0.5, transport=TransportConfig(), key=None):  # noqa: B008
+    count = neurons_to_prune(gamma, sum(layer.neurons for layer in layers)) if isinstance(gamma, float) else gamma
     scores = neuron_weight_changes(before, after, layers)
-    count = neurons_to_prune(gamma, sum(layer.neurons for layer in layers))
     pruned, info = prune(before, scores, layers, count=count)
-    return *fuse(pruned, before, scores, info.pruned, layers, config=config, key=key), info.pruned
+    config = FusionConfig(transport=transport)
+    return *fuse(pruned, before, scores, info.pruned, layers, config=config, lam=lam, key=key), info.pruned
+
+
+@pytest.fixture(scope="module")
+def fused(moved):
+    """`(before, after, gamma=, lam=) -> (variables, FusionInfo, masks)`, one program for all of them."""
+    layers = moved[3].main_convolutions
+    jitted = jax.jit(lambda before, after, count, lam: run(before, after, layers, gamma=count, lam=lam))
+
+    def apply(before, after, *, gamma=0.5, lam=0.5):
+        count = neurons_to_prune(gamma, sum(layer.neurons for layer in layers))
+        return jitted(before, after, jnp.int32(count), jnp.float32(lam))
+
+    return apply
 
 
 @pytest.mark.parametrize("settings", [{"lam": 0.0}, {"gamma": 0.0}])
-def test_nothing_changes_at_lambda_zero_or_without_pruning(moved, settings):
-    _, before, after, graph = moved
-    fused, _, _ = run(before, after, graph.main_convolutions, **settings)
-    jax.tree.map(np.testing.assert_array_equal, fused, before)
+def test_nothing_changes_at_lambda_zero_or_without_pruning(moved, fused, settings):
+    _, before, after, _ = moved
+    jax.tree.map(np.testing.assert_array_equal, fused(before, after, **settings)[0], before)
 
 
-def test_layers_before_the_first_pruned_neuron_and_all_other_arrays_stay(moved):
+def test_layers_before_the_first_pruned_neuron_and_all_other_arrays_stay(moved, fused):
     _, before, after, graph = moved
-    # Make the second half of the layers change most.
+    # Make the last layer change most.
     layers = graph.main_convolutions
-    late = {layer.name for layer in layers[4:]}
-    after = replace_leaves(after, {name: 50 * array for name, array in named_leaves(after).items() if name in late})
-    fused, info, pruned = run(before, after, layers, gamma=0.1)
-    assert [bool(info.fused[layer.name]) for layer in layers[:4]] == [False] * 4
-    assert bool(info.fused[layers[-1].name])
+    last = layers[-1].name
+    after = replace_leaves(after, {last: 50 * named_leaves(after)[last]})
+    found, info, pruned = fused(before, after, gamma=0.1)
+    assert [bool(info.fused[layer.name]) for layer in layers] == [False] * (len(layers) - 1) + [True]
     assert any(bool(mask.any()) for mask in pruned.values())
-    touched = {name for name, is_fused in info.fused.items() if is_fused}
-    for name, array in named_leaves(fused).items():
+    for name, array in named_leaves(found).items():
         same = np.array_equal(array, named_leaves(before)[name])
-        assert same == (name not in touched), name
+        assert same == (name != last), name
 
 
 @pytest.mark.parametrize(
@@ -66,16 +76,16 @@ def test_layers_before_the_first_pruned_neuron_and_all_other_arrays_stay(moved):
     ],
     ids=lambda settings: "-".join(settings.values()),
 )
-def test_other_transports(moved, settings):
+def test_other_transports(moved, fused, settings):
     network, before, after, graph = moved
     layers, key = graph.main_convolutions, jax.random.key(5)
     fuse = jax.jit(lambda a, b: run(a, b, layers, transport=TransportConfig(**settings), key=key)[:2])
-    fused, info = fuse(before, after)
-    usual, _, _ = run(before, after, layers)
+    other, info = fuse(before, after)
+    usual, _, _ = fused(before, after)
     images = jax.random.uniform(jax.random.key(1), (4, 8, 8, 1))
     assert all(bool(plan.converged) for plan in info.plans.values())
-    assert bool(jnp.all(jnp.isfinite(network.apply(fused, images))))
-    assert not np.allclose(network.apply(fused, images), network.apply(usual, images), rtol=1e-6)
+    assert bool(jnp.all(jnp.isfinite(network.apply(other, images))))
+    assert not np.allclose(network.apply(other, images), network.apply(usual, images), rtol=1e-6)
 
 
 def test_random_masses_need_a_key(moved):
@@ -84,39 +94,38 @@ def test_random_masses_need_a_key(moved):
         run(before, after, graph.main_convolutions, transport=TransportConfig(target_mass="random"))
 
 
-def test_lambda_interpolates_linearly(moved):
-    _, before, after, graph = moved
-    none, half, whole = (run(before, after, graph.main_convolutions, lam=lam)[0] for lam in (0.0, 0.5, 1.0))
+def test_lambda_interpolates_linearly(moved, fused):
+    _, before, after, _ = moved
+    none, half, whole = (fused(before, after, lam=lam)[0] for lam in (0.0, 0.5, 1.0))
     jax.tree.map(lambda a, b, c: np.testing.assert_allclose(b, (a + c) / 2, atol=1e-6), none, half, whole)
 
 
-def test_the_first_fused_layer_is_made_of_convex_combinations(moved):
+def test_the_first_fused_layer_is_made_of_convex_combinations(moved, fused):
     _, before, after, graph = moved
     layers = graph.main_convolutions
-    fused, info, pruned = run(before, after, layers, gamma=1.0, lam=1.0)
+    made, info, pruned = fused(before, after, gamma=1.0, lam=1.0)
     assert all(bool(mask.all()) for mask in pruned.values())
-    np.testing.assert_array_equal(named_leaves(fused)[layers[0].name], 0)  # convex combinations of zeros
-    fused, info, pruned = run(before, after, layers, gamma=0.5, lam=1.0)
+    np.testing.assert_array_equal(named_leaves(made)[layers[0].name], 0)  # convex combinations of zeros
+    made, info, pruned = fused(before, after, lam=1.0)
     first = next(layer for layer in layers if bool(info.fused[layer.name]))
     source = np.where(np.asarray(pruned[first.name]), 0, named_leaves(before)[first.name])
-    found = np.asarray(named_leaves(fused)[first.name])
+    found = np.asarray(named_leaves(made)[first.name])
     assert np.all(found.max(-1) <= source.max(-1) + 1e-5)
     assert np.all(found.min(-1) >= source.min(-1) - 1e-5)
 
 
-def test_the_order_of_neurons_does_not_matter(moved):
+def test_the_order_of_neurons_does_not_matter(moved, fused):
     """Fusing a network whose neurons were permuted gives the same function."""
     network, before, after, graph = moved
     images = jax.random.uniform(jax.random.key(1), (4, 8, 8, 1))
-    jitted = jax.jit(lambda before, after: run(before, after, graph.main_convolutions)[0])
-    expected = network.apply(jitted(before, after), images)
+    expected = network.apply(fused(before, after)[0], images)
     for group in graph.groups:
         order = np.random.default_rng(2).permutation(group.size)
-        fused = jitted(permute(before, group, order), permute(after, group, order))
-        np.testing.assert_allclose(network.apply(fused, images), expected, rtol=1e-3, atol=1e-4)
+        permuted, _, _ = fused(permute(before, group, order), permute(after, group, order))
+        np.testing.assert_allclose(network.apply(permuted, images), expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["concatenating", "plain", "attending", "fused attention", "grouped"])
+@pytest.mark.parametrize("name", ["concatenating", "plain", "fused attention", "grouped"])
 def test_the_order_of_neurons_does_not_matter_however_they_are_fed(name):
     """The same through concatenation, flattening, heads and groups; grouped and depthwise kernels stay as they are."""
     apply, before, images, graph = traced(name)
@@ -150,26 +159,25 @@ def test_half_precision_weights(moved):
     assert {leaf.dtype for leaf in jax.tree.leaves(fused)} == {jnp.dtype(jnp.bfloat16)}
 
 
-def test_jit_agrees(moved):
+def test_jit_agrees(moved, fused):
     _, before, after, graph = moved
     plain = run(before, after, graph.main_convolutions)[0]
-    jitted = jax.jit(lambda a, b: run(a, b, graph.main_convolutions)[0])(before, after)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), jitted, plain)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), fused(before, after)[0], plain)
 
 
-def test_a_neuron_that_did_not_change_makes_no_nan(moved):
+def test_a_neuron_that_did_not_change_makes_no_nan(moved, fused):
     _, before, after, graph = moved
     layer = graph.main_convolutions[3]
     kernels = (named_leaves(tree)[layer.name] for tree in (before, after))
     old, new = kernels
     after = replace_leaves(after, {layer.name: new.at[..., 1].set(old[..., 1])})
-    fused, _, _ = run(before, after, graph.main_convolutions)
-    assert all(bool(jnp.all(jnp.isfinite(array))) for array in jax.tree.leaves(fused))
+    found, _, _ = fused(before, after)
+    assert all(bool(jnp.all(jnp.isfinite(array))) for array in jax.tree.leaves(found))
 
 
 @pytest.mark.parametrize("lam", [-0.5, 1.5, float("nan")])
 def test_lambda_outside_the_unit_interval(lam):
-    with pytest.raises(InputError, match=r"fusion.lam: expected the paper's lambda in \[0, 1\], found"):
+    with pytest.raises(InputError, match=r"fusion.lam: expected a number in \[0, 1\], found"):
         FusionConfig(lam=lam)
 
 
@@ -189,7 +197,7 @@ def test_layers_that_are_added_share_a_plan(moved):
     _, before, after, graph = moved
     layers = graph.main_convolutions
     scores = neuron_weight_changes(before, after, layers)
-    pruned, info = prune(before, scores, layers, count=20)
+    pruned, info = prune(before, scores, layers, count=8)
     _, found = fuse(pruned, before, scores, info.pruned, layers, config=FusionConfig(tied=True))
     groups = tied_layers(layers)
     assert sorted(layer.name for group in groups for layer in group) == sorted(layer.name for layer in layers)
@@ -204,7 +212,7 @@ def test_a_mixture_may_keep_the_norms_of_what_it_is_mixed_of(moved):
     _, before, after, graph = moved
     layers = graph.main_convolutions
     scores = neuron_weight_changes(before, after, layers)
-    pruned, info = prune(before, scores, layers, count=20)
+    pruned, info = prune(before, scores, layers, count=8)
     plain, kept = (
         align(pruned, before, scores, info.pruned, layers, config=FusionConfig(keep_norms=keep))
         for keep in (False, True)

@@ -9,19 +9,23 @@ import numpy as np
 import pytest
 from test_pipeline import CONFIG, run
 
-from otbr_jax import Batch, InputError, otbr_plus, trace
+from otbr_jax import Batch, InputError, OTBRSettings, otbr_plus
+from otbr_jax.defenses.otbr_plus import SweepConfig
 from otbr_jax.detectors.judge import SuspicionConfig
+from otbr_jax.models.registry import ModelConfig
 from otbr_jax.report.summary import summary_table
 from otbr_jax.steps.finetune import FinetuningConfig
 from otbr_jax.steps.harden import PatchingConfig, how_far, patch, patch_classes
 from otbr_jax.steps.images import SyntheticConfig
 from otbr_jax.steps.search import InversionConfig
 from otbr_jax.studies.inspection import inspect
+from otbr_jax.studies.repair_config import repaired_by
 from otbr_jax.studies.results import summarize
 from otbr_jax.types import split
+from otbr_jax.victims.training import TrainingConfig
 
-TINY = InversionConfig(steps=10, images=20)
-SYNTHETIC = SyntheticConfig(images=40, steps=10)
+TINY = InversionConfig(steps=4, images=20)
+SYNTHETIC = SyntheticConfig(images=40, steps=4)
 PATCHING = PatchingConfig(
     triggers=2,
     rounds=2,
@@ -33,6 +37,9 @@ PATCHING = PatchingConfig(
 )
 PLUS = dataclasses.replace(
     CONFIG,
+    model=ModelConfig("vgg7_bn", width=4, depth=(1, 1, 1, 1), image_shape=(8, 8, 1)),
+    training=TrainingConfig(epochs=1),
+    sweep=SweepConfig(gamma=()),
     suspicion=SuspicionConfig(
         gamma=(0.1, 0.3),
         lam=(0.5, 1.0),
@@ -117,8 +124,8 @@ def test_inspecting_judges_without_a_repair(finished, tmp_path):
         )
 
 
-def test_patching_teaches_that_a_trigger_means_nothing(tiny):
-    network, variables = tiny
+def test_patching_teaches_that_a_trigger_means_nothing(small):
+    network, variables, _ = small
     images = jax.random.uniform(jax.random.key(0), (40, *network.image_shape))
     labels = jnp.argmax(network.apply(variables, images), axis=-1).astype(jnp.int32)
     settings = {"config": dataclasses.replace(PATCHING, shares=(1.0,)), "synthetic": SYNTHETIC}
@@ -143,8 +150,8 @@ def test_patching_teaches_that_a_trigger_means_nothing(tiny):
         )
 
 
-def test_images_of_suspicious_classes_are_not_taught(tiny):
-    network, variables = tiny
+def test_images_of_suspicious_classes_are_not_taught(small):
+    network, variables, _ = small
     images = jax.random.uniform(jax.random.key(0), (40, *network.image_shape))
     labels = jnp.arange(40, dtype=jnp.int32) % 10
     suspicion = jnp.zeros(10).at[3].set(0.9).at[5].set(0.8)
@@ -200,7 +207,6 @@ def test_how_far_a_network_is_patched_and_recovered(success, own, recovery, expe
     ("change", "message"),
     [
         ({"suspicion": SuspicionConfig()}, "suspicion.gamma: expected settings to judge beside patching.triggers"),
-        ({"defense": "tsbd"}, "patching.triggers: expected 0, since only otbr patches and defense is 'tsbd', found 2"),
         (
             {
                 "suspicion": SuspicionConfig(gamma=(0.1,), synthetic=SyntheticConfig(images=9)),
@@ -239,6 +245,11 @@ def test_bad_patching(field, value, expected):
     assert str(error.value) == f"patching.{field}: expected {expected}, found {value}"
 
 
+def test_only_otbr_patches():
+    with pytest.raises(InputError, match=r"config.patching: expected settings of 'tsbd', .* found 'patching'"):
+        repaired_by("tsbd", CONFIG, patching=PATCHING)
+
+
 @pytest.mark.slow
 def test_two_devices_judge_as_one_does(finished, tmp_path):
     _, _, one = finished
@@ -248,16 +259,17 @@ def test_two_devices_judge_as_one_does(finished, tmp_path):
     assert [*two["metrics"]] == [*one["metrics"]]
 
 
-def test_as_a_pure_function(tiny):
-    network, variables = tiny
-    layers = trace(network.apply, variables, jnp.zeros((1, *network.image_shape))).main_convolutions
-    settings = {"config": CONFIG.otbr, "suspicion": PLUS.suspicion, "patching": PatchingConfig()}
-    repair = lambda v, key: otbr_plus(network, v, layers, key=key, **settings)  # noqa: E731
+def test_as_a_pure_function(small):
+    network, variables, graph = small
+    config = OTBRSettings(otbr=CONFIG.otbr, suspicion=PLUS.suspicion)
+    repair = lambda v, key: otbr_plus(network, v, graph, key=key, config=config)  # noqa: E731
     repaired, info = jax.jit(repair)(variables, jax.random.key(0))
+    assert info.share is None
+    assert [*info.triggers] == ["patch", "perturbation"]
     same = [np.array_equal(a, b) for a, b in zip(jax.tree.leaves(repaired), jax.tree.leaves(variables), strict=True)]
     assert bool(info.judgement.stands_out)
     assert round(float(info.gamma), 4) in PLUS.suspicion.gamma
     assert float(info.lam) in PLUS.suspicion.lam
     assert not all(same)
     with pytest.raises(InputError, match=r"suspicion.gamma: expected at least one, found none"):
-        otbr_plus(network, variables, layers, key=jax.random.key(0), **settings | {"suspicion": SuspicionConfig()})
+        otbr_plus(network, variables, graph, key=jax.random.key(0), config=OTBRSettings())

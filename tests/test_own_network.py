@@ -57,9 +57,8 @@ def test_the_defence_runs_on_networks_of_every_library_and_gives_their_own_pytre
     variables = shuffled(like, jax.random.key(0))
     brought = functions.bring(apply, variables, image_shape=shape, num_classes=3)
     graph = trace(brought.network.apply, brought.variables, jnp.zeros((2, *shape)))
-    layers = choose_layers(graph, "hidden")
-    config = OTBRConfig(unlearning=UnlearningConfig(steps=2, batch_size=8), gamma=0.3)
-    fixed, info = jax.jit(lambda v, key: otbr(brought.network, v, layers, key=key, config=config))(
+    config = OTBRConfig(unlearning=UnlearningConfig(steps=2, batch_size=8), gamma=0.3, layers="hidden")
+    fixed, info = jax.jit(lambda v, key: otbr(brought.network, v, graph, key=key, config=config))(
         brought.variables, jax.random.key(1)
     )
     back = brought.restore(fixed)

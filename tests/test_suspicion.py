@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,19 +11,30 @@ import numpy as np
 import pytest
 
 from otbr_jax import Batch, InputError, Network
-from otbr_jax.detectors.judge import Answers, SuspicionConfig, answers, judge, remaining, suspicions
+from otbr_jax.detectors import DETECTORS, Answers, Observed
+from otbr_jax.detectors.judge import SuspicionConfig, answers, judge, remaining, suspicions
 from otbr_jax.steps.harden import PatchingConfig
-from otbr_jax.steps.search import Inverted, stamp
+from otbr_jax.steps.search import Found
+from otbr_jax.triggers.patch import Patch
 
 RESULTS = pathlib.Path(__file__).resolve().parent.parent / "results" / "bench_otbr_plus.jsonl"
 CONFIG = SuspicionConfig(gamma=(0.1, 0.2, 0.3), lam=(0.5,), remaining=0.1)
 
 
 def triggers(size, strength=0.1):
+    """What a search found, as far as detectors look at it."""
     size = jnp.asarray(size, jnp.float32)
-    shape = (len(size), 4, 4, 1)
     strength = jnp.broadcast_to(jnp.asarray(strength, jnp.float32), size.shape)
-    return Inverted(jnp.zeros(shape), jnp.zeros(shape), size, jnp.ones_like(size), strength)
+    sizes = {"patch": size, "perturbation": strength}
+    return {family: Found((), size, jnp.ones_like(size)) for family, size in sizes.items()}
+
+
+@partial(jax.jit, static_argnames="evidence")
+def suspicion(triggers, along, evidence=tuple(DETECTORS)):
+    return suspicions(Observed(triggers, along, agreement=0.9), evidence=evidence)
+
+
+judged = jax.jit(judge, static_argnames="config")
 
 
 def along(agreement, success):
@@ -36,18 +48,15 @@ FALLEN = along(
 )
 
 
-@pytest.mark.parametrize("jit", [False, True])
-def test_a_network_whose_classes_are_alike_is_left_alone(jit):
-    function = lambda t, a: judge(t, a, config=CONFIG)  # noqa: E731
-    found = (jax.jit(function) if jit else function)(triggers([0.2] * 4), SAME)
+def test_a_network_whose_classes_are_alike_is_left_alone():
+    found = judged(triggers([0.2] * 4), SAME, config=CONFIG)
     np.testing.assert_allclose(found.suspicion, 0, atol=1e-6)
     assert not found.stands_out
 
 
-@pytest.mark.parametrize("jit", [False, True])
-def test_a_class_that_falls_first_and_has_a_small_trigger_stands_out(jit):
-    function = lambda t, a: judge(t, a, config=CONFIG)  # noqa: E731
-    found = (jax.jit(function) if jit else function)(triggers([0.2, 0.1, 0.2, 0.2]), FALLEN)
+@pytest.mark.parametrize("function", [judge, judged], ids=["no jit", "jit"])
+def test_a_class_that_falls_first_and_has_a_small_trigger_stands_out(function):
+    found = function(triggers([0.2, 0.1, 0.2, 0.2]), FALLEN, config=CONFIG)
     # Half the median size; and, over the two settings that keep 90 % of the answers, nothing lost in the first, all but
     # 0.7 of the answers and a tenth of the trigger's success in the second, where the others lose nothing. By half.
     score = 0.5 + (1 - 0.7 * 0.1) / 2 / 2
@@ -60,64 +69,76 @@ def test_a_class_that_falls_first_and_has_a_small_trigger_stands_out(jit):
 
 def test_neither_the_order_of_classes_nor_of_settings_matters():
     sizes, classes = jnp.array([0.2, 0.1, 0.25, 0.2]), jnp.array([2, 0, 3, 1])
-    found = suspicions(triggers(sizes), FALLEN, agreement=0.9)
+    found = suspicion(triggers(sizes), FALLEN)
     moved = Answers(FALLEN.agreement[:, classes], FALLEN.success[:, classes])
-    np.testing.assert_allclose(suspicions(triggers(sizes[classes]), moved, agreement=0.9), found[classes], atol=1e-6)
+    np.testing.assert_allclose(suspicion(triggers(sizes[classes]), moved), found[classes], atol=1e-6)
     turned = Answers(*(values[::-1] for values in FALLEN))
-    np.testing.assert_allclose(suspicions(triggers(sizes), turned, agreement=0.9), found, atol=1e-6)
+    np.testing.assert_allclose(suspicion(triggers(sizes), turned), found, atol=1e-6)
     np.testing.assert_allclose(remaining(turned, 1), remaining(FALLEN, 1)[::-1], atol=1e-6)
 
 
 def test_two_classes_that_fall_alike_do_not_stand_out():
     twice = Answers(*(values.at[:, 2].set(values[:, 1]) for values in FALLEN))
-    found = judge(triggers([0.2] * 4), twice, config=dataclasses.replace(CONFIG, agreement=0.8))
+    found = judged(triggers([0.2] * 4), twice, config=dataclasses.replace(CONFIG, agreement=0.8))
     np.testing.assert_allclose(found.suspicion, 0, atol=1e-6)
     assert not found.stands_out
 
 
 def test_a_small_trigger_is_evidence_without_a_fall_and_the_reverse():
-    small = suspicions(triggers([0.2, 0.1, 0.2, 0.2]), SAME, agreement=0.9)
-    fallen = suspicions(triggers([0.2] * 4), FALLEN, agreement=0.9)
-    both = suspicions(triggers([0.2, 0.1, 0.2, 0.2]), FALLEN, agreement=0.9)
+    small = suspicion(triggers([0.2, 0.1, 0.2, 0.2]), SAME)
+    fallen = suspicion(triggers([0.2] * 4), FALLEN)
+    both = suspicion(triggers([0.2, 0.1, 0.2, 0.2]), FALLEN)
     np.testing.assert_allclose(small + fallen, both, atol=1e-6)
-    weak = suspicions(triggers([0.2] * 4, [0.1, 0.05, 0.1, 0.1]), SAME, agreement=0.9)
+    weak = suspicion(triggers([0.2] * 4, [0.1, 0.05, 0.1, 0.1]), SAME)
     np.testing.assert_allclose(weak, [0, 0.25, 0, 0], atol=1e-6)
     # A class that falls although its trigger is larger than the others' is the less suspicious for it.
-    assert suspicions(triggers([0.2, 0.25, 0.2, 0.2]), FALLEN, agreement=0.9)[1] < fallen[1]
+    assert suspicion(triggers([0.2, 0.25, 0.2, 0.2]), FALLEN)[1] < fallen[1]
 
 
 def test_where_nothing_clears_the_suspect_what_leaves_least_is_chosen():
-    config = SuspicionConfig(gamma=(0.1, 0.2, 0.3), lam=(0.5,), remaining=0.0)
+    config = dataclasses.replace(CONFIG, remaining=0.0)
     success = FALLEN.success.at[2, 1].set(0.2)
     kept = FALLEN.agreement.at[2, 1].set(0.1)
-    found = judge(triggers([0.2, 0.1, 0.2, 0.2]), Answers(kept, success), config=config)
+    found = judged(triggers([0.2, 0.1, 0.2, 0.2]), Answers(kept, success), config=config)
     assert int(jnp.argmin(found.remaining)) == 2
     assert found.chosen == 1  # the last setting has lost too many answers
     lenient = dataclasses.replace(config, least_agreement=0.0)
-    assert judge(triggers([0.2, 0.1, 0.2, 0.2]), Answers(kept, success), config=lenient).chosen == 2
+    assert judged(triggers([0.2, 0.1, 0.2, 0.2]), Answers(kept, success), config=lenient).chosen == 2
 
 
 def test_no_setting_that_agrees_and_triggers_that_never_worked():
     lost = along(jnp.zeros((2, 4)), jnp.zeros((2, 4)))
-    found = judge(triggers([0.0] * 4), lost, config=CONFIG)
+    found = judged(triggers([0.0] * 4), lost, config=CONFIG)
     assert all(bool(jnp.isfinite(values).all()) for values in (found.suspicion, found.remaining))
     assert not found.stands_out
+
+
+def test_evidence_is_the_sum_of_what_is_asked():
+    found, fallen = triggers([0.2, 0.1, 0.2, 0.2], [0.1, 0.05, 0.1, 0.1]), FALLEN
+    each = {name: suspicion(found, fallen, evidence=(name,)) for name in DETECTORS}
+    for name, values in each.items():
+        expected = DETECTORS[name].weight * DETECTORS[name].evidence(Observed(found, fallen, 0.9))
+        np.testing.assert_allclose(values, expected, atol=1e-6)
+    np.testing.assert_allclose(suspicion(found, fallen), sum(each.values()), atol=1e-6)
+    config = dataclasses.replace(CONFIG, evidence=("fall",))
+    np.testing.assert_allclose(judged(found, fallen, config=config).suspicion, each["fall"], atol=1e-6)
 
 
 def test_answers_are_counted_class_by_class():
     # The answer is the brightest of three pixels; class 2's trigger makes the last one white.
     network = Network(lambda v, x: x.reshape(len(x), -1) * v["params"], image_shape=(1, 3, 1), num_classes=3)
-    images = jnp.eye(3).reshape(3, 1, 3, 1) * 0.5
-    batch = Batch(images, jnp.arange(3))
+    batch = Batch(jnp.eye(3).reshape(3, 1, 3, 1) * 0.5, jnp.arange(3))
     mask = jnp.zeros((3, 1, 3, 1)).at[2, 0, 2, 0].set(1.0)
-    found = Inverted(mask, jnp.ones((3, 1, 3, 1)), jnp.mean(mask, axis=(1, 2, 3)), jnp.zeros(3), jnp.zeros(3))
-    asked = answers(network, {"params": jnp.ones(3)}, batch, found)
+    patches = Found(Patch(mask, jnp.ones((3, 1, 3, 1))), jnp.mean(mask, axis=(1, 2, 3)), jnp.zeros(3))
+    asked = answers(network, {"params": jnp.ones(3)}, batch, patches)
     np.testing.assert_allclose(asked.agreement, [1, 1, 1])
     np.testing.assert_allclose(asked.success, [0, 0, 1])
-    pruned = answers(network, {"params": jnp.array([1.0, 1.0, 0.0])}, batch, found)
+    pruned = answers(network, {"params": jnp.array([1.0, 1.0, 0.0])}, batch, patches)
     np.testing.assert_allclose(pruned.agreement, [1, 1, 0])
     np.testing.assert_allclose(pruned.success, [0.5, 0, 0])
-    assert stamp(images, mask[2], jnp.ones((1, 3, 1)))[0, 0, 2, 0] == 1
+    # Images come before `prepare`: here it turns white into black.
+    inverted = dataclasses.replace(network, prepare=lambda images: 1 - images)
+    np.testing.assert_allclose(answers(inverted, {"params": jnp.ones(3)}, batch, patches).agreement, [0, 0, 0])
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,10 @@ import pytest
 from otbr_jax import Batch, InputError, Network
 from otbr_jax.steps.images import SyntheticConfig, statistics_distance, synthesize, total_variation
 from otbr_jax.steps.objective import training_state
-from otbr_jax.steps.search import InversionConfig, invert_triggers, stamp, trigger_success
+from otbr_jax.steps.search import InversionConfig, reach, search, search_classes
+from otbr_jax.triggers import FAMILIES
+from otbr_jax.triggers.patch import Patch, stamp
+from otbr_jax.triggers.perturbation import perturb
 from otbr_jax.types import split
 
 # An untrained network's answers say little, so that statistics weigh less than by default.
@@ -21,18 +24,18 @@ def seen(tiny):
     network, variables = tiny
     images = jax.random.uniform(jax.random.key(3), (16, 8, 8, 1))
     params, state = split(variables)
-    moved = jax.jit(training_state(network, params))
-    for _ in range(150):
-        state = moved(params, state, Batch(images, jnp.zeros(16, jnp.int32)))
+    moved, batch = training_state(network, params), Batch(images, jnp.zeros(16, jnp.int32))
+    state = jax.jit(lambda state: jax.lax.fori_loop(0, 150, lambda _, s: moved(params, s, batch), state))(state)
     return network, {"params": params, **state}, images
 
 
 def test_statistics_are_near_where_the_network_has_seen_the_like(seen):
     network, variables, images = seen
-    near = statistics_distance(network, variables, images)
+    distance = jax.jit(lambda images: statistics_distance(network, variables, images))
+    near = distance(images)
     assert float(near) < 1e-6
-    assert statistics_distance(network, variables, images[::-1]) == pytest.approx(float(near), abs=1e-6)
-    assert float(statistics_distance(network, variables, 1 - 0.2 * images)) > 1e3 * float(near)
+    assert distance(images[::-1]) == pytest.approx(float(near), abs=1e-6)
+    assert float(distance(1 - 0.2 * images)) > 1e3 * float(near)
     stateless = Network(lambda v, x: x.reshape(len(x), -1) @ v["params"], image_shape=(2, 2, 1), num_classes=3)
     assert statistics_distance(stateless, {"params": jnp.ones((4, 3))}, jnp.ones((2, 2, 2, 1))) == 0
 
@@ -46,17 +49,17 @@ def test_total_variation():
 
 def test_synthetic_images_are_like_what_the_network_has_seen(seen):
     network, variables, _ = seen
-    make = lambda variables, key: synthesize(network, variables, key=key, config=CONFIG)  # noqa: E731
-    batch, info = jax.jit(make)(variables, jax.random.key(0))
+    make = jax.jit(lambda variables, key: synthesize(network, variables, key=key, config=CONFIG))
+    batch, info = make(variables, jax.random.key(0))
     assert batch.images.shape == (12, 8, 8, 1)
     assert 0 <= float(batch.images.min()) <= float(batch.images.max()) <= 1
     assert batch.labels.tolist() == [*range(10), 0, 1]
     assert info.statistics[0] == pytest.approx(1)
     assert float(info.statistics[-1]) < 0.5
     assert float(info.loss[-1]) < float(info.loss[0])
-    again, _ = jax.jit(make)(variables, jax.random.key(0))
+    again, _ = make(variables, jax.random.key(0))
     np.testing.assert_array_equal(again.images, batch.images)
-    other, _ = jax.jit(make)(variables, jax.random.key(1))
+    other, _ = make(variables, jax.random.key(1))
     assert float(jnp.max(jnp.abs(other.images - batch.images))) > 0.1
 
 
@@ -75,35 +78,58 @@ def backdoored():
     return network, variables, Batch(images, jnp.argmax(apply(variables, images), axis=-1))
 
 
-@pytest.mark.parametrize("wrap", [jax.jit, lambda function: function], ids=["jit", "no jit"])
-def test_the_trigger_of_a_backdoor_is_found(wrap):
+SEARCHES = {
+    "patch": InversionConfig(steps=200),
+    "perturbation": InversionConfig(steps=200, learning_rate=0.03, size=30.0),
+}
+
+
+def test_the_trigger_of_a_backdoor_is_found():
     network, variables, images = backdoored()
-    config = InversionConfig(steps=200)
-    weak = InversionConfig(steps=200, learning_rate=0.03, size=30.0)
-    search = wrap(
-        lambda variables, key: invert_triggers(network, variables, images, key=key, patch=config, perturbation=weak)
-    )
-    found = search(variables, jax.random.key(1))
-    assert found.mask.shape == (3, 8, 8, 1)
-    assert found.success[2] == 1
-    assert int(jnp.argmin(found.size)) == 2
-    assert float(found.size[2]) < 0.5 * float(jnp.min(found.size[:2]))
-    assert int(jnp.argmin(found.strength)) == 2
-    assert np.unravel_index(int(jnp.argmax(found.mask[2])), (8, 8)) == (7, 7)
+    made = jax.jit(lambda v, key: search_classes(network, v, images, key=key, searches=SEARCHES))
+    found = made(variables, jax.random.key(1))
+    assert [*found] == ["patch", "perturbation"]
+    patch, perturbation = found.values()
+    assert patch.parameters.mask.shape == (3, 8, 8, 1)
+    assert patch.success[2] == 1
+    assert int(jnp.argmin(patch.size)) == 2
+    assert float(patch.size[2]) < 0.5 * float(jnp.min(patch.size[:2]))
+    assert int(jnp.argmin(perturbation.size)) == 2
+    assert np.unravel_index(int(jnp.argmax(patch.parameters.mask[2])), (8, 8)) == (7, 7)
+    # Sizes and successes are those of the parameters.
+    for (name, each), size in zip(found.items(), (jnp.mean, lambda x: jnp.sqrt(jnp.mean(x**2))), strict=True):
+        own = jax.tree.map(lambda leaf: leaf[2], each.parameters)
+        np.testing.assert_allclose(size(own.mask if name == "patch" else own), each.size[2], rtol=1e-6)
+        assert reach(network, variables, images, 2, family=FAMILIES[name], parameters=own) == each.success[2]
 
 
-def test_stamps():
-    _, variables, images = backdoored()
-    network = backdoored()[0]
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_search_is_the_same_with_and_without_jit_and_for_a_traced_class(name):
+    network, variables, images = backdoored()
+    settings = {"family": FAMILIES[name], "key": jax.random.key(1), "config": InversionConfig(steps=3)}
+    plain = search(network, variables, images, 2, **settings)
+    traced = jax.jit(lambda v, target: search(network, v, images, target, **settings))(variables, 2)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, traced)
+
+
+def test_patches_and_perturbations():
+    network, variables, images = backdoored()
     nothing, pattern = jnp.zeros((8, 8, 1)), jnp.ones((8, 8, 1))
-    np.testing.assert_array_equal(stamp(images.images, nothing, pattern), images.images)
-    np.testing.assert_array_equal(stamp(images.images, nothing + 1, pattern), jnp.ones_like(images.images))
+    np.testing.assert_array_equal(stamp(images.images, Patch(nothing, pattern)), images.images)
+    np.testing.assert_array_equal(stamp(images.images, Patch(nothing + 1, pattern)), jnp.ones_like(images.images))
+    np.testing.assert_array_equal(perturb(images.images, nothing), images.images)
+    np.testing.assert_array_equal(perturb(images.images, 2 * pattern), jnp.ones_like(images.images))
     corner = nothing.at[7, 7].set(1.0)
-    assert trigger_success(network, variables, images, nothing, pattern, 2) == 0
-    assert trigger_success(network, variables, images, corner, pattern, 2) == 1
     # Images that are of the class already do not count.
     own = images._replace(labels=jnp.full(30, 2))
-    assert trigger_success(network, variables, own, corner, pattern, 2) == 0
+    for name, no, white in (
+        ("patch", Patch(nothing, pattern), Patch(corner, pattern)),
+        ("perturbation", nothing, corner),
+    ):
+        family = FAMILIES[name]
+        assert reach(network, variables, images, 2, family=family, parameters=no) == 0
+        assert reach(network, variables, images, 2, family=family, parameters=white) == 1
+        assert reach(network, variables, own, 2, family=family, parameters=white) == 0
 
 
 @pytest.mark.parametrize(

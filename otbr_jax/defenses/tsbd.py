@@ -296,6 +296,8 @@ def tune_epoch(
     **_: Any,
 ) -> tuple[Tuning, dict[str, jax.Array]]:
     """Step 3: one epoch of activeness-aware fine-tuning."""
+    if not settings.epochs:  # traced, never run
+        return state, {}
     progress = finetuning.next_epoch(
         setup.network,
         reinitialized.variables,

@@ -296,12 +296,14 @@ def finetune(
     Raises:
       InputError: if there are fewer images than one batch, or devices cannot share a batch evenly.
     """
-    done = jax.lax.while_loop(
-        lambda progress: ~ended(progress, config),
-        lambda progress: next_epoch(
-            network, variables, progress, clean, key=key, config=config, augment=augment, axis_name=axis_name,
-            place=place,
-        ),
-        start(variables, config, images=len(clean.labels), axis_name=axis_name),
-    )  # fmt: skip
-    return variables_of(done.tuning), done.info
+    progress = start(variables, config, images=len(clean.labels), axis_name=axis_name)
+    if config.epochs:
+        progress = jax.lax.while_loop(
+            lambda progress: ~ended(progress, config),
+            lambda progress: next_epoch(
+                network, variables, progress, clean, key=key, config=config, augment=augment, axis_name=axis_name,
+                place=place,
+            ),
+            progress,
+        )  # fmt: skip
+    return variables_of(progress.tuning), progress.info
