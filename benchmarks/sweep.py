@@ -22,7 +22,7 @@ from configs.otbr import get_config
 from launch import cli
 from otbr_jax import trace
 from otbr_jax.defenses import otbr_plus
-from otbr_jax.defenses.otbr import OTBRConfig, Unlearned
+from otbr_jax.defenses.otbr import OTBRConfig
 from otbr_jax.defenses.otbr_plus import OTBRSettings, SweepConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.plan import Setup, set_up
@@ -51,7 +51,7 @@ def program(setup: Setup, gammas, lams, traces: list[None]) -> Callable[..., Any
         traces.append(None)
         return otbr_plus.sweep(
             config, setup, lambda variables: evaluation.measure(setup.network, variables, test),
-            victim=variables, unlearned=Unlearned(variables, None), scores=scores, key=jax.random.key(0), report=None,
+            victim=variables, scores=scores, key=jax.random.key(0), report=None,
         )  # fmt: skip
 
     return jax.jit(function)
@@ -66,7 +66,7 @@ def unmeasured(setup: Setup, gammas, lams) -> Callable[..., Any]:
             pruned, info = prune(variables, scores, setup.layers, count=count)
             alignment = align(
                 pruned, variables, scores, info.pruned, setup.layers,
-                config=FusionConfig(), neighbours=setup.neighbours, key=jax.random.key(0),
+                config=FusionConfig(), key=jax.random.key(0),
             )  # fmt: skip
             total = lambda tree: sum(jnp.sum(leaf) for leaf in jax.tree.leaves(tree))  # noqa: E731
             return jax.lax.map(

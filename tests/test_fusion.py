@@ -1,5 +1,3 @@
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,9 +16,7 @@ from otbr_jax import (
     prune,
     random_unlearning,
 )
-from otbr_jax.graph.choose import neighbours
-from otbr_jax.steps.fuse import ALIGNED, align, interpolate, tied_layers
-from otbr_jax.steps.score import by_neuron
+from otbr_jax.steps.fuse import align, interpolate
 from otbr_jax.types import named_leaves, replace_leaves
 
 
@@ -181,103 +177,15 @@ def test_lambda_outside_the_unit_interval(lam):
         FusionConfig(lam=lam)
 
 
-def test_only_layers_with_pruned_neurons_may_take_part(moved):
-    _, before, after, graph = moved
-    layers = graph.main_convolutions
-    scores = neuron_weight_changes(before, after, layers)
-    pruned, info = prune(before, scores, layers, count=3)
-    fused, found = fuse(pruned, before, scores, info.pruned, layers, config=FusionConfig(layers="pruned"))
-    for layer in layers:
-        assert bool(found.fused[layer.name]) == bool(info.pruned[layer.name].any())
-        same = np.array_equal(named_leaves(fused)[layer.name], named_leaves(before)[layer.name])
-        assert same != bool(found.fused[layer.name])
-
-
-def test_layers_that_are_added_share_a_plan(moved):
-    _, before, after, graph = moved
-    layers = graph.main_convolutions
-    scores = neuron_weight_changes(before, after, layers)
-    pruned, info = prune(before, scores, layers, count=8)
-    _, found = fuse(pruned, before, scores, info.pruned, layers, config=FusionConfig(tied=True))
-    groups = tied_layers(layers)
-    assert sorted(layer.name for group in groups for layer in group) == sorted(layer.name for layer in layers)
-    assert any(len(group) > 1 for group in groups)
-    for group in groups:
-        for layer in group:
-            first = found.plans[group[0].name].matrix
-            np.testing.assert_array_equal(found.plans[layer.name].matrix, first)
-
-
-def test_a_mixture_may_keep_the_norms_of_what_it_is_mixed_of(moved):
-    _, before, after, graph = moved
-    layers = graph.main_convolutions
-    scores = neuron_weight_changes(before, after, layers)
-    pruned, info = prune(before, scores, layers, count=8)
-    plain, kept = (
-        align(pruned, before, scores, info.pruned, layers, config=FusionConfig(keep_norms=keep))
-        for keep in (False, True)
-    )
-    for layer in layers:
-        sizes = [
-            np.linalg.norm(by_neuron(found.arrays[layer.name][layer.name], layer), axis=1) for found in (plain, kept)
-        ]
-        assert (sizes[1] >= sizes[0] * (1 - 1e-5)).all()  # a mean is at most as long as the mean length
-
-
-def test_unknown_layers_to_fuse():
-    with pytest.raises(InputError, match=r"fusion.layers: expected one of \['from_first', 'pruned'\], found 'all'"):
-        FusionConfig(layers="all")
-    with pytest.raises(InputError, match=r"fusion.aligned: expected one of \['kernels', .*\], found 'all'"):
-        FusionConfig(aligned="all")
-
-
-def test_a_permuted_copy_is_brought_back_with_everything_that_belongs_to_its_neurons(moved):
+def test_a_permuted_copy_is_brought_back(moved):
     _, before, _, graph = moved
     layers = graph.main_convolutions
     scores = {layer.name: jnp.ones(layer.neurons) for layer in layers}
-    config = FusionConfig(lam=1.0, layers="pruned", tied=True, transport=TransportConfig(solver="exact"))
-    for group in graph.groups[:2]:  # inside a block; along the shortcuts
-        order = np.random.default_rng(0).permutation(group.size).tolist()
-        permuted, own = permute(before, group, order), {axis.name for axis in group.axes}
-        part = {layer.name: jnp.full(layer.neurons, _outputs_in(layer, group)) for layer in layers}
-        beside = neighbours(graph, layers)
-
-        def fused(aligned, permuted=permuted, part=part, beside=beside):
-            settings = dataclasses.replace(config, aligned=aligned)
-            alignment = align(permuted, before, scores, part, layers, config=settings, neighbours=beside)
-            return alignment, interpolate(before, alignment, lam=1.0)
-
-        for aligned in ALIGNED:
-            alignment, found = fused(aligned)
-            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, before)
-            taken = {
-                name
-                for layer, arrays in alignment.arrays.items()
-                for name in arrays
-                if bool(alignment.takes_part[layer])
-            }
-            readers = {layer.name for layer in layers if not bool(alignment.takes_part[layer.name])}
-            if aligned == "neighbours":
-                assert taken == own - readers
-            else:
-                assert taken < own
-
-
-def _outputs_in(layer, group):
-    return any(axis.name == layer.name and axis.axis in layer.neuron_axes for axis in group.axes)
-
-
-def test_neighbours_are_shortcuts_and_the_classifier(moved):
-    *_, graph = moved
-    found = {layer.name for layer in neighbours(graph, graph.main_convolutions)}
-    assert found == {layer.name for layer in graph.layers} - {layer.name for layer in graph.main_convolutions}
-    assert "params/linear/kernel" in found
-
-
-def test_neighbours_that_are_asked_for_must_be_given(moved):
-    _, before, after, graph = moved
-    layers = graph.main_convolutions
-    scores = neuron_weight_changes(before, after, layers)
-    pruned, info = prune(before, scores, layers, count=3)
-    with pytest.raises(InputError, match=r"neighbours: expected the layers that touch `layers`.*found none"):
-        fuse(pruned, before, scores, info.pruned, layers, config=FusionConfig(aligned="neighbours"))
+    config = FusionConfig(lam=1.0, transport=TransportConfig(solver="exact"))
+    group = graph.groups[0]  # inside a block
+    order = np.random.default_rng(0).permutation(group.size).tolist()
+    part = {layer.name: jnp.full(layer.neurons, True) for layer in layers}
+    permuted = permute(before, group, order)
+    alignment = align(permuted, before, scores, part, layers, config=config)
+    found = interpolate(before, alignment, lam=1.0)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, before)

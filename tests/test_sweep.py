@@ -20,7 +20,6 @@ from otbr_jax import (
     trace,
 )
 from otbr_jax.defenses import otbr_plus
-from otbr_jax.defenses.otbr import Unlearned
 from otbr_jax.defenses.otbr_plus import OTBRSettings, SweepConfig
 from otbr_jax.models.registry import build
 from otbr_jax.plan import named_key, set_up
@@ -33,7 +32,7 @@ KEY = jax.random.key(0)
 
 @pytest.fixture(scope="module")
 def problem():
-    """A small network before and after something moved all of it, as (setup, before, after, scores, test set)."""
+    """A small network before and after something moved all of it, as (setup, before, scores, test set)."""
     network, init = build(VICTIM["model"])
     network = dataclasses.replace(network, prepare=lambda images: images.astype(jnp.float32) / 255)
     before, other = (jax.jit(init)(jax.random.key(seed)) for seed in (0, 1))
@@ -46,31 +45,31 @@ def problem():
     assert len(set(labels.tolist())) > 3
     test = evaluation.TestSet(images, 255 - images, labels, jnp.zeros_like(labels))
     setup = set_up(network, graph, layers="convolutions")
-    return setup, before, after, neuron_weight_changes(before, after, setup.layers), test
+    return setup, before, neuron_weight_changes(before, after, setup.layers), test
 
 
 def program(setup, otbr=OTBRConfig()):  # noqa: B008
     config = OTBRSettings(otbr=otbr, sweep=SweepConfig(gamma=GAMMAS, lam=LAMS))
 
-    def sweep(variables, after, scores, test):
+    def sweep(variables, scores, test):
         return otbr_plus.sweep(
             config, setup, lambda variables: evaluation.measure(setup.network, variables, test),
-            victim=variables, unlearned=Unlearned(after, None), scores=scores, key=KEY, report=None,
+            victim=variables, scores=scores, key=KEY, report=None,
         )  # fmt: skip
 
     return sweep
 
 
 def test_it_is_its_settings_one_by_one(problem):
-    setup, victim, after, scores, test = problem
-    found = jax.jit(program(setup))(victim, after, scores, test)
+    setup, victim, scores, test = problem
+    found = jax.jit(program(setup))(victim, scores, test)
     measured = jax.jit(lambda variables, test: evaluation.measure(setup.network, variables, test))
 
     @jax.jit
     def fused(pruned, masks, lam):
         return fuse(
             pruned, victim, scores, masks, setup.layers,
-            config=FusionConfig(), neighbours=setup.neighbours, key=named_key(KEY, "fused"), lam=lam,
+            config=FusionConfig(), key=named_key(KEY, "fused"), lam=lam,
         )  # fmt: skip
 
     for i, gamma in enumerate(GAMMAS):
@@ -90,21 +89,21 @@ def test_it_is_its_settings_one_by_one(problem):
 
 
 def test_it_compiles_once(problem):
-    setup, victim, after, scores, test = problem
+    setup, victim, scores, test = problem
     sweep = jax.jit(chex.assert_max_traces(program(setup), n=1))
-    first = sweep(victim, after, scores, test)
+    first = sweep(victim, scores, test)
     name = setup.layers[-1].name
     other = replace_leaves(victim, {name: -named_leaves(victim)[name]})
     turned = {layer: score[::-1] for layer, score in scores.items()}
-    second = sweep(other, after, turned, test._replace(goals=test.labels))
+    second = sweep(other, turned, test._replace(goals=test.labels))
     assert not np.array_equal(first.repaired.acc, second.repaired.acc)
     assert sweep._cache_size() == 1
 
 
 def test_transport_that_stops_early_is_reported(problem):
-    setup, victim, after, scores, test = problem
+    setup, victim, scores, test = problem
     config = OTBRConfig(fusion=FusionConfig(transport=TransportConfig(epsilon=1e-3, max_iterations=10)))
-    found = jax.jit(program(setup, config))(victim, after, scores, test)
+    found = jax.jit(program(setup, config))(victim, scores, test)
     np.testing.assert_array_equal(found.converged, [True, False, False])  # nothing is fused where nothing is pruned
     assert found.marginal_error[0] == 0
     assert (found.marginal_error[1:] > 1e-3).all()
