@@ -123,10 +123,10 @@ def test_a_killed_finetuning_goes_on_inside_the_epochs_to_the_same_bits(tsbd_run
     monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
     monkeypatch.setattr(loop, "save_state", save_and_die)
     with pytest.raises(KeyboardInterrupt):
-        run(copy)
+        run(copy, CONFIG)
     assert saved == [1, 2]
     monkeypatch.setattr(loop, "save_state", lambda progress, state: saved.append(int(state.progress.epochs)))
-    again = run(copy)
+    again = run(copy, CONFIG)
     assert saved == [1, 2, 3]  # the third epoch was its first one
     assert again.stages["finetuned"].digest == first.stages["finetuned"].digest
     assert not list((copy / "progress").iterdir())
