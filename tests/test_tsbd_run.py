@@ -16,7 +16,8 @@ from otbr_jax import InputError
 from otbr_jax.data.clean import CleanConfig, load_clean
 from otbr_jax.data.sources import DataConfig, Dataset, Images
 from otbr_jax.defenses import tsbd
-from otbr_jax.defenses.tsbd import SweepConfig, TSBDConfig
+from otbr_jax.defenses.otbr import Unlearned
+from otbr_jax.defenses.tsbd import SweepConfig, TSBDConfig, Tuned
 from otbr_jax.detectors.judge import SuspicionConfig
 from otbr_jax.report.summary import summary_table
 from otbr_jax.runs import loop
@@ -25,7 +26,7 @@ from otbr_jax.steps.finetune import FinetuningConfig
 from otbr_jax.steps.sampling import split_folds
 from otbr_jax.steps.search import InversionConfig
 from otbr_jax.steps.select import SelectionConfig, strongest
-from otbr_jax.steps.unlearn import CleanUnlearningConfig
+from otbr_jax.steps.unlearn import CleanUnlearningConfig, CleanUnlearningInfo
 from otbr_jax.studies.results import summarize
 
 STAGES = {"victim", "unlearned", "scores", "selected", "reinitialized", "finetuned", "evaluation"}
@@ -122,10 +123,10 @@ def test_a_killed_finetuning_goes_on_inside_the_epochs_to_the_same_bits(tsbd_run
     monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
     monkeypatch.setattr(loop, "save_state", save_and_die)
     with pytest.raises(KeyboardInterrupt):
-        run(copy)
+        run(copy, CONFIG)
     assert saved == [1, 2]
     monkeypatch.setattr(loop, "save_state", lambda progress, state: saved.append(int(state.progress.epochs)))
-    again = run(copy)
+    again = run(copy, CONFIG)
     assert saved == [1, 2, 3]  # the third epoch was its first one
     assert again.stages["finetuned"].digest == first.stages["finetuned"].digest
     assert not list((copy / "progress").iterdir())
@@ -258,6 +259,7 @@ def test_bad_runs_end_before_anything_is_written(tmp_path):
     refuse("model.checkpoint: expected a checkpoint", data=DataConfig(name="none"))
 
 
+@pytest.mark.slow
 def test_an_early_end_is_what_the_numbers_hold(tsbd_run, tmp_path):
     workdir, _, _ = tsbd_run
     tuning = dataclasses.replace(CONFIG.tsbd.finetuning, epochs=6, learning_rate=1.0, patience=1)
@@ -274,13 +276,25 @@ def test_an_early_end_is_what_the_numbers_hold(tsbd_run, tmp_path):
     assert "NaN" not in (tmp_path / "w" / "metrics.json").read_text()
 
 
-def test_a_loss_that_is_no_number_is_named(tsbd_run, tmp_path):
-    workdir, _, _ = tsbd_run
-    for stage, config in (
-        ("unlearning", dataclasses.replace(CONFIG.tsbd, unlearning=CleanUnlearningConfig(20, 32, learning_rate=1e30))),
-        ("finetuning", dataclasses.replace(CONFIG.tsbd, finetuning=FinetuningConfig(4, 32, learning_rate=1e30))),
-    ):
-        copy = shutil.copytree(workdir, tmp_path / stage)
+def test_a_loss_that_is_no_number_is_named():
+    def refuse(stage, check, *arguments):
         with pytest.raises(InputError, match=rf"tsbd.{stage}.learning_rate: expected a finite loss, found .* lower it"):
-            run(copy, dataclasses.replace(CONFIG, tsbd=config, selection=SelectionConfig()))
-        assert not list((copy / "stages").glob("*.partial"))
+            check(*arguments)
+
+    losses, weights = np.array([2.0, np.inf, np.nan]), {"params": {"kernel": np.ones(3)}}
+    diverged = CleanUnlearningInfo(losses, np.zeros(3), np.int32(2), np.bool_(False))
+    refuse("unlearning", tsbd.check_unlearned, CONFIG.tsbd.unlearning, Unlearned(weights, diverged))
+    refuse("finetuning", tsbd.check_tuned, CONFIG.tsbd.finetuning, Tuned(weights, {"loss": losses}))
+    lost = {"params": {"kernel": np.array([1.0, np.nan])}}
+    refuse("finetuning", tsbd.check_tuned, CONFIG.tsbd.finetuning, Tuned(lost, {"loss": np.array([2.0, np.nan])}))
+    tsbd.check_tuned(CONFIG.tsbd.finetuning, Tuned(weights, {"loss": np.array([2.0, np.nan])}))  # ended early
+
+
+@pytest.mark.slow
+def test_a_run_that_diverges_keeps_nothing_of_it(tsbd_run, tmp_path):
+    copy = shutil.copytree(tsbd_run[0], tmp_path / "w")
+    method = dataclasses.replace(CONFIG.tsbd, finetuning=FinetuningConfig(4, 32, learning_rate=1e30))
+    before = {folder.name for folder in (copy / "stages").iterdir() if folder.name.startswith("finetuned")}
+    with pytest.raises(InputError, match=r"tsbd.finetuning.learning_rate: expected a finite loss, found .* lower it"):
+        run(copy, dataclasses.replace(CONFIG, tsbd=method, selection=SelectionConfig()))
+    assert {folder.name for folder in (copy / "stages").iterdir() if folder.name.startswith("finetuned")} == before
