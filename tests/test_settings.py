@@ -16,7 +16,7 @@ from otbr_jax.defenses.otbr_plus import SweepConfig
 from otbr_jax.defenses.tsbd import TSBDConfig
 from otbr_jax.settings import declarations, describe, field, from_dict, in_words, settings, wrong
 from otbr_jax.studies.ablation import AblationConfig
-from otbr_jax.studies.repair_config import repair_config
+from otbr_jax.studies.repair_config import AnyRepairConfig, repair_config, repair_config_types
 from otbr_jax.victims.training import TrainingConfig
 
 
@@ -34,8 +34,10 @@ def settings_classes():
             )
 
 
-CLASSES = [*settings_classes()]
-FIELDS = [(found, name) for found in CLASSES for name in declarations(found)]
+# The settings of any repair are those of a defence's too.
+CLASSES = list(
+    dict.fromkeys((*(each for each in settings_classes() if each is not AnyRepairConfig), *repair_config_types()))
+)
 
 
 def example(config_type):
@@ -102,8 +104,13 @@ def sides(rule, kind):
             yield (next_to(kind(bound), -inwards), False)
 
 
-@pytest.mark.parametrize(("config_type", "name"), FIELDS, ids=label)
-def test_every_bound_is_checked_from_both_sides(config_type, name):
+@pytest.mark.parametrize("config_type", CLASSES, ids=label)
+def test_every_bound_is_checked_from_both_sides(config_type):
+    for name in declarations(config_type):
+        check_bounds(config_type, name)
+
+
+def check_bounds(config_type, name):
     kind, default, rule = declarations(config_type)[name]
     many = typing.get_origin(kind) is tuple
     one = typing.get_args(kind)[0] if many else kind
@@ -125,13 +132,13 @@ def test_every_bound_is_checked_from_both_sides(config_type, name):
             assert refusal(config_type, given) == message
 
 
-@pytest.mark.parametrize(("config_type", "name"), FIELDS, ids=label)
-def test_every_field_is_documented_where_help_shows_it(config_type, name):
-    declared = declarations(config_type)[name]
-    assert declared.rule.doc.endswith(".")
-    assert "TODO" not in declared.rule.doc
+@pytest.mark.parametrize("config_type", CLASSES, ids=label)
+def test_every_field_is_documented_where_help_shows_it(config_type):
     attributes = " ".join(inspect.getdoc(config_type).partition("\nAttributes:\n")[2].split())
-    assert f"{name}: {' '.join(declared.rule.doc.split())}" in attributes
+    for name, declared in declarations(config_type).items():
+        assert declared.rule.doc.endswith("."), name
+        assert "TODO" not in declared.rule.doc, name
+        assert f"{name}: {' '.join(declared.rule.doc.split())}" in attributes
 
 
 @pytest.mark.parametrize("config_type", CLASSES, ids=label)
