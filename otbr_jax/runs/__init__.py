@@ -1,0 +1,1 @@
+"""Plans on disk and devices: stages, identities, checkpoints, loops."""
