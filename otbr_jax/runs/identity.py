@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -55,7 +56,7 @@ def content_digest(tree: Any) -> str:
 
 
 def plain(settings: Any) -> Any:
-    """Settings as plain JSON values: dataclasses and named tuples as mappings, so that a new field is a new identity."""
+    """Settings as plain JSON: dataclasses and named tuples as mappings, so that a new field is a new identity."""
     if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
         return {field.name: plain(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
     if isinstance(settings, Mapping):
@@ -137,10 +138,8 @@ def code_digest(module: str) -> str:
         assert file is not None
         digest.update(f"{name}\n{_code(file.read_bytes())}".encode())
     if not _file(module) and (own := sys.modules.get(module)) is not None:
-        try:
+        with contextlib.suppress(OSError, TypeError):  # nobody can say what code of a terminal is
             digest.update(_code(inspect.getsource(own)).encode())
-        except (OSError, TypeError):  # nobody can say what code of a terminal is
-            pass
     return digest.hexdigest()
 
 

@@ -6,10 +6,10 @@ import os
 import pathlib
 
 from otbr_jax.errors import InputError
-from otbr_jax.runs.identify import describe, identify
 from otbr_jax.interop.matching import MismatchError, Template, load_tensors
 from otbr_jax.interop.tensor_files import TensorFile, read_tensors
 from otbr_jax.runs.checkpoints import load_variables
+from otbr_jax.runs.identify import describe, identify
 from otbr_jax.types import Variables
 
 

@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from otbr_jax.errors import InputError
-from otbr_jax.runs.loading import load_checkpoint
+from otbr_jax.graph.graph import NeuronGraph
+from otbr_jax.graph.trace import trace
 from otbr_jax.interop import functions
 from otbr_jax.interop.matching import Template
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
-from otbr_jax.graph.graph import NeuronGraph
-from otbr_jax.graph.trace import trace
+from otbr_jax.runs.loading import load_checkpoint
 from otbr_jax.types import Network, Variables, check_finite
 
 

@@ -15,16 +15,15 @@ from jax.sharding import Mesh
 from otbr_jax import plan as plans
 from otbr_jax.data import sources
 from otbr_jax.data.sources import DataConfig
-from otbr_jax.runs.networks import Subject
 from otbr_jax.graph.choose import choose_layers
 from otbr_jax.plan import LongStep, Plan, Setup, Step
 from otbr_jax.runs import identity
 from otbr_jax.runs.devices import replicate, split_batch
 from otbr_jax.runs.loop import rounds
+from otbr_jax.runs.networks import Subject
 from otbr_jax.runs.progress import hidden, progress_bar
 from otbr_jax.runs.store import Stage, Workdir
 from otbr_jax.types import Augment, Network, unchanged
-
 
 
 class RunConfig(Protocol):

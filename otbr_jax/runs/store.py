@@ -20,13 +20,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import jax
 import filelock
+import jax
 import numpy as np
 
 from otbr_jax.errors import InputError
-from otbr_jax.runs.checkpoints import restore_checkpoint, save_checkpoint, sync_folder, write_text
 from otbr_jax.runs import identity
+from otbr_jax.runs.checkpoints import restore_checkpoint, save_checkpoint, sync_folder, write_text
 from otbr_jax.runs.identity import code_digest, content_digest
 
 log = logging.getLogger(__name__)
