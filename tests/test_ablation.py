@@ -127,9 +127,7 @@ def test_a_silent_neuron_is_the_least_active(untrained):
 def test_layers_that_are_no_modules(untrained):
     network, variables, layers = untrained
     plain = dataclasses.replace(network, apply=lambda variables, images: jnp.zeros((len(images), 10)))
-    with pytest.raises(
-        InputError, match="expected Flax Linen modules, found params/features.0/kernel without one"
-    ):
+    with pytest.raises(InputError, match="expected Flax Linen modules, found params/features.0/kernel without one"):
         trigger_activation.layer_outputs(plain, variables, jnp.ones((1, 8, 8, 1)), layers[:1])
 
 
