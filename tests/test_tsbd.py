@@ -1,3 +1,5 @@
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -91,3 +93,10 @@ def test_a_graph_without_layers_to_repair(small, clean):
 def test_bad_settings(settings, field):
     with pytest.raises(InputError, match=rf"tsbd\.{field}: expected a number in \[0, 1\], found"):
         TSBDConfig(**settings)
+
+
+def test_without_epochs_there_is_no_fine_tuning(small, clean):
+    network, variables, graph = small
+    config = dataclasses.replace(CONFIG, finetuning=FinetuningConfig(epochs=0, batch_size=8))
+    repaired = jax.eval_shape(lambda v: tsbd(network, v, clean, graph, key=jax.random.key(0), config=config), variables)
+    assert repaired[1].finetuning["loss"].shape == (0,)
