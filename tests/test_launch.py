@@ -179,7 +179,7 @@ def test_help(program, flags):
         ({"otbr": 3}, "^otbr: expected a group of settings, found 3"),
         ({"sweep": {"gamma": 0.1}}, r"^sweep.gamma: expected a list of numbers in \[0, 1\], found 0.1$"),
         ({"sweep": {"lam": [0.1, 2]}}, r"sweep.lam: expected a list of numbers in \[0, 1\], found 2.0 among them"),
-        ({"defense": "magic"}, r"defense: expected one of \['otbr', 'tsbd'\], found 'magic'"),
+        ({"defense": "magic"}, r"defense: expected one of .*, found 'magic'"),
         ({"attack": {"target": 10}}, r"attack.target: expected a class in 0..9, found 10"),
     ],
 )

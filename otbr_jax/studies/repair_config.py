@@ -32,11 +32,12 @@ class AnyRepairConfig(VictimConfig):
     def check(self) -> None:
         """What a victim's and the defence's settings must fit together by."""
         super().check()
-        of_defense = self.way.Config
-        if not isinstance(self, of_defense):
-            raise InputError(f"defense: expected the defence that the other settings are of, found {self.defense!r}")
-        if hasattr(of_defense, "check"):
-            of_defense.check(self)
+        own = self.way.Config
+        if not isinstance(self, own):
+            if type(self) is not AnyRepairConfig:
+                raise InputError(f"defense: expected that of the other settings, {type(self).defense!r}, found another")
+        elif hasattr(own, "check"):
+            own.check(self)
 
     @property
     def way(self) -> Defense:
