@@ -20,9 +20,10 @@ import jax.numpy as jnp
 import pytest
 
 from otbr_jax import trace
+from otbr_jax.models import registry
 from otbr_jax.models.layers import BatchNorm
 from otbr_jax.models.preact_resnet import PreActResNet
-from otbr_jax.models.registry import network_from_flax
+from otbr_jax.models.registry import ModelConfig, network_from_flax
 
 CACHE = "JAX_COMPILATION_CACHE_DIR"
 
@@ -89,16 +90,18 @@ def synchronised():
 
 @pytest.fixture(scope="session")
 def tiny():
-    """A one-channel PreAct-ResNet of two blocks and width 4 on 8 x 8 images: (network, variables)."""
-    module = PreActResNet(num_classes=10, depth=(1, 1), width=4)
-    network = network_from_flax(module, image_shape=(8, 8, 1), num_classes=10)
-    return network, jax.jit(lambda key: module.init(key, jnp.zeros((1, 8, 8, 1)), train=True))(jax.random.key(0))
+    """A one-channel network of the registry, PreAct-ResNet10 of width 4 on 8 x 8 images: (network, variables)."""
+    config = ModelConfig(name="preact_resnet10", width=4, image_shape=(8, 8, 1), num_classes=10)
+    network, init = registry.build(config)
+    return network, jax.jit(init)(jax.random.key(0))
 
 
 @pytest.fixture(scope="session")
-def moved(tiny):
-    """(network, variables, the same with every array moved at random, neuron graph)."""
-    network, variables = tiny
+def moved():
+    """A PreAct-ResNet of two blocks: (network, variables, the same with every array moved at random, neuron graph)."""
+    module = PreActResNet(num_classes=10, depth=(1, 1), width=4)
+    network = network_from_flax(module, image_shape=(8, 8, 1), num_classes=10)
+    variables = jax.jit(lambda key: module.init(key, jnp.zeros((1, 8, 8, 1)), train=True))(jax.random.key(0))
     after = jax.jit(disturbed)(variables, jax.random.key(9))
     return network, variables, after, trace(network.apply, variables, jnp.zeros((1, 8, 8, 1)))
 

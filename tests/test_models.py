@@ -79,8 +79,8 @@ def test_another_width_depth_input_and_number_of_classes(name):
     assert {"params": variables["params"], **state} == variables
 
 
-def test_a_nan_is_named(tiny):
-    _, variables = tiny
+def test_a_nan_is_named(moved):
+    _, variables, *_ = moved
     name = "params/layer2.0/conv1/kernel"
     broken = replace_leaves(variables, {name: named_leaves(variables)[name].at[0, 0, 0, 0].set(jnp.nan)})
     check_finite(variables)

@@ -178,9 +178,8 @@ def test_published_network_has_3904_neurons_on_its_main_path():
     assert sum(layer.neurons for layer in graph.main_convolutions) == 3904
 
 
-def test_layers_know_who_feeds_them_and_what_they_are_tied_to(tiny):
-    network, variables = tiny
-    graph = trace(network.apply, variables, jnp.zeros((1, 8, 8, 1)))
+def test_layers_know_who_feeds_them_and_what_they_are_tied_to(moved):
+    *_, graph = moved
     first = graph.layer("params/conv1/kernel")
     assert (first.neuron_axes, first.input_axes, first.neurons, first.inputs, first.fed_by) == ((3,), (2,), 4, 1, {})
     assert first.tied_to == ("params/layer1.0/conv2/kernel",)

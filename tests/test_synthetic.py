@@ -19,9 +19,9 @@ CONFIG = SyntheticConfig(images=12, steps=25, learning_rate=0.1, statistics=1.0,
 
 
 @pytest.fixture(scope="module")
-def seen(tiny):
+def seen(small):
     """A network whose running statistics are those of a batch, and the batch."""
-    network, variables = tiny
+    network, variables, _ = small
     images = jax.random.uniform(jax.random.key(3), (16, 8, 8, 1))
     params, state = split(variables)
     moved, batch = training_state(network, params), Batch(images, jnp.zeros(16, jnp.int32))
