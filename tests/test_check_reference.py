@@ -94,6 +94,7 @@ def test_other_numbers_fail_and_only_these(written, tmp_path):
     assert "fused_0.05/logits" not in found  # another set of neurons, another network
 
 
+@pytest.mark.slow
 def test_every_stage_of_tsbd_equals_pytorchs(written):
     reference = load_reference(written)
     found = {comparison.name: comparison for comparison in check_tsbd(reference)}
@@ -199,6 +200,7 @@ def unlearning_of(path):
     return {c.name: c for c in itertools.islice(check_otbr(load_reference(path)), 4)}
 
 
+@pytest.mark.slow
 def test_what_is_zero_but_for_rounding_is_compared_with_what_moves(biased, tmp_path):
     assert [c for c in unlearning_of(biased).values() if not c.passed] == []
     bias = "body.11.bias"
@@ -327,6 +329,7 @@ def test_a_nan_never_passes():
 @pytest.mark.slow
 @pytest.mark.skipif(not FILE.is_file(), reason="OTBR_JAX_REFERENCE names no reference file")
 @pytest.mark.parametrize("check", [check_otbr, check_tsbd])
+@pytest.mark.slow
 def test_every_stage_equals_the_reference_implementations(check):
     comparisons = list(check(load_reference(FILE)))
     assert len(comparisons) > 20

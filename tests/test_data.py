@@ -383,6 +383,7 @@ def test_the_newest_version_is_read_from_the_usual_place(tmp_path, monkeypatch):
     assert prepared.data_directory("") == tmp_path / "tensorflow_datasets"
 
 
+@pytest.mark.slow
 def test_reading_imports_no_tensorflow(tmp_path):
     write_prepared(tmp_path)
     code = (

@@ -26,7 +26,12 @@ def finished(tmp_path_factory):
     return functools.cache(lambda name: golden_runs.run(name, folder / golden_runs.victim(name)))
 
 
-@pytest.mark.parametrize("name", golden_runs.RUNS)
+# The others prove the same of more steps, which take longer to compile.
+FAST = ("otbr", "otbr_plus", "own_network")
+RUNS = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in golden_runs.RUNS]
+
+
+@pytest.mark.parametrize("name", RUNS)
 def test_no_value_has_moved(name, finished):
     """Array by array; what arrays are called is free."""
     golden = json.loads((golden_runs.FOLDER / f"{name}.json").read_text())
@@ -55,7 +60,7 @@ def opened(config, result):
     return network, subject.graph, variables, clean
 
 
-@pytest.mark.parametrize("name", golden_runs.RUNS)
+@pytest.mark.parametrize("name", RUNS)
 def test_memory_equals_disk(name, finished):
     """`plan.run` and `Run.plan` compute one description twice: every step has the same bits."""
     config, result = golden_runs.RUNS[name], finished(name)
@@ -69,7 +74,7 @@ def test_memory_equals_disk(name, finished):
         jax.tree.map(np.testing.assert_array_equal, value, result.stages[step].value)
 
 
-@pytest.mark.parametrize("name", ["own_network", "unchanged"])
+@pytest.mark.parametrize("name", ["own_network", pytest.param("unchanged", marks=pytest.mark.slow)])
 def test_the_public_functions_run_the_plans(name, finished):
     config, result = golden_runs.RUNS[name], finished(name)
     network, graph, variables, _ = opened(config, result)

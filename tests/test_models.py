@@ -140,7 +140,8 @@ def test_names_and_shapes_of_the_published_network(torch_networks, name):
 
 
 # Deep, or of the blocks of a smaller one; their names and shapes are those of the published networks all the same.
-SLOW = dict.fromkeys(("densenet121", "preact_resnet34", "vgg16_bn", "vgg19_bn"), pytest.mark.slow)
+FAST = ("preact_resnet18", "resnet18", "vgg11_bn")
+SLOW = {name: pytest.mark.slow for name in CONFIGS if name not in FAST}
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW.get(name, ())) for name in CONFIGS])

@@ -40,7 +40,14 @@ def traced(name):
     return jax.jit(apply), variables, images, trace(apply, variables, images)
 
 
-@pytest.mark.parametrize("name", [*CASES, *OF_REGISTRY])
+# One of each way that neurons are fed; the others, which take longer to compile, in the slow run.
+FAST = ("plain", "concatenating", "grouped", "fused attention", "group norm", "preact_resnet10")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in (*CASES, *OF_REGISTRY)],
+)
 def test_permuting_any_group_keeps_the_function_and_a_broken_edge_is_noticed(name):
     apply, variables, images, graph = traced(name)
     assert len(graph.groups) >= 2

@@ -60,6 +60,7 @@ def finished(tmp_path_factory):
     return workdir, result, summarize(result)
 
 
+@pytest.mark.slow
 def test_a_suspicious_network_is_judged_fused_and_patched(finished):
     workdir, _, summary = finished
     judgement = summary["judgement"]
@@ -92,6 +93,7 @@ def test_a_second_run_reloads_everything(finished):
     jax.tree.map(np.testing.assert_array_equal, again.variables, first.variables)
 
 
+@pytest.mark.slow
 def test_where_nothing_stands_out_the_network_stays_as_it_is(finished):
     workdir, first, _ = finished
     alone = dataclasses.replace(PLUS, suspicion=dataclasses.replace(PLUS.suspicion, threshold=2.0))
@@ -105,6 +107,7 @@ def test_where_nothing_stands_out_the_network_stays_as_it_is(finished):
     assert result.stages["inverted"].resumed
 
 
+@pytest.mark.slow
 def test_inspecting_judges_without_a_repair(finished, tmp_path):
     workdir, _, _ = finished
     config = dataclasses.replace(

@@ -51,7 +51,9 @@ def tensors():
 # --- functions ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["equinox", pytest.param("nnx", marks=pytest.mark.slow), "haiku", "fused attention"])
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("equinox", "nnx", "fused attention")), "haiku"]
+)
 def test_the_defence_runs_on_networks_of_every_library_and_gives_their_own_pytree_back(name):
     apply, like, shape = CASES[name]()
     variables = shuffled(like, jax.random.key(0))
