@@ -79,6 +79,7 @@ def test_certain_probabilities_are_labels(small, images):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), grads, others)
 
 
+@pytest.mark.slow
 def test_a_repair_with_distillation_says_so_everywhere(tmp_path):
     config = dataclasses.replace(
         CONFIG,

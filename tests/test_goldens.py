@@ -27,7 +27,7 @@ def finished(tmp_path_factory):
 
 
 # The others prove the same of more steps, which take longer to compile.
-FAST = ("otbr", "otbr_plus", "own_network")
+FAST = ("otbr", "own_network")
 RUNS = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in golden_runs.RUNS]
 
 

@@ -9,6 +9,7 @@ import golden_runs
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from test_otbr_plus import PATCHING, SYNTHETIC
 
 from otbr_jax import Batch, FusionConfig, OTBRConfig
@@ -57,6 +58,7 @@ def own():
     assert again == {"victim"}
 
 
+@pytest.mark.slow
 def test_measuring_names_the_synthetic_images_that_it_teaches_with(tmp_path):
     config = dataclasses.replace(
         golden_runs.OTBR,
@@ -104,6 +106,7 @@ def test_a_comment_runs_nothing_anew(tmp_path, monkeypatch):
     digest("otbr_jax.steps.fuse")
 
 
+@pytest.mark.slow
 def test_a_run_that_recovers_nothing_does_not_depend_on_how_much_it_would(tiny):
     network, variables = tiny
     images = jax.random.uniform(jax.random.key(0), (40, *network.image_shape))

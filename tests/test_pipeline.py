@@ -87,6 +87,7 @@ def test_a_second_run_reloads_everything_and_says_the_same(otbr_run, tmp_path):
     assert numbers(summarize(again)) == numbers(summary)
 
 
+@pytest.mark.slow
 def test_progress_bars_change_no_number(otbr_run, tmp_path, monkeypatch):
     monkeypatch.setenv("TQDM_DISABLE", "0")  # compiled with callbacks that report the steps
     workdir, first, _ = otbr_run

@@ -58,6 +58,7 @@ def test_what_a_run_leaves(tsbd_run):
     assert (workdir / "neuron_scores.csv").read_text().startswith("layer,neuron,score,rank,reinitialised\n")
 
 
+@pytest.mark.slow
 def test_clean_images_may_say_that_nothing_stands_out(tsbd_run, tmp_path):
     workdir, first, _ = tsbd_run
     shutil.copytree(workdir, tmp_path / "w")
@@ -107,6 +108,7 @@ def test_exactly_what_a_change_touches_runs_again(tsbd_run, tmp_path, change, ke
         assert result.stages["finetuned"].digest == first.stages["finetuned"].digest
 
 
+@pytest.mark.slow
 def test_a_killed_finetuning_goes_on_inside_the_epochs_to_the_same_bits(tsbd_run, tmp_path, monkeypatch):
     workdir, first, _ = tsbd_run
     copy = shutil.copytree(workdir, tmp_path / "w")
