@@ -162,7 +162,7 @@ def test_values_are_checked_on_the_host_alone():
 
 
 def test_a_setup_knows_its_layers():
-    assert (SETUP.layers, SETUP.neurons, SETUP.neighbours) == (GRAPH.layers, 3, ())
+    assert (SETUP.layers, SETUP.neurons) == (GRAPH.layers, 3)
     with pytest.raises(InputError, match="layers: expected convolutions layers .* found none"):
         set_up(SETUP.network, GRAPH, layers="convolutions")
     with pytest.raises(dataclasses.FrozenInstanceError):
