@@ -161,3 +161,8 @@ def test_rows_judged_at_another_threshold_come_out_the_same_at_the_default_one()
         scores = sorted(row["judgement"]["suspicion"])[-classes:]
         then, now = ([score >= limit for score in scores] for limit in (row["judgement"]["threshold"], default))
         assert then == now, row["cell"]
+
+
+def test_somebody_is_asked():
+    with pytest.raises(InputError, match=r"suspicion.evidence: expected at least one of .*, found none"):
+        SuspicionConfig(evidence=())

@@ -66,9 +66,11 @@ class SuspicionConfig:
     )
 
     def check(self) -> None:
-        """A grid has two sides."""
+        """A grid has two sides, and somebody is asked."""
         if self.gamma and not self.lam:
             raise wrong(self, "lam", f"lambdas beside suspicion.gamma {[*self.gamma]}", found="none")
+        if not self.evidence:
+            raise wrong(self, "evidence", f"at least one of {[*DETECTORS]}", found="none")
 
     @property
     def searches(self) -> Searches:
