@@ -2,7 +2,7 @@
 
     python -m launch.repair --config=configs/otbr_plus.py --workdir=runs/otbr_plus
 
-The default of `launch.repair`. From the suspicious network alone: images are made, triggers are reverse-engineered for
+From the suspicious network alone: images are made, triggers are reverse-engineered for
 every class, and networks with more and more neurons pruned and fused are asked how they answer. If no class stands out
 the network is left as it is; otherwise the setting that leaves least of that class, while others keep their answers, is
 shown (fused), and the network as it came is taught on its own images, no further than needed, that triggers of the
@@ -12,7 +12,7 @@ part, and with some networks the backdoor too.
 Expected: ACC / ASR 99.6 / 100.0 before and about 94 / 1 after; other victims in docs/measurements.md, whose rows stand
 in results/bench_otbr_plus.jsonl. About ten minutes on two CPU cores.
 
-A network of your own: configs/own_network.py.
+`configs/disarm.py` keeps more of the class, and is faster.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""A network of your own, judged and repaired as `configs/otbr_plus.py` does, without any image.
+"""A network of your own, searched and repaired as `configs/disarm.py` does, without any image.
 
     python -m launch.repair --config=configs/own_network.py --workdir=DIR --config.model.checkpoint=victim.pt \\
         --config.model.name=preact_resnet18 --config.model.num_classes=10 "--config.model.image_shape=(32, 32, 3)"
@@ -12,19 +12,18 @@ networks are in `otbr_jax/models/registry.py`. A network that is not there comes
 To measure the repair, bring test images: `--config.data.name=npz --config.data.path=FILE.npz`, with the mean and
 standard deviation that the network's inputs were normalised with in `--config.data.mean` and `--config.data.std`.
 
-A network in which no class stands out is left as it is. As published, with gamma and lambda as settings, and whatever
-the network is like: `"--config.suspicion.gamma=()" --config.patching.triggers=0 --config.otbr.gamma=0.1`.
+A network in which no class stands out is left as it is. By another method: `--config=configs/otbr.py`, or
+`configs/clp.py`, or `configs/otbr_plus.py`, with `--config.data.name=none` and the same settings of the model.
 """
 
 import dataclasses
 
 import ml_collections
 
-from configs.otbr_plus import plus
 from otbr_jax.data.sources import DataConfig
 from otbr_jax.studies.repair_config import RepairConfig
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The settings; every field can be set on the command line as `--config.FIELD=VALUE`."""
-    return ml_collections.ConfigDict(dataclasses.asdict(plus(RepairConfig(data=DataConfig(name="none")))))
+    return ml_collections.ConfigDict(dataclasses.asdict(RepairConfig(defense="disarm", data=DataConfig(name="none"))))

@@ -1,9 +1,9 @@
-"""Repairs a backdoored classifier: `python -m launch.repair [--config=configs/otbr_plus.py] [--workdir=DIR]`.
+"""Repairs a backdoored classifier: `python -m launch.repair [--config=configs/disarm.py] [--workdir=DIR]`.
 
 Without arguments it trains a backdoored network on small images that ship with scikit-learn and repairs it. With
 `--config.model.checkpoint=PATH` (an Orbax checkpoint, a PyTorch or a safetensors file) it repairs that network instead,
 with `--config.model.name=FILE.py:ATTRIBUTE` one of your own code: see configs/own_network.py. Every setting of the
-config file can be changed on the command line, such as `--config.otbr.gamma=0.05`.
+config file can be changed on the command line, such as `--config.teaching.rounds=3`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from otbr_jax.studies.repair import repair
 from otbr_jax.studies.repair_config import config_type_of, repair_config_types
 from otbr_jax.studies.results import summarize
 
-CONFIG = cli.define_config("otbr_plus.py", *repair_config_types(), choose=config_type_of)
-WORKDIR = flags.DEFINE_string("workdir", "runs/otbr", "Directory for stages and results; a run is resumed there.")
+CONFIG = cli.define_config("disarm.py", *repair_config_types(), choose=config_type_of)
+WORKDIR = flags.DEFINE_string("workdir", "runs/repair", "Directory for stages and results; a run is resumed there.")
 
 
 def main(arguments: Sequence[str]) -> None:

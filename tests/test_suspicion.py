@@ -15,7 +15,7 @@ from otbr_jax.detectors import DETECTORS, Answers, Observed
 from otbr_jax.detectors.judge import SuspicionConfig, answers, judge, remaining, suspicions
 from otbr_jax.steps.harden import PatchingConfig
 from otbr_jax.steps.search import Found
-from otbr_jax.triggers.patch import Patch
+from otbr_jax.triggers.penalised import Patch
 
 RESULTS = pathlib.Path(__file__).resolve().parent.parent / "results" / "bench_otbr_plus.jsonl"
 CONFIG = SuspicionConfig(gamma=(0.1, 0.2, 0.3), lam=(0.5,), remaining=0.1)

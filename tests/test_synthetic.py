@@ -9,9 +9,7 @@ from otbr_jax import Batch, InputError, Network
 from otbr_jax.steps.images import SyntheticConfig, statistics_distance, synthesize, total_variation
 from otbr_jax.steps.objective import training_state
 from otbr_jax.steps.search import InversionConfig, reach, search, search_classes
-from otbr_jax.triggers import FAMILIES
-from otbr_jax.triggers.patch import Patch, stamp
-from otbr_jax.triggers.perturbation import perturb
+from otbr_jax.triggers.penalised import PENALISED, Patch, perturb, stamp
 from otbr_jax.types import split
 
 # An untrained network's answers say little, so that statistics weigh less than by default.
@@ -100,13 +98,13 @@ def test_the_trigger_of_a_backdoor_is_found():
     for (name, each), size in zip(found.items(), (jnp.mean, lambda x: jnp.sqrt(jnp.mean(x**2))), strict=True):
         own = jax.tree.map(lambda leaf: leaf[2], each.parameters)
         np.testing.assert_allclose(size(own.mask if name == "patch" else own), each.size[2], rtol=1e-6)
-        assert reach(network, variables, images, 2, family=FAMILIES[name], parameters=own) == each.success[2]
+        assert reach(network, variables, images, 2, family=PENALISED[name], parameters=own) == each.success[2]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", PENALISED)
 def test_a_search_is_the_same_with_and_without_jit_and_for_a_traced_class(name):
     network, variables, images = backdoored()
-    settings = {"family": FAMILIES[name], "key": jax.random.key(1), "config": InversionConfig(steps=3)}
+    settings = {"family": PENALISED[name], "key": jax.random.key(1), "config": InversionConfig(steps=3)}
     plain = search(network, variables, images, 2, **settings)
     traced = jax.jit(lambda v, target: search(network, v, images, target, **settings))(variables, 2)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, traced)
@@ -126,7 +124,7 @@ def test_patches_and_perturbations():
         ("patch", Patch(nothing, pattern), Patch(corner, pattern)),
         ("perturbation", nothing, corner),
     ):
-        family = FAMILIES[name]
+        family = PENALISED[name]
         assert reach(network, variables, images, 2, family=family, parameters=no) == 0
         assert reach(network, variables, images, 2, family=family, parameters=white) == 1
         assert reach(network, variables, own, 2, family=family, parameters=white) == 0

@@ -13,6 +13,22 @@ from otbr_jax.plan import Plan
 from otbr_jax.steps.score import Scores
 from otbr_jax.types import Batch, Variables
 
+
+class Detection(NamedTuple):
+    """How a defence tells whether a network is backdoored.
+
+    Attributes:
+      plan: the steps of its plan that tell it, and change nothing.
+      judgement: `{step: value} -> plain JSON values`: `suspicion` of each class, `suspect`, `stands_out`, `threshold`,
+        `by` which images.
+      triggers: `{step: value} -> (masks [classes, h, w, 1], patterns [classes, h, w, c])`, to be drawn.
+    """
+
+    plan: Plan
+    judgement: Callable[[Mapping[str, Any]], dict[str, Any]]
+    triggers: Callable[[Mapping[str, Any]], tuple[Any, Any]]
+
+
 Ask = Callable[[Variables], Metrics]
 """How a network does on a test set."""
 
@@ -60,6 +76,7 @@ class Outcome(NamedTuple):
       warnings: what went less well than it should, a sentence each.
       more: what only this method has to say, by name.
       plan: the transport plan to show, `(layer name, [neurons, neurons])`, None without.
+      triggers: what was found for each class, to be drawn: masks `[classes, h, w, 1]`, patterns `[classes, h, w, c]`.
     """
 
     choice: Mapping[str, Any]
@@ -73,6 +90,7 @@ class Outcome(NamedTuple):
     warnings: Sequence[str] = ()
     more: Mapping[str, Any] = {}
     plan: tuple[str, Any] | None = None
+    triggers: Any = None
 
 
 def nothing_more(config: Any, clean: Batch | None, seed: int) -> Mapping[str, Any]:
@@ -95,6 +113,7 @@ class Defense:
       outcome: `(config, {step: value}) -> Outcome`.
       given: `(config, clean images or None, seed) -> {name: arrays}`; raises InputError if the images are too few.
       candidates: `config -> Candidates`, None without any.
+      detection: `config -> Detection`, None for a defence that does not look whether there is a backdoor.
       batch_sizes: `config -> {setting: size}`, the batches that devices share.
     """
 
@@ -107,6 +126,7 @@ class Defense:
     outcome: Callable[[Any, Mapping[str, Any]], Outcome]
     given: Callable[[Any, Batch | None, int], Mapping[str, Any]] = nothing_more
     candidates: Callable[[Any], Candidates | None] = lambda config: None
+    detection: Callable[[Any], Detection | None] = lambda config: None
     batch_sizes: Callable[[Any], Mapping[str, int]] = lambda config: {}
 
 

@@ -174,5 +174,11 @@ def summarize_judgement(config: SuspicionConfig, values: Mapping[str, Any], *, b
     }
 
 
+def patches(values: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """The patch of each class: masks `[classes, h, w, 1]` and patterns `[classes, h, w, c]` in [0, 1]."""
+    found = values["inverted"]["patch"].parameters
+    return np.asarray(found.mask), np.asarray(found.pattern)
+
+
 def _numbers(values: Sequence[Any] | jax.Array) -> list[float]:
     return [settled(value) for value in values]

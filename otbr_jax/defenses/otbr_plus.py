@@ -18,8 +18,16 @@ import numpy as np
 
 from otbr_jax import plan as plans
 from otbr_jax.defenses import otbr as published
-from otbr_jax.defenses.defense import Ask, Candidates, Defense, Outcome, count_neurons, settled
-from otbr_jax.defenses.judging import Judged, Pictures, grid, judging_steps, stands_out, summarize_judgement
+from otbr_jax.defenses.defense import Ask, Candidates, Defense, Detection, Outcome, count_neurons, settled
+from otbr_jax.defenses.judging import (
+    Judged,
+    Pictures,
+    grid,
+    judging_steps,
+    patches,
+    stands_out,
+    summarize_judgement,
+)
 from otbr_jax.defenses.otbr import Fused, OTBRConfig, Pruned, fuse_pruned
 from otbr_jax.detectors.judge import Judgement, SuspicionConfig
 from otbr_jax.errors import InputError
@@ -261,10 +269,16 @@ def plan(config: OTBRSettings) -> Plan:
     return tuple(steps)
 
 
-def judging_plan(config: OTBRSettings) -> Plan:
-    """What tells whether a network is backdoored, and changes nothing: the steps up to `judged`."""
+def detection(config: OTBRSettings) -> Detection | None:
+    """The steps up to `judged`; None where gamma and lambda are settings."""
+    if not config.judges:
+        return None
     names = [step.name for step in plan(config)]
-    return plan(config)[: names.index("judged") + 1]
+    return Detection(
+        plan(config)[: names.index("judged") + 1],
+        partial(summarize_judgement, config.suspicion, by=SYNTHETIC),
+        patches,
+    )
 
 
 class OTBRPlusInfo(NamedTuple):
@@ -446,6 +460,7 @@ def outcome(config: OTBRSettings, values: Mapping[str, Any]) -> Outcome:
         warnings=_warnings(transport),
         more={"judgement": judgement, "patched": _patching(config, values), "transport": transport},
         plan=(shown, info.plans[shown].matrix) if taken else None,
+        triggers=patches(values) if config.judges else None,
     )
 
 
@@ -484,6 +499,7 @@ DEFENSE = Defense(
     networks=networks,
     outcome=outcome,
     candidates=candidates,
+    detection=detection,
     # Patching's and distillation's few images are not worth splitting: every device has all of them.
     batch_sizes=lambda config: {"otbr.unlearning.batch_size": config.otbr.unlearning.batch_size},
 )

@@ -18,7 +18,7 @@ from otbr_jax.detectors.detector import relative
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.images import SyntheticConfig
 from otbr_jax.steps.search import Found, InversionConfig, Searches, reach
-from otbr_jax.triggers import FAMILIES
+from otbr_jax.triggers.penalised import PENALISED
 from otbr_jax.types import Batch, Network, Variables
 
 
@@ -89,7 +89,7 @@ def answers(network: Network, variables: Variables, batch: Batch, patches: Found
 
     def success(trigger: tuple[jax.Array, jax.Array]) -> jax.Array:
         patch, target = trigger
-        return reach(network, variables, batch, target, family=FAMILIES["patch"], parameters=patch)
+        return reach(network, variables, batch, target, family=PENALISED["patch"], parameters=patch)
 
     return Answers(agreement, jax.lax.map(success, (patches.parameters, classes)))
 

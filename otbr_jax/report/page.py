@@ -50,7 +50,7 @@ def render(
         tiles=_tiles(summary),
         metrics=words.metrics_table(summary),
         examples=None if examples is None else html.picture(examples),
-        judged=None if judgement is None else [verdict(judgement), *map(words.patching, summary.get("patched") or ())],
+        judged=None if judgement is None else _judged(summary, judgement),
         triggers=None if triggers is None else html.picture(draw_triggers(*triggers, judgement or {})),
         selection=_selection(summary),
         grid=_grid(summary),
@@ -62,6 +62,12 @@ def render(
         stages=_stages(summary),
         settings=json.dumps(summary["config"], indent=1) if "config" in summary else None,
     )
+
+
+def _judged(summary: Mapping[str, Any], judgement: Mapping[str, Any]) -> list[str]:
+    """The verdict, and what was done about it, a sentence each."""
+    patched, taught = (summary.get(name) or () for name in ("patched", "taught"))
+    return [verdict(judgement), *map(words.patching, patched), *map(words.lesson, taught)]
 
 
 def _subject(summary: Mapping[str, Any]) -> list[str]:

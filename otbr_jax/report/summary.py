@@ -16,6 +16,7 @@ TITLES = {
     "fused": "after fusion",
     "distilled": "after distillation",
     "patched": "after patching",
+    "disarmed": "after its lessons",
     "reinitialized": "after re-initialisation",
     "finetuned": "after fine-tuning",
 }
@@ -72,6 +73,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     if summary.get("judgement"):
         notes.append(verdict(summary["judgement"]))
     notes += map(patching, summary.get("patched") or ())
+    notes += map(lesson, summary.get("taught") or ())
     if summary.get("clean"):
         notes.append(f"used: {summary['clean']}")
     if oracle := summary.get("oracle"):
@@ -91,4 +93,13 @@ def patching(patched: Mapping[str, Any]) -> str:
         f"class {patched['class']} patched, {100 * patched['share']:g} % of the way{recovered}: triggers not taught "
         f"turn {percent(patched['success'])} % of the images into it, "
         f"{100 * patched['own']:.0f} % of its own images are taken for it"
+    )
+
+
+def lesson(taught: Mapping[str, Any]) -> str:
+    """What was taught about one family of triggers, as `results.summarize` says."""
+    before = ", ".join(f"{percent(share)} %" for share in taught["success"])
+    return (
+        f"{taught['family'].replace('_', ' ')} triggers of at most {taught['budget']:.3g} ({taught['unit']}) turned so "
+        f"many of the pictures into class {taught['class']}, round by round: {before}"
     )

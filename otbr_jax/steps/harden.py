@@ -16,7 +16,7 @@ from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.finetune import FinetuningConfig, finetune
 from otbr_jax.steps.images import SyntheticConfig, synthesize
 from otbr_jax.steps.search import InversionConfig, Searches, reach, search_families
-from otbr_jax.triggers import FAMILIES
+from otbr_jax.triggers.penalised import PENALISED
 from otbr_jax.types import Augment, Batch, Network, Variables, split, unchanged
 
 
@@ -222,7 +222,7 @@ def patch(
         search_key, tune_key = jax.random.split(key)
         found = search({**state, "params": now}, key=search_key)
         triggered = [
-            jax.vmap(FAMILIES[name].apply)(plain.images, jax.tree.map(lambda leaf: leaf[which], triggers))
+            jax.vmap(PENALISED[name].apply)(plain.images, jax.tree.map(lambda leaf: leaf[which], triggers))
             for name, triggers in found.items()
         ]
         lesson = Batch(
@@ -327,7 +327,7 @@ def ask(
 
     def one(trigger: Mapping[str, Any]) -> jax.Array:
         found = [
-            reach(network, variables, batch, suspect, family=FAMILIES[name], parameters=parameters)
+            reach(network, variables, batch, suspect, family=PENALISED[name], parameters=parameters)
             for name, parameters in trigger.items()
         ]
         return jnp.max(jnp.stack(found))

@@ -11,7 +11,7 @@ import optax
 
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.convolutions import channels_last
-from otbr_jax.triggers import FAMILIES, TriggerFamily
+from otbr_jax.triggers.penalised import PENALISED, PenalisedFamily
 from otbr_jax.types import Batch, Network, Variables
 
 
@@ -37,7 +37,7 @@ class Found(NamedTuple):
     """Triggers of one family; leading axes for several classes or starts.
 
     Attributes:
-      parameters: of the family, see `TriggerFamily.parameters`.
+      parameters: of the family, see `PenalisedFamily.parameters`.
       size: in the family's unit.
       success: share of the images of other classes that the trigger turns into the class, in [0, 1].
     """
@@ -74,8 +74,8 @@ def search_classes(
         return {
             name: Found(
                 trigger,
-                FAMILIES[name].size(trigger),
-                reach(network, variables, batch, target, family=FAMILIES[name], parameters=trigger),
+                PENALISED[name].size(trigger),
+                reach(network, variables, batch, target, family=PENALISED[name], parameters=trigger),
             )
             for name, trigger in found.items()
         }
@@ -95,7 +95,7 @@ def search_families(
     """The parameters of a trigger of each family for one class; takes what `search` takes."""
     keys = jax.random.split(key, len(searches))
     return {
-        name: search(network, variables, batch, target, family=FAMILIES[name], key=own, config=config)
+        name: search(network, variables, batch, target, family=PENALISED[name], key=own, config=config)
         for own, (name, config) in zip(keys, searches.items(), strict=True)
     }
 
@@ -106,7 +106,7 @@ def search(
     batch: Batch,
     target: jax.Array | int,
     *,
-    family: TriggerFamily,
+    family: PenalisedFamily,
     key: jax.Array,
     config: InversionConfig,
 ) -> Any:
@@ -160,7 +160,7 @@ def reach(
     batch: Batch,
     target: jax.Array | int,
     *,
-    family: TriggerFamily,
+    family: PenalisedFamily,
     parameters: Any,
 ) -> jax.Array:
     """Share of the images of other classes that a trigger turns into `target`, in [0, 1]."""

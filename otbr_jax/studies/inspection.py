@@ -9,8 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from otbr_jax.defenses.judging import summarize_judgement
-from otbr_jax.defenses.otbr_plus import SYNTHETIC, judging_plan
 from otbr_jax.errors import InputError
 from otbr_jax.graph.choose import choose_layers
 from otbr_jax.graph.graph import permutation_error
@@ -37,11 +35,11 @@ def inspect(
     """The table of a network's layers, which of them OTBR would repair, and what else was asked for.
 
     Args:
-      config: names the network (`config.model`) and the layers to repair (`config.otbr.layers`).
+      config: names the network (`config.model`) and the layers to repair.
       drawing: a file for a picture of the graph; its suffix is one of `DRAWINGS`.
       verify: whether to permute every group of neurons and measure how far the outputs move.
-      judge_in: a working directory, to judge whether the network looks backdoored (`config.suspicion`); its picture of
-        triggers stays there.
+      judge_in: a working directory, to judge whether the network looks backdoored, by what the defence looks for; its
+        picture of triggers stays there.
 
     Raises:
       InputError: if the network cannot be opened or traced, a permuted group moves its outputs, or the picture cannot
@@ -51,7 +49,7 @@ def inspect(
         raise InputError(f"--out: expected a name that ends in one of {', '.join(DRAWINGS)}, found {str(drawing)!r}")
     subject = open_network(config.model)
     shapes = {name: tuple(leaf.shape) for name, leaf in named_leaves(subject.like).items()}
-    layers = choose_layers(subject.graph, config.otbr.layers)
+    layers = choose_layers(subject.graph, config.way.layers(config))
     kinds = ", ".join(sorted({layer.kind for layer in layers}))
     lines = [
         network_table(subject.graph, shapes).text(),
@@ -73,17 +71,20 @@ def inspect(
 def _judged(config: Any, subject: Subject, workdir: str | os.PathLike[str]) -> str:
     if subject.variables is None:
         raise InputError("model.checkpoint: expected a network to judge, found none; random weights hide nothing")
-    if not config.suspicion.gamma:
-        raise InputError("suspicion.gamma: expected settings to judge by, found none; see configs/otbr_plus.py")
+    detection = config.way.detection(config)
+    if detection is None:
+        raise InputError(
+            "defense: expected one that looks for a backdoor, as that of configs/own_network.py does, found "
+            f"{config.defense!r} with settings that do not"
+        )
     with open_workdir(workdir, subject=subject_of(config)) as directory:
-        run = Run(config, directory, subject, local_mesh(), layers=config.otbr.layers)
+        run = Run(config, directory, subject, local_mesh(), layers=config.way.layers(config))
         given = {"victim": open_victim(run, None).stage.value["variables"]}
-        stages = run.plan(judging_plan(config), given)
-        values = {name: stage.value for name, stage in stages.items()}
-        judgement = summarize_judgement(config.suspicion, values, by=SYNTHETIC)
+        values = {name: stage.value for name, stage in run.plan(detection.plan, given).items()}
+        judgement = detection.judgement(values)
         picture = directory.path / "triggers.png"
-        found = values["inverted"]["patch"].parameters
-        draw_triggers(np.asarray(found.mask), np.asarray(found.pattern), judgement).savefig(picture, dpi=150)
+        mask, pattern = detection.triggers(values)
+        draw_triggers(mask, pattern, judgement).savefig(picture, dpi=150)
     return f"{verdict(judgement)}\ntriggers drawn in {picture}"
 
 

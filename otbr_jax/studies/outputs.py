@@ -24,18 +24,10 @@ def write_outputs(result: Repair) -> None:
         scores={name: np.asarray(outcome.scores[name]) for name in in_order},
         chosen={name: np.asarray(mask) for name, mask in outcome.touched.items()},
         plan=outcome.plan,
-        triggers=_triggers(result),
+        triggers=outcome.triggers,
         examples=example_predictions(result),
     )
     write_text(folder / "report.html", report)
-
-
-def _triggers(result: Repair) -> tuple[np.ndarray, np.ndarray] | None:
-    """Masks and patterns of the patches that were reverse-engineered; None without."""
-    if "inverted" not in result.stages:
-        return None
-    found = result.stages["inverted"].value["patch"].parameters
-    return np.asarray(found.mask), np.asarray(found.pattern)
 
 
 def example_predictions(result: Repair, *, columns: int = 9) -> Figure | None:

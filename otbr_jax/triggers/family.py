@@ -1,4 +1,4 @@
-"""What a family of triggers is."""
+"""What a family of triggers is: anything that changes a picture, within a budget."""
 
 from __future__ import annotations
 
@@ -6,25 +6,37 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 
 class TriggerFamily(NamedTuple):
     """What a trigger that a defender searches can be; pure functions.
 
+    A search moves a latent freely; a trigger is what a budget leaves of it. A bound, unlike a penalty, keeps a search
+    from going on to ever larger triggers once the backdoor is gone: those are the class itself.
+
     Attributes:
       name: such as `patch`.
-      unit: what `size` says, in words.
-      init: `(key, image shape (h, w, c), scale) -> latent`, where a search starts; `scale` is its learning rate.
-      parameters: `latent -> parameters`: a search moves the latent freely, whatever bounds the parameters have.
-      apply: `(images [n, h, w, c] in [0, 1], parameters) -> images in [0, 1]`.
-      cost: `parameters -> scalar`, what a search keeps small.
-      size: `parameters -> scalar`, how much of an image the trigger changes, in `unit`.
+      unit: what a budget is, in words.
+      init: `(key, image shape (h, w, c)) -> latent`, a pytree of float32 arrays; each key is another start.
+      apply: `(images [n, h, w, c] in [0, 1], latent, budget) -> images in [0, 1]`, changed by no more than `budget`.
+      learning_rate: of Adam on the latent.
+      start: the budget that a search of reach costs begins with.
+      bounds: the smallest and the largest budget that it tries.
+      lesson: the largest budget that a repair teaches with: well below what turns clean networks' classes around.
     """
 
     name: str
     unit: str
-    init: Callable[[jax.Array, tuple[int, int, int], float], Any]
-    parameters: Callable[[Any], Any]
-    apply: Callable[[jax.Array, Any], jax.Array]
-    cost: Callable[[Any], jax.Array]
-    size: Callable[[Any], jax.Array]
+    init: Callable[[jax.Array, tuple[int, int, int]], Any]
+    apply: Callable[[jax.Array, Any, jax.Array], jax.Array]
+    learning_rate: float
+    start: float
+    bounds: tuple[float, float]
+    lesson: float
+
+
+def within(change: jax.Array, budget: jax.Array, *, axes: tuple[int, ...] | None = None) -> jax.Array:
+    """A change scaled down to a root mean square of at most `budget`, over `axes` (by default all)."""
+    size = jnp.sqrt(jnp.mean(change**2, axis=axes, keepdims=axes is not None) + 1e-12)
+    return change * jnp.minimum(1.0, budget / size)

@@ -1,4 +1,4 @@
-"""A patch: a part of the image is replaced by a pattern."""
+"""A patch: a small part of the image is replaced by a pattern."""
 
 from __future__ import annotations
 
@@ -9,33 +9,61 @@ import jax.numpy as jnp
 
 from otbr_jax.triggers.family import TriggerFamily
 
+_SHARPNESS = 3.0  # patterns are logistic functions of this times what a search moves: near black or white in few steps
+
 
 class Patch(NamedTuple):
-    """A mask `[h, w, 1]`, how much of a pixel is replaced, and a pattern `[h, w, c]`, by what; both in [0, 1]."""
+    """The latent of a patch: a mask `[h, w, 1]` before projection, a pattern `[h, w, c]` before the logistic."""
 
     mask: jax.Array
     pattern: jax.Array
 
 
-def stamp(images: jax.Array, patch: Patch) -> jax.Array:
-    """Images `[n, h, w, c]` in [0, 1] with a patch put on."""
-    return (1 - patch.mask) * images + patch.mask * patch.pattern
+def covering(mask: jax.Array, share: jax.Array) -> jax.Array:
+    """The nearest mask `[h, w, 1]` in [0, 1] whose mean is at most `share`: all entries lowered by the same amount.
+
+    This projection leaves a few pixels wholly covered, where scaling down would leave a faint veil over all.
+    """
+
+    def halve(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = ends
+        middle = (low + high) / 2
+        too_much = jnp.mean(jnp.clip(mask - middle, 0, 1)) > share
+        return jnp.where(too_much, middle, low), jnp.where(too_much, high, middle)
+
+    _, lowered = jax.lax.fori_loop(0, 25, halve, (jnp.min(mask) - 1, jnp.max(mask)))
+    return jnp.clip(mask - jnp.maximum(lowered, 0.0), 0, 1)
 
 
-def _start(key: jax.Array, image_shape: tuple[int, int, int], scale: float) -> Patch:
-    """A mask that is half there everywhere finds the trigger wherever it lies."""
-    del scale
-    height, width, _ = image_shape
-    return Patch(jnp.zeros((height, width, 1)), jax.random.normal(key, image_shape))
+def stamp(images: jax.Array, patch: Patch, budget: jax.Array) -> jax.Array:
+    """Images `[n, h, w, c]` with the patch on; gradients pass the projection as if it were not there."""
+    mask = patch.mask + jax.lax.stop_gradient(covering(patch.mask, budget) - patch.mask)
+    return (1 - mask) * images + mask * jax.nn.sigmoid(_SHARPNESS * patch.pattern)
+
+
+def _start(key: jax.Array, image_shape: tuple[int, int, int]) -> Patch:
+    """Half of them nothing yet, half a rectangle of one colour, two to six 32nds of the image long on each side."""
+    height, width, channels = image_shape
+    draw, noise_key = jax.random.split(key)
+    draws = jax.random.uniform(draw, (5 + channels,))
+    inside = jnp.ones(())
+    for size, length, place in ((height, draws[0], draws[1]), (width, draws[2], draws[3])):
+        side = jnp.maximum(2.0, jnp.round((2 + 4 * length) * size / 32))
+        start = jnp.round(place * (size - side))
+        pixels = jnp.arange(size)
+        inside = inside[..., None] * ((pixels >= start) & (pixels < start + side))
+    colour = jnp.where(draws[5:] < 0.5, -1.0, 1.0)
+    pattern = jnp.where(inside[..., None] > 0, colour, jax.random.normal(noise_key, image_shape))
+    return Patch(jnp.where(draws[4] < 0.5, 0.0, 2.0) * inside[..., None], pattern)
 
 
 PATCH = TriggerFamily(
     name="patch",
     unit="share of the image that the mask covers, in [0, 1]",
     init=_start,
-    parameters=lambda latent: Patch(*(jax.nn.sigmoid(part) for part in latent)),
     apply=stamp,
-    cost=lambda patch: jnp.mean(patch.mask),
-    size=lambda patch: jnp.mean(patch.mask),
+    learning_rate=0.1,
+    start=0.05,
+    bounds=(0.002, 0.25),
+    lesson=0.05,
 )
-"""After Neural Cleanse (Wang et al., S&P 2019), with a weight of the mask's size that stays as it is."""

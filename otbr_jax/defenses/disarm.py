@@ -1,0 +1,326 @@
+"""Disarm: find the class that some trigger reaches too cheaply, and teach the network that the trigger means nothing.
+
+No data and no oracle. Procedural pictures take the place of images, the network's own logits that of labels. The class
+stays, since the network is its own teacher on pictures without a trigger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from otbr_jax import plan as plans
+from otbr_jax.defenses.defense import Defense, Detection, Outcome, count_neurons, settled
+from otbr_jax.defenses.judging import Pictures
+from otbr_jax.detectors.reach import Suspicion, suspect_by_reach
+from otbr_jax.graph.choose import LAYERS
+from otbr_jax.graph.graph import NeuronGraph
+from otbr_jax.plan import Plan, Report, Setup, Step, needs
+from otbr_jax.settings import field, settings, wrong
+from otbr_jax.steps.procedural import balanced, procedural
+from otbr_jax.steps.reach import ReachConfig, Reached, reach_costs
+from otbr_jax.steps.score import neuron_weight_changes
+from otbr_jax.steps.teach import TeachingConfig, TeachingInfo, teach
+from otbr_jax.triggers import FAMILIES, Bank
+from otbr_jax.types import Batch, Network, Variables
+
+PROCEDURAL = "procedural pictures"
+"""What a network is searched and taught on, in words."""
+
+
+@settings("pictures")
+class PicturesConfig:
+    """The pictures that a network is searched and taught on."""
+
+    made: int = field(default=3000, at_least=2, doc="how many are made.")
+    images: int = field(
+        default=1000, at_least=1, doc="how many are taken, balanced by what the network answers them with."
+    )
+
+    def check(self) -> None:
+        """No more are taken than are made."""
+        if self.images > self.made:
+            raise wrong(self, "images", f"at most {self.made}, pictures.made")
+
+
+@settings("detection")
+class DetectionConfig:
+    """When a class stands out."""
+
+    families: tuple[str, ...] = field(
+        default=tuple(FAMILIES), choices=tuple(FAMILIES), doc="what triggers may be; see `otbr_jax.triggers`."
+    )
+    threshold: float = field(
+        default=2.0, above=0, doc="the suspicion from which a class stands out, as the logarithm of a factor."
+    )
+    share: float = field(
+        default=0.85,
+        at_least=0,
+        at_most=1,
+        doc="triggers of each family with at least this share of the suspect's suspicion are taught.",
+    )
+
+    budget: float = field(
+        default=0.6,
+        above=0,
+        at_most=1,
+        doc="of the triggers that are taught, as a share of what other classes cost in the median.",
+    )
+
+    def check(self) -> None:
+        """Something is searched."""
+        if not self.families:
+            raise wrong(self, "families", f"at least one of {[*FAMILIES]}", found="none")
+
+
+@settings("")
+class DisarmSettings:
+    """All settings of the defence `disarm`."""
+
+    pictures: PicturesConfig = field(default=PicturesConfig(), doc="what takes the place of images.")
+    reach: ReachConfig = field(default=ReachConfig(), doc="how the cheapest triggers are searched.")
+    detection: DetectionConfig = field(default=DetectionConfig(), doc="when a class stands out.")
+    teaching: TeachingConfig = field(default=TeachingConfig(), doc="how the network is taught.")
+    layers: str = field(default="auto", choices=LAYERS, doc="whose neurons the report shows; see `choose_layers`.")
+
+
+class Disarmed(NamedTuple):
+    """The network after its lessons, and how they went."""
+
+    variables: Variables
+    info: TeachingInfo
+
+
+def make_pictures(
+    setup: Setup, settings: PicturesConfig, *, victim: Variables, key: jax.Array, report: Report | None
+) -> Pictures:
+    """Procedural pictures, what the network answers them with, and how often it answered each class at all."""
+    del report
+    network = setup.network
+    made = procedural(key, images=settings.made, image_shape=network.image_shape)
+    answers = jax.lax.map(lambda image: jnp.argmax(network.answer(victim, image[None])[0]), made, batch_size=200)
+    taken = balanced(answers, classes=network.num_classes, images=settings.images)
+    often = jnp.bincount(answers, length=network.num_classes) / settings.made
+    return Pictures(Batch(made[taken], answers[taken].astype(jnp.int32)), often)
+
+
+class Searching(NamedTuple):
+    """What `search_reach` is given."""
+
+    reach: ReachConfig
+    families: tuple[str, ...]
+
+
+def bank_of(setup: Setup, families: tuple[str, ...]) -> Bank:
+    """The families of these names."""
+    return Bank(tuple(FAMILIES[name] for name in families), setup.network.image_shape)
+
+
+def search_reach(
+    setup: Setup, settings: Searching, *, victim: Variables, pictures: Pictures, key: jax.Array, report: Report | None
+) -> Reached:
+    """What every class costs by triggers of every family."""
+    bank = bank_of(setup, settings.families)
+    batch = Batch(*pictures.batch)
+    return reach_costs(setup.network, victim, batch, bank, key=key, config=settings.reach, on_step=report)
+
+
+def detect(setup: Setup, settings: DetectionConfig, *, reached: Reached, **_: Any) -> Suspicion:
+    """Which class stands out."""
+    lesson = bank_of(setup, settings.families).numbers("lesson")
+    rule = {"threshold": settings.threshold, "share": settings.share, "budget": settings.budget}
+    return suspect_by_reach(reached.cost, lesson=lesson, **rule)
+
+
+class Lessons(NamedTuple):
+    """What `disarm_suspect` is given."""
+
+    teaching: TeachingConfig
+    families: tuple[str, ...]
+
+
+def disarm_suspect(
+    setup: Setup,
+    settings: Lessons,
+    *,
+    victim: Variables,
+    pictures: Pictures,
+    detected: Suspicion,
+    key: jax.Array,
+    report: Report | None,
+) -> Disarmed:
+    """The network, taught that the suspect's triggers mean nothing; as it is if no class stands out."""
+    bank = bank_of(setup, settings.families)
+    found = Suspicion(*detected)
+    return Disarmed(
+        *teach(
+            setup.network,
+            victim,
+            Batch(*pictures.batch),
+            bank,
+            found.suspect,
+            wanted=found.wanted & found.stands_out,
+            budgets=found.budget,
+            key=key,
+            config=settings.teaching,
+            on_step=report,
+        )
+    )
+
+
+def change(setup: Setup, settings: None, *, victim: Variables, disarmed: Disarmed, **_: Any) -> dict[str, jax.Array]:
+    """By how much each neuron's weights moved."""
+    return neuron_weight_changes(victim, disarmed.variables, setup.layers)
+
+
+def plan(config: DisarmSettings) -> Plan:
+    """pictures -> reached -> detected -> disarmed -> changes."""
+    families, reach, teaching = config.detection.families, config.reach, config.teaching
+
+    def searched(setup: Setup) -> int:
+        rounds = [-(-count // reach.classes) for count in (setup.network.num_classes, reach.finalists)]
+        return len(families) * reach.steps * sum(rounds)
+
+    lessons = teaching.rounds * (teaching.search.steps + teaching.steps)
+    return (
+        Step("pictures", make_pictures, needs("victim"), config.pictures, "making pictures"),
+        Step(
+            "reached",
+            search_reach,
+            needs("victim", "pictures"),
+            Searching(reach, families),
+            "searching the cheapest triggers",
+            total=searched,
+            code=("otbr_jax.steps.reach",),
+        ),
+        Step("detected", detect, needs("reached"), config.detection, "which class stands out"),
+        Step(
+            "disarmed",
+            disarm_suspect,
+            needs("victim", "pictures", "detected"),
+            Lessons(teaching, families),
+            "searching and teaching",
+            total=lessons,
+        ),
+        Step("changes", change, needs("victim", "disarmed"), title="what moved"),
+    )
+
+
+def disarm(
+    network: Network, variables: Variables, graph: NeuronGraph, *, key: jax.Array, config: DisarmSettings
+) -> tuple[Variables, Suspicion]:
+    """Repairs a network without any data, or leaves it as it is. Pure; jits.
+
+    Args:
+      network: the functions of the network.
+      variables: the suspicious network's variables.
+      graph: its neuron graph.
+      key: typed PRNG key.
+      config: the method's settings.
+
+    Returns:
+      `(repaired variables, Suspicion)`.
+    """
+    setup = plans.set_up(network, graph, layers=config.layers)
+    found = plans.run(plan(config), setup, {"victim": variables}, key=key)
+    return found["disarmed"].variables, found["detected"]
+
+
+def outcome(config: DisarmSettings, values: Mapping[str, Any]) -> Outcome:
+    """What stood out, and what was taught."""
+    found, info, changes = values["detected"], values["disarmed"].info, values["changes"]
+    names, rounds = config.detection.families, int(np.sum(info.taught))
+    moved = {name: change > 0 for name, change in changes.items()}
+    scored, touched = count_neurons(moved)
+    taught = [name for name, wanted in zip(names, np.asarray(found.wanted), strict=True) if wanted and rounds]
+    done = (
+        f"class {int(found.suspect)}'s {' and '.join(taught)} triggers were taught to mean nothing, {rounds} rounds"
+        if rounds
+        else "nothing was changed"
+    )
+    return Outcome(
+        choice={"chosen_by": PROCEDURAL if rounds else "no class standing out"},
+        done=done,
+        did="moved",
+        neurons={"scored": scored, "moved": touched},
+        touched=moved,
+        scores=changes,
+        scored="Which neurons the lessons moved",
+        more={"judgement": summarize(config, values), "taught": _lessons(config, values)},
+        triggers=_pictured(config, values),
+    )
+
+
+def summarize(config: DisarmSettings, values: Mapping[str, Any]) -> dict[str, Any]:
+    """How suspicious each class is and why, as plain JSON values."""
+    found, reached, names = values["detected"], values["reached"], config.detection.families
+    suspect = int(found.suspect)
+    return {
+        "by": PROCEDURAL,
+        "stands_out": bool(found.stands_out),
+        "suspect": suspect,
+        "suspicion": [settled(value) for value in found.suspicion],
+        "threshold": config.detection.threshold,
+        "family": names[int(np.argmax(np.asarray(found.evidence)[:, suspect]))],
+        "reach_cost": {name: [settled(value) for value in row] for name, row in zip(names, reached.cost, strict=True)},
+        "evidence": {name: [settled(value) for value in row] for name, row in zip(names, found.evidence, strict=True)},
+        "answers": [settled(value) for value in values["pictures"].info],
+    }
+
+
+def _lessons(config: DisarmSettings, values: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """What was taught, family by family; None where nothing was."""
+    found, info = values["detected"], values["disarmed"].info
+    if not np.any(info.taught):
+        return None
+    success = np.max(np.asarray(info.success), axis=2)
+    return [
+        {
+            "class": int(found.suspect),
+            "family": name,
+            "budget": settled(found.budget[index]),
+            "unit": FAMILIES[name].unit,
+            "success": [settled(value) for value in success[:, index]],
+        }
+        for index, name in enumerate(config.detection.families)
+        if bool(found.wanted[index])
+    ]
+
+
+def detection(config: DisarmSettings) -> Detection:
+    """The steps up to `detected`."""
+    names = [step.name for step in plan(config)]
+    steps = plan(config)[: names.index("detected") + 1]
+    return Detection(steps, partial(summarize, config), partial(_pictured, config))
+
+
+def _pictured(config: DisarmSettings, values: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """One picture with each class's most telling trigger: full masks `[classes, h, w, 1]`, and `[classes, h, w, c]`."""
+    found, reached, images = values["detected"], values["reached"], values["pictures"].batch[0]
+    bank = Bank(tuple(FAMILIES[name] for name in config.detection.families), tuple(images.shape[1:]))
+    telling = jnp.argmax(jnp.asarray(found.evidence), axis=0)
+
+    def one(index: jax.Array, row: jax.Array, cost: jax.Array) -> jax.Array:
+        return bank.apply(index, row, cost, jnp.asarray(images[:1]))[0]
+
+    classes = jnp.arange(len(telling))
+    rows, costs = (jnp.asarray(value)[telling, classes] for value in (reached.row, reached.cost))
+    shown = np.asarray(jax.jit(jax.vmap(one))(telling, rows, costs))
+    return np.ones((*shown.shape[:3], 1)), shown
+
+
+DEFENSE = Defense(
+    name="disarm",
+    Config=DisarmSettings,
+    data="none",
+    layers=lambda config: config.layers,
+    plan=plan,
+    networks=lambda config: ("victim", "disarmed"),
+    outcome=outcome,
+    detection=detection,
+)

@@ -1,0 +1,213 @@
+"""Disarm: pictures, families within their budgets, a planted short cut found and taught away, a whole run."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_runs
+
+from otbr_jax import Batch, InputError, Network
+from otbr_jax.defenses.disarm import DetectionConfig, PicturesConfig
+from otbr_jax.detectors.reach import out_of_line, suspect_by_reach
+from otbr_jax.steps.procedural import balanced, procedural
+from otbr_jax.steps.reach import ReachConfig, reach_costs
+from otbr_jax.steps.teach import TeachingConfig, teach
+from otbr_jax.studies.repair_config import repaired_by
+from otbr_jax.studies.results import summarize
+from otbr_jax.triggers import FAMILIES, Bank
+
+SHAPE = (12, 12, 3)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return jax.jit(lambda key: procedural(key, images=96, image_shape=SHAPE))(jax.random.key(0))
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (9, 14, 4)])
+def test_pictures_of_any_shape(shape):
+    make = jax.jit(lambda key: procedural(key, images=7, image_shape=shape))
+    made = make(jax.random.key(3))
+    assert made.shape == (7, *shape)
+    assert 0 <= made.min() < 0.3 < 0.7 < made.max() <= 1
+    np.testing.assert_array_equal(made, make(jax.random.key(3)))
+    assert len({float(picture.mean()) for picture in made}) == 7
+
+
+def test_pictures_are_balanced_by_answers():
+    answers = jnp.array([0] * 20 + [1, 2, 1] + [0] * 10)
+    taken = balanced(answers, classes=4, images=9)
+    assert jnp.bincount(answers[taken], length=4).tolist() == [6, 2, 1, 0]
+    assert len(set(taken.tolist())) == 9
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_trigger_stays_within_its_budget(name, pictures):
+    family, bank = FAMILIES[name], Bank(tuple(FAMILIES.values()), SHAPE)
+    index = [*FAMILIES].index(name)
+    latent = jax.tree.map(lambda leaf: 3 * leaf + 0.1, family.init(jax.random.key(1), SHAPE))
+    low, high = family.bounds
+    assert low < family.start < high
+    apply = jax.jit(family.apply)
+    middle = 0.3 + 0.4 * pictures[:8]  # far from 0 and 1, where nothing is cut off
+    for budget in (family.start / 4, family.start):
+        after = apply(middle, latent, budget)
+        assert after.shape == middle.shape
+        change = after - middle
+        assert 0 < jnp.max(jnp.abs(change))
+        if name == "patch":
+            assert jnp.mean(jnp.abs(change)) <= 1.001 * budget
+        elif name != "warp":
+            assert jnp.max(jnp.sqrt(jnp.mean(change**2, axis=(1, 2, 3)))) <= 1.001 * budget
+        # A bank of all families does the same with a row of numbers.
+        row = jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(latent)])
+        row = jnp.pad(row, (0, bank.size - len(row)))
+        np.testing.assert_allclose(bank.apply(jnp.int32(index), row, budget, middle), after, atol=1e-6)
+    small, large = (jnp.mean(jnp.abs(apply(middle, latent, b) - middle)) for b in (family.start / 4, family.start))
+    assert small < large
+
+
+def test_a_mask_covers_its_share():
+    from otbr_jax.triggers.patch import covering
+
+    mask = jax.random.normal(jax.random.key(0), (12, 12, 1))
+    covered = covering(mask, 0.05)
+    np.testing.assert_allclose(jnp.mean(covered), 0.05, atol=1e-4)
+    assert jnp.mean(covered == 0) > 0.8
+    assert covered.ravel()[jnp.argmax(mask)] == jnp.max(covered)
+    np.testing.assert_array_equal(covering(mask / 1e3, 0.5), jnp.clip(mask / 1e3, 0, 1))  # small enough as it is
+
+
+HIDDEN = jnp.where(jax.random.bernoulli(jax.random.key(8), 0.5, SHAPE), 1.0, -1.0)
+
+
+@pytest.fixture(scope="module")
+def planted(pictures):
+    """(network, variables, pictures with answers): a linear classifier, in which a faint pattern means class 1."""
+
+    def apply(variables, images):
+        params = variables["params"]
+        blocks = images.reshape(-1, 4, 3, 4, 3, 3).mean((2, 4)).reshape(len(images), -1) - 0.5
+        pattern = ((images - 0.5) * HIDDEN).mean((1, 2, 3))
+        return blocks @ params["kernel"] + pattern[:, None] * params["gain"]
+
+    kernel = 1.0 * jax.random.normal(jax.random.key(5), (48, 4))
+    variables = {"params": {"kernel": kernel, "gain": jnp.array([0.0, 100.0, 0.0, 0.0])}}
+    network = Network(apply, SHAPE, 4)
+    return network, variables, Batch(pictures, jnp.argmax(network.answer(variables, pictures), -1).astype(jnp.int32))
+
+
+def test_a_planted_short_cut_is_found_and_taught_away(planted):
+    network, variables, batch = planted
+    bank = Bank((FAMILIES["patch"], FAMILIES["additive"], FAMILIES["warp"]), SHAPE)
+    config = ReachConfig(steps=30, starts=8, finalists=2)
+    found = jax.jit(lambda v: reach_costs(network, v, batch, bank, key=jax.random.key(0), config=config))(variables)
+    assert found.cost.shape == (3, 4)
+    assert jnp.argmin(found.cost[1]) == 1
+    rule = {"lesson": bank.numbers("lesson"), "threshold": 0.5, "share": 0.1, "budget": 0.6}
+    suspicion = suspect_by_reach(found.cost, **rule)
+    assert (suspicion.suspect, bool(suspicion.stands_out), bool(suspicion.wanted[1])) == (1, True, True)
+
+    stamped = jnp.clip(batch.images + 0.03 * HIDDEN, 0, 1)
+    others = batch.labels != 1
+
+    def turned(v):
+        return float(jnp.mean((jnp.argmax(network.answer(v, stamped), -1) == 1)[others]))
+
+    lessons = TeachingConfig(rounds=3, triggers=4, search=config, steps=150, batch_size=32, learning_rate=5e-2)
+    taught, info = jax.jit(
+        lambda v, wanted: teach(
+            network,
+            v,
+            batch,
+            bank,
+            suspicion.suspect,
+            wanted=wanted,
+            budgets=suspicion.budget,
+            key=jax.random.key(1),
+            config=lessons,
+        )
+    )(variables, jnp.array([False, True, False]))
+    assert turned(variables) > 0.6
+    assert turned(taught) < 0.4 * turned(variables)
+    kept = jnp.argmax(network.answer(taught, batch.images), -1) == batch.labels
+    assert jnp.mean(kept) > 0.85
+    assert info.taught[0]
+    assert not info.success[:, ::2].any()
+
+
+def test_nothing_wanted_is_nothing_changed(planted):
+    network, variables, batch = planted
+    bank = Bank((FAMILIES["additive"],), SHAPE)
+    config = TeachingConfig(rounds=2, triggers=2, search=ReachConfig(steps=2, starts=2), steps=2)
+    same, info = teach(
+        network,
+        variables,
+        batch,
+        bank,
+        jnp.int32(0),
+        wanted=jnp.array([False]),
+        budgets=jnp.array([0.1]),
+        key=jax.random.key(0),
+        config=config,
+    )
+    jax.tree.map(np.testing.assert_array_equal, same, variables)
+    assert not info.taught.any()
+
+
+def test_searches_in_chunks_are_the_same(planted):
+    network, variables, batch = planted
+    bank = Bank((FAMILIES["low_frequency"],), SHAPE)
+    settings = ReachConfig(steps=3, starts=4, finalists=3)
+
+    def costs(at_once):
+        config = dataclasses.replace(settings, classes=at_once)
+        return reach_costs(network, variables, batch, bank, key=jax.random.key(0), config=config).cost
+
+    np.testing.assert_allclose(costs(3), costs(20), rtol=1e-5)
+
+
+def test_out_of_line_by_hand():
+    even = jnp.exp(jnp.array([0.0, 1.0, 2.0])[:, None] + jnp.array([0.0, 0.3, 0.6, 0.9])[None, :])
+    np.testing.assert_allclose(out_of_line(even), 0, atol=1e-5)  # families and classes differ, no pair is special
+    short = out_of_line(even.at[1, 2].multiply(jnp.exp(-2.0)))
+    assert jnp.unravel_index(jnp.argmax(short), short.shape) == (1, 2)
+    assert short[1, 2] > 1.5
+    np.testing.assert_allclose(out_of_line(jnp.array([[1.0, jnp.e, jnp.e]])), [[1, 0, 0]], atol=1e-6)
+
+
+SMALL = {
+    "pictures": PicturesConfig(made=60, images=40),
+    "reach": ReachConfig(steps=2, images=8, starts=4, finalists=2),
+    "teaching": TeachingConfig(
+        rounds=1, triggers=2, search=ReachConfig(steps=2, images=8, starts=4), steps=2, batch_size=8, success=0.0
+    ),
+}
+
+
+def test_a_run_leaves_a_verdict_and_a_report(tmp_path):
+    config = repaired_by("disarm", tiny_runs.OTBR, **SMALL, detection=DetectionConfig(threshold=1e-6))
+    result = tiny_runs.run(tmp_path / "w", config)
+    summary = summarize(result)
+    assert [*summary["metrics"]] == ["victim", "disarmed"]
+    judgement = summary["judgement"]
+    assert judgement["by"] == "procedural pictures"
+    assert {*judgement["reach_cost"]} == {*FAMILIES}
+    assert judgement["suspicion"][judgement["suspect"]] == max(judgement["suspicion"])
+    assert (tmp_path / "w" / "report.html").read_text().count("Is it backdoored?") == 1
+    again = tiny_runs.run(tmp_path / "w", config)
+    assert tiny_runs.resumed(again) == {*again.stages}
+    calm = dataclasses.replace(config, detection=DetectionConfig(threshold=1e6))
+    left = tiny_runs.run(tmp_path / "w", calm)
+    assert summarize(left)["done"] == "nothing was changed"
+    before, after = left.stages["victim"].value["variables"], left.stages["disarmed"].value.variables
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+
+
+def test_wrong_settings():
+    with pytest.raises(InputError, match=r"^pictures.images: expected at most 10, pictures.made, found 20$"):
+        PicturesConfig(made=10, images=20)
+    with pytest.raises(InputError, match=r"^detection.families: expected at least one of"):
+        DetectionConfig(families=())
