@@ -24,18 +24,18 @@ def start(*arguments):
 
 
 def test_processes_of_their_own_end_like_programs_in_this_one(tmp_path):
-    flags = ("--config.otbr.gamma=1.5", f"--workdir={tmp_path / 'w'}")
+    flags = ("--config.teaching.success=1.5", f"--workdir={tmp_path / 'w'}")
     done = start("launch.repair", *flags)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: otbr.gamma: expected a number in [0, 1], found 1.5\n"
+    assert done.stderr == "error: teaching.success: expected a number in [0, 1], found 1.5\n"
     assert launch("repair", *flags) == (done.returncode, done.stdout, done.stderr)
 
 
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--config.otbr.gama=0.1", "unknown flag --config.otbr.gama; did you mean --config.otbr.gamma?"),
-        ("--config.otbr.gamma=high", "high"),
+        ("--config.reach.step=9", "unknown flag --config.reach.step; did you mean --config.reach.steps?"),
+        ("--config.teaching.success=high", "high"),
         ("--config=nowhere.py", "nowhere.py"),
         ("--config.model.name=preact_resnet81", "did you mean 'preact_resnet18'?"),
         (

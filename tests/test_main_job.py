@@ -15,17 +15,17 @@ FULL_SPEED = {name: value for name, value in os.environ.items() if name not in T
 @pytest.mark.slow
 def test_the_default_run_keeps_its_promises(tmp_path):
     command = [sys.executable, "-m", "launch.repair", f"--workdir={tmp_path / 'w'}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, env=FULL_SPEED)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=FULL_SPEED)
     assert done.returncode == 0, done.stderr
-    assert "repaired (after patching)" in done.stdout
+    assert "repaired (after its lessons)" in done.stdout
     assert "class 0 stands out" in done.stdout
     summary = json.loads((tmp_path / "w" / "metrics.json").read_text())
-    before, after = summary["metrics"]["victim"], summary["metrics"]["patched"]
+    before, after = summary["metrics"]["victim"], summary["metrics"]["disarmed"]
     assert before["acc"] >= 0.97
     assert before["asr"] >= 0.95
-    # Victims differ from processor to processor; a repaired one had 93.6 / 1.1.
-    assert after["asr"] <= 0.20
-    assert after["der"] >= 0.85
-    assert summary["choice"]["chosen_by"] == "images made from the network"
+    # Victims differ from processor to processor; a repaired one had 99.2 / 7.1.
+    assert after["acc"] >= before["acc"] - 0.03
+    assert after["asr"] <= 0.25
+    assert summary["choice"]["chosen_by"] == "procedural pictures"
     for name in ("repaired", "report.html", "neuron_scores.csv"):
         assert (tmp_path / "w" / name).exists()

@@ -100,6 +100,14 @@ def suspected(rng, seed):
     return row if seed == 2 else row | {"oracle": {"gamma": 0.25, "lambda": 0.5} | metrics(rng, "fused")}
 
 
+def disarmed(rng, seed):
+    """A row as bench_disarm.jsonl has it; of a clean network, which the threshold is set on, the second one."""
+    row = suspected(rng, seed) | {"seed": (1, 12)[seed - 1]}
+    row["metrics"] = metrics(rng, "victim", "disarmed", clean=seed == 2)
+    row["judgement"]["family"] = "low_frequency"
+    return row | {"stage_seconds": {"pictures": 5.0, "reached": 40.2, "disarmed": 30.0}}
+
+
 def varied(rng, seed):
     """A row as bench_variants.jsonl has it."""
     row = cell(rng)
@@ -129,6 +137,7 @@ MADE = {
     "activeness": watched,
     "bench_tsbd": chosen,
     "bench_otbr_plus": suspected,
+    "bench_disarm": disarmed,
     "bench_recovery": suspected,
     "bench_variants": varied,
     "ablation": ablated,

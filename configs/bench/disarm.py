@@ -2,8 +2,9 @@
 
     python -m launch.bench --grid=configs/bench/disarm.py --workdir=runs/disarm --results=results/bench_disarm.jsonl
 
-First the victims of the embedded default, BadNets with seeds 0 to 4; then clean networks of two kinds with seeds from 10
-on, of which no other seed is reported; then one victim of each attack that digits show. About a minute each.
+First the victims of the embedded default, BadNets with seeds 0 to 4; then clean networks of two kinds, of which those
+with seeds from 10 on set the threshold and are not reported; and one victim of each attack that digits show. About a
+minute each.
 """
 
 import dataclasses
@@ -24,10 +25,11 @@ def get_grid() -> Grid:
     """Every victim, repaired by `disarm`."""
     vgg, resnet = ("vgg7_bn", 8), ("preact_resnet10", 16)
     cells = (
-        *(embedded(seed) for seed in range(5)),
-        *(digits(*network, "none", seed) for seed in range(10, 16) for network in (vgg, resnet)),
-        *(digits(*vgg, attack, 0) for attack in ATTACKS),
-        *(digits(*network, "none", seed) for seed in range(16, 22) for network in (vgg, resnet)),
-        *(digits(*network, "none", 0) for network in (vgg, resnet)),
+        embedded(0),
+        *(digits(*vgg, "none", seed) for seed in range(10, 16)),
+        *(digits(*vgg, attack, 0) for attack in (*ATTACKS, "none")),
+        *(embedded(seed) for seed in range(1, 5)),
+        *(digits(*resnet, "none", seed) for seed in (*range(10, 16), 0)),
+        *(digits(*vgg, "none", seed) for seed in range(16, 40)),
     )
     return Grid("disarm", tuple(Cell(repaired_by("disarm", cell.config), cell.recipe) for cell in cells))

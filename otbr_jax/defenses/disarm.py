@@ -166,6 +166,7 @@ def disarm_suspect(
             found.suspect,
             wanted=found.wanted & found.stands_out,
             budgets=found.budget,
+            rivalled=found.rivalled,
             key=key,
             config=settings.teaching,
             on_step=report,

@@ -72,6 +72,76 @@ def otbr_plus(rows: Sequence[Row]) -> list[Table]:
     return [Table(columns, lines, notes=(_regrets(rows), _detection(rows))), _frontier(rows)]
 
 
+CALIBRATION_SEEDS = 10
+"""Clean networks with seeds from here on set the threshold of `configs/disarm.py`."""
+
+
+def disarm(rows: Sequence[Row]) -> list[Table]:
+    """A line for each victim that is reported, then medians, worst cases and how the calibration's networks score."""
+    rows = list({text(row, "cell"): row for row in rows}.values())
+    set_on = [row for row in rows if text(row, "attack") == "none" and field(row, "seed") >= CALIBRATION_SEEDS]
+    reported = [row for row in rows if row not in set_on]
+    lines = [
+        [
+            f"{text(row, 'dataset')}, {text(row, 'network')}",
+            f"{text(row, 'attack', among=ATTACKS)}, seed {integer(row, 'seed')}",
+            percents(row, "metrics.victim", "acc", "asr"),
+            f"{integer(row, 'judgement.suspect')}: {suspicion(row):.2f}",
+            text(row, "judgement.family").replace("_", " ") if _stands_out(row) else "left alone",
+            repaired_cell(row, repaired_network(row)),
+            " + ".join(number(row, f"stage_seconds.{stage}", ".0f") for stage in ("reached", "disarmed")),
+        ]
+        for row in reported
+    ]
+    columns = (
+        "victim",
+        "attack",
+        "victim ACC / ASR",
+        "suspect: suspicion",
+        "by",
+        "repaired ACC / ASR / RA",
+        "seconds: search + lessons",
+    )
+    return [Table(columns, lines, notes=(_lost(reported), _scored(set_on, reported)))]
+
+
+def _lost(rows: Sequence[Row]) -> str:
+    """What repairs cost and left, medians and worst cases."""
+    backdoored = [row for row in rows if text(row, "attack") != "none"]
+
+    def points(row: Row, metric: str) -> float:
+        return float(percents(row, f"metrics.{repaired_network(row)}", metric))
+
+    lost = {row.place: float(percents(row, "metrics.victim", "acc")) - points(row, "acc") for row in rows}
+    parts = []
+    if backdoored:
+        own = [lost[row.place] for row in backdoored]
+        left = [points(row, "asr") for row in backdoored]
+        parts.append(
+            f"{len(own)} backdoored networks: points of ACC lost, median {statistics.median(own):+.1f}, worst "
+            f"{max(own):+.1f}; ASR left, median {statistics.median(left):.1f}, worst {max(left):.1f}; "
+            f"{sum(share < 15 for share in left)} under fifteen per cent"
+        )
+    if clean := [lost[row.place] for row in rows if row not in backdoored]:
+        parts.append(f"{len(clean)} clean networks lost at most {max(clean):+.1f}")
+    return "; ".join(parts) + "."
+
+
+def _scored(clean: Sequence[Row], reported: Sequence[Row]) -> str:
+    if not clean:
+        return "No clean networks for the threshold."
+    scores = sorted(suspicion(row) for row in clean)
+    threshold = field(clean[0], "judgement.threshold")
+    over = sum(score >= threshold for score in scores)
+    found = [row for row in reported if text(row, "attack") != "none"]
+    right = sum(_stands_out(row) and field(row, "judgement.suspect") == 0 for row in found)
+    return (
+        f"{right} of {len(found)} backdoored networks stand out with the attacker's class, 0. {len(scores)} clean "
+        f"networks, on which the threshold {threshold:g} is set and which are not in the table, score "
+        f"{scores[0]:.2f} to {scores[-1]:.2f}, median {statistics.median(scores):.2f}; {over} reach it."
+    )
+
+
 def recovery(rows: Sequence[Row]) -> list[Table]:
     """A line for each network that was patched and recovered; regrets, medians and worst cases as in `otbr_plus`."""
     rows = list({text(row, "cell"): row for row in rows}.values())

@@ -272,6 +272,7 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[Table]]] = {
     "bench_paper": _bench,
     "bench_tsbd": choice_tables.tsbd,
     "bench_otbr_plus": choice_tables.otbr_plus,
+    "bench_disarm": choice_tables.disarm,
     "bench_recovery": choice_tables.recovery,
     "bench_variants": choice_tables.variants,
     "ablation": _ablation,

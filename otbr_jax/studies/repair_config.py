@@ -50,9 +50,13 @@ class AnyRepairConfig(VictimConfig):
         return self.way.networks(self)
 
 
-@functools.cache
 def repair_config_type(name: str = "otbr") -> type[AnyRepairConfig]:
     """The class of the settings of a repair by the defence of that name; raises InputError if there is none."""
+    return _made(name)
+
+
+@functools.cache
+def _made(name: str) -> type[AnyRepairConfig]:
     own = defense(name).Config
     body = {"__doc__": AnyRepairConfig.__doc__, "__module__": __name__, "defense": _named(name)}
     made = type(f"RepairConfig_{name}", (AnyRepairConfig, own), body | {"__annotations__": {"defense": str}})
