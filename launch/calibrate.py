@@ -1,6 +1,7 @@
 """Writes the scores of clean networks, which verdicts compare with, from a bench's rows: `python -m launch.calibrate`.
 
-Read are results/bench_otbr_plus.jsonl's rows without an attack; written is otbr_jax/report/calibration.json.
+Read are the rows without an attack of `results/bench_otbr_plus.jsonl` and `results/bench_disarm.jsonl`; written is
+`otbr_jax/report/calibration.json`.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from absl import flags
 from launch import cli
 from otbr_jax.errors import InputError
 from otbr_jax.report import rows
-from otbr_jax.report.calibration import FILE, SOURCE, calibration, written
+from otbr_jax.report.calibration import FILE, SOURCES, calibration, written
 from otbr_jax.runs.checkpoints import write_text
 
-RESULTS = flags.DEFINE_string("results", f"results/{SOURCE}.jsonl", "The bench's rows, one JSON object per line.")
+RESULTS = flags.DEFINE_string("results", "results", "The folder of the benches' rows, one JSON object per line.")
 OUT = flags.DEFINE_string("out", f"otbr_jax/report/{FILE}", "The file to write.")
 
 
@@ -24,8 +25,10 @@ def main(arguments: Sequence[str]) -> None:
     """Reads, writes and says how many networks."""
     del arguments
     try:
-        text = pathlib.Path(RESULTS.value).read_text(encoding="utf-8")
-        networks = calibration(rows.parse(text, name=RESULTS.value))
+        networks = []
+        for name, seeds in SOURCES.items():
+            path = pathlib.Path(RESULTS.value) / f"{name}.jsonl"
+            networks += calibration(rows.parse(path.read_text(encoding="utf-8"), name=str(path)), seeds=seeds)
         write_text(pathlib.Path(OUT.value), written(networks))
     except OSError as error:
         raise InputError(f"--results, --out: cannot read and write {error.filename} ({error.strerror})") from None

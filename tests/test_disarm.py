@@ -126,7 +126,6 @@ def test_a_planted_short_cut_is_found_and_taught_away(planted):
             suspicion.suspect,
             wanted=wanted,
             budgets=suspicion.budget,
-            rivalled=jnp.zeros(3, bool),
             key=jax.random.key(1),
             config=lessons,
         )
@@ -151,7 +150,6 @@ def test_nothing_wanted_is_nothing_changed(planted):
         jnp.int32(0),
         wanted=jnp.array([False]),
         budgets=jnp.array([0.1]),
-        rivalled=jnp.array([False]),
         key=jax.random.key(0),
         config=config,
     )

@@ -166,7 +166,6 @@ def disarm_suspect(
             found.suspect,
             wanted=found.wanted & found.stands_out,
             budgets=found.budget,
-            rivalled=found.rivalled,
             key=key,
             config=settings.teaching,
             on_step=report,
@@ -301,13 +300,17 @@ def detection(config: DisarmSettings) -> Detection:
 
 
 def _pictured(config: DisarmSettings, values: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """One picture with each class's most telling trigger: full masks `[classes, h, w, 1]`, and `[classes, h, w, c]`."""
+    """What each class's most telling trigger does to a picture, on grey, at its own scale.
+
+    Full masks `[classes, h, w, 1]`, and pictures `[classes, h, w, c]` in [0, 1].
+    """
     found, reached, images = values["detected"], values["reached"], values["pictures"].batch[0]
     bank = Bank(tuple(FAMILIES[name] for name in config.detection.families), tuple(images.shape[1:]))
     telling = jnp.argmax(jnp.asarray(found.evidence), axis=0)
 
     def one(index: jax.Array, row: jax.Array, cost: jax.Array) -> jax.Array:
-        return bank.apply(index, row, cost, jnp.asarray(images[:1]))[0]
+        change = (bank.apply(index, row, cost, jnp.asarray(images[:1])) - images[:1])[0]
+        return 0.5 + 0.5 * change / jnp.maximum(jnp.max(jnp.abs(change)), 1e-6)
 
     classes = jnp.arange(len(telling))
     rows, costs = (jnp.asarray(value)[telling, classes] for value in (reached.row, reached.cost))

@@ -25,7 +25,6 @@ class Suspicion(NamedTuple):
       wanted: bool `[families]`, those that say most of it about the suspect.
       budget: `[families]`, to teach with: a share of what other classes cost in the median, between what the suspect
         costs and a bound.
-      rivalled: bool `[families]`, whether some other class is reached at that budget.
     """
 
     evidence: jax.Array
@@ -34,7 +33,6 @@ class Suspicion(NamedTuple):
     stands_out: jax.Array
     wanted: jax.Array
     budget: jax.Array
-    rivalled: jax.Array
 
 
 def out_of_line(costs: jax.Array) -> jax.Array:
@@ -74,6 +72,4 @@ def suspect_by_reach(
     least = _MARGIN * costs[:, suspect]
     budgets = jnp.maximum(jnp.minimum(budget * jnp.median(costs, axis=1), lesson), least)
     wanted = evidence[:, suspect] >= share * suspicion[suspect]
-    others = jnp.arange(costs.shape[1])[None, :] != suspect
-    rivalled = jnp.any(others & (costs <= budgets[:, None]), axis=1)
-    return Suspicion(evidence, suspicion, suspect, suspicion[suspect] >= threshold, wanted, budgets, rivalled)
+    return Suspicion(evidence, suspicion, suspect, suspicion[suspect] >= threshold, wanted, budgets)

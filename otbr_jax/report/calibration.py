@@ -14,11 +14,15 @@ from typing import Any
 from otbr_jax.report.rows import Row, latest
 
 FILE = "calibration.json"
-SOURCE = "bench_otbr_plus"  # of the rows in results/, made by configs/bench/otbr_plus.py
+SOURCES = {"bench_otbr_plus": 0, "bench_disarm": 10}
+"""Where rows stand in results/, made by grids of these names; clean networks count from which seed on.
+
+Those of `disarm` with lower seeds are reported, and so set no threshold.
+"""
 
 
-def calibration(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """The clean networks of a bench, in ascending order of the highest suspicion of any class.
+def calibration(rows: Iterable[Row], *, seeds: int = 0) -> list[dict[str, Any]]:
+    """The clean networks of a bench with seeds from `seeds` on, ascending by the highest suspicion of any class.
 
     Each says what it is (`dataset`, `network`, `seed`), the `commit` that measured it, `by` which images, and its
     `suspicion` as tables print it. A row that was not judged is left out.
@@ -27,7 +31,7 @@ def calibration(rows: Iterable[Row]) -> list[dict[str, Any]]:
         {name: row.values[name] for name in ("dataset", "network", "seed", "commit")}
         | {"by": row.values["judgement"]["by"], "suspicion": round(max(row.values["judgement"]["suspicion"]), 2)}
         for row in latest(rows, "cell")
-        if row.values["attack"] == "none" and row.values.get("judgement")
+        if row.values["attack"] == "none" and row.values.get("judgement") and row.values["seed"] >= seeds
     ]
     return sorted(found, key=lambda one: (one["suspicion"], one["dataset"], one["network"], one["seed"]))
 

@@ -26,7 +26,7 @@ from otbr_jax.types import Batch, Network, Variables, split
 class TeachingConfig:
     """How a network is taught."""
 
-    rounds: int = field(default=5, at_least=1, doc="of searching triggers and teaching, at most.")
+    rounds: int = field(default=4, at_least=1, doc="of searching triggers and teaching, at most.")
     triggers: int = field(default=8, at_least=1, doc="of each family that are searched in a round.")
     search: ReachConfig = field(default=ReachConfig(steps=40), doc="how they are; `finalists` is unused.")
     steps: int = field(default=40, at_least=1, doc="of teaching in a round.")
@@ -37,11 +37,11 @@ class TeachingConfig:
         doc="of Adam at a round's start, relative: times the root mean square of each array that moves.",
     )
     success: float = field(
-        default=0.15,
+        default=0.2,
         at_least=0,
-        at_most=0.5,
-        doc="teaching ends when the strongest triggers turn no more of the pictures; half of them where another class "
-        "can be reached at that budget too, since the suspect is no easier to reach then.",
+        at_most=1,
+        doc="teaching ends when the strongest triggers turn no more of the pictures: at their budget, which is below "
+        "what other classes cost, little is left of the short cut.",
     )
 
 
@@ -74,7 +74,6 @@ def teach(
     *,
     wanted: jax.Array,
     budgets: jax.Array,
-    rivalled: jax.Array,
     key: jax.Array,
     config: TeachingConfig,
     on_step: Callable[[], None] | None = None,
@@ -95,7 +94,6 @@ def teach(
       suspect: the class; may be traced.
       wanted: bool `[families]`, whose triggers are taught; may be traced.
       budgets: `[families]`, each in its unit.
-      rivalled: bool `[families]`, whether another class is reached at that budget; see `TeachingConfig.success`.
       key: typed PRNG key.
       config: how.
       on_step: called on the host after each step; None traces no callback.
@@ -143,7 +141,7 @@ def teach(
                 jax.lax.dynamic_update_slice(lessons.rows, rows, (0, start, 0)),
                 jax.lax.dynamic_update_slice(lessons.weight, success**2, (0, start)),
             )
-            over = jnp.all(jnp.max(success, axis=1) <= jnp.where(rivalled, 0.5, config.success))
+            over = jnp.max(success) <= config.success
             now, moments, loss = jax.lax.cond(
                 over,
                 lambda: (now, moments, jnp.zeros(config.steps)),
