@@ -26,9 +26,9 @@ from otbr_jax.types import Batch, Network, Variables, split
 class TeachingConfig:
     """How a network is taught."""
 
-    rounds: int = field(default=4, at_least=1, doc="of searching triggers and teaching, at most.")
+    rounds: int = field(default=5, at_least=1, doc="of searching triggers and teaching, at most.")
     triggers: int = field(default=8, at_least=1, doc="of each family that are searched in a round.")
-    search: ReachConfig = field(default=ReachConfig(steps=40), doc="how they are; `finalists` is unused.")
+    search: ReachConfig = field(default=ReachConfig(steps=40, starts=256), doc="how they are; `finalists` is unused.")
     steps: int = field(default=40, at_least=1, doc="of teaching in a round.")
     batch_size: int = field(default=64, at_least=1, doc="pictures in a step, each without and with a trigger.")
     learning_rate: float = field(
@@ -37,7 +37,7 @@ class TeachingConfig:
         doc="of Adam at a round's start, relative: times the root mean square of each array that moves.",
     )
     success: float = field(
-        default=0.2,
+        default=0.1,
         at_least=0,
         at_most=1,
         doc="teaching ends when the strongest triggers turn no more of the pictures: at their budget, which is below "
