@@ -7,7 +7,8 @@ trigger of each family is searched: patch, addition, smooth addition, wave, warp
 the network is taught, by its own logits, to answer pictures with that trigger as those without it. Otherwise nothing is
 changed. What it does and when: docs/disarm.md.
 
-Expected: about two minutes on two CPU cores, a third of it the training of the victim.
+Expected: ACC / ASR 99.6 / 100.0 before and about 99 / 9 after, in two and a half minutes on two CPU cores, a quarter of
+it the training of the victim. Other victims: docs/measurements.md, whose rows stand in results/bench_disarm.jsonl.
 
 A network of your own: configs/own_network.py.
 """

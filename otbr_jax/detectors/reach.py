@@ -38,9 +38,9 @@ class Suspicion(NamedTuple):
 def out_of_line(costs: jax.Array) -> jax.Array:
     """By what factor each family reaches each class more cheaply than expected, `[families, classes]`, as a logarithm.
 
-    Expected is what the family costs, the median over classes, and what the class costs by the other families, their
-    upper quartile: one backdoor can be a short cut for several families. The model is additive in logarithms. One
-    family alone is compared with its other classes.
+    Expected is what the family costs, the median over classes, and more where the class is hard to reach by the other
+    families (their upper quartile). A class that is easy by all of them gets no discount: a backdoor can be a short cut
+    for several families. The model is additive in logarithms. One family alone is compared with its other classes.
 
     Args:
       costs: `[families, classes]`, above 0.
@@ -51,7 +51,7 @@ def out_of_line(costs: jax.Array) -> jax.Array:
     if count == 1:
         return -residual
     others = jnp.stack([jnp.percentile(jnp.delete(residual, index, axis=0), 75, axis=0) for index in range(count)])
-    return others - residual
+    return jnp.maximum(others, 0.0) - residual
 
 
 def suspect_by_reach(
