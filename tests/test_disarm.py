@@ -126,6 +126,7 @@ def test_a_planted_short_cut_is_found_and_taught_away(planted):
             suspicion.suspect,
             wanted=wanted,
             budgets=suspicion.budget,
+            known=found.row[:, 1],
             key=jax.random.key(1),
             config=lessons,
         )
@@ -150,6 +151,7 @@ def test_nothing_wanted_is_nothing_changed(planted):
         jnp.int32(0),
         wanted=jnp.array([False]),
         budgets=jnp.array([0.1]),
+        known=jnp.zeros((1, bank.size)),
         key=jax.random.key(0),
         config=config,
     )

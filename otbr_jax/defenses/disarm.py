@@ -150,6 +150,7 @@ def disarm_suspect(
     *,
     victim: Variables,
     pictures: Pictures,
+    reached: Reached,
     detected: Suspicion,
     key: jax.Array,
     report: Report | None,
@@ -166,6 +167,7 @@ def disarm_suspect(
             found.suspect,
             wanted=found.wanted & found.stands_out,
             budgets=found.budget,
+            known=reached.row[:, found.suspect],
             key=key,
             config=settings.teaching,
             on_step=report,
@@ -202,7 +204,7 @@ def plan(config: DisarmSettings) -> Plan:
         Step(
             "disarmed",
             disarm_suspect,
-            needs("victim", "pictures", "detected"),
+            needs("victim", "pictures", "reached", "detected"),
             Lessons(teaching, families),
             "searching and teaching",
             total=lessons,
@@ -241,10 +243,12 @@ def outcome(config: DisarmSettings, values: Mapping[str, Any]) -> Outcome:
     done = (
         f"class {int(found.suspect)}'s {' and '.join(taught)} triggers were taught to mean nothing, {rounds} rounds"
         if rounds
+        else "nothing was changed, since no trigger within the budget of a lesson works"
+        if bool(found.stands_out)
         else "nothing was changed"
     )
     return Outcome(
-        choice={"chosen_by": PROCEDURAL if rounds else "no class standing out"},
+        choice={"chosen_by": PROCEDURAL if bool(found.stands_out) else "no class standing out"},
         done=done,
         did="moved",
         neurons={"scored": scored, "moved": touched},

@@ -228,6 +228,7 @@ def strongest(
     index: jax.Array,
     target: jax.Array,
     *,
+    known: jax.Array,
     triggers: int,
     budget: jax.Array,
     key: jax.Array,
@@ -243,6 +244,7 @@ def strongest(
       bank: the families.
       index: of the family; may be traced.
       target: the class; may be traced.
+      known: `[size]`, a trigger that was found before; the first search starts there.
       triggers: how many; each is searched from another start, every other one of those that come nearest to the class.
       budget: in the family's unit.
       key: typed PRNG key of the starts.
@@ -258,6 +260,7 @@ def strongest(
     # Half from the nearest starts, half from any: what is nearest at first is not always the way in.
     nearest = jax.lax.top_k(likely[:, target], triggers)[1]
     rows = starts[jnp.where(jnp.arange(triggers) % 2 == 0, nearest, jnp.arange(triggers))]
+    rows = rows.at[0].set(known)
     rate = bank.numbers("learning_rate")[index]
 
     def objective(rows: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:

@@ -74,6 +74,7 @@ def teach(
     *,
     wanted: jax.Array,
     budgets: jax.Array,
+    known: jax.Array,
     key: jax.Array,
     config: TeachingConfig,
     on_step: Callable[[], None] | None = None,
@@ -94,6 +95,7 @@ def teach(
       suspect: the class; may be traced.
       wanted: bool `[families]`, whose triggers are taught; may be traced.
       budgets: `[families]`, each in its unit.
+      known: `[families, size]`, the suspect's triggers that were found before, where a search of each round starts.
       key: typed PRNG key.
       config: how.
       on_step: called on the host after each step; None traces no callback.
@@ -119,6 +121,7 @@ def teach(
             return jax.lax.cond(
                 wanted[index],
                 lambda: find(
+                    known=known[index],
                     triggers=config.triggers,
                     budget=budgets[index],
                     key=jax.random.fold_in(key, index),
