@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tiny_runs
 
-from otbr_jax import Batch, InputError, Network
-from otbr_jax.defenses.disarm import DetectionConfig, PicturesConfig
+from otbr_jax import Batch, InputError, Network, Setup
+from otbr_jax.defenses.disarm import DetectionConfig, PicturesConfig, make_pictures
 from otbr_jax.detectors.reach import out_of_line, suspect_by_reach
 from otbr_jax.steps.procedural import balanced, procedural
 from otbr_jax.steps.reach import ReachConfig, reach_costs
@@ -37,10 +37,20 @@ def test_pictures_of_any_shape(shape):
 
 
 def test_pictures_are_balanced_by_answers():
-    answers = jnp.array([0] * 20 + [1, 2, 1] + [0] * 10)
-    taken = balanced(answers, classes=4, images=9)
-    assert jnp.bincount(answers[taken], length=4).tolist() == [6, 2, 1, 0]
-    assert len(set(taken.tolist())) == 9
+    answers = jnp.array([0] * 900 + [1] * 90 + [2] * 2)
+    taken = balanced(answers, classes=4, images=400, key=jax.random.key(0))
+    first, last = (jnp.bincount(answers[part], length=4) for part in (taken[:200], taken[200:]))
+    for count in (first, last):  # from beginning to end: a search takes them in turn
+        assert 70 < count[0] < 120
+        assert 70 < count[1] < 120
+        assert 0 < count[2] < 20
+        assert count[3] == 0
+
+
+def test_one_logit_is_refused(planted):
+    network = dataclasses.replace(planted[0], num_classes=1)
+    with pytest.raises(InputError, match=r"^model.num_classes: expected at least 2"):
+        make_pictures(Setup(network, None, ()), PicturesConfig(), victim={}, key=None, report=None)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

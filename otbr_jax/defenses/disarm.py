@@ -18,6 +18,7 @@ from otbr_jax import plan as plans
 from otbr_jax.defenses.defense import Defense, Detection, Outcome, count_neurons, settled
 from otbr_jax.defenses.judging import Pictures
 from otbr_jax.detectors.reach import Suspicion, suspect_by_reach
+from otbr_jax.errors import InputError
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.graph.graph import NeuronGraph
 from otbr_jax.plan import Plan, Report, Setup, Step, needs
@@ -64,7 +65,6 @@ class DetectionConfig:
         at_most=1,
         doc="triggers of each family with at least this share of the suspect's suspicion are taught.",
     )
-
     budget: float = field(
         default=0.6,
         above=0,
@@ -102,9 +102,15 @@ def make_pictures(
     """Procedural pictures, what the network answers them with, and how often it answered each class at all."""
     del report
     network = setup.network
-    made = procedural(key, images=settings.made, image_shape=network.image_shape)
+    if network.num_classes < 2:
+        raise InputError(
+            f"model.num_classes: expected at least 2, one logit for each class, found {network.num_classes}; a network "
+            "with one logit can be wrapped as `logits -> [0, logit]`"
+        )
+    make_key, take_key = jax.random.split(key)
+    made = procedural(make_key, images=settings.made, image_shape=network.image_shape)
     answers = jax.lax.map(lambda image: jnp.argmax(network.answer(victim, image[None])[0]), made, batch_size=200)
-    taken = balanced(answers, classes=network.num_classes, images=settings.images)
+    taken = balanced(answers, classes=network.num_classes, images=settings.images, key=take_key)
     often = jnp.bincount(answers, length=network.num_classes) / settings.made
     return Pictures(Batch(made[taken], answers[taken].astype(jnp.int32)), often)
 
@@ -198,7 +204,6 @@ def plan(config: DisarmSettings) -> Plan:
             Searching(reach, families),
             "searching the cheapest triggers",
             total=searched,
-            code=("otbr_jax.steps.reach",),
         ),
         Step("detected", detect, needs("reached"), config.detection, "which class stands out"),
         Step(
@@ -240,13 +245,13 @@ def outcome(config: DisarmSettings, values: Mapping[str, Any]) -> Outcome:
     moved = {name: change > 0 for name, change in changes.items()}
     scored, touched = count_neurons(moved)
     taught = [name for name, wanted in zip(names, np.asarray(found.wanted), strict=True) if wanted and rounds]
-    done = (
-        f"class {int(found.suspect)}'s {' and '.join(taught)} triggers were taught to mean nothing, {rounds} rounds"
-        if rounds
-        else "nothing was changed, since no trigger within the budget of a lesson works"
-        if bool(found.stands_out)
-        else "nothing was changed"
-    )
+    done = "nothing was changed"
+    if rounds:
+        done = (
+            f"class {int(found.suspect)}'s {' and '.join(taught)} triggers were taught to mean nothing, {rounds} rounds"
+        )
+    elif bool(found.stands_out):
+        done += ", since no trigger within the budget of a lesson works"
     return Outcome(
         choice={"chosen_by": PROCEDURAL if bool(found.stands_out) else "no class standing out"},
         done=done,

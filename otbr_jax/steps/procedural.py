@@ -81,17 +81,19 @@ def coloured_noise(key: jax.Array, *, image_shape: tuple[int, int, int]) -> jax.
     return jnp.clip(level + contrast * noise, 0, 1)
 
 
-def balanced(answers: jax.Array, *, classes: int, images: int) -> jax.Array:
-    """Which pictures to take, `[images]`, so that the network's answers `[n]` are as even as they can be.
+def balanced(answers: jax.Array, *, classes: int, images: int, key: jax.Array) -> jax.Array:
+    """Which pictures to take, `[images]`, so that each class that the network sees is taken about equally often.
 
-    Classes take turns: the first picture of each, then the second of each, until there are enough. A class that the
-    network sees in most pictures, as noise for a blended backdoor's, takes no more than its share while others last.
+    Drawn with replacement, in random order, so that every batch of them is balanced too: a blended backdoor's class may
+    be seen in nearly all pictures, and a search needs those of other classes. A class that is hardly ever seen gets
+    less, lest a single picture stand for it.
 
     Args:
       answers: int `[n]`, what the network answers each picture with.
       classes: how many there are.
-      images: how many to take, at most n.
+      images: how many to take.
+      key: typed PRNG key.
     """
-    own = answers[:, None] == jnp.arange(classes)[None, :]
-    turn = jnp.sum(jnp.where(own, jnp.cumsum(own, axis=0), 0), axis=1)
-    return jnp.argsort(turn, stable=True)[:images]
+    often = jnp.bincount(answers, length=classes)
+    weight = 1 / jnp.maximum(often, images / (2 * classes))
+    return jax.random.categorical(key, jnp.log(weight[answers]), shape=(images,))

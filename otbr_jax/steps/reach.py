@@ -97,8 +97,11 @@ def reach_costs(
 
 
 class Search(NamedTuple):
-    """Where a search stands: its trigger, Adam's moments, the budget, what it turned and its loss of late, the smallest
-    budget that sufficed, and how many steps were taken."""
+    """Where a search stands.
+
+    Its trigger, Adam's moments, the budget, what it turned and its loss of late, the smallest budget that sufficed, and
+    how many steps were taken.
+    """
 
     row: jax.Array
     moments: Any

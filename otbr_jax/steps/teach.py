@@ -103,7 +103,7 @@ def teach(
     Returns:
       `(variables, TeachingInfo)`.
 
-    Source: METHODS of this project, "repair that keeps the class"; logits as lessons after DHBE (arXiv 2306.08009).
+    Source: docs/disarm.md; soft answers as lessons after DHBE (arXiv 2306.08009).
     """
     params, state = split(variables)
     optimizer = optax.chain(

@@ -7,7 +7,7 @@ about is a value.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -71,8 +71,3 @@ class Bank:
     def _row(self, latent: Any) -> jax.Array:
         flat = ravel_pytree(latent)[0]
         return jnp.pad(flat, (0, self.size - flat.size))
-
-
-def bank(families: Sequence[TriggerFamily], image_shape: tuple[int, int, int]) -> Bank:
-    """Several families as one, for images of a shape `(h, w, c)`."""
-    return Bank(tuple(families), image_shape)
