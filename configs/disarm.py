@@ -7,8 +7,9 @@ trigger of each family is searched: patch, addition, smooth addition, wave, warp
 the network is taught, by its own logits, to answer pictures with that trigger as those without it. Otherwise nothing is
 changed. What it does and when: docs/disarm.md.
 
-Expected: ACC / ASR 99.6 / 100.0 before and about 99 / 9 after, in two and a half minutes on two CPU cores, a quarter of
-it the training of the victim. Other victims: docs/measurements.md, whose rows stand in results/bench_disarm.jsonl.
+Expected: ACC / ASR 99.6 / 100.0 before and about 99 / 2 after, in about three minutes on two CPU cores, a quarter of it
+the training of the victim. On other victims as small it does less well (docs/measurements.md, whose rows stand in
+results/bench_disarm.jsonl); `configs/otbr_plus.py` finds more of those.
 
 A network of your own: configs/own_network.py.
 """

@@ -23,7 +23,7 @@ def test_the_default_run_keeps_its_promises(tmp_path):
     before, after = summary["metrics"]["victim"], summary["metrics"]["disarmed"]
     assert before["acc"] >= 0.97
     assert before["asr"] >= 0.95
-    # Victims differ from processor to processor; a repaired one had 99.2 / 7.1.
+    # Victims differ from processor to processor; a repaired one had 99.2 / 1.6.
     assert after["acc"] >= before["acc"] - 0.03
     assert after["asr"] <= 0.25
     assert summary["choice"]["chosen_by"] == "procedural pictures"
