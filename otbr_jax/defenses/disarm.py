@@ -17,12 +17,13 @@ import numpy as np
 from otbr_jax import plan as plans
 from otbr_jax.defenses.defense import Defense, Detection, Outcome, count_neurons, settled
 from otbr_jax.defenses.judging import Pictures
-from otbr_jax.detectors.reach import Suspicion, suspect_by_reach
+from otbr_jax.detectors.shortcuts import MARGIN, Suspicion, suspect_by_short_cuts, unusual
 from otbr_jax.errors import InputError
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.graph.graph import NeuronGraph
 from otbr_jax.plan import Plan, Report, Setup, Step, needs
 from otbr_jax.settings import field, settings, wrong
+from otbr_jax.steps.margin import MarginConfig, largest_margins
 from otbr_jax.steps.procedural import balanced, procedural
 from otbr_jax.steps.reach import ReachConfig, Reached, reach_costs
 from otbr_jax.steps.score import neuron_weight_changes
@@ -57,19 +58,22 @@ class DetectionConfig:
         default=tuple(FAMILIES), choices=tuple(FAMILIES), doc="what triggers may be; see `otbr_jax.triggers`."
     )
     threshold: float = field(
-        default=2.0, above=0, doc="the suspicion from which a class stands out, as the logarithm of a factor."
+        default=4.0,
+        above=0,
+        doc="the suspicion from which a class stands out, in standard deviations from the largest of clean networks.",
     )
     share: float = field(
-        default=0.85,
+        default=0.5,
         at_least=0,
         at_most=1,
-        doc="triggers of each family with at least this share of the suspect's suspicion are taught.",
+        doc="triggers of each family with at least this share of the most telling family's suspicion are taught.",
     )
     budget: float = field(
-        default=0.6,
-        above=0,
+        default=0.5,
+        at_least=0,
         at_most=1,
-        doc="of the triggers that are taught, as a share of what other classes cost in the median.",
+        doc="of the triggers that are taught: where between what the suspect costs (0) and what classes cost in the "
+        "median (1), as logarithms.",
     )
 
     def check(self) -> None:
@@ -84,6 +88,7 @@ class DisarmSettings:
 
     pictures: PicturesConfig = field(default=PicturesConfig(), doc="what takes the place of images.")
     reach: ReachConfig = field(default=ReachConfig(), doc="how the cheapest triggers are searched.")
+    margin: MarginConfig = field(default=MarginConfig(), doc="how the largest margins are searched.")
     detection: DetectionConfig = field(default=DetectionConfig(), doc="when a class stands out.")
     teaching: TeachingConfig = field(default=TeachingConfig(), doc="how the network is taught.")
     layers: str = field(default="auto", choices=LAYERS, doc="whose neurons the report shows; see `choose_layers`.")
@@ -136,11 +141,18 @@ def search_reach(
     return reach_costs(setup.network, victim, batch, bank, key=key, config=settings.reach, on_step=report)
 
 
-def detect(setup: Setup, settings: DetectionConfig, *, reached: Reached, **_: Any) -> Suspicion:
+def search_margins(
+    setup: Setup, settings: MarginConfig, *, victim: Variables, key: jax.Array, report: Report | None
+) -> jax.Array:
+    """How far any picture can lift each class, `[classes]`."""
+    return largest_margins(setup.network, victim, key=key, config=settings, on_step=report)
+
+
+def detect(setup: Setup, settings: DetectionConfig, *, reached: Reached, margins: jax.Array, **_: Any) -> Suspicion:
     """Which class stands out."""
-    lesson = bank_of(setup, settings.families).numbers("lesson")
+    del setup
     rule = {"threshold": settings.threshold, "share": settings.share, "budget": settings.budget}
-    return suspect_by_reach(reached.cost, lesson=lesson, **rule)
+    return suspect_by_short_cuts(reached.cost, margins, families=settings.families, **rule)
 
 
 class Lessons(NamedTuple):
@@ -187,7 +199,7 @@ def change(setup: Setup, settings: None, *, victim: Variables, disarmed: Disarme
 
 
 def plan(config: DisarmSettings) -> Plan:
-    """pictures -> reached -> detected -> disarmed -> changes."""
+    """pictures -> reached -> margins -> detected -> disarmed -> changes."""
     families, reach, teaching = config.detection.families, config.reach, config.teaching
 
     def searched(setup: Setup) -> int:
@@ -205,7 +217,16 @@ def plan(config: DisarmSettings) -> Plan:
             "searching the cheapest triggers",
             total=searched,
         ),
-        Step("detected", detect, needs("reached"), config.detection, "which class stands out"),
+        Step(
+            "margins",
+            search_margins,
+            needs("victim"),
+            config.margin,
+            "searching the largest margins",
+            total=lambda setup: setup.network.num_classes,
+            unit="class",
+        ),
+        Step("detected", detect, needs("reached", "margins"), config.detection, "which class stands out"),
         Step(
             "disarmed",
             disarm_suspect,
@@ -275,9 +296,13 @@ def summarize(config: DisarmSettings, values: Mapping[str, Any]) -> dict[str, An
         "suspect": suspect,
         "suspicion": [settled(value) for value in found.suspicion],
         "threshold": config.detection.threshold,
-        "family": names[int(np.argmax(np.asarray(found.evidence)[:, suspect]))],
+        "family": names[_telling(config, found)[suspect]],
         "reach_cost": {name: [settled(value) for value in row] for name, row in zip(names, reached.cost, strict=True)},
-        "evidence": {name: [settled(value) for value in row] for name, row in zip(names, found.evidence, strict=True)},
+        "margin": [settled(value) for value in values["margins"]],
+        "evidence": {
+            name: [settled(value) for value in row]
+            for name, row in zip((*names, MARGIN), np.asarray(found.evidence), strict=True)
+        },
         "answers": [settled(value) for value in values["pictures"].info],
     }
 
@@ -308,6 +333,11 @@ def detection(config: DisarmSettings) -> Detection:
     return Detection(steps, partial(summarize, config), partial(_pictured, config))
 
 
+def _telling(config: DisarmSettings, found: Suspicion) -> np.ndarray:
+    """Each class's most telling family, by its index."""
+    return np.argmax(np.asarray(unusual(found.evidence, config.detection.families))[:-1], axis=0)
+
+
 def _pictured(config: DisarmSettings, values: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """What each class's most telling trigger does to a picture, on grey, at its own scale.
 
@@ -315,7 +345,7 @@ def _pictured(config: DisarmSettings, values: Mapping[str, Any]) -> tuple[np.nda
     """
     found, reached, images = values["detected"], values["reached"], values["pictures"].batch[0]
     bank = Bank(tuple(FAMILIES[name] for name in config.detection.families), tuple(images.shape[1:]))
-    telling = jnp.argmax(jnp.asarray(found.evidence), axis=0)
+    telling = jnp.asarray(_telling(config, found))
 
     def one(index: jax.Array, row: jax.Array, cost: jax.Array) -> jax.Array:
         change = (bank.apply(index, row, cost, jnp.asarray(images[:1])) - images[:1])[0]

@@ -34,7 +34,9 @@ class ReachConfig:
 
 
 _OPTIMIZER = optax.scale_by_adam()
-_SETTLING, _SHRINK, _GROW = 8, 0.9, 1.04  # steps before budgets move; by what they do where a trigger works or not
+_TURNED = 0.85  # of the pictures: a backdoor turns nearly all, what makes a class in a clean network only some
+_SETTLING = 8  # steps before budgets move
+_FAST, _SHRINK, _GROW = 0.8, 0.9, 1.04  # what they do where a trigger turns nearly all, enough, too few
 
 
 class Reached(NamedTuple):
@@ -42,7 +44,7 @@ class Reached(NamedTuple):
 
     Attributes:
       row: `[families, classes, size]`, see `Bank`.
-      cost: `[families, classes]`, the smallest budget at which half of the pictures of other classes were turned, in
+      cost: `[families, classes]`, the smallest budget at which 85 % of the pictures of other classes were turned, in
         the family's unit; where they never were, the budget that a search had come to.
     """
 
@@ -62,8 +64,9 @@ def reach_costs(
 ) -> Reached:
     """Searches the reach cost of every class by triggers of every family. Pure; jits.
 
-    While Adam moves a trigger its budget shrinks whenever at least half of the pictures are turned, and grows slowly
-    otherwise. Guarantee: touches no data but `pictures`.
+    While Adam moves a trigger its budget shrinks whenever enough pictures are turned, and grows slowly otherwise.
+
+    Guarantee: touches no data but `pictures`.
 
     Args:
       network: the functions of the network.
@@ -206,10 +209,10 @@ def _descend(
         moved, (losses, now) = gradient(search.row, search.budget, _some(pictures, number, config.images))
         moved, moments = jax.vmap(_OPTIMIZER.update)(moved, search.moments)
         turned, loss = 0.6 * search.turned + 0.4 * now, 0.6 * search.loss + 0.4 * losses
-        often = turned >= 0.5
+        often = turned >= _TURNED
         cost = jnp.where(often, jnp.minimum(search.cost, search.budget), search.cost)
-        follow = jnp.where(number >= _SETTLING, jnp.where(often, _SHRINK, _GROW), 1.0)
-        budget = jnp.clip(search.budget * follow, least, most)
+        follow = jnp.where(turned >= 0.95, _FAST, jnp.where(often, _SHRINK, _GROW))
+        budget = jnp.clip(search.budget * jnp.where(number >= _SETTLING, follow, 1.0), least, most)
         if on_step is not None:
             jax.debug.callback(on_step)
         return Search(search.row - rate * moved, moments, budget, turned, loss, cost, search.number + 1), None

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import optax
 
 from otbr_jax.settings import field, settings
-from otbr_jax.steps.augment import augment
 from otbr_jax.steps.convolutions import channels_last
 from otbr_jax.steps.reach import ReachConfig, strongest
 from otbr_jax.triggers import Bank
@@ -193,12 +192,12 @@ def _lesson(
 
     def step(carry: Any, number: jax.Array) -> tuple[Any, jax.Array]:
         params, moments = carry
-        keys = jax.random.split(jax.random.fold_in(key, number), 4)
+        keys = jax.random.split(jax.random.fold_in(key, number), 3)
         chosen = jax.random.choice(keys[0], len(pictures.labels), (size,))
-        plain = augment(pictures.images[chosen], key=keys[1], crop_padding=3, flip=True)
+        plain = pictures.images[chosen]
         answers = network.answer(teacher, plain).astype(jnp.float32)
-        index = jax.random.categorical(keys[2], jnp.log(jnp.sum(lessons.weight, axis=1)))
-        which = jax.random.categorical(keys[3], jnp.log(lessons.weight[index]), shape=(size,))
+        index = jax.random.categorical(keys[1], jnp.log(jnp.sum(lessons.weight, axis=1)))
+        which = jax.random.categorical(keys[2], jnp.log(lessons.weight[index]), shape=(size,))
         rows, budget = lessons.rows[index][which], budgets[index]
 
         def put(index: jax.Array, row: jax.Array, image: jax.Array) -> jax.Array:

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 class TriggerFamily(NamedTuple):
     """What a trigger that a defender searches can be; pure functions.
 
-    A search moves a latent freely; a trigger is what a budget leaves of it. A bound, unlike a penalty, keeps a search
-    from going on to ever larger triggers once the backdoor is gone: those are the class itself.
+    A search moves a latent freely; a trigger is the latent brought to a budget, so that a search chooses a direction
+    and never has to grow. A bound, unlike a penalty, keeps it from going on to ever larger triggers once the backdoor
+    is gone: those are the class itself.
 
     Attributes:
       name: such as `patch`.
@@ -23,7 +24,6 @@ class TriggerFamily(NamedTuple):
       learning_rate: of Adam on the latent.
       start: the budget that a search of reach costs begins with.
       bounds: the smallest and the largest budget that it tries.
-      lesson: the largest budget that a repair teaches with: well below what turns clean networks' classes around.
     """
 
     name: str
@@ -33,10 +33,8 @@ class TriggerFamily(NamedTuple):
     learning_rate: float
     start: float
     bounds: tuple[float, float]
-    lesson: float
 
 
-def within(change: jax.Array, budget: jax.Array, *, axes: tuple[int, ...] | None = None) -> jax.Array:
-    """A change scaled down to a root mean square of at most `budget`, over `axes` (by default all)."""
-    size = jnp.sqrt(jnp.mean(change**2, axis=axes, keepdims=axes is not None) + 1e-12)
-    return change * jnp.minimum(1.0, budget / size)
+def scaled(change: jax.Array, budget: jax.Array, *, axes: tuple[int, ...] | None = None) -> jax.Array:
+    """A change scaled to a root mean square of `budget`, over `axes` (by default all); no change stays none."""
+    return change * (budget / jnp.sqrt(jnp.mean(change**2, axis=axes, keepdims=axes is not None) + 1e-12))

@@ -63,7 +63,6 @@ PATCH = TriggerFamily(
     init=_start,
     apply=stamp,
     learning_rate=0.1,
-    start=0.05,
-    bounds=(0.002, 0.25),
-    lesson=0.05,
+    start=0.12,
+    bounds=(0.002, 0.4),
 )

@@ -22,12 +22,12 @@ class Wave(NamedTuple):
 
 
 def add_wave(images: jax.Array, wave: Wave, budget: jax.Array) -> jax.Array:
-    """Images `[n, h, w, c]` plus the wave, at a root mean square of exactly `budget`, cut off at 0 and 1."""
+    """Images `[n, h, w, c]` plus the wave, at a root mean square of `budget`, cut off at 0 and 1."""
     height, width = images.shape[1:3]
     rows, columns = jnp.arange(height)[:, None] / height, jnp.arange(width)[None, :] / width
     angle = 2 * jnp.pi * (wave.periods[0] * rows + wave.periods[1] * columns) + wave.phase
     shape = jnp.sin(angle)[..., None] * wave.colour
-    return add(images, shape * (1e3 * budget), budget)  # far over the budget: always scaled down to it
+    return add(images, shape, budget)
 
 
 def _start(key: jax.Array, image_shape: tuple[int, int, int]) -> Wave:
@@ -45,7 +45,6 @@ WAVE = TriggerFamily(
     init=_start,
     apply=add_wave,
     learning_rate=0.02,
-    start=0.2,
-    bounds=(0.01, 0.5),
-    lesson=0.1,
+    start=0.3,
+    bounds=(0.01, 0.6),
 )
