@@ -17,7 +17,7 @@ import numpy as np
 from otbr_jax import plan as plans
 from otbr_jax.defenses.defense import Defense, Detection, Outcome, count_neurons, settled
 from otbr_jax.defenses.judging import Pictures
-from otbr_jax.detectors.shortcuts import MARGIN, Suspicion, suspect_by_short_cuts, unusual
+from otbr_jax.detectors.shortcuts import ANSWERS, MARGIN, Suspicion, suspect_by_short_cuts, unusual
 from otbr_jax.errors import InputError
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.graph.graph import NeuronGraph
@@ -60,10 +60,10 @@ class DetectionConfig:
     threshold: float = field(
         default=4.0,
         above=0,
-        doc="the suspicion from which a class stands out, in standard deviations from the largest of clean networks.",
+        doc="the suspicion from which a class stands out, in standard deviations over what is usual in clean networks.",
     )
     share: float = field(
-        default=0.5,
+        default=0.6,
         at_least=0,
         at_most=1,
         doc="triggers of each family with at least this share of the most telling family's suspicion are taught.",
@@ -148,11 +148,13 @@ def search_margins(
     return largest_margins(setup.network, victim, key=key, config=settings, on_step=report)
 
 
-def detect(setup: Setup, settings: DetectionConfig, *, reached: Reached, margins: jax.Array, **_: Any) -> Suspicion:
+def detect(
+    setup: Setup, settings: DetectionConfig, *, pictures: Pictures, reached: Reached, margins: jax.Array, **_: Any
+) -> Suspicion:
     """Which class stands out."""
     del setup
     rule = {"threshold": settings.threshold, "share": settings.share, "budget": settings.budget}
-    return suspect_by_short_cuts(reached.cost, margins, families=settings.families, **rule)
+    return suspect_by_short_cuts(reached.cost, margins, pictures.info, families=settings.families, **rule)
 
 
 class Lessons(NamedTuple):
@@ -226,7 +228,7 @@ def plan(config: DisarmSettings) -> Plan:
             total=lambda setup: setup.network.num_classes,
             unit="class",
         ),
-        Step("detected", detect, needs("reached", "margins"), config.detection, "which class stands out"),
+        Step("detected", detect, needs("pictures", "reached", "margins"), config.detection, "which class stands out"),
         Step(
             "disarmed",
             disarm_suspect,
@@ -271,7 +273,13 @@ def outcome(config: DisarmSettings, values: Mapping[str, Any]) -> Outcome:
         done = (
             f"class {int(found.suspect)}'s {' and '.join(taught)} triggers were taught to mean nothing, {rounds} rounds"
         )
-    elif bool(found.stands_out):
+    if np.any(info.undone):
+        done = (
+            f"nothing was changed: class {int(found.suspect)} stands out, but {rounds} rounds of lessons against its "
+            f"{' and '.join(taught)} triggers were in vain and are undone; it may be what the network answers when in "
+            "doubt, and no backdoor"
+        )
+    elif bool(found.stands_out) and not rounds:
         done += ", since no trigger within the budget of a lesson works"
     return Outcome(
         choice={"chosen_by": PROCEDURAL if bool(found.stands_out) else "no class standing out"},
@@ -301,7 +309,7 @@ def summarize(config: DisarmSettings, values: Mapping[str, Any]) -> dict[str, An
         "margin": [settled(value) for value in values["margins"]],
         "evidence": {
             name: [settled(value) for value in row]
-            for name, row in zip((*names, MARGIN), np.asarray(found.evidence), strict=True)
+            for name, row in zip((*names, MARGIN, ANSWERS), np.asarray(found.evidence), strict=True)
         },
         "answers": [settled(value) for value in values["pictures"].info],
     }
@@ -317,6 +325,7 @@ def _lessons(config: DisarmSettings, values: Mapping[str, Any]) -> list[dict[str
         {
             "class": int(found.suspect),
             "family": name,
+            "undone": bool(np.any(info.undone)),
             "budget": settled(found.budget[index]),
             "unit": FAMILIES[name].unit,
             "success": [settled(value) for value in success[:, index]],
@@ -335,7 +344,7 @@ def detection(config: DisarmSettings) -> Detection:
 
 def _telling(config: DisarmSettings, found: Suspicion) -> np.ndarray:
     """Each class's most telling family, by its index."""
-    return np.argmax(np.asarray(unusual(found.evidence, config.detection.families))[:-1], axis=0)
+    return np.argmax(np.asarray(unusual(found.evidence, config.detection.families))[:-2], axis=0)
 
 
 def _pictured(config: DisarmSettings, values: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:

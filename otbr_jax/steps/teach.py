@@ -25,9 +25,9 @@ from otbr_jax.types import Batch, Network, Variables, split
 class TeachingConfig:
     """How a network is taught."""
 
-    rounds: int = field(default=5, at_least=1, doc="of searching triggers and teaching, at most.")
-    triggers: int = field(default=8, at_least=1, doc="of each family that are searched in a round.")
-    search: ReachConfig = field(default=ReachConfig(steps=40, starts=256), doc="how they are; `finalists` is unused.")
+    rounds: int = field(default=8, at_least=1, doc="of searching triggers and teaching, at most.")
+    triggers: int = field(default=4, at_least=1, doc="of each family that are searched in a round.")
+    search: ReachConfig = field(default=ReachConfig(steps=24), doc="how they are; `finalists` is unused.")
     steps: int = field(default=40, at_least=1, doc="of teaching in a round.")
     batch_size: int = field(default=64, at_least=1, doc="pictures in a step, each without and with a trigger.")
     learning_rate: float = field(
@@ -50,13 +50,19 @@ class TeachingInfo(NamedTuple):
     Attributes:
       success: `[rounds, families, triggers]`, what each found trigger turned before the round's lesson; 0 where none
         was searched.
-      loss: `[rounds, steps]`, mean absolute distance of logits, plain and triggered together; 0 after the end.
+      loss: `[rounds, steps]`, Huber's distance of logits, plain (twice) and triggered together; 0 after the end.
       taught: bool `[rounds]`, whether there was a lesson.
+      undone: bool `[rounds]`, whether all lessons were undone, since they were in vain.
     """
 
     success: jax.Array
     loss: jax.Array
     taught: jax.Array
+    undone: jax.Array
+
+
+_PATIENCE, _VAIN = 5, 0.95  # after so many rounds, triggers that still turn more are no short cut but the class itself
+_PLAIN = 2.0  # how much more pictures without a trigger count: they are what must not change
 
 
 class _Lessons(NamedTuple):
@@ -82,7 +88,8 @@ def teach(
 
     Every floating-point array of `params` moves, by a small share of its own size a step, so that networks with any
     normalisation or none are treated alike; running statistics stay. Triggers of all rounds stay in the lesson, in
-    proportion to the square of what they turned when they were found.
+    proportion to the square of what they turned when they were found. A short cut goes in a few rounds; what does not
+    is the class itself, so that lessons in vain are undone.
 
     Guarantee: touches no data but `pictures`.
 
@@ -94,7 +101,7 @@ def teach(
       suspect: the class; may be traced.
       wanted: bool `[families]`, whose triggers are taught; may be traced.
       budgets: `[families]`, each in its unit.
-      known: `[families, size]`, the suspect's triggers that were found before, where a search of each round starts.
+      known: `[families, size]`, the suspect's triggers that were found before, where the first searches start.
       key: typed PRNG key.
       config: how.
       on_step: called on the host after each step; None traces no callback.
@@ -114,7 +121,7 @@ def teach(
     places = config.rounds * config.triggers
     nothing = _Lessons(jnp.zeros((len(bank), places, bank.size)), jnp.zeros((len(bank), places)))
 
-    def search(now: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def search(now: Any, known: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         def one(index: jax.Array) -> tuple[jax.Array, jax.Array]:
             find = partial(strongest, network, {**state, "params": now}, pictures, bank, index, suspect)
             return jax.lax.cond(
@@ -133,32 +140,37 @@ def teach(
         return jax.lax.map(one, jnp.arange(len(bank)))
 
     def one_round(carry: Any, number: jax.Array) -> tuple[Any, TeachingInfo]:
-        now, moments, lessons, ended = carry
+        now, moments, lessons, best, ended = carry
         search_key, teach_key = jax.random.split(jax.random.fold_in(key, number))
 
-        def round_of(now: Any, moments: Any, lessons: _Lessons) -> Any:
-            rows, success = search(now, search_key)
+        def round_of(now: Any, moments: Any, lessons: _Lessons, best: jax.Array) -> Any:
+            rows, success = search(now, best, search_key)
+            best = rows[jnp.arange(len(bank)), jnp.argmax(success, axis=1)]
             start = number * config.triggers
             lessons = _Lessons(
                 jax.lax.dynamic_update_slice(lessons.rows, rows, (0, start, 0)),
                 jax.lax.dynamic_update_slice(lessons.weight, success**2, (0, start)),
             )
-            over = jnp.max(success) <= config.success
+            most = jnp.max(success)
+            vain = (number >= _PATIENCE) & (most > _VAIN)
+            over = (most <= config.success) | vain
+            now = jax.tree.map(lambda new, old: jnp.where(vain, old, new), now, params)
             now, moments, loss = jax.lax.cond(
                 over,
                 lambda: (now, moments, jnp.zeros(config.steps)),
                 lambda: lesson(now, moments, lessons, teach_key),
             )
-            return (now, moments, lessons, over), TeachingInfo(success, loss, ~over)
+            return (now, moments, lessons, best, over), TeachingInfo(success, loss, ~over, vain)
 
-        def nothing_to_do(now: Any, moments: Any, lessons: _Lessons) -> Any:
+        def nothing_to_do(now: Any, moments: Any, lessons: _Lessons, best: jax.Array) -> Any:
             success = jnp.zeros((len(bank), config.triggers))
-            return (now, moments, lessons, ended), TeachingInfo(success, jnp.zeros(config.steps), jnp.array(False))
+            none = TeachingInfo(success, jnp.zeros(config.steps), jnp.array(False), jnp.array(False))
+            return (now, moments, lessons, best, ended), none
 
-        carry, info = jax.lax.cond(ended, nothing_to_do, round_of, now, moments, lessons)
+        carry, info = jax.lax.cond(ended, nothing_to_do, round_of, now, moments, lessons, best)
         return carry, info
 
-    start = (params, optimizer.init(params), nothing, jnp.array(False))
+    start = (params, optimizer.init(params), nothing, known, ~jnp.any(wanted))
     (taught, *_), info = jax.lax.scan(one_round, start, jnp.arange(config.rounds))
     return {**state, "params": taught}, info
 
@@ -184,9 +196,9 @@ def _lesson(
 
     def loss(params: Any, images: jax.Array, others: jax.Array, answers: jax.Array) -> jax.Array:
         logits = network.answer({**state, "params": params}, images).astype(jnp.float32)
-        apart = jnp.mean(jnp.abs(logits - jnp.concatenate([answers, answers])), axis=-1)
+        apart = jnp.mean(optax.huber_loss(logits, jnp.concatenate([answers, answers])), axis=-1)
         triggered = jnp.sum(apart[size:] * others) / jnp.maximum(jnp.sum(others), 1.0)
-        return jnp.mean(apart[:size]) + triggered
+        return _PLAIN * jnp.mean(apart[:size]) + triggered
 
     gradient = channels_last(jax.value_and_grad(loss))
 
