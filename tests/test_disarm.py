@@ -10,7 +10,8 @@ import tiny_runs
 
 from otbr_jax import Batch, InputError, Network, Setup
 from otbr_jax.defenses.disarm import DetectionConfig, PicturesConfig, make_pictures
-from otbr_jax.detectors.reach import out_of_line, suspect_by_reach
+from otbr_jax.detectors.shortcuts import ANSWERS, MARGIN, USUAL, out_of_line, suspect_by_short_cuts
+from otbr_jax.steps.margin import MarginConfig, largest_margins
 from otbr_jax.steps.procedural import balanced, procedural
 from otbr_jax.steps.reach import ReachConfig, reach_costs
 from otbr_jax.steps.teach import TeachingConfig, teach
@@ -116,8 +117,12 @@ def test_a_planted_short_cut_is_found_and_taught_away(planted):
     found = jax.jit(lambda v: reach_costs(network, v, batch, bank, key=jax.random.key(0), config=config))(variables)
     assert found.cost.shape == (3, 4)
     assert jnp.argmin(found.cost[1]) == 1
-    rule = {"lesson": bank.numbers("lesson"), "threshold": 0.5, "share": 0.1, "budget": 0.6}
-    suspicion = suspect_by_reach(found.cost, **rule)
+    margins = largest_margins(network, variables, key=jax.random.key(2), config=MarginConfig(steps=20, images=2))
+    assert jnp.argmax(margins) == 1
+    answers = jnp.bincount(batch.labels, length=4) / len(batch.labels)
+    families = ("patch", "additive", "warp")
+    rule = {"families": families, "threshold": 0.5, "share": 0.1, "budget": 0.6}
+    suspicion = suspect_by_short_cuts(found.cost, margins, answers, **rule)
     assert (suspicion.suspect, bool(suspicion.stands_out), bool(suspicion.wanted[1])) == (1, True, True)
 
     stamped = jnp.clip(batch.images + 0.03 * HIDDEN, 0, 1)
@@ -191,9 +196,59 @@ def test_out_of_line_by_hand():
     np.testing.assert_allclose(out_of_line(jnp.array([[1.0, jnp.e, jnp.e]])), [[1, 0, 0]], atol=1e-6)
 
 
+def test_every_kind_of_evidence_has_its_usual():
+    assert {*USUAL} == {*FAMILIES, MARGIN, ANSWERS}
+
+
+def test_suspicion_by_hand():
+    """All kinds count together, each by how far it is over what is usual; falling short of it counts for nothing."""
+    families = ("patch", "wave")
+    even, answers = jnp.ones((2, 5)), jnp.full(5, 0.2)
+
+    def judge(costs, margins):
+        rule = {"families": families, "threshold": 3.0, "share": 0.6, "budget": 0.5}
+        return suspect_by_short_cuts(costs, margins, answers, **rule)
+
+    assert not judge(even, jnp.ones(5)).suspicion.any()
+    (patch, spread), (margin, margin_spread) = USUAL["patch"], USUAL[MARGIN]
+    costs = even.at[0, 3].set(jnp.exp(-patch - 2 * spread))
+    margins = jnp.ones(5).at[3].set(jnp.exp(margin + 1.5 * margin_spread))
+    found = judge(costs, margins)
+    np.testing.assert_allclose(found.suspicion[3], 2.5, rtol=1e-4)
+    assert (found.suspect, bool(found.stands_out)) == (3, False)
+    np.testing.assert_array_equal(found.wanted, [True, False])
+    np.testing.assert_allclose(found.budget[0], jnp.sqrt(costs[0, 3]), rtol=1e-5)  # halfway, as logarithms
+    np.testing.assert_allclose(found.budget[1], 1.2, rtol=1e-5)  # above what the suspect costs
+
+
+def test_a_class_that_is_no_short_cut_is_left_as_it_is(planted):
+    """Lessons against triggers so large that they are the class itself stay in vain, and are undone."""
+    network, variables, batch = planted
+    bank = Bank((FAMILIES["additive"],), SHAPE)
+    config = TeachingConfig(rounds=7, triggers=2, search=ReachConfig(steps=12, starts=4), steps=2, learning_rate=1e-4)
+    same, info = jax.jit(
+        lambda v: teach(
+            network,
+            v,
+            batch,
+            bank,
+            jnp.int32(1),
+            wanted=jnp.array([True]),
+            budgets=jnp.array([0.3]),
+            known=jnp.ones((1, bank.size)),
+            key=jax.random.key(0),
+            config=config,
+        )
+    )(variables)
+    jax.tree.map(np.testing.assert_array_equal, same, variables)
+    assert info.taught.sum() == 5
+    assert info.undone.sum() == 1
+
+
 SMALL = {
     "pictures": PicturesConfig(made=60, images=40),
     "reach": ReachConfig(steps=2, images=8, starts=4, finalists=2),
+    "margin": MarginConfig(steps=2, images=2),
     "teaching": TeachingConfig(
         rounds=1, triggers=2, search=ReachConfig(steps=2, images=8, starts=4), steps=2, batch_size=8, success=0.0
     ),
@@ -210,6 +265,8 @@ def test_a_run_leaves_a_verdict_and_a_report(tmp_path):
     judgement = summary["judgement"]
     assert judgement["by"] == "procedural pictures"
     assert {*judgement["reach_cost"]} == {"patch", "wave"}
+    assert {*judgement["evidence"]} == {"patch", "wave", "margin", "answers"}
+    assert len(judgement["margin"]) == len(judgement["answers"]) == len(judgement["suspicion"])
     assert judgement["suspicion"][judgement["suspect"]] == max(judgement["suspicion"])
     assert (tmp_path / "w" / "report.html").read_text().count("Is it backdoored?") == 1
     again = tiny_runs.run(tmp_path / "w", config)

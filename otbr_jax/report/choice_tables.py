@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from otbr_jax.detectors.scores import roc
 from otbr_jax.errors import InputError
 from otbr_jax.report.cells import ATTACKS, oracle_cell, oracle_title, repaired_cell, repaired_network, swept_network
-from otbr_jax.report.numbers import NOTHING, formatted
+from otbr_jax.report.numbers import NOTHING, formatted, share
 from otbr_jax.report.rows import Row, field, grouped, integer, joined, number, percents, text
 from otbr_jax.report.table import Table
 
@@ -84,7 +84,7 @@ def disarm(rows: Sequence[Row]) -> list[Table]:
     lines = [
         [
             f"{text(row, 'dataset')}, {text(row, 'network')}",
-            f"{text(row, 'attack', among=ATTACKS)}, seed {integer(row, 'seed')}",
+            ", ".join((text(row, "attack", among=ATTACKS), f"seed {integer(row, 'seed')}", *_how(row))),
             percents(row, "metrics.victim", "acc", "asr"),
             f"{integer(row, 'judgement.suspect')}: {suspicion(row):.2f}",
             text(row, "judgement.family").replace("_", " ") if _stands_out(row) else "left alone",
@@ -105,6 +105,11 @@ def disarm(rows: Sequence[Row]) -> list[Table]:
     return [Table(columns, lines, notes=(_lost(reported), _scored(set_on, reported)))]
 
 
+def _how(row: Row) -> list[str]:
+    """What is particular about a victim: the parts of its recipe's name behind the first."""
+    return text(row, "recipe").split(", ")[1:]
+
+
 def _lost(rows: Sequence[Row]) -> str:
     """What repairs cost and left, medians and worst cases."""
     backdoored = [row for row in rows if text(row, "attack") != "none"]
@@ -120,7 +125,7 @@ def _lost(rows: Sequence[Row]) -> str:
         parts.append(
             f"{len(own)} backdoored networks: points of ACC lost, median {statistics.median(own):+.1f}, worst "
             f"{max(own):+.1f}; ASR left, median {statistics.median(left):.1f}, worst {max(left):.1f}; "
-            f"{sum(share < 15 for share in left)} under fifteen per cent"
+            f"{share(sum(rest < 15 for rest in left), len(left))} under fifteen per cent"
         )
     if clean := [lost[row.place] for row in rows if row not in backdoored]:
         parts.append(f"{len(clean)} clean networks lost at most {max(clean):+.1f}")
@@ -135,10 +140,13 @@ def _scored(clean: Sequence[Row], reported: Sequence[Row]) -> str:
     over = sum(score >= threshold for score in scores)
     found = [row for row in reported if text(row, "attack") != "none"]
     right = sum(_stands_out(row) and field(row, "judgement.suspect") == 0 for row in found)
+    untold = [row for row in reported if row not in found]
+    accused = sum(_stands_out(row) for row in untold)
     return (
-        f"{right} of {len(found)} backdoored networks stand out with the attacker's class, 0. {len(scores)} clean "
-        f"networks, on which the threshold {threshold:g} is set and which are not in the table, score "
-        f"{scores[0]:.2f} to {scores[-1]:.2f}, median {statistics.median(scores):.2f}; {over} reach it."
+        f"{share(right, len(found))} backdoored networks stand out with the attacker's class, 0, and "
+        f"{share(accused, len(untold))} clean ones. {len(scores)} clean networks, on which the threshold "
+        f"{threshold:g} is set and which are not in the table, score {scores[0]:.2f} to {scores[-1]:.2f}, median "
+        f"{statistics.median(scores):.2f}; {share(over, len(scores))} reach it. In brackets: 95 % intervals (Wilson)."
     )
 
 

@@ -21,3 +21,13 @@ def formatted(value: float | None, form: str) -> str:
 def rates(measured: Mapping[str, Any]) -> str:
     """ACC and ASR in per cent, `95.8 / 1.2`, of fractions `acc` and `asr`."""
     return f"{percent(measured['acc'])} / {percent(measured['asr'])}"
+
+
+def share(count: int, of: int) -> str:
+    """`7 of 10 (40 to 89 %)`: a count, and the 95 % confidence interval of its share, after Wilson."""
+    if not of:
+        return "0 of 0"
+    from scipy.stats import binomtest  # slow to import, and seldom wanted
+
+    interval = binomtest(count, of).proportion_ci(0.95, method="wilson")
+    return f"{count} of {of} ({100 * interval.low:.0f} to {100 * interval.high:.0f} %)"
