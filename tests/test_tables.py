@@ -12,6 +12,7 @@ from launching import launch
 
 from otbr_jax import InputError
 from otbr_jax.report import activeness_page, blocks, cells
+from otbr_jax.report.numbers import share
 from otbr_jax.report.results_tables import TABLES, markdown
 from otbr_jax.report.rows import Row, parse
 
@@ -168,6 +169,7 @@ def rows(values):
 
 
 def numbers(text):
+    text = re.sub(r"\(\d+ to \d+ %\)", "", text)  # intervals, see test_a_share_and_its_interval
     return re.findall(r"(?<![\w.])[+-]?\d+(?:\.\d+)?(?![\w.])", text.replace(",", ""))
 
 
@@ -181,6 +183,12 @@ def leaves(value):
 
 def lines_of(text, key):
     return [[part.strip() for part in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith(key)]
+
+
+def test_a_share_and_its_interval():
+    assert share(7, 10) == "7 of 10 (40 to 89 %)"
+    assert share(0, 10) == "0 of 10 (0 to 28 %)"
+    assert share(0, 0) == "0 of 0"
 
 
 @pytest.mark.parametrize("seed", range(3))
