@@ -146,7 +146,8 @@ def _scored(clean: Sequence[Row], reported: Sequence[Row]) -> str:
         f"{share(right, len(found))} backdoored networks stand out with the attacker's class, 0, and "
         f"{share(accused, len(untold))} clean ones. {len(scores)} clean networks, on which the threshold "
         f"{threshold:g} is set and which are not in the table, score {scores[0]:.2f} to {scores[-1]:.2f}, median "
-        f"{statistics.median(scores):.2f}; {share(over, len(scores))} reach it. In brackets: ninety-five per cent intervals, after Wilson."
+        f"{statistics.median(scores):.2f}; {share(over, len(scores))} reach it. In brackets: ninety-five per cent "
+        "intervals, after Wilson."
     )
 
 
