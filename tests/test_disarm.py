@@ -154,23 +154,24 @@ def test_a_planted_short_cut_is_found_and_taught_away(planted):
     assert not info.success[:, ::2].any()
 
 
-def test_nothing_wanted_is_nothing_changed(planted):
+def taught_additive(planted, *, wanted, budget, config):
+    """(variables, info) of the planted network, after lessons against class 1's additive triggers if `wanted`."""
     network, variables, batch = planted
     bank = Bank((FAMILIES["additive"],), SHAPE)
+    how = {"budgets": jnp.array([budget]), "known": jnp.ones((1, bank.size)), "key": jax.random.key(0)}
+
+    @jax.jit
+    def lessons(variables):
+        wanting = jnp.array([wanted])
+        return teach(network, variables, batch, bank, jnp.int32(1), wanted=wanting, config=config, **how)
+
+    return lessons(variables)
+
+
+def test_nothing_wanted_is_nothing_changed(planted):
     config = TeachingConfig(rounds=2, triggers=2, search=ReachConfig(steps=2, starts=2), steps=2)
-    same, info = teach(
-        network,
-        variables,
-        batch,
-        bank,
-        jnp.int32(0),
-        wanted=jnp.array([False]),
-        budgets=jnp.array([0.1]),
-        known=jnp.zeros((1, bank.size)),
-        key=jax.random.key(0),
-        config=config,
-    )
-    jax.tree.map(np.testing.assert_array_equal, same, variables)
+    same, info = taught_additive(planted, wanted=False, budget=0.1, config=config)
+    jax.tree.map(np.testing.assert_array_equal, same, planted[1])
     assert not info.taught.any()
 
 
@@ -210,6 +211,8 @@ def test_suspicion_by_hand():
         return suspect_by_short_cuts(costs, margins, answers, **rule)
 
     assert not judge(even, jnp.ones(5)).suspicion.any()
+    unreachable = judge(even, jnp.array([3.0, -1, -1, -1, -1]))  # half of the classes can never be the answer
+    assert not unreachable.suspicion.any()
     (patch, spread), (margin, margin_spread) = USUAL["patch"], USUAL[MARGIN]
     costs = even.at[0, 3].set(jnp.exp(-patch - 2 * spread))
     margins = jnp.ones(5).at[3].set(jnp.exp(margin + 1.5 * margin_spread))
@@ -223,24 +226,9 @@ def test_suspicion_by_hand():
 
 def test_a_class_that_is_no_short_cut_is_left_as_it_is(planted):
     """Lessons against triggers so large that they are the class itself stay in vain, and are undone."""
-    network, variables, batch = planted
-    bank = Bank((FAMILIES["additive"],), SHAPE)
     config = TeachingConfig(rounds=7, triggers=2, search=ReachConfig(steps=12, starts=4), steps=2, learning_rate=1e-4)
-    same, info = jax.jit(
-        lambda v: teach(
-            network,
-            v,
-            batch,
-            bank,
-            jnp.int32(1),
-            wanted=jnp.array([True]),
-            budgets=jnp.array([0.3]),
-            known=jnp.ones((1, bank.size)),
-            key=jax.random.key(0),
-            config=config,
-        )
-    )(variables)
-    jax.tree.map(np.testing.assert_array_equal, same, variables)
+    same, info = taught_additive(planted, wanted=True, budget=0.3, config=config)
+    jax.tree.map(np.testing.assert_array_equal, same, planted[1])
     assert info.taught.sum() == 5
     assert info.undone.sum() == 1
 

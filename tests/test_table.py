@@ -11,7 +11,7 @@ import pytest
 
 from otbr_jax import InputError
 from otbr_jax.report import calibration, page
-from otbr_jax.report.rows import parse
+from otbr_jax.report.rows import Row, parse
 from otbr_jax.report.summary import summary_table
 from otbr_jax.report.table import Code, Column, Strong, Table
 from otbr_jax.report.verdict import verdict
@@ -219,3 +219,13 @@ def test_a_verdict_compares_with_networks_that_were_judged_by_the_same_images():
     assert said.endswith("false-positive rate at this score: 30 % (3 of the bench's 10 clean networks)")
     assert verdict(judgement | {"by": "clean images"}).endswith("at this score: not measured for these images")
     assert calibration.clean_scores("images made from the network", "another evidence") == ()
+
+
+def test_usual_evidence_by_hand():
+    def clean(seed, patch):
+        return {"cell": str(seed), "attack": "none", "seed": seed, "judgement": {"evidence": {"patch": patch}}}
+
+    values = [clean(1, [9.0]), clean(10, [0.1, 1.0]), clean(11, [2.0, 0.0]), clean(12, [4.0])]
+    found = calibration.usual([Row("x", each) for each in values], seeds=10)
+    assert found == {"patch": (2.0, pytest.approx(1.48))}
+    assert calibration.usual([]) == {}

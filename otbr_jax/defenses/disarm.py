@@ -320,7 +320,9 @@ def _lessons(config: DisarmSettings, values: Mapping[str, Any]) -> list[dict[str
     found, info = values["detected"], values["disarmed"].info
     if not np.any(info.taught):
         return None
-    success = np.max(np.asarray(info.success), axis=2)
+    # Triggers are searched before every lesson, and once more where that ends them; later rounds saw none.
+    searched = int(np.sum(info.taught)) + 1
+    success = np.max(np.asarray(info.success), axis=2)[:searched]
     return [
         {
             "class": int(found.suspect),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import statistics
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from typing import Any
@@ -34,6 +35,22 @@ def calibration(rows: Iterable[Row], *, seeds: int = 0) -> list[dict[str, Any]]:
         if row.values["attack"] == "none" and row.values.get("judgement") and row.values["seed"] >= seeds
     ]
     return sorted(found, key=lambda one: (one["suspicion"], one["dataset"], one["network"], one["seed"]))
+
+
+def usual(rows: Iterable[Row], *, seeds: int = 0) -> dict[str, tuple[float, float]]:
+    """The largest evidence of a class in a bench's clean networks, by kind: the median, and 1.48 times the median
+    distance from it, which is a normal distribution's standard deviation. Empty where no row tells kinds of evidence.
+    """
+    largest: dict[str, list[float]] = {}
+    for row in latest(rows, "cell"):
+        if row.values["attack"] == "none" and row.values["seed"] >= seeds:
+            for kind, of_classes in ((row.values.get("judgement") or {}).get("evidence") or {}).items():
+                largest.setdefault(kind, []).append(max(of_classes))
+    found = {}
+    for kind, values in largest.items():
+        middle = statistics.median(values)
+        found[kind] = (middle, 1.48 * statistics.median(abs(value - middle) for value in values))
+    return found
 
 
 def written(networks: Iterable[Mapping[str, Any]]) -> str:
