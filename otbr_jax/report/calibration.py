@@ -38,8 +38,10 @@ def calibration(rows: Iterable[Row], *, seeds: int = 0) -> list[dict[str, Any]]:
 
 
 def usual(rows: Iterable[Row], *, seeds: int = 0) -> dict[str, tuple[float, float]]:
-    """The largest evidence of a class in a bench's clean networks, by kind: the median, and 1.48 times the median
-    distance from it, which is a normal distribution's standard deviation. Empty where no row tells kinds of evidence.
+    """What evidence is usual in a bench's clean networks with seeds from `seeds` on, by kind.
+
+    Of the largest evidence of any class: the median, and 1.48 times the median distance from it, which is a normal
+    distribution's standard deviation. Empty where no row tells kinds of evidence.
     """
     largest: dict[str, list[float]] = {}
     for row in latest(rows, "cell"):
