@@ -24,10 +24,10 @@ def start(*arguments):
 
 
 def test_processes_of_their_own_end_like_programs_in_this_one(tmp_path):
-    flags = ("--config.teaching.success=1.5", f"--workdir={tmp_path / 'w'}")
+    flags = ("--config.detection.share=1.5", f"--workdir={tmp_path / 'w'}")
     done = start("launch.repair", *flags)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: teaching.success: expected a number in [0, 1], found 1.5\n"
+    assert done.stderr == "error: detection.share: expected a number in [0, 1], found 1.5\n"
     assert launch("repair", *flags) == (done.returncode, done.stdout, done.stderr)
 
 
@@ -35,7 +35,7 @@ def test_processes_of_their_own_end_like_programs_in_this_one(tmp_path):
     ("flag", "message"),
     [
         ("--config.reach.step=9", "unknown flag --config.reach.step; did you mean --config.reach.steps?"),
-        ("--config.teaching.success=high", "high"),
+        ("--config.detection.share=high", "high"),
         ("--config=nowhere.py", "nowhere.py"),
         ("--config.model.name=preact_resnet81", "did you mean 'preact_resnet18'?"),
         (

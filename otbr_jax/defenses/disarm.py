@@ -17,7 +17,7 @@ import numpy as np
 from otbr_jax import plan as plans
 from otbr_jax.defenses.defense import Defense, Detection, Outcome, count_neurons, settled
 from otbr_jax.defenses.judging import Pictures
-from otbr_jax.detectors.shortcuts import ANSWERS, MARGIN, Suspicion, suspect_by_short_cuts, unusual
+from otbr_jax.detectors.shortcuts import ANSWERS, CLOSED, MARGIN, Suspicion, suspect_by_short_cuts, unusual
 from otbr_jax.errors import InputError
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.graph.graph import NeuronGraph
@@ -27,7 +27,7 @@ from otbr_jax.steps.margin import MarginConfig, largest_margins
 from otbr_jax.steps.procedural import balanced, procedural
 from otbr_jax.steps.reach import ReachConfig, Reached, reach_costs
 from otbr_jax.steps.score import neuron_weight_changes
-from otbr_jax.steps.teach import TeachingConfig, TeachingInfo, teach
+from otbr_jax.steps.teach import ShortCuts, TeachingConfig, TeachingInfo, teach
 from otbr_jax.triggers import FAMILIES, Bank
 from otbr_jax.types import Batch, Network, Variables
 
@@ -58,7 +58,7 @@ class DetectionConfig:
         default=tuple(FAMILIES), choices=tuple(FAMILIES), doc="what triggers may be; see `otbr_jax.triggers`."
     )
     threshold: float = field(
-        default=4.0,
+        default=3.5,
         above=0,
         doc="the suspicion from which a class stands out, in standard deviations over what is usual in clean networks.",
     )
@@ -74,6 +74,12 @@ class DetectionConfig:
         at_most=1,
         doc="of the triggers that are taught: where between what the suspect costs (0) and what classes cost in the "
         "median (1), as logarithms.",
+    )
+    closed: str = field(
+        default="suspect",
+        choices=CLOSED,
+        doc="whose short cuts are closed: those of the class that stands out, or those of `all` classes that are "
+        "cheaper than in clean networks, whatever the verdict; as many as there are families, the most telling ones.",
     )
 
     def check(self) -> None:
@@ -153,8 +159,24 @@ def detect(
 ) -> Suspicion:
     """Which class stands out."""
     del setup
-    rule = {"threshold": settings.threshold, "share": settings.share, "budget": settings.budget}
-    return suspect_by_short_cuts(reached.cost, margins, pictures.info, families=settings.families, **rule)
+    return suspect_by_short_cuts(
+        reached.cost,
+        margins,
+        pictures.info,
+        families=settings.families,
+        threshold=settings.threshold,
+        share=settings.share,
+        budget=settings.budget,
+        closed=settings.closed,
+    )
+
+
+def short_cuts(found: Suspicion, reached: Reached, families: tuple[str, ...]) -> ShortCuts:
+    """What is to be closed: of what is wanted the most telling, as many as there are families."""
+    telling = jnp.where(found.wanted, unusual(found.evidence, families)[: len(families)], -jnp.inf)
+    family, target = jnp.unravel_index(jnp.argsort(-telling, axis=None)[: len(families)], telling.shape)
+    of = (family, target)
+    return ShortCuts(family, target, reached.cost[of], found.budget[of], reached.row[of], found.wanted[of])
 
 
 class Lessons(NamedTuple):
@@ -175,23 +197,11 @@ def disarm_suspect(
     key: jax.Array,
     report: Report | None,
 ) -> Disarmed:
-    """The network, taught that the suspect's triggers mean nothing; as it is if no class stands out."""
-    bank = bank_of(setup, settings.families)
-    found = Suspicion(*detected)
+    """The network, taught that triggers of its short cuts mean nothing; as it is if it has none."""
+    bank, closing = bank_of(setup, settings.families), short_cuts(Suspicion(*detected), reached, settings.families)
+    batch = Batch(*pictures.batch)
     return Disarmed(
-        *teach(
-            setup.network,
-            victim,
-            Batch(*pictures.batch),
-            bank,
-            found.suspect,
-            wanted=found.wanted & found.stands_out,
-            budgets=found.budget,
-            known=reached.row[:, found.suspect],
-            key=key,
-            config=settings.teaching,
-            on_step=report,
-        )
+        *teach(setup.network, victim, batch, bank, closing, key=key, config=settings.teaching, on_step=report)
     )
 
 
@@ -267,19 +277,18 @@ def outcome(config: DisarmSettings, values: Mapping[str, Any]) -> Outcome:
     names, rounds = config.detection.families, int(np.sum(info.taught))
     moved = {name: change > 0 for name, change in changes.items()}
     scored, touched = count_neurons(moved)
-    taught = [name for name, wanted in zip(names, np.asarray(found.wanted), strict=True) if wanted and rounds]
+    closing = _closing(config, values)
+    pairs = zip(closing.family, closing.target, strict=True)
+    taught = ", ".join(f"class {target}'s {names[family]}" for family, target in pairs)
     done = "nothing was changed"
     if rounds:
-        done = (
-            f"class {int(found.suspect)}'s {' and '.join(taught)} triggers were taught to mean nothing, {rounds} rounds"
-        )
+        done = f"{taught} triggers were taught to mean nothing, {rounds} rounds"
     if np.any(info.undone):
         done = (
-            f"nothing was changed: class {int(found.suspect)} stands out, but {rounds} rounds of lessons against its "
-            f"{' and '.join(taught)} triggers were in vain and are undone; it may be what the network answers when in "
-            "doubt, and no backdoor"
+            f"nothing was changed: {rounds} rounds of lessons against {taught} triggers were in vain and are undone; "
+            "the class may be what the network answers when in doubt, and no backdoor"
         )
-    elif bool(found.stands_out) and not rounds:
+    elif len(closing.family) and not rounds:
         done += ", since no trigger within the budget of a lesson works"
     return Outcome(
         choice={"chosen_by": PROCEDURAL if bool(found.stands_out) else "no class standing out"},
@@ -317,24 +326,30 @@ def summarize(config: DisarmSettings, values: Mapping[str, Any]) -> dict[str, An
 
 def _lessons(config: DisarmSettings, values: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     """What was taught, family by family; None where nothing was."""
-    found, info = values["detected"], values["disarmed"].info
+    info, closing, families = values["disarmed"].info, _closing(config, values), config.detection.families
     if not np.any(info.taught):
         return None
-    # Triggers are searched before every lesson, and once more where that ends them; later rounds saw none.
-    searched = int(np.sum(info.taught)) + 1
-    success = np.max(np.asarray(info.success), axis=2)[:searched]
+    rounds = int(np.sum(info.taught))
     return [
         {
-            "class": int(found.suspect),
-            "family": name,
-            "undone": bool(np.any(info.undone)),
-            "budget": settled(found.budget[index]),
-            "unit": FAMILIES[name].unit,
-            "success": [settled(value) for value in success[:, index]],
+            "class": int(closing.target[index]),
+            "family": families[family],
+            "undone": bool(info.undone),
+            "budget": settled(closing.budget[index]),
+            "unit": FAMILIES[families[family]].unit,
+            "success": [settled(value) for value in np.max(info.success, axis=2)[:rounds, index]],
+            "left": [settled(value) for value in np.asarray(info.left)[:rounds, index]],
+            "distortion": [settled(value) for value in np.asarray(info.distortion)[:rounds]],
         }
-        for index, name in enumerate(config.detection.families)
-        if bool(found.wanted[index])
+        for index, family in enumerate(closing.family)
     ]
+
+
+def _closing(config: DisarmSettings, values: Mapping[str, Any]) -> ShortCuts:
+    """What was closed, without what was not wanted."""
+    closing = short_cuts(values["detected"], values["reached"], config.detection.families)
+    wanted = np.asarray(closing.wanted)
+    return ShortCuts(*(np.asarray(leaf)[wanted] for leaf in closing))
 
 
 def detection(config: DisarmSettings) -> Detection:

@@ -13,6 +13,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+CLOSED = ("suspect", "all")
+"""Whose short cuts a repair closes: those of a class that stands out, or all, whether one does or not."""
+
 MARGIN, ANSWERS = "margin", "answers"
 """The names of the evidence that is no family's."""
 
@@ -46,8 +49,9 @@ class Suspicion(NamedTuple):
         of the sum of squares, in standard deviations.
       suspect: the class with the highest suspicion.
       stands_out: whether that reaches the threshold.
-      wanted: bool `[families]`, those that say most of it about the suspect.
-      budget: `[families]`, to teach with: between what the suspect costs and what other classes do in the median.
+      wanted: bool `[families, classes]`, the short cuts that are to be closed: the suspect's most telling families, if
+        it stands out; or whatever is cheaper than in clean networks.
+      budget: `[families, classes]`, to teach with: between what a class costs and what classes do in the median.
     """
 
     evidence: jax.Array
@@ -93,6 +97,7 @@ def suspect_by_short_cuts(
     threshold: float,
     share: float,
     budget: float,
+    closed: str,
 ) -> Suspicion:
     """Which class stands out, and how it is to be taught. Pure; jits.
 
@@ -103,7 +108,8 @@ def suspect_by_short_cuts(
       families: their names.
       threshold: the suspicion from which a class stands out.
       share: families with at least this share of the most telling family's suspicion of the suspect are taught.
-      budget: to teach with: where between the suspect's cost (0) and the median of all (1), as logarithms.
+      budget: to teach with: where between a class's cost (0) and the median of all (1), as logarithms.
+      closed: whose short cuts are to be closed, one of `CLOSED`.
     """
     middle = jnp.median(margins)
     # Where half of the classes can never be the answer, a factor over the median says nothing.
@@ -114,9 +120,10 @@ def suspect_by_short_cuts(
     deviations = unusual(evidence, families)
     suspicion = jnp.sqrt(jnp.sum(jnp.maximum(deviations, 0) ** 2, axis=0))
     suspect = jnp.argmax(suspicion)
-    telling = deviations[: len(families), suspect]
-    own = costs[:, suspect]
-    budgets = jnp.maximum(own ** (1 - budget) * jnp.median(costs, axis=1) ** budget, _MARGIN * own)
-    best = jnp.max(telling)
-    wanted = jnp.where(best > 0, telling >= share * best, telling >= best)
-    return Suspicion(evidence, suspicion, suspect, suspicion[suspect] >= threshold, wanted, budgets)
+    stands_out = suspicion[suspect] >= threshold
+    telling = deviations[: len(families)]
+    budgets = jnp.maximum(costs ** (1 - budget) * jnp.median(costs, axis=1, keepdims=True) ** budget, _MARGIN * costs)
+    best = jnp.max(telling[:, suspect])
+    of_suspect = jnp.where(best > 0, telling >= share * best, telling >= best) & stands_out
+    wanted = telling > 0 if closed == "all" else of_suspect & (jnp.arange(costs.shape[1]) == suspect)
+    return Suspicion(evidence, suspicion, suspect, stands_out, wanted, budgets)

@@ -101,5 +101,6 @@ def lesson(taught: Mapping[str, Any]) -> str:
     before = ", ".join(f"{percent(share)} %" for share in taught["success"])
     return (
         f"{taught['family'].replace('_', ' ')} triggers of at most {taught['budget']:.3g} ({taught['unit']}) turned so "
-        f"many of the pictures into class {taught['class']}, before each round's lesson: {before}"
+        f"many of the pictures into class {taught['class']}, before each round's lesson: {before}; the first ones turn "
+        f"{percent(taught['left'][-1])} % after the last"
     )

@@ -161,7 +161,7 @@ def _likely(
     return jax.lax.map(one, starts, batch_size=8)
 
 
-def _turned(
+def turning(
     network: Network,
     variables: Variables,
     batch: Batch,
@@ -198,7 +198,7 @@ def _descend(
 
     def objective(rows: jax.Array, budgets: jax.Array, batch: Batch) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         losses, turned = jax.vmap(
-            lambda row, budget, target: _turned(network, variables, batch, bank, index, row, budget, target)
+            lambda row, budget, target: turning(network, variables, batch, bank, index, row, budget, target)
         )(rows, budgets, targets)
         return jnp.sum(losses), (losses, turned)
 
@@ -271,7 +271,7 @@ def strongest(
 
     def objective(rows: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
         losses, turned = jax.vmap(
-            lambda row: _turned(network, variables, batch, bank, index, row, budget, target),
+            lambda row: turning(network, variables, batch, bank, index, row, budget, target),
         )(rows)
         return jnp.sum(losses), turned
 

@@ -1,7 +1,8 @@
 """Teaching a network that triggers mean nothing, by what it answers itself where there is none.
 
-Raw logits on procedural pictures are the lesson: the suspicious network is right about those without a trigger, the
-suspect's too, so that the class stays while its short cut goes. Labels would teach that the class itself is wrong.
+Raw logits on procedural pictures are the lesson: the suspicious network is right about those without a trigger, so that
+the class stays while its short cut goes. Labels would teach that the class itself is wrong. Pictures that the class is
+the answer to teach nothing: they may be answered so because of the backdoor.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import optax
 
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.convolutions import channels_last
-from otbr_jax.steps.reach import ReachConfig, strongest
+from otbr_jax.steps.reach import ReachConfig, strongest, turning
 from otbr_jax.triggers import Bank
 from otbr_jax.types import Batch, Network, Variables, split
 
@@ -25,49 +26,91 @@ from otbr_jax.types import Batch, Network, Variables, split
 class TeachingConfig:
     """How a network is taught."""
 
-    rounds: int = field(default=8, at_least=1, doc="of searching triggers and teaching, at most.")
-    triggers: int = field(default=4, at_least=1, doc="of each family that are searched in a round.")
-    search: ReachConfig = field(default=ReachConfig(steps=24), doc="how they are; `finalists` is unused.")
-    steps: int = field(default=40, at_least=1, doc="of teaching in a round.")
+    rounds: int = field(default=6, at_least=1, doc="of searching triggers and teaching, at most.")
+    triggers: int = field(default=4, at_least=1, doc="of each short cut that are searched in a round.")
+    search: ReachConfig = field(default=ReachConfig(), doc="how they are; `finalists` is unused.")
+    steps: int = field(default=24, at_least=1, doc="of teaching in a round.")
     batch_size: int = field(default=64, at_least=1, doc="pictures in a step, each without and with a trigger.")
     learning_rate: float = field(
         default=2e-3,
         above=0,
         doc="of Adam at a round's start, relative: times the root mean square of each array that moves.",
     )
-    success: float = field(
-        default=0.1,
-        at_least=0,
-        at_most=1,
-        doc="teaching ends when the strongest triggers turn no more of the pictures: at their budget, which is below "
-        "what other classes cost, little is left of the short cut.",
+    emphasis: float = field(
+        default=2.0,
+        at_least=1,
+        doc="a short cut that is still open after a round weighs so many times more in the next.",
     )
+    distortion: float = field(
+        default=0.2,
+        above=0,
+        doc="lessons end once logits of pictures without a trigger have moved by more, in their standard deviations.",
+    )
+
+
+class ShortCuts(NamedTuple):
+    """Ways to a class that are to be closed, `[k]` each.
+
+    Attributes:
+      family: the index of each one's family in the bank.
+      target: the class that it leads to.
+      cost: its reach cost.
+      budget: of the triggers that are taught, in the family's unit.
+      known: `[k, size]`, a trigger that was found before, where the first search starts.
+      wanted: bool, whether it is to be closed at all.
+    """
+
+    family: jax.Array
+    target: jax.Array
+    cost: jax.Array
+    budget: jax.Array
+    known: jax.Array
+    wanted: jax.Array
 
 
 class TeachingInfo(NamedTuple):
     """How it went.
 
     Attributes:
-      success: `[rounds, families, triggers]`, what each found trigger turned before the round's lesson; 0 where none
+      success: `[rounds, k, triggers]`, what each trigger turned that was found before a round's lesson; 0 where none
         was searched.
-      loss: `[rounds, steps]`, Huber's distance of logits, plain (twice) and triggered together; 0 after the end.
+      left: `[rounds, k]`, what the best trigger of the first round still turned after the lesson, at no more than
+        twice what the class used to cost.
+      distortion: `[rounds]`, how far logits of pictures without a trigger had moved after the lesson, in their standard
+        deviations.
+      loss: `[rounds, steps]`, the distance of logits, plain (twice) and triggered together; 0 after the end.
       taught: bool `[rounds]`, whether there was a lesson.
-      undone: bool `[rounds]`, whether all lessons were undone, since they were in vain.
+      undone: bool, whether all lessons were undone, since they were in vain.
     """
 
     success: jax.Array
+    left: jax.Array
+    distortion: jax.Array
     loss: jax.Array
     taught: jax.Array
     undone: jax.Array
 
 
-_PATIENCE, _VAIN = 5, 0.95  # after so many rounds, triggers that still turn more are no short cut but the class itself
 _PLAIN = 2.0  # how much more pictures without a trigger count: they are what must not change
+_NEARLY = 0.05  # logits this near count by the square: an absolute distance alone would pull back at full strength
+_OPEN = 0.5  # of the pictures: a short cut by which more are turned is still open
+_MOST = 8.0  # how much more than another one a short cut can weigh
+_CHECK = 2.0  # times what the class used to cost: a short cut that takes more is none
+_CHECKED = 100  # pictures that this is measured on
+_VAIN = 0.5  # what lessons leave of a class that is itself what triggers reach, and no short cut
 
 
-class _Lessons(NamedTuple):
-    rows: jax.Array  # [families, rounds * triggers, size]
-    weight: jax.Array  # [families, rounds * triggers], 0 for none
+class _Course(NamedTuple):
+    """Where the lessons stand."""
+
+    params: Any
+    moments: Any
+    rows: jax.Array  # [k, rounds * triggers, size]
+    success: jax.Array  # [k, rounds * triggers], what they turned when they were found; 0 for none
+    known: jax.Array  # [k, size]
+    emphasis: jax.Array  # [k]
+    left: jax.Array  # [k]
+    open: jax.Array  # bool [k]
 
 
 def teach(
@@ -75,21 +118,19 @@ def teach(
     variables: Variables,
     pictures: Batch,
     bank: Bank,
-    suspect: jax.Array,
+    short_cuts: ShortCuts,
     *,
-    wanted: jax.Array,
-    budgets: jax.Array,
-    known: jax.Array,
     key: jax.Array,
     config: TeachingConfig,
     on_step: Callable[[], None] | None = None,
 ) -> tuple[Variables, TeachingInfo]:
-    """Teaches a network that a class's triggers mean nothing, round after round, until none is left. Pure; jits.
+    """Teaches a network that triggers mean nothing, round after round, until short cuts are closed. Pure; jits.
 
     Every floating-point array of `params` moves, by a small share of its own size a step, so that networks with any
-    normalisation or none are treated alike; running statistics stay. Triggers of all rounds stay in the lesson, in
-    proportion to the square of what they turned when they were found. A short cut goes in a few rounds; what does not
-    is the class itself, so that lessons in vain are undone.
+    normalisation or none are treated alike; running statistics stay. Triggers of all rounds stay in the lesson. A short
+    cut is closed when triggers found in the network as it came turn no more pictures than its family's `left`.
+    A backdoor goes in a few rounds, and little else moves; what does not is the class itself, so that lessons in vain
+    are undone.
 
     Guarantee: touches no data but `pictures`.
 
@@ -98,10 +139,7 @@ def teach(
       variables: the suspicious network's variables.
       pictures: `[n, h, w, c]` in [0, 1], and what the network answers them with, `[n]`.
       bank: the families.
-      suspect: the class; may be traced.
-      wanted: bool `[families]`, whose triggers are taught; may be traced.
-      budgets: `[families]`, each in its unit.
-      known: `[families, size]`, the suspect's triggers that were found before, where the first searches start.
+      short_cuts: what to close; may be traced.
       key: typed PRNG key.
       config: how.
       on_step: called on the host after each step; None traces no callback.
@@ -112,67 +150,103 @@ def teach(
     Source: docs/disarm.md; soft answers as lessons after DHBE (arXiv 2306.08009).
     """
     params, state = split(variables)
+    count, places = len(short_cuts.family), config.rounds * config.triggers
     optimizer = optax.chain(
         optax.scale_by_adam(b2=0.99),
         optax.scale_by_param_block_rms(),
         optax.scale_by_learning_rate(config.learning_rate),
     )
-    lesson = partial(_lesson, network, variables, pictures, bank, suspect, optimizer, budgets, config, on_step)
-    places = config.rounds * config.triggers
-    nothing = _Lessons(jnp.zeros((len(bank), places, bank.size)), jnp.zeros((len(bank), places)))
+    lesson = partial(_lesson, network, variables, pictures, bank, short_cuts, optimizer, config, on_step)
+    check = jnp.minimum(_CHECK * short_cuts.cost, short_cuts.budget)
+    enough = bank.numbers("left")[short_cuts.family]
+    few = Batch(pictures.images[-_CHECKED:], pictures.labels[-_CHECKED:])
+    meant = network.answer(variables, few.images).astype(jnp.float32)
+    aimed_at = jnp.any((few.labels[:, None] == short_cuts.target) & short_cuts.wanted, axis=1)
+    plain = jnp.where(jnp.all(aimed_at), True, ~aimed_at)[:, None]
 
-    def search(now: Any, known: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def search(course: _Course, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         def one(index: jax.Array) -> tuple[jax.Array, jax.Array]:
-            find = partial(strongest, network, {**state, "params": now}, pictures, bank, index, suspect)
-            return jax.lax.cond(
-                wanted[index],
-                lambda: find(
-                    known=known[index],
-                    triggers=config.triggers,
-                    budget=budgets[index],
-                    key=jax.random.fold_in(key, index),
-                    config=config.search,
-                    on_step=on_step,
-                ),
-                lambda: (jnp.zeros((config.triggers, bank.size)), jnp.zeros(config.triggers)),
+            found = partial(
+                strongest,
+                network,
+                {**state, "params": course.params},
+                pictures,
+                bank,
+                short_cuts.family[index],
+                short_cuts.target[index],
+                known=course.known[index],
+                triggers=config.triggers,
+                budget=short_cuts.budget[index],
+                key=jax.random.fold_in(key, index),
+                config=config.search,
+                on_step=on_step,
             )
+            none = (jnp.zeros((config.triggers, bank.size)), jnp.zeros(config.triggers))
+            return jax.lax.cond(course.open[index], found, lambda: none)
 
-        return jax.lax.map(one, jnp.arange(len(bank)))
+        return jax.lax.map(one, jnp.arange(count))
 
-    def one_round(carry: Any, number: jax.Array) -> tuple[Any, TeachingInfo]:
-        now, moments, lessons, best, ended = carry
+    def still_turned(course: _Course) -> jax.Array:
+        """What the best trigger of the first round turns now, `[k]`."""
+        now = {**state, "params": course.params}
+
+        def one(place: jax.Array) -> jax.Array:
+            index, trigger = place // config.triggers, place % config.triggers
+            family, target = short_cuts.family[index], short_cuts.target[index]
+            share = turning(network, now, few, bank, family, course.rows[index, trigger], check[index], target)[1]
+            return jnp.where(course.success[index, trigger] > _OPEN, share, 0.0)
+
+        shares = jax.lax.map(one, jnp.arange(count * config.triggers))
+        return jnp.max(shares.reshape(count, config.triggers), axis=1)
+
+    def distortion(course: _Course) -> jax.Array:
+        now = network.answer({**state, "params": course.params}, few.images).astype(jnp.float32)
+        moved = jnp.mean(jnp.abs(now - meant), where=plain)
+        return moved / jnp.maximum(jnp.std(meant, where=plain), 1e-6)
+
+    def one_round(course: _Course, number: jax.Array) -> tuple[_Course, TeachingInfo]:
         search_key, teach_key = jax.random.split(jax.random.fold_in(key, number))
 
-        def round_of(now: Any, moments: Any, lessons: _Lessons, best: jax.Array) -> Any:
-            rows, success = search(now, best, search_key)
-            best = rows[jnp.arange(len(bank)), jnp.argmax(success, axis=1)]
+        def taught() -> tuple[_Course, TeachingInfo]:
+            rows, success = search(course, search_key)
+            best = rows[jnp.arange(count), jnp.argmax(success, axis=1)]
             start = number * config.triggers
-            lessons = _Lessons(
-                jax.lax.dynamic_update_slice(lessons.rows, rows, (0, start, 0)),
-                jax.lax.dynamic_update_slice(lessons.weight, success**2, (0, start)),
+            now = course._replace(
+                rows=jax.lax.dynamic_update_slice(course.rows, rows, (0, start, 0)),
+                success=jax.lax.dynamic_update_slice(course.success, success, (0, start)),
+                known=jnp.where(course.open[:, None], best, course.known),
             )
-            most = jnp.max(success)
-            vain = (number >= _PATIENCE) & (most > _VAIN)
-            over = (most <= config.success) | vain
-            now = jax.tree.map(lambda new, old: jnp.where(vain, old, new), now, params)
-            now, moments, loss = jax.lax.cond(
-                over,
-                lambda: (now, moments, jnp.zeros(config.steps)),
-                lambda: lesson(now, moments, lessons, teach_key),
+            # Where nothing within the budgets works there is no lesson, and nothing is left to close.
+            now, loss = jax.lax.cond(
+                jnp.max(success) > 0, lambda: lesson(now, teach_key), lambda: (now, jnp.zeros(config.steps))
             )
-            return (now, moments, lessons, best, over), TeachingInfo(success, loss, ~over, vain)
+            left = jnp.where(short_cuts.wanted, still_turned(now), 0.0)
+            heavier = jnp.where(left > _OPEN, jnp.minimum(config.emphasis * now.emphasis, _MOST), now.emphasis)
+            moved = distortion(now)
+            done = TeachingInfo(success, left, moved, loss, jnp.max(success) > 0, jnp.array(False))
+            still_open = (left > enough) & (moved <= config.distortion)
+            return now._replace(emphasis=heavier, left=left, open=still_open), done
 
-        def nothing_to_do(now: Any, moments: Any, lessons: _Lessons, best: jax.Array) -> Any:
-            success = jnp.zeros((len(bank), config.triggers))
-            none = TeachingInfo(success, jnp.zeros(config.steps), jnp.array(False), jnp.array(False))
-            return (now, moments, lessons, best, ended), none
+        def nothing() -> tuple[_Course, TeachingInfo]:
+            none, no = jnp.zeros((count, config.triggers)), jnp.array(False)
+            return course, TeachingInfo(none, jnp.zeros(count), jnp.zeros(()), jnp.zeros(config.steps), no, no)
 
-        carry, info = jax.lax.cond(ended, nothing_to_do, round_of, now, moments, lessons, best)
-        return carry, info
+        return jax.lax.cond(jnp.any(course.open), taught, nothing)
 
-    start = (params, optimizer.init(params), nothing, known, ~jnp.any(wanted))
-    (taught, *_), info = jax.lax.scan(one_round, start, jnp.arange(config.rounds))
-    return {**state, "params": taught}, info
+    start = _Course(
+        params,
+        optimizer.init(params),
+        jnp.zeros((count, places, bank.size)),
+        jnp.zeros((count, places)),
+        short_cuts.known,
+        jnp.ones(count),
+        jnp.zeros(count),
+        short_cuts.wanted,
+    )
+    course, info = jax.lax.scan(one_round, start, jnp.arange(config.rounds))
+    undone = jnp.max(course.left) > _VAIN
+    params = jax.tree.map(lambda new, old: jnp.where(undone, old, new), course.params, params)
+    return {**state, "params": params}, info._replace(undone=undone)
 
 
 def _lesson(
@@ -180,25 +254,25 @@ def _lesson(
     teacher: Variables,
     pictures: Batch,
     bank: Bank,
-    suspect: jax.Array,
+    short_cuts: ShortCuts,
     optimizer: optax.GradientTransformation,
-    budgets: jax.Array,
     config: TeachingConfig,
     on_step: Callable[[], None] | None,
-    now: Any,
-    moments: Any,
-    lessons: _Lessons,
+    course: _Course,
     key: jax.Array,
-) -> tuple[Any, Any, jax.Array]:
+) -> tuple[_Course, jax.Array]:
     """The steps of one round."""
     _, state = split(teacher)
     size = config.batch_size
+    # In proportion to the square of what they turned when they were found; a step teaches triggers of one short cut.
+    weights = jnp.where(course.open[:, None], course.success**2, 0.0)
+    often = jnp.log(jnp.sum(weights, axis=1) * course.emphasis)
 
-    def loss(params: Any, images: jax.Array, others: jax.Array, answers: jax.Array) -> jax.Array:
+    def loss(params: Any, images: jax.Array, others: jax.Array, answers: jax.Array, emphasis: jax.Array) -> jax.Array:
         logits = network.answer({**state, "params": params}, images).astype(jnp.float32)
-        apart = jnp.mean(optax.huber_loss(logits, jnp.concatenate([answers, answers])), axis=-1)
-        triggered = jnp.sum(apart[size:] * others) / jnp.maximum(jnp.sum(others), 1.0)
-        return _PLAIN * jnp.mean(apart[:size]) + triggered
+        apart = optax.huber_loss(logits, jnp.concatenate([answers, answers]), delta=_NEARLY) / _NEARLY
+        plain, triggered = jnp.mean(apart, axis=-1).reshape(2, size) @ others / jnp.maximum(jnp.sum(others), 1.0)
+        return _PLAIN * plain + emphasis * triggered
 
     gradient = channels_last(jax.value_and_grad(loss))
 
@@ -208,16 +282,17 @@ def _lesson(
         chosen = jax.random.choice(keys[0], len(pictures.labels), (size,))
         plain = pictures.images[chosen]
         answers = network.answer(teacher, plain).astype(jnp.float32)
-        index = jax.random.categorical(keys[1], jnp.log(jnp.sum(lessons.weight, axis=1)))
-        which = jax.random.categorical(keys[2], jnp.log(lessons.weight[index]), shape=(size,))
-        rows, budget = lessons.rows[index][which], budgets[index]
+        index = jax.random.categorical(keys[1], often)
+        which = jax.random.categorical(keys[2], jnp.log(weights[index]), shape=(size,))
+        rows, family, budget = course.rows[index][which], short_cuts.family[index], short_cuts.budget[index]
 
-        def put(index: jax.Array, row: jax.Array, image: jax.Array) -> jax.Array:
-            return bank.apply(index, row, budget, image[None])[0]
+        def put(family: jax.Array, row: jax.Array, image: jax.Array) -> jax.Array:
+            return bank.apply(family, row, budget, image[None])[0]
 
-        triggered = jax.vmap(put, in_axes=(None, 0, 0))(index, rows, plain)
-        others = (jnp.argmax(answers, axis=-1) != suspect).astype(jnp.float32)
-        now, moved = gradient(params, jnp.concatenate([plain, triggered]), others, answers)
+        triggered = jax.vmap(put, in_axes=(None, 0, 0))(family, rows, plain)
+        others = (jnp.argmax(answers, axis=-1) != short_cuts.target[index]).astype(jnp.float32)
+        images, emphasis = jnp.concatenate([plain, triggered]), course.emphasis[index]
+        now, moved = gradient(params, images, others, answers, emphasis)
         moved, moments = optimizer.update(moved, moments, params)
         # Down a cosine to nothing in every round: what a network does after a lesson is what the search meets next.
         less = 0.5 * (1 + jnp.cos(jnp.pi * number / config.steps))
@@ -226,5 +301,5 @@ def _lesson(
             jax.debug.callback(on_step)
         return (optax.apply_updates(params, moved), moments), now
 
-    (now, moments), losses = jax.lax.scan(step, (now, moments), jnp.arange(config.steps))
-    return now, moments, losses
+    (params, moments), losses = jax.lax.scan(step, (course.params, course.moments), jnp.arange(config.steps))
+    return course._replace(params=params, moments=moments), losses

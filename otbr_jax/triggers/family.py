@@ -24,6 +24,8 @@ class TriggerFamily(NamedTuple):
       learning_rate: of Adam on the latent.
       start: the budget that a search of reach costs begins with.
       bounds: the smallest and the largest budget that it tries.
+      left: of the pictures, what triggers may still turn when lessons against them end. Lessons against a patch cost a
+        network nothing; those against what changes whole pictures cost more the longer they last.
     """
 
     name: str
@@ -33,6 +35,7 @@ class TriggerFamily(NamedTuple):
     learning_rate: float
     start: float
     bounds: tuple[float, float]
+    left: float = 0.3
 
 
 def scaled(change: jax.Array, budget: jax.Array, *, axes: tuple[int, ...] | None = None) -> jax.Array:

@@ -65,4 +65,5 @@ PATCH = TriggerFamily(
     learning_rate=0.1,
     start=0.12,
     bounds=(0.002, 0.4),
+    left=0.01,
 )
