@@ -97,6 +97,9 @@ _OPEN = 0.5  # of the pictures: a short cut by which more are turned is still op
 _MOST = 8.0  # how much more than another one a short cut can weigh
 _CHECK = 2.0  # times what the class used to cost: a short cut that takes more is none
 _CHECKED = 100  # pictures that this is measured on
+_GONE = (
+    0.1  # of the pictures: where first triggers turn no more, and yet new ones are found, those are the class itself
+)
 _VAIN = 0.5  # what lessons leave of a class that is itself what triggers reach, and no short cut
 
 
@@ -209,22 +212,23 @@ def teach(
 
         def taught() -> tuple[_Course, TeachingInfo]:
             rows, success = search(course, search_key)
+            most = jnp.max(success, axis=1)
             best = rows[jnp.arange(count), jnp.argmax(success, axis=1)]
             start = number * config.triggers
             now = course._replace(
                 rows=jax.lax.dynamic_update_slice(course.rows, rows, (0, start, 0)),
                 success=jax.lax.dynamic_update_slice(course.success, success, (0, start)),
                 known=jnp.where(course.open[:, None], best, course.known),
+                # A search that finds nothing within the budget has nothing to teach either.
+                open=course.open & (most > 0) & ~((course.left <= _GONE) & (most > _OPEN)),
             )
-            # Where nothing within the budgets works there is no lesson, and nothing is left to close.
-            now, loss = jax.lax.cond(
-                jnp.max(success) > 0, lambda: lesson(now, teach_key), lambda: (now, jnp.zeros(config.steps))
-            )
+            wanted = jnp.any(now.open)
+            now, loss = jax.lax.cond(wanted, lambda: lesson(now, teach_key), lambda: (now, jnp.zeros(config.steps)))
             left = jnp.where(short_cuts.wanted, still_turned(now), 0.0)
             heavier = jnp.where(left > _OPEN, jnp.minimum(config.emphasis * now.emphasis, _MOST), now.emphasis)
             moved = distortion(now)
-            done = TeachingInfo(success, left, moved, loss, jnp.max(success) > 0, jnp.array(False))
-            still_open = (left > enough) & (moved <= config.distortion)
+            done = TeachingInfo(success, left, moved, loss, wanted, jnp.array(False))
+            still_open = wanted & (left > enough) & (moved <= config.distortion)
             return now._replace(emphasis=heavier, left=left, open=still_open), done
 
         def nothing() -> tuple[_Course, TeachingInfo]:
@@ -240,7 +244,7 @@ def teach(
         jnp.zeros((count, places)),
         short_cuts.known,
         jnp.ones(count),
-        jnp.zeros(count),
+        jnp.where(short_cuts.wanted, 1.0, 0.0),
         short_cuts.wanted,
     )
     course, info = jax.lax.scan(one_round, start, jnp.arange(config.rounds))

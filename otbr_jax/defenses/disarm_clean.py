@@ -1,0 +1,69 @@
+"""Disarm with a few clean images: the same verdict, and lessons on clean images beside procedural pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from otbr_jax.defenses import disarm
+from otbr_jax.defenses.disarm import Disarmed, DisarmSettings, Lessons
+from otbr_jax.defenses.judging import Pictures
+from otbr_jax.detectors.shortcuts import Suspicion
+from otbr_jax.plan import Plan, Report, Setup, Step, needs
+from otbr_jax.steps.reach import Reached
+from otbr_jax.types import Batch, Network, Variables
+
+
+def beside(pictures: Batch, clean: jax.Array, network: Network, variables: Variables) -> Batch:
+    """Procedural pictures and clean images in turn, as many of either; with what the network answers them with.
+
+    Args:
+      pictures: `[n, h, w, c]` in [0, 1], and the answers to them, `[n]`.
+      clean: clean images, uint8 `[m, h, w, c]`; where m < n they are repeated, where m > n the rest is left out.
+      network: the functions of the network.
+      variables: the suspicious network's variables.
+    """
+    images = clean.astype(jnp.float32) / 255
+    answers = jax.lax.map(lambda image: jnp.argmax(network.answer(variables, image[None])[0]), images, batch_size=200)
+    count = len(pictures.labels)
+    places = jnp.arange(count) % len(images)
+
+    def in_turn(ours: jax.Array, theirs: jax.Array) -> jax.Array:
+        return jnp.stack([ours, theirs[places].astype(ours.dtype)], axis=1).reshape(2 * count, *ours.shape[1:])
+
+    return Batch(in_turn(pictures.images, images), in_turn(pictures.labels, answers))
+
+
+def disarm_suspect(
+    setup: Setup,
+    settings: Lessons,
+    *,
+    victim: Variables,
+    clean: Batch,
+    pictures: Pictures,
+    reached: Reached,
+    detected: Suspicion,
+    key: jax.Array,
+    report: Report | None,
+) -> Disarmed:
+    """As `disarm.disarm_suspect`, with clean images among the pictures."""
+    mixed = pictures._replace(batch=beside(Batch(*pictures.batch), Batch(*clean).images, setup.network, victim))
+    return disarm.disarm_suspect(
+        setup, settings, victim=victim, pictures=mixed, reached=reached, detected=detected, key=key, report=report
+    )
+
+
+def plan(config: DisarmSettings) -> Plan:
+    """The plan of `disarm`, whose lessons take the clean images too."""
+
+    def with_images(step: Step) -> Step:
+        if step.name != "disarmed":
+            return step
+        return dataclasses.replace(step, run=disarm_suspect, needs={**step.needs, **needs("clean")})
+
+    return tuple(map(with_images, disarm.plan(config)))
+
+
+DEFENSE = dataclasses.replace(disarm.DEFENSE, name="disarm_clean", data="clean images", plan=plan)
