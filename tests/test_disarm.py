@@ -9,11 +9,12 @@ import pytest
 import tiny_runs
 
 from otbr_jax import Batch, InputError, Network, Setup
-from otbr_jax.defenses.disarm import DetectionConfig, PicturesConfig, make_pictures, short_cuts
+from otbr_jax.defenses import disarm, disarm_clean
+from otbr_jax.defenses.disarm import DetectionConfig, DisarmSettings, PicturesConfig, make_pictures, short_cuts
 from otbr_jax.detectors.shortcuts import ANSWERS, MARGIN, USUAL, out_of_line, suspect_by_short_cuts
 from otbr_jax.steps.margin import MarginConfig, largest_margins
 from otbr_jax.steps.procedural import balanced, procedural
-from otbr_jax.steps.reach import ReachConfig, reach_costs
+from otbr_jax.steps.reach import ReachConfig, Reached, reach_costs
 from otbr_jax.steps.teach import ShortCuts, TeachingConfig, teach
 from otbr_jax.studies.repair_config import repaired_by
 from otbr_jax.studies.results import summarize
@@ -224,6 +225,48 @@ def test_a_class_that_is_no_short_cut_is_left_as_it_is(planted):
     jax.tree.map(np.testing.assert_array_equal, same, planted[1])
     assert info.taught.all()
     assert info.undone
+
+
+def test_what_is_new_once_first_triggers_are_gone_is_not_taught(planted):
+    """A search that goes on finding triggers after those found first are gone has come to the class itself."""
+    config = TeachingConfig(
+        rounds=6, triggers=2, search=ReachConfig(steps=12, starts=4), steps=20, learning_rate=3e-2, distortion=1e9
+    )
+    _, info = taught_additive(planted, wanted=True, budget=0.06, config=config)
+    gone = np.flatnonzero(np.asarray(info.left)[:, 0] <= 0.1)
+    assert info.taught[0]
+    assert not info.undone
+    assert all(info.success[now + 1].max() <= 0.5 or not info.taught[now + 1] for now in gone if now + 1 < 6)
+
+
+def test_lessons_end_once_plain_pictures_have_moved(planted):
+    config = TeachingConfig(rounds=4, triggers=2, search=ReachConfig(steps=12, starts=4), steps=8, distortion=1e-6)
+    _, info = taught_additive(planted, wanted=True, budget=0.06, config=config)
+    np.testing.assert_array_equal(info.taught, [True, False, False, False])
+    assert info.distortion[0] > 1e-6
+
+
+def test_short_cuts_of_all_classes_are_the_most_telling_ones():
+    families = ("patch", "wave")
+    costs = jnp.ones((2, 4)).at[0, 3].set(0.1).at[1, 0].set(0.05).at[0, 1].set(0.2)
+    rule = {"families": families, "threshold": 99.0, "share": 0.6, "budget": 0.5, "closed": "all"}
+    found = suspect_by_short_cuts(costs, jnp.ones(4), jnp.full(4, 0.25), **rule)
+    closing = short_cuts(found, Reached(jnp.zeros((2, 4, 5)), costs), families)
+    assert {*zip(closing.family.tolist(), closing.target.tolist(), strict=True)} == {(0, 3), (1, 0)}
+    assert closing.wanted.all()
+    np.testing.assert_allclose(closing.cost, [0.05, 0.1])
+
+
+def test_clean_images_stand_beside_the_pictures(planted):
+    network, variables, batch = planted
+    clean = jnp.arange(3 * 12 * 12 * 3, dtype=jnp.uint8).reshape(3, *SHAPE)
+    mixed = disarm_clean.beside(batch, clean, network, variables)
+    np.testing.assert_array_equal(mixed.images[::2], batch.images)
+    np.testing.assert_array_equal(mixed.images[7], clean[0] / 255)
+    np.testing.assert_array_equal(mixed.labels, jnp.argmax(network.answer(variables, mixed.images), -1))
+    ours, theirs = (way.DEFENSE.plan(DisarmSettings()) for way in (disarm, disarm_clean))
+    different = [their for our, their in zip(ours, theirs, strict=True) if our != their]
+    assert [(step.name, "clean" in step.needs) for step in different] == [("disarmed", True)]
 
 
 SMALL = {

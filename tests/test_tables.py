@@ -43,7 +43,8 @@ def cell(rng, attack="badnets", *, seed=0, network="preact_resnet10-w16", recipe
 def plain(rng, seed):
     """A row as digits.jsonl and torch_victims.jsonl have it."""
     row = cell(rng, seed=seed)
-    return {name: row[name] for name in ("seed", "metrics", "choice", "oracle")} | {"file": f"victim{seed}.pt"}
+    kept = {name: row[name] for name in ("seed", "metrics", "choice", "oracle")}
+    return kept | {"file": f"victim{seed}.pt", "defense": "otbr", "seconds": 2.0}
 
 
 def timing(rng, seed):
@@ -109,6 +110,13 @@ def disarmed(rng, seed):
     return row | {"stage_seconds": {"pictures": 5.0, "reached": 40.2, "disarmed": 30.0}}
 
 
+def defended(rng, seed):
+    """A row as bench_defences.jsonl has it; the second one is another way to defend the first one's victim."""
+    row = cell(rng, "blended") | {"cell": f"cell{seed}", "variant": ("", "1 % clean")[seed - 1], "seconds": 1.0}
+    row["metrics"]["victim"] = {"acc": 0.9, "asr": 1.0, "ra": 0.0}
+    return row
+
+
 def varied(rng, seed):
     """A row as bench_variants.jsonl has it."""
     row = cell(rng)
@@ -139,6 +147,7 @@ MADE = {
     "bench_tsbd": chosen,
     "bench_otbr_plus": suspected,
     "bench_disarm": disarmed,
+    "bench_defences": defended,
     "bench_recovery": suspected,
     "bench_variants": varied,
     "ablation": ablated,

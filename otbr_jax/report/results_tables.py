@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from otbr_jax.errors import InputError
-from otbr_jax.report import ablation_page, choice_tables
+from otbr_jax.report import ablation_page, choice_tables, defence_tables
 from otbr_jax.report.activeness_page import SCORES
 from otbr_jax.report.cells import ATTACKS, bold, oracle_cell, oracle_title, repaired_cell, repaired_network
 from otbr_jax.report.correlation_page import CORRELATIONS
@@ -74,14 +74,15 @@ def _torch_victims(rows: Sequence[Row]) -> list[Table]:
     lines = [
         [
             Code(text(row, "file")),
+            text(row, "defense"),
             percents(row, "metrics.victim", "acc", "asr", "ra"),
-            percents(row, "metrics.pruned", "acc", "asr", "ra"),
             bold(percents(row, f"metrics.{repaired_network(row)}", "acc", "asr", "ra")),
-            oracle_cell(row),
+            oracle_cell(row) if "oracle" in row.values else NOTHING,
+            number(row, "seconds", ".0f"),
         ]
-        for row in rows
+        for row in latest(rows, "file", "defense")
     ]
-    titles = ("file", "as it came: ACC / ASR / RA", "pruned only", "repaired", oracle_title(rows[0]))
+    titles = ("file", "defence", "as it came: ACC / ASR / RA", "repaired", oracle_title(rows[0]), "seconds")
     return [Table(titles, lines)]
 
 
@@ -273,6 +274,7 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[Table]]] = {
     "bench_tsbd": choice_tables.tsbd,
     "bench_otbr_plus": choice_tables.otbr_plus,
     "bench_disarm": choice_tables.disarm,
+    "bench_defences": defence_tables.defences,
     "bench_recovery": choice_tables.recovery,
     "bench_variants": choice_tables.variants,
     "ablation": _ablation,

@@ -1,0 +1,62 @@
+"""The table of one set of victims, defended in several ways."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+from otbr_jax.errors import InputError
+from otbr_jax.report.cells import ATTACKS, oracle_title, repaired_network
+from otbr_jax.report.numbers import NOTHING, formatted
+from otbr_jax.report.rows import Row, field, percents, text
+from otbr_jax.report.table import Table
+
+ORACLE = "otbr"
+"""Of which defence the best setting of its grid, by the test set and the trigger, is shown too."""
+
+
+def defences(rows: Sequence[Row]) -> list[Table]:
+    """A line for each way to defend, a column for each attack; then what was lost and left, and the seconds of a whole run, medians."""
+    rows = list({text(row, "cell"): row for row in rows}.values())
+    attacks = [attack for attack in ATTACKS if attack in {text(row, "attack") for row in rows}]
+    ways: dict[str, list[Row]] = {}
+    for row in rows:
+        ways.setdefault(_way(row), []).append(row)
+    victims = {text(row, "attack"): (row, "metrics.victim") for row in rows}
+    lines = [_line("as it came", victims, attacks, timed=False)]
+    for name, own in ways.items():
+        by_attack = {text(row, "attack"): row for row in own}
+        if len(by_attack) != len(own):
+            raise InputError(f"{own[0].place}: expected one row of {name!r} for each attack, found several")
+        repaired = {attack: (row, f"metrics.{repaired_network(row)}") for attack, row in by_attack.items()}
+        lines.append(_line(name, repaired, attacks))
+        if name == ORACLE:
+            best = {attack: (row, "oracle.fused") for attack, row in by_attack.items() if "oracle" in row.values}
+            lines.append(_line(f"{ORACLE}, {oracle_title(own[0]).split(':')[0]}", best, attacks, timed=False))
+    columns = ("defence", *attacks, "ACC lost, median", "ASR left, median", "seconds, median")
+    return [Table(columns, lines)]
+
+
+def _way(row: Row) -> str:
+    return ", ".join(part for part in (text(row, "defense"), text(row, "variant")) if part)
+
+
+def _line(name: str, found: Mapping[str, tuple[Row, str]], attacks: Sequence[str], *, timed: bool = True) -> list[str]:
+    def cell(attack: str) -> str:
+        if attack not in found:
+            return NOTHING
+        row, path = found[attack]
+        return percents(row, path, *(("acc",) if attack == "none" else ("acc", "asr")))
+
+    backdoored = [found[attack] for attack in attacks if attack != "none" and attack in found]
+    before = [float(percents(row, "metrics.victim", "acc")) for row, _ in backdoored]
+    lost = [acc - float(percents(row, path, "acc")) for acc, (row, path) in zip(before, backdoored, strict=True)]
+    left = [float(percents(row, path, "asr")) for row, path in backdoored]
+    took = [field(row, "seconds") for row, _ in backdoored]
+    return [
+        name,
+        *map(cell, attacks),
+        formatted(statistics.median(lost), "+.1f") if lost else NOTHING,
+        formatted(statistics.median(left), ".1f") if left else NOTHING,
+        formatted(statistics.median(took), ".0f") if timed and took else NOTHING,
+    ]
