@@ -16,7 +16,7 @@ ORACLE = "otbr"
 
 
 def defences(rows: Sequence[Row]) -> list[Table]:
-    """A line for each way to defend, a column for each attack; then what was lost and left, and the seconds of a whole run, medians."""
+    """A line for each way to defend, a column for each attack; then medians: lost, left, seconds of a whole run."""
     rows = list({text(row, "cell"): row for row in rows}.values())
     attacks = [attack for attack in ATTACKS if attack in {text(row, "attack") for row in rows}]
     ways: dict[str, list[Row]] = {}

@@ -97,9 +97,7 @@ _OPEN = 0.5  # of the pictures: a short cut by which more are turned is still op
 _MOST = 8.0  # how much more than another one a short cut can weigh
 _CHECK = 2.0  # times what the class used to cost: a short cut that takes more is none
 _CHECKED = 100  # pictures that this is measured on
-_GONE = (
-    0.1  # of the pictures: where first triggers turn no more, and yet new ones are found, those are the class itself
-)
+_GONE = 0.1  # of the pictures: where first triggers turn no more, those that are found anew are the class itself
 _VAIN = 0.5  # what lessons leave of a class that is itself what triggers reach, and no short cut
 
 
@@ -132,6 +130,7 @@ def teach(
     Every floating-point array of `params` moves, by a small share of its own size a step, so that networks with any
     normalisation or none are treated alike; running statistics stay. Triggers of all rounds stay in the lesson. A short
     cut is closed when triggers found in the network as it came turn no more pictures than its family's `left`.
+    Where all are of families with `beyond`, the network goes so much further along the way that the lessons took it.
     A backdoor goes in a few rounds, and little else moves; what does not is the class itself, so that lessons in vain
     are undone.
 
@@ -249,7 +248,9 @@ def teach(
     )
     course, info = jax.lax.scan(one_round, start, jnp.arange(config.rounds))
     undone = jnp.max(course.left) > _VAIN
-    params = jax.tree.map(lambda new, old: jnp.where(undone, old, new), course.params, params)
+    beyond = jnp.min(jnp.where(short_cuts.wanted, bank.numbers("beyond")[short_cuts.family], jnp.inf))
+    far = jnp.where(undone | ~info.taught[0], 0.0, beyond)
+    params = jax.tree.map(lambda new, old: jnp.where(far > 0, old + far * (new - old), old), course.params, params)
     return {**state, "params": params}, info._replace(undone=undone)
 
 

@@ -25,7 +25,9 @@ class TriggerFamily(NamedTuple):
       start: the budget that a search of reach costs begins with.
       bounds: the smallest and the largest budget that it tries.
       left: of the pictures, what triggers may still turn when lessons against them end. Lessons against a patch cost a
-        network nothing; those against what changes whole pictures cost more the longer they last.
+        network little; those against what changes whole pictures cost more the longer they last.
+      beyond: how much further than the lessons a network goes along the way that they took it. A patch that a search
+        finds is only part of the attacker's.
     """
 
     name: str
@@ -36,6 +38,7 @@ class TriggerFamily(NamedTuple):
     start: float
     bounds: tuple[float, float]
     left: float = 0.3
+    beyond: float = 1.0
 
 
 def scaled(change: jax.Array, budget: jax.Array, *, axes: tuple[int, ...] | None = None) -> jax.Array:

@@ -66,4 +66,5 @@ PATCH = TriggerFamily(
     start=0.12,
     bounds=(0.002, 0.4),
     left=0.01,
+    beyond=1.25,
 )
