@@ -136,7 +136,7 @@ def _scored(clean: Sequence[Row], reported: Sequence[Row]) -> str:
     if not clean:
         return "No clean networks for the threshold."
     scores = sorted(suspicion(row) for row in clean)
-    threshold = field(clean[0], "judgement.threshold")
+    threshold = field((reported or clean)[-1], "judgement.threshold")  # of the latest state
     over = sum(score >= threshold for score in scores)
     found = [row for row in reported if text(row, "attack") != "none"]
     right = sum(_stands_out(row) and field(row, "judgement.suspect") == 0 for row in found)
