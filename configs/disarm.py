@@ -7,7 +7,7 @@ trigger of each family is searched: patch, addition, smooth addition, wave, warp
 the network is taught, by its own logits, to answer pictures with that trigger as those without it. Otherwise nothing is
 changed. What it does and when: docs/disarm.md.
 
-Expected: ACC / ASR 99.6 / 100.0 before and about 99 / 4 after, in about four minutes on two CPU cores, a quarter of it
+Expected: ACC / ASR 99.6 / 100.0 before and about 99 / 1 after, in about four minutes on two CPU cores, a quarter of it
 the training of the victim. How it does on other victims: docs/measurements.md, whose rows stand in
 results/bench_disarm.jsonl; `configs/otbr_plus.py` finds some that it misses.
 
