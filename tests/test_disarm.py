@@ -281,9 +281,10 @@ SMALL = {
 }
 
 
-def test_a_run_leaves_a_verdict_and_a_report(tmp_path):
+@pytest.mark.parametrize("way", ["disarm", "disarm_clean"])
+def test_a_run_leaves_a_verdict_and_a_report(way, tmp_path):
     config = repaired_by(
-        "disarm", tiny_runs.OTBR, **SMALL, detection=DetectionConfig(families=("patch", "wave"), threshold=1e-6)
+        way, tiny_runs.OTBR, **SMALL, detection=DetectionConfig(families=("patch", "wave"), threshold=1e-6)
     )
     result = tiny_runs.run(tmp_path / "w", config)
     summary = summarize(result)

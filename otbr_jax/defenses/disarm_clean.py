@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,7 @@ import jax.numpy as jnp
 from otbr_jax.defenses import disarm
 from otbr_jax.defenses.disarm import Disarmed, DisarmSettings, Lessons
 from otbr_jax.defenses.judging import Pictures
-from otbr_jax.detectors.shortcuts import Suspicion
-from otbr_jax.plan import Plan, Report, Setup, Step, needs
-from otbr_jax.steps.reach import Reached
+from otbr_jax.plan import Plan, Setup, Step, needs
 from otbr_jax.types import Batch, Network, Variables
 
 
@@ -37,22 +36,11 @@ def beside(pictures: Batch, clean: jax.Array, network: Network, variables: Varia
 
 
 def disarm_suspect(
-    setup: Setup,
-    settings: Lessons,
-    *,
-    victim: Variables,
-    clean: Batch,
-    pictures: Pictures,
-    reached: Reached,
-    detected: Suspicion,
-    key: jax.Array,
-    report: Report | None,
+    setup: Setup, settings: Lessons, *, clean: Batch, pictures: Pictures, victim: Variables, **rest: Any
 ) -> Disarmed:
     """As `disarm.disarm_suspect`, with clean images among the pictures."""
     mixed = pictures._replace(batch=beside(Batch(*pictures.batch), Batch(*clean).images, setup.network, victim))
-    return disarm.disarm_suspect(
-        setup, settings, victim=victim, pictures=mixed, reached=reached, detected=detected, key=key, report=report
-    )
+    return disarm.disarm_suspect(setup, settings, pictures=mixed, victim=victim, **rest)
 
 
 def plan(config: DisarmSettings) -> Plan:

@@ -75,7 +75,7 @@ class TeachingInfo(NamedTuple):
       success: `[rounds, k, triggers]`, what each trigger turned that was found before a round's lesson; 0 where none
         was searched.
       left: `[rounds, k]`, what the best trigger of the first round still turned after the lesson, at no more than
-        twice what the class used to cost.
+        twice what the class used to cost; 0 where none of them had turned half of the pictures when it was found.
       distortion: `[rounds]`, how far logits of pictures without a trigger had moved after the lesson, in their standard
         deviations.
       loss: `[rounds, steps]`, the distance of logits, plain (twice) and triggered together; 0 after the end.
