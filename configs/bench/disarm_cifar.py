@@ -1,0 +1,64 @@
+"""The default on CIFAR-10: two networks, eight attacks and an all-to-all one, at 10 % and 2 % of poison, and clean ones.
+
+    python -m launch.prepare_data --name=cifar10
+    python -m launch.bench --grid=configs/bench/disarm_cifar.py --workdir=runs/cifar --results=results/bench_disarm.jsonl
+
+20,000 training images, eight epochs of the fast recipe, 2,000 test images. WaNet's strength is 3 (`configs/bench/cpu.py`
+says why). SIG poisons six tenths of its class, whose clean images the network has to see. Three to ten minutes a
+victim on two CPU cores. The threshold is that of `configs/bench/disarm.py`, whose clean networks hold none of CIFAR-10.
+"""
+
+import dataclasses
+
+from configs.bench import cpu
+from configs.bench.disarm import to_all
+from otbr_jax.models.registry import ModelConfig
+from otbr_jax.studies.bench import Cell, Grid
+from otbr_jax.studies.repair_config import repaired_by
+
+VGG, RESNET = ("vgg7_bn", 16), ("preact_resnet10", 16)
+
+
+def cifar(network: tuple[str, int], attack: str, ratio: float = 0.1) -> Cell:
+    """A victim on CIFAR-10."""
+    config = cpu.cell("cifar10", attack).config
+    model = ModelConfig(network[0], width=network[1], image_shape=(32, 32, 3), num_classes=10)
+    return Cell(
+        dataclasses.replace(
+            config,
+            model=model,
+            attack=dataclasses.replace(config.attack, poisoning_ratio=ratio),
+            training=dataclasses.replace(config.training, epochs=8),
+        ),
+        recipe="fast, 8 epochs" if ratio != 0.02 else "fast, 8 epochs, 2 % poisoned",
+    )
+
+
+def victims() -> tuple[Cell, ...]:
+    """All victims, those that say most first."""
+    return (
+        cifar(VGG, "badnets"),
+        cifar(VGG, "none"),
+        cifar(RESNET, "blended"),
+        cifar(VGG, "wanet"),
+        cifar(RESNET, "none"),
+        cifar(VGG, "sig", 0.06),
+        cifar(RESNET, "trojan"),
+        cifar(VGG, "lf"),
+        cifar(RESNET, "badnets", 0.02),
+        cifar(VGG, "blended"),
+        to_all(cifar(VGG, "badnets")),
+        cifar(RESNET, "wanet"),
+        cifar(VGG, "ssba"),
+        cifar(RESNET, "sig", 0.06),
+        cifar(VGG, "trojan"),
+        cifar(RESNET, "lf"),
+        cifar(VGG, "blended", 0.02),
+        cifar(RESNET, "badnets"),
+        cifar(VGG, "input_aware"),
+    )
+
+
+def get_grid() -> Grid:
+    """Every victim, repaired by `disarm`."""
+    return Grid("disarm", tuple(Cell(repaired_by("disarm", cell.config), cell.recipe) for cell in victims()))
