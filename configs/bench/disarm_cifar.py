@@ -1,11 +1,13 @@
-"""The default on CIFAR-10: two networks, eight attacks and an all-to-all one, at 10 % and 2 % of poison, and clean ones.
+r"""The default on CIFAR-10: two networks, all attacks, 10 % and 2 % of poison, all-to-all, and clean networks.
 
     python -m launch.prepare_data --name=cifar10
-    python -m launch.bench --grid=configs/bench/disarm_cifar.py --workdir=runs/cifar --results=results/bench_disarm.jsonl
+    python -m launch.bench --grid=configs/bench/disarm_cifar.py --workdir=runs/disarm \
+        --results=results/bench_disarm.jsonl
 
-20,000 training images, eight epochs of the fast recipe, 2,000 test images. WaNet's strength is 3 (`configs/bench/cpu.py`
-says why). SIG poisons six tenths of its class, whose clean images the network has to see. Three to ten minutes a
-victim on two CPU cores. The threshold is that of `configs/bench/disarm.py`, whose clean networks hold none of CIFAR-10.
+20,000 training images, eight epochs of the fast recipe, 2,000 test images. WaNet's strength is 3
+(`configs/bench/cpu.py` says why). SIG poisons six tenths of its class, whose clean images the network has to see.
+Three to ten minutes a victim on two CPU cores. The threshold is that of `configs/bench/disarm.py`, none of whose clean
+networks saw CIFAR-10.
 """
 
 import dataclasses
