@@ -1,7 +1,8 @@
 """Converts a network's checkpoint: `python -m launch.convert --from=victim.pt --to=victim --model=preact_resnet18`.
 
-The formats: an Orbax checkpoint (a directory, whose name has no suffix), PyTorch (.pt, .pth, .tar) and safetensors.
-Nothing in a file is executed. Of an Orbax checkpoint, sizes other than the published ones have to be given.
+The formats: an Orbax checkpoint (a directory, whose name has no suffix), PyTorch (.pt, .pth, .tar, .ckpt, .bin) and
+safetensors, as a file or a folder with one. Nothing in a file is executed. Of an Orbax checkpoint, sizes other than the
+published ones have to be given.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ TO = flags.DEFINE_string("to", None, "Checkpoint to write; its suffix, or that i
 MODEL = flags.DEFINE_string("model", None, "Architecture, such as preact_resnet18 or vit_b_16.", required=True)
 WIDTH = flags.DEFINE_integer("width", None, "Channels of the first stage; by default the file's, or as published.")
 DEPTH = flags.DEFINE_list("depth", None, "Blocks per stage, such as 2,2,2,2; by default as published.")
+ENTRY = flags.DEFINE_string("entry", "", "Which of several sets of weights in the file; by default the first.")
 CLASSES = flags.DEFINE_integer("num_classes", None, "Number of logits; by default the file's, or 10.")
 IMAGE = flags.DEFINE_list("image_shape", None, "Height, width, channels; by default what suits the file, or 32,32,3.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replaces a checkpoint at --to.")
@@ -31,7 +33,7 @@ def main(arguments: Sequence[str]) -> None:
     given: dict[str, Any] = {"width": WIDTH.value, "num_classes": CLASSES.value}
     given |= {"depth": _integers(DEPTH), "image_shape": _integers(IMAGE)}
     settings = {field: value for field, value in given.items() if value is not None}
-    print(convert(FROM.value, TO.value, MODEL.value, settings, overwrite=OVERWRITE.value))
+    print(convert(FROM.value, TO.value, MODEL.value, settings, entry=ENTRY.value, overwrite=OVERWRITE.value))
 
 
 def _integers(flag: flags.FlagHolder[list[str] | None]) -> tuple[int, ...] | None:

@@ -8,8 +8,8 @@ from launching import launch
 from otbr_jax import InputError
 from otbr_jax.interop.state_dict import to_state_dict
 from otbr_jax.interop.tensor_files import read_tensors, write_state_dict
-from otbr_jax.runs.checkpoints import load_variables
 from otbr_jax.runs.loading import load_checkpoint
+from otbr_jax.runs.orbax_folder import load_variables
 from otbr_jax.studies.convert import convert
 
 pytest.importorskip("torch")

@@ -22,8 +22,8 @@ from otbr_jax.interop.tensor_files import read_tensors, write_tensors
 from otbr_jax.interop.torch_files import Envelope
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
-from otbr_jax.runs.checkpoints import load_variables
 from otbr_jax.runs.networks import open_network
+from otbr_jax.runs.orbax_folder import load_variables
 from otbr_jax.studies.inspection import inspect
 from otbr_jax.studies.repair import repair
 from otbr_jax.studies.repair_config import RepairConfig

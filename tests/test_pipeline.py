@@ -22,7 +22,8 @@ from otbr_jax.attacks.badnets import BadNetsConfig
 from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.data.sources import DataConfig
 from otbr_jax.defenses.otbr_plus import SweepConfig
-from otbr_jax.runs.checkpoints import load_variables, save_checkpoint
+from otbr_jax.runs.checkpoints import save_checkpoint
+from otbr_jax.runs.orbax_folder import load_variables
 from otbr_jax.studies.results import summarize
 from otbr_jax.types import named_leaves, replace_leaves
 

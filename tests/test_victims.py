@@ -19,7 +19,7 @@ from otbr_jax.attacks.badnets import BadNetsConfig
 from otbr_jax.attacks.registry import ATTACKS, AttackConfig
 from otbr_jax.data.sources import DataConfig
 from otbr_jax.defenses.otbr_plus import SweepConfig
-from otbr_jax.runs.checkpoints import load_variables
+from otbr_jax.runs.orbax_folder import load_variables
 from otbr_jax.studies.repair import repair
 from otbr_jax.studies.repair_config import RepairConfig
 from otbr_jax.victims.config import VictimConfig

@@ -3,41 +3,53 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import logging
 import os
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 
 from otbr_jax.errors import InputError
+from otbr_jax.interop.locating import Located, Shapes, is_complete, locate, same_shape
+from otbr_jax.interop.parts import Parts
 from otbr_jax.interop.state_dict import from_state_dict, tensor_name, tensor_shape, to_state_dict
 from otbr_jax.interop.tensor_files import TensorFile, write_tensors
 from otbr_jax.interop.torch_files import Envelope
 from otbr_jax.types import Variables, named_leaves
 
 _LOG = logging.getLogger(__name__)
-_COUNTER = "num_batches_tracked"
 _FLOATS = tuple(np.dtype(kind) for kind in (np.float32, ml_dtypes.bfloat16, np.float16, np.float64))
-_OLD_SPELLINGS = (
-    (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\."), r"\1\2."),  # DenseNets of torchvision before 0.3
-    (re.compile(r"(\bmlp)\.linear_1\."), r"\1.0."),  # vision transformers of torchvision before 0.14
-    (re.compile(r"(\bmlp)\.linear_2\."), r"\1.3."),
-)
+_BACKDOORBENCH = ("model_name", "num_classes", "model")
 
 
 class MismatchError(InputError):
     """The tensors of a file are not those of the network."""
 
 
+class Normalisation(NamedTuple):
+    """What a network does to images in [0, 1] before anything else: `(image - mean) / std`, a value per channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
 class Slot(NamedTuple):
-    """One tensor of a file: the network's name for it and its dtype, or its value if the network has no such array."""
+    """A weight in a file.
+
+    Attributes:
+      name: the network's name for it.
+      dtype: the file's.
+      shape: the file's, which may have other axes of size 1.
+      parts: how it is held; None for as it is.
+    """
 
     name: str
     dtype: np.dtype
-    value: np.ndarray | None = None
+    shape: tuple[int, ...]
+    parts: Parts | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,81 +59,135 @@ class Template:
     Attributes:
       format: 'torch' or 'safetensors'.
       envelope: what surrounds the tensors.
-      slots: the file's tensors by the file's names (with its prefix and spelling), in its order.
+      stored: the file's tensors as they were, by the file's names, in its order.
+      slots: weights by the file's names.
+      normalisation: what the file's network does to its input before anything else; None for nothing.
     """
 
     format: str
     envelope: Envelope
+    stored: Mapping[str, np.ndarray]
     slots: Mapping[str, Slot]
+    normalisation: Normalisation | None = None
 
 
-def load_tensors(file: TensorFile, like: Variables, *, name: str) -> tuple[Variables, Template]:
+def load_tensors(file: TensorFile, like: Variables, *, name: str, entry: str = "") -> tuple[Variables, Template]:
     """Returns the variables of a network from a file's tensors, and the template to write such a file again.
 
-    Names may share a prefix (`module.`, `_orig_mod.`, `1.`) and be spelled as in old versions of torchvision. float16,
-    bfloat16 and float64 become the network's own dtype, float32, which one line on the logger says.
+    They may lie anywhere in the file, under any prefix, in the spelling of any library of `spellings`, and in the parts
+    that pruning and weight normalisation leave. What training leaves beside them is passed over. float16, bfloat16 and
+    float64 become the network's own dtype, float32. One line on the logger says each of these.
 
     Args:
       file: what `read_tensors` returned.
       like: pytree of `jax.ShapeDtypeStruct` that the network expects.
       name: the argument's name, for messages.
+      entry: which of several sets of weights, such as `state_dict_ema`; the file's first by default.
 
     Raises:
       MismatchError: if a tensor is missing, has another shape, or is not the network's; the line names the first.
-      InputError: if a tensor is not floating-point, holds a NaN or an infinity, or is a variance below 0.
+      InputError: if there is no such entry, or a tensor is not floating-point, holds a NaN or an infinity, or is a
+        variance below 0.
     """
     where = f"{name}: {file.path}"
     expected = {tensor_name(leaf): tensor_shape(leaf, spec.shape) for leaf, spec in named_leaves(like).items()}
-    prefix = find_prefix(file.tensors, expected)
-    slots: dict[str, Slot] = {}
-    found: dict[str, str] = {}
-    extra: list[str] = []
-    for stored, array in file.tensors.items():
-        known = _known_name(stored, prefix)
-        if known in expected and known not in found:
-            found[known] = stored
-            slots[stored] = Slot(known, array.dtype)
-        elif stored.endswith(_COUNTER) and array.ndim == 0 and array.dtype.kind == "i":
-            slots[stored] = Slot("", array.dtype, array)
-        else:
-            extra.append(stored)
-    problems = [
-        f"expected a tensor {prefix}{known} of shape {shape}, found none of that name"
-        for known, shape in expected.items()
-        if known not in found
+    place = _choose(locate(file.sets, expected), expected, entry, where=where)
+    if problems := _problems(place, expected):
+        raise MismatchError(_one_line(where, problems))
+    if place.passed:
+        few = ", ".join(place.passed[:3]) + (f" and {len(place.passed) - 3} more" if len(place.passed) > 3 else "")
+        _LOG.warning("%s: left as they are, since they are not the network's: %s", where, few)
+    arrays = {known: place.tensors[stored].reshape(expected[known]) for known, stored in place.found.items()}
+    state = _in_float32(arrays, place.found, where=where)
+    slots = {
+        stored: Slot(known, place.tensors[stored].dtype, place.tensors[stored].shape, place.parts.get(stored))
+        for known, stored in place.found.items()
+    }
+    template = Template(
+        file.format,
+        file.envelope._replace(entry=place.path),
+        file.sets[place.path].tensors,
+        slots,
+        _normalisation(place, where=where),
+    )
+    return from_state_dict(state, like), template
+
+
+def _choose(places: list[Located], expected: Shapes, entry: str, *, where: str) -> Located:
+    """The place that was asked for, or the best one."""
+    complete = [place for place in places if is_complete(place, expected)]
+    named = {place.entry: place for place in reversed(complete or places)}
+    if entry:
+        if entry not in named:
+            raise InputError(f"{where}: expected an entry of {sorted(named)}, found {entry!r}")
+        return named[entry]
+    others = [place.entry for place in complete[1:] if place.entry != complete[0].entry]
+    if others:
+        message = "%s: took the weights in %s; the file also holds %s, which %s=%s takes"
+        setting = "--entry" if where.startswith("--") else "model.entry"
+        _LOG.warning(message, where, complete[0].entry or "its top", " and ".join(others), setting, others[0])
+    return places[0]
+
+
+def _problems(place: Located, expected: Shapes) -> list[str]:
+    """Why the tensors are not those of the network, the most telling first."""
+    inside = f" in its entry {'/'.join(place.path)}" if place.path else ""
+    problems = []
+    for known, shape in expected.items():
+        if known not in place.found:
+            other = place.others.get(place.prefix + known)
+            near = difflib.get_close_matches(known, place.extra, n=1) if not other else []
+            found = other or ("none of that name" + (f", but {near[0]}" if near else ""))
+            problems.append(f"expected a tensor {place.prefix}{known} of shape {shape}{inside}, found {found}")
+    problems += [
+        f"expected {stored} of shape {expected[known]}, found {place.tensors[stored].shape}"
+        for known, stored in place.found.items()
+        if not same_shape(place.tensors[stored].shape, expected[known])
     ]
     problems += [
-        f"expected {stored} of shape {expected[known]}, found {file.tensors[stored].shape}"
-        for known, stored in found.items()
-        if file.tensors[stored].shape != expected[known]
+        f"found {stored} {place.tensors[stored].shape}{inside}, which the network does not have"
+        for stored in place.extra
     ]
-    problems += [f"found {stored} {file.tensors[stored].shape}, which the network does not have" for stored in extra]
-    if problems:
-        raise MismatchError(_one_line(where, problems))
-    state = _in_float32({known: file.tensors[stored] for known, stored in found.items()}, found, where=where)
-    return from_state_dict(state, like), Template(file.format, file.envelope, slots)
+    return problems
+
+
+def _normalisation(place: Located, *, where: str) -> Normalisation | None:
+    if place.normalisation is None:
+        return None
+    mean, std = place.normalisation
+    if not (np.all(np.isfinite(mean)) and np.all(np.isfinite(std)) and np.all(std > 0)):
+        raise InputError(f"{where}: expected an input normalisation that is finite and divides by more than 0")
+    scale = 255.0 if np.max(np.abs(mean)) > 2 else 1.0  # of networks that take images in 0..255
+    found = Normalisation(tuple(map(float, mean / scale)), tuple(map(float, std / scale)))
+    message = (
+        "%s: normalises its input itself, mean %s and std %s of images in [0, 1]; leave data.mean and data.std empty"
+    )
+    _LOG.warning(message, where, *(tuple(round(value, 4) for value in values) for values in found))
+    return found
 
 
 def tensors_like(template: Template, variables: Variables, *, name: str = "variables") -> dict[str, np.ndarray]:
-    """Returns variables under the names and in the order, layouts and dtypes of the file that `template` is of.
+    """Returns variables under the names and in the order, layouts, parts and dtypes of the file that `template` is of.
 
-    BatchNorm's counters of batches are the file's own.
+    Whatever else the file holds, such as BatchNorm's counters of batches, is as it was.
 
     Raises:
       InputError: if a value has no finite value in the file's dtype (float16 ends at 65504).
     """
     state = to_state_dict(variables)
-    tensors = {}
+    changed: dict[str, np.ndarray] = {}
     for stored, slot in template.slots.items():
-        if slot.value is not None:
-            tensors[stored] = slot.value
-            continue
         with np.errstate(over="ignore"):
-            tensors[stored] = state[slot.name].astype(slot.dtype)
-        if not _is_finite(tensors[stored]):
+            weight = state[slot.name].reshape(slot.shape).astype(slot.dtype)
+        if not _is_finite(weight):
             largest = float(np.max(np.abs(state[slot.name])))
             raise InputError(f"{name}: expected values that {slot.dtype} can hold, found {largest:g} in {stored}")
-    return tensors
+        if slot.parts is None:
+            changed[stored] = weight
+        else:
+            old = tuple(template.stored[part] for part in slot.parts.names)
+            changed |= zip(slot.parts.names, slot.parts.kind.split(weight, old), strict=True)
+    return {stored: changed.get(stored, array) for stored, array in template.stored.items()}
 
 
 def write_like(
@@ -129,51 +195,32 @@ def write_like(
 ) -> None:
     """Writes variables as a file like the one they came from: format, surroundings, names, order and dtypes.
 
-    Of BackdoorBench's `attack_result.pt` it makes what that toolkit calls `defense_result.pt`. Entries next to a state
-    dict are kept if they are plain values; an optimizer's state is not. The file appears at once or not at all.
+    Of BackdoorBench's `attack_result.pt` it makes what that toolkit calls `defense_result.pt`. What lies beside the
+    weights comes along, but for what would need somebody's code, which one line on the logger names. The file appears
+    at once or not at all.
 
     Raises:
       InputError: if a value does not fit the file's dtype, or `path` cannot be written.
     """
-    tensors = tensors_like(template, variables, name=name)
-    write_tensors(path, tensors, format=template.format, envelope=template.envelope)
+    tensors, envelope = tensors_like(template, variables, name=name), template.envelope
+    if is_of_backdoorbench(envelope):
+        envelope = envelope._replace(content={key: envelope.content[key] for key in _BACKDOORBENCH})
+    left_out = write_tensors(path, tensors, format=template.format, envelope=envelope)
+    if left_out:
+        _LOG.warning("%s: without %s, which would need somebody's code", os.fspath(path), ", ".join(left_out[:5]))
 
 
 def file_name(template: Template) -> str:
     """What a repaired network's file is called: BackdoorBench looks for `defense_result.pt`."""
-    if template.envelope.key == "model" and "model_name" in template.envelope.entries:
+    if is_of_backdoorbench(template.envelope):
         return "defense_result.pt"
     return "repaired.safetensors" if template.format == "safetensors" else "repaired.pt"
 
 
-def find_prefix(stored: Iterable[str], expected: Iterable[str]) -> str:
-    """Returns what stands before the network's names in a file, the shortest that explains most; often empty."""
-    modern = {_modern_spelling(name) for name in stored}
-    wanted = list(expected)
-    candidates = {""}
-    for name in modern:
-        parts = name.split(".", 6)[:-1]  # no tool nests deeper, and names are not to be trusted
-        candidates.update(".".join(parts[: depth + 1]) + "." for depth in range(len(parts)))
-    in_order = sorted(candidates, key=lambda prefix: (len(prefix), prefix))
-    return max(in_order, key=lambda prefix: sum(prefix + name in modern for name in wanted))
-
-
-def known_shapes(tensors: Mapping[str, np.ndarray], expected: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    """Shapes of a file's tensors by the names a network that has `expected` knows, counters of batches left out."""
-    prefix = find_prefix(tensors, expected)
-    return {
-        _known_name(stored, prefix): array.shape for stored, array in tensors.items() if not stored.endswith(_COUNTER)
-    }
-
-
-def _known_name(stored: str, prefix: str) -> str:
-    return _modern_spelling(stored).removeprefix(prefix)
-
-
-def _modern_spelling(name: str) -> str:
-    for old, new in _OLD_SPELLINGS:
-        name = old.sub(new, name)
-    return name
+def is_of_backdoorbench(envelope: Envelope) -> bool:
+    """Whether a file is BackdoorBench's `attack_result.pt`, beside whose weights lie the poisoned images."""
+    content = envelope.content
+    return isinstance(content, dict) and all(key in content for key in _BACKDOORBENCH) and envelope.entry == ("model",)
 
 
 def _in_float32(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import io
+import glob
+import json
 import os
 import pathlib
+import re
 from collections.abc import Callable, Mapping
 from typing import IO, NamedTuple
 
@@ -13,13 +15,32 @@ import numpy as np
 
 from otbr_jax.errors import InputError
 from otbr_jax.extras import needed
-from otbr_jax.interop.torch_files import Envelope, import_torch, is_torch_file, pickled_names, read_torch, write_torch
+from otbr_jax.interop.other_kinds import UNKNOWN, what_it_is
+from otbr_jax.interop.torch_files import (
+    Envelope,
+    Path,
+    TensorSet,
+    import_torch,
+    is_torch_file,
+    read_torch,
+    write_torch,
+)
 
-FORMATS: Mapping[str, str] = {".pt": "torch", ".pth": "torch", ".tar": "torch", ".safetensors": "safetensors"}
+FORMATS: Mapping[str, str] = {
+    ".pt": "torch",
+    ".pth": "torch",
+    ".tar": "torch",
+    ".ckpt": "torch",
+    ".bin": "torch",
+    ".safetensors": "safetensors",
+}
 """The format of a new file by its suffix."""
 
 _SCANNED = 1 << 20
 _BARE = Envelope()
+_INDEX = ".index.json"
+_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.[a-z]+")
+_PUBLISHED = ("model.safetensors", "pytorch_model.bin")  # Hugging Face's names
 
 
 class TensorFile(NamedTuple):
@@ -28,32 +49,114 @@ class TensorFile(NamedTuple):
     Attributes:
       path: where it was.
       format: 'torch' or 'safetensors'.
-      tensors: arrays by name, in the file's order, layouts and dtypes (bfloat16 is that of `ml_dtypes`).
+      sets: named tensors by where they lie in the file, () for its top.
       envelope: what surrounds them.
     """
 
     path: pathlib.Path
     format: str
-    tensors: Mapping[str, np.ndarray]
+    sets: Mapping[Path, TensorSet]
     envelope: Envelope
 
 
 def read_tensors(path: str | os.PathLike[str], *, name: str) -> TensorFile:
     """Reads a file of PyTorch or safetensors; its content says which, whatever the suffix.
 
-    Nothing in the file is executed: see `torch_files.read_torch`.
+    Nothing in the file is executed: see `torch_files.read_torch`. A folder as Hugging Face has them stands for the file
+    of weights in it, and an index for its shards, or any of these for all.
 
     Args:
-      path: the file.
+      path: the file or folder.
       name: the argument's name, for messages.
 
     Raises:
       InputError: if there is no such file, it is empty, damaged, of another kind, refused, or torch is not installed.
     """
     root = pathlib.Path(os.path.expanduser(path)).absolute()
+    if root.is_dir():
+        root = _file_in(root, name=name)
     if not root.is_file():
-        found = "a directory" if root.is_dir() else "no file" if root.exists() else "nothing"
+        found = "no file" if root.exists() else "nothing"
         raise InputError(f"{name}: expected a PyTorch or safetensors file, found {found} at {root}")
+    shard = _SHARD.fullmatch(root.name)
+    if shard:
+        index = next(iter(sorted(root.parent.glob(f"{glob.escape(shard[1])}.*{_INDEX}"))), None)
+        if index is None and int(shard[3]) > 1:
+            raise InputError(
+                f"{name}: {root} is part {int(shard[2])} of {int(shard[3])}; expected all parts and their index, "
+                f"{shard[1]}.*{_INDEX}, in one folder"
+            )
+        root = index or root
+    if root.name.endswith(_INDEX):
+        return _read_shards(root, name=name)
+    return _read_one(root, name=name)
+
+
+def is_tensor_folder(folder: pathlib.Path) -> bool:
+    """Whether a folder holds a file of weights, and no Orbax checkpoint."""
+    return bool(_files_in(folder))
+
+
+def _files_in(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The files that a folder may stand for, those with Hugging Face's names first."""
+    published = [folder / (name + ending) for name in _PUBLISHED for ending in ("", _INDEX)]
+    there = [file for file in published if file.is_file()]
+    if there:
+        return there[:1]
+    return [file for file in sorted(folder.iterdir()) if file.suffix in FORMATS and file.is_file()]
+
+
+def _file_in(folder: pathlib.Path, *, name: str) -> pathlib.Path:
+    files = _files_in(folder)
+    if not files:
+        raise InputError(f"{name}: expected a PyTorch or safetensors file, found a directory without one at {folder}")
+    if len(files) > 1 and not _SHARD.fullmatch(files[0].name):
+        several = ", ".join(file.name for file in files[:5])
+        raise InputError(f"{name}: expected one file of weights in {folder}, found {several}; give one of them")
+    return _inside(files[0], name=name)
+
+
+def _stays_inside(file: pathlib.Path, folder: pathlib.Path) -> bool:
+    """Whether a file of a folder lies in it, or where Hugging Face's cache keeps what its folders link to."""
+    real, home = file.resolve(), folder.resolve()
+    return real.is_relative_to(home) or (home.parent.name == "snapshots" and real.parent == home.parents[1] / "blobs")
+
+
+def _inside(file: pathlib.Path, *, name: str) -> pathlib.Path:
+    """The file; raises InputError if it is a link out of its folder, which whoever made the folder may have chosen."""
+    if not _stays_inside(file, file.parent):
+        raise InputError(f"{name}: {file} is a link to {file.resolve()}, outside of its folder; give that file itself")
+    return file
+
+
+def _read_shards(index: pathlib.Path, *, name: str) -> TensorFile:
+    """All the files that an index names, as one."""
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = sorted(set(places.values()))
+        named_well = all(isinstance(file, str) and file == pathlib.Path(file).name for file in files)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{name}: {index} is no readable index of shards ({type(error).__name__})") from None
+    if not files or not named_well:
+        raise InputError(f"{name}: {index}: expected names of files beside it, found {', '.join(map(str, files[:3]))}")
+    tensors: dict[str, np.ndarray] = {}
+    form = "safetensors"
+    for file in files:
+        shard = index.with_name(file)
+        if not shard.is_file():
+            raise InputError(f"{name}: {index} names {file}, which is not in its folder")
+        part = _read_one(_inside(shard, name=name), name=name)
+        form = part.format
+        for each in part.sets.values():
+            tensors |= {key: array for key, array in each.tensors.items() if places.get(key) == file}
+    missing = [key for key in places if key not in tensors]
+    if missing:
+        raise InputError(f"{name}: {index} promises {missing[0]} in {places[missing[0]]}, which does not hold it")
+    metadata = {"format": "pt"} if form == "safetensors" else None
+    return TensorFile(index, form, {(): TensorSet(tensors)}, Envelope(metadata=metadata))
+
+
+def _read_one(root: pathlib.Path, *, name: str) -> TensorFile:
     try:
         with open(root, "rb") as file:
             head = file.read(_SCANNED)
@@ -62,9 +165,11 @@ def read_tensors(path: str | os.PathLike[str], *, name: str) -> TensorFile:
     except OSError as error:
         raise InputError(f"{name}: cannot read {root} ({error.strerror})") from None
     # A safetensors file is the length of its header (8 bytes), and the header, which is JSON.
-    if head and (head[8:9] == b"{" or root.suffix == ".safetensors"):
-        return TensorFile(root, "safetensors", *_read_safetensors(root, name=name))
-    raise InputError(f"{name}: expected a PyTorch or safetensors file, found {_other_kind(head)} at {root}")
+    kind = what_it_is(root, head)
+    if head[8:9] == b"{" or (root.suffix == ".safetensors" and kind.startswith(UNKNOWN)):
+        tensors, metadata = _read_safetensors(root, name=name)
+        return TensorFile(root, "safetensors", {(): TensorSet(tensors)}, Envelope(metadata=metadata))
+    raise InputError(f"{name}: expected a PyTorch or safetensors file, found {kind} at {root}")
 
 
 def write_tensors(
@@ -74,7 +179,7 @@ def write_tensors(
     format: str,
     envelope: Envelope = _BARE,
     name: str = "path",
-) -> None:
+) -> list[str]:
     """Writes a file of that format ('torch' or 'safetensors'); readers see the old file or the new, never a part.
 
     Args:
@@ -84,6 +189,9 @@ def write_tensors(
       envelope: what surrounds the tensors.
       name: the argument's name, for messages.
 
+    Returns:
+      The entries of the envelope that could not be kept, since they would need somebody's code.
+
     Raises:
       InputError: if it cannot be written, or torch is needed and not installed.
     """
@@ -92,17 +200,19 @@ def write_tensors(
         contiguous = {key: np.array(array, order="C") for key, array in tensors.items()}
         content = files.save(contiguous, metadata=dict(envelope.metadata or {}) or None)
         _write_at_once(pathlib.Path(os.path.expanduser(path)), lambda file: file.write(content), name=name)
-    else:
-        import_torch(name)
-        _write_at_once(
-            pathlib.Path(os.path.expanduser(path)),
-            lambda file: write_torch(file, tensors, envelope, name=name),
-            name=name,
-        )
+        return []
+    import_torch(name)
+    left_out: list[str] = []
+
+    def write(file: IO[bytes]) -> None:
+        left_out.extend(write_torch(file, tensors, envelope, name=name))
+
+    _write_at_once(pathlib.Path(os.path.expanduser(path)), write, name=name)
+    return left_out
 
 
 def write_state_dict(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray], *, name: str = "path") -> None:
-    """Writes tensors as a plain file of the format that the suffix names: .pt, .pth, .tar or .safetensors.
+    """Writes tensors as a plain file of the format that the suffix names: see `FORMATS`.
 
     Raises:
       InputError: if the suffix is another, it cannot be written, or torch is needed and not installed.
@@ -114,7 +224,7 @@ def write_state_dict(path: str | os.PathLike[str], tensors: Mapping[str, np.ndar
     write_tensors(path, tensors, format=FORMATS[suffix], envelope=Envelope(metadata=metadata), name=name)
 
 
-def _read_safetensors(path: pathlib.Path, *, name: str) -> tuple[dict[str, np.ndarray], Envelope]:
+def _read_safetensors(path: pathlib.Path, *, name: str) -> tuple[dict[str, np.ndarray], Mapping[str, str] | None]:
     safetensors = needed("safetensors", what=f"{name}: a safetensors file")
     try:
         with safetensors.safe_open(path, framework="np") as file:
@@ -125,18 +235,7 @@ def _read_safetensors(path: pathlib.Path, *, name: str) -> tuple[dict[str, np.nd
         raise InputError(f"{name}: {path} is no readable safetensors file ({reason})") from None
     if not tensors:
         raise InputError(f"{name}: expected tensors, found none in {path}")
-    return tensors, Envelope(metadata=metadata)
-
-
-def _other_kind(head: bytes) -> str:
-    """What a file that starts like this may be."""
-    if not head:
-        return "an empty file"
-    if head.startswith(b"PK"):
-        return "a zip archive that is damaged, or that torch.save did not write"
-    if names := pickled_names(io.BytesIO(head)):
-        return f"a pickle that torch.save did not write (it asks for {names[0]}, which was not run)"
-    return f"a file that starts with {head[:16]!r}"
+    return tensors, metadata
 
 
 def _write_at_once(path: pathlib.Path, write: Callable[[IO[bytes]], object], *, name: str) -> None:

@@ -7,7 +7,6 @@ import contextlib
 import io
 import pathlib
 import pickletools
-import re
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -18,42 +17,43 @@ import numpy as np
 
 from otbr_jax.errors import InputError
 from otbr_jax.extras import needed
+from otbr_jax.interop.foreign import Foreign, is_an_attack, module_tensors, plain_again, stand_in
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights")
-_BACKDOORBENCH = ("model_name", "num_classes", "model")
-_PLAIN_TYPES = (str, int, float, bool, type(None))
 _LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _SCANNED = 1 << 24
-_USUAL_NAMES = ("torch.", "collections.", "numpy.", "_codecs.", "builtins.set", "builtins.bytearray")
-_NUMPY_NAMES = (
-    "numpy.ndarray",
-    "numpy.dtype",
-    *(f"numpy.{core}.multiarray.{what}" for core in ("core", "_core") for what in ("_reconstruct", "scalar")),
-)
+_DEEPEST_SET = 3  # entries of entries of the file
+_MOST_SETS = 200
+Path = tuple[str, ...]
 
 
 class Envelope(NamedTuple):
-    """What surrounds the tensors in a file.
+    """What surrounds a set of tensors in a file.
 
     Attributes:
-      key: the entry of a dictionary that is the state dict; empty if the file is the state dict.
-      entries: that dictionary's plain values by name and in order, with None in the place of `key`.
+      content: all of a PyTorch file, as it was read; None where the set is all that there is.
+      entry: where in it the set lies, by the keys of its dictionaries.
       metadata: a safetensors file's metadata.
     """
 
-    key: str = ""
-    entries: Mapping[str, Any] = {}
+    content: Any = None
+    entry: Path = ()
     metadata: Mapping[str, str] | None = None
 
+    def without_content(self) -> Envelope:
+        """For a file that holds the set alone."""
+        return Envelope(metadata=self.metadata)
 
-class _Skipped:
-    """Takes the place of a numpy array: weights are tensors, so that nothing of numpy need run on a file's behalf."""
 
-    def __init__(self, *_: Any) -> None:
-        pass
+class TensorSet(NamedTuple):
+    """Named tensors that lie together.
 
-    def __setstate__(self, _: Any) -> None:
-        pass
+    Attributes:
+      tensors: arrays by name, in the file's order, layouts and dtypes (bfloat16 is that of `ml_dtypes`).
+      others: what is under other names, in words.
+    """
+
+    tensors: Mapping[str, np.ndarray]
+    others: Mapping[str, str] = {}
 
 
 def is_torch_file(path: pathlib.Path) -> bool:
@@ -64,52 +64,108 @@ def is_torch_file(path: pathlib.Path) -> bool:
     return _pickle(path) is not None
 
 
-def read_torch(path: pathlib.Path, *, name: str) -> tuple[dict[str, np.ndarray], Envelope]:
-    """Returns the tensors of a file of `torch.save`, as stored and in order, and what surrounds them.
+def read_torch(path: pathlib.Path, *, name: str) -> tuple[dict[Path, TensorSet], Envelope]:
+    """Returns the sets of tensors in a file of `torch.save` by where they lie, and all that it holds.
 
-    The file may be hostile: only PyTorch's weights-only unpickler reads it, and numpy's arrays (of BackdoorBench's
-    `attack_result.pt`) are passed over.
+    The file may be hostile: only PyTorch's weights-only unpickler reads it, and what it asks for beside tensors is
+    stood in for (`foreign`), so that nothing of it runs.
 
     Args:
-      path: a state dict, a dictionary with an entry such as `state_dict` or `model` that is one, or `attack_result.pt`.
+      path: a state dict, a dictionary with one in it up to two levels down, or a pickled module.
       name: the argument's name, for messages.
 
     Raises:
-      InputError: if torch is not installed, the file is damaged, asks for anything but tensors and plain values
-        (the line names what), or has no state dict.
+      InputError: if torch is not installed, the file is damaged or compressed, asks for what only an attacker has a
+        use for (the line names it), or holds no tensors.
     """
     torch = import_torch(name)
+    if _is_torchscript(path):
+        raise InputError(f"{name}: {path} is a TorchScript program, which is code; expected a file of its tensors")
     if (size := _unpacked_size(path)) > path.stat().st_size:  # torch.save does not compress
         raise InputError(f"{name}: {path} is refused: it is compressed, and would unpack to {size:,} bytes")
-    stand_ins = [(_Skipped, numpy_name) for numpy_name in _NUMPY_NAMES]
+    asked = [what for what in pickled_names(io.BytesIO(_pickle_of(path))) if what not in _known(torch)]
+    if attack := next((what for what in asked if is_an_attack(what)), None):
+        raise InputError(
+            f"{name}: {path} is refused: its pickle asks for {attack}, which no checkpoint has a use for and which was "
+            "not run; do not open this file by other means"
+        )
+    stand_ins = [(stand_in(what), what) for what in dict.fromkeys(asked)]
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
             warnings.simplefilter("ignore")  # about old formats
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise InputError(f"{name}: {path} {_why_refused(error, path)}") from None
-    state, envelope = _open_envelope(loaded, where=f"{name}: {path}")
-    tensors = {}
-    for key, value in state.items():
-        if not isinstance(value, torch.Tensor):
-            raise InputError(f"{name}: {path}: expected a tensor in the entry {key!r}, found {_kind(value)}")
-        try:
-            tensors[str(key)] = _to_numpy(value, torch)
-        except Exception:
-            found = f"{value.dtype}, {value.layout}"
-            raise InputError(f"{name}: {path}: expected a dense tensor of numbers in {key}, found {found}") from None
-    return tensors, envelope
+        raise InputError(f"{name}: {path} {_why_refused(error)}") from None
+    sets: dict[Path, TensorSet] = {}
+    _collect(loaded, (), sets, torch)
+    if not sets:
+        found = _kind(loaded)
+        if isinstance(loaded, dict):
+            found = f"a dictionary of {', '.join(str(key) for key in list(dict.keys(loaded))[:8]) or 'nothing'}"
+        raise InputError(f"{name}: {path}: expected named tensors, such as a state dict, found {found}")
+    return sets, Envelope(loaded)
 
 
-def write_torch(file: IO[bytes], tensors: Mapping[str, np.ndarray], envelope: Envelope, *, name: str) -> None:
-    """Writes a state dict in its envelope with `torch.save`.
+def write_torch(file: IO[bytes], tensors: Mapping[str, np.ndarray], envelope: Envelope, *, name: str) -> list[str]:
+    """Writes a set of tensors in its envelope with `torch.save`; returns the entries that could not be kept.
 
     Raises:
       InputError: if torch is not installed.
     """
     torch = import_torch(name)
     state = collections.OrderedDict((key, _to_torch(array, torch)) for key, array in tensors.items())
-    torch.save({**envelope.entries, envelope.key: state} if envelope.key else state, file)
+    left_out: list[str] = []
+    if not isinstance(envelope.content, dict):
+        torch.save(state, file)
+        return left_out
+    content = plain_again(_with_entry(envelope.content, envelope.entry, state), left_out)
+    torch.save(content, file)
+    return left_out
+
+
+def _with_entry(content: Any, entry: Path, state: Mapping[str, Any]) -> Any:
+    """The content with another set of tensors in the place of the old; what else lay among these stays."""
+    if isinstance(content, Foreign) or not isinstance(content, dict):
+        return state
+    kept = collections.OrderedDict(dict.items(content))
+    if entry:
+        place = next(key for key in kept if str(key) == entry[0])
+        kept[place] = _with_entry(kept[place], entry[1:], state)
+        return kept if isinstance(content, collections.OrderedDict) else dict(kept)
+    kept.update(state)
+    return kept
+
+
+def _collect(value: Any, path: Path, sets: dict[Path, TensorSet], torch: Any) -> None:
+    """Finds the sets of tensors in what was loaded."""
+    if len(sets) >= _MOST_SETS:
+        return
+    if isinstance(value, Foreign):
+        value = module_tensors(value)
+    if not isinstance(value, dict):
+        return
+    entries = {str(key): entry for key, entry in dict.items(value)}  # a pickle can replace `items` of an OrderedDict
+    tensors: dict[str, np.ndarray] = {}
+    others: dict[str, str] = {}
+    for key, entry in entries.items():
+        if not isinstance(entry, torch.Tensor):
+            others[key] = _kind(entry)
+            continue
+        try:
+            tensors[key] = _to_numpy(entry, torch)
+        except Exception:
+            others[key] = f"a tensor of {entry.dtype}, {entry.layout}"
+    if tensors:
+        sets[path] = TensorSet(tensors, others)
+    if len(path) < _DEEPEST_SET - 1:
+        for key, entry in entries.items():
+            if isinstance(entry, dict | Foreign):
+                _collect(entry, (*path, key), sets, torch)
+
+
+def _known(torch: Any) -> frozenset[str]:
+    """What PyTorch's weights-only unpickler knows without help."""
+    return frozenset(torch._weights_only_unpickler._get_allowed_globals())
 
 
 def import_torch(name: str) -> Any:
@@ -162,50 +218,28 @@ def _unpacked_size(path: pathlib.Path) -> int:
         return 0
 
 
-def _why_refused(error: Exception, path: pathlib.Path) -> str:
-    """One clause on why `torch.load` refused a file."""
-    text = str(error)
+def _pickle_of(path: pathlib.Path) -> bytes:
+    """The start of what is unpickled."""
     pickle = _pickle(path)
     if pickle is None:
         with open(path, "rb") as file:
             pickle = file.read(_SCANNED)
-    names = pickled_names(io.BytesIO(pickle))
-    named = re.search(r"GLOBAL (\S+)", text)
-    foreign = [asked for asked in names if not asked.startswith(_USUAL_NAMES)]
-    wanted = named[1] if named else foreign[0] if foreign else ""
-    if "TorchScript" in text:
-        return "is a TorchScript program, not tensors; save model.state_dict() instead"
-    if wanted and any(asked.startswith("torch.nn.modules.") for asked in names):
-        return f"holds a whole pickled module (it asks for {wanted}), not tensors; save model.state_dict() instead"
-    if wanted:
-        safe = "it was not run; save model.state_dict() alone"
-        return f"is refused: its pickle asks for {wanted}, which no checkpoint of tensors needs; {safe}"
-    lines = [line.removeprefix("WeightsUnpickler error: ") for line in text.split("\n") if line.strip()]
+    return pickle
+
+
+def _is_torchscript(path: pathlib.Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except Exception:  # an archive may be broken in many ways
+        return False
+
+
+def _why_refused(error: Exception) -> str:
+    """One clause on why `torch.load` refused a file."""
+    lines = [line.removeprefix("WeightsUnpickler error: ") for line in str(error).split("\n") if line.strip()]
     told = [line.strip() for line in lines if not line.lstrip().startswith(("Weights only load", "(1)", "(2)"))]
     return f"is no readable PyTorch checkpoint ({told[0][:200] if told else type(error).__name__})"
-
-
-def _open_envelope(loaded: Any, *, where: str) -> tuple[dict[str, Any], Envelope]:
-    """The state dict in what was loaded, and what surrounds it."""
-    if not isinstance(loaded, dict):
-        raise InputError(f"{where}: expected a state dict, found {_kind(loaded)}; save model.state_dict()")
-    entries = dict(dict.items(loaded))  # a pickle can put attributes such as `items` on an OrderedDict
-    if all(key in entries for key in _BACKDOORBENCH) and isinstance(entries["model"], dict):
-        kept = {key: entries[key] for key in _BACKDOORBENCH}  # defense_result.pt has no more
-        return dict(dict.items(entries["model"])), Envelope("model", _plain(kept, "model"))
-    for key in _WRAPPERS:
-        if isinstance(entries.get(key), dict):
-            return dict(dict.items(entries[key])), Envelope(key, _plain(entries, key))
-    if not any(hasattr(value, "layout") for value in entries.values()):
-        keys = ", ".join(str(key) for key in list(entries)[:8])
-        raise InputError(f"{where}: expected a state dict, found a dictionary without tensors ({keys or 'empty'})")
-    return entries, Envelope()
-
-
-def _plain(entries: Mapping[str, Any], state_key: str) -> dict[str, Any]:
-    """The plain values; others, such as an optimizer's state, belong to the network as it was."""
-    kept = {key: value for key, value in entries.items() if isinstance(key, str) and type(value) in _PLAIN_TYPES}
-    return {key: kept.get(key) for key in entries if key in kept or key == state_key}
 
 
 def _to_numpy(tensor: Any, torch: Any) -> np.ndarray:
@@ -223,4 +257,6 @@ def _to_torch(array: np.ndarray, torch: Any) -> Any:
 
 
 def _kind(value: Any) -> str:
-    return "a numpy array" if isinstance(value, _Skipped) else f"a value of type {type(value).__name__}"
+    if isinstance(value, Foreign):
+        return f"a {value.what}"
+    return f"a value of type {type(value).__name__}"

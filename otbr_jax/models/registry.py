@@ -56,7 +56,11 @@ class ModelConfig:
     num_classes: int = field(default=10, at_least=1, doc="number of logits.")
     checkpoint: str = field(
         default="",
-        doc="its weights, an Orbax checkpoint directory, or a PyTorch or safetensors file; empty for none yet.",
+        doc="its weights: an Orbax checkpoint directory, or a PyTorch or safetensors file or folder; empty for none.",
+    )
+    entry: str = field(
+        default="",
+        doc="which of several sets of weights in the checkpoint, such as `state_dict_ema`; empty for the first.",
     )
 
 

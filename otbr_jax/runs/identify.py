@@ -8,17 +8,15 @@ import math
 from collections.abc import Iterable, Mapping
 
 import jax
-import numpy as np
 
 from otbr_jax.errors import InputError
-from otbr_jax.interop.matching import known_shapes
+from otbr_jax.interop.locating import Shapes, known_shapes, locate, same_shape
 from otbr_jax.interop.state_dict import tensor_name, tensor_shape
+from otbr_jax.interop.torch_files import Path, TensorSet
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.models.vit import PATCH
 from otbr_jax.types import named_leaves
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 # Sizes that no network has by itself, so that the probe shows which axes they set.
 _PROBE = ModelConfig(width=64, image_shape=(32, 32, 11), num_classes=997)
@@ -37,7 +35,7 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def identify(
-    tensors: Mapping[str, np.ndarray],
+    sets: Mapping[Path, TensorSet],
     *,
     names: Iterable[str] = tuple(registry.ARCHITECTURES),
     depth: tuple[int, ...] = (),
@@ -45,13 +43,13 @@ def identify(
     """Returns the network whose names and shapes are exactly a file's, under any prefix; None if there is none.
 
     Args:
-      tensors: arrays by the file's names.
+      sets: the file's tensors by where they lie.
       names: architectures to try.
       depth: see `ModelConfig`; other depths than this (by default the published ones) are not tried.
     """
     for name in names:
         probe = _probe(name, depth)
-        found = known_shapes(tensors, probe)
+        found = _best(sets, probe)
         if probe.keys() == found.keys():
             config = _read_off(probe, found, name=name, depth=depth)
             if config is not None and _fits(config, found):
@@ -59,13 +57,13 @@ def identify(
     return None
 
 
-def likely_sizes(tensors: Mapping[str, np.ndarray], *, name: str, depth: tuple[int, ...] = ()) -> ModelConfig | None:
+def likely_sizes(sets: Mapping[Path, TensorSet], *, name: str, depth: tuple[int, ...] = ()) -> ModelConfig | None:
     """The sizes of a file that holds most tensors of an architecture, but not all or others too; None if it does not.
 
     With them an error names the tensor that is missing or too many, not the many whose shapes are not the published.
     """
     probe = _probe(name, depth)
-    found = known_shapes(tensors, probe)
+    found = _best(sets, probe)
     if 2 * len(probe.keys() & found.keys()) < len(probe):
         return None
     try:
@@ -75,6 +73,12 @@ def likely_sizes(tensors: Mapping[str, np.ndarray], *, name: str, depth: tuple[i
         return config
     except (KeyError, InputError):  # the tensors that tell are not there, or tell of no network
         return None
+
+
+def _best(sets: Mapping[Path, TensorSet], probe: Shapes) -> dict[str, tuple[int, ...]]:
+    """The shapes of the set that holds most of a network's names, by these."""
+    places = locate(sets, probe)
+    return known_shapes(max(places, key=lambda place: (len(place.found), -len(place.extra)))) if places else {}
 
 
 def describe(config: ModelConfig) -> str:
@@ -105,6 +109,7 @@ def _read_off(probe: Shapes, found: Shapes, *, name: str, depth: tuple[int, ...]
 
 def _fits(config: ModelConfig, found: Shapes) -> bool:
     try:
-        return config.width > 0 and expected_shapes(config) == found
+        expected = expected_shapes(config) if config.width > 0 else {}
     except InputError:  # sizes that the network does not come in
         return False
+    return expected.keys() == found.keys() and all(same_shape(found[name], expected[name]) for name in expected)

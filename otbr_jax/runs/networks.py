@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from otbr_jax.errors import InputError
 from otbr_jax.graph.graph import NeuronGraph
 from otbr_jax.graph.trace import trace
 from otbr_jax.interop import functions
-from otbr_jax.interop.matching import Template
+from otbr_jax.interop.matching import Normalisation, Template
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.runs.loading import load_checkpoint
@@ -54,7 +55,9 @@ def open_network(config: ModelConfig) -> Subject:
         like = jax.eval_shape(init, jax.random.key(0))
         variables, template = None, None
         if config.checkpoint:
-            variables, template = load_checkpoint(config.checkpoint, like, name="model.checkpoint")
+            variables, template = load_checkpoint(config.checkpoint, like, name="model.checkpoint", entry=config.entry)
+            if template is not None and template.normalisation is not None:
+                network = _normalising(network, template.normalisation, config)
         subject = Subject(network, like, _graph(network, like), variables, init, template)
     if subject.variables is not None:
         source = f"model.checkpoint {config.checkpoint}" if config.checkpoint else f"model.name {config.name}"
@@ -72,6 +75,22 @@ def _brought(config: ModelConfig) -> Subject:
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), variables)
     graph = brought.graph if brought.graph is not None else _graph(network, like)
     return Subject(network, like, graph, variables, None, restore=brought.restore)
+
+
+def _normalising(network: Network, of: Normalisation, config: ModelConfig) -> Network:
+    """The network of a file that normalises its input itself."""
+    channels = network.image_shape[2]
+    if not {len(of.mean), len(of.std)} <= {1, channels}:
+        raise InputError(
+            f"model.checkpoint: expected an input normalisation of {channels} channels in {config.checkpoint}, "
+            f"found {len(of.mean)} means and {len(of.std)} deviations"
+        )
+    mean, std, train = jnp.array(of.mean), jnp.array(of.std), network.apply_train
+    return dataclasses.replace(
+        network,
+        apply=lambda variables, images: network.apply(variables, (images - mean) / std),
+        apply_train=None if train is None else lambda variables, images: train(variables, (images - mean) / std),
+    )
 
 
 def _graph(network: Network, like: Variables) -> NeuronGraph:

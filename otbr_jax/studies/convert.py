@@ -13,7 +13,7 @@ import jax
 from otbr_jax.errors import InputError
 from otbr_jax.interop.matching import tensors_like
 from otbr_jax.interop.state_dict import to_state_dict
-from otbr_jax.interop.tensor_files import FORMATS, read_tensors, write_state_dict
+from otbr_jax.interop.tensor_files import FORMATS, is_tensor_folder, read_tensors, write_state_dict
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.runs.checkpoints import replace_checkpoint
@@ -28,6 +28,7 @@ def convert(
     model: str,
     settings: Mapping[str, Any],
     *,
+    entry: str = "",
     overwrite: bool = False,
 ) -> str:
     """Reads a network's checkpoint, writes it in the format that the target's name asks for, and says what it did.
@@ -38,9 +39,10 @@ def convert(
 
     Args:
       source: an Orbax checkpoint directory, or a file of PyTorch or safetensors.
-      target: a name that ends in .pt, .pth, .tar or .safetensors, or one without a suffix for an Orbax checkpoint.
+      target: a name with a suffix of `FORMATS`, or one without a suffix for an Orbax checkpoint.
       model: a name of `ARCHITECTURES`.
       settings: fields of `ModelConfig`; of a file, those left out are read off its tensors.
+      entry: see `load_tensors`.
       overwrite: whether to replace a checkpoint at the target.
 
     Raises:
@@ -58,12 +60,18 @@ def convert(
         raise InputError(f"--to: cannot use {goal} ({error.strerror})") from None
     published = ModelConfig(model)
     _network_arrays(published, settings)  # an unknown name or size ends here
-    if root.is_file():
+    if root.is_file() or (root.is_dir() and is_tensor_folder(root)):
         file = read_tensors(root, name="--from")
         depth = tuple(settings.get("depth", ()))
-        guess = identify(file.tensors, names=(model,), depth=depth)
-        guess = guess or likely_sizes(file.tensors, name=model, depth=depth)
-        variables, template = load_file(file, _network_arrays(guess or published, settings), name="--from")
+        guess = identify(file.sets, names=(model,), depth=depth)
+        guess = guess or likely_sizes(file.sets, name=model, depth=depth)
+        variables, template = load_file(file, _network_arrays(guess or published, settings), name="--from", entry=entry)
+        if template.normalisation is not None and goal.suffix not in FORMATS:
+            mean, std = template.normalisation
+            raise InputError(
+                f"--to: an Orbax checkpoint cannot hold the input normalisation of {file.path}, mean {mean} and std "
+                f"{std}; expected a name with one of the suffixes {', '.join(sorted(FORMATS))}, found {goal}"
+            )
         tensors, origin = tensors_like(template, variables, name="--from"), file.format
     else:
         variables, _ = load_checkpoint(root, _network_arrays(published, settings), name="--from")

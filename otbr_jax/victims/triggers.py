@@ -15,8 +15,8 @@ from otbr_jax.data.sources import Dataset
 from otbr_jax.errors import InputError
 from otbr_jax.graph.graph import Layer, NeuronGraph
 from otbr_jax.plan import Setup, Step, needs
-from otbr_jax.runs.checkpoints import load_variables
 from otbr_jax.runs.identity import content_digest
+from otbr_jax.runs.orbax_folder import load_variables
 from otbr_jax.runs.run import Run, givens
 from otbr_jax.runs.store import Stage
 from otbr_jax.types import Variables, named_leaves, replace_leaves

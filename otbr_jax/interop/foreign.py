@@ -1,0 +1,196 @@
+"""What a pickle asks for beside tensors: never imported, never called; stand-ins take its place.
+
+A checkpoint is more than weights: settings, metrics, paths, an optimizer, a whole module. Every name that PyTorch's
+weights-only unpickler does not know becomes a class that only remembers what it was given. So a file is read whatever
+it holds, and nothing of it runs. Names that only an attacker has a use for are refused all the same, since whoever
+opens such a file by other means should know.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import datetime
+import pathlib
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from otbr_jax.errors import InputError
+
+_ATTACKS = frozenset(
+    "os posix nt sys subprocess importlib runpy shutil socket pty ctypes code codeop webbrowser marshal timeit pdb bdb "
+    "cProfile profile trace asyncio http urllib requests httpx aiohttp operator pip ensurepip venv idlelib lib2to3 "
+    "doctest multiprocessing threading signal gc inspect pickle _pickle dill cloudpickle joblib torch.hub "
+    "torch.utils.cpp_extension torch.serialization numpy.testing".split()
+)
+_DATA_OF_BUILTINS = frozenset(
+    "set frozenset bytearray bytes complex slice range dict list tuple int float str bool object type NoneType".split()
+)
+_LIKE_DICTIONARIES = ("defaultdict", "AttributeDict", "CfgNode", "ConfigDict", "EasyDict", "AttrDict", "Dict", "Box")
+_PATHS = ("PosixPath", "WindowsPath", "Path", "PurePosixPath", "PureWindowsPath", "PurePath")
+_DATES = ("date", "time", "datetime", "timedelta")
+
+
+class Foreign:
+    """In the place of an object of a class that the file names.
+
+    Attributes:
+      what: the class's full name.
+      arguments: what it would have been made with.
+      state: what it would have been given as its state; None for nothing.
+    """
+
+    what: str = ""
+    arguments: tuple[Any, ...]
+    state: Any
+
+    def __new__(cls, *arguments: Any) -> Foreign:
+        """Remembers the arguments."""
+        self = object.__new__(cls)
+        self.arguments, self.state = arguments, None
+        return self
+
+    def __setstate__(self, state: Any) -> None:
+        """Remembers the state."""
+        self.state = state
+
+
+class _LikeDictionary:
+    """In the place of a subclass of dict, whose entries the unpickler puts into an OrderedDict."""
+
+    def __new__(cls, *_: Any) -> Any:
+        return collections.OrderedDict()
+
+
+def stand_in(name: str) -> type:
+    """A new class to stand for the one of this full name."""
+    parent = _LikeDictionary if name.rpartition(".")[2] in _LIKE_DICTIONARIES else Foreign
+    return type("StandIn", (parent,), {"what": name})
+
+
+def is_an_attack(name: str) -> bool:
+    """Whether a checkpoint that asks for this name can only mean to run something."""
+    module, _, last = name.rpartition(".")
+    if module in ("builtins", "__builtin__"):
+        return last not in _DATA_OF_BUILTINS
+    parts = module.split(".")
+    return any(".".join(parts[:depth]) in _ATTACKS for depth in range(1, len(parts) + 1))
+
+
+def module_tensors(value: Foreign) -> dict[str, Any] | None:
+    """The state dict of a pickled `torch.nn.Module`, without running the module; None if it is none."""
+    if not _is_module(value):
+        return None
+    return dict(_of_module(value, "", 0))
+
+
+def _is_module(value: Any) -> bool:
+    return isinstance(value, Foreign) and isinstance(value.state, dict) and "_parameters" in value.state
+
+
+def _of_module(module: Foreign, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
+    if depth > _DEEPEST:
+        return
+    passing = module.state.get("_non_persistent_buffers_set") or ()
+    for group in ("_parameters", "_buffers"):
+        for name, value in _entries(module.state.get(group)):
+            if value is not None and not (group == "_buffers" and name in passing):
+                yield prefix + name, value
+    for name, child in _entries(module.state.get("_modules")):
+        if _is_module(child):
+            yield from _of_module(child, f"{prefix}{name}.", depth + 1)
+
+
+def _entries(value: Any) -> list[tuple[str, Any]]:
+    """Of a dictionary, whose methods a pickle may have replaced."""
+    return [(key, entry) for key, entry in dict.items(value) if isinstance(key, str)] if isinstance(value, dict) else []
+
+
+_DEEPEST = 64
+_LEFT = object()
+
+
+def plain_again(content: Any, left_out: list[str]) -> Any:
+    """What was read, as it can be written: plain data in the place of stand-ins that stood for such.
+
+    Args:
+      content: nested dictionaries, lists and tuples of tensors and plain values, and `Foreign`.
+      left_out: is given the names of entries that cannot be written, since they would need somebody's code.
+
+    Returns:
+      The same without those entries.
+    """
+    written = _plain(content, (), left_out, 0)
+    return {} if written is _LEFT else written
+
+
+def _plain(value: Any, path: tuple[str, ...], left_out: list[str], depth: int) -> Any:
+    if isinstance(value, Foreign):
+        try:
+            return _plain_data(value)
+        except (ValueError, TypeError, KeyError, AttributeError, InputError):
+            left_out.append(f"{'/'.join(path) or 'the file'} ({value.what})")
+            return _LEFT
+    if isinstance(value, type) and issubclass(value, Foreign | _LikeDictionary):
+        left_out.append(f"{'/'.join(path) or 'the file'} ({getattr(value, 'what', '')})")
+        return _LEFT
+    if depth > _DEEPEST:
+        return value
+    if isinstance(value, dict):
+        entries = ((key, _plain(entry, (*path, str(key)), left_out, depth + 1)) for key, entry in dict.items(value))
+        kept = [(key, entry) for key, entry in entries if entry is not _LEFT]
+        return collections.OrderedDict(kept) if isinstance(value, collections.OrderedDict) else dict(kept)
+    if isinstance(value, list | tuple) and type(value) in (list, tuple):
+        kept_values = [_plain(entry, (*path, str(place)), left_out, depth + 1) for place, entry in enumerate(value)]
+        return _LEFT if any(entry is _LEFT for entry in kept_values) else type(value)(kept_values)
+    return value
+
+
+def _plain_data(value: Foreign) -> Any:
+    """The object itself, for classes of plain data; raises ValueError for others."""
+    module, _, name = value.what.rpartition(".")
+    if value.what == "argparse.Namespace":
+        return argparse.Namespace(**_plain_state(value))
+    if value.what == "types.SimpleNamespace":
+        return types.SimpleNamespace(**_plain_state(value))
+    if module.startswith("pathlib") and name in _PATHS:
+        parts = [part for part in value.arguments if isinstance(part, str)]
+        return pathlib.PurePath(*parts) if name.startswith("Pure") else pathlib.Path(*parts)
+    if module == "datetime" and name in _DATES and all(isinstance(part, int | bytes) for part in value.arguments):
+        return getattr(datetime, name)(*value.arguments)
+    if module.startswith("numpy"):
+        return _numpy(value, name)
+    raise ValueError(value.what)
+
+
+def _plain_state(value: Foreign) -> dict[str, Any]:
+    left: list[str] = []
+    state = _plain(value.state or {}, (), left, 0)
+    if left or not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        raise ValueError(value.what)
+    return dict(state)
+
+
+def _numpy(value: Foreign, name: str) -> Any:
+    if name == "dtype":
+        return _dtype(value)
+    if name == "scalar":
+        kind, content = value.arguments
+        return np.frombuffer(content, _dtype(kind), 1)[0]
+    if name == "_reconstruct":
+        _, shape, kind, by_columns, content = value.state
+        flat = np.frombuffer(content, _dtype(kind))
+        return flat.reshape(shape, order="F" if by_columns else "C").copy()
+    raise ValueError(value.what)
+
+
+def _dtype(value: Any) -> np.dtype:
+    letters = value.arguments[0]
+    kind = np.dtype(letters if isinstance(letters, str) else letters.decode())
+    if kind.hasobject:
+        raise ValueError(value.what)
+    order = value.state[1] if isinstance(value.state, tuple) and len(value.state) > 1 else "="
+    return kind.newbyteorder("<" if order == "<" else ">" if order == ">" else "=")
