@@ -100,6 +100,15 @@ CONFIGS = {
         ModelConfig("preact_resnet50", image_shape=(16, 16, 3)),
         ModelConfig("resnet18", image_shape=(64, 64, 3)),
         ModelConfig("resnet50", image_shape=(64, 64, 3)),
+        ModelConfig("resnet18_cifar", image_shape=(16, 16, 3)),
+        ModelConfig("resnet50_cifar", image_shape=(16, 16, 3)),
+        ModelConfig("resnet20_cifar", image_shape=(16, 16, 3)),
+        ModelConfig("resnet56_cifar", image_shape=(16, 16, 3)),
+        ModelConfig("resnet20_cifar_padded", image_shape=(16, 16, 3)),
+        ModelConfig("wide_resnet28_10", width=32, image_shape=(16, 16, 3)),
+        ModelConfig("mobilenet_v2_cifar", image_shape=(16, 16, 3)),
+        ModelConfig("mobilenet_v3_large", image_shape=(64, 64, 3)),
+        ModelConfig("efficientnet_b0", image_shape=(64, 64, 3)),
         ModelConfig("vgg11_bn", width=16, image_shape=(32, 32, 3)),
         ModelConfig("vgg16_bn", width=16, image_shape=(32, 32, 3)),
         ModelConfig("vgg19_bn", width=16, image_shape=(32, 32, 3)),
@@ -140,7 +149,7 @@ def test_names_and_shapes_of_the_published_network(torch_networks, name):
 
 
 # Deep, or of the blocks of a smaller one; their names and shapes are those of the published networks all the same.
-FAST = ("preact_resnet18", "resnet18", "vgg11_bn")
+FAST = ("preact_resnet18", "resnet18", "vgg11_bn", "resnet20_cifar_padded")
 SLOW = {name: pytest.mark.slow for name in CONFIGS if name not in FAST}
 
 

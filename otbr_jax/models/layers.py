@@ -66,6 +66,27 @@ class BatchNorm(nn.Module):
         return jax.lax.pmean(statistic, self.axis_name)
 
 
+class SqueezeExcitation(nn.Module):
+    """Gates channels by what all positions together say (arXiv 1709.01507).
+
+    Attributes:
+      squeezed: channels between the two 1x1 convolutions.
+      activation: after the first.
+      gate: after the second.
+    """
+
+    squeezed: int
+    activation: Callable[[jax.Array], jax.Array]
+    gate: Callable[[jax.Array], jax.Array]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps activations `[n, h, w, c]` to the same shape."""
+        out = jnp.mean(x, axis=(1, 2), keepdims=True)
+        out = self.activation(nn.Conv(self.squeezed, (1, 1), kernel_init=torch_uniform, name="fc1")(out))
+        return x * self.gate(nn.Conv(x.shape[-1], (1, 1), kernel_init=torch_uniform, name="fc2")(out))
+
+
 def max_pool(x: jax.Array, window: int, stride: int, padding: int = 0) -> jax.Array:
     """Maximum over square windows of `x [n, h, w, c]`; what is padded never wins, as in `torch.nn.MaxPool2d`."""
     return nn.max_pool(x, (window, window), (stride, stride), [(padding, padding)] * 2)

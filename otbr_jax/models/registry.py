@@ -14,10 +14,12 @@ import jax.numpy as jnp
 from otbr_jax.errors import InputError
 from otbr_jax.models.convnext import ConvNeXt
 from otbr_jax.models.densenet import DenseNet
+from otbr_jax.models.inverted import EfficientNet, MobileNetV2, MobileNetV3
 from otbr_jax.models.preact_resnet import PreActBottleneck, PreActResNet
-from otbr_jax.models.resnet import Bottleneck, ResNet
+from otbr_jax.models.resnet import BasicBlock, Bottleneck, ResNet
 from otbr_jax.models.vgg import VGG, PooledVGG
 from otbr_jax.models.vit import VisionTransformer
+from otbr_jax.models.wide_resnet import WideResNet
 from otbr_jax.settings import field, settings
 from otbr_jax.types import Network, Variables, split
 
@@ -28,6 +30,20 @@ ARCHITECTURES: Mapping[str, partial[Any]] = {
     "preact_resnet50": partial(PreActResNet, depth=(3, 4, 6, 3), block=PreActBottleneck),
     "resnet18": partial(ResNet, depth=(2, 2, 2, 2)),
     "resnet50": partial(ResNet, depth=(3, 4, 6, 3), block=Bottleneck),
+    "resnet18_cifar": partial(ResNet, depth=(2, 2, 2, 2), small_images=True),
+    "resnet34_cifar": partial(ResNet, depth=(3, 4, 6, 3), small_images=True),
+    "resnet50_cifar": partial(ResNet, depth=(3, 4, 6, 3), block=Bottleneck, small_images=True),
+    **{
+        f"resnet{6 * blocks + 2}_cifar{option}": partial(
+            ResNet, depth=(blocks,) * 3, width=16, block=block, small_images=True
+        )
+        for option, block in (("", BasicBlock), ("_padded", partial(BasicBlock, padded=True)))
+        for blocks in (3, 5, 7, 9)
+    },
+    "wide_resnet28_10": partial(WideResNet, depth=(4, 4, 4)),
+    "mobilenet_v2_cifar": partial(MobileNetV2, depth=(1, 2, 3, 4, 3, 3, 1)),
+    "mobilenet_v3_large": partial(MobileNetV3, depth=(1, 2, 3, 4, 2, 3)),
+    "efficientnet_b0": partial(EfficientNet, depth=(1, 2, 2, 3, 3, 4, 1)),
     "vgg7_bn": partial(PooledVGG, depth=(1, 1, 2, 2)),
     "vgg11_bn": partial(VGG, depth=(1, 1, 2, 2, 2)),
     "vgg16_bn": partial(VGG, depth=(2, 2, 3, 3, 3)),

@@ -97,13 +97,14 @@ def _probe(name: str, depth: tuple[int, ...]) -> Shapes:
 def _read_off(probe: Shapes, found: Shapes, *, name: str, depth: tuple[int, ...]) -> ModelConfig | None:
     """The sizes of a network from the axes where the probe has its own; None if they make no network."""
     first = next(key for key, shape in probe.items() if len(shape) == 4 and shape[1] == _PROBE.image_shape[2])
+    wide = next((key for key, shape in probe.items() if len(shape) == 4 and shape[0] == _PROBE.width), first)
     head = next(key for key, shape in probe.items() if shape == (_PROBE.num_classes,))
-    if len(found[first]) != 4 or len(found[head]) != 1:
+    if len(found[first]) != 4 or len(found[wide]) != 4 or len(found[head]) != 1:
         return None
     side = ModelConfig().image_shape[0]
     if _POSITIONS in found and len(found[_POSITIONS]) == 3:
         side = PATCH * math.isqrt(max(0, found[_POSITIONS][1] - 1))
-    width = found[first][0] * _PROBE.width // probe[first][0]
+    width = found[wide][0] * _PROBE.width // probe[wide][0]
     return ModelConfig(name, width, depth, (side, side, found[first][1]), found[head][0])
 
 
