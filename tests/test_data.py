@@ -131,7 +131,8 @@ def test_npz_with_training_images(tmp_path):
     ("arrays", "message"),
     [
         ({"images": np.zeros((2, 4, 4, 1), np.uint8)}, "expected arrays 'images' and 'labels'"),
-        ({"images": np.zeros((2, 4, 4, 1)), "labels": np.zeros(2, int)}, "expected 'images' as uint8"),
+        ({"images": np.full((2, 4, 4, 1), -0.5), "labels": np.zeros(2, int)}, r"'images' as uint8 .* in -0.5..-0.5"),
+        ({"images": np.zeros((2, 4, 4, 1), np.uint8), "labels": np.array([1, 3])}, "count from 1: subtract 1"),
         ({"images": np.zeros((2, 4, 4, 1), np.uint8), "labels": np.zeros(3, int)}, "expected 'labels' as 2 integers"),
         ({"images": np.zeros((2, 5, 4, 1), np.uint8), "labels": np.zeros(2, int)}, r"expected images of shape \(4, 4"),
         ({"images": np.zeros((2, 4, 4, 1), np.uint8), "labels": np.array([0, 3])}, r"expected labels in 0..2"),
@@ -148,7 +149,7 @@ def test_bad_npz(tmp_path, arrays, message):
     ("arrays", "message"),
     [
         ({"train_labels": np.zeros(2, int)}, "expected arrays 'train_images' and 'train_labels'"),
-        ({"train_images": np.zeros((2, 4, 4)), "train_labels": np.zeros(2, int)}, "expected 'train_images' as uint8"),
+        ({"train_images": np.zeros((2, 4)), "train_labels": np.zeros(2, int)}, "expected 'train_images' as uint8"),
         (
             {"train_images": np.zeros((2, 5, 4, 1), np.uint8), "train_labels": np.zeros(2, int)},
             r"expected images of shape \(4, 4",
@@ -209,13 +210,72 @@ def test_resizing_is_bilinear_and_sees_every_pixel():
         (b"no picture", (4, 4, 3), "picture 0: expected a picture, found: no known picture format"),
         (png(noise(1, 64, 64, 3)[0])[:3000], (4, 4, 3), "picture 0: expected a picture, found: "),
         (png(noise(1, 4, 4, 3)[0]), (4, 4, 1), "picture 0: expected a grey picture as model.image_shape says"),
-        (png(np.zeros((4, 4), np.uint16)), (4, 4, 1), "picture 0: expected 8 bits per channel"),
+        (
+            png(np.full((4, 4), 1e6, np.float32), "tiff"),
+            (4, 4, 1),
+            "picture 0: expected values of 16 bits, or floating point",
+        ),
         (png(noise(1, 4, 4, 3)[0]), (4, 4, 2), "model.image_shape: expected 1 or 3 channels"),
     ],
 )
 def test_bad_pictures(file, shape, message):
     with pytest.raises(InputError, match=message):
         decode(file, shape=shape)
+
+
+def test_whatever_people_save_is_read():
+    grey, colour = noise(1, 4, 6, 1)[0], noise(1, 4, 6, 3)[0]
+
+    def saved(picture, kind, **options):
+        content = io.BytesIO()
+        picture.save(content, kind, **options)
+        return content.getvalue()
+
+    for kind in ("BMP", "PPM", "TIFF", "TGA", "WEBP"):
+        options = {"lossless": True} if kind == "WEBP" else {}
+        np.testing.assert_array_equal(
+            decode(saved(Image.fromarray(colour), kind, **options), shape=(4, 6, 3))[0], colour
+        )
+    with_alpha = Image.fromarray(np.concatenate([colour, grey], axis=-1))
+    np.testing.assert_array_equal(decode(saved(with_alpha, "PNG"), shape=(4, 6, 3))[0], colour)
+    few = Image.fromarray(colour).quantize(8)
+    np.testing.assert_array_equal(decode(saved(few, "PNG"), shape=(4, 6, 3))[0], np.asarray(few.convert("RGB")))
+    inks = Image.fromarray(colour).convert("CMYK")
+    np.testing.assert_array_equal(decode(saved(inks, "TIFF"), shape=(4, 6, 3))[0], np.asarray(inks.convert("RGB")))
+    deep = (grey[..., 0].astype(np.uint16) << 8) + 77
+    np.testing.assert_array_equal(decode(png(deep), shape=(4, 6, 1))[0], grey)
+    np.testing.assert_array_equal(decode(png(grey[..., 0].astype(np.float32) / 255, "tiff"), shape=(4, 6, 1))[0], grey)
+    np.testing.assert_array_equal(decode(png(np.repeat(grey, 3, axis=-1)), shape=(4, 6, 1))[0], grey)
+    notes = Image.Exif()
+    notes[0x0112] = 6  # the camera was turned
+    turned = saved(Image.fromarray(colour), "PNG", exif=notes)
+    np.testing.assert_array_equal(decode(turned, shape=(6, 4, 3))[0], np.rot90(colour, -1))
+
+
+def test_arrays_as_people_save_them(tmp_path, caplog):
+    images, labels = noise(3, 4, 5, 3), np.array([2, 0, 1])
+    hot = np.eye(3)[labels]
+    for arrays in (
+        {"images": (images / 255).astype(np.float32), "labels": labels},
+        {"images": images.astype(np.float64), "labels": labels[:, None]},
+        {"images": images.transpose(0, 3, 1, 2), "labels": labels.astype(np.float32)},
+        {"x_test": images, "y_test": hot, "x_train": images, "y_train": hot.astype(bool)},
+    ):
+        data = sources.load(save(tmp_path / "a.npz", **arrays), image_shape=(4, 5, 3), num_classes=3)
+        np.testing.assert_array_equal(data.test.images, images)
+        np.testing.assert_array_equal(data.test.labels, labels)
+        assert (data.train is None) == ("x_train" not in arrays)
+    grey = sources.load(
+        save(tmp_path / "g.npz", images=images[..., 0], labels=labels), image_shape=(4, 5, 1), num_classes=3
+    )
+    np.testing.assert_array_equal(grey.test.images, images[..., :1])
+    for told in (
+        "images in [0, 1] times 255",
+        "images [n, c, h, w] with",
+        "one-hot labels",
+        "images [n, h, w] as grey",
+    ):
+        assert told in caplog.text
 
 
 # A folder.
@@ -264,7 +324,7 @@ def spoil(root, what):
         for file in (root / "test").rglob("*.png"):
             file.unlink()
     elif what == "test":
-        (root / "test").rename(root / "val")
+        (root / "test").rename(root / "other")
 
 
 @pytest.mark.parametrize(
@@ -273,7 +333,7 @@ def spoil(root, what):
         ("class", 2, r"expected the same classes in train and test, found 'bird' in train only"),
         ("picture", 2, r"test/dog/001.png: expected a picture, found: no known picture format"),
         ("none", 2, r"data 'folder': expected images, found none"),
-        ("test", 2, r"test: expected a folder of classes, found none"),
+        ("test", 2, r"pets: expected a folder of one of the names test, testing, val, found none"),
         ("nothing", 3, r"data 'folder': expected 3 classes as model.num_classes says, found 2"),
     ],
 )
@@ -282,6 +342,43 @@ def test_bad_folders(tmp_path, what, classes, message):
     spoil(tmp_path / "pets", what)
     with pytest.raises(InputError, match=message):
         sources.load(config, image_shape=(4, 4, 1), num_classes=classes)
+
+
+def test_numbers_are_labels_in_their_order(tmp_path, caplog):
+    names = [str(number) for number in range(12)]
+    colours = np.repeat(np.arange(12, dtype=np.uint8), 16).reshape(12, 4, 4, 1)
+    config = make_folder(tmp_path / "numbers", colours, splits=("test",), classes=names)
+    data = sources.load(config, image_shape=(4, 4, 1), num_classes=12)
+    np.testing.assert_array_equal(data.test.images[:, 0, 0, 0], data.test.labels)
+    assert "classes are numbers, and labels in their order: label 2 is 2" in caplog.text
+    caplog.clear()
+    config = make_folder(tmp_path / "named", colours, splits=("test",), classes=[f"class{name}" for name in names])
+    data = sources.load(config, image_shape=(4, 4, 1), num_classes=12)
+    assert data.test.images[2, 0, 0, 0] == 10
+    assert "label 2 is class10; if it was class2 for the network, rename" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("splits", "train", "test"),
+    [(("train", "val"), 4, 4), (("Training", "valid"), 4, 4), (("",), None, 4), (("val", "test"), None, 4)],
+)
+def test_parts_by_the_names_that_people_give_them(tmp_path, splits, train, test):
+    config = make_folder(tmp_path / "pets", noise(4, 4, 4, 1), splits=splits)
+    (tmp_path / "pets" / "__MACOSX" / "test").mkdir(parents=True)
+    data = sources.load(config, image_shape=(4, 4, 1), num_classes=2)
+    assert (None if data.train is None else len(data.train.labels), len(data.test.labels)) == (train, test)
+
+
+def test_what_is_left_out_of_a_folder_is_counted(tmp_path, caplog):
+    config = make_folder(tmp_path / "pets", noise(4, 4, 4, 1), splits=("test",))
+    root = tmp_path / "pets" / "test"
+    (root / "owl").mkdir()
+    for name in ("a.txt", "b.txt", "c.mp4", "Thumbs.db", ".DS_Store"):
+        (root / "dog" / name).write_text("no picture")
+    sources.load(config, image_shape=(4, 4, 1), num_classes=3)
+    assert "test: left out what is no picture: 2 of .txt, 1 of .mp4" in caplog.text
+    assert "test: found no pictures of owl" in caplog.text
+    assert ".db" not in caplog.text
 
 
 def test_no_folder(tmp_path):

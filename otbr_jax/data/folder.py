@@ -1,22 +1,38 @@
-"""A user's own pictures: FOLDER/train/CLASS/* and FOLDER/test/CLASS/*."""
+"""A user's own pictures: a folder for each class, in folders for training and testing or in one for all."""
 
 from __future__ import annotations
 
+import collections
+import logging
 import pathlib
+import re
+from typing import NamedTuple
 
 import numpy as np
 
-from otbr_jax.data.pictures import decode
+from otbr_jax.data.pictures import decode, suffixes
 from otbr_jax.data.stored import Part, Stored
 from otbr_jax.errors import InputError
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
+_LOG = logging.getLogger(__name__)
+_TRAIN = ("train", "training")
+_TEST = ("test", "testing", "val", "valid", "validation", "eval")
+_CLUTTER = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini")
+
+
+class Files(NamedTuple):
+    """Pictures of a folder's classes, and their labels."""
+
+    files: list[pathlib.Path]
+    labels: list[int]
 
 
 def read_folder(path: str, image_shape: tuple[int, int, int]) -> Stored:
-    """Pictures of a folder whose classes are folders; sorted by name, they are labels 0, 1, ...
+    """Pictures of `FOLDER/train/CLASS/*` and `FOLDER/test/CLASS/*`, or of `FOLDER/CLASS/*`, which are for testing.
 
-    Other files than `SUFFIXES`, and what begins with a dot, are left out. `train` may be missing.
+    `train` may be missing, and `val` stands for a missing `test`. Classes are labels 0, 1, ... in the order of their
+    names; of names that are numbers, in the order of these. Whatever Pillow reads is read; one line on the logger
+    counts what was left out, and one names classes without pictures.
 
     Raises:
       InputError: if there is no such folder, it has no classes, or other classes for testing than for training.
@@ -25,17 +41,24 @@ def read_folder(path: str, image_shape: tuple[int, int, int]) -> Stored:
     if not path or not root.is_dir():
         raise InputError(f"data.path: expected a folder with test/CLASS/*.png, found none at {path!r}")
     try:
-        test = _classes(root / "test")
-        train = _classes(root / "train") if (root / "train").exists() else None
-        if train is not None and train != test:
-            odd = min(set(train) ^ set(test))
-            only = "test" if odd in test else "train"
+        parts = {entry.name.lower(): entry for entry in _folders(root)}
+        test = next((parts[name] for name in _TEST if name in parts), None)
+        train = next((parts[name] for name in _TRAIN if name in parts), None)
+        if test is None and train is None:
+            test = root
+        if test is None:
+            raise InputError(f"{root}: expected a folder of one of the names {', '.join(_TEST[:3])}, found none")
+        classes = _classes(test)
+        of_training = None if train is None else _classes(train)
+        if of_training is not None and of_training != classes:
+            odd = min(set(of_training) ^ set(classes))
+            only = test.name if odd in classes else train.name if train is not None else ""
             raise InputError(f"{root}: expected the same classes in train and test, found {odd!r} in {only} only")
         return Stored(
-            None if train is None else _part(root / "train", train, image_shape),
-            _part(root / "test", test, image_shape),
+            None if train is None else _part(train, classes, image_shape),
+            _part(test, classes, image_shape),
             f"{root.name} (a folder of pictures, as {'x'.join(map(str, image_shape))})",
-            len(test),
+            len(classes),
         )
     except OSError as error:
         raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from None
@@ -55,26 +78,69 @@ def read_classes(path: str, image_shape: tuple[int, int, int]) -> tuple[Part, li
         raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from None
 
 
+def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
+    return [entry for entry in folder.iterdir() if entry.is_dir() and not _is_clutter(entry)]
+
+
+def _is_clutter(entry: pathlib.Path) -> bool:
+    """Whether it is what computers leave in folders, and no user's."""
+    return entry.name.startswith(".") or entry.name in _CLUTTER
+
+
 def _classes(folder: pathlib.Path) -> list[str]:
+    """The classes in the order of their labels."""
     if not folder.is_dir():
         raise InputError(f"{folder}: expected a folder of classes, found none")
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
+    classes = sorted(entry.name for entry in _folders(folder))
     if not classes:
         raise InputError(f"{folder}: expected a folder for every class, found none")
+    by_number = sorted(classes, key=lambda name: [int(part) if part.isdigit() else part for part in _pieces(name)])
+    if by_number == classes:
+        return classes
+    first = next(place for place, (one, other) in enumerate(zip(classes, by_number, strict=True)) if one != other)
+    if all(name.isdigit() for name in classes):
+        _LOG.warning(
+            "%s: classes are numbers, and labels in their order: label %d is %s", folder, first, by_number[first]
+        )
+        return by_number
+    message = "%s: labels are in the order of the names as text: label %d is %s; if it was %s for the network, rename"
+    _LOG.warning(message, folder, first, classes[first], by_number[first])
     return classes
 
 
+def _pieces(name: str) -> list[str]:
+    """Text and numbers in turn, text first."""
+    return re.split(r"(\d+)", name)
+
+
 def _part(folder: pathlib.Path, classes: list[str], image_shape: tuple[int, int, int]) -> Part:
-    files: list[pathlib.Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        pictures = (entry for entry in (folder / name).iterdir() if entry.name[0] != ".")
-        found = sorted(entry for entry in pictures if entry.suffix.lower() in SUFFIXES)
-        files += found
-        labels += [label] * len(found)
+    found = _files(folder, classes)
 
     def images(places: np.ndarray) -> np.ndarray:
-        chosen = [files[place] for place in places]
+        chosen = [found.files[place] for place in places]
         return decode(chosen, image_shape, name=lambda place: str(chosen[place]))
 
-    return Part(np.array(labels, np.int32), images)
+    return Part(np.array(found.labels, np.int32), images)
+
+
+def _files(folder: pathlib.Path, classes: list[str]) -> Files:
+    """All pictures; what is none is counted in a line."""
+    kinds, found = suffixes(), Files([], [])
+    left_out: collections.Counter[str] = collections.Counter()
+    empty = []
+    for label, name in enumerate(classes):
+        entries = [entry for entry in (folder / name).iterdir() if not _is_clutter(entry)]
+        pictures = sorted(entry for entry in entries if entry.suffix.lower() in kinds)
+        left_out.update(entry.suffix.lower() or "a folder" * entry.is_dir() or entry.name for entry in entries)
+        left_out.subtract(entry.suffix.lower() for entry in pictures)
+        found.files.extend(pictures)
+        found.labels.extend([label] * len(pictures))
+        if not pictures:
+            empty.append(name)
+    left_out = +left_out
+    if left_out:
+        of_what = ", ".join(f"{count} of {kind}" for kind, count in left_out.most_common(5))
+        _LOG.warning("%s: left out what is no picture: %s", folder, of_what)
+    if empty and found.files:
+        _LOG.warning("%s: found no pictures of %s", folder, ", ".join(empty[:5]))
+    return found

@@ -12,9 +12,18 @@ import numpy as np
 from otbr_jax.errors import InputError
 from otbr_jax.extras import needed
 
-_GREY = ("1", "L", "LA")
-_COLOUR = ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr")
+_GREY = ("1", "L", "LA", "La")
+_COLOUR = ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV")
+_DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+_NO_PICTURES = frozenset(".h5 .hdf .bufr .grib .mpg .mpeg .wmf .emf .fits .fit .pdf .eps .ps".split())
 _BLOCK = 256  # a thread's share at a time: handing over single pictures costs as much as decoding small ones
+
+
+def suffixes() -> frozenset[str]:
+    """Endings of files that are read as pictures, lower case: whatever Pillow reads, but documents and films."""
+    image = needed("PIL.Image", what="reading pictures")
+    endings = image.registered_extensions().items()
+    return frozenset(ending for ending, kind in endings if kind in image.OPEN) - _NO_PICTURES
 
 
 def decode(
@@ -23,7 +32,8 @@ def decode(
     """Decodes pictures, and resizes those of another size: uint8 `[n, h, w, c]`.
 
     Resizing is bilinear; when shrinking, over all pixels that a new one covers (antialiased). Grey pictures become
-    colour by repeating their channel. Transparency is left out.
+    colour by repeating their channel, and colour pictures whose channels are equal become grey. 16 bits become 8 by
+    leaving out the lower ones. A camera's note that it was held upright turns the picture. Transparency is left out.
 
     Args:
       files: paths, or the bytes of files.
@@ -31,8 +41,8 @@ def decode(
       name: what messages call a picture, by its place in `files`.
 
     Raises:
-      InputError: names the picture that cannot be read, has more than 8 bits per channel, or is in colour where
-        `image_shape` is grey.
+      InputError: names the picture that cannot be read, has values out of 16 bits, or is in colour where `image_shape`
+        is grey.
     """
     if image_shape[2] not in (1, 3):
         raise InputError(f"model.image_shape: expected 1 or 3 channels, as pictures have, found {image_shape[2]}")
@@ -52,20 +62,39 @@ def decode(
 def _decode(
     file: bytes | pathlib.Path, image_shape: tuple[int, int, int], name: Callable[[int], str], place: int
 ) -> np.ndarray:
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     height, width, channels = image_shape
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as opened:
             opened.load()
-            mode, picture = opened.mode, opened.convert("L" if channels == 1 else "RGB")
+            mode, turned = opened.mode, ImageOps.exif_transpose(opened)
+            deep = np.asarray(turned) if mode in _DEEP else None
+            picture = turned.convert("RGB") if mode in _COLOUR else turned.convert("L")
     except Exception as error:  # whatever a damaged file does
         reason = "no known picture format" if isinstance(error, Image.UnidentifiedImageError) else error
         raise InputError(f"{name(place)}: expected a picture, found: {reason}") from None
-    if mode not in (*_GREY, *_COLOUR):
-        raise InputError(f"{name(place)}: expected 8 bits per channel, found pixels of kind {mode!r}")
-    if channels == 1 and mode not in _GREY:
-        raise InputError(f"{name(place)}: expected a grey picture as model.image_shape says, found colour ({mode})")
+    if mode not in (*_GREY, *_COLOUR, *_DEEP):
+        raise InputError(f"{name(place)}: expected 8 or 16 bits per channel, found pixels of kind {mode!r}")
+    if deep is not None:
+        picture = Image.fromarray(_in_8_bits(deep, name=name(place)))
+    if channels == 1 and picture.mode != "L":
+        red, green, blue = (np.asarray(channel) for channel in picture.split())
+        if np.any(red != green) or np.any(red != blue):
+            raise InputError(f"{name(place)}: expected a grey picture as model.image_shape says, found colour ({mode})")
+        picture = picture.getchannel(0)
+    if channels == 3 and picture.mode != "RGB":
+        picture = picture.convert("RGB")
     if picture.size != (width, height):
         picture = picture.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(picture).reshape(image_shape)
+
+
+def _in_8_bits(pixels: np.ndarray, *, name: str) -> np.ndarray:
+    """Pixels of 16 bits, or of floating point in [0, 1], as uint8."""
+    low, high = float(np.min(pixels)), float(np.max(pixels))
+    if pixels.dtype.kind == "f" and low >= 0 and high <= 1:
+        return np.round(pixels * 255).astype(np.uint8)
+    if pixels.dtype.kind in "iu" and low >= 0 and high < 1 << 16:
+        return (pixels.astype(np.uint32) >> 8).astype(np.uint8)
+    raise InputError(f"{name}: expected values of 16 bits, or floating point in [0, 1], found {low:g}..{high:g}")

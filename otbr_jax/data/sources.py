@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import functools
-import pathlib
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -15,6 +12,7 @@ import numpy as np
 
 from otbr_jax.data import prepared
 from otbr_jax.data.folder import read_folder
+from otbr_jax.data.npz import read_npz
 from otbr_jax.data.stored import Part, Stored, part
 from otbr_jax.errors import InputError
 from otbr_jax.extras import needed
@@ -58,42 +56,8 @@ def digits(config: DataConfig, image_shape: tuple[int, int, int]) -> Stored:
 
 
 def npz(config: DataConfig, image_shape: tuple[int, int, int]) -> Stored:
-    """A user's images, which are not resized: arrays of a .npz file.
-
-    They are `images` (uint8 `[n, h, w, c]`) and `labels` (integers `[n]`) for testing, and where there are any
-    `train_images` and `train_labels` for training.
-
-    Raises InputError, naming the file, if it is missing, no .npz, or its arrays are of another kind.
-    """
-    path = pathlib.Path(config.path)
-    if not path.is_file():
-        raise InputError(f"data.path: expected a .npz file, found nothing at {config.path!r}")
-    try:
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-            test = _arrays(path, file, "images", "labels")
-            training = {"train_images", "train_labels"} & set(file.files)
-            train = _arrays(path, file, "train_images", "train_labels") if training else None
-    except InputError:
-        raise
-    except (ValueError, TypeError, OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise InputError(f"{path}: expected a .npz file of plain arrays, found: {error}") from None
-    return Stored(train, test, path.name)
-
-
-def _arrays(path: pathlib.Path, file: Mapping[str, np.ndarray], images_name: str, labels_name: str) -> Part:
-    try:
-        images, labels = file[images_name], file[labels_name]
-    except KeyError as error:
-        raise InputError(
-            f"{path}: expected arrays {images_name!r} and {labels_name!r}, found none named {error}"
-        ) from None
-    if images.dtype != np.uint8 or images.ndim != 4:
-        raise InputError(f"{path}: expected {images_name!r} as uint8 [n, h, w, c], found {images.dtype} {images.shape}")
-    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-        raise InputError(
-            f"{path}: expected {labels_name!r} as {len(images)} integers, found {labels.dtype} {labels.shape}"
-        )
-    return part(images, labels)
+    """A user's arrays, which are not resized; see `read_npz`."""
+    return read_npz(config.path, image_shape)
 
 
 def folder(config: DataConfig, image_shape: tuple[int, int, int]) -> Stored:
@@ -202,9 +166,10 @@ def read_part(
     if not len(found.labels):
         raise InputError(f"data {name!r}: expected images, found none")
     if found.labels.min() < 0 or found.labels.max() >= num_classes:
+        counted = found.labels.min() == 1 and found.labels.max() == num_classes
         raise InputError(
             f"data {name!r}: expected labels in 0..{num_classes - 1} as model.num_classes says, "
-            f"found {found.labels.min()}..{found.labels.max()}"
+            f"found {found.labels.min()}..{found.labels.max()}{', which count from 1: subtract 1' if counted else ''}"
         )
     every = count == len(found.labels)
     places = np.arange(count) if every else stratified(found.labels, count, seed=seed)
