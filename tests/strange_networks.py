@@ -1,5 +1,7 @@
 """Small networks of other libraries and designs than this project's: `CASES[name]() -> (apply, variables, shape)`."""
 
+import functools
+
 import equinox as eqx
 import flax.linen as nn
 import haiku as hk
@@ -156,6 +158,49 @@ def parts():
         return jax.nn.relu(conv(a * b, p["second"])).mean((1, 2)) @ p["out"]
 
     return apply, of_shapes(first=(3, 3, 2, 8), second=(3, 3, 8, 6), out=(6, 3)), (4, 4, 2)
+
+
+def widening(widen):
+    """The CIFAR ResNet's shortcut that pads channels, written in one of the ways people write it."""
+
+    def apply(variables, images):
+        p = variables["params"]
+        x = jax.nn.relu(conv(images, p["first"]))
+        y = conv(jax.nn.relu(conv(x, p["second"])[:, ::2, ::2]), p["third"])
+        x = jax.nn.relu(y + widen(x[:, ::2, ::2]))
+        return x.mean((1, 2)) @ p["out"]
+
+    shapes = {"first": (3, 3, 2, 4), "second": (3, 3, 4, 8), "third": (3, 3, 8, 8), "out": (8, 5)}
+    return apply, of_shapes(**shapes), (4, 4, 2)
+
+
+def _zeros(x):
+    return jnp.zeros((*x.shape[:3], 8))
+
+
+WIDENINGS = {
+    "padded": lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 0), (2, 2))),
+    "set": lambda x: _zeros(x).at[..., 2:6].set(x),
+    "added": lambda x: _zeros(x).at[..., 2:6].add(x),
+    "updated": lambda x: jax.lax.dynamic_update_slice(_zeros(x), x, (0, 0, 0, 2)),
+    "set by index": lambda x: _zeros(x).at[..., jnp.arange(2, 6)].set(x),
+    "set one by one": lambda x: _zeros(x).at[..., 2].set(x[..., 0]).at[..., 3:6].set(x[..., 1:]),
+}
+
+
+def looked_up():
+    """Channels taken by numbers: shuffled, one alone, a part from a number on."""
+
+    def apply(variables, images):
+        p = variables["params"]
+        x = jax.nn.relu(conv(images, p["first"]))
+        shuffled_channels = x[..., jnp.array([2, 0, 5, 4, 1, 3])]
+        part = jax.lax.dynamic_slice(x, (0, 0, 0, jnp.int32(1)), (*x.shape[:3], 3))
+        alone = x[..., jnp.array(4)]
+        x = jnp.concatenate([shuffled_channels, part, alone[..., None]], axis=-1)
+        return jax.nn.relu(conv(x, p["second"])).mean((1, 2)) @ p["out"]
+
+    return apply, of_shapes(first=(3, 3, 2, 6), second=(3, 3, 10, 3), out=(3, 5)), (4, 4, 2)
 
 
 def windows():
@@ -325,6 +370,8 @@ CASES = {
     "concatenated relu": concatenated_relu,
     "parts": parts,
     "windows": windows,
+    **{f"widened, {name}": functools.partial(widening, widen) for name, widen in WIDENINGS.items()},
+    "looked up": looked_up,
     "fixed filters": fixed_filters,
     "concatenating": lambda: linen(Concatenating(), (4, 4, 2)),
     "gated": lambda: linen(Gated(), (4, 4, 2)),

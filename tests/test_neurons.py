@@ -117,6 +117,27 @@ def test_what_is_treated_differently_does_not_change_places():
     assert not any(axis.name == "params/first" for group in graph.groups for axis in group.axes)
 
 
+def test_the_same_shortcut_has_the_same_neurons_however_it_is_written():
+    graphs = {name: trace(*case()[:2], jnp.zeros((1, *case()[2]))) for name, case in CASES.items() if "widened" in name}
+    graphs.pop("widened, set one by one")  # a channel that is alone has no other to change places with
+    assert len(graphs) == 5
+    expected = graphs["widened, padded"]
+    assert max(len(group.axes) for group in expected.groups) > 2
+    for name, graph in graphs.items():
+        assert graph.layers == expected.layers, name
+        assert sorted(graph.groups) == sorted(expected.groups), name
+
+
+def test_places_that_the_data_choose_are_refused():
+    def put(variables, images):
+        x = images.reshape(len(images), -1) @ variables["params"]["first"]
+        start = jnp.int32(images[0, 0, 0, 0])
+        return jax.lax.dynamic_update_slice(jnp.zeros((len(x), 5)), x, (0, start)) @ variables["params"]["out"]
+
+    with pytest.raises(InputError, match=r"cannot follow neurons that are put to places chosen by numbers, in "):
+        trace(put, {"params": {"first": jnp.ones((4, 3)), "out": jnp.ones((5, 2))}}, jnp.zeros((1, 2, 2, 1)))
+
+
 def test_the_number_of_a_neuron_is_refused():
     def routed(variables, images):
         x = images.reshape(len(images), -1) @ variables["params"]["first"]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from otbr_jax.errors import InputError
@@ -25,6 +26,7 @@ class Value:
       params: whether it depends on the variables.
       layers: indices of the layers it went through.
       depth: how many of them lie on the longest way.
+      known: what it is, of a small constant such as an index.
     """
 
     labels: tuple[Label, ...] = ()
@@ -33,6 +35,7 @@ class Value:
     params: bool = False
     layers: frozenset[int] = frozenset()
     depth: int = 0
+    known: np.ndarray | None = None
 
 
 class Kernel(NamedTuple):
@@ -69,11 +72,12 @@ class Tracing:
 
     def constant(self, value: Any) -> Value:
         """A constant: an axis along which it varies cannot be permuted."""
-        if np.ndim(value) == 0 or not isinstance(getattr(value, "dtype", None), np.dtype):
-            return Value()
+        if not isinstance(getattr(value, "dtype", np.dtype(int)), np.dtype):
+            return Value()  # random keys
         array = np.asarray(value)
-        varying = [axis for axis in range(array.ndim) if (array != array.take([0], axis)).any()]
-        return Value(self.fixed(array.shape, varying))
+        known = array if array.size <= _SMALL else None
+        varying = [axis for axis in range(array.ndim) if not _all_equal(array, array.take([0], axis))]
+        return Value(self.fixed(array.shape, varying), known=known)
 
     def fixed(self, shape: Sequence[int], axes: Sequence[int]) -> tuple[Label, ...]:
         """Labels of pinned slots on the given axes of a value of this shape."""
@@ -159,6 +163,8 @@ def follow(state: Tracing, eqn: Any, operands: Sequence[Value]) -> list[Value]:
     if not any(operand.data or operand.params for operand in operands):
         varies = name not in _UNIFORM or any(operand.labels for operand in operands)
         shapes = [out.aval.shape for out in eqn.outvars]
+        if all(operand.known is not None for operand in operands) and all(np.prod(s) <= _SMALL for s in shapes):
+            return [state.constant(value) for value in _computed(eqn, operands)]
         return [Value(state.fixed(s, [a for a in range(len(s)) if s[a] > 1]) if varies else ()) for s in shapes]
     if name in _RULES:
         found = _RULES[name](state, eqn, *operands)
@@ -166,6 +172,20 @@ def follow(state: Tracing, eqn: Any, operands: Sequence[Value]) -> list[Value]:
     if name in _ELEMENTWISE:
         return [_elementwise(state, eqn, operands)]
     raise state.cannot(f"neurons through the operation {name!r}", eqn)
+
+
+def _all_equal(one: np.ndarray, other: np.ndarray) -> bool:
+    return bool(np.all((one == other) | ((one != one) & (other != other))))  # noqa: PLR0124: what is no number
+
+
+_SMALL = 4096  # numbers: of an index, not of an activation
+
+
+def _computed(eqn: Any, operands: Sequence[Value]) -> list[Any]:
+    """What an equation makes of known constants."""
+    with jax.ensure_compile_time_eval():
+        found = eqn.primitive.bind(*(operand.known for operand in operands), **eqn.params)
+    return [*found] if eqn.primitive.multiple_results else [found]
 
 
 # --- rules --------------------------------------------------------------------------------------------------------
@@ -497,19 +517,97 @@ def _tile(state: Tracing, eqn: Any, x: Value) -> Value:
     return state.merged((x,), labels)
 
 
-def _dynamic_slice(state: Tracing, eqn: Any, x: Value, *_: Value) -> Value:
-    """Some part of an axis without neurons."""
+def _dynamic_slice(state: Tracing, eqn: Any, x: Value, *starts: Value) -> Value:
+    """A part of each axis; where it starts at a number that is not known, of an axis without neurons."""
     before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
     cut = [axis for axis in range(len(before)) if before[axis] != after[axis]]
-    labels = state.pin(x, cut, "a part of the neurons chosen by a number", eqn)
-    left = [label for label in labels if not set(label.axes) & set(cut)]
-    if sum(len(label.axes) for label in labels if set(label.axes) & set(cut)) > len(cut):
+    if all(starts[axis].known is not None for axis in cut):
+        labels: Sequence[Label] = x.labels
+        for axis in cut:
+            index = _window_at(starts[axis], after[axis], before[axis])
+            state.part(labels, axis, index)
+            labels = _take(labels, axis, index)
+        return dataclasses.replace(x, labels=tuple(labels), kernel=None)
+    pinned = state.pin(x, cut, "a part of the neurons chosen by a number", eqn)
+    left = [label for label in pinned if not set(label.axes) & set(cut)]
+    if sum(len(label.axes) for label in pinned if set(label.axes) & set(cut)) > len(cut):
         raise state.cannot("a part of the neurons chosen by a number", eqn)
     return state.merged((x,), [*left, *state.fixed(after, [axis for axis in cut if after[axis] > 1])])
 
 
+def _window_at(start: Value, size: int, whole: int) -> slice:
+    """A window at a known place, which JAX moves until it fits."""
+    assert start.known is not None
+    first = min(max(int(start.known), 0), whole - size)
+    return slice(first, first + size)
+
+
+def _dynamic_update_slice(state: Tracing, eqn: Any, x: Value, update: Value, *starts: Value) -> Value:
+    """A part of each axis is replaced."""
+    whole, part = (atom.aval.shape for atom in eqn.invars[:2])
+    cut = [axis for axis in range(len(whole)) if whole[axis] != part[axis]]
+    if len(cut) > 1 or any(starts[axis].known is None for axis in cut):
+        raise state.cannot("neurons that are put to places chosen by numbers", eqn)
+    if not cut:
+        return state.merged((x, update), update.labels)
+    index = _window_at(starts[cut[0]], part[cut[0]], whole[cut[0]])
+    return _placed(state, eqn, x, update, cut[0], np.arange(index.start, index.stop))
+
+
+def _scatter(state: Tracing, eqn: Any, x: Value, indices: Value, update: Value) -> Value:
+    """Known places along one axis are replaced, or added to."""
+    numbers = eqn.params["dimension_numbers"]
+    whole, part = eqn.invars[0].aval.shape, eqn.invars[2].aval.shape
+    axes = numbers.scatter_dims_to_operand_dims
+    if indices.known is None or len(axes) != 1 or numbers.operand_batching_dims:
+        raise state.cannot(f"neurons through the operation {eqn.primitive.name!r} at places chosen by numbers", eqn)
+    (axis,) = axes
+    firsts = np.ravel(indices.known)
+    kept = [other for other in range(len(whole)) if other not in numbers.inserted_window_dims]
+    place = dict(zip(numbers.update_window_dims, kept, strict=True))
+    if axis in numbers.inserted_window_dims:
+        positions = firsts
+        rest = [other for other in range(len(part)) if other not in numbers.update_window_dims]
+        if len(rest) > 1:
+            raise state.cannot(f"neurons through the operation {eqn.primitive.name!r} at a table of places", eqn)
+        place |= dict.fromkeys(rest, axis)
+    elif len(firsts) == 1:
+        size = part[numbers.update_window_dims[kept.index(axis)]]
+        index = _window_at(Value(known=firsts[0]), size, whole[axis])
+        positions = np.arange(index.start, index.stop)
+    else:
+        raise state.cannot(f"neurons through the operation {eqn.primitive.name!r} at several windows", eqn)
+    moved = dataclasses.replace(update, labels=tuple(label.renamed(place) for label in update.labels))
+    adds = eqn.primitive.name != "scatter"
+    return _placed(state, eqn, x, moved, axis, positions, adds=adds)
+
+
+def _placed(
+    state: Tracing, eqn: Any, x: Value, update: Value, axis: int, positions: np.ndarray, *, adds: bool = False
+) -> Value:
+    """`x` with the update at the given places of an axis, in its place or added to it; labels on `x`'s axes."""
+    size = eqn.outvars[0].aval.shape[axis]
+    old, new = (next((label for label in value.labels if axis in label.axes), None) for value in (x, update))
+    rest = state.slots.merge(
+        [label for label in x.labels if axis not in label.axes],
+        [label for label in update.labels if axis not in label.axes],
+    )
+    if any(label is not None and label.axes != (axis,) for label in (old, new)):
+        raise state.cannot("neurons put to places along an axis that is split differently", eqn)
+    ids = state.slots.new((size,), pinned=x.data or x.params) if old is None else old.ids.copy()
+    fresh = state.slots.new((len(positions),), pinned=update.data) if new is None else new.ids
+    fresh = np.broadcast_to(fresh, positions.shape)
+    if adds and old is not None:
+        state.slots.unite(ids[positions], fresh)
+    else:
+        ids[positions] = fresh
+    return state.merged((x, update), [*rest, Label((axis,), ids)])
+
+
 def _gather(state: Tracing, eqn: Any, x: Value, *indices: Value) -> Value:
-    """Whole axes are kept, others looked up; those must hold no neurons."""
+    """Whole axes are kept, others looked up; those must hold no neurons, unless what is looked up of one is known."""
+    if (found := _looked_up(state, eqn, x, *indices)) is not None:
+        return found
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
     gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
@@ -523,6 +621,38 @@ def _gather(state: Tracing, eqn: Any, x: Value, *indices: Value) -> Value:
     rest = [place[axis] for axis in kept if axis in looked_up and after[place[axis]] > 1]
     rest += [axis for axis in range(len(after)) if axis not in numbers.offset_dims and after[axis] > 1]
     return state.merged((x, *indices), [*left, *state.fixed(after, rest)])
+
+
+def _looked_up(state: Tracing, eqn: Any, x: Value, indices: Value) -> Value | None:
+    """Known places of one axis; None if they are not known, or of several."""
+    numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+    before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    changed = [axis for axis in range(len(before)) if sizes[axis] != before[axis]]
+    if indices.known is None or numbers.operand_batching_dims or numbers.start_index_map != tuple(changed):
+        return None
+    if len(changed) != 1:
+        return None
+    (axis,) = changed
+    kept = [other for other in range(len(before)) if other not in numbers.collapsed_slice_dims]
+    place = dict(zip(kept, numbers.offset_dims, strict=True))
+    firsts = np.clip(np.ravel(indices.known), 0, before[axis] - sizes[axis])
+    rest = [other for other in range(len(after)) if other not in numbers.offset_dims]
+    if axis in numbers.collapsed_slice_dims and len(rest) <= 1:
+        positions: Any = firsts if rest else int(firsts[0])
+        place |= dict.fromkeys((axis,), rest[0]) if rest else {}
+    elif axis not in numbers.collapsed_slice_dims and len(firsts) == 1 and not rest:
+        positions = np.arange(firsts[0], firsts[0] + sizes[axis])
+    else:
+        return None
+    labels = []
+    for label in x.labels:
+        if axis in label.axes:
+            where = label.axes.index(axis)
+            state.slots.set_apart(np.take(label.ids, np.atleast_1d(positions), where))
+        taken = label.at(axis, positions) if axis in label.axes else label
+        if taken is not None:
+            labels.append(taken.renamed(place))
+    return state.merged((x, indices), labels)
 
 
 def _concatenate(state: Tracing, eqn: Any, *operands: Value) -> Value:
@@ -587,6 +717,9 @@ _RULES: Mapping[str, Callable[..., Value | list[Value]]] = {
     "stack": _stack,
     "tile": _tile,
     "dynamic_slice": _dynamic_slice,
+    "dynamic_update_slice": _dynamic_update_slice,
+    "scatter": _scatter,
+    "scatter-add": _scatter,
     "gather": _gather,
     "concatenate": _concatenate,
     "optimization_barrier": _identity,
