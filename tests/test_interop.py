@@ -95,12 +95,6 @@ def refused(path, like=LIKE):
     return line
 
 
-def only(file):
-    """The tensors of a file that holds one set."""
-    (found,) = file.sets.values()
-    return found.tensors
-
-
 def assert_same_file(found, expected):
     """Names, order, shapes, dtypes and bits."""
     assert found.format == expected.format
@@ -218,8 +212,8 @@ def test_a_state_dict_is_written_by_suffix(state, saved, tmp_path, suffix):
     write_state_dict(path, tensors)
     file = read_tensors(path, name="file")
     assert file.format == ("safetensors" if suffix == ".safetensors" else "torch")
-    assert only(file)["bn1.num_batches_tracked"] == 0
-    Net().load_state_dict({name: torch.from_numpy(array.copy()) for name, array in only(file).items()}, strict=True)
+    assert file.tensors["bn1.num_batches_tracked"] == 0
+    Net().load_state_dict({name: torch.from_numpy(array.copy()) for name, array in file.tensors.items()}, strict=True)
 
 
 def test_where_nothing_can_be_written(state, saved, tmp_path, monkeypatch):
@@ -561,10 +555,10 @@ def test_victims_make_the_round_trip(path, tmp_path):
     assert_same_file(read_tensors(tmp_path / "again.pt", name="file"), file)
     write_state_dict(tmp_path / "again.safetensors", tensors_like(template, variables))
     other = read_tensors(tmp_path / "again.safetensors", name="file")
-    assert set(only(other)) == set(only(file))
-    for name, array in only(file).items():
-        assert (only(other)[name].dtype, only(other)[name].shape) == (array.dtype, array.shape)
-        assert only(other)[name].tobytes() == array.tobytes()
+    assert set(other.tensors) == set(file.tensors)
+    for name, array in file.tensors.items():
+        assert (other.tensors[name].dtype, other.tensors[name].shape) == (array.dtype, array.shape)
+        assert other.tensors[name].tobytes() == array.tobytes()
 
 
 @pytest.mark.skipif(not VICTIMS.is_dir(), reason="OTBR_JAX_VICTIMS names no folder")

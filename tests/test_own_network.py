@@ -3,11 +3,13 @@
 import dataclasses
 import textwrap
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from flax import nnx
 from strange_networks import CASES, shuffled
 
 from otbr_jax import InputError, Network, UnlearningConfig, otbr
@@ -83,6 +85,80 @@ def test_auto_takes_convolutions_where_they_are_most_of_the_hidden_layers():
         choose_layers(graphs["vit_b_16"]._replace(layers=graphs["vit_b_16"].layers[1:]), "convolutions")
     with pytest.raises(InputError, match=r"otbr.layers: expected one of .*, found 'all'"):
         OTBRConfig(layers="all")
+
+
+class Tutorial(eqx.Module):
+    """As Equinox's tutorials write networks: functions and numbers among the layers."""
+
+    layers: list
+
+    def __init__(self, key):
+        first, last = jax.random.split(key)
+        pool = eqx.nn.MaxPool2d(2, 2)
+        head = eqx.nn.Linear(32, 3, key=last)
+        self.layers = [eqx.nn.Conv2d(1, 8, 3, padding=1, key=first), pool, jax.nn.relu, jnp.ravel, head, None]
+
+    def __call__(self, x):
+        for layer in self.layers[:-1]:
+            x = layer(x)
+        return x
+
+
+def test_what_is_no_array_stays_as_it_came():
+    module = Tutorial(jax.random.key(0))
+    apply = lambda model, images: jax.vmap(model)(images.transpose(0, 3, 1, 2))  # noqa: E731
+    brought = functions.bring(apply, module, image_shape=(4, 4, 1), num_classes=3)
+    assert sorted(brought.variables["params"]) == [f"layers/{n}/{part}" for n in (0, 4) for part in ("bias", "weight")]
+    images = jnp.ones((2, 4, 4, 1))
+    again = brought.restore(jax.tree.map(lambda leaf: leaf + 1, brought.variables))
+    assert again.layers[2] is jax.nn.relu
+    assert again.layers[5] is None
+    np.testing.assert_allclose(again.layers[4].bias, module.layers[4].bias + 1)
+    np.testing.assert_allclose(brought.network.apply(brought.variables, images), apply(module, images))
+    assert len(trace(brought.network.apply, brought.variables, images).layers) == 2
+
+
+def test_settings_beside_params_stay_as_they_came():
+    variables = {"params": {"w": jnp.ones((4, 3)), "act": "relu"}, "arch": "mlp", "scale": 2.0, "none": None}
+
+    def apply(v, images):
+        assert v["params"]["act"] == "relu"
+        assert v["arch"] == "mlp"
+        return v["scale"] * jax.nn.relu(images.reshape(len(images), -1) @ v["params"]["w"])
+
+    brought = functions.bring(apply, variables, image_shape=(2, 2, 1), num_classes=3)
+    assert set(brought.variables) == {"params", "scale"}
+    again = brought.restore(brought.variables)
+    assert (again["arch"], again["params"]["act"], again["none"]) == ("mlp", "relu", None)
+
+
+class Small(nnx.Module):
+    def __init__(self, rngs):
+        self.conv = nnx.Conv(1, 4, (3, 3), rngs=rngs)
+        self.norm = nnx.BatchNorm(4, rngs=rngs)
+        self.head = nnx.Linear(4, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(jax.nn.relu(self.norm(self.conv(x))).mean((1, 2)))
+
+
+def test_an_nnx_module_as_it_is():
+    module = Small(nnx.Rngs(0))
+    brought = functions.bring_nnx(module, image_shape=(4, 4, 1), num_classes=3)
+    images = jax.random.normal(jax.random.key(0), (5, 4, 4, 1))
+    module.eval()
+    np.testing.assert_allclose(brought.network.apply(brought.variables, images), module(images), rtol=1e-6)
+    logits, state = brought.network.train(brought.variables, images)
+    module.train()
+    np.testing.assert_allclose(logits, module(images), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(state["state"]["norm"]["mean"], module.norm.mean[...], rtol=1e-6)
+    assert jax.tree.structure(state["state"]) == jax.tree.structure(brought.variables["state"])
+    assert len(trace(brought.network.apply, brought.variables, images).layers) == 2
+
+
+def test_channels_first_are_noticed():
+    with pytest.raises(InputError, match=r"model.image_shape: expected \(h, w, c\), such as \(16, 16, 3\); a network"):
+        ModelConfig(image_shape=(3, 16, 16))
 
 
 def test_counters_and_random_keys_stay_as_they_came():
@@ -211,7 +287,7 @@ def test_a_half_precision_safetensors_file_comes_back_as_it_was(tensors, tmp_pat
 def test_an_attack_result_becomes_a_defense_result_that_pytorch_loads(tensors, tmp_path):
     torch = pytest.importorskip("torch")
     networks = pytest.importorskip("torch_networks")
-    surroundings = Envelope("model", {"model_name": "preactresnet10", "num_classes": 10, "model": None})
+    surroundings = Envelope({"model_name": "preactresnet10", "num_classes": 10, "model": None}, ("model",))
     write_tensors(tmp_path / "attack_result.pt", tensors, format="torch", envelope=surroundings)
     result = repaired(tmp_path / "w", checkpoint=str(tmp_path / "attack_result.pt"))
     assert [path.name for path in result.files] == ["defense_result.pt"]

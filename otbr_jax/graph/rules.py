@@ -175,7 +175,8 @@ def follow(state: Tracing, eqn: Any, operands: Sequence[Value]) -> list[Value]:
 
 
 def _all_equal(one: np.ndarray, other: np.ndarray) -> bool:
-    return bool(np.all((one == other) | ((one != one) & (other != other))))  # noqa: PLR0124: what is no number
+    # What is no number is not equal to itself.
+    return bool(np.all((one == other) | ((one != one) & (other != other))))
 
 
 _SMALL = 4096  # numbers: of an index, not of an activation

@@ -46,8 +46,9 @@ def bring(
     """Makes a `Network` of a function over any pytree of arrays.
 
     A dictionary with an entry `params` stays as it is: `params` is trained while unlearning, the rest is state. Of any
-    other pytree (an NNX state, an Equinox module's arrays, a list) all floating-point arrays are `params`, under the
-    names of their paths; whoever keeps running statistics among them should bring a dictionary that sets them apart.
+    other pytree (an NNX state, an Equinox module, a list) all floating-point arrays are `params`, under the names of
+    their paths; whoever keeps running statistics among them should bring a dictionary that sets them apart. What is no
+    array (functions, strings, Python's numbers, None) stays as it is.
 
     Args:
       apply: evaluation mode, `(variables, images [n, h, w, c]) -> logits [n, num_classes]`.
@@ -60,13 +61,11 @@ def bring(
       InputError: if there are no floating-point arrays, or the function does not give logits `[n, num_classes]`.
     """
     if isinstance(variables, Mapping) and "params" in variables:
-        network = Network(apply, image_shape, num_classes, apply_train)
-        arrays = jax.tree.map(lambda leaf: leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf), variables)
-        brought = Brought(network, arrays, lambda repaired: repaired)
+        brought = _with_params(apply, variables, image_shape, num_classes, apply_train)
     else:
         if apply_train is not None:
             raise InputError("apply_train: expected variables with an entry 'params' beside it, found none")
-        params = {name: jnp.asarray(leaf) for name, leaf in named_leaves(variables).items() if _is_float(leaf)}
+        params = {name: leaf for name, leaf in named_leaves(variables).items() if _is_float(leaf)}
 
         def restore(repaired: Variables) -> Any:
             # Counters and random keys are not the defence's business: they stay as they came.
@@ -80,11 +79,44 @@ def bring(
     return brought
 
 
+def bring_nnx(module: Any, *, image_shape: tuple[int, int, int], num_classes: int) -> Brought:
+    """Makes a `Network` of a module of Flax NNX: its parameters are `params`, all other variables state.
+
+    Raises:
+      InputError: as `bring`.
+    """
+    nnx = importlib.import_module("flax.nnx")
+    graph, params, state = nnx.split(module, nnx.Param, ...)
+    kinds = {"params": nnx.to_pure_dict(params), "state": nnx.to_pure_dict(state)}
+
+    def merged(variables: Variables, *, train: bool) -> Any:
+        new = []
+        for old, kind in ((params, "params"), (state, "state")):
+            whole = nnx.clone(old)
+            nnx.replace_by_pure_dict(whole, variables[kind])
+            new.append(whole)
+        built = nnx.merge(graph, *new)
+        built.train() if train else built.eval()
+        return built
+
+    def apply(variables: Variables, images: jax.Array) -> jax.Array:
+        logits: jax.Array = merged(variables, train=False)(images)
+        return logits
+
+    def apply_train(variables: Variables, images: jax.Array) -> tuple[jax.Array, Mapping[str, Any]]:
+        built = merged(variables, train=True)
+        logits = built(images)
+        return logits, {"state": nnx.to_pure_dict(nnx.split(built, nnx.Param, ...)[2])}
+
+    return bring(apply, kinds, image_shape=image_shape, num_classes=num_classes, apply_train=apply_train)
+
+
 def load(path: str, *, image_shape: tuple[int, int, int], num_classes: int, name: str = "model.name") -> Brought:
     """Loads a network that `path` names: `package.module:attribute` or `folder/file.py:attribute`.
 
     The attribute is `(apply, variables)`, or `(Network, variables)`, either with a `NeuronGraph` stated by hand as the
-    third, or a function without arguments that returns one of these. The module is the user's own code: it is run.
+    third, or a module of Flax NNX, or a function without arguments that returns one of these. The module is the user's
+    own code: it is run.
 
     Raises:
       InputError: if there is no such module or attribute, it fails, or it is something else.
@@ -94,11 +126,19 @@ def load(path: str, *, image_shape: tuple[int, int, int], num_classes: int, name
     if not hasattr(module, attribute):
         raise InputError(f"{name}: expected {attribute!r} in {module_name}, found none of that name")
     found = getattr(module, attribute)
-    if callable(found):
+    if callable(found) and not _is_module(found):
         try:
             found = found()
         except (Exception, SystemExit) as error:
             raise InputError(f"{name}: {path} failed: {type(error).__name__}: {_first_line(error)}") from error
+    if _is_module(found) == "nnx":
+        return bring_nnx(found, image_shape=image_shape, num_classes=num_classes)
+    if _is_module(found):
+        kind = _is_module(found)
+        raise InputError(
+            f"{name}: expected (apply, variables) in {path}, found a module of {kind} alone; bring what calls it beside "
+            "it: (lambda module, images: ..., module)"
+        )
     if (
         not isinstance(found, tuple)
         or len(found) not in (2, 3)
@@ -119,8 +159,56 @@ def load(path: str, *, image_shape: tuple[int, int, int], num_classes: int, name
     return brought._replace(graph=rest[0])
 
 
+def _with_params(
+    apply: Callable[[Any, jax.Array], jax.Array],
+    variables: Mapping[str, Any],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    apply_train: Callable[[Any, jax.Array], tuple[jax.Array, Mapping[str, Any]]] | None,
+) -> Brought:
+    """A dictionary with an entry `params`, without what is no array; Python's numbers are arrays there."""
+    arrays = {name: _arrays_of(tree) for name, tree in variables.items()}
+    arrays = {name: tree for name, tree in arrays.items() if name == "params" or jax.tree.leaves(tree)}
+    if len(jax.tree.leaves(arrays)) == len(jax.tree.leaves(variables)):
+        return Brought(Network(apply, image_shape, num_classes, apply_train), arrays, lambda repaired: repaired)
+
+    def restore(repaired: Variables) -> Any:
+        return replace_leaves(variables, named_leaves(repaired))
+
+    train = None
+    if apply_train is not None:
+        function = apply_train
+
+        def train(v: Variables, images: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
+            logits, state = function(restore(v), images)
+            return logits, {name: _arrays_of(tree) for name, tree in state.items() if name in arrays}
+
+    network = Network(lambda v, images: apply(restore(v), images), image_shape, num_classes, train)
+    return Brought(network, arrays, restore)
+
+
+def _arrays_of(tree: Any) -> Any:
+    """A pytree with None, which is no leaf, in the places of what is no array and no number."""
+
+    def array(leaf: Any) -> Any:
+        if hasattr(leaf, "dtype"):
+            return leaf
+        return jnp.asarray(leaf) if isinstance(leaf, int | float | complex) else None
+
+    return jax.tree.map(array, tree)
+
+
+def _is_module(found: Any) -> str:
+    """The library whose module it is; empty if it is none."""
+    names = {f"{base.__module__.partition('.')[0]}.{base.__name__}" for base in type(found).__mro__}
+    if any(base.__module__.startswith("flax.nnx") and base.__name__ == "Module" for base in type(found).__mro__):
+        return "nnx"
+    return "Equinox" if "equinox.Module" in names else "Linen" if "flax.Module" in names else ""
+
+
 def _is_float(leaf: Any) -> bool:
-    return bool(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact))
+    """Whether it is an array of floating-point numbers; Python's own numbers are settings."""
+    return hasattr(leaf, "dtype") and bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
 
 
 def _import(module_name: str, *, name: str) -> Any:

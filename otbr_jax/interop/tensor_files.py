@@ -58,6 +58,12 @@ class TensorFile(NamedTuple):
     sets: Mapping[Path, TensorSet]
     envelope: Envelope
 
+    @property
+    def tensors(self) -> Mapping[str, np.ndarray]:
+        """Those of a file that holds a single set."""
+        (single,) = self.sets.values()
+        return single.tensors
+
 
 def read_tensors(path: str | os.PathLike[str], *, name: str) -> TensorFile:
     """Reads a file of PyTorch or safetensors; its content says which, whatever the suffix.

@@ -20,7 +20,7 @@ from otbr_jax.models.resnet import BasicBlock, Bottleneck, ResNet
 from otbr_jax.models.vgg import VGG, PooledVGG
 from otbr_jax.models.vit import VisionTransformer
 from otbr_jax.models.wide_resnet import WideResNet
-from otbr_jax.settings import field, settings
+from otbr_jax.settings import field, settings, wrong
 from otbr_jax.types import Network, Variables, split
 
 ARCHITECTURES: Mapping[str, partial[Any]] = {
@@ -78,6 +78,17 @@ class ModelConfig:
         default="",
         doc="which of several sets of weights in the checkpoint, such as `state_dict_ema`; empty for the first.",
     )
+
+    def check(self) -> None:
+        """Images have their channels last."""
+        height, width, channels = self.image_shape
+        if height <= 4 and width == channels >= 8:
+            raise wrong(
+                self,
+                "image_shape",
+                f"(h, w, c), such as {(width, channels, height)}; a network that takes channels first is wrapped as "
+                "lambda variables, images: apply(variables, images.transpose(0, 3, 1, 2))",
+            )
 
 
 def network_from_flax(module: nn.Module, *, image_shape: tuple[int, int, int], num_classes: int) -> Network:
