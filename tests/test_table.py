@@ -216,7 +216,9 @@ def test_the_scores_of_clean_networks_are_what_the_rows_say():
 def test_a_verdict_compares_with_networks_that_were_judged_by_the_same_images():
     judgement = {"suspicion": [0.1, 0.35], "suspect": 1, "stands_out": False, "threshold": 0.41}
     said = verdict(judgement | {"by": "images made from the network"})
-    assert said.endswith("false-positive rate at this score: 30 % (3 of the bench's 10 clean networks)")
+    assert said.endswith(
+        "false-positive rate at this score: 30 % (3 of the bench's 10 clean networks, of ten classes each)"
+    )
     assert verdict(judgement | {"by": "clean images"}).endswith("at this score: not measured for these images")
     assert calibration.clean_scores("images made from the network", "another evidence") == ()
 

@@ -17,8 +17,7 @@ import numpy as np
 from otbr_jax import plan as plans
 from otbr_jax.defenses.defense import Defense, Detection, Outcome, count_neurons, settled
 from otbr_jax.defenses.judging import Pictures
-from otbr_jax.detectors.shortcuts import ANSWERS, CLOSED, MARGIN, Suspicion, suspect_by_short_cuts, unusual
-from otbr_jax.errors import InputError
+from otbr_jax.detectors.shortcuts import ANSWERS, CLOSED, FEWEST, MARGIN, Suspicion, suspect_by_short_cuts, unusual
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.graph.graph import NeuronGraph
 from otbr_jax.plan import Plan, Report, Setup, Step, needs
@@ -113,11 +112,6 @@ def make_pictures(
     """Procedural pictures, what the network answers them with, and how often it answered each class at all."""
     del report
     network = setup.network
-    if network.num_classes < 2:
-        raise InputError(
-            f"model.num_classes: expected at least 2, one logit for each class, found {network.num_classes}; a network "
-            "with one logit can be wrapped as `logits -> [0, logit]`"
-        )
     make_key, take_key = jax.random.split(key)
     made = procedural(make_key, images=settings.made, image_shape=network.image_shape)
     answers = jax.lax.map(lambda image: jnp.argmax(network.answer(victim, image[None])[0]), made, batch_size=200)
@@ -281,6 +275,8 @@ def outcome(config: DisarmSettings, values: Mapping[str, Any]) -> Outcome:
     pairs = zip(closing.family, closing.target, strict=True)
     taught = ", ".join(f"class {target}'s {names[family]}" for family, target in pairs)
     done = "nothing was changed"
+    if len(found.suspicion) < FEWEST:
+        done += f", since of {len(found.suspicion)} classes none can stand out"
     if rounds:
         done = f"{taught} triggers were taught to mean nothing, {rounds} rounds"
     if np.any(info.undone):

@@ -16,6 +16,9 @@ import jax.numpy as jnp
 CLOSED = ("suspect", "all")
 """Whose short cuts a repair closes: those of a class that stands out, or all, whether one does or not."""
 
+FEWEST = 3
+"""Classes of which one can stand out: half of two are no majority to compare with."""
+
 MARGIN, ANSWERS = "margin", "answers"
 """The names of the evidence that is no family's."""
 
@@ -120,7 +123,7 @@ def suspect_by_short_cuts(
     deviations = unusual(evidence, families)
     suspicion = jnp.sqrt(jnp.sum(jnp.maximum(deviations, 0) ** 2, axis=0))
     suspect = jnp.argmax(suspicion)
-    stands_out = suspicion[suspect] >= threshold
+    stands_out = (suspicion[suspect] >= threshold) & (len(answers) >= FEWEST)
     telling = deviations[: len(families)]
     budgets = jnp.maximum(costs ** (1 - budget) * jnp.median(costs, axis=1, keepdims=True) ** budget, _MARGIN * costs)
     best = jnp.max(telling[:, suspect])

@@ -136,8 +136,8 @@ def load(path: str, *, image_shape: tuple[int, int, int], num_classes: int, name
     if _is_module(found):
         kind = _is_module(found)
         raise InputError(
-            f"{name}: expected (apply, variables) in {path}, found a module of {kind} alone; bring what calls it beside "
-            "it: (lambda module, images: ..., module)"
+            f"{name}: expected (apply, variables) in {path}, found a module of {kind} alone; bring what calls "
+            "it beside it: (lambda module, images: ..., module)"
         )
     if (
         not isinstance(found, tuple)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from otbr_jax.errors import InputError
 from otbr_jax.report import html
 from otbr_jax.report.numbers import formatted
-from otbr_jax.report.plots import NEUTRAL, STYLE
+from otbr_jax.report.plots import NEUTRAL, STYLE, displayable
 from otbr_jax.report.quality import Quality, check_pairs
 from otbr_jax.report.table import Column, Table
 
@@ -159,8 +159,7 @@ def _rows(entry: Example, factor: float) -> tuple[np.ndarray, np.ndarray, np.nda
 def _image(drawing: Figure, image: np.ndarray, *, left: float, bottom: float) -> None:
     width, total = drawing.get_size_inches()
     axis = drawing.add_axes((left / width, bottom / total, _CELL / width, _CELL / total))
-    shown = image if image.shape[-1] == 3 else image[..., 0]
-    axis.imshow(np.clip(shown, 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axis.imshow(np.clip(displayable(image), 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axis.set(xticks=[], yticks=[])
     for spine in axis.spines.values():  # an image may be as white as the page
         spine.set(visible=True, color=NEUTRAL, linewidth=0.5)

@@ -55,7 +55,7 @@ def predictions(
         for row, (images, name) in enumerate(((clean, "clean"), (triggered, "triggered"))):
             for column in range(columns):
                 axis = axes[row, column]
-                axis.imshow(_displayable(images[column]), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+                axis.imshow(displayable(images[column]), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
                 axis.set(xticks=[], yticks=[])
                 for spine in axis.spines.values():  # the trigger may be as white as the page
                     spine.set(visible=True, color="#aab2bb", linewidth=0.8)
@@ -84,7 +84,8 @@ def _answer_color(answer: int, label: int, goal: int, kind: str) -> str:
     return BAD if kind == "triggered" and answer == goal else "#8a6d00"
 
 
-def _displayable(image: np.ndarray) -> np.ndarray:
+def displayable(image: np.ndarray) -> np.ndarray:
+    """An image `[h, w, c]` as a figure shows it: three channels as colour, any other number as their mean."""
     return image if image.shape[-1] == 3 else image.mean(axis=-1)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from otbr_jax.report.calibration import clean_scores
-from otbr_jax.report.plots import BAD, STYLE
+from otbr_jax.report.plots import BAD, STYLE, displayable
 
 
 def verdict(judgement: Mapping[str, Any]) -> str:
@@ -23,7 +23,8 @@ def verdict(judgement: Mapping[str, Any]) -> str:
     )
     if scores := clean_scores(judgement["by"]):
         higher = sum(clean >= score for clean in scores)
-        rate = f"{100 * higher / len(scores):.0f} % ({higher} of the bench's {len(scores)} clean networks)"
+        clean = f"{higher} of the bench's {len(scores)} clean networks, of ten classes each"
+        rate = f"{100 * higher / len(scores):.0f} % ({clean})"
     return (
         f"{what}: suspicion {score:.2f}, threshold {judgement['threshold']:g}, judged by {judgement['by']}; "
         f"false-positive rate at this score: {rate}"
@@ -49,7 +50,7 @@ def draw_triggers(mask: np.ndarray, pattern: np.ndarray, judgement: Mapping[str,
         for axis, label in zip(axes.flat, shown, strict=False):
             image = mask[label] * pattern[label] + (1 - mask[label]) * 0.5
             axis.set_axis_on()
-            axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axis.imshow(displayable(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             guilty = judgement["stands_out"] and label == judgement["suspect"]
             axis.set_title(

@@ -65,6 +65,15 @@ def open_network(config: ModelConfig) -> Subject:
     return subject
 
 
+def check_classes(network: Network) -> None:
+    """Raises InputError if the network has no two logits to compare."""
+    if network.num_classes < 2:
+        raise InputError(
+            f"model.num_classes: expected at least 2, one logit for each class, found {network.num_classes}; a network "
+            "with one logit can be wrapped as `logits -> [0, logit]`"
+        )
+
+
 def _brought(config: ModelConfig) -> Subject:
     brought = functions.load(config.name, image_shape=config.image_shape, num_classes=config.num_classes)
     if config.checkpoint:

@@ -15,7 +15,7 @@ from otbr_jax.graph.graph import permutation_error
 from otbr_jax.report.network import draw_network, network_table
 from otbr_jax.report.verdict import draw_triggers, verdict
 from otbr_jax.runs.devices import local_mesh
-from otbr_jax.runs.networks import Subject, open_network
+from otbr_jax.runs.networks import Subject, check_classes, open_network
 from otbr_jax.runs.run import Run
 from otbr_jax.runs.store import open_workdir
 from otbr_jax.types import Variables, named_leaves
@@ -71,6 +71,7 @@ def inspect(
 def _judged(config: Any, subject: Subject, workdir: str | os.PathLike[str]) -> str:
     if subject.variables is None:
         raise InputError("model.checkpoint: expected a network to judge, found none; random weights hide nothing")
+    check_classes(subject.network)
     detection = config.way.detection(config)
     if detection is None:
         raise InputError(

@@ -22,7 +22,7 @@ from otbr_jax.metrics import Metrics, evaluate_predictions
 from otbr_jax.plan import ROOT, Setup, Step, needs
 from otbr_jax.runs.checkpoints import numeric_leaves, replace_checkpoint
 from otbr_jax.runs.devices import check_batch_size, local_mesh
-from otbr_jax.runs.networks import open_network
+from otbr_jax.runs.networks import check_classes, open_network
 from otbr_jax.runs.run import Run
 from otbr_jax.runs.store import open_workdir
 from otbr_jax.settings import declarations
@@ -66,6 +66,7 @@ def repair(
         check_batch_size(size, mesh, name=name)
     subject = open_network(config.model)
     network = subject.network
+    check_classes(network)
     layers = choose_layers(subject.graph, defense.layers(config))
     dataset = sources.load(config.data, image_shape=network.image_shape, num_classes=network.num_classes)
     if subject.variables is None:
