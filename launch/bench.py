@@ -9,7 +9,6 @@ README's tables. From another folder: `PYTHONPATH=CHECKOUT python -m launch.benc
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import jax
@@ -17,6 +16,7 @@ from absl import flags
 
 from launch import cli
 from otbr_jax.errors import InputError
+from otbr_jax.paths import local_path
 from otbr_jax.studies.bench import load_grid, run_bench
 
 GRID = flags.DEFINE_multi_string(
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> None:
     notes = dict(_pair(note) for note in NOTES.value)
     grids = [load_grid(cli.in_checkout(path), only=ONLY.value, notes=notes) for path in GRID.value]
     # Cells of one network share their programs, also after a restart.
-    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(f"{WORKDIR.value}/compiled"))
+    jax.config.update("jax_compilation_cache_dir", str(local_path(WORKDIR.value, name="--workdir") / "compiled"))
     for grid in grids:
         results = RESULTS.value or f"results/bench_{grid.name}.jsonl"
         written = run_bench(grid, WORKDIR.value, results, say=lambda line: print(line, flush=True))

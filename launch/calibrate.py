@@ -14,9 +14,9 @@ from absl import flags
 
 from launch import cli
 from otbr_jax.errors import InputError
+from otbr_jax.files import write_text
 from otbr_jax.report import rows
 from otbr_jax.report.calibration import FILE, SOURCES, calibration, usual, written
-from otbr_jax.runs.checkpoints import write_text
 
 RESULTS = flags.DEFINE_string("results", "results", "The folder of the benches' rows, one JSON object per line.")
 OUT = flags.DEFINE_string("out", f"otbr_jax/report/{FILE}", "The file to write.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import pathlib
 import re
@@ -17,6 +18,7 @@ from ml_collections import config_flags
 
 from launch import helping
 from otbr_jax.errors import InputError
+from otbr_jax.runs.numerics import as_usual
 from otbr_jax.settings import describe, from_dict
 
 T = TypeVar("T")
@@ -135,9 +137,18 @@ def run(main: Callable[[Sequence[str]], None], *, config: Config[Any] | None = N
         logging.get_absl_logger().setLevel("ERROR")  # Orbax's remarks; this project's own loggers are not absl's
         logging.get_absl_handler().setFormatter(None)
         try:
-            main(arguments)
+            with as_usual():
+                main(arguments)
+            sys.stdout.flush()
         except InputError as error:
             fail(_one_line(str(error)))
+        except BrokenPipeError:  # whoever read this has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            fail(f"cannot write {error.filename or 'a temporary file'}: {error.strerror}; the same command goes on")
         except KeyboardInterrupt:
             fail("interrupted; the same command goes on from what is finished", status=130)
 

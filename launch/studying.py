@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import pathlib
 import sys
 from typing import Any
 
 from absl import flags
 
+from otbr_jax.files import write_figure
+from otbr_jax.paths import local_path
 from otbr_jax.report.rows import append_row, mend
 from otbr_jax.runs.provenance import provenance
 from otbr_jax.studies.study import Study, run_study
@@ -33,7 +34,7 @@ def _own(flag: flags.FlagHolder[str]) -> flags.FlagHolder[str]:
 def run(study: Study, config: Any, *, workdir: str, results: str) -> None:
     """Runs a study in `workdir`; its rows go into the file `results`, where one is named, with figures beside it."""
     origin = provenance() if results else {}
-    path = pathlib.Path(results).expanduser()
+    path = local_path(results, name="--results")
     if results:
         mend(path)  # a file that cannot be written ends it before anything is trained
     found = run_study(study, config, workdir)
@@ -41,7 +42,7 @@ def run(study: Study, config: Any, *, workdir: str, results: str) -> None:
         for row in study.rows(config, found):
             append_row(path, row | origin)
         for ending, figure in study.figures(config, found).items():
-            figure.savefig(path.with_name(f"{path.stem}_{ending}.png"), dpi=130, facecolor="white")
+            write_figure(path.with_name(f"{path.stem}_{ending}.png"), figure, dpi=130, facecolor="white")
     print(f"\n{study.table(config, found)}\n")
     for name, what in study.described.items():
         print(f"{workdir}/{name}  {what}")

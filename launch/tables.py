@@ -13,9 +13,9 @@ from absl import flags
 
 from launch import cli
 from otbr_jax.errors import InputError
+from otbr_jax.files import write_text
 from otbr_jax.report import blocks, rows
 from otbr_jax.report.results_tables import TABLES, markdown
-from otbr_jax.runs.checkpoints import write_text
 
 PAGES = flags.DEFINE_list("pages", ["README.md", "docs/measurements.md"], "Pages with tables to write.")
 RESULTS = flags.DEFINE_string("results", "results", "Folder of NAME.jsonl, one JSON object per line.")

@@ -13,6 +13,7 @@ import numpy as np
 from otbr_jax.data.pictures import decode, suffixes
 from otbr_jax.data.stored import Part, Stored
 from otbr_jax.errors import InputError
+from otbr_jax.paths import local_path
 
 _LOG = logging.getLogger(__name__)
 _TRAIN = ("train", "training")
@@ -37,7 +38,7 @@ def read_folder(path: str, image_shape: tuple[int, int, int]) -> Stored:
     Raises:
       InputError: if there is no such folder, it has no classes, or other classes for testing than for training.
     """
-    root = pathlib.Path(path).expanduser()
+    root = local_path(path, name="data.path")
     if not path or not root.is_dir():
         raise InputError(f"data.path: expected a folder with test/CLASS/*.png, found none at {path!r}")
     try:
@@ -70,7 +71,7 @@ def read_classes(path: str, image_shape: tuple[int, int, int]) -> tuple[Part, li
     Raises:
       InputError: if there is no such folder, or it has no classes.
     """
-    root = pathlib.Path(path).expanduser()
+    root = local_path(path, name="clean.path")
     classes = _classes(root)
     try:
         return _part(root, classes, image_shape), classes

@@ -12,6 +12,7 @@ import numpy as np
 
 from otbr_jax.data.stored import Part, Stored, part
 from otbr_jax.errors import InputError
+from otbr_jax.paths import local_path
 
 _LOG = logging.getLogger(__name__)
 _TEST = (("images", "labels"), ("test_images", "test_labels"), ("x_test", "y_test"), ("X_test", "y_test"))
@@ -29,7 +30,7 @@ def read_npz(path: str, image_shape: tuple[int, int, int]) -> Stored:
     Raises:
       InputError: names the file, if it is missing, no .npz, or its arrays are of another kind.
     """
-    file_path = pathlib.Path(path).expanduser()
+    file_path = local_path(path, name="data.path")
     if not file_path.is_file():
         raise InputError(f"data.path: expected a .npz file, found nothing at {path!r}")
     try:

@@ -14,13 +14,14 @@ from otbr_jax.data.pictures import decode
 from otbr_jax.data.stored import Part, Stored
 from otbr_jax.errors import InputError
 from otbr_jax.extras import needed
+from otbr_jax.paths import local_path
 
 NAMES = ("cifar10", "mnist", "gtsrb", "tiny_imagenet")
 
 
 def data_directory(data_dir: str) -> pathlib.Path:
     """Where data sets are: `data_dir`, or by default where TensorFlow Datasets has them."""
-    return pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    return local_path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets", name="data.data_dir")
 
 
 def find(name: str, data_dir: str) -> pathlib.Path | None:

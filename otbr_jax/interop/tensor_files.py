@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import json
 import os
 import pathlib
 import re
-from collections.abc import Callable, Mapping
-from typing import IO, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
 from otbr_jax.errors import InputError
 from otbr_jax.extras import needed
+from otbr_jax.files import write_bytes, writing
 from otbr_jax.interop.other_kinds import UNKNOWN, what_it_is
 from otbr_jax.interop.torch_files import (
     Envelope,
@@ -25,6 +25,7 @@ from otbr_jax.interop.torch_files import (
     read_torch,
     write_torch,
 )
+from otbr_jax.paths import local_path
 
 FORMATS: Mapping[str, str] = {
     ".pt": "torch",
@@ -78,7 +79,7 @@ def read_tensors(path: str | os.PathLike[str], *, name: str) -> TensorFile:
     Raises:
       InputError: if there is no such file, it is empty, damaged, of another kind, refused, or torch is not installed.
     """
-    root = pathlib.Path(os.path.expanduser(path)).absolute()
+    root = local_path(path, name=name)
     if root.is_dir():
         root = _file_in(root, name=name)
     if not root.is_file():
@@ -205,15 +206,16 @@ def write_tensors(
         files = needed("safetensors.numpy", what=f"{name}: a safetensors file")
         contiguous = {key: np.array(array, order="C") for key, array in tensors.items()}
         content = files.save(contiguous, metadata=dict(envelope.metadata or {}) or None)
-        _write_at_once(pathlib.Path(os.path.expanduser(path)), lambda file: file.write(content), name=name)
+        write_bytes(local_path(path, name=name), content, name=name)
         return []
     import_torch(name)
-    left_out: list[str] = []
-
-    def write(file: IO[bytes]) -> None:
-        left_out.extend(write_torch(file, tensors, envelope, name=name))
-
-    _write_at_once(pathlib.Path(os.path.expanduser(path)), write, name=name)
+    goal = local_path(path, name=name)
+    with writing(goal, name=name) as partial:
+        with open(partial, "wb") as file:
+            left_out = write_torch(file, tensors, envelope, name=name)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, goal)
     return left_out
 
 
@@ -242,18 +244,3 @@ def _read_safetensors(path: pathlib.Path, *, name: str) -> tuple[dict[str, np.nd
     if not tensors:
         raise InputError(f"{name}: expected tensors, found none in {path}")
     return tensors, metadata
-
-
-def _write_at_once(path: pathlib.Path, write: Callable[[IO[bytes]], object], *, name: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with open(partial, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        raise InputError(f"{name}: cannot write {path} ({error.strerror})") from None
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -160,10 +161,16 @@ def mend(path: pathlib.Path) -> None:
 def append_row(path: pathlib.Path, row: Mapping[str, Any]) -> None:
     """Appends a row, whoever else appends to the same file; raises InputError if it cannot be written."""
     try:
-        with _locked(path), open(path, "ab") as file:
-            file.write((json.dumps(row) + "\n").encode())
-            file.flush()
-            os.fsync(file.fileno())
+        with _locked(path), open(path, "ab", buffering=0) as file:
+            end = file.tell()
+            try:
+                content = (json.dumps(row) + "\n").encode()
+                if file.write(content) < len(content):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(end)  # no half of a row
+                raise
     except OSError as error:
         raise InputError(f"--results: expected a file that can be written, found {path}: {error.strerror}") from None
 

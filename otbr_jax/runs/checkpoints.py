@@ -1,4 +1,4 @@
-"""Orbax checkpoints of pytrees, and files that are written at once or not at all."""
+"""Orbax checkpoints of pytrees."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from otbr_jax.files import sync_folder, writing
 from otbr_jax.types import leaf_name, named_leaves
 
 
@@ -49,19 +50,21 @@ def _filled(tree: Any) -> dict[str, Any]:
     return {name: leaf for name, leaf in named_leaves(tree).items() if getattr(leaf, "size", 1)}
 
 
-def replace_checkpoint(path: pathlib.Path, tree: Any) -> None:
+def replace_checkpoint(path: pathlib.Path, tree: Any, *, name: str = "") -> None:
     """Writes an Orbax checkpoint to `path`; what was there stays until the new one is complete.
 
     A process that dies between the two renames leaves the old one at `path` + `.old`; see `recover_checkpoint`.
+
+    Raises InputError if it cannot be written; `name` says what, for the message.
     """
-    partial, old = path.with_name(f"{path.name}.partial"), path.with_name(f"{path.name}.old")
+    old = path.with_name(f"{path.name}.old")
     recover_checkpoint(path)
-    shutil.rmtree(partial, ignore_errors=True)
-    save_checkpoint(partial, tree)
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
-        os.rename(path, old)
-    os.rename(partial, path)
+    with writing(path, name=name) as partial:
+        save_checkpoint(partial, tree)
+        shutil.rmtree(old, ignore_errors=True)
+        if path.exists():
+            os.rename(path, old)
+        os.rename(partial, path)
     shutil.rmtree(old, ignore_errors=True)
     sync_folder(path.parent)
 
@@ -71,16 +74,6 @@ def recover_checkpoint(path: pathlib.Path) -> None:
     old = path.with_name(f"{path.name}.old")
     if old.exists() and not path.exists():
         os.rename(old, path)
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file at once: readers see the old text or the new, never a part."""
-    partial = path.with_name(f"{path.name}.partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,12 +86,3 @@ def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(folder, {})
         node[last] = leaf
     return tree
-
-
-def sync_folder(folder: pathlib.Path) -> None:
-    """Makes renames in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import pathlib
 
 from otbr_jax.errors import InputError
 from otbr_jax.interop.matching import MismatchError, Template, load_tensors
 from otbr_jax.interop.tensor_files import TensorFile, is_tensor_folder, read_tensors
+from otbr_jax.paths import local_path
 from otbr_jax.runs.identify import describe, identify
 from otbr_jax.runs.orbax_folder import load_variables
 from otbr_jax.types import Variables
@@ -27,7 +27,7 @@ def load_checkpoint(
     Raises:
       InputError: if it is missing, of another kind, damaged, refused, or holds other arrays than the network's.
     """
-    root = pathlib.Path(os.path.expanduser(path)).absolute()
+    root = local_path(path, name=name)
     if not root.exists():
         raise InputError(
             f"{name}: expected an Orbax checkpoint directory, or a PyTorch or safetensors file, found nothing at {root}"

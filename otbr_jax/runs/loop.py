@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from otbr_jax.runs import stopping
 from otbr_jax.runs.checkpoints import recover_checkpoint, replace_checkpoint, restore_checkpoint
 
 log = logging.getLogger(__name__)
@@ -46,13 +47,17 @@ def rounds(
     for _ in range(count(state)):
         on_round()
     saved_at = time.monotonic()
-    while not done(state):
-        state, shown = body(state)
-        on_round(**{name: float(value) for name, value in shown.items()})
-        every = SAVE_EVERY if save_every is None else save_every
-        if progress is not None and time.monotonic() - saved_at >= every and not done(state):
-            saved_at = time.monotonic()
-            save_state(progress, state)
+    every = SAVE_EVERY if save_every is None else save_every
+    with stopping.Saves():
+        while not done(state):
+            state, shown = body(state)
+            on_round(**{name: float(value) for name, value in shown.items()})
+            due = time.monotonic() - saved_at >= every or stopping.requested()
+            if progress is not None and due and not done(state):
+                saved_at = time.monotonic()
+                save_state(progress, state)
+            if stopping.requested():
+                stopping.saved()
     return state
 
 

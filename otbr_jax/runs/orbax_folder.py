@@ -14,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from otbr_jax.errors import InputError
+from otbr_jax.paths import local_path
 from otbr_jax.runs.checkpoints import nested, restore_checkpoint
 from otbr_jax.types import leaf_name, named_leaves
 
@@ -33,7 +34,7 @@ def load_variables(path: str | os.PathLike[str], like: Any, *, name: str) -> Any
     Raises:
       InputError: if it is missing, no Orbax checkpoint, damaged, or its arrays are not those of the network.
     """
-    given = pathlib.Path(os.path.expanduser(path)).absolute()
+    given = local_path(path, name=name)
     if not given.is_dir():
         found_there = "a file" if given.exists() else "nothing"
         raise InputError(f"{name}: expected an Orbax checkpoint directory, found {found_there} at {given}")

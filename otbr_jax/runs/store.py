@@ -25,8 +25,10 @@ import jax
 import numpy as np
 
 from otbr_jax.errors import InputError
+from otbr_jax.files import sync_folder, write_text, writing
+from otbr_jax.paths import local_path
 from otbr_jax.runs import identity
-from otbr_jax.runs.checkpoints import restore_checkpoint, save_checkpoint, sync_folder, write_text
+from otbr_jax.runs.checkpoints import restore_checkpoint, save_checkpoint
 from otbr_jax.runs.identity import code_digest, content_digest
 
 log = logging.getLogger(__name__)
@@ -147,21 +149,17 @@ class Workdir:
             "digest": content_digest(value),
             "notes": dict(notes),
         }
-        try:
-            self._write(folder, value, provenance)
-            _remove(progress)
-        except OSError as error:
-            raise InputError(f"workdir: stage {name!r} cannot be written to {folder}: {error.strerror}") from None
+        self._write(folder, value, provenance, name=name)
+        _remove(progress)
         return Stage(value, name, provenance["digest"], seconds, False, provenance)
 
-    def _write(self, folder: pathlib.Path, value: Any, provenance: Mapping[str, Any]) -> None:
-        partial = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_checkpoint(partial / "arrays", value)
-        provenance = {**provenance, "files": _file_digests(partial / "arrays")}
-        write_text(partial / "provenance.json", json.dumps(provenance, indent=1))
-        os.rename(partial, folder)
+    def _write(self, folder: pathlib.Path, value: Any, provenance: Mapping[str, Any], *, name: str) -> None:
+        with writing(folder, name=f"workdir: stage {name!r}") as partial:
+            partial.mkdir(parents=True)
+            save_checkpoint(partial / "arrays", value)
+            provenance = {**provenance, "files": _file_digests(partial / "arrays")}
+            write_text(partial / "provenance.json", json.dumps(provenance, indent=1))
+            os.rename(partial, folder)
         sync_folder(folder.parent)
 
 
@@ -177,7 +175,7 @@ def open_workdir(path: str | os.PathLike[str], *, subject: Mapping[str, Any]) ->
     Raises:
       InputError: if it cannot be written, holds something else, belongs to another subject, or is in use.
     """
-    root = pathlib.Path(os.path.expanduser(path)).absolute()
+    root = local_path(path, name="workdir")
     subject = json.loads(json.dumps(subject))  # tuples become lists, as in the file
     try:
         _check_subject(root, subject)  # before anything is written into a directory that is not ours

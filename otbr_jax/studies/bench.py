@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import logging
 import os
@@ -17,11 +18,12 @@ import jax
 import numpy as np
 
 from otbr_jax.errors import InputError
+from otbr_jax.files import write_bytes, write_figure, write_text
+from otbr_jax.paths import local_path
 from otbr_jax.report import gallery, rows
 from otbr_jax.report.gallery import Example
 from otbr_jax.report.quality import Quality
 from otbr_jax.report.rows import append_row, mend
-from otbr_jax.runs.checkpoints import write_text
 from otbr_jax.runs.identity import versions
 from otbr_jax.runs.provenance import provenance, today
 from otbr_jax.studies.repair import repair
@@ -183,7 +185,7 @@ def run_bench(
       InputError: if the file of results cannot be read or written; or after the last cell, if one could not be run (the
         others are), with the cell's name and what is wrong.
     """
-    root, file = pathlib.Path(os.path.expanduser(workdir)).absolute(), pathlib.Path(os.path.expanduser(results))
+    root, file = local_path(workdir, name="workdir"), local_path(results, name="results")
     origin = provenance()  # of the code that is loaded now, not of what the checkout becomes meanwhile
     mend(file)
     finished = rows.parse(file.read_text(encoding="utf-8"), name=str(file)) if file.stat().st_size else []
@@ -203,7 +205,7 @@ def run_bench(
     examples = [_load_example(path) for cell in grid.cells if (path := _example_path(root, cell)).exists()]
     if examples:
         write_text(root / "gallery.html", gallery.render(examples, title=f"Triggers of the bench {grid.name}"))
-        gallery.overview(examples).savefig(root / "triggers.png", dpi=150, facecolor="white")
+        write_figure(root / "triggers.png", gallery.overview(examples), dpi=150, facecolor="white")
     if failures:
         raise InputError(f"{len(failures)} of {len(missing)} cells failed, the first: {failures[0]}")
     return len(missing)
@@ -265,7 +267,9 @@ def _example_path(root: pathlib.Path, cell: Cell) -> pathlib.Path:
 
 
 def _save_example(path: pathlib.Path, example: Example) -> None:
-    np.savez(path, **example._asdict() | {"quality": json.dumps(example.quality._asdict())})
+    content = io.BytesIO()
+    np.savez(content, **example._asdict() | {"quality": json.dumps(example.quality._asdict())})
+    write_bytes(path, content.getvalue())
 
 
 def _load_example(path: pathlib.Path) -> Example:

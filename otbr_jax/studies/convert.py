@@ -16,6 +16,7 @@ from otbr_jax.interop.state_dict import to_state_dict
 from otbr_jax.interop.tensor_files import FORMATS, is_tensor_folder, read_tensors, write_state_dict
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
+from otbr_jax.paths import local_path
 from otbr_jax.runs.checkpoints import replace_checkpoint
 from otbr_jax.runs.identify import identify, likely_sizes
 from otbr_jax.runs.loading import load_checkpoint, load_file
@@ -51,7 +52,7 @@ def convert(
     """
     if not os.fspath(target):
         raise InputError("--to: expected a name, found an empty one")
-    root, goal = (pathlib.Path(os.path.expanduser(path)).absolute() for path in (source, target))
+    root, goal = local_path(source, name="--from"), local_path(target, name="--to")
     try:
         if goal.exists() and goal.samefile(root):
             raise InputError(f"--to: expected another place than --from, found {goal} for both")

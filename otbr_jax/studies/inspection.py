@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
-import pathlib
 from typing import Any
 
 import jax
 import numpy as np
 
 from otbr_jax.errors import InputError
+from otbr_jax.files import write_figure
 from otbr_jax.graph.choose import choose_layers
 from otbr_jax.graph.graph import permutation_error
+from otbr_jax.paths import local_path
 from otbr_jax.report.network import draw_network, network_table
 from otbr_jax.report.verdict import draw_triggers, verdict
 from otbr_jax.runs.devices import local_mesh
 from otbr_jax.runs.networks import Subject, check_classes, open_network
+from otbr_jax.runs.numerics import as_usual
 from otbr_jax.runs.run import Run
 from otbr_jax.runs.store import open_workdir
 from otbr_jax.types import Variables, named_leaves
@@ -25,6 +27,7 @@ DRAWINGS = (".png", ".svg", ".pdf")
 TOLERANCE = 1e-3  # of the largest logit; rounding stays well below it
 
 
+@as_usual()
 def inspect(
     config: Any,
     *,
@@ -45,7 +48,8 @@ def inspect(
       InputError: if the network cannot be opened or traced, a permuted group moves its outputs, or the picture cannot
         be written.
     """
-    if drawing is not None and pathlib.Path(drawing).suffix not in DRAWINGS:
+    picture = None if drawing is None else local_path(drawing, name="--out")
+    if picture is not None and picture.suffix not in DRAWINGS:
         raise InputError(f"--out: expected a name that ends in one of {', '.join(DRAWINGS)}, found {str(drawing)!r}")
     subject = open_network(config.model)
     shapes = {name: tuple(leaf.shape) for name, leaf in named_leaves(subject.like).items()}
@@ -59,11 +63,8 @@ def inspect(
         lines.append(_verdict(subject))
     if judge_in is not None:
         lines.append(_judged(config, subject, judge_in))
-    if drawing is not None:
-        try:
-            draw_network(subject.graph, title=config.model.name).savefig(drawing, dpi=150)
-        except OSError as error:
-            raise InputError(f"--out: cannot write {drawing} ({error.strerror})") from None
+    if picture is not None:
+        write_figure(picture, draw_network(subject.graph, title=config.model.name), name="--out", dpi=150)
         lines.append(f"drawn in {drawing}")
     return "\n".join(lines)
 
@@ -85,7 +86,7 @@ def _judged(config: Any, subject: Subject, workdir: str | os.PathLike[str]) -> s
         judgement = detection.judgement(values)
         picture = directory.path / "triggers.png"
         mask, pattern = detection.triggers(values)
-        draw_triggers(mask, pattern, judgement).savefig(picture, dpi=150)
+        write_figure(picture, draw_triggers(mask, pattern, judgement), name="--judge", dpi=150)
     return f"{verdict(judgement)}\ntriggers drawn in {picture}"
 
 

@@ -7,8 +7,8 @@ import json
 import numpy as np
 from matplotlib.figure import Figure
 
+from otbr_jax.files import write_text
 from otbr_jax.report import page, plots
-from otbr_jax.runs.checkpoints import write_text
 from otbr_jax.studies.results import Repair, scores_table, summarize
 from otbr_jax.victims.examples import one_per_class
 

@@ -19,10 +19,12 @@ from otbr_jax.data.sources import Dataset
 from otbr_jax.graph.choose import choose_layers
 from otbr_jax.interop.matching import file_name, write_like
 from otbr_jax.metrics import Metrics, evaluate_predictions
+from otbr_jax.paths import local_path
 from otbr_jax.plan import ROOT, Setup, Step, needs
 from otbr_jax.runs.checkpoints import numeric_leaves, replace_checkpoint
 from otbr_jax.runs.devices import check_batch_size, local_mesh
 from otbr_jax.runs.networks import check_classes, open_network
+from otbr_jax.runs.numerics import as_usual
 from otbr_jax.runs.run import Run
 from otbr_jax.runs.store import open_workdir
 from otbr_jax.settings import declarations
@@ -34,6 +36,7 @@ from otbr_jax.victims import evaluation
 from otbr_jax.victims.victims import check_trainable, open_victim, subject_of, test_set
 
 
+@as_usual()
 def repair(
     config: AnyRepairConfig,
     workdir: str | os.PathLike[str],
@@ -61,6 +64,7 @@ def repair(
     Raises:
       InputError: names what is wrong with the settings, the checkpoint, the data or the working directory.
     """
+    local_path(workdir, name="workdir")  # before any work
     mesh, defense = local_mesh(devices), config.way
     for name, size in defense.batch_sizes(config).items():
         check_batch_size(size, mesh, name=name)

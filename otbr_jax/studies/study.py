@@ -13,11 +13,11 @@ import jax
 from otbr_jax.data import sources
 from otbr_jax.data.sources import Dataset, Images
 from otbr_jax.errors import InputError
+from otbr_jax.files import write_text
 from otbr_jax.graph.choose import choose_layers
 from otbr_jax.graph.graph import Layer
 from otbr_jax.metrics import Metrics
 from otbr_jax.plan import Plan
-from otbr_jax.runs.checkpoints import write_text
 from otbr_jax.runs.devices import check_batch_size, local_mesh, replicate
 from otbr_jax.runs.networks import open_network
 from otbr_jax.runs.run import Run

@@ -16,9 +16,10 @@ from otbr_jax.attacks.registry import ATTACKS
 from otbr_jax.data import sources
 from otbr_jax.data.sources import DataConfig, Dataset
 from otbr_jax.errors import InputError
+from otbr_jax.files import write_text
 from otbr_jax.report import gallery
 from otbr_jax.report.gallery import Example
-from otbr_jax.runs.checkpoints import replace_checkpoint, write_text
+from otbr_jax.runs.checkpoints import replace_checkpoint
 from otbr_jax.runs.devices import check_batch_size, local_mesh
 from otbr_jax.runs.identity import versions
 from otbr_jax.runs.networks import open_network

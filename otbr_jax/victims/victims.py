@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from otbr_jax.attacks.registry import ATTACKS, AttackConfig, trigger
 from otbr_jax.data.sources import Dataset, Images
 from otbr_jax.errors import InputError
 from otbr_jax.metrics import Metrics, evaluate_predictions
+from otbr_jax.paths import local_path
 from otbr_jax.runs.devices import replicate
 from otbr_jax.runs.identity import content_digest
 from otbr_jax.runs.networks import Subject
@@ -63,7 +63,7 @@ def subject_of(config: VictimConfig) -> dict[str, Any]:
     """What a working directory is about; the rest of the settings may change from run to run."""
     model = dataclasses.asdict(config.model)
     if config.model.checkpoint:
-        model["checkpoint"] = str(pathlib.Path(os.path.expanduser(config.model.checkpoint)).absolute())
+        model["checkpoint"] = str(local_path(config.model.checkpoint, name="model.checkpoint"))
     return {"model": model, "data": config.data.name}
 
 

@@ -1,0 +1,97 @@
+"""Files and folders that are written at once or not at all, and one line where they cannot be."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from otbr_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_FULL = ("RESOURCE_EXHAUSTED", "No space left", "Disk quota exceeded", "unexpected pos", "file write failed")
+
+
+@contextmanager
+def writing(path: pathlib.Path, *, name: str = "") -> Iterator[pathlib.Path]:
+    """Gives `path` + `.partial` to write to, a file or a folder; the caller renames it.
+
+    Whatever fails removes it, and ends in one line that names the path and why: libraries have many words for it.
+
+    Args:
+      path: what will be there in the end.
+      name: what is written, for the message; by default the path alone.
+
+    Raises:
+      InputError: if it cannot be written.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    _remove(partial)
+    try:
+        yield partial
+    except InputError:
+        _remove(partial)
+        raise
+    except Exception as error:
+        _remove(partial)
+        what = f"{name}: " if name else ""
+        raise InputError(f"{what}cannot write {path} ({_reason(error, path)})") from None
+    except BaseException:
+        _remove(partial)
+        raise
+
+
+def write_bytes(path: pathlib.Path, content: bytes, *, name: str = "") -> None:
+    """Writes a file at once: readers see the old one or the new, never a part; raises InputError if it cannot be."""
+    with writing(path, name=name) as partial:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+
+
+def write_text(path: pathlib.Path, text: str, *, name: str = "") -> None:
+    """As `write_bytes`, in UTF-8."""
+    write_bytes(path, text.encode(), name=name)
+
+
+def write_figure(path: pathlib.Path, figure: Figure, *, name: str = "", **options: Any) -> None:
+    """As `write_bytes`, in the format that the suffix says; `options` are those of matplotlib."""
+    content = io.BytesIO()
+    figure.savefig(content, format=path.suffix[1:] or "png", **options)
+    write_bytes(path, content.getvalue(), name=name)
+
+
+def sync_folder(folder: pathlib.Path) -> None:
+    """Makes renames in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(partial: pathlib.Path) -> None:
+    if partial.is_dir():
+        shutil.rmtree(partial, ignore_errors=True)
+    else:
+        partial.unlink(missing_ok=True) if partial.parent.is_dir() else None
+
+
+def _reason(error: Exception, path: pathlib.Path) -> str:
+    text = str(error)
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(word in text for word in _FULL)
+    if full:
+        return "No space left on device; free some, and the same command goes on"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    first = next(iter(text.strip().splitlines()), "no message")
+    return f"{type(error).__name__}: {first[:200]}"
