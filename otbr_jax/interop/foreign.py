@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import collections
 import datetime
+import itertools
 import pathlib
 import types
 from collections.abc import Iterator
@@ -24,7 +25,8 @@ _ATTACKS = frozenset(
     "os posix nt sys subprocess importlib runpy shutil socket pty ctypes code codeop webbrowser marshal timeit pdb bdb "
     "cProfile profile trace asyncio http urllib requests httpx aiohttp operator pip ensurepip venv idlelib lib2to3 "
     "doctest multiprocessing threading signal gc inspect pickle _pickle dill cloudpickle joblib torch.hub "
-    "torch.utils.cpp_extension torch.serialization numpy.testing".split()
+    "torch.utils.cpp_extension torch.serialization numpy.testing "
+    "commands cPickle urllib2 httplib popen2 thread".split()  # what pickles call Python 3's modules
 )
 _DATA_OF_BUILTINS = frozenset(
     "set frozenset bytearray bytes complex slice range dict list tuple int float str bool object type NoneType".split()
@@ -84,7 +86,7 @@ def module_tensors(value: Foreign) -> dict[str, Any] | None:
     """The state dict of a pickled `torch.nn.Module`, without running the module; None if it is none."""
     if not _is_module(value):
         return None
-    return dict(_of_module(value, "", 0))
+    return dict(itertools.islice(_of_module(value, "", 0), _MOST))
 
 
 def _is_module(value: Any) -> bool:
@@ -110,6 +112,7 @@ def _entries(value: Any) -> list[tuple[str, Any]]:
 
 
 _DEEPEST = 64
+_MOST = 100_000  # tensors of a module
 _LEFT = object()
 
 
@@ -123,11 +126,21 @@ def plain_again(content: Any, left_out: list[str]) -> Any:
     Returns:
       The same without those entries.
     """
-    written = _plain(content, (), left_out, 0)
+    written = _plain(content, (), left_out, {})
     return {} if written is _LEFT else written
 
 
-def _plain(value: Any, path: tuple[str, ...], left_out: list[str], depth: int) -> Any:
+def _plain(value: Any, path: tuple[str, ...], left_out: list[str], known: dict[int, Any]) -> Any:
+    """`known`: what was made of objects by their `id`, since a pickle may hold one in very many places."""
+    if isinstance(value, dict | list | tuple | Foreign):
+        if id(value) not in known:
+            known[id(value)] = _LEFT  # in itself it is left out
+            known[id(value)] = _plain_of(value, path, left_out, known)
+        return known[id(value)]
+    return _plain_of(value, path, left_out, known)
+
+
+def _plain_of(value: Any, path: tuple[str, ...], left_out: list[str], known: dict[int, Any]) -> Any:
     if isinstance(value, Foreign):
         try:
             return _plain_data(value)
@@ -137,14 +150,14 @@ def _plain(value: Any, path: tuple[str, ...], left_out: list[str], depth: int) -
     if isinstance(value, type) and issubclass(value, Foreign | _LikeDictionary):
         left_out.append(f"{'/'.join(path) or 'the file'} ({getattr(value, 'what', '')})")
         return _LEFT
-    if depth > _DEEPEST:
-        return value
+    if len(path) > _DEEPEST:
+        return _LEFT
     if isinstance(value, dict):
-        entries = ((key, _plain(entry, (*path, str(key)), left_out, depth + 1)) for key, entry in dict.items(value))
+        entries = ((key, _plain(entry, (*path, str(key)), left_out, known)) for key, entry in dict.items(value))
         kept = [(key, entry) for key, entry in entries if entry is not _LEFT]
         return collections.OrderedDict(kept) if isinstance(value, collections.OrderedDict) else dict(kept)
     if isinstance(value, list | tuple) and type(value) in (list, tuple):
-        kept_values = [_plain(entry, (*path, str(place)), left_out, depth + 1) for place, entry in enumerate(value)]
+        kept_values = [_plain(entry, (*path, str(place)), left_out, known) for place, entry in enumerate(value)]
         return _LEFT if any(entry is _LEFT for entry in kept_values) else type(value)(kept_values)
     return value
 
@@ -168,7 +181,7 @@ def _plain_data(value: Foreign) -> Any:
 
 def _plain_state(value: Foreign) -> dict[str, Any]:
     left: list[str] = []
-    state = _plain(value.state or {}, (), left, 0)
+    state = _plain(value.state or {}, (), left, {})
     if left or not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise ValueError(value.what)
     return dict(state)

@@ -152,6 +152,8 @@ def _collect(value: Any, path: Path, sets: dict[Path, TensorSet], torch: Any) ->
             others[key] = _kind(entry)
             continue
         try:
+            if entry.numel() * entry.element_size() > entry.untyped_storage().nbytes():
+                raise ValueError("it stands for more than is stored")
             tensors[key] = _to_numpy(entry, torch)
         except Exception:
             others[key] = f"a tensor of {entry.dtype}, {entry.layout}"
