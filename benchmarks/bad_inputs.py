@@ -183,7 +183,6 @@ def attempt(module: str, arguments: list[str], folder: pathlib.Path) -> tuple[in
 
 
 def main() -> None:
-    origin = provenance()
     cases = [case for group in (settings, places, checkpoints, data, code) for case in group()]
     bad = 0
     with tempfile.TemporaryDirectory() as temporary:
@@ -200,6 +199,7 @@ def main() -> None:
                 print("ok" if fine else "BAD", module, *arguments, "|", status, left, "|", *lines[-4:], flush=True)
             for path in left:
                 pathlib.Path(path).unlink(missing_ok=True) if pathlib.Path(path).is_file() else None
+    origin = provenance()  # asks for devices, which no fork survives
     row = {"program": "all", "fault": "bad input", "faults": len(cases), "in_one_line": len(cases) - bad, **origin}
     print({name: value for name, value in row.items() if name not in origin})
     with open(ROOT / "results" / "faults.jsonl", "a", encoding="utf-8") as file:
