@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import runpy
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -197,8 +198,9 @@ def main() -> None:
             bad += not fine
             if not fine or "-v" in sys.argv:
                 print("ok" if fine else "BAD", module, *arguments, "|", status, left, "|", *lines[-4:], flush=True)
+            shutil.rmtree(folder / "work", ignore_errors=True)
             for path in left:
-                pathlib.Path(path).unlink(missing_ok=True) if pathlib.Path(path).is_file() else None
+                pathlib.Path(path).unlink(missing_ok=True)
     origin = provenance()  # asks for devices, which no fork survives
     row = {"program": "all", "fault": "bad input", "faults": len(cases), "in_one_line": len(cases) - bad, **origin}
     print({name: value for name, value in row.items() if name not in origin})

@@ -51,12 +51,18 @@ class Victim(NamedTuple):
 
 
 def check_trainable(config: VictimConfig, subject: Subject, dataset: Dataset | None) -> None:
-    """Raises InputError if a network without weights has no images to learn from."""
-    if subject.variables is None and (dataset is None or dataset.train is None):
+    """Raises InputError, before anything is written, if a network without weights cannot be made a victim of."""
+    if subject.variables is not None:
+        return
+    if dataset is None or dataset.train is None:
         raise InputError(
             f"model.checkpoint: expected a checkpoint, since data {config.data.name!r} holds no training images "
             "for a victim; found none"
         )
+    labels = dataset.train.labels
+    training.check_batch_fits(config.training, images=len(labels))
+    if config.attack.name != "none":
+        poisoning.check_possible(labels, config.attack)
 
 
 def subject_of(config: VictimConfig) -> dict[str, Any]:
@@ -111,11 +117,8 @@ def _trained(run: Run, dataset: Dataset) -> Victim:
     """The attack is made (against a clean network of the same training, if it needs one) and the victim trained."""
     config, train = run.config, dataset.train
     assert train is not None
-    # What cannot work ends here, before anything is trained.
-    training.check_batch_fits(config.training, images=len(train.labels))
     if config.attack.name == "none":
         return Victim({"victim": _victim_stage(run, dataset, None)}, None)
-    poisoning.check_possible(train.labels, config.attack)
     stages: dict[str, Stage] = {}
     if ATTACKS[config.attack.name].needs_clean_network and not config.attack.assets:
         classifier(run.subject.graph, run.network.num_classes)
