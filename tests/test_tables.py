@@ -110,6 +110,14 @@ def disarmed(rng, seed):
     return row | {"stage_seconds": {"pictures": 5.0, "reached": 40.2, "disarmed": 30.0}}
 
 
+def faulty(rng, seed):
+    """A row as faults.jsonl has it; the second one is the bad inputs'."""
+    if seed == 2:
+        return {"program": "all", "fault": "bad input", "faults": 116, "in_one_line": int(rng.integers(116))}
+    counts = {name: int(rng.integers(50)) for name in ("faults", "runs", "same_bits", "tracebacks", "half_written")}
+    return {"program": "repair", "fault": "kills", **counts, "other_statuses": 0, "slower_than_10_s": 0}
+
+
 def defended(rng, seed):
     """A row as bench_defences.jsonl has it; the second one is another way to defend the first one's victim."""
     row = cell(rng, "blended") | {"cell": f"cell{seed}", "variant": ("", "1 % clean")[seed - 1], "seconds": 1.0}
@@ -147,6 +155,8 @@ MADE = {
     "bench_tsbd": chosen,
     "bench_otbr_plus": suspected,
     "bench_disarm": disarmed,
+    "bench_disarm_cifar": disarmed,
+    "faults": faulty,
     "bench_defences": defended,
     "bench_recovery": suspected,
     "bench_variants": varied,

@@ -2,7 +2,7 @@ r"""The default on CIFAR-10: two networks, all attacks, 10 % and 2 % of poison, 
 
     python -m launch.prepare_data --name=cifar10
     python -m launch.bench --grid=configs/bench/disarm_cifar.py --workdir=runs/disarm \
-        --results=results/bench_disarm.jsonl
+        --results=results/bench_disarm_cifar.jsonl
 
 20,000 training images, eight epochs of the fast recipe, 2,000 test images. WaNet's strength is 3
 (`configs/bench/cpu.py` says why). SIG poisons six tenths of its class, whose clean images the network has to see.

@@ -112,7 +112,8 @@ def _how(row: Row) -> list[str]:
 
 def _lost(rows: Sequence[Row]) -> str:
     """What repairs cost and left, medians and worst cases."""
-    backdoored = [row for row in rows if text(row, "attack") != "none"]
+    attacked = [row for row in rows if text(row, "attack") != "none"]
+    backdoored = [row for row in attacked if _learned(row)]
 
     def points(row: Row, metric: str) -> float:
         return float(percents(row, f"metrics.{repaired_network(row)}", metric))
@@ -127,28 +128,43 @@ def _lost(rows: Sequence[Row]) -> str:
             f"{max(own):+.1f}; ASR left, median {statistics.median(left):.1f}, worst {max(left):.1f}; "
             f"{share(sum(rest < 15 for rest in left), len(left))} under fifteen per cent"
         )
-    if clean := [lost[row.place] for row in rows if row not in backdoored]:
+    if unlearned := len(attacked) - len(backdoored):
+        parts.append(f"{unlearned} that did not learn the attack, below ten per cent ASR, do not count")
+    if clean := [lost[row.place] for row in rows if row not in attacked]:
         parts.append(f"{len(clean)} clean networks lost at most {max(clean):+.1f}")
     return "; ".join(parts) + "."
 
 
+def _learned(row: Row) -> bool:
+    """Whether a victim has the backdoor that it was trained for."""
+    return float(percents(row, "metrics.victim", "asr")) >= 10
+
+
 def _scored(clean: Sequence[Row], reported: Sequence[Row]) -> str:
-    if not clean:
-        return "No clean networks for the threshold."
-    scores = sorted(suspicion(row) for row in clean)
-    threshold = field((reported or clean)[-1], "judgement.threshold")  # of the latest state
-    over = sum(score >= threshold for score in scores)
-    found = [row for row in reported if text(row, "attack") != "none"]
+    """How many are found, and how networks score on which the threshold is set."""
+    found = [row for row in reported if text(row, "attack") != "none" and _learned(row)]
+    untold = [row for row in reported if text(row, "attack") == "none"]
     right = sum(_stands_out(row) and field(row, "judgement.suspect") == 0 for row in found)
-    untold = [row for row in reported if row not in found]
     accused = sum(_stands_out(row) for row in untold)
-    return (
-        f"{share(right, len(found))} backdoored networks stand out with the attacker's class, 0, and "
-        f"{share(accused, len(untold))} clean ones. {len(scores)} clean networks, on which the threshold "
-        f"{threshold:g} is set and which are not in the table, score {scores[0]:.2f} to {scores[-1]:.2f}, median "
-        f"{statistics.median(scores):.2f}; {share(over, len(scores))} reach it. In brackets: ninety-five per cent "
-        "intervals, after Wilson."
-    )
+    shares = [
+        f"{share(count, len(group))} {what}"
+        for count, group, what in (
+            (right, found, "backdoored networks stand out with the attacker's class, 0"),
+            (accused, untold, "clean ones stand out"),
+        )
+        if group
+    ]
+    said = f"{'; '.join(shares)}. " if shares else ""
+    if clean:
+        scores = sorted(suspicion(row) for row in clean)
+        threshold = field((reported or clean)[-1], "judgement.threshold")  # of the latest state
+        over = sum(score >= threshold for score in scores)
+        said += (
+            f"{len(scores)} clean networks, on which the threshold {threshold:g} is set and which are not in the "
+            f"table, score {scores[0]:.2f} to {scores[-1]:.2f}, median {statistics.median(scores):.2f}; "
+            f"{share(over, len(scores))} reach it. "
+        )
+    return f"{said}In brackets: ninety-five per cent intervals, after Wilson."
 
 
 def recovery(rows: Sequence[Row]) -> list[Table]:

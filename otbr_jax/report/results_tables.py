@@ -86,6 +86,27 @@ def _torch_victims(rows: Sequence[Row]) -> list[Table]:
     return [Table(titles, lines)]
 
 
+_FAULTS = {"kills": "kill -9", "terms": "SIGTERM", "ints": "SIGINT", "disks": "full disk", "bad input": "bad input"}
+
+
+def _faults(rows: Sequence[Row]) -> list[Table]:
+    """A line for each program and kind of fault, the latest ones."""
+    lines: list[list[Cell]] = []
+    for row in latest(rows, "program", "fault"):
+        kind = _FAULTS[text(row, "fault", among=_FAULTS)]
+        if "runs" in row.values:
+            ends = [f"{integer(row, 'same_bits')} of {integer(row, 'runs')}"]
+            ends += [str(integer(row, name)) for name in ("tracebacks", "other_statuses", "half_written")]
+            lines.append([text(row, "program"), kind, str(integer(row, "faults")), *ends])
+        else:
+            other = integer(row, "faults") - integer(row, "in_one_line")
+            lines.append(
+                [text(row, "program"), kind, str(integer(row, "faults")), NOTHING, NOTHING, str(other), NOTHING]
+            )
+    titles = ("program", "fault", "times", "same bits in the end", "tracebacks", "other endings", "half-written")
+    return [Table(titles, lines)]
+
+
 def _loops(rows: Sequence[Row]) -> list[Table]:
     lines = []
     for row in rows:
@@ -273,7 +294,9 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[Table]]] = {
     "bench_paper": _bench,
     "bench_tsbd": choice_tables.tsbd,
     "bench_otbr_plus": choice_tables.otbr_plus,
+    "faults": _faults,
     "bench_disarm": choice_tables.disarm,
+    "bench_disarm_cifar": choice_tables.disarm,
     "bench_defences": defence_tables.defences,
     "bench_recovery": choice_tables.recovery,
     "bench_variants": choice_tables.variants,
