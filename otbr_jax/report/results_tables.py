@@ -99,11 +99,9 @@ def _faults(rows: Sequence[Row]) -> list[Table]:
             ends += [str(integer(row, name)) for name in ("tracebacks", "other_statuses", "half_written")]
             lines.append([text(row, "program"), kind, str(integer(row, "faults")), *ends])
         else:
-            other = integer(row, "faults") - integer(row, "in_one_line")
-            lines.append(
-                [text(row, "program"), kind, str(integer(row, "faults")), NOTHING, NOTHING, str(other), NOTHING]
-            )
-    titles = ("program", "fault", "times", "same bits in the end", "tracebacks", "other endings", "half-written")
+            ends = [f"{integer(row, 'in_one_line')} of {integer(row, 'faults')}", *[NOTHING] * 3]
+            lines.append([text(row, "program"), kind, str(integer(row, "faults")), *ends])
+    titles = ("program", "fault", "times", "as it should be", "tracebacks", "other statuses", "half-written")
     return [Table(titles, lines)]
 
 
