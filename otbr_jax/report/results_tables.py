@@ -86,7 +86,7 @@ def _torch_victims(rows: Sequence[Row]) -> list[Table]:
     return [Table(titles, lines)]
 
 
-_FAULTS = {"kills": "kill -9", "terms": "SIGTERM", "ints": "SIGINT", "disks": "full disk", "bad input": "bad input"}
+_FAULTS = {"kills": "SIGKILL", "terms": "SIGTERM", "ints": "SIGINT", "disks": "full disk", "bad input": "bad input"}
 
 
 def _faults(rows: Sequence[Row]) -> list[Table]:

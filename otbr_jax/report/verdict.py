@@ -50,7 +50,7 @@ def draw_triggers(mask: np.ndarray, pattern: np.ndarray, judgement: Mapping[str,
         for axis, label in zip(axes.flat, shown, strict=False):
             image = mask[label] * pattern[label] + (1 - mask[label]) * 0.5
             axis.set_axis_on()
-            axis.imshow(displayable(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axis.imshow(np.clip(displayable(image), 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             guilty = judgement["stands_out"] and label == judgement["suspect"]
             axis.set_title(
