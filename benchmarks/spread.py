@@ -1,0 +1,80 @@
+"""How much a verdict of the default depends on the seed of its search: the same network, judged five times.
+
+    python -m benchmarks.spread --workdir=runs/disarm
+
+Victims of `configs/bench/disarm.py` on scikit-learn's digits, which are reloaded from the bench's working directory or
+trained there. Nothing but the key of the search and of its pictures changes. Prints, and appends to
+results/spread.jsonl, the suspicion of the attacker's class and the highest one of any class.
+"""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+from absl import flags
+
+from configs.bench.disarm import RESNET, VGG, digits
+from launch import cli
+from otbr_jax import plan as plans
+from otbr_jax.data import sources
+from otbr_jax.report.rows import append_row
+from otbr_jax.runs.devices import local_mesh
+from otbr_jax.runs.networks import open_network
+from otbr_jax.runs.provenance import ROOT, provenance
+from otbr_jax.runs.run import Run
+from otbr_jax.runs.store import open_workdir
+from otbr_jax.studies.bench import Cell
+from otbr_jax.studies.repair_config import repaired_by
+from otbr_jax.victims.victims import open_victim, subject_of
+
+WORKDIR = flags.DEFINE_string("workdir", "runs/disarm", "Directory of the bench, with its victims.")
+SEEDS = flags.DEFINE_integer("seeds", 5, "Of the search, for each network.")
+RESULTS = flags.DEFINE_string("results", str(ROOT / "results" / "spread.jsonl"), "File of the rows.")
+VICTIMS = (
+    *(digits(*VGG, attack, 1) for attack in ("badnets", "blended", "trojan", "lf", "ssba", "input_aware", "none")),
+    *(digits(*VGG, "none", seed) for seed in (0, 2)),
+    *(digits(*RESNET, attack, 0) for attack in ("badnets", "none")),
+)
+
+
+def judged(cell: Cell, seeds: int) -> list[np.ndarray]:
+    """The suspicion of every class, `[classes]`, for each seed of the search."""
+    config = repaired_by("disarm", cell.config)
+    subject = open_network(config.model)
+    dataset = sources.load(
+        config.data, image_shape=subject.network.image_shape, num_classes=subject.network.num_classes
+    )
+    with open_workdir(pathlib.Path(WORKDIR.value) / cell.group, subject=subject_of(config)) as directory:
+        run = Run(config, directory, subject, local_mesh(), layers=config.way.layers(config))
+        given = {"victim": open_victim(run, dataset).stage.value["variables"]}
+    steps = config.way.detection(config).plan
+    program = jax.jit(lambda key: plans.run(steps, run.setup, given, key=key)["detected"].suspicion)
+    return [np.asarray(program(jax.random.key(seed))) for seed in range(seeds)]
+
+
+def main(arguments) -> None:
+    del arguments
+    origin = provenance()
+    for cell in VICTIMS:
+        found = judged(cell, SEEDS.value)
+        threshold = repaired_by("disarm", cell.config).detection.threshold
+        attacked = cell.config.attack.name != "none"
+        row = {
+            "dataset": cell.config.data.name,
+            "network": cell.network,
+            "attack": cell.config.attack.name,
+            "seed": cell.config.seed,
+            "target": [round(float(each[0]), 2) for each in found] if attacked else None,
+            "highest": [round(float(each.max()), 2) for each in found],
+            "stands_out": int(sum(each.max() >= threshold for each in found)),
+            "right": int(sum(each.max() >= threshold and each.argmax() == 0 for each in found)) if attacked else None,
+            "searches": len(found),
+            "threshold": threshold,
+        }
+        print(json.dumps(row), flush=True)
+        append_row(pathlib.Path(RESULTS.value), row | origin)
+
+
+if __name__ == "__main__":
+    cli.run(main)
