@@ -110,6 +110,13 @@ def disarmed(rng, seed):
     return row | {"stage_seconds": {"pictures": 5.0, "reached": 40.2, "disarmed": 30.0}}
 
 
+def searched(rng, seed):
+    """A row as spread.jsonl has it; the second one is a clean network's."""
+    row = {"dataset": "digits", "network": "a-w8", "attack": ("badnets", "none")[seed - 1], "seed": seed}
+    row |= {name: [round(float(one), 1) for one in rng.uniform(0, 9, 5)] for name in ("target", "highest")}
+    return row | {"stands_out": 4, "right": 3, "searches": 5}
+
+
 def faulty(rng, seed):
     """A row as faults.jsonl has it; the second one is the bad inputs'."""
     if seed == 2:
@@ -157,6 +164,7 @@ MADE = {
     "bench_disarm": disarmed,
     "bench_disarm_cifar": disarmed,
     "faults": faulty,
+    "spread": searched,
     "bench_defences": defended,
     "bench_recovery": suspected,
     "bench_variants": varied,

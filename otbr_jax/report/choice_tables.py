@@ -12,8 +12,8 @@ from otbr_jax.detectors.scores import roc
 from otbr_jax.errors import InputError
 from otbr_jax.report.cells import ATTACKS, oracle_cell, oracle_title, repaired_cell, repaired_network, swept_network
 from otbr_jax.report.numbers import NOTHING, formatted, share
-from otbr_jax.report.rows import Row, field, grouped, integer, joined, number, percents, text
-from otbr_jax.report.table import Table
+from otbr_jax.report.rows import Row, field, grouped, integer, joined, latest, number, percents, text
+from otbr_jax.report.table import Cell, Table
 
 PUBLISHED = "published: gamma 0.1, lambda 0.5"
 
@@ -103,6 +103,24 @@ def disarm(rows: Sequence[Row]) -> list[Table]:
         "seconds: search + lessons",
     )
     return [Table(columns, lines, notes=(_lost(reported), _scored(set_on, reported)))]
+
+
+def spread(rows: Sequence[Row]) -> list[Table]:
+    """A line for each network: the suspicion of the attacker's class by each seed of the search, and the verdicts."""
+    lines: list[list[Cell]] = []
+    for row in latest(rows, "dataset", "network", "attack", "seed"):
+        attacked = text(row, "attack", among=ATTACKS) != "none"
+        values = field(row, "target" if attacked else "highest")
+        said = f"{integer(row, 'right' if attacked else 'stands_out')} of {integer(row, 'searches')}"
+        lines.append(
+            [
+                f"{text(row, 'dataset')}, {text(row, 'network')}",
+                f"{text(row, 'attack')}, seed {integer(row, 'seed')}",
+                ", ".join(f"{value:.1f}" for value in sorted(values)),
+                f"{said} right" if attacked else f"{said} accused",
+            ]
+        )
+    return [Table(("network", "attack", "suspicion, one for each search, ascending", "verdicts"), lines)]
 
 
 def _how(row: Row) -> list[str]:

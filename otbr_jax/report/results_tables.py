@@ -293,6 +293,7 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[Table]]] = {
     "bench_tsbd": choice_tables.tsbd,
     "bench_otbr_plus": choice_tables.otbr_plus,
     "faults": _faults,
+    "spread": choice_tables.spread,
     "bench_disarm": choice_tables.disarm,
     "bench_disarm_cifar": choice_tables.disarm,
     "bench_defences": defence_tables.defences,
