@@ -100,6 +100,8 @@ CONFIGS = {
         ModelConfig("preact_resnet50", image_shape=(16, 16, 3)),
         ModelConfig("resnet18", image_shape=(64, 64, 3)),
         ModelConfig("resnet50", image_shape=(64, 64, 3)),
+        ModelConfig("vgg16_bn_cifar", width=16, image_shape=(32, 32, 3)),
+        ModelConfig("vgg16_cifar", width=16, image_shape=(32, 32, 3)),
         ModelConfig("resnet18_cifar", image_shape=(16, 16, 3)),
         ModelConfig("resnet50_cifar", image_shape=(16, 16, 3)),
         ModelConfig("resnet20_cifar", image_shape=(16, 16, 3)),

@@ -238,6 +238,20 @@ def _vgg(models, name, num_classes, width):
     return model
 
 
+def _small_vgg(models, name, num_classes, width):
+    """torchvision's layers on 32 x 32, with two hidden dense layers of as many channels, or none."""
+    kind = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}[name.split("_")[0]]
+    channels = [entry if entry == "M" else entry * width // 64 for entry in models.vgg.cfgs[kind]]
+    model = nn.Module()
+    model.features = models.vgg.make_layers(channels, batch_norm=True)
+    wide = 8 * width
+    hidden = [layer for _ in range(2) for layer in (nn.Linear(wide, wide), nn.ReLU(), nn.Identity())]
+    last = nn.Linear(wide, num_classes)
+    model.classifier = nn.Sequential(*hidden, last) if "_bn_" in name else last
+    model.forward = lambda x: model.classifier(model.features(x).mean((2, 3)))
+    return model
+
+
 def _vit(models, num_classes, image_size, width):
     """torchvision's ViT-B/16, with fewer heads where `width` is less than 768."""
     return models.VisionTransformer(
@@ -268,6 +282,8 @@ def original(name, *, num_classes=1000, image_size=224, width=0):
             return WideResNet(num_classes, width or 160)
         if name == "mobilenet_v2_cifar":
             return SmallMobileNet(num_classes)
+        if name.startswith("vgg") and name.endswith("_cifar"):
+            return _small_vgg(models, name, num_classes, width or 64)
         if name.endswith("_cifar"):
             return _resnet_for_small_images(models, name.removesuffix("_cifar"), num_classes)
         if name == "vit_b_16":

@@ -17,7 +17,7 @@ from otbr_jax.models.densenet import DenseNet
 from otbr_jax.models.inverted import EfficientNet, MobileNetV2, MobileNetV3
 from otbr_jax.models.preact_resnet import PreActBottleneck, PreActResNet
 from otbr_jax.models.resnet import BasicBlock, Bottleneck, ResNet
-from otbr_jax.models.vgg import VGG, PooledVGG
+from otbr_jax.models.vgg import VGG, PooledVGG, SmallVGG
 from otbr_jax.models.vit import VisionTransformer
 from otbr_jax.models.wide_resnet import WideResNet
 from otbr_jax.settings import field, settings, wrong
@@ -48,6 +48,16 @@ ARCHITECTURES: Mapping[str, partial[Any]] = {
     "vgg11_bn": partial(VGG, depth=(1, 1, 2, 2, 2)),
     "vgg16_bn": partial(VGG, depth=(2, 2, 3, 3, 3)),
     "vgg19_bn": partial(VGG, depth=(2, 2, 4, 4, 4)),
+    **{
+        f"vgg{layers}{kind}": partial(SmallVGG, depth=depth, hidden=hidden)
+        for kind, hidden in (("_bn_cifar", True), ("_cifar", False))
+        for layers, depth in (
+            (11, (1, 1, 2, 2, 2)),
+            (13, (2, 2, 2, 2, 2)),
+            (16, (2, 2, 3, 3, 3)),
+            (19, (2, 2, 4, 4, 4)),
+        )
+    },
     "densenet121": partial(DenseNet, depth=(6, 12, 24, 16)),
     "convnext_tiny": partial(ConvNeXt, depth=(3, 3, 9, 3)),
     "vit_b_16": partial(VisionTransformer, depth=(12,)),

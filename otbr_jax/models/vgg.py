@@ -1,4 +1,4 @@
-"""VGG (arXiv 1409.1556) with BatchNorm: torchvision's, and a small one for small images."""
+"""VGG (arXiv 1409.1556) with BatchNorm: torchvision's, and those for small images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 
-from otbr_jax.models.layers import BatchNorm, adaptive_avg_pool, he_fan_out, max_pool
+from otbr_jax.models.layers import BatchNorm, adaptive_avg_pool, global_avg_pool, he_fan_out, max_pool
 
 
 class VGG(nn.Module):
@@ -61,6 +61,36 @@ class PooledVGG(nn.Module):
         """Maps images `[n, h, w, c]` to logits `[n, num_classes]`."""
         x = _convolutions(x, self.depth, self.width, train=train, axis_name=self.axis_name)
         return nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01), name="classifier")(x.mean((1, 2)))
+
+
+class SmallVGG(nn.Module):
+    """A VGG for images of 32 x 32: five max pools leave one position, and few or no hidden dense layers.
+
+    Attributes:
+      num_classes: number of logits.
+      depth: convolutions per stage; a max pool after each halves the resolution.
+      width: channels of the first stage, doubled per stage up to eight times as many.
+      hidden: whether there are two hidden dense layers, as pytorch-cifar-models has them; pytorch-cifar has none.
+      axis_name: see `BatchNorm`.
+    """
+
+    num_classes: int
+    depth: Sequence[int] = (2, 2, 3, 3, 3)
+    width: int = 64
+    hidden: bool = True
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps images `[n, h, w, c]` to logits `[n, num_classes]`."""
+        x = max_pool(_convolutions(x, self.depth, self.width, train=train, axis_name=self.axis_name), 2, 2)
+        x = global_avg_pool(x)
+        normal = nn.initializers.normal(0.01)
+        if not self.hidden:
+            return nn.Dense(self.num_classes, kernel_init=normal, name="classifier")(x)
+        for name in ("classifier.0", "classifier.3"):
+            x = nn.relu(nn.Dense(8 * self.width, kernel_init=normal, name=name)(x))
+        return nn.Dense(self.num_classes, kernel_init=normal, name="classifier.6")(x)
 
 
 def _convolutions(x: jax.Array, depth: Sequence[int], width: int, *, train: bool, axis_name: str | None) -> jax.Array:
