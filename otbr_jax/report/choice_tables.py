@@ -12,7 +12,7 @@ from otbr_jax.detectors.scores import roc
 from otbr_jax.errors import InputError
 from otbr_jax.report.cells import ATTACKS, oracle_cell, oracle_title, repaired_cell, repaired_network, swept_network
 from otbr_jax.report.numbers import NOTHING, formatted, share
-from otbr_jax.report.rows import Row, field, grouped, integer, joined, latest, number, percents, text
+from otbr_jax.report.rows import Row, field, grouped, integer, joined, number, percents, text
 from otbr_jax.report.table import Cell, Table
 
 PUBLISHED = "published: gamma 0.1, lambda 0.5"
@@ -108,7 +108,8 @@ def disarm(rows: Sequence[Row]) -> list[Table]:
 def spread(rows: Sequence[Row]) -> list[Table]:
     """A line for each network: the suspicion of the attacker's class by each seed of the search, and the verdicts."""
     lines: list[list[Cell]] = []
-    for row in latest(rows, "dataset", "network", "attack", "seed"):
+    names = ("dataset", "network", "attack", "seed")
+    for row in {tuple(str(field(row, name)) for name in names): row for row in rows}.values():
         attacked = text(row, "attack", among=ATTACKS) != "none"
         values = field(row, "target" if attacked else "highest")
         said = f"{integer(row, 'right' if attacked else 'stands_out')} of {integer(row, 'searches')}"
