@@ -92,7 +92,11 @@ def define_config(
 
 
 def in_checkout(path: str) -> str:
-    """A file that is not below the current folder but in this checkout, such as `configs/otbr.py`; others as given."""
+    """A file that is not below the current folder but in this checkout, such as `configs/otbr.py`; others as given.
+
+    `~` is the home folder.
+    """
+    path = os.path.expanduser(path)
     return str(CHECKOUT / path) if not os.path.exists(path) and (CHECKOUT / path).is_file() else path
 
 
