@@ -68,6 +68,8 @@ def check_trainable(config: VictimConfig, subject: Subject, dataset: Dataset | N
 def subject_of(config: VictimConfig) -> dict[str, Any]:
     """What a working directory is about; the rest of the settings may change from run to run."""
     model = dataclasses.asdict(config.model)
+    if not config.model.entry:  # as directories from before there was this setting have it
+        del model["entry"]
     if config.model.checkpoint:
         model["checkpoint"] = str(local_path(config.model.checkpoint, name="model.checkpoint"))
     return {"model": model, "data": config.data.name}
