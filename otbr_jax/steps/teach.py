@@ -132,7 +132,7 @@ def teach(
     cut is closed when triggers found in the network as it came turn no more pictures than its family's `left`.
     Where all are of families with `beyond`, the network goes so much further along the way that the lessons took it.
     A backdoor goes in a few rounds, and little else moves; what does not is the class itself, so that lessons in vain
-    are undone: those that leave a short cut of a single class open, or all those of several.
+    are undone.
 
     Guarantee: touches no data but `pictures`.
 
@@ -247,10 +247,7 @@ def teach(
         short_cuts.wanted,
     )
     course, info = jax.lax.scan(one_round, start, jnp.arange(config.rounds))
-    # Of the short cuts of several classes some may be what clean networks have: there one that closes is enough.
-    several = jnp.any(short_cuts.wanted & (short_cuts.target != short_cuts.target[0]))
-    least = jnp.min(jnp.where(short_cuts.wanted, course.left, jnp.inf))
-    undone = jnp.where(several, least, jnp.max(course.left)) > _VAIN
+    undone = jnp.max(course.left) > _VAIN
     beyond = jnp.min(jnp.where(short_cuts.wanted, bank.numbers("beyond")[short_cuts.family], jnp.inf))
     far = jnp.where(undone | ~info.taught[0], 0.0, beyond)
     params = jax.tree.map(lambda new, old: jnp.where(far > 0, old + far * (new - old), old), course.params, params)
