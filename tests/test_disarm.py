@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import tiny_runs
 
-from otbr_jax import Batch, InputError, Network, Setup
+from otbr_jax import Batch, InputError, Network
 from otbr_jax.defenses import disarm, disarm_clean
-from otbr_jax.defenses.disarm import DetectionConfig, DisarmSettings, PicturesConfig, make_pictures, short_cuts
+from otbr_jax.defenses.disarm import DetectionConfig, DisarmSettings, PicturesConfig, short_cuts
 from otbr_jax.detectors.shortcuts import ANSWERS, MARGIN, USUAL, out_of_line, suspect_by_short_cuts
+from otbr_jax.runs.networks import check_classes
 from otbr_jax.steps.margin import MarginConfig, largest_margins
 from otbr_jax.steps.procedural import balanced, procedural
 from otbr_jax.steps.reach import ReachConfig, Reached, reach_costs
@@ -50,9 +51,25 @@ def test_pictures_are_balanced_by_answers():
 
 
 def test_one_logit_is_refused(planted):
-    network = dataclasses.replace(planted[0], num_classes=1)
     with pytest.raises(InputError, match=r"^model.num_classes: expected at least 2"):
-        make_pictures(Setup(network, None, ()), PicturesConfig(), victim={}, key=None, report=None)
+        check_classes(dataclasses.replace(planted[0], num_classes=1))
+
+
+def test_of_two_classes_none_stands_out():
+    costs = jnp.array([[0.001, 0.9]])
+    found = suspect_by_short_cuts(
+        costs,
+        jnp.ones(2),
+        jnp.array([0.9, 0.1]),
+        families=("patch",),
+        threshold=0.1,
+        share=0.6,
+        budget=0.5,
+        closed="suspect",
+    )
+    assert float(found.suspicion[0]) > 1
+    assert not found.stands_out
+    assert not found.wanted.any()
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -235,7 +235,7 @@ def test_bad_clean_images(tmp_path):
     refuse(r"expected labels in 0..1 as model.num_classes says, found 0..2", images=pixels, labels=labels * 2)
     refuse(r"expected images of shape \(4, 4, 1\).*found \(5, 4, 1\)", images=pixels.repeat(2, 1)[:, :5], labels=labels)
     refuse(r"expected uint8 in 0..255, found at most 1: were they scaled", images=pixels // 200, labels=labels)
-    refuse(r"expected 'images' as uint8 \[n, h, w, c\], found float64", images=pixels / 255, labels=labels)
+    refuse(r"expected 'images' as uint8 \[n, h, w, c\], found float64", images=pixels - 0.5, labels=labels)
     refuse("clean.name: expected clean images of your own", CleanConfig())
     refuse("expected a folder of classes, found none", CleanConfig(name="folder", path=str(tmp_path / "nix")))
     with pytest.raises(InputError, match=r"clean.name: expected one of \['', .*, found 'nix'"):
