@@ -3,6 +3,7 @@
 import argparse
 import collections
 import datetime
+import decimal
 import json
 import logging
 import os
@@ -77,6 +78,8 @@ FILES = {
     "thop's counts": {**state_of(), "total_ops": torch.zeros(1), "layer1.0.conv1.total_ops": torch.zeros(1)},
     "arguments": {"model": state_of(), "optimizer": {}, "args": argparse.Namespace(lr=0.1)},
     "a trigger beside it": {"netC": state_of(), "identity_grid": torch.zeros(1, 8, 8, 2), "epoch_current": 9},
+    "in a list": [{"epoch": 1}, state_of()],
+    "three levels down": {"a": {"b": {"state_dict": state_of()}}},
     "two levels down": {"model": {"state_dict": state_of()}},
     "compiled inside": {n.replace("layer1.", "layer1._orig_mod."): t for n, t in state_of().items()},
     "parallel inside": {n.replace("layer1.", "layer1.module."): t for n, t in state_of().items()},
@@ -95,6 +98,8 @@ def test_the_weights_are_found_and_the_rest_comes_back(saved, tmp_path, name):
 
 
 def assert_only_weights_moved(before, after, slots):
+    if isinstance(before, list):
+        before, after = (dict(enumerate(each)) for each in (before, after))
     assert list(before) == list(after)
     for key, value in before.items():
         if isinstance(value, dict):
@@ -119,6 +124,9 @@ def test_plain_data_comes_back_and_code_does_not(saved, tmp_path, caplog):
         "curve": np.arange(6.0).reshape(2, 3),
         "best": np.float64(0.5),
         "counts": collections.Counter(a=2),
+        "log": collections.defaultdict(list, {"loss": [0.5]}),
+        "zone": datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC),
+        "few": [{1, 2}, frozenset([3]), range(4), decimal.Decimal("0.1")],
     }
     path = saved({"model": state_of(), **plain, "settings": Settings(), "nested": {"own": Settings(), "kept": 1}})
     variables, template = load(path)

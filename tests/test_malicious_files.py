@@ -46,9 +46,9 @@ def refused(path, message):
     ("function", "arguments", "name"),
     [
         (os.system, ("touch {mark}",), "posix.system"),
-        (eval, ("open({mark!r}, 'w')",), "__builtin__.eval"),
-        (getattr, (os, "system"), "__builtin__.getattr"),
-        (__import__("subprocess").check_call, (["touch", "{mark}"],), "commands.check_call"),
+        (eval, ("open({mark!r}, 'w')",), "builtins.eval"),
+        (getattr, (os, "system"), "builtins.getattr"),
+        (__import__("subprocess").check_call, (["touch", "{mark}"],), "subprocess.check_call"),
         (__import__("runpy").run_path, ("{mark}",), "runpy.run_path"),
         (__import__("operator").methodcaller, ("system",), "operator.methodcaller"),
         (torch.hub.load, ("a/b", "c"), "torch.hub.load"),
@@ -83,10 +83,11 @@ def test_what_unfolds_without_end_is_read_in_no_time(tmp_path):
     laugh = []
     for _ in range(60):
         laugh = [laugh, laugh]
+    many = [Calls(bytes, 1 << 40), Calls(set, Calls(range, 1 << 40))]
     itself = {"again": None}
     itself["again"] = itself
     path = tmp_path / "victim.pt"
-    torch.save({"model": state(), "laugh": laugh, "itself": itself}, path)
+    torch.save({"model": state(), "laugh": laugh, "many": many, "itself": itself}, path)
     variables, template = load_tensors(read_tensors(path, name="file"), LIKE, name="file")
     write_like(template, variables, tmp_path / "again.pt")
     assert (tmp_path / "again.pt").stat().st_size < 1e5

@@ -9,8 +9,11 @@ opens such a file by other means should know.
 from __future__ import annotations
 
 import argparse
+import builtins
 import collections
 import datetime
+import decimal
+import fractions
 import itertools
 import pathlib
 import types
@@ -26,12 +29,14 @@ _ATTACKS = frozenset(
     "cProfile profile trace asyncio http urllib requests httpx aiohttp operator pip ensurepip venv idlelib lib2to3 "
     "doctest multiprocessing threading signal gc inspect pickle _pickle dill cloudpickle joblib torch.hub "
     "torch.utils.cpp_extension torch.serialization numpy.testing "
-    "commands cPickle urllib2 httplib popen2 thread".split()  # what pickles call Python 3's modules
+    "commands popen2".split()  # of Python 2
 )
 _DATA_OF_BUILTINS = frozenset(
     "set frozenset bytearray bytes complex slice range dict list tuple int float str bool object type NoneType".split()
 )
-_LIKE_DICTIONARIES = ("defaultdict", "AttributeDict", "CfgNode", "ConfigDict", "EasyDict", "AttrDict", "Dict", "Box")
+_LIKE_DICTIONARIES = ("dict", "Dict", "CfgNode", "Box")  # endings of names
+_LIKE_LISTS = ("list", "List")
+_PLAIN_BUILTINS = ("set", "frozenset", "range", "slice", "complex", "bytes", "bytearray")
 _PATHS = ("PosixPath", "WindowsPath", "Path", "PurePosixPath", "PureWindowsPath", "PurePath")
 _DATES = ("date", "time", "datetime", "timedelta")
 
@@ -67,9 +72,19 @@ class _LikeDictionary:
         return collections.OrderedDict()
 
 
+class _LikeList:
+    """In the place of a subclass of list."""
+
+    def __new__(cls, *_: Any) -> Any:
+        return []
+
+
 def stand_in(name: str) -> type:
     """A new class to stand for the one of this full name."""
-    parent = _LikeDictionary if name.rpartition(".")[2] in _LIKE_DICTIONARIES else Foreign
+    parent: type = Foreign
+    if not name.startswith("builtins."):
+        parent = _LikeDictionary if name.endswith(_LIKE_DICTIONARIES) else parent
+        parent = _LikeList if name.endswith(_LIKE_LISTS) else parent
     return type("StandIn", (parent,), {"what": name})
 
 
@@ -147,7 +162,7 @@ def _plain_of(value: Any, path: tuple[str, ...], left_out: list[str], known: dic
         except (ValueError, TypeError, KeyError, AttributeError, InputError):
             left_out.append(f"{'/'.join(path) or 'the file'} ({value.what})")
             return _LEFT
-    if isinstance(value, type) and issubclass(value, Foreign | _LikeDictionary):
+    if isinstance(value, type) and issubclass(value, Foreign | _LikeDictionary | _LikeList):
         left_out.append(f"{'/'.join(path) or 'the file'} ({getattr(value, 'what', '')})")
         return _LEFT
     if len(path) > _DEEPEST:
@@ -172,11 +187,28 @@ def _plain_data(value: Foreign) -> Any:
     if module.startswith("pathlib") and name in _PATHS:
         parts = [part for part in value.arguments if isinstance(part, str)]
         return pathlib.PurePath(*parts) if name.startswith("Pure") else pathlib.Path(*parts)
-    if module == "datetime" and name in _DATES and all(isinstance(part, int | bytes) for part in value.arguments):
-        return getattr(datetime, name)(*value.arguments)
+    if module == "datetime" and name in (*_DATES, "timezone"):
+        return getattr(datetime, name)(*_plain_arguments(value))
+    if module == "builtins" and name in _PLAIN_BUILTINS:
+        given = _plain_arguments(value)
+        if name not in ("range", "slice", "complex") and not all(
+            isinstance(part, list | str | bytes) for part in given
+        ):
+            raise ValueError(value.what)  # bytes(10**12)
+        return getattr(builtins, name)(*given)
+    if value.what in ("decimal.Decimal", "fractions.Fraction") and isinstance(value.arguments[0], str):
+        return (decimal.Decimal if name == "Decimal" else fractions.Fraction)(value.arguments[0][:1000])
     if module.startswith("numpy"):
         return _numpy(value, name)
     raise ValueError(value.what)
+
+
+def _plain_arguments(value: Foreign) -> list[Any]:
+    left: list[str] = []
+    arguments = _plain(list(value.arguments), (), left, {})
+    if left or arguments is _LEFT:
+        raise ValueError(value.what)
+    return list(arguments)
 
 
 def _plain_state(value: Foreign) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _compat_pickle
 import collections
 import contextlib
 import io
@@ -21,7 +22,8 @@ from otbr_jax.interop.foreign import Foreign, is_an_attack, module_tensors, plai
 
 _LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _SCANNED = 1 << 24
-_DEEPEST_SET = 3  # entries of entries of the file
+_DEEPEST_SET = 4  # entries of entries of the file
+_LONGEST = 50  # entries of a list
 _MOST_SETS = 200
 Path = tuple[str, ...]
 
@@ -83,7 +85,9 @@ def read_torch(path: pathlib.Path, *, name: str) -> tuple[dict[Path, TensorSet],
         raise InputError(f"{name}: {path} is a TorchScript program, which is code; expected a file of its tensors")
     if (size := _unpacked_size(path)) > path.stat().st_size:  # torch.save does not compress
         raise InputError(f"{name}: {path} is refused: it is compressed, and would unpack to {size:,} bytes")
-    asked = [what for what in pickled_names(io.BytesIO(_pickle_of(path))) if what not in _known(torch)]
+    asked = [
+        what for what in map(_of_python_3, pickled_names(io.BytesIO(_pickle_of(path)))) if what not in _known(torch)
+    ]
     if attack := next((what for what in asked if is_an_attack(what)), None):
         raise InputError(
             f"{name}: {path} is refused: its pickle asks for {attack}, which no checkpoint has a use for and which was "
@@ -115,7 +119,7 @@ def write_torch(file: IO[bytes], tensors: Mapping[str, np.ndarray], envelope: En
     torch = import_torch(name)
     state = collections.OrderedDict((key, _to_torch(array, torch)) for key, array in tensors.items())
     left_out: list[str] = []
-    if not isinstance(envelope.content, dict):
+    if not isinstance(envelope.content, dict | list | tuple):
         torch.save(state, file)
         return left_out
     content = plain_again(_with_entry(envelope.content, envelope.entry, state), left_out)
@@ -125,6 +129,9 @@ def write_torch(file: IO[bytes], tensors: Mapping[str, np.ndarray], envelope: En
 
 def _with_entry(content: Any, entry: Path, state: Mapping[str, Any]) -> Any:
     """The content with another set of tensors in the place of the old; what else lay among these stays."""
+    if type(content) in (list, tuple) and entry:
+        place = int(entry[0])
+        return type(content)((*content[:place], _with_entry(content[place], entry[1:], state), *content[place + 1 :]))
     if isinstance(content, Foreign) or not isinstance(content, dict):
         return state
     kept = collections.OrderedDict(dict.items(content))
@@ -142,9 +149,7 @@ def _collect(value: Any, path: Path, sets: dict[Path, TensorSet], torch: Any) ->
         return
     if isinstance(value, Foreign):
         value = module_tensors(value)
-    if not isinstance(value, dict):
-        return
-    entries = {str(key): entry for key, entry in dict.items(value)}  # a pickle can replace `items` of an OrderedDict
+    entries = _entries(value)
     tensors: dict[str, np.ndarray] = {}
     others: dict[str, str] = {}
     for key, entry in entries.items():
@@ -157,12 +162,26 @@ def _collect(value: Any, path: Path, sets: dict[Path, TensorSet], torch: Any) ->
             tensors[key] = _to_numpy(entry, torch)
         except Exception:
             others[key] = f"a tensor of {entry.dtype}, {entry.layout}"
-    if tensors:
+    if tensors and isinstance(value, dict):
         sets[path] = TensorSet(tensors, others)
     if len(path) < _DEEPEST_SET - 1:
         for key, entry in entries.items():
-            if isinstance(entry, dict | Foreign):
+            if isinstance(entry, dict | list | tuple | Foreign):
                 _collect(entry, (*path, key), sets, torch)
+
+
+def _entries(value: Any) -> dict[str, Any]:
+    """Of a dictionary, by their keys, or of a list, by their places; whatever methods a pickle has given it."""
+    if isinstance(value, dict):
+        return {str(key): entry for key, entry in dict.items(value)}
+    return {str(place): entry for place, entry in enumerate(value[:_LONGEST])} if type(value) in (list, tuple) else {}
+
+
+def _of_python_3(name: str) -> str:
+    """What a name in a pickle of an old protocol means, such as `builtins.eval` for `__builtin__.eval`."""
+    module, _, last = name.rpartition(".")
+    module, last = _compat_pickle.NAME_MAPPING.get((module, last), (module, last))
+    return f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{last}"
 
 
 def _known(torch: Any) -> frozenset[str]:
@@ -240,7 +259,8 @@ def _is_torchscript(path: pathlib.Path) -> bool:
 def _why_refused(error: Exception) -> str:
     """One clause on why `torch.load` refused a file."""
     lines = [line.removeprefix("WeightsUnpickler error: ") for line in str(error).split("\n") if line.strip()]
-    told = [line.strip() for line in lines if not line.lstrip().startswith(("Weights only load", "(1)", "(2)"))]
+    noise = ("Weights only load", "Please file an issue", "(1)", "(2)")
+    told = [line.strip() for line in lines if not line.lstrip().startswith(noise)]
     return f"is no readable PyTorch checkpoint ({told[0][:200] if told else type(error).__name__})"
 
 
