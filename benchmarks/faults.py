@@ -84,7 +84,7 @@ def outcome(work: pathlib.Path) -> str:
 
 def leftovers(work: pathlib.Path) -> list[str]:
     """What is half-written."""
-    return [str(path.relative_to(work)) for path in work.rglob("*.partial")]
+    return [str(path.relative_to(work)) for path in work.rglob("*.partial*")]
 
 
 class Programs:

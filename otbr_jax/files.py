@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import glob
 import io
 import os
 import pathlib
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -34,6 +36,9 @@ def writing(path: pathlib.Path, *, name: str = "") -> Iterator[pathlib.Path]:
     """
     partial = path.with_name(f"{path.name}.partial")
     _remove(partial)
+    said = threading.excepthook
+    # What fails in a library's thread is raised again in this one, where it becomes the line.
+    threading.excepthook = lambda failure: None
     try:
         yield partial
     except InputError:
@@ -46,6 +51,8 @@ def writing(path: pathlib.Path, *, name: str = "") -> Iterator[pathlib.Path]:
     except BaseException:
         _remove(partial)
         raise
+    finally:
+        threading.excepthook = said
 
 
 def write_bytes(path: pathlib.Path, content: bytes, *, name: str = "") -> None:
@@ -80,10 +87,12 @@ def sync_folder(folder: pathlib.Path) -> None:
 
 
 def _remove(partial: pathlib.Path) -> None:
-    if partial.is_dir():
-        shutil.rmtree(partial, ignore_errors=True)
-    else:
-        partial.unlink(missing_ok=True) if partial.parent.is_dir() else None
+    """The file or folder, and what Orbax calls it until it is complete."""
+    for left in partial.parent.glob(f"{glob.escape(partial.name)}*"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 def _reason(error: Exception, path: pathlib.Path) -> str:

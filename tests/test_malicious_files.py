@@ -83,7 +83,7 @@ def test_what_unfolds_without_end_is_read_in_no_time(tmp_path):
     laugh = []
     for _ in range(60):
         laugh = [laugh, laugh]
-    many = [Calls(bytes, 1 << 40), Calls(set, Calls(range, 1 << 40))]
+    many = [Calls(bytes, 1 << 40), Calls(frozenset, Calls(range, 1 << 40))]
     itself = {"again": None}
     itself["again"] = itself
     path = tmp_path / "victim.pt"

@@ -202,7 +202,7 @@ def open_workdir(path: str | os.PathLike[str], *, subject: Mapping[str, Any]) ->
             workdir.stages.mkdir(exist_ok=True)
         except OSError as error:
             raise InputError(f"workdir: expected to write into {workdir.stages}: {error.strerror}") from None
-        for partial in sorted(workdir.stages.glob("*.partial")):
+        for partial in sorted(workdir.stages.glob("*.partial*")):
             log.warning("stage %r is half-written and will be rebuilt: %s", partial.name.split("-")[0], partial)
             shutil.rmtree(partial)
         yield workdir
