@@ -169,7 +169,7 @@ def main() -> None:
                 expected[name], longest[name] = outcome(work), time.monotonic() - began
         kinds = {"kills": signal.SIGKILL, "terms": signal.SIGTERM, "ints": signal.SIGINT}
         for kind, sent in kinds.items():
-            for name in chosen:
+            for name in chosen if getattr(arguments, kind) else ():
                 programs.seen = Counter()
                 wanted, trials, same = -(-getattr(arguments, kind) // len(chosen)), 0, 0
                 while programs.seen["signals"] < wanted:

@@ -22,7 +22,7 @@ from otbr_jax.runs.loop import restore_state, rounds
 from otbr_jax.runs.store import open_workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
-WAITS = "import sys; sys.argv = ['-m']; import launch, time; print('ready', flush=True); {more}; time.sleep(60)"
+WAITS = "import sys; sys.argv = ['-m']; import launch, time; {more}; print('ready', flush=True); time.sleep(60)"
 SAVES = (
     "import types; m = types.ModuleType('s'); sys.modules['otbr_jax.runs.stopping'] = m; "
     "m.request = lambda wait: print('saved', wait, flush=True)"
