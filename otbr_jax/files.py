@@ -8,7 +8,6 @@ import io
 import os
 import pathlib
 import shutil
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -36,9 +35,6 @@ def writing(path: pathlib.Path, *, name: str = "") -> Iterator[pathlib.Path]:
     """
     partial = path.with_name(f"{path.name}.partial")
     _remove(partial)
-    said = threading.excepthook
-    # What fails in a library's thread is raised again in this one, where it becomes the line.
-    threading.excepthook = lambda failure: None
     try:
         yield partial
     except InputError:
@@ -51,8 +47,6 @@ def writing(path: pathlib.Path, *, name: str = "") -> Iterator[pathlib.Path]:
     except BaseException:
         _remove(partial)
         raise
-    finally:
-        threading.excepthook = said
 
 
 def write_bytes(path: pathlib.Path, content: bytes, *, name: str = "") -> None:
