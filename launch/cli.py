@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
@@ -197,7 +198,12 @@ def _one_line(message: str) -> str:
 
 
 def _refuse(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """What a launcher cannot be imported without, such as a package that is not installed, ends in one line too."""
+    """What a launcher cannot be imported without, such as a package that is not installed, ends in one line too.
+
+    What fails in a library's own thread is not this program's end: TensorStore's do, after a disk was full.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
     if isinstance(error, InputError):
         fail(_one_line(str(error)))
     sys.__excepthook__(kind, error, trace)
