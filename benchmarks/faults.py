@@ -132,7 +132,7 @@ def disturbed(programs: Programs, command: list[str], sent: signal.Signals, long
 
 def full_disk(programs: Programs, command: list[str], work: pathlib.Path, rng) -> None:
     """Runs a program on a disk of a random size, which grows for the next start."""
-    size = rng.randint(100, 2500)
+    size = rng.randint(60, 700)
     work.mkdir(parents=True, exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(work)], check=True)
     try:
