@@ -8,7 +8,6 @@ import os
 import pathlib
 import re
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
@@ -198,18 +197,22 @@ def _one_line(message: str) -> str:
 
 
 def _refuse(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """What a launcher cannot be imported without, such as a package that is not installed, ends in one line too.
-
-    What fails in a library's own thread is not this program's end: TensorStore's do, after a disk was full.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return
+    """What a launcher cannot be imported without, such as a package that is not installed, ends in one line too."""
     if isinstance(error, InputError):
         fail(_one_line(str(error)))
     sys.__excepthook__(kind, error, trace)
 
 
 sys.excepthook = _refuse
+
+
+def _unraisable(failure: sys.UnraisableHookArgs) -> None:
+    """TensorStore's threads go on writing after a disk was full, and have nobody left to tell."""
+    if str(failure.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(failure)
+
+
+sys.unraisablehook = _unraisable
 
 
 def fail(message: str, *, status: int = 2) -> NoReturn:
