@@ -6,7 +6,6 @@ Read are the rows without an attack of `results/bench_otbr_plus.jsonl` and `resu
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from absl import flags
 from launch import cli
 from otbr_jax.errors import InputError
 from otbr_jax.files import write_text
+from otbr_jax.paths import local_path
 from otbr_jax.report import rows
 from otbr_jax.report.calibration import FILE, SOURCES, calibration, usual, written
 
@@ -29,11 +29,11 @@ def main(arguments: Sequence[str]) -> None:
         networks: list[dict[str, Any]] = []
         kinds: dict[str, tuple[float, float]] = {}
         for name, seeds in SOURCES.items():
-            path = pathlib.Path(RESULTS.value) / f"{name}.jsonl"
+            path = local_path(RESULTS.value, name="--results") / f"{name}.jsonl"
             found = rows.parse(path.read_text(encoding="utf-8"), name=str(path))
             networks += calibration(found, seeds=seeds)
             kinds |= usual(found, seeds=seeds) if name == "bench_disarm" else {}
-        write_text(pathlib.Path(OUT.value), written(networks))
+        write_text(local_path(OUT.value, name="--out"), written(networks))
     except OSError as error:
         raise InputError(f"--results, --out: cannot read and write {error.filename} ({error.strerror})") from None
     print(f"{OUT.value}: {len(networks)} clean networks")

@@ -138,9 +138,8 @@ def run(main: Callable[[Sequence[str]], None], *, config: Config[Any] | None = N
     def guarded(arguments: Sequence[str]) -> None:
         # After absl has put its own handler in place: one readable line for each warning, no news from libraries.
         logging.set_verbosity(logging.WARNING)
-        logging.get_absl_logger().setLevel(
-            "CRITICAL"
-        )  # Orbax's remarks, and errors that it raises, too; not our loggers
+        # Orbax's remarks, and errors that it raises, too; this project's own loggers are not absl's.
+        logging.get_absl_logger().setLevel("CRITICAL")
         logging.get_absl_handler().setFormatter(None)
         try:
             with as_usual():

@@ -14,6 +14,7 @@ from absl import flags
 from launch import cli
 from otbr_jax.errors import InputError
 from otbr_jax.files import write_text
+from otbr_jax.paths import local_path
 from otbr_jax.report import blocks, rows
 from otbr_jax.report.results_tables import TABLES, markdown
 
@@ -51,7 +52,7 @@ def _made(path: pathlib.Path) -> tuple[pathlib.Path, str, dict[blocks.Block, str
 
 
 def _table(name: str) -> str:
-    path = pathlib.Path(RESULTS.value) / f"{name}.jsonl"
+    path = local_path(RESULTS.value, name="--results") / f"{name}.jsonl"
     return markdown(name, rows.parse(_read(path, name="--results"), name=str(path)))
 
 

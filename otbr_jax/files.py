@@ -43,7 +43,7 @@ def writing(path: pathlib.Path, *, name: str = "") -> Iterator[pathlib.Path]:
     except Exception as error:
         _remove(partial)
         what = f"{name}: " if name else ""
-        raise InputError(f"{what}cannot write {path} ({_reason(error, path)})") from None
+        raise InputError(f"{what}cannot write {path} ({_reason(error)})") from None
     except BaseException:
         _remove(partial)
         raise
@@ -81,15 +81,15 @@ def sync_folder(folder: pathlib.Path) -> None:
 
 
 def _remove(partial: pathlib.Path) -> None:
-    """The file or folder, and what Orbax calls it until it is complete."""
-    for left in partial.parent.glob(f"{glob.escape(partial.name)}*"):
+    """The file or folder, and what Orbax calls it until it is complete; nothing that is named a little like it."""
+    for left in (partial, *partial.parent.glob(f"{glob.escape(partial.name)}.orbax-checkpoint-tmp*")):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:
             left.unlink(missing_ok=True)
 
 
-def _reason(error: Exception, path: pathlib.Path) -> str:
+def _reason(error: Exception) -> str:
     text = str(error)
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(word in text for word in _FULL)
     if full:

@@ -171,11 +171,19 @@ def test_a_normalisation_in_the_file_is_used(saved):
     images = np.random.default_rng(0).uniform(size=(2, 8, 8, 3)).astype(np.float32)
     plain, _ = registry.build(CONFIG)
     expected = plain.apply(random_variables(0), (images - mean) / std)
+    only_scaled = {"norm.mean": torch.zeros(3), "norm.std": torch.full((3,), 255.0), **prefixed("model.")}
+    subject = open_network(ModelConfig(**{**vars(CONFIG), "checkpoint": str(saved(only_scaled))}))
+    unscaled = subject.network.apply(subject.variables, images)
+    np.testing.assert_allclose(unscaled, plain.apply(random_variables(0), images), rtol=1e-4)
     of_bytes = {"normalize.mean": torch.from_numpy(255 * mean), "normalize.std": torch.from_numpy(255 * std)}
     for content in ({**shaped, **prefixed("1.")}, {**of_bytes, **prefixed("model.")}):
         subject = open_network(ModelConfig(**{**vars(CONFIG), "checkpoint": str(saved(content))}))
         np.testing.assert_allclose(subject.network.apply(subject.variables, images), expected, rtol=1e-4)
-    for content in ({**state_of(), "mean": shaped["0.mean"]}, {"1.weight": torch.zeros(4, 4), **prefixed("0.")}):
+    for content in (
+        {**state_of(), "mean": shaped["0.mean"]},
+        {"1.weight": torch.zeros(4, 4), **prefixed("0.")},
+        {"preprocess.shift": torch.zeros(1, 3, 1, 1), **prefixed("model.")},  # under a name that nobody knows
+    ):
         with pytest.raises(InputError, match="which the network does not have"):
             load(saved(content))
     two = {"0.mean": torch.zeros(2), "0.std": torch.ones(2), **prefixed("1.")}

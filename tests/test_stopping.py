@@ -82,6 +82,7 @@ def test_a_full_disk_ends_in_one_line_and_leaves_nothing(tmp_path, monkeypatch, 
     old = {"a": np.arange(3.0)}
     replace_checkpoint(tmp_path / "c", old)
     write_text(tmp_path / "t.json", "old")
+    (tmp_path / "t.json.partial-notes").write_text("somebody's")
     monkeypatch.setattr("otbr_jax.runs.checkpoints.save_checkpoint", fails)
     monkeypatch.setattr("otbr_jax.runs.store.save_checkpoint", fails)
     monkeypatch.setattr("otbr_jax.files.os.fsync", fails)
@@ -94,7 +95,7 @@ def test_a_full_disk_ends_in_one_line_and_leaves_nothing(tmp_path, monkeypatch, 
         ) as error:
             write()
         assert "\n" not in str(error.value)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "t.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "t.json", "t.json.partial-notes"]
     np.testing.assert_array_equal(restore_checkpoint(tmp_path / "c", old)["a"], old["a"])
     assert (tmp_path / "t.json").read_text() == "old"
 

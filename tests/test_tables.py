@@ -569,7 +569,7 @@ def test_print_needs_no_page(work):
         (("--print=digit",), "flag --print=digit: value should be one of <digits|"),
         (("--print=recipes",), "--results: expected a file at "),
         (("--pages=nowhere.md",), "--pages: expected a file at nowhere.md, found none to read"),
-        (("--results=nowhere",), "--results: expected a file at nowhere/digits.jsonl, found none to read"),
+        (("--results=nowhere",), "nowhere/digits.jsonl, found none to read"),
     ],
 )
 def test_bad_commands_end_in_one_clear_line(work, flags, message):

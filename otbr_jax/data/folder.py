@@ -95,11 +95,11 @@ def _classes(folder: pathlib.Path) -> list[str]:
     classes = sorted(entry.name for entry in _folders(folder))
     if not classes:
         raise InputError(f"{folder}: expected a folder for every class, found none")
-    by_number = sorted(classes, key=lambda name: [int(part) if part.isdigit() else part for part in _pieces(name)])
+    by_number = sorted(classes, key=lambda name: [int(part) if part.isdecimal() else part for part in _pieces(name)])
     if by_number == classes:
         return classes
     first = next(place for place, (one, other) in enumerate(zip(classes, by_number, strict=True)) if one != other)
-    if all(name.isdigit() for name in classes):
+    if all(name.isdecimal() for name in classes):
         _LOG.warning(
             "%s: classes are numbers, and labels in their order: label %d is %s", folder, first, by_number[first]
         )

@@ -147,7 +147,7 @@ def _place(
             counters.append(stored)
         elif _is_statistic(name, whole[stored]):
             statistics[name] = stored
-        elif _passes(name, prefix, others):
+        elif _passes(name, prefix, others) and not _may_be_of_the_input(name, whole[stored], prefix):
             passed.append(stored)
         else:
             extra.append(stored)
@@ -171,6 +171,12 @@ def _place(
 def _is_statistic(name: str, array: np.ndarray) -> bool:
     last = name.rpartition(".")[2]
     return last in (*_MEANS, *_DEVIATIONS) and array.size <= _MOST_CHANNELS and array.dtype.kind == "f"
+
+
+def _may_be_of_the_input(name: str, array: np.ndarray, prefix: str) -> bool:
+    """Whether it has a value for each colour and lies beside the network, as what is done to its input does."""
+    colours = [size for size in array.shape if size != 1] == [3]
+    return colours and array.dtype.kind == "f" and not name.startswith(prefix) and not _NOT_OF_A_NETWORK.search(name)
 
 
 def _normalisation(

@@ -157,7 +157,7 @@ def _normalisation(place: Located, *, where: str) -> Normalisation | None:
     mean, std = place.normalisation
     if not (np.all(np.isfinite(mean)) and np.all(np.isfinite(std)) and np.all(std > 0)):
         raise InputError(f"{where}: expected an input normalisation that is finite and divides by more than 0")
-    scale = 255.0 if np.max(np.abs(mean)) > 2 else 1.0  # of networks that take images in 0..255
+    scale = 255.0 if max(np.max(np.abs(mean)), np.max(std)) > 2 else 1.0  # of networks that take images in 0..255
     found = Normalisation(tuple(map(float, mean / scale)), tuple(map(float, std / scale)))
     message = (
         "%s: normalises its input itself, mean %s and std %s of images in [0, 1]; leave data.mean and data.std empty"

@@ -28,6 +28,15 @@ def _stage(template: str, *, times: int = 1, plus: int = 0) -> Callable[[re.Matc
 _WRAPPERS = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|(?<=\.)module)\.")
 _OF_A_LAYER = "encoder.layers.encoder_layer_"
 
+# What all versions of transformers' vision transformers have outside their layers.
+_OF_TRANSFORMERS = (
+    (r"(?:vit\.)?embeddings\.cls_token$", "class_token"),
+    (r"(?:vit\.)?embeddings\.position_embeddings$", "encoder.pos_embedding"),
+    (r"(?:vit\.)?embeddings\.patch_embeddings\.projection\.", "conv_proj."),
+    (r"(?:vit\.)?layernorm\.", "encoder.ln."),
+    (r"classifier\.(weight|bias)$", r"heads.head.\1"),
+)
+
 SPELLINGS: Sequence[tuple[Rule, ...]] = (
     _rules(  # torchvision itself, and before 0.3 (DenseNet) and 0.14 (vision transformers)
         (r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."),
@@ -48,22 +57,16 @@ SPELLINGS: Sequence[tuple[Rule, ...]] = (
         (r"head\.(weight|bias)$", r"heads.head.\1"),
     ),
     _rules(  # transformers' vision transformers
-        (r"(?:vit\.)?embeddings\.cls_token$", "class_token"),
-        (r"(?:vit\.)?embeddings\.position_embeddings$", "encoder.pos_embedding"),
-        (r"(?:vit\.)?embeddings\.patch_embeddings\.projection\.", "conv_proj."),
+        *_OF_TRANSFORMERS,
         (r"(?:vit\.)?encoder\.layer\.(\d+)\.attention\.attention\.qkv\.", rf"{_OF_A_LAYER}\1.self_attention.in_proj_"),
         (r"(?:vit\.)?encoder\.layer\.(\d+)\.attention\.output\.dense\.", rf"{_OF_A_LAYER}\1.self_attention.out_proj."),
         (r"(?:vit\.)?encoder\.layer\.(\d+)\.layernorm_before\.", rf"{_OF_A_LAYER}\1.ln_1."),
         (r"(?:vit\.)?encoder\.layer\.(\d+)\.layernorm_after\.", rf"{_OF_A_LAYER}\1.ln_2."),
         (r"(?:vit\.)?encoder\.layer\.(\d+)\.intermediate\.dense\.", rf"{_OF_A_LAYER}\1.mlp.0."),
         (r"(?:vit\.)?encoder\.layer\.(\d+)\.output\.dense\.", rf"{_OF_A_LAYER}\1.mlp.3."),
-        (r"(?:vit\.)?layernorm\.", "encoder.ln."),
-        (r"classifier\.(weight|bias)$", r"heads.head.\1"),
     ),
     _rules(  # the same, since version 5
-        (r"(?:vit\.)?embeddings\.cls_token$", "class_token"),
-        (r"(?:vit\.)?embeddings\.position_embeddings$", "encoder.pos_embedding"),
-        (r"(?:vit\.)?embeddings\.patch_embeddings\.projection\.", "conv_proj."),
+        *_OF_TRANSFORMERS,
         (r"(?:vit\.)?layers\.(\d+)\.", rf"{_OF_A_LAYER}\1."),
         (r"attention\.qkv\.", "self_attention.in_proj_"),
         (r"attention\.o_proj\.", "self_attention.out_proj."),
@@ -71,8 +74,6 @@ SPELLINGS: Sequence[tuple[Rule, ...]] = (
         (r"layernorm_after\.", "ln_2."),
         (r"mlp\.fc1\.", "mlp.0."),
         (r"mlp\.fc2\.", "mlp.3."),
-        (r"(?:vit\.)?layernorm\.", "encoder.ln."),
-        (r"classifier\.(weight|bias)$", r"heads.head.\1"),
     ),
     _rules(  # transformers' ResNets
         (r"(?:resnet\.)?embedder\.embedder\.convolution\.", "conv1."),

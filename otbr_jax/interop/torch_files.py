@@ -41,10 +41,6 @@ class Envelope(NamedTuple):
     entry: Path = ()
     metadata: Mapping[str, str] | None = None
 
-    def without_content(self) -> Envelope:
-        """For a file that holds the set alone."""
-        return Envelope(metadata=self.metadata)
-
 
 class TensorSet(NamedTuple):
     """Named tensors that lie together.
@@ -73,7 +69,7 @@ def read_torch(path: pathlib.Path, *, name: str) -> tuple[dict[Path, TensorSet],
     stood in for (`foreign`), so that nothing of it runs.
 
     Args:
-      path: a state dict, a dictionary with one in it up to two levels down, or a pickled module.
+      path: a state dict, a dictionary with one in it up to three levels down, or a pickled module.
       name: the argument's name, for messages.
 
     Raises:
