@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from otbr_jax.metrics import Metrics
-from otbr_jax.plan import Plan
+from otbr_jax.plan import Plan, Setup
 from otbr_jax.steps.score import Scores
 from otbr_jax.types import Batch, Variables
 
@@ -111,6 +111,7 @@ class Defense:
       plan: `config -> Plan`. Its steps may need `victim`, the suspicious network's variables, and what `given` returns.
       networks: `config -> names`: `victim` and the steps whose value has `variables`; the last is the repaired network.
       outcome: `(config, {step: value}) -> Outcome`.
+      check: `(setup, config)`; raises InputError if the method cannot be used on such a network.
       given: `(config, clean images or None, seed) -> {name: arrays}`; raises InputError if the images are too few.
       candidates: `config -> Candidates`, None without any.
       detection: `config -> Detection`, None for a defence that does not look whether there is a backdoor.
@@ -124,6 +125,7 @@ class Defense:
     plan: Callable[[Any], Plan]
     networks: Callable[[Any], tuple[str, ...]]
     outcome: Callable[[Any, Mapping[str, Any]], Outcome]
+    check: Callable[[Setup, Any], None] = lambda setup, config: None
     given: Callable[[Any, Batch | None, int], Mapping[str, Any]] = nothing_more
     candidates: Callable[[Any], Candidates | None] = lambda config: None
     detection: Callable[[Any], Detection | None] = lambda config: None
