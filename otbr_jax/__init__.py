@@ -4,6 +4,7 @@ Pure functions over a `Network` (two functions) and its variables; see `otbr_jax
 `otbr_jax.studies` for what runs, saves and measures them.
 """
 
+from otbr_jax.defenses.defend import Defended, defend
 from otbr_jax.defenses.otbr import OTBRConfig, OTBRInfo, otbr
 from otbr_jax.defenses.otbr_plus import OTBRPlusInfo, OTBRSettings, otbr_plus
 from otbr_jax.defenses.tsbd import TSBDConfig, TSBDInfo, tsbd
@@ -34,6 +35,7 @@ __all__ = [
     "Activeness",
     "Batch",
     "CleanUnlearningConfig",
+    "Defended",
     "FinetuningConfig",
     "FusionConfig",
     "Group",
@@ -61,6 +63,7 @@ __all__ = [
     "choose_layers",
     "clean_unlearning",
     "correlation",
+    "defend",
     "finetune",
     "fuse",
     "neuron_weight_changes",

@@ -202,4 +202,5 @@ DEFENSE = Defense(
     networks=lambda config: ("victim", "pruned"),
     outcome=outcome,
     candidates=candidates,
+    source="arXiv 2208.03111",
 )

@@ -116,6 +116,7 @@ class Defense:
       candidates: `config -> Candidates`, None without any.
       detection: `config -> Detection`, None for a defence that does not look whether there is a backdoor.
       batch_sizes: `config -> {setting: size}`, the batches that devices share.
+      source: where it was published, such as `arXiv 2405.20291`; by default here.
     """
 
     name: str
@@ -130,6 +131,7 @@ class Defense:
     candidates: Callable[[Any], Candidates | None] = lambda config: None
     detection: Callable[[Any], Detection | None] = lambda config: None
     batch_sizes: Callable[[Any], Mapping[str, int]] = lambda config: {}
+    source: str = "otbr_jax"
 
 
 def count_neurons(masks: Mapping[str, Any]) -> tuple[int, int]:

@@ -494,4 +494,5 @@ DEFENSE = Defense(
     batch_sizes=lambda config: {
         f"tsbd.{stage}.batch_size": getattr(config.tsbd, stage).batch_size for stage in ("unlearning", "finetuning")
     },
+    source="arXiv 2405.20291",
 )

@@ -1,0 +1,117 @@
+"""One call for every defence: from a suspicious network in memory to a repaired one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from otbr_jax import plan as plans
+from otbr_jax.defenses.defense import Outcome
+from otbr_jax.defenses.registry import defense
+from otbr_jax.errors import InputError
+from otbr_jax.graph.graph import NeuronGraph
+from otbr_jax.graph.trace import trace
+from otbr_jax.types import Augment, Batch, Network, Variables, check_finite, unchanged
+
+
+class Defended(NamedTuple):
+    """A repaired network.
+
+    Attributes:
+      variables: its variables.
+      outcome: what was chosen and done, in words and plain values.
+      values: what each step of the defence's plan made, by name.
+    """
+
+    variables: Variables
+    outcome: Outcome
+    values: Mapping[str, Any]
+
+
+def defend(
+    name: str,
+    network: Network,
+    variables: Variables,
+    *,
+    key: jax.Array,
+    clean: Batch | None = None,
+    config: Any = None,
+    graph: NeuronGraph | None = None,
+    augment: Augment = unchanged,
+    seed: int = 0,
+) -> Defended:
+    """Repairs a network by the defence of that name. Not to be jitted: each step is a compiled program of its own.
+
+    Args:
+      name: of the defence, a key of `otbr_jax.defenses.registry.DEFENSES`.
+      network: the functions of the network.
+      variables: the suspicious network's variables.
+      key: typed PRNG key.
+      clean: clean images, uint8 `[n, h, w, c]` in 0..255, and their labels, int `[n]`, of every class some; for
+        defences whose `data` is `clean images`, and only for them.
+      config: the defence's settings, its `Config`; by default the published ones.
+      graph: the network's neuron graph; traced if it is not given.
+      augment: `(images, key) -> images`, how clean images are varied, as the network was trained.
+      seed: of whatever is drawn from the clean images, such as parts that are held out.
+
+    Returns:
+      The repaired network. Where a defence looks first and finds nothing, it is the network as it came.
+
+    Raises:
+      InputError: names the argument: there is no such defence; it needs clean images and there are none, or the other
+        way round; the images do not fit; it cannot be used on such a network; it diverged.
+    """
+    method = defense(name)
+    config = method.Config() if config is None else config
+    if not isinstance(config, method.Config):
+        raise InputError(f"config: expected {method.Config.__name__} of {name!r}, found {type(config).__name__}")
+    check_finite(variables)
+    check_clean(clean, network, name=name, data=method.data)
+    if graph is None:
+        images = jax.ShapeDtypeStruct((2, *network.image_shape), jnp.float32)
+        graph = trace(network.apply, variables, images)
+    setup = plans.set_up(network, graph, layers=method.layers(config), augment=augment)
+    method.check(setup, config)
+    batch = None if clean is None else Batch(jnp.asarray(clean.images), jnp.asarray(clean.labels, jnp.int32))
+    given = {"victim": variables, **method.given(config, batch, seed)}
+    values = plans.run(method.plan(config), setup, given, key=key)
+    repaired = values[method.networks(config)[-1]].variables
+    check_finite(repaired, name=f"the network that {name} repaired")
+    return Defended(repaired, method.outcome(config, values), values)
+
+
+def check_clean(clean: Batch | None, network: Network, *, name: str, data: str) -> None:
+    """Raises InputError if clean images are missing, not wanted, or do not fit the network.
+
+    Args:
+      clean: the images and labels, or None.
+      network: says of what shape they have to be, and how many classes there are.
+      name: of the defence or detector, for errors.
+      data: what it takes: `none` or `clean images`.
+    """
+    if clean is None:
+        if data != "none":
+            raise InputError(f"clean: expected clean images and labels, which {name!r} needs, found none")
+        return
+    if data == "none":
+        raise InputError(f"clean: expected none, since {name!r} takes no images, found {len(clean.labels)}")
+    images, labels = clean.images, np.asarray(clean.labels)
+    if np.ndim(images) != 4 or tuple(images.shape[1:]) != tuple(network.image_shape) or images.dtype != np.uint8:
+        raise InputError(
+            f"clean.images: expected uint8 in 0..255 of shape [n, {', '.join(map(str, network.image_shape))}], found "
+            f"{images.dtype} {list(images.shape)}"
+        )
+    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(f"clean.labels: expected {len(images)} whole numbers, found {labels.dtype} {labels.shape}")
+    missing = sorted(set(range(network.num_classes)) - set(labels.tolist()))
+    strange = sorted(set(labels.tolist()) - set(range(network.num_classes)))
+    if missing or strange:
+        found = f"none of class {missing[0]}" if missing else f"label {strange[0]}"
+        raise InputError(
+            f"clean.labels: expected some of each of {network.num_classes} classes, 0 to {network.num_classes - 1}, "
+            f"found {found}"
+        )
