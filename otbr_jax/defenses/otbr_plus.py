@@ -502,4 +502,5 @@ DEFENSE = Defense(
     detection=detection,
     # Patching's and distillation's few images are not worth splitting: every device has all of them.
     batch_sizes=lambda config: {"otbr.unlearning.batch_size": config.otbr.unlearning.batch_size},
+    source="arXiv 2408.15861",
 )
