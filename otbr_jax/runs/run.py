@@ -20,6 +20,7 @@ from otbr_jax.plan import LongStep, Plan, Setup, Step
 from otbr_jax.runs import identity
 from otbr_jax.runs.devices import replicate, split_batch
 from otbr_jax.runs.loop import rounds
+from otbr_jax.runs.memory import largest, megabytes
 from otbr_jax.runs.networks import Subject
 from otbr_jax.runs.progress import hidden, progress_bar
 from otbr_jax.runs.store import Stage, Workdir
@@ -52,6 +53,7 @@ class Run(Generic[C]):
       mesh: the devices.
       layers: which layers steps may score and repair, see `choose_layers`.
       augment: how clean images are varied.
+      repetition: which of several runs of the same settings; each but 0 has a key of its own.
     """
 
     config: C
@@ -60,6 +62,7 @@ class Run(Generic[C]):
     mesh: Mesh
     layers: str = "auto"
     augment: Augment = unchanged
+    repetition: int = 0
 
     @functools.cached_property
     def network(self) -> Network:
@@ -96,8 +99,9 @@ class Run(Generic[C]):
 
     @property
     def root(self) -> jax.Array:
-        """The run's key, from the seed alone."""
-        return jax.random.key(self.config.seed)
+        """The run's key, from the seed and the repetition alone."""
+        key = jax.random.key(self.config.seed)
+        return jax.random.fold_in(key, self.repetition) if self.repetition else key
 
     def key(self, name: str) -> jax.Array:
         """The key of whoever has that name."""
@@ -142,12 +146,12 @@ class Run(Generic[C]):
         with progress_bar(step.title, total, unit=step.unit) as advance:
             report = None if hidden() else advance
             key, inputs = replicate((key, dict(inputs)), self.mesh)
-            value = self._program(step, report)(key=key, **inputs)
-            value = jax.block_until_ready(value)
+            program = self._program(step, report).lower(key=key, **inputs).compile()
+            value = jax.block_until_ready(program(key=key, **inputs))
             jax.effects_barrier()  # the bar's last steps
-        return value, {}
+        return value, {"megabytes": megabytes(program)}
 
-    def _program(self, step: Step, report: Callable[..., None] | None) -> Callable[..., Any]:
+    def _program(self, step: Step, report: Callable[..., None] | None) -> Any:
         compute = partial(plans.compute, step, self.setup)
         return jax.jit(compute if report is None else partial(compute, report=report))
 
@@ -155,19 +159,34 @@ class Run(Generic[C]):
         """A program for each round; what was done before is reloaded."""
         key, inputs = replicate((key, dict(inputs)), self.mesh)
         on_devices: Callable[[Any], Any] = partial(replicate, mesh=self.mesh)
-        begin, body = (jax.jit(partial(part, self.setup, step.settings)) for part in (step.init, step.body))
+        begin, body, end = (
+            jax.jit(partial(part, self.setup, step.settings)) for part in (step.init, step.body, step.run)
+        )
+        found: list[float | None] = []
+
+        def first(program: Any, *state: Any, **inputs: Any) -> Any:
+            compiled = program.lower(*state, **inputs).compile()
+            found.append(megabytes(compiled))
+            return compiled(*state, **inputs)
+
+        def one_round(state: Any) -> Any:
+            # JAX keeps what was compiled, so that later rounds, and states that lie elsewhere, are its own business.
+            call = body if len(found) > 1 else partial(first, body)
+            return call(state, key=key, **inputs)
+
         total = step.total(self.setup) if callable(step.total) else step.total
         with progress_bar(step.title, total, unit=step.unit) as advance:
             state = rounds(
-                on_devices(begin(key=key, **inputs)),
-                lambda state: body(state, key=key, **inputs),
+                on_devices(first(begin, key=key, **inputs)),
+                one_round,
                 done=lambda state: bool(step.done(self.setup, step.settings, state)),
                 count=lambda state: int(step.count(state)),
                 progress=progress,
                 place=on_devices,
                 on_round=advance,
             )
-        return jax.jit(partial(step.run, self.setup, step.settings))(state), {}
+        value = first(end, state)
+        return value, {"megabytes": largest(found)}
 
 
 def givens(name: str, value: Any) -> Stage:

@@ -53,6 +53,12 @@ class Stage(NamedTuple):
     resumed: bool
     provenance: Mapping[str, Any]
 
+    @property
+    def megabytes(self) -> float | None:
+        """The memory of the program that computed it, see `memory.megabytes`; None where nobody said."""
+        found = self.provenance.get("notes", {}).get("megabytes")
+        return None if found is None else float(found)
+
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:

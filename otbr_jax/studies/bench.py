@@ -70,8 +70,14 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Which cell of the grid: data, network, recipe, attack, defence and variant, seed."""
-        return f"{self.group}/{self.recipe}/{self.config.attack.name}/{self.way}/seed{self.config.seed}"
+        """Which cell of the grid: data, network, recipe, attack, defence and variant, seed, repetition if not 0."""
+        return "/".join((self.group, self.recipe, self.config.attack.name, self.way, *self.draws))
+
+    @property
+    def draws(self) -> tuple[str, ...]:
+        """Which random numbers: the seed, and the repetition if it is not 0, such as `seed1`, `run2`."""
+        repetition = self.config.repetition
+        return (f"seed{self.config.seed}", *([f"run{repetition}"] if repetition else []))
 
     @property
     def way(self) -> str:
@@ -227,7 +233,7 @@ def make_row(cell: Cell, result: Repair, example: Example | None) -> dict[str, A
     summary, config, victim = summarize(result), cell.config, result.stages["victim"]
     assert result.dataset is not None
     assert result.dataset.train is not None
-    kept = ("metrics", "choice", *result.outcome.more, "oracle", "data", "sweep", "clean")
+    kept = ("metrics", "choice", *result.outcome.more, "oracle", "data", "sweep", "clean", "comes_back")
     return {
         "dataset": config.data.name,
         "network": cell.network,
@@ -236,6 +242,7 @@ def make_row(cell: Cell, result: Repair, example: Example | None) -> dict[str, A
         "recipe": cell.recipe,
         "variant": cell.variant,
         "seed": config.seed,
+        "repetition": config.repetition,
         "poisoned": int(victim.value["poisoned"]),
         "train_images": len(result.dataset.train.labels),
         "test_images": len(result.dataset.test.labels),
@@ -243,13 +250,13 @@ def make_row(cell: Cell, result: Repair, example: Example | None) -> dict[str, A
         "trigger": None if example is None else {"psnr": example.quality.psnr, "ssim": example.quality.ssim},
         "training": {"epochs": config.training.epochs, **victim.provenance["notes"]},
         "stage_seconds": {name: round(stage.seconds, 1) for name, stage in result.stages.items()},
+        "stage_megabytes": {name: stage.megabytes for name, stage in result.stages.items()},
         "config": plain_config(config),
     }
 
 
 def _slug(cell: Cell) -> str:
-    config = cell.config
-    return f"{cell.recipe}-{config.attack.name}-{cell.way}-seed{config.seed}"
+    return "-".join((cell.recipe, cell.config.attack.name, cell.way, *cell.draws))
 
 
 def _in_words(row: Mapping[str, Any]) -> str:

@@ -80,7 +80,8 @@ def _judged(config: Any, subject: Subject, workdir: str | os.PathLike[str]) -> s
             f"{config.defense!r} with settings that do not"
         )
     with open_workdir(workdir, subject=subject_of(config)) as directory:
-        run = Run(config, directory, subject, local_mesh(), layers=config.way.layers(config))
+        layers, repetition = config.way.layers(config), config.repetition
+        run = Run(config, directory, subject, local_mesh(), layers=layers, repetition=repetition)
         given = {"victim": open_victim(run, None).stage.value["variables"]}
         values = {name: stage.value for name, stage in run.plan(detection.plan, given).items()}
         judgement = detection.judgement(values)

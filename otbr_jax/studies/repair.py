@@ -6,6 +6,7 @@ directory, and reloaded when nothing it depends on has changed.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -32,7 +33,7 @@ from otbr_jax.studies.outputs import write_outputs
 from otbr_jax.studies.repair_config import AnyRepairConfig, clean_augmentation
 from otbr_jax.studies.results import Repair
 from otbr_jax.types import Batch, Network, Variables, check_finite, unchanged
-from otbr_jax.victims import evaluation
+from otbr_jax.victims import comes_back, evaluation
 from otbr_jax.victims.victims import check_trainable, open_victim, subject_of, test_set
 
 
@@ -77,14 +78,17 @@ def repair(
         check_batch_size(config.training.batch_size, mesh, name="training.batch_size")
     check_trainable(config, subject, dataset)
     clean = None if defense.data == "none" else _clean_images(config, dataset, network)
-    given = defense.given(config, None if clean is None else Batch(*map(jax.numpy.asarray, clean.images)), config.seed)
+    own = None if clean is None else Batch(*map(jax.numpy.asarray, clean.images))
+    given = defense.given(config, own, config.clean_seed)
+    comes_back.check_possible(config.comes_back, dataset, mesh)
     with open_workdir(workdir, subject=subject_of(config)) as directory:
         varied = unchanged if clean is None else clean_augmentation(config)
         run = Run(config, directory, subject, mesh, layers=defense.layers(config), augment=varied)
         defense.check(run.setup, config)
         victim = open_victim(run, dataset)
         given = {"victim": victim.stage.value["variables"], **given}
-        defended = run.plan(defense.plan(config), given)
+        repeated = dataclasses.replace(run, repetition=config.repetition) if config.repetition else run
+        defended = repeated.plan(defense.plan(config), given)
         repaired = defended[config.networks[-1]].value.variables
         check_finite(repaired, name="the repaired network")
         restored = subject.restore(repaired)
@@ -99,7 +103,9 @@ def repair(
         test = None if dataset is None else test_set(run, dataset.test, victim)
         if test is not None:
             known = {**given, **defended, "test": test}
-            stages |= run.plan((measuring_step(config),), known)
+            stages |= repeated.plan((measuring_step(config),), known)
+            seen = None if clean is None else clean.images
+            stages |= comes_back.measured(run, dataset, victim, repaired, test, config.comes_back, seen=seen)
         provenance = None if clean is None else clean.provenance
         result = Repair(restored, network, layers, stages, dataset, test, config, folder, tuple(files), provenance)
         write_outputs(result)
@@ -108,7 +114,7 @@ def repair(
 
 def _clean_images(config: AnyRepairConfig, dataset: Dataset | None, network: Network) -> Clean:
     shape, classes = network.image_shape, network.num_classes
-    return load_clean(config.clean, dataset, image_shape=shape, num_classes=classes, seed=config.seed)
+    return load_clean(config.clean, dataset, image_shape=shape, num_classes=classes, seed=config.clean_seed)
 
 
 def measuring_step(config: AnyRepairConfig) -> Step:

@@ -8,6 +8,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from otbr_jax.data.clean import CleanConfig
 from otbr_jax.defenses.defense import Defense
 from otbr_jax.defenses.registry import DEFENSES, defense
@@ -15,6 +17,7 @@ from otbr_jax.errors import InputError
 from otbr_jax.settings import declarations, field, from_dict, settings
 from otbr_jax.steps.augment import augment
 from otbr_jax.types import Augment
+from otbr_jax.victims.comes_back import ComesBackConfig
 from otbr_jax.victims.config import VictimConfig
 
 
@@ -28,6 +31,16 @@ class AnyRepairConfig(VictimConfig):
 
     defense: str = field(default="otbr", choices=tuple(DEFENSES), doc="the method.")
     clean: CleanConfig = field(default=CleanConfig(), doc="the clean images of a defence that takes any.")
+    comes_back: ComesBackConfig = field(
+        default=ComesBackConfig(), doc="whether the backdoor comes back: a test of the repaired network."
+    )
+    repetition: int = field(
+        default=0,
+        at_least=0,
+        below=2**32,
+        doc="which of several runs of the same defence on the same network: each draws other random numbers, and "
+        "other clean images of a training set.",
+    )
 
     def check(self) -> None:
         """What a victim's and the defence's settings must fit together by."""
@@ -43,6 +56,12 @@ class AnyRepairConfig(VictimConfig):
     def way(self) -> Defense:
         """The defence."""
         return defense(self.defense)
+
+    @property
+    def clean_seed(self) -> int:
+        """Which clean images are drawn, and held out: `seed`, or for another repetition than 0 one from both."""
+        both = np.random.SeedSequence((self.seed, self.repetition))
+        return int(both.generate_state(1)[0]) if self.repetition else self.seed
 
     @property
     def networks(self) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from otbr_jax.runs.store import Stage
 from otbr_jax.steps.score import ranks
 from otbr_jax.studies.repair_config import AnyRepairConfig
 from otbr_jax.types import Network, Variables
+from otbr_jax.victims import comes_back
 from otbr_jax.victims.evaluation import TestSet
 
 
@@ -34,7 +35,7 @@ class Repair(NamedTuple):
       network: its functions.
       layers: the layers that were repaired, in execution order.
       stages: `attack` and `clean` if there are any (see `victims.Victim`); `victim`, the steps of the defence's plan,
-        and `evaluation` if there was data.
+        and `evaluation` if there was data; `comes_back` and `comes_back_never` if asked for, see `comes_back.measured`.
       dataset: the data it was measured with, or None.
       test: the test images as they were measured, or None.
       config: the settings.
@@ -90,11 +91,13 @@ def summarize(result: Repair) -> dict[str, Any]:
         "axes": [] if candidates is None else [*candidates.axes],
         "along": [] if candidates is None else [*candidates.along],
         "strength": None if candidates is None else candidates.strength,
+        "comes_back": comes_back.curves(result.stages, config.comes_back),
         "repaired": content_digest(result.stages[final].value.variables),
         "data": None if result.dataset is None else result.dataset.provenance,
         "stages": {
             name: {
                 "seconds": round(stage.seconds, 3),
+                "megabytes": stage.megabytes,
                 "resumed": stage.resumed,
                 "digest": stage.digest,
                 "versions": dict(stage.provenance["versions"]),

@@ -124,14 +124,21 @@ def _trained(run: Run, dataset: Dataset) -> Victim:
     stages: dict[str, Stage] = {}
     if ATTACKS[config.attack.name].needs_clean_network and not config.attack.assets:
         classifier(run.subject.graph, run.network.num_classes)
-        # The attacker's own: the same images, order and start as the victim's, so that it is also what to compare with.
-        without = dataclasses.replace(config, attack=AttackConfig(name="none"))
-        stages["clean"] = _victim_stage(dataclasses.replace(run, config=without), dataset, None)
+        stages["clean"] = without_backdoor(run, dataset)
     attack = trigger_stage(run, dataset, clean=stages.get("clean"))
     if attack is not None:
         stages["attack"] = attack
     stages["victim"] = _victim_stage(run, dataset, attack)
     return Victim(stages, trigger(config.attack, stages["victim"].value.get("assets", {})))
+
+
+def without_backdoor(run: Run, dataset: Dataset) -> Stage:
+    """The clean network of the same images, order and start as the victim's, which attackers and comparisons want.
+
+    It is the victim of the attack `none`, trained once for each seed of a working directory.
+    """
+    without = dataclasses.replace(run.config, attack=AttackConfig(name="none"))
+    return _victim_stage(dataclasses.replace(run, config=without), dataset, None)
 
 
 def _victim_stage(run: Run, dataset: Dataset, attack: Stage | None) -> Stage:

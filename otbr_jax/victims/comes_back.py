@@ -1,0 +1,233 @@
+"""Whether a backdoor comes back: a repaired network is fine-tuned on a few images, some of them with the trigger.
+
+A repair can be superficial: the attack's success returns after few poisoned images, sooner than in a network that never
+had the backdoor (arXiv 2410.09838). So both networks are fine-tuned alike, on clean images and on the same ones partly
+poisoned. The test uses the trigger, the attacker's class and test images: it measures a repair, and selects nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from otbr_jax.attacks import poisoning
+from otbr_jax.attacks.attack import Trigger
+from otbr_jax.data.sources import Dataset, Images
+from otbr_jax.errors import InputError
+from otbr_jax.plan import Setup, Step, needs
+from otbr_jax.runs.devices import check_batch_size
+from otbr_jax.runs.run import Run
+from otbr_jax.runs.store import Stage
+from otbr_jax.settings import field, settings, wrong
+from otbr_jax.steps import finetune
+from otbr_jax.steps.finetune import FinetuningConfig
+from otbr_jax.types import Batch, Variables, unchanged
+from otbr_jax.victims import evaluation
+from otbr_jax.victims.evaluation import TestSet
+from otbr_jax.victims.victims import Victim, attacker_goals, without_backdoor
+
+KINDS = ("clean", "poisoned")
+"""What a network is fine-tuned on."""
+
+
+@settings("comes_back")
+class ComesBackConfig:
+    """Fine-tuning that asks whether a backdoor comes back: SGD with momentum in training mode, images as they are.
+
+    It tests a repaired network, with the trigger and the attacker's class known, and selects nothing.
+    """
+
+    images: int = field(default=0, at_least=0, doc="how many training images; 0 leaves it unmeasured.")
+    poisoned: int = field(
+        default=5, at_least=1, doc="how many of them carry the trigger and the attacker's label, in one of two runs."
+    )
+    epochs: int = field(default=10, at_least=1, doc="passes over the images.")
+    batch_size: int = field(
+        default=10,
+        at_least=1,
+        doc="images per step, over all devices together; an epoch's last, incomplete batch is left out.",
+    )
+    learning_rate: float = field(default=0.01, above=0, doc="of SGD without weight decay, constant.")
+    momentum: float = field(default=0.9, at_least=0, below=1, doc="of SGD.")
+    measure_every: int = field(
+        default=1,
+        at_least=1,
+        unit="epochs",
+        doc="between two measurements of ACC and ASR; the start and the last epoch are always measured.",
+    )
+
+    def check(self) -> None:
+        """Where it is measured there are as many images as are poisoned, and as a batch takes."""
+        for name in ("poisoned", "batch_size"):
+            if self.images and getattr(self, name) > self.images:
+                raise wrong(self, name, f"at most comes_back.images ({self.images})")
+
+    def measured_epochs(self) -> list[int]:
+        """After how many epochs ACC and ASR are measured, 0 first."""
+        return sorted({*range(0, self.epochs, self.measure_every), self.epochs})
+
+    @property
+    def tuning(self) -> FinetuningConfig:
+        """The same as settings of `finetune`."""
+        return FinetuningConfig(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            momentum=self.momentum,
+            alpha=0.0,
+        )
+
+
+class Curves(NamedTuple):
+    """ACC and ASR on the test set, float32 `[2, measurements]`, rows as `KINDS`; NaN once weights are not finite."""
+
+    acc: jax.Array
+    asr: jax.Array
+
+
+def check_possible(config: ComesBackConfig, dataset: Dataset | None, mesh: Mesh) -> None:
+    """Raises InputError if it is to be measured with more images than there are, or devices cannot share a batch."""
+    if not config.images:
+        return
+    check_batch_size(config.batch_size, mesh, name="comes_back.batch_size")
+    if dataset is not None and dataset.train is not None and (count := len(dataset.train.labels)) < config.images:
+        raise InputError(
+            f"comes_back.images: expected at most {count}, as many as there are training images, found {config.images}"
+        )
+
+
+def measured(
+    run: Run,
+    dataset: Dataset | None,
+    victim: Victim,
+    repaired: Variables,
+    test: TestSet,
+    config: ComesBackConfig,
+    *,
+    seen: Images | None = None,
+) -> dict[str, Stage]:
+    """How a repaired network, and one that never had the backdoor, take to a few images.
+
+    Args:
+      run: that of the victim.
+      dataset: its training images are fine-tuned on.
+      victim: whose trigger they carry.
+      repaired: the repaired network.
+      test: what is measured on.
+      config: the settings.
+      seen: what the defence took as clean images; left out as long as there are others.
+
+    Returns:
+      The stages `comes_back` and `comes_back_never` with `Curves`, and `clean`, the network of the latter. Nothing
+      without images or a trigger. The first alone for a network that came with its weights.
+    """
+    if not config.images or victim.trigger is None or dataset is None or dataset.train is None:
+        return {}
+    # Not the defence's layers and augmentation: so that defences share what is measured of the clean network.
+    plain = dataclasses.replace(run, layers="auto", augment=unchanged, repetition=0)
+    given = {"bait": _bait(plain, dataset.train, victim.trigger, config, seen), "test": test}
+    stages = plain.plan((_step("comes_back", config),), {"network": repaired, **given})
+    if run.subject.variables is None:
+        clean = victim.stages.get("clean") or without_backdoor(plain, dataset)
+        stages |= {"clean": clean}
+        stages |= plain.plan((_step("comes_back_never", config),), {"network": clean.value["variables"], **given})
+    return stages
+
+
+def curves(stages: Mapping[str, Stage], config: ComesBackConfig) -> dict[str, Any] | None:
+    """What `measured` found as plain JSON values, fractions in [0, 1]; None where nothing was measured.
+
+    `epochs`, after which was measured; `clean` and `poisoned` with `acc` and `asr` of the repaired network, None once
+    its weights are not finite; `never`, the same of the network that never had the backdoor, or None.
+    """
+    if "comes_back" not in stages:
+        return None
+    never = stages.get("comes_back_never")
+    found = {"epochs": config.measured_epochs(), **_plain(stages["comes_back"].value)}
+    return found | {"never": None if never is None else _plain(never.value)}
+
+
+def _plain(found: Curves) -> dict[str, dict[str, list[float | None]]]:
+    return {
+        kind: {
+            name: [round(float(value), 6) if np.isfinite(value) else None for value in values[place]]
+            for name, values in found._asdict().items()
+        }
+        for place, kind in enumerate(KINDS)
+    }
+
+
+def draw(labels: np.ndarray, goals: np.ndarray, config: ComesBackConfig, *, seen: np.ndarray, seed: int) -> np.ndarray:
+    """Places `[images]` of images, of every class as many; the first `poisoned` of them are to be poisoned.
+
+    Args:
+      labels: int `[n]`.
+      goals: int `[n]`, what the attacker wants; images that have it already are poisoned last.
+      config: how many.
+      seen: bool `[n]`, images that are drawn last.
+      seed: which ones.
+    """
+    order = np.random.default_rng((seed, len(labels))).permutation(len(labels))
+    order = order[np.argsort(seen[order], kind="stable")]
+    turn = np.empty(len(labels), int)
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        turn[members] = np.arange(len(members))
+    # Round by round through the classes, and only then those that were seen.
+    chosen = order[np.lexsort((turn[order], seen[order]))][: config.images]
+    return chosen[np.argsort(labels[chosen] == goals[chosen], kind="stable")]
+
+
+def _bait(run: Run, train: Images, trigger: Trigger, config: ComesBackConfig, seen: Images | None) -> Batch:
+    """Images `[2, n, h, w, c]` and labels `[2, n]`, clean and partly poisoned."""
+    labels = jnp.asarray(train.labels)
+    goals = attacker_goals(run.config.attack, labels, run.network.num_classes)
+    places = draw(train.labels, np.asarray(goals), config, seen=_among(train, seen), seed=run.config.seed)
+    images, own = jnp.asarray(train.images[places]), labels[places]
+    few = config.poisoned
+    with_trigger = poisoning.apply_trigger(trigger, images[:few], key=run.key("comes_back"))
+    poisoned = Batch(images.at[:few].set(with_trigger), own.at[:few].set(goals[places[:few]]))
+    return Batch(jnp.stack([images, poisoned.images]), jnp.stack([own, poisoned.labels]))
+
+
+def _among(train: Images, seen: Images | None) -> np.ndarray:
+    """Which training images are among others, bool `[n]`, pixel by pixel."""
+    known = set() if seen is None else {image.tobytes() for image in seen.images}
+    return np.array([image.tobytes() in known for image in train.images], bool)
+
+
+def _step(name: str, config: ComesBackConfig) -> Step:
+    """Fine-tunes `network` on both parts of `bait`, each from where it is, and measures it on the way."""
+
+    def run(
+        setup: Setup, settings: ComesBackConfig, *, key: Any, report: Any, network: Any, bait: Any, test: Any
+    ) -> Any:
+        del report
+        tuning, goals = settings.tuning, TestSet(*test)
+
+        def curve(batch: Batch) -> Curves:
+            def one_epoch(_: Any, progress: finetune.Progress) -> finetune.Progress:
+                return finetune.next_epoch(
+                    setup.network, network, progress, batch, key=key, config=tuning, place=setup.place
+                )
+
+            def until(progress: finetune.Progress, epochs: jax.Array) -> tuple[finetune.Progress, Curves]:
+                progress = jax.lax.fori_loop(0, epochs, one_epoch, progress)
+                now = finetune.variables_of(progress.tuning)
+                found = evaluation.measure(setup.network, now, goals, place=setup.place, devices=setup.devices)
+                # Logits that are no numbers would all be answered with class 0, often the attacker's.
+                finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(now)]))
+                return progress, Curves(*(jnp.where(finite, value, jnp.nan) for value in (found.acc, found.asr)))
+
+            begun = finetune.start(network, tuning, images=settings.images)
+            return jax.lax.scan(until, begun, jnp.diff(jnp.array([0, *settings.measured_epochs()])))[1]
+
+        return jax.lax.map(curve, Batch(*bait))
+
+    return Step(name, run, needs("network", "bait", "test"), config, "whether it comes back", key="comes_back")

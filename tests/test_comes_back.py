@@ -1,0 +1,270 @@
+"""Whether a backdoor comes back; repetitions of a defence; the memory of stages. One tiny victim for all."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_runs import OTBR, TSBD, digests, resumed, run
+
+from otbr_jax import InputError
+from otbr_jax.data.clean import load_clean
+from otbr_jax.data.sources import Images
+from otbr_jax.defenses.otbr_plus import SweepConfig
+from otbr_jax.plan import LongStep, Step, needs
+from otbr_jax.report.rows import parse
+from otbr_jax.runs.devices import local_mesh
+from otbr_jax.runs.memory import largest, megabytes
+from otbr_jax.runs.networks import open_network
+from otbr_jax.runs.run import Run
+from otbr_jax.runs.store import open_workdir
+from otbr_jax.studies.bench import Cell, make_row
+from otbr_jax.studies.repair_config import plain_config, repair_config
+from otbr_jax.studies.results import summarize
+from otbr_jax.types import Batch, Network
+from otbr_jax.victims import comes_back, evaluation
+from otbr_jax.victims.comes_back import ComesBackConfig
+from otbr_jax.victims.victims import Victim
+
+PLAIN = dataclasses.replace(OTBR, sweep=SweepConfig(gamma=()))
+ASKED = dataclasses.replace(
+    PLAIN, comes_back=ComesBackConfig(images=20, poisoned=4, epochs=3, batch_size=10, measure_every=2)
+)
+REPAIR = {"unlearned", "scores", "pruned", "fused"}
+STAGES = {"victim", *REPAIR, "evaluation"}
+
+
+def copy(workdir, tmp_path):
+    return shutil.copytree(workdir, tmp_path / "w")
+
+
+def row_of(result, **cell):
+    """The row, as a file of results gives it back."""
+    (row,) = parse(json.dumps(make_row(Cell(result.config, **cell), result, None)), name="rows")
+    return row.values
+
+
+@pytest.fixture(scope="module")
+def asked(otbr_run, tmp_path_factory):
+    """A run that asks whether the backdoor comes back, on the victim of all: (working directory, result)."""
+    workdir = shutil.copytree(otbr_run[0], tmp_path_factory.mktemp("asked") / "w")
+    return workdir, run(workdir, ASKED)
+
+
+def test_a_row_says_whether_the_backdoor_comes_back(asked):
+    _, result = asked
+    found = row_of(result)["comes_back"]
+    assert found["epochs"] == [0, 2, 3]
+    for curves in (found, found["never"]):
+        for kind in ("clean", "poisoned"):
+            for name in ("acc", "asr"):
+                assert len(curves[kind][name]) == 3
+                assert all(0 <= value <= 1 for value in curves[kind][name])
+        assert curves["clean"]["asr"][0] == curves["poisoned"]["asr"][0]  # nothing was done yet
+    measured = summarize(result)["metrics"]["fused"]
+    assert (found["clean"]["acc"][0], found["clean"]["asr"][0]) == (measured["acc"], measured["asr"])
+    assert found["never"]["clean"]["acc"][0] > 0.9
+    assert found["never"]["clean"]["asr"][0] < 0.1
+    assert found["poisoned"]["asr"] != found["clean"]["asr"]
+
+
+def test_it_changes_no_stage_and_is_reloaded(otbr_run, asked, tmp_path):
+    workdir, result = asked
+    assert set(result.stages) == STAGES | {"clean", "comes_back", "comes_back_never"}
+    assert resumed(result) == STAGES - {"evaluation"}  # whose grid is another
+    plain = run(copy(workdir, tmp_path), PLAIN)
+    assert resumed(plain) == set(plain.stages) == STAGES
+    assert digests(plain).items() <= digests(result).items()
+    assert row_of(plain)["comes_back"] is None
+    assert {name: digests(otbr_run[1])[name] for name in REPAIR} == {name: digests(result)[name] for name in REPAIR}
+    again = run(tmp_path / "w", ASKED)
+    assert resumed(again) == set(result.stages)
+    before, after = row_of(result), row_of(again)
+    assert after["comes_back"] == before["comes_back"]
+    assert after["stage_megabytes"] == before["stage_megabytes"]
+
+
+def test_the_clean_network_is_the_victim_of_no_attack(asked):
+    clean, victim = (asked[1].stages[name].provenance for name in ("clean", "victim"))
+    same = {"name", "key", "parents", "code"}
+    assert {name: clean[name] for name in same} == {name: victim[name] for name in same}
+    assert clean["config"] == victim["config"] | {"attack": {"name": "none"}}
+    without = Victim({}, None)  # a network without a backdoor is not asked
+    assert comes_back.measured(None, asked[1].dataset, without, {}, None, ASKED.comes_back) == {}
+
+
+def test_every_step_says_how_much_memory_it_takes(asked):
+    row = row_of(asked[1])
+    assert set(row["stage_megabytes"]) == set(row["stage_seconds"])
+    for name, value in row["stage_megabytes"].items():
+        assert value is None if name in ("victim", "clean") else value > 0
+
+
+def test_a_long_step_says_it_too_and_nothing_is_compiled_twice(tmp_path):
+    step = LongStep(
+        "grown",
+        lambda setup, settings, state: {"sum": state["x"].sum()},
+        needs("x"),
+        init=lambda setup, settings, *, key, x: {"x": x, "round": jnp.int32(0)},
+        body=lambda setup, settings, state, *, key, x: (
+            {"x": jnp.sin(state["x"]) @ x, "round": state["round"] + 1},
+            {},
+        ),
+        done=lambda setup, settings, state: state["round"] >= 4,
+        count=lambda state: state["round"],
+    )
+    once = Step("turned", lambda setup, settings, *, key, report, x: {"x": x @ x}, needs("x"))
+    compiled, given = [], {"x": np.eye(64, dtype=np.float32)}
+
+    def heard(event, seconds, **more):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(more.get("fun_name"))
+
+    with open_workdir(tmp_path / "w", subject={}) as directory:
+        own = Run(PLAIN, directory, open_network(PLAIN.model), local_mesh(jax.local_devices()[:1]))
+        own.setup_digest  # noqa: B018  compiles what it needs
+        own.plan((dataclasses.replace(step, name="warm"), dataclasses.replace(once, name="warm once")), given)
+        jax.monitoring.register_event_duration_secs_listener(heard)
+        try:
+            stages = own.plan((step, once), given)
+        finally:
+            jax.monitoring.unregister_event_duration_listener(heard)
+        again = own.plan((step, once), given)
+    assert len(compiled) <= 4  # the start, a round, the end; and the other step
+    size = 64 * 64 * 4 / 1e6
+    assert stages["turned"].megabytes >= 2 * size
+    assert stages["grown"].megabytes >= 3 * size  # a round's: two arguments and what it makes
+    assert [again[name].megabytes for name in stages] == [stages[name].megabytes for name in stages]
+    assert all(stage.resumed for stage in again.values())
+
+
+def test_a_backend_that_does_not_say():
+    class Silent:
+        def memory_analysis(self):
+            raise NotImplementedError
+
+    assert megabytes(Silent()) is None
+    assert megabytes(object()) is None
+    assert largest([1.0, None]) is None
+    assert largest([1.0, 3.0]) == 3.0
+
+
+def test_another_repetition_shares_the_victim_alone(otbr_run, asked, tmp_path):
+    workdir, first = asked
+    second = run(copy(workdir, tmp_path), dataclasses.replace(ASKED, repetition=1))
+    assert resumed(second) == {"victim", "clean", "comes_back_never"}
+    assert digests(second)["victim"] == digests(first)["victim"]
+    for name in ("unlearned", "fused"):
+        assert digests(second)[name] != digests(first)[name]
+    key = named_key(jax.random.fold_in(jax.random.key(0), 1), "unlearned")
+    assert second.stages["unlearned"].provenance["key"] == np.asarray(jax.random.key_data(key)).tolist()
+    again = run(tmp_path / "w", ASKED)  # the other's are still there
+    assert resumed(again) == set(first.stages)
+    assert digests(again) == digests(first)
+
+
+def test_another_repetition_draws_other_clean_images(otbr_run):
+    dataset = otbr_run[1].dataset
+    seeds = [
+        dataclasses.replace(TSBD, seed=seed, repetition=r).clean_seed for seed, r in ((0, 0), (3, 0), (0, 1), (0, 2))
+    ]
+    assert seeds[:2] == [0, 3]
+    assert len({*seeds}) == 4
+    drawn = [
+        load_clean(TSBD.clean, dataset, image_shape=(8, 8, 1), num_classes=10, seed=seed).images.images
+        for seed in (seeds[0], seeds[2])
+    ]
+    assert drawn[0].shape == drawn[1].shape
+    assert (drawn[0] != drawn[1]).any()
+
+
+def test_rows_and_cells_of_repetitions():
+    cell = Cell(PLAIN, recipe="fast")
+    second = Cell(dataclasses.replace(PLAIN, repetition=2), recipe="fast")
+    assert cell.name.endswith("/fast/badnets/otbr/seed0")
+    assert second.name == f"{cell.name}/run2"
+    config = plain_config(PLAIN)
+    before = {name: value for name, value in config.items() if name not in ("repetition", "comes_back")}
+    row = {"cell": cell.name, "versions": {"otbr_jax": "0.1.0"}, "config": before}
+    assert cell.is_of(row)  # from before there were such settings
+    assert not Cell(ASKED, recipe="fast").is_of(row)
+    assert not second.is_of(row | {"cell": second.name})
+    assert repair_config({"repetition": 2}).repetition == 2
+
+
+def test_which_images_are_drawn():
+    labels = np.repeat(np.arange(4), 25)
+    goals, none = np.zeros(100, int), np.zeros(100, bool)
+    config = ComesBackConfig(images=12, poisoned=3, batch_size=4)
+    places = comes_back.draw(labels, goals, config, seen=none, seed=0)
+    assert len({*places}) == 12
+    assert np.bincount(labels[places]).tolist() == [3, 3, 3, 3]
+    assert (labels[places[:9]] != 0).all()  # those that are to be poisoned come first
+    assert places.tolist() == comes_back.draw(labels, goals, config, seen=none, seed=0).tolist()
+    assert places.tolist() != comes_back.draw(labels, goals, config, seen=none, seed=1).tolist()
+    taken = none.copy()
+    taken[places] = True
+    others = comes_back.draw(labels, goals, config, seen=taken, seed=0)
+    assert not {*others} & {*places}
+    all_but_ten = ~none
+    all_but_ten[:10] = False
+    assert {*range(10)} < {*comes_back.draw(labels, goals, config, seen=all_but_ten, seed=0).tolist()}
+
+
+def test_bait_is_clean_and_partly_poisoned(otbr_run, tmp_path):
+    train, config = otbr_run[1].dataset.train, ASKED.comes_back
+    seen = Images(train.images[:600], train.labels[:600])
+
+    def trigger(images, key):
+        return images.at[:, 0].set(255)
+
+    with open_workdir(tmp_path / "w", subject={}) as directory:
+        own = Run(ASKED, directory, open_network(ASKED.model), local_mesh(jax.local_devices()[:1]))
+        (clean, poisoned), (labels, changed) = comes_back._bait(own, train, trigger, config, seen)
+    assert clean.shape == (20, 8, 8, 1)
+    known = {image.tobytes() for image in seen.images}
+    assert not any(image.tobytes() in known for image in np.asarray(clean))
+    assert (poisoned[:4, 0] == 255).all()
+    assert (poisoned[4:] == clean[4:]).all()
+    assert (changed[:4] == 0).all()
+    assert (labels[:4] != 0).all()
+    assert (changed[4:] == labels[4:]).all()
+
+
+def test_weights_that_are_no_numbers_are_not_answers():
+    network = Network(lambda variables, images: images.mean((1, 2)) @ variables["params"]["kernel"], (4, 4, 3), 5)
+    images = jax.random.uniform(jax.random.key(0), (12, 4, 4, 3))
+    labels = jnp.arange(12) % 5
+    config = ComesBackConfig(images=12, poisoned=1, epochs=2, batch_size=6, learning_rate=1e38)
+    given = {
+        "network": {"params": {"kernel": jnp.ones((3, 5))}},
+        "bait": Batch(jnp.stack([images, images]), jnp.stack([labels, labels])),
+        "test": evaluation.TestSet(images, images, labels, jnp.zeros_like(labels)),
+    }
+    step = comes_back._step("comes_back", config)
+    found = plan_run((step,), Setup(network, None, ()), given, key=jax.random.key(0))["comes_back"]
+    plain = comes_back._plain(jax.tree.map(np.asarray, found))
+    assert plain["clean"]["asr"][0] == 1
+    assert plain["clean"]["asr"][-1] is plain["poisoned"]["acc"][-1] is None
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"images": 3}, r"comes_back.poisoned: expected at most comes_back.images \(3\), found 5"),
+        ({"images": 8}, r"comes_back.batch_size: expected at most comes_back.images \(8\), found 10"),
+    ],
+)
+def test_bad_settings(values, message):
+    with pytest.raises(InputError, match=message):
+        ComesBackConfig(**values)
+
+
+def test_more_images_than_there_are(tmp_path):
+    with pytest.raises(InputError, match="comes_back.images: expected at most 1297, as many as there are training"):
+        run(tmp_path / "w", dataclasses.replace(PLAIN, comes_back=ComesBackConfig(images=1298)))
+    with pytest.raises(InputError, match="comes_back.batch_size: expected a multiple of the 8 local devices, found 10"):
+        run(tmp_path / "w", ASKED, devices=8)
