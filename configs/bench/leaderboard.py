@@ -30,7 +30,7 @@ RUNS = range(3)
 
 NO_DATA = ("disarm", "otbr", "clp", "bcu")
 CLEAN_IMAGES = ("disarm_clean", "ft", "ft_sam", "fine_pruning", "nad", "anp", "rnp", "i_bau", "sau", "tsbd")
-COMES_BACK = ComesBackConfig(images=50, poisoned=5)
+COMES_BACK = ComesBackConfig(images=50, poisoned=5, epochs=5)
 
 
 def defended(cell: Cell, name: str, run: int = 0) -> Cell:

@@ -148,10 +148,8 @@ def _measured(row: Row, network: str, *, oracle: bool = False) -> Measured:
     before, seconds = field(row, "metrics.victim"), field(row, "stage_seconds")
     own = [name for name in seconds if name not in _NO_PART and not name.startswith(_NOT_OURS)]
     memory = [size for name, size in (row.values.get("stage_megabytes") or {}).items() if name in own and size]
-    back = row.values.get("comes_back")
-    again = None
-    if back and not oracle:
-        again = (back["poisoned"]["asr"][-1], back["never"]["poisoned"]["asr"][-1])
+    returned, never = (_last(row, f"comes_back.{whose}poisoned.asr") for whose in ("", "never."))
+    again = None if oracle or returned is None or never is None else (returned, never)
     learned = before["asr"] is not None and before["asr"] >= LEARNED
     return Measured(
         _victim(row),
@@ -162,6 +160,12 @@ def _measured(row: Row, network: str, *, oracle: bool = False) -> Measured:
         sum(seconds[name] for name in own),
         max(memory, default=None),
     )
+
+
+def _last(row: Row, path: str) -> float | None:
+    """The last value of a curve; None where none was measured, or weights were no numbers at its end."""
+    curve = field(row, path) if row.values.get("comes_back") else None
+    return curve[-1] if curve else None
 
 
 def _summary(found: Sequence[Measured]) -> dict[str, Any]:
