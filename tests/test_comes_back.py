@@ -14,7 +14,8 @@ from otbr_jax import InputError
 from otbr_jax.data.clean import load_clean
 from otbr_jax.data.sources import Images
 from otbr_jax.defenses.otbr_plus import SweepConfig
-from otbr_jax.plan import LongStep, Step, needs
+from otbr_jax.plan import LongStep, Setup, Step, named_key, needs
+from otbr_jax.plan import run as plan_run
 from otbr_jax.report.rows import parse
 from otbr_jax.runs.devices import local_mesh
 from otbr_jax.runs.memory import largest, megabytes
@@ -235,7 +236,7 @@ def test_bait_is_clean_and_partly_poisoned(otbr_run, tmp_path):
 
 
 def test_weights_that_are_no_numbers_are_not_answers():
-    network = Network(lambda variables, images: images.mean((1, 2)) @ variables["params"]["kernel"], (4, 4, 3), 5)
+    network = Network(lambda variables, images: 1e3 * images.mean((1, 2)) @ variables["params"]["kernel"], (4, 4, 3), 5)
     images = jax.random.uniform(jax.random.key(0), (12, 4, 4, 3))
     labels = jnp.arange(12) % 5
     config = ComesBackConfig(images=12, poisoned=1, epochs=2, batch_size=6, learning_rate=1e38)
