@@ -1,0 +1,27 @@
+"""Fine-tuning on the embedded default: a BadNets victim trained on scikit-learn's digits, and 65 clean images.
+
+    python -m launch.repair --config=configs/ft.py --workdir=runs/ft
+
+As published but for what so few images ask for: batches of 32 instead of 256, images moved by up to a pixel. What it
+does and when: docs/ft.md. With images of your own: `--config.clean.name=folder`, as in configs/tsbd.py.
+
+EXPECTED
+"""
+
+import dataclasses
+
+import ml_collections
+
+from configs import otbr
+from otbr_jax.data.clean import CleanConfig
+from otbr_jax.defenses.ft import PUBLISHED
+from otbr_jax.studies.repair_config import repair_config, repaired_by
+
+CLEAN = CleanConfig(fraction=0.05, crop_padding=1)
+FEW = dataclasses.replace(PUBLISHED, batch_size=32)
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The settings; every field can be set on the command line as `--config.FIELD=VALUE`."""
+    config = repaired_by("ft", repair_config(otbr.get_config().to_dict()), clean=CLEAN, finetuning=FEW)
+    return ml_collections.ConfigDict(dataclasses.asdict(config))

@@ -1,0 +1,23 @@
+"""FT-SAM on the embedded default: a BadNets victim trained on scikit-learn's digits, and 65 clean images.
+
+    python -m launch.repair --config=configs/ft_sam.py --workdir=runs/ft_sam
+
+As published but for what so few images ask for: batches of 32 instead of 256, images moved by up to a pixel. What it
+does and when: docs/ft_sam.md. With images of your own: `--config.clean.name=folder`, as in configs/tsbd.py.
+
+EXPECTED
+"""
+
+import dataclasses
+
+import ml_collections
+
+from configs import otbr
+from configs.ft import CLEAN, FEW
+from otbr_jax.studies.repair_config import repair_config, repaired_by
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The settings; every field can be set on the command line as `--config.FIELD=VALUE`."""
+    config = repaired_by("ft_sam", repair_config(otbr.get_config().to_dict()), clean=CLEAN, finetuning=FEW)
+    return ml_collections.ConfigDict(dataclasses.asdict(config))

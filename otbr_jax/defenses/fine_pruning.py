@@ -1,0 +1,323 @@
+"""Fine-pruning: channels that clean images leave silent are pruned, and the rest is fine-tuned (arXiv 1805.12185)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from otbr_jax import plan as plans
+from otbr_jax.defenses.defense import Ask, Candidates, Defense, Outcome, settled
+from otbr_jax.defenses.ft import PUBLISHED, batch_sizes, given
+from otbr_jax.defenses.tuning import changes_step, plain_history, tuned_outcome, tuning_step
+from otbr_jax.errors import InputError
+from otbr_jax.graph.graph import Layer
+from otbr_jax.graph.taps import tapped
+from otbr_jax.metrics import Metrics
+from otbr_jax.plan import Plan, Report, Setup, Step, needs
+from otbr_jax.settings import field, settings
+from otbr_jax.steps.finetune import FinetuningConfig, finetune
+from otbr_jax.steps.objective import Objective, cross_entropy
+from otbr_jax.steps.prune import neurons_to_prune
+from otbr_jax.steps.select import share_right, strongest_harmless
+from otbr_jax.types import Batch, Variables, named_leaves, replace_leaves, split
+
+_AT_ONCE = 200  # images
+
+
+@settings("pruning")
+class PruningConfig:
+    """How many of the channels that the classifier reads are pruned."""
+
+    step: float = field(
+        default=0.01,
+        at_least=0,
+        below=1,
+        doc="share of the channels that is pruned at a time, until the clean images say stop; 0 for `share` at once.",
+    )
+    tolerance: float = field(
+        default=0.02, at_least=0, at_most=1, doc="how far the accuracy on the clean images may fall, a difference."
+    )
+    share: float = field(default=0.5, at_least=0, at_most=1, doc="share of the channels that is pruned if `step` is 0.")
+
+
+@settings("sweep")
+class SweepConfig:
+    """The settings that the report shows beside the chosen one; empty for none."""
+
+    share: tuple[float, ...] = field(
+        default=(), at_least=0, at_most=1, doc="shares of the channels. Each costs a fine-tuning."
+    )
+
+
+@settings("")
+class FinePruningSettings:
+    """All settings of the defence `fine_pruning`."""
+
+    pruning: PruningConfig = field(default=PruningConfig(), doc="step 1, pruning.")
+    finetuning: FinetuningConfig = field(default=PUBLISHED, doc="step 2, how what remains is fine-tuned.")
+    sweep: SweepConfig = field(default=SweepConfig(), doc="settings that the report shows beside the chosen one.")
+
+
+class Shares(NamedTuple):
+    """What may be pruned: accuracy on the clean images `[candidates]` in [0, 1], and the chosen candidate's index."""
+
+    accuracy: jax.Array
+    chosen: jax.Array
+
+
+class Pruned(NamedTuple):
+    """The pruned network, and which inputs its classifier lost, `{classifier's name: bool [inputs]}`."""
+
+    variables: Variables
+    pruned: Mapping[str, jax.Array]
+
+
+def classifier_of(setup: Setup) -> Layer:
+    """The layer that gives the logits; raises InputError if the last layer is none that reads channels."""
+    layers = setup.graph.layers
+    last = layers[-1] if layers else None
+    classes = setup.network.num_classes
+    if last is None or last.kind not in ("conv", "dense") or last.neurons != classes or len(last.input_axes) != 1:
+        found = "none" if last is None else f"{last.name}, {last.kind} with {last.neurons} neurons"
+        raise InputError(
+            f"defense: expected a network whose last layer gives its {classes} classes, whose inputs fine_pruning "
+            f"prunes, found {found}; defences that need none are disarm, tsbd and ft"
+        )
+    return last
+
+
+def check(setup: Setup, config: FinePruningSettings) -> None:
+    """Raises InputError if the network has no classifier that reads channels."""
+    del config
+    classifier_of(setup)
+
+
+def activations(
+    setup: Setup, settings: None, *, victim: Variables, clean: Batch, key: jax.Array, report: Report | None
+) -> dict[str, jax.Array]:
+    """The mean of each input of the classifier over clean images (and positions, if there are any), evaluation mode."""
+    del key, report
+    name = classifier_of(setup).name
+    seen = tapped(setup.network.answer, [name])
+    images = Batch(*clean).images
+    found = jax.lax.map(lambda image: seen(victim, image[None])[1][name][0], images, batch_size=_AT_ONCE)
+    found = found.astype(jnp.float32)
+    return {name: jnp.mean(found, axis=tuple(range(found.ndim - 1)))}
+
+
+def without(
+    victim: Variables, layer: Layer, activation: jax.Array, *, count: int | jax.Array
+) -> tuple[Variables, jax.Array]:
+    """The network whose classifier no longer reads its `count` least active inputs, and which those are.
+
+    For what the network says that is as good as pruning the channels themselves.
+    """
+    places = jnp.argsort(jnp.argsort(activation))
+    lost = places < count
+    kernel = named_leaves(victim)[layer.name]
+    return replace_leaves(victim, {layer.name: jnp.where(_along(lost, layer, kernel), 0, kernel)}), lost
+
+
+def _along(mask: jax.Array, layer: Layer, kernel: jax.Array) -> jax.Array:
+    """A mask of a layer's inputs in a shape that fits its kernel."""
+    shape = [1] * kernel.ndim
+    shape[layer.input_axes[0]] = layer.inputs
+    return mask.reshape(shape)
+
+
+def counts_of(setup: Setup, step: float) -> tuple[int, ...]:
+    """How many channels are pruned in turn: none, and always a share of `step` more, while some are left."""
+    channels = classifier_of(setup).inputs
+    return tuple(range(0, channels, max(1, math.ceil(step * channels - 1e-9))))
+
+
+def select(
+    setup: Setup,
+    settings: PruningConfig,
+    *,
+    victim: Variables,
+    activations: Mapping[str, jax.Array],
+    clean: Batch,
+    key: jax.Array,
+    report: Report | None,
+) -> Shares:
+    """Chooses how many channels are pruned: as many as clean images do not miss."""
+    del key
+    layer, batch = classifier_of(setup), Batch(*clean)
+
+    def judged(count: jax.Array) -> jax.Array:
+        found = share_right(setup.network, without(victim, layer, activations[layer.name], count=count)[0], batch)
+        if report is not None:
+            jax.debug.callback(report)
+        return found
+
+    accuracy = jax.lax.map(judged, jnp.array(counts_of(setup, settings.step)))
+    return Shares(accuracy, strongest_harmless(accuracy, reference=accuracy[0], tolerance=settings.tolerance))
+
+
+def prune(
+    setup: Setup,
+    settings: PruningConfig,
+    *,
+    victim: Variables,
+    activations: Mapping[str, jax.Array],
+    selected: Shares | None = None,
+    **_: Any,
+) -> Pruned:
+    """Step 1: the least active channels are pruned."""
+    layer = classifier_of(setup)
+    count: int | jax.Array = neurons_to_prune(settings.share, layer.inputs)
+    if selected is not None:
+        count = jnp.array(counts_of(setup, settings.step))[selected.chosen]
+    variables, lost = without(victim, layer, activations[layer.name], count=count)
+    return Pruned(variables, {layer.name: lost})
+
+
+def objective(setup: Setup, like: Any, own: None, *, pruned: Pruned) -> Objective:
+    """The cross-entropy in training mode, whose gradient leaves what was pruned at zero."""
+    del own
+    layer = classifier_of(setup)
+    usual = cross_entropy(setup.network, like, axis_name=setup.axis_name)
+
+    def masked(params: Any, state: Any, batch: Batch) -> Any:
+        found, gradients = usual(params, state, batch)
+        kernel = named_leaves({"params": gradients})[layer.name]
+        kept = jnp.where(_along(pruned.pruned[layer.name], layer, kernel), 0, kernel)
+        return found, replace_leaves({"params": gradients}, {layer.name: kept})["params"]
+
+    return masked
+
+
+def plan(config: FinePruningSettings) -> Plan:
+    """activations (-> selected) -> pruned -> finetuned -> changes."""
+    steps = [Step("activations", activations, needs("victim", "clean"), title="mean activations of clean images")]
+    selected: list[str] = []
+    if config.pruning.step:
+        selected = ["selected"]
+        steps.append(
+            Step(
+                "selected",
+                select,
+                needs("victim", "activations", "clean"),
+                config.pruning,
+                "choosing how many channels are pruned, clean images only",
+                total=lambda setup: len(counts_of(setup, config.pruning.step)),
+                unit="share",
+            )
+        )
+    return (
+        *steps,
+        Step("pruned", prune, needs("victim", "activations", *selected), config.pruning, "pruning"),
+        tuning_step(
+            "finetuned",
+            config.finetuning,
+            "fine-tuning what remains",
+            group="finetuning",
+            start="pruned",
+            more=("pruned",),
+            objective=objective,
+            code=(__name__,),
+        ),
+        changes_step("finetuned"),
+    )
+
+
+def sweep(
+    config: FinePruningSettings,
+    setup: Setup,
+    ask: Ask,
+    *,
+    victim: Variables,
+    activations: Mapping[str, jax.Array],
+    clean: Batch,
+    key: jax.Array,
+    report: Report | None,
+) -> dict[str, Metrics]:
+    """Prunes, fine-tunes and measures for every share, `[shares]`."""
+    layer = classifier_of(setup)
+
+    def one(count: jax.Array) -> dict[str, Metrics]:
+        start, lost = without(victim, layer, activations[layer.name], count=count)
+        repaired, _ = finetune(
+            setup.network,
+            start,
+            Batch(*clean),
+            key=plans.named_key(key, "finetuned"),
+            config=config.finetuning,
+            objective=objective(setup, split(start)[0], None, pruned=Pruned(start, {layer.name: lost})),
+            augment=setup.augment,
+            place=setup.place,
+        )
+        found = {"pruned": ask(start), "finetuned": ask(repaired)}
+        if report is not None:
+            jax.debug.callback(report)
+        return found
+
+    return jax.lax.map(one, jnp.array([neurons_to_prune(share, layer.inputs) for share in config.sweep.share]))
+
+
+def candidates(config: FinePruningSettings) -> Candidates | None:
+    """The shares of the grid."""
+    if not config.sweep.share:
+        return None
+
+    def rows(found: Any, row: Callable[[Metrics], dict[str, Any]]) -> list[dict[str, Any]]:
+        return [
+            {"share": share} | {name: row(Metrics(*(values[place] for values in by))) for name, by in found.items()}
+            for place, share in enumerate(config.sweep.share)
+        ]
+
+    return Candidates(
+        axes={"share": config.sweep.share},
+        needs=("victim", "activations", "clean"),
+        along=("share",),
+        strength="share of channels pruned",
+        network="finetuned",
+        rounds=len(config.sweep.share),
+        unit="run",
+        measure=partial(sweep, config),
+        rows=rows,
+    )
+
+
+def outcome(config: FinePruningSettings, values: Mapping[str, Any]) -> Outcome:
+    """How many channels were pruned, by whose choice, and how fine-tuning went."""
+    del config
+    ((name, lost),) = values["pruned"].pruned.items()
+    channels, count = int(lost.size), int(lost.sum())
+    pruning: dict[str, Any] = {"classifier": name, "channels": channels, "pruned": count}
+    if "selected" in values:
+        found = values["selected"]
+        pruning |= {
+            "clean_accuracy": settled(found.accuracy[0]),
+            "clean_accuracy_pruned": settled(found.accuracy[int(found.chosen)]),
+        }
+    return tuned_outcome(
+        values,
+        done=f"{count} of {channels} channels before the classifier pruned, fine-tuned",
+        choice={
+            "share": settled(count / channels),
+            "chosen_by": "clean images" if "selected" in values else "config",
+        },
+        more={"pruning": pruning, "finetuning": plain_history(values["finetuned"])},
+    )
+
+
+DEFENSE = Defense(
+    name="fine_pruning",
+    Config=FinePruningSettings,
+    data="clean images",
+    layers=lambda config: "auto",
+    plan=plan,
+    networks=lambda config: ("victim", "pruned", "finetuned"),
+    outcome=outcome,
+    check=check,
+    given=given,
+    candidates=candidates,
+    batch_sizes=batch_sizes,
+)
