@@ -17,7 +17,7 @@ def row(defense, attack, acc, asr, *, run=0, before=(0.99, 1.0), **fields):
         "cell": f"digits/a/{attack}/{defense}/run{run}",
         **{"dataset": "digits", "network": "a", "recipe": "fast", "attack": attack, "seed": 0, "defense": defense},
         "metrics": {"victim": victim, "repaired": {"acc": acc, "asr": None if clean else asr}},
-        "stage_seconds": {"victim": 50.0, "searched": 2.0, "repaired": 1.5, "evaluation": 9.0, "comes_back": 4.0},
+        "stage_cpu_seconds": {"victim": 50.0, "searched": 2.0, "repaired": 1.5, "evaluation": 9.0, "comes_back": 4.0},
         "stage_megabytes": {"victim": 900.0, "searched": 7.0, "repaired": 12.0, "evaluation": 800.0},
         "repetition": run,
     } | fields

@@ -35,7 +35,7 @@ class Measured(NamedTuple):
       asr: after; None of a network without a backdoor.
       again: ASR after fine-tuning on a few poisoned images, and that of a network that never had the backdoor; None if
         it was not measured.
-      seconds: of the defence's own steps.
+      seconds: that processors worked on the defence's own steps, of all cores together; None if it is not known.
       megabytes: the most that one of their programs takes; None if it is not known.
     """
 
@@ -44,7 +44,7 @@ class Measured(NamedTuple):
     lost: float
     asr: float | None
     again: tuple[float, float] | None
-    seconds: float
+    seconds: float | None
     megabytes: float | None
 
 
@@ -102,7 +102,7 @@ def leaderboard(rows: Sequence[Row]) -> list[Table]:
         "clean networks: ACC lost, median",
         "worst",
         "comes back: ASR (never had it)",
-        "seconds",
+        "core seconds",
         "MB",
     )
     return [Table(columns, lines)]
@@ -145,8 +145,9 @@ def _data(row: Row) -> str:
 
 def _measured(row: Row, network: str, *, oracle: bool = False) -> Measured:
     after = field(row, f"oracle.{network}" if oracle else f"metrics.{network}")
-    before, seconds = field(row, "metrics.victim"), field(row, "stage_seconds")
+    before, seconds = field(row, "metrics.victim"), field(row, "stage_cpu_seconds")
     own = [name for name in seconds if name not in _NO_PART and not name.startswith(_NOT_OURS)]
+    known = [seconds[name] for name in own]
     memory = [size for name, size in (row.values.get("stage_megabytes") or {}).items() if name in own and size]
     returned, never = (_last(row, f"comes_back.{whose}poisoned.asr") for whose in ("", "never."))
     again = None if oracle or returned is None or never is None else (returned, never)
@@ -157,7 +158,7 @@ def _measured(row: Row, network: str, *, oracle: bool = False) -> Measured:
         before["acc"] - after["acc"],
         after["asr"] if learned else None,
         again if learned else None,
-        sum(seconds[name] for name in own),
+        None if None in known else sum(known),
         max(memory, default=None),
     )
 
@@ -173,6 +174,7 @@ def _summary(found: Sequence[Measured]) -> dict[str, Any]:
     clean = [one for one in found if one.asr is None]
     back = [one.again for one in attacked if one.again is not None]
     memory = [one.megabytes for one in found if one.megabytes is not None]
+    worked = [one.seconds for one in found if one.seconds is not None]
     return {
         "networks": len({one.victim for one in attacked}),
         "runs": len({one.run for one in found}),
@@ -183,7 +185,7 @@ def _summary(found: Sequence[Measured]) -> dict[str, Any]:
         "comes_back": None
         if not back
         else {name: statistics.median(pair[place] for pair in back) for place, name in enumerate(("asr", "never"))},
-        "seconds": statistics.median(one.seconds for one in found) if found else None,
+        "seconds": statistics.median(worked) if worked else None,
         "megabytes": max(memory, default=None),
     }
 

@@ -54,6 +54,15 @@ class Stage(NamedTuple):
     provenance: Mapping[str, Any]
 
     @property
+    def cpu_seconds(self) -> float | None:
+        """What processors worked on it, of all cores together, compiling included; None of older stages.
+
+        Unlike wall time it does not depend on what else a machine does.
+        """
+        found = self.provenance.get("notes", {}).get("cpu_seconds")
+        return None if found is None else float(found)
+
+    @property
     def megabytes(self) -> float | None:
         """The memory of the program that computed it, see `memory.megabytes`; None where nobody said."""
         found = self.provenance.get("notes", {}).get("megabytes")
@@ -139,10 +148,10 @@ class Workdir:
             except _DamagedError as damage:
                 log.warning("stage %r is damaged and will be rebuilt: %s: %s", name, folder, damage)
                 shutil.rmtree(folder)
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.process_time()
         value, notes = compute(progress)
         value = jax.tree.map(np.asarray, jax.block_until_ready(value))
-        seconds = time.perf_counter() - started
+        seconds, worked = time.perf_counter() - started, time.process_time() - worked
         try:
             check(value)
         except InputError:
@@ -153,7 +162,7 @@ class Workdir:
             "devices": [str(device.device_kind) for device in jax.local_devices()],
             "seconds": seconds,
             "digest": content_digest(value),
-            "notes": dict(notes),
+            "notes": {**notes, "cpu_seconds": worked},
         }
         self._write(folder, value, provenance, name=name)
         _remove(progress)

@@ -250,9 +250,14 @@ def make_row(cell: Cell, result: Repair, example: Example | None) -> dict[str, A
         "trigger": None if example is None else {"psnr": example.quality.psnr, "ssim": example.quality.ssim},
         "training": {"epochs": config.training.epochs, **victim.provenance["notes"]},
         "stage_seconds": {name: round(stage.seconds, 1) for name, stage in result.stages.items()},
+        "stage_cpu_seconds": {name: _rounded(stage.cpu_seconds) for name, stage in result.stages.items()},
         "stage_megabytes": {name: stage.megabytes for name, stage in result.stages.items()},
         "config": plain_config(config),
     }
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 2)
 
 
 def _slug(cell: Cell) -> str:
