@@ -28,8 +28,8 @@ BACKDOORED = (
 CLEAN = (digits(*VGG, "none", 1), digits(*RESNET, "none", 0))
 RUNS = range(3)
 
-NO_DATA = ("disarm", "otbr", "clp", "bcu")
-CLEAN_IMAGES = ("disarm_clean", "ft", "ft_sam", "fine_pruning", "nad", "anp", "rnp", "i_bau", "sau", "tsbd")
+NO_DATA = ("disarm", "otbr", "clp")
+CLEAN_IMAGES = ("disarm_clean", "ft", "ft_sam", "fine_pruning", "nad", "tsbd")
 COMES_BACK = ComesBackConfig(images=50, poisoned=5, epochs=5)
 
 
