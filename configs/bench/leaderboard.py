@@ -11,7 +11,6 @@ After every repair, fine-tuning on 50 images, five of them poisoned, says whethe
 import dataclasses
 import importlib
 
-from otbr_jax.studies.comes_back import ComesBackConfig
 
 from configs.bench.disarm import RESNET, VGG
 from configs.bench.otbr_plus import digits
@@ -20,6 +19,7 @@ from otbr_jax.defenses.registry import defense
 from otbr_jax.settings import declarations
 from otbr_jax.studies.bench import Cell, Grid
 from otbr_jax.studies.repair_config import repair_config, repaired_by
+from otbr_jax.victims.comes_back import ComesBackConfig
 
 BACKDOORED = (
     *(digits(*VGG, attack, 1) for attack in ("badnets", "blended", "trojan", "lf")),
