@@ -11,7 +11,6 @@ After every repair, fine-tuning on 50 images, five of them poisoned, says whethe
 import dataclasses
 import importlib
 
-
 from configs.bench.disarm import RESNET, VGG
 from configs.bench.otbr_plus import digits
 from otbr_jax.data.clean import CleanConfig

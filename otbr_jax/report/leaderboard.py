@@ -33,8 +33,8 @@ class Measured(NamedTuple):
       run: which run of the defence.
       lost: ACC before less ACC after.
       asr: after; None of a network without a backdoor.
-      again: ASR after fine-tuning on a few poisoned images, and that of a network that never had the backdoor; None if
-        it was not measured.
+      again: the mean ASR over the epochs of fine-tuning on a few poisoned images, and that of a network that never had
+        the backdoor; None if it was not measured.
       seconds: that processors worked on the defence's own steps, of all cores together; None if it is not known.
       megabytes: the most that one of their programs takes; None if it is not known.
     """
@@ -149,7 +149,7 @@ def _measured(row: Row, network: str, *, oracle: bool = False) -> Measured:
     own = [name for name in seconds if name not in _NO_PART and not name.startswith(_NOT_OURS)]
     known = [seconds[name] for name in own]
     memory = [size for name, size in (row.values.get("stage_megabytes") or {}).items() if name in own and size]
-    returned, never = (_last(row, f"comes_back.{whose}poisoned.asr") for whose in ("", "never."))
+    returned, never = (_mean(row, f"comes_back.{whose}poisoned.asr") for whose in ("", "never."))
     again = None if oracle or returned is None or never is None else (returned, never)
     learned = before["asr"] is not None and before["asr"] >= LEARNED
     return Measured(
@@ -163,10 +163,10 @@ def _measured(row: Row, network: str, *, oracle: bool = False) -> Measured:
     )
 
 
-def _last(row: Row, path: str) -> float | None:
-    """The last value of a curve; None where none was measured, or weights were no numbers at its end."""
+def _mean(row: Row, path: str) -> float | None:
+    """The mean of a curve behind its start: how far, and how soon; None where none was measured to its end."""
     curve = field(row, path) if row.values.get("comes_back") else None
-    return curve[-1] if curve else None
+    return None if not curve or None in curve else statistics.fmean(curve[1:])
 
 
 def _summary(found: Sequence[Measured]) -> dict[str, Any]:
