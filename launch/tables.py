@@ -1,6 +1,7 @@
 """Writes the tables of README.md and docs/ from results/*.jsonl: `python -m launch.tables`.
 
 A table stands between the lines `<!-- table: NAME -->` and `<!-- end -->` and is made from results/NAME.jsonl.
+The leaderboard's lines also stand in results/leaderboard.jsonl, one JSON a line, for programs that read them.
 `--check` changes nothing and fails if a table is not what the rows say; `--print=NAME` only prints one.
 """
 
@@ -15,10 +16,12 @@ from launch import cli
 from otbr_jax.errors import InputError
 from otbr_jax.files import write_text
 from otbr_jax.paths import local_path
-from otbr_jax.report import blocks, rows
+from otbr_jax.report import blocks, leaderboard, rows
 from otbr_jax.report.results_tables import TABLES, markdown
 
-PAGES = flags.DEFINE_list("pages", ["README.md", "docs/measurements.md"], "Pages with tables to write.")
+PAGES = flags.DEFINE_list(
+    "pages", ["README.md", "docs/measurements.md", "docs/leaderboard.md"], "Pages with tables to write."
+)
 RESULTS = flags.DEFINE_string("results", "results", "Folder of NAME.jsonl, one JSON object per line.")
 CHECK = flags.DEFINE_bool("check", False, "Changes nothing; fails if a table is not what the rows say.")
 PRINT = flags.DEFINE_enum("print", None, [*TABLES], "Prints that table and leaves the page alone.")
@@ -44,6 +47,22 @@ def main(arguments: Sequence[str]) -> None:
             except OSError as error:
                 raise InputError(f"--pages: cannot write {path} ({error.strerror})") from None
         print(f"{path}: {len(bodies)} tables, {len(stale)} rewritten")
+    _write_entries()
+
+
+def _write_entries() -> None:
+    """results/leaderboard.jsonl, or what is wrong with it; nothing where no such bench was run."""
+    folder = local_path(RESULTS.value, name="--results")
+    source, path = folder / "bench_leaderboard.jsonl", folder / "leaderboard.jsonl"
+    if not source.exists():
+        return
+    wanted = leaderboard.lines(rows.parse(_read(source, name="--results"), name=str(source)))
+    if path.exists() and path.read_text(encoding="utf-8") == wanted:
+        return
+    if CHECK.value:
+        raise InputError(f"{path}: expected what {source} says, found another; `python -m launch.tables` writes it")
+    write_text(path, wanted)
+    print(f"{path}: written")
 
 
 def _made(path: pathlib.Path) -> tuple[pathlib.Path, str, dict[blocks.Block, str]]:

@@ -6,10 +6,12 @@ their standard deviation behind it. Worst cases are over all networks and runs.
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from otbr_jax.defenses.registry import DEFENSES
 from otbr_jax.report.cells import repaired_network, swept_network
 from otbr_jax.report.numbers import NOTHING, formatted
 from otbr_jax.report.rows import Row, field, text
@@ -59,7 +61,8 @@ def entries(rows: Sequence[Row]) -> list[dict[str, Any]]:
         ways.setdefault((text(row, "defense"), row.values.get("variant") or ""), []).append(row)
     found = []
     for (defense, variant), own in ways.items():
-        named = {"defence": defense, "variant": variant, "data": _data(own[0])}
+        source = DEFENSES[defense].source if defense in DEFENSES else ""
+        named = {"defence": defense, "variant": variant, "source": source, "data": _data(own[0])}
         entry = {**named, "oracle": False, **_summary([_measured(row, repaired_network(row)) for row in own])}
         best = [_measured(row, swept_network(row), oracle=True) for row in own if row.values.get("oracle")]
         above = {**named, "oracle": True, **_summary(best)} if best else None
@@ -68,9 +71,14 @@ def entries(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return [entry for pair in found for entry in pair if entry is not None]
 
 
+def lines(rows: Sequence[Row]) -> str:
+    """The entries as JSON, one a line; numbers to six decimals."""
+    return "".join(json.dumps(_settled(entry)) + "\n" for entry in entries(rows))
+
+
 def leaderboard(rows: Sequence[Row]) -> list[Table]:
     """The leaderboard, and the same networks one by one."""
-    lines = [
+    body = [
         [
             _way(entry),
             entry["data"],
@@ -105,7 +113,7 @@ def leaderboard(rows: Sequence[Row]) -> list[Table]:
         "core seconds",
         "MB",
     )
-    return [Table(columns, lines)]
+    return [Table(columns, body)]
 
 
 def by_network(rows: Sequence[Row]) -> list[Table]:
@@ -124,11 +132,11 @@ def by_network(rows: Sequence[Row]) -> list[Table]:
         victim: [(field(row, "metrics.victim.acc"), field(row, "metrics.victim.asr"))]
         for victim, row in victims.items()
     }
-    lines = [
+    body = [
         [name, *(_rates(cells.get(victim, [])) for victim in victims)]
         for name, cells in {"as it came": before, **ways}.items()
     ]
-    return [Table(("defence", *(f"{net}, {attack}, {seed}" for _, net, _, attack, seed in victims)), lines)]
+    return [Table(("defence", *(f"{net}, {attack}, {seed}" for _, net, _, attack, seed in victims)), body)]
 
 
 def _victim(row: Row) -> tuple[str, ...]:
@@ -207,6 +215,12 @@ def _over_runs(found: Sequence[Measured], value: Callable[[Measured], Any]) -> d
         "spread": statistics.stdev(medians) if len(medians) > 1 else None,
         "worst": max(value(one) for one in found),
     }
+
+
+def _settled(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _settled(own) for name, own in value.items()}
+    return round(value, 6) if isinstance(value, float) else value
 
 
 def _order(entry: Mapping[str, Any]) -> tuple[float, float]:
