@@ -1,0 +1,44 @@
+"""Newer attacks, and attackers who know the defence, on digits: what the default makes of them.
+
+    python -m launch.bench --grid=configs/bench/attacks.py --workdir=runs/attacks --results=results/bench_attacks.jsonl
+
+Five attacks beside the papers' eight, three adaptive ones, and BadNets all-to-all; two networks, seed 0.
+"""
+
+import dataclasses
+
+from configs.bench.otbr_plus import digits
+from otbr_jax.studies.bench import Cell, Grid
+from otbr_jax.studies.repair_config import repaired_by
+
+NETWORKS = ("vgg7_bn", 8), ("preact_resnet10", 16)
+NEWER = ("label_consistent", "ftrojan", "bpp", "ctrl", "lira")
+ADAPTIVE = ("adaptive_pictures", "adaptive_reach", "adaptive_channels")
+
+
+def victim(network: str, width: int, attack: str) -> Cell:
+    """A victim of one attack."""
+    return digits(network, width, attack, 0)
+
+
+def to_all(cell: Cell) -> Cell:
+    """The same attack, by which each class is answered with the one after it."""
+    attack = dataclasses.replace(cell.config.attack, labels="all_to_all")
+    return Cell(dataclasses.replace(cell.config, attack=attack), recipe=f"{cell.recipe}, all to all")
+
+
+def victims() -> tuple[Cell, ...]:
+    """All victims."""
+    return tuple(
+        cell
+        for network in NETWORKS
+        for cell in (
+            *(victim(*network, attack) for attack in (*NEWER, *ADAPTIVE)),
+            to_all(victim(*network, "badnets")),
+        )
+    )
+
+
+def get_grid() -> Grid:
+    """Every victim, repaired by `disarm`."""
+    return Grid("attacks", tuple(Cell(repaired_by("disarm", cell.config), cell.recipe) for cell in victims()))
