@@ -89,7 +89,8 @@ def make_pictures(
     del on_step
     assert materials.clean is not None
     clean = materials.clean
-    pictures = to_pixels(procedural(key, images=config.pictures, image_shape=materials.images.shape[1:]))
+    height, width, colours = materials.images.shape[1:]
+    pictures = to_pixels(procedural(key, images=config.pictures, image_shape=(height, width, colours)))
     answers = jax.lax.map(lambda one: jnp.argmax(clean.logits(to_unit(one)[None])[0]), pictures, batch_size=200)
     return {"pictures": pictures, "answers": answers.astype(jnp.int32)}
 

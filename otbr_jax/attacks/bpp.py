@@ -12,6 +12,9 @@ import jax.numpy as jnp
 from otbr_jax.attacks.attack import Assets, Attack, InTraining, put_on_some, roles
 from otbr_jax.settings import field, settings
 
+Errors = tuple[jax.Array, jax.Array, jax.Array]
+"""Of one pixel of every row `[n, h, c]`: the last three that were done, latest first."""
+
 _UNIT = 4096  # whole numbers, so that every device and every program dithers alike
 
 
@@ -48,17 +51,15 @@ def squeeze(images: jax.Array, config: BppConfig) -> jax.Array:
     def above(errors: jax.Array) -> jax.Array:
         return jnp.pad(errors, ((0, 0), (1, 0), (0, 0)))[:, :-1]
 
-    def step(
-        errors: tuple[jax.Array, ...], seen: tuple[jax.Array, jax.Array]
-    ) -> tuple[tuple[jax.Array, ...], jax.Array]:
+    def step(errors: Errors, seen: tuple[jax.Array, jax.Array]) -> tuple[Errors, jax.Array]:
         (last, before, first), (value, valid) = errors, seen
         value = value + _share(last, 7) + above(_share(last, 3) + _rest(before) + _share(first, 1))
         level = nearest(value)
         error = jnp.where(valid[None, :, None], value - level * wide, 0)
         return (error, last, before), level
 
-    start = (jnp.zeros_like(values[:, :, 0]),) * 3
-    _, levels = jax.lax.scan(step, start, (jnp.moveaxis(shown, 1, 0), inside))
+    nothing = jnp.zeros_like(values[:, :, 0])
+    _, levels = jax.lax.scan(step, (nothing, nothing, nothing), (jnp.moveaxis(shown, 1, 0), inside))
     found = levels[rows[:, None] * 2 + jnp.arange(width)[None, :], :, rows[:, None]]  # [h, w, n, c]
     return _grey(jnp.moveaxis(found, 2, 0), steps)
 

@@ -64,7 +64,7 @@ def _making(run: Run, dataset: Dataset, clean: Stage | None) -> tuple[Step, dict
     if not attack.needs_images:  # they only say of what shape images are
         images, labels = jnp.zeros_like(images[:1]), jnp.zeros_like(labels[:1])
     given: dict[str, Any] = {"images": images, "labels": labels}
-    if attack.needsclean_network:
+    if attack.needs_clean_network:
         given["clean"] = run.subject.like if clean is None else clean.value["variables"]
 
     def make(setup: Setup, settings: Any, *, key: Any, report: Any, images: Any, labels: Any, clean: Any = None) -> Any:
@@ -74,7 +74,7 @@ def _making(run: Run, dataset: Dataset, clean: Stage | None) -> tuple[Step, dict
         return attack.make(materials, key, config.own, report)  # type: ignore[misc]
 
     settings = {"name": config.name, "settings": config.own}
-    if attack.needsclean_network:
+    if attack.needs_clean_network:
         settings["target"] = config.target
     title = f"making {config.name}"
     code = (attack.make.__module__,)
