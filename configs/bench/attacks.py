@@ -14,11 +14,20 @@ from otbr_jax.studies.repair_config import repaired_by
 NETWORKS = ("vgg7_bn", 8), ("preact_resnet10", 16)
 NEWER = ("label_consistent", "ftrojan", "bpp", "ctrl", "lira")
 ADAPTIVE = ("adaptive_pictures", "adaptive_reach", "adaptive_channels")
+STRONGER = {
+    "ftrojan": {"magnitude": 240.0},
+    "bpp": {"levels": 2},
+    "ctrl": {"magnitude": 800.0, "train_magnitude": 400.0},
+}
+RATIOS = {"label_consistent": 0.06, "ctrl": 0.09}
 
 
 def victim(network: str, width: int, attack: str) -> Cell:
-    """A victim of one attack."""
-    return digits(network, width, attack, 0)
+    """A victim of one attack, as strong as digits want it."""
+    cell = digits(network, width, attack, 0, RATIOS.get(attack, 0.1))
+    own = {attack: dataclasses.replace(getattr(cell.config.attack, attack), **STRONGER.get(attack, {}))}
+    config = dataclasses.replace(cell.config, attack=dataclasses.replace(cell.config.attack, **own))
+    return dataclasses.replace(cell, config=config)
 
 
 def to_all(cell: Cell) -> Cell:
