@@ -15,11 +15,12 @@ NETWORKS = ("vgg7_bn", 8), ("preact_resnet10", 16)
 NEWER = ("label_consistent", "ftrojan", "bpp", "ctrl", "lira")
 ADAPTIVE = ("adaptive_pictures", "adaptive_reach", "adaptive_channels")
 STRONGER = {
+    "label_consistent": {"eps": 96.0},
     "ftrojan": {"magnitude": 240.0},
     "bpp": {"levels": 2},
     "ctrl": {"magnitude": 800.0, "train_magnitude": 400.0},
 }
-RATIOS = {"label_consistent": 0.06, "ctrl": 0.09}
+RATIOS = {"label_consistent": 0.08, "ctrl": 0.09}
 
 
 def victim(network: str, width: int, attack: str) -> Cell:
