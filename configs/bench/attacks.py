@@ -17,7 +17,7 @@ ADAPTIVE = ("adaptive_pictures", "adaptive_reach", "adaptive_channels")
 STRONGER = {
     "label_consistent": {"eps": 96.0},
     "ftrojan": {"magnitude": 240.0},
-    "bpp": {"levels": 2},
+    "bpp": {"levels": 4},
     "ctrl": {"magnitude": 800.0, "train_magnitude": 400.0},
 }
 RATIOS = {"label_consistent": 0.08, "ctrl": 0.09}
