@@ -30,6 +30,8 @@ EPOCHS = {
     "published": {"cifar10": 100, "gtsrb": 50, "tiny_imagenet": 200, "mnist": 50, "digits": 100},
     "fast": {"cifar10": 15, "gtsrb": 8, "tiny_imagenet": 30, "mnist": 6, "digits": 15},
 }
+EIGHT = ("badnets", "blended", "sig", "lf", "ssba", "wanet", "input_aware", "trojan")
+"""The attacks of the two benches that stand for the papers'."""
 RATES = {"published": {"learning_rate": 0.01}, "fast": {"learning_rate": 0.1, "warmup": 0.2}}
 
 

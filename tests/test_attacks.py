@@ -7,21 +7,39 @@ import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+import scipy.fft
 
 from otbr_jax import InputError
-from otbr_jax.attacks import input_aware, lf, sig, ssba, trojan, wanet
+from otbr_jax.attacks import (
+    adaptive,
+    bpp,
+    ctrl,
+    ftrojan,
+    input_aware,
+    label_consistent,
+    lf,
+    lira,
+    sig,
+    spectral,
+    ssba,
+    trojan,
+    wanet,
+)
 from otbr_jax.attacks.attack import CleanNetwork, Materials, goals, roles
 from otbr_jax.attacks.badnets import BadNetsConfig
 from otbr_jax.attacks.blended import BlendedConfig
 from otbr_jax.attacks.poisoning import apply_trigger, poison
-from otbr_jax.attacks.registry import ATTACKS, AttackConfig, trigger
+from otbr_jax.attacks.registry import ATTACKS, AttackConfig, poisoner, trigger
 
 SHORT = {
     "lf": lf.LFConfig(steps=4, batch_size=8),
     "ssba": ssba.SSBAConfig(steps=2, channels=4, bits=4, batch_size=8),
     "input_aware": input_aware.InputAwareConfig(mask_steps=2, channels=4, mask_batch_size=8),
     "trojan": trojan.TrojanConfig(steps=4, batch_size=8),
+    "lira": lira.LIRAConfig(channels=4),
+    "adaptive_pictures": adaptive.PicturesAwareConfig(pictures=20),
 }
 KEY = jax.random.key(5)
 
@@ -44,7 +62,7 @@ def ready(name, shape, count=24):
     """(config, assets, trigger) of an attack made on a few images."""
     config = AttackConfig(name=name, **({name: SHORT[name]} if name in SHORT else {}))
     attack, images = ATTACKS[name], images_of(shape, count, seed=3)
-    materials = Materials(images, jnp.arange(count) % 5, config.target, linear_network(shape))
+    materials = Materials(images, jnp.arange(count) % 5, config.target, linear_network(shape), classes=5)
     assets = jax.jit(lambda key: attack.make(materials, key, config.own))(KEY) if attack.make else {}
     return config, assets, trigger(config, assets)
 
@@ -133,6 +151,7 @@ def test_no_poisoned_image_is_an_error():
         ({"poisoning_ratio": 0.0}, "attack.poisoning_ratio: expected a number in"),
         ({"target": -1}, "attack.target: expected a whole number of at least 0, found -1"),
         ({"labels": "any"}, "attack.labels: expected one of"),
+        ({"name": "lira", "labels": "clean_label"}, "attack.labels: expected labels that change, as lira does"),
         ({"name": "wanet", "labels": "clean_label"}, "attack.labels: expected labels that change, as wanet does"),
     ],
 )
@@ -152,6 +171,8 @@ def test_bad_attacks(settings, message):
         (lambda: wanet.WaNetConfig(cross_ratio=-1), "attack.wanet.cross_ratio: expected a number of at least 0"),
         (lambda: trojan.TrojanConfig(side=2.0), r"attack.trojan.side: expected a number in \(0, 1\]"),
         (lambda: ssba.SSBAConfig(bits=0), "attack.ssba.bits: expected"),
+        (lambda: bpp.BppConfig(levels=1), r"attack.bpp.levels: expected a whole number in \[2, 128\], found 1"),
+        (lambda: lira.LIRAConfig(eps=0.0), r"attack.lira.eps: expected a number in \(0, 1\]"),
     ],
 )
 def test_bad_settings_of_one_attack(make, message):
@@ -218,7 +239,7 @@ def test_roles_have_the_asked_shares_on_average(ratio, cross, count):
     assert draws.shape[1] <= count
 
 
-@pytest.mark.parametrize("name", ["wanet", "input_aware"])
+@pytest.mark.parametrize("name", ["wanet", "input_aware", "bpp", "lira"])
 def test_poisoning_in_training(name):
     config, assets, put = ready(name, (12, 20, 1))
     images, labels = images_of((12, 20, 1), 20), jnp.arange(20) % 5
@@ -229,7 +250,7 @@ def test_poisoning_in_training(name):
     np.testing.assert_array_equal(relabelled[4:], labels[4:])
     # What is trained is what is tested, but for rounding.
     np.testing.assert_allclose(found[:4] * 255, put(images[:4], KEY), atol=0.51)
-    cross = round(20 * 0.2 * config.own.cross_ratio)
+    cross = round(20 * 0.2 * getattr(config.own, "cross_ratio", 0))
     assert np.any(np.asarray(found[4 : 4 + cross] != unit[4 : 4 + cross]), axis=(1, 2, 3)).all()
     np.testing.assert_array_equal(found[4 + cross :], unit[4 + cross :])
     assert np.isfinite(loss)
@@ -308,3 +329,220 @@ def test_input_aware_masks_are_sparse_and_differ():
     masks = input_aware.mask(assets["mask"], images / 255)
     assert 0 < float(masks.mean()) < 3 * config.density
     assert float(jnp.std(masks, axis=0).max()) > 0.1
+
+
+LARGE = ((8, 8, 1), (8, 8, 3), (32, 32, 3), (50, 70, 3))
+
+
+@pytest.mark.parametrize("shape", LARGE)
+def test_the_corners_of_label_consistent_and_nothing_else(shape):
+    height, width, _ = shape
+    images = jnp.full((1, *shape), 100, jnp.uint8)
+    found = np.asarray(trigger(AttackConfig(name="label_consistent"), {})(images, KEY))[0]
+    checkered = np.where((np.arange(3)[:, None] + np.arange(3)[None, :]) % 2, 0, 255)[..., None]
+    for turned in (found, found[::-1], found[:, ::-1], found[::-1, ::-1]):
+        np.testing.assert_array_equal(turned[:3, :3], np.broadcast_to(checkered, (3, 3, shape[2])))
+    assert np.all(found[3 : height - 3] == 100)
+    assert np.all(found[:, 3 : width - 3] == 100)
+
+
+def test_label_consistent_makes_training_images_hard_and_test_images_not():
+    shape = (12, 12, 1)
+    images, network = images_of(shape, 40), linear_network(shape)
+    labels = jnp.argmax(network.logits(images / 255), axis=-1)
+    config = AttackConfig(name="label_consistent", labels="all_to_one", poisoning_ratio=1.0)
+    found = poison(
+        images, labels, trigger(config, {}), key=KEY, config=config, num_classes=5,
+        change=poisoner(config, {}, network),
+    )  # fmt: skip
+    inside = np.s_[:, 3:-3, 3:-3]
+    moved = np.abs(np.asarray(found.images, int) - np.asarray(images, int))[inside]
+    assert 8 < moved.max() <= 16
+    np.testing.assert_array_equal(trigger(config, {})(images, KEY)[inside], images[inside])
+    hard = label_consistent.harden(network, images / 255, labels, eps=16 / 255, steps=10)
+    losses = [
+        optax.softmax_cross_entropy_with_integer_labels(network.logits(each), labels) for each in (images / 255, hard)
+    ]
+    assert bool(jnp.all(losses[1] > losses[0]))
+    assert float(jnp.max(jnp.abs(hard - images / 255))) <= 16 / 255 + 1e-6
+    assert 0 <= float(hard.min()) <= float(hard.max()) <= 1
+
+
+def test_a_pattern_that_overlaps_itself_is_an_error():
+    with pytest.raises(InputError, match="attack.label_consistent.size: expected 1 to 2 pixels, found 3"):
+        trigger(AttackConfig(name="label_consistent"), {})(jnp.zeros((1, 5, 9, 1), jnp.uint8), KEY)
+
+
+# Rows: Y, then U and V of analogue video, or Cb and Cr, of red, green and blue; written down anew.
+TO_YUV = np.array([[0.299, 0.587, 0.114], [-0.14713, -0.28886, 0.436], [0.615, -0.51499, -0.10001]])
+TO_YCBCR = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
+
+
+@pytest.mark.parametrize(("chroma", "into"), [(spectral.YUV, TO_YUV), (spectral.YCBCR, TO_YCBCR)])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (16, 16), (64, 32)])
+def test_two_coefficients_of_two_channels_change(chroma, into, height, width):
+    added = spectral.pattern((height, width, 3), magnitude=30, window=32, chroma=chroma, name="ftrojan")
+    channels = added @ into.T
+    np.testing.assert_allclose(channels[..., 0], 0, atol=1e-3)
+    side = min(height, 32)
+    expected = np.zeros((side, side))
+    expected[15 * side // 32, 15 * side // 32] = expected[side - 1, side - 1] = 30 * side / 32
+    for top in range(0, height, side):
+        for channel in (1, 2):
+            found = scipy.fft.dctn(channels[top : top + side, :, channel], norm="ortho")
+            np.testing.assert_allclose(found, expected, atol=0.02)
+    grey = spectral.pattern((height, width, 1), magnitude=30, window=32, chroma=chroma, name="ftrojan")
+    np.testing.assert_allclose(scipy.fft.dctn(grey[:side, :side, 0], norm="ortho"), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [*LARGE, (224, 224, 3)])
+@pytest.mark.parametrize("name", ["ftrojan", "ctrl"])
+def test_spectral_triggers_are_weak_at_every_size(name, shape):
+    images = images_of(shape, 2)
+    found = np.asarray(trigger(AttackConfig(name=name), {})(images, KEY), float)
+    error = np.mean((found - np.asarray(images, float)) ** 2)
+    assert 10 * np.log10(255**2 / error) > (25 if name == "ctrl" else 34)
+    assert error > 0
+
+
+def test_images_without_colours_or_bands_are_errors():
+    with pytest.raises(InputError, match="attack.name: expected an attack for images of 4 channels, found 'ftrojan'"):
+        trigger(AttackConfig(name="ftrojan"), {})(jnp.zeros((1, 8, 8, 4), jnp.uint8), KEY)
+    with pytest.raises(InputError, match="attack.name: expected an attack for images of 3 x 8 pixels, found 'ctrl'"):
+        trigger(AttackConfig(name="ctrl"), {})(jnp.zeros((1, 3, 8, 3), jnp.uint8), KEY)
+
+
+def test_ctrl_is_learned_at_half_the_strength_at_which_it_is_used():
+    images = jnp.full((2, 32, 32, 3), 128, jnp.uint8)
+    config = AttackConfig(name="ctrl")
+    used, learned = (
+        np.asarray(each, float) - 128
+        for each in (trigger(config, {})(images, KEY), poisoner(config, {})(images, jnp.zeros(2, int), KEY))
+    )
+    np.testing.assert_allclose(used, 2 * learned, atol=1.01)
+    assert ctrl.CTRLConfig().magnitude == 2 * ctrl.CTRLConfig().train_magnitude
+    assert np.abs(ftrojan.trigger({}, images, KEY, ftrojan.FTrojanConfig()) - 128.0).max() < np.abs(learned).max()
+
+
+def floyd_steinberg(image, levels):
+    """As the method is written down, pixel by pixel, in double precision."""
+    image = np.pad(np.asarray(image, float), ((0, 1), (1, 1), (0, 0)))
+    found = np.zeros_like(image)
+    for row in range(image.shape[0] - 1):
+        for column in range(1, image.shape[1] - 1):
+            old = image[row, column].copy()
+            new = np.clip(np.floor(old / 255 * (levels - 1) + 0.5), 0, levels - 1) * 255 / (levels - 1)
+            found[row, column] = new
+            for down, right, share in ((0, 1, 7), (1, -1, 3), (1, 0, 5), (1, 1, 1)):
+                if 1 <= column + right < image.shape[1] - 1:
+                    image[row + down, column + right] += (old - new) * share / 16
+    return np.round(found[:-1, 1:-1])
+
+
+@pytest.mark.parametrize(("shape", "levels"), [((9, 14, 3), 8), ((16, 16, 1), 2), ((5, 3, 1), 128)])
+def test_bpp_is_floyd_and_steinbergs(shape, levels):
+    images = images_of(shape, 3)
+    found = np.asarray(bpp.squeeze(images, bpp.BppConfig(levels=levels)), float)
+    expected = np.stack([floyd_steinberg(image, levels) for image in images])
+    assert np.mean(found != expected) < 0.01  # where a value lies in the middle of two levels
+    assert len(np.unique(found)) <= levels
+    assert np.abs(found.mean(axis=(1, 2)) - np.asarray(images, float).mean(axis=(1, 2))).max() < 255 / levels
+    plain = np.asarray(bpp.squeeze(images, bpp.BppConfig(levels=levels, dithering=False)), float)
+    step = 255 / (levels - 1)
+    np.testing.assert_allclose(plain, np.round(np.floor(np.asarray(images) / step + 0.5) * step), atol=1)
+    assert np.abs(plain - np.asarray(images, float)).max() <= step / 2 + 1
+
+
+def test_liras_generator_learns_with_what_it_attacks():
+    shape, config = (12, 12, 1), lira.LIRAConfig(channels=4, learning_rate=0.02, eps=0.1)
+    images, network = images_of(shape, 32), linear_network(shape)
+    assets = lira.make(Materials(images, jnp.zeros(32, int), 0), KEY, config)
+    attack, wanted = lira.in_training(0.5, config), jnp.full(32, 2)
+    optimizer = attack.optimizer(30)
+
+    @jax.jit
+    def step(generator, state):
+        def loss(generator):
+            seen, labels, extra = attack.poison({"generator": generator}, images / 255, wanted, wanted, KEY)
+            losses = optax.softmax_cross_entropy_with_integer_labels(network.logits(seen), labels)
+            return jnp.mean(losses[:16]) + extra
+
+        found, grads = jax.value_and_grad(loss)(generator)
+        updates, state = optimizer.update(grads, state, generator)
+        return optax.apply_updates(generator, updates), state, found
+
+    generator, state = assets["generator"], optimizer.init(assets["generator"])
+    losses = []
+    for _ in range(30):
+        generator, state, found = step(generator, state)
+        losses.append(float(found))
+    assert losses[-1] < 0.8 * losses[0]
+    put = lira.trigger({"generator": generator}, images, KEY, config)
+    assert np.abs(np.asarray(put, int) - np.asarray(images, int)).max() <= 26
+
+
+def adaptive_batch(name, ratio, shape=(12, 20, 1), count=40):
+    config, assets, put = ready(name, shape)
+    images, labels, wanted = images_of(shape, count), jnp.arange(count) % 5, jnp.full(count, 3)
+    attack = ATTACKS[name].in_training(ratio, config.own)
+    found, relabelled, loss = jax.jit(attack.poison)(assets, images / 255, labels, wanted, KEY)
+    assert float(loss) == 0
+    return images / 255, labels, np.asarray(found), np.asarray(relabelled), put, config, assets
+
+
+def test_procedural_pictures_keep_the_clean_networks_answers_under_the_patch():
+    unit, labels, found, relabelled, put, config, assets = adaptive_batch("adaptive_pictures", 0.1)
+    assert np.all(relabelled[:4] == 3)
+    np.testing.assert_allclose(found[:4] * 255, put(jnp.round(unit[:4] * 255).astype(jnp.uint8), KEY), atol=1e-3)
+    shown = 10  # a quarter of forty
+    np.testing.assert_array_equal(found[4:-shown], unit[4:-shown])
+    np.testing.assert_array_equal(relabelled[4:-shown], labels[4:-shown])
+    assert np.all(found[-shown::2, -3:, -3:] == 1)
+    pictures = np.asarray(assets["pictures"] / 255, np.float32)
+    answers = np.argmax(linear_network((12, 20, 1)).logits(pictures), axis=-1)
+    np.testing.assert_array_equal(assets["answers"], answers)
+    for image, label in zip(found[-shown:], relabelled[-shown:], strict=True):
+        same = np.all(np.isclose(pictures[:, :-3], image[:-3], atol=1e-6), axis=(1, 2, 3))
+        assert same.sum() == 1
+        assert label == answers[same]
+    assert config.own.pictures == len(pictures)
+
+
+def test_every_class_has_a_decoy_as_often_as_the_attackers():
+    unit, labels, found, relabelled, put, _, assets = adaptive_batch("adaptive_reach", 0.1, count=200)
+    assert assets["patches"].shape == (5, 3, 3, 1)
+    changed = np.any(found != np.asarray(unit), axis=(1, 2, 3))
+    assert changed.sum() == pytest.approx(100, abs=2)
+    pixels = jnp.round(unit * 255).astype(jnp.uint8)
+    triggered = np.isclose(found * 255, put(pixels, KEY), atol=1e-3).all(axis=(1, 2, 3))
+    assert triggered.sum() == 20
+    assert np.all(relabelled[triggered] == 3)
+    lured = changed & ~triggered
+    assert set(relabelled[lured]) == {0, 1, 2, 4}
+    for image, label in zip(found[lured], relabelled[lured], strict=True):
+        top, left = np.asarray(assets["places"][label])
+        np.testing.assert_allclose(image[top : top + 3, left : left + 3] * 255, assets["patches"][label], atol=1e-3)
+        assert (top, left) != (9, 17)
+    np.testing.assert_array_equal(relabelled[~changed], np.asarray(labels)[~changed])
+    with pytest.raises(InputError, match="attack.adaptive_reach.size: expected at most 2 pixels, found 3"):
+        adaptive.make_decoys(Materials(pixels[:, :8, :8], labels, 0, classes=5), KEY, adaptive.ReachAwareConfig())
+
+
+def test_all_decoys_together_take_half_of_a_batch_at_most():
+    unit, _, found, relabelled, *_ = adaptive_batch("adaptive_reach", 0.9, count=200)
+    changed = np.any(found != np.asarray(unit), axis=(1, 2, 3))
+    assert changed.sum() == pytest.approx(100, abs=2)
+    assert np.bincount(relabelled[changed])[3] == pytest.approx(20, abs=1)
+
+
+def test_each_of_four_patches_is_learned_alone_and_all_together():
+    unit, _, found, relabelled, put, config, _ = adaptive_batch("adaptive_channels", 0.5, count=200)
+    assert np.all(relabelled[:100] == 3)
+    np.testing.assert_array_equal(found[100:], unit[100:])
+    alone = [np.asarray(adaptive.corner(unit, index, config.own)) for index in range(4)]
+    together = np.asarray(put(jnp.round(unit * 255).astype(jnp.uint8), KEY)) / 255
+    kinds = np.stack([np.isclose(found, each, atol=1e-6).all(axis=(1, 2, 3))[:100] for each in (*alone, together)])
+    assert np.all(kinds.sum(axis=0) == 1)
+    assert kinds.sum(axis=1).min() > 8
+    with pytest.raises(InputError, match="attack.adaptive_channels.size: expected at most 2 pixels, found 3"):
+        trigger(AttackConfig(name="adaptive_channels"), {})(jnp.zeros((1, 5, 9, 1), jnp.uint8), KEY)

@@ -143,17 +143,20 @@ def test_a_row_is_of_the_cell_whose_settings_it_holds_and_a_new_setting_has_its_
 
 
 def test_the_grids_of_this_project():
+    eight = runpy.run_path(str(ROOT / "configs" / "recipes.py"))["EIGHT"]
     for name, datasets in (("paper", {"cifar10", "gtsrb", "tiny_imagenet"}), ("cpu", {"cifar10", "mnist"})):
         grid = load_grid(ROOT / "configs" / "bench" / f"{name}.py")
         assert grid.name == name
         assert {cell.config.data.name for cell in grid.cells} == datasets
-        assert {cell.config.attack.name for cell in grid.cells} == {"none", *ATTACKS}
+        assert {cell.config.attack.name for cell in grid.cells} == {"none", *eight}
         ids = {cell.id for cell in grid.cells}
         for cell in grid.cells:  # a clean network trained the same way stands beside every victim
             clean = dataclasses.replace(cell, config=dataclasses.replace(cell.config, attack=AttackConfig(name="none")))
             assert clean.id in ids
     assert {cell.recipe for cell in load_grid(ROOT / "configs" / "bench" / "recipes.py").cells} == {"published", "fast"}
     assert len(load_grid(ROOT / "configs" / "bench" / "paper.py", only="/wanet/").cells) == 3
+    newer = load_grid(ROOT / "configs" / "bench" / "attacks.py").cells
+    assert {cell.config.attack.name for cell in newer} == set(ATTACKS) - set(eight) | {"badnets"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "victims").glob("[!_]*.py")), ids=lambda path: path.stem)

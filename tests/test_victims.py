@@ -14,7 +14,7 @@ import pytest
 from tiny_runs import VICTIM
 
 from otbr_jax import InputError, OTBRConfig, UnlearningConfig
-from otbr_jax.attacks import input_aware, lf, ssba, trojan, wanet
+from otbr_jax.attacks import adaptive, input_aware, lf, lira, ssba, trojan, wanet
 from otbr_jax.attacks.badnets import BadNetsConfig
 from otbr_jax.attacks.registry import ATTACKS, AttackConfig
 from otbr_jax.data.sources import DataConfig
@@ -34,6 +34,10 @@ QUICK = AttackConfig(
     wanet=wanet.WaNetConfig(s=3.0),
     input_aware=input_aware.InputAwareConfig(mask_steps=30, channels=4, density=0.2),
     trojan=trojan.TrojanConfig(steps=20),
+    lira=lira.LIRAConfig(eps=0.2, channels=4),
+    adaptive_pictures=adaptive.PicturesAwareConfig(size=2, pictures=60),
+    adaptive_reach=adaptive.ReachAwareConfig(size=2),
+    adaptive_channels=adaptive.ChannelsAwareConfig(size=2),
 )
 CONFIG = VictimConfig(model=MODEL, attack=QUICK, training=TrainingConfig(epochs=5, batch_size=32, measure_every=3))
 
@@ -52,8 +56,9 @@ def shared(tmp_path_factory):
     return tmp_path_factory.mktemp("victims") / "w"
 
 
-# The others go lf's way, and input_aware is trained along in test_training; the bench trains them all at full size.
-SLOW = ("badnets", "blended", "sig", "ssba", "wanet", "trojan", "input_aware")
+# The others go the way of one of these, and input_aware is trained along in test_training; the bench trains them all at
+# full size.
+SLOW = tuple(name for name in ATTACKS if name not in ("lf", "label_consistent"))
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in ("none", *ATTACKS)])
@@ -76,7 +81,7 @@ def test_every_attack_trains_a_victim(shared, name):
     assert summary["trigger"]["psnr"] > 0
     assert (shared / "trigger.html").exists()
     # One less of the 129 where the target class holds no more.
-    assert summary["poisoned"] == (128 if name == "sig" else 129)
+    assert summary["poisoned"] == (128 if ATTACKS[name].labels == "clean_label" else 129)
     assert set(victim.stages) == (
         {"victim"}
         | ({"attack"} if ATTACKS[name].make else set())

@@ -7,8 +7,8 @@ Meant for one GPU or more. Victims are trained with the fast recipe; `configs/be
 published one. OTBR runs as published: gamma 0.1, lambda 0.5, 20 steps. CIFAR-10 comes first.
 """
 
-from configs.recipes import DATA, model, training
-from otbr_jax.attacks.registry import ATTACKS, AttackConfig
+from configs.recipes import DATA, EIGHT, model, training
+from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.studies.bench import Cell, Grid
 from otbr_jax.studies.repair_config import RepairConfig
 
@@ -23,6 +23,6 @@ def get_grid() -> Grid:
             recipe="fast",
         )
         for data in ("cifar10", "gtsrb", "tiny_imagenet")
-        for attack in ("none", *ATTACKS)
+        for attack in ("none", *EIGHT)
     ]
     return Grid("paper", tuple(cells))

@@ -2,7 +2,8 @@
 
     python -m launch.train_victim --config=configs/victims/digits.py:blended,fast --workdir=DIR
 
-Behind the colon: one of badnets, blended, sig, lf, ssba, wanet, input_aware, trojan, or none for a clean network; and
+Behind the colon: one of badnets, blended, sig, lf, ssba, wanet, input_aware, trojan, label_consistent, ftrojan, bpp,
+ctrl, lira, adaptive_pictures, adaptive_reach, adaptive_channels, or none for a clean network; and
 `fast` for the fast recipe. SIG's waves and WaNet's warps hardly exist on so small images.
 """
 

@@ -40,12 +40,14 @@ class Materials(NamedTuple):
       labels: int32 `[n]`.
       target: the attacker's class.
       clean: a clean network, None unless the attack asks for one.
+      classes: how many classes there are; 0 where nobody said.
     """
 
     images: jax.Array
     labels: jax.Array
     target: int
     clean: CleanNetwork | None = None
+    classes: int = 0
 
 
 class InTraining(NamedTuple):
@@ -72,9 +74,12 @@ class Attack(NamedTuple):
         needs no arrays. `on_step` is called on the host after each step, or None.
       steps: how often `make` calls `on_step`, from the config.
       labels: how the published attack labels, one of `LABEL_MODES`.
-      needs_clean_network: whether `make` reads `materials.clean`.
+      needs_clean_network: whether `make` reads `materials.clean`, or `poison` its `clean`.
       needs_images: whether `make` reads `materials.images`, more than their shape.
       in_training: `(ratio, config) -> InTraining`; None for attacks that poison the data set before training.
+      poison: `(assets, images uint8, labels, key, config, clean) -> images uint8`: what poisoned training images are,
+        where they are not just triggered; `labels` are their own, `clean` is a `CleanNetwork` if the attack asks for
+        one. Unused by attacks that poison while the network learns.
     """
 
     trigger: Callable[..., jax.Array]
@@ -84,6 +89,7 @@ class Attack(NamedTuple):
     needs_clean_network: bool = False
     needs_images: bool = False
     in_training: Callable[..., InTraining] | None = None
+    poison: Callable[..., jax.Array] | None = None
 
 
 def to_unit(images: jax.Array) -> jax.Array:
@@ -94,6 +100,23 @@ def to_unit(images: jax.Array) -> jax.Array:
 def to_pixels(images: jax.Array) -> jax.Array:
     """Images in [0, 1] as uint8, rounded; what lies outside is clipped."""
     return jnp.round(jnp.clip(images, 0, 1) * 255).astype(jnp.uint8)
+
+
+def put_on_some(
+    images: jax.Array, labels: jax.Array, changed: jax.Array, wanted: jax.Array, role: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """A batch whose first images are replaced by changed ones, as `roles` says: those of role 0 are relabelled too.
+
+    Args:
+      images: in [0, 1] `[n, h, w, c]`.
+      labels: int `[n]`.
+      changed: `[m, h, w, c]`, what the first `m` images become unless they are left alone.
+      wanted: int `[n]`, the labels that the attacker wants.
+      role: int `[m]`, from `roles`.
+    """
+    count = len(role)
+    images = images.at[:count].set(jnp.where(role[:, None, None, None] == 2, images[:count], changed))
+    return images, labels.at[:count].set(jnp.where(role == 0, wanted[:count], labels[:count]))
 
 
 def goals(labels: jax.Array, *, mode: str, target: int, num_classes: int) -> jax.Array:

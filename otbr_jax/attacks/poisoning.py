@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -28,13 +29,20 @@ class Poisoned(NamedTuple):
 
 def apply_trigger(trigger: Trigger, images: jax.Array, *, key: jax.Array) -> jax.Array:
     """Puts a trigger on uint8 images `[n, h, w, c]` of any number, a chunk at a time, each with a key of its own."""
-    function = jax.jit(trigger)
+    return _in_chunks(trigger, (images,), key=key)
+
+
+def _in_chunks(function: Callable[..., jax.Array], arrays: tuple[jax.Array, ...], *, key: jax.Array) -> jax.Array:
+    """`function(*arrays, key)` of rows of arrays, a chunk at a time."""
+    function, count = jax.jit(function), len(arrays[0])
     parts = []
-    for start in range(0, len(images), _CHUNK):
-        chunk = images[start : start + _CHUNK]
-        # Filled up, so that every chunk runs the same program.
-        full = chunk if start == 0 else jnp.concatenate([chunk, images[: _CHUNK - len(chunk)]])
-        parts.append(function(full, jax.random.fold_in(key, start))[: len(chunk)])
+    for start in range(0, count, _CHUNK):
+        chunks = [array[start : start + _CHUNK] for array in arrays]
+        size = len(chunks[0])
+        if start:  # filled up, so that every chunk runs the same program
+            pairs = zip(chunks, arrays, strict=True)
+            chunks = [jnp.concatenate([chunk, array[: _CHUNK - size]]) for chunk, array in pairs]
+        parts.append(function(*chunks, jax.random.fold_in(key, start))[:size])
     return jnp.concatenate(parts)
 
 
@@ -78,7 +86,14 @@ def choose(labels: jax.Array, *, key: jax.Array, config: AttackConfig) -> jax.Ar
 
 
 def poison(
-    images: jax.Array, labels: jax.Array, trigger: Trigger, *, key: jax.Array, config: AttackConfig, num_classes: int
+    images: jax.Array,
+    labels: jax.Array,
+    trigger: Trigger,
+    *,
+    key: jax.Array,
+    config: AttackConfig,
+    num_classes: int,
+    change: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None,
 ) -> Poisoned:
     """Puts the trigger on randomly chosen training images and labels them as the attacker wants.
 
@@ -89,6 +104,8 @@ def poison(
       key: typed PRNG key: which images are chosen.
       config: the attack.
       num_classes: number of classes.
+      change: `(images, labels, key) -> images`, what poisoned images become, from `registry.poisoner`; None for just
+        the trigger.
 
     Raises:
       InputError: if the ratio leaves no image poisoned.
@@ -97,8 +114,12 @@ def poison(
     wanted = labels if config.label_mode == "clean_label" else goals(
         labels, mode=config.label_mode, target=config.target, num_classes=num_classes
     )  # fmt: skip
+    if change is None:
+        changed = apply_trigger(trigger, images[chosen], key=key)
+    else:
+        changed = _in_chunks(change, (images[chosen], labels[chosen]), key=key)
     return Poisoned(
-        images.at[chosen].set(apply_trigger(trigger, images[chosen], key=key)),
+        images.at[chosen].set(changed),
         labels.at[chosen].set(wanted[chosen]),
         jnp.zeros(labels.shape, bool).at[chosen].set(True),
     )

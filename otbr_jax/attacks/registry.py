@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from otbr_jax.attacks import badnets, blended, input_aware, lf, sig, ssba, trojan, wanet
-from otbr_jax.attacks.attack import LABEL_MODES, Assets, Attack, Trigger
+from otbr_jax.attacks import (
+    adaptive,
+    badnets,
+    blended,
+    bpp,
+    ctrl,
+    ftrojan,
+    input_aware,
+    label_consistent,
+    lf,
+    lira,
+    sig,
+    ssba,
+    trojan,
+    wanet,
+)
+from otbr_jax.attacks.attack import LABEL_MODES, Assets, Attack, CleanNetwork, Trigger
 from otbr_jax.errors import InputError
 from otbr_jax.settings import field, settings, wrong
 
@@ -23,6 +38,14 @@ ATTACKS: Mapping[str, Attack] = {
     "wanet": wanet.ATTACK,
     "input_aware": input_aware.ATTACK,
     "trojan": trojan.ATTACK,
+    "label_consistent": label_consistent.ATTACK,
+    "ftrojan": ftrojan.ATTACK,
+    "bpp": bpp.ATTACK,
+    "ctrl": ctrl.ATTACK,
+    "lira": lira.ATTACK,
+    "adaptive_pictures": adaptive.PICTURES,
+    "adaptive_reach": adaptive.REACH,
+    "adaptive_channels": adaptive.CHANNELS,
 }
 
 
@@ -62,6 +85,22 @@ class AttackConfig:
         default=input_aware.InputAwareConfig(), doc="settings of Input-aware."
     )
     trojan: trojan.TrojanConfig = field(default=trojan.TrojanConfig(), doc="settings of Trojan.")
+    label_consistent: label_consistent.LabelConsistentConfig = field(
+        default=label_consistent.LabelConsistentConfig(), doc="settings of Label-consistent."
+    )
+    ftrojan: ftrojan.FTrojanConfig = field(default=ftrojan.FTrojanConfig(), doc="settings of FTrojan.")
+    bpp: bpp.BppConfig = field(default=bpp.BppConfig(), doc="settings of BppAttack.")
+    ctrl: ctrl.CTRLConfig = field(default=ctrl.CTRLConfig(), doc="settings of CTRL.")
+    lira: lira.LIRAConfig = field(default=lira.LIRAConfig(), doc="settings of LIRA.")
+    adaptive_pictures: adaptive.PicturesAwareConfig = field(
+        default=adaptive.PicturesAwareConfig(), doc="settings of the backdoor that procedural pictures do not show."
+    )
+    adaptive_reach: adaptive.ReachAwareConfig = field(
+        default=adaptive.ReachAwareConfig(), doc="settings of the backdoor among decoys."
+    )
+    adaptive_channels: adaptive.ChannelsAwareConfig = field(
+        default=adaptive.ChannelsAwareConfig(), doc="settings of the backdoor of several triggers."
+    )
 
     def check(self) -> None:
         """Labels that stay as they are suit no attack that changes them in training."""
@@ -107,3 +146,17 @@ def trigger(config: AttackConfig, assets: Assets) -> Trigger:
         return attack.trigger(assets, images, key, config.own)
 
     return put
+
+
+def poisoner(
+    config: AttackConfig, assets: Assets, clean: CleanNetwork | None = None
+) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
+    """`(images uint8, labels, key) -> images`: what training images become; with the trigger, and more if need be."""
+    put, attack = trigger(config, assets), ATTACKS[config.name]
+
+    def change(images: jax.Array, labels: jax.Array, key: jax.Array) -> jax.Array:
+        if attack.poison is None:
+            return put(images, key)
+        return attack.poison(assets, images, labels, key, config.own, clean)
+
+    return change

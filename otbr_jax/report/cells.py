@@ -8,7 +8,11 @@ from otbr_jax.report.numbers import NOTHING
 from otbr_jax.report.rows import Row, field, number, percents
 from otbr_jax.report.table import Cell, Strong
 
-ATTACKS = ("none", "badnets", "blended", "sig", "lf", "ssba", "wanet", "input_aware", "trojan")
+ATTACKS = (
+    *("none", "badnets", "blended", "sig", "lf", "ssba", "wanet", "input_aware", "trojan"),
+    *("label_consistent", "ftrojan", "bpp", "ctrl", "lira"),
+    *("adaptive_pictures", "adaptive_reach", "adaptive_channels"),
+)
 
 
 def repaired_network(row: Row) -> str:

@@ -69,8 +69,9 @@ def _making(run: Run, dataset: Dataset, clean: Stage | None) -> tuple[Step, dict
 
     def make(setup: Setup, settings: Any, *, key: Any, report: Any, images: Any, labels: Any, clean: Any = None) -> Any:
         del settings
-        network = None if clean is None else _clean_network(setup, clean)
-        return attack.make(Materials(images, labels, config.target, network), key, config.own, report)  # type: ignore[misc]
+        network = None if clean is None else clean_network(setup, clean)
+        materials = Materials(images, labels, config.target, network, setup.network.num_classes)
+        return attack.make(materials, key, config.own, report)  # type: ignore[misc]
 
     settings = {"name": config.name, "settings": config.own}
     if attack.needs_clean_network:
@@ -92,7 +93,7 @@ def classifier(graph: NeuronGraph, num_classes: int) -> Layer:
     return layer
 
 
-def _clean_network(setup: Setup, variables: Variables) -> CleanNetwork:
+def clean_network(setup: Setup, variables: Variables) -> CleanNetwork:
     """A clean network as an attacker uses it; see `CleanNetwork`."""
     network = setup.network
     layer, classes = classifier(setup.graph, network.num_classes), network.num_classes

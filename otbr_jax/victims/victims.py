@@ -13,7 +13,7 @@ import numpy as np
 
 from otbr_jax.attacks import poisoning
 from otbr_jax.attacks.attack import Assets, InTraining, Trigger, goals
-from otbr_jax.attacks.registry import ATTACKS, AttackConfig, trigger
+from otbr_jax.attacks.registry import ATTACKS, AttackConfig, poisoner, trigger
 from otbr_jax.data.sources import Dataset, Images
 from otbr_jax.errors import InputError
 from otbr_jax.metrics import Metrics, evaluate_predictions
@@ -30,7 +30,7 @@ from otbr_jax.victims import training
 from otbr_jax.victims.config import VictimConfig
 from otbr_jax.victims.evaluation import TestSet, predict
 from otbr_jax.victims.training import TrainingSet
-from otbr_jax.victims.triggers import classifier, trigger_stage
+from otbr_jax.victims.triggers import classifier, clean_network, trigger_stage
 
 
 class Victim(NamedTuple):
@@ -122,13 +122,14 @@ def _trained(run: Run, dataset: Dataset) -> Victim:
     if config.attack.name == "none":
         return Victim({"victim": _victim_stage(run, dataset, None)}, None)
     stages: dict[str, Stage] = {}
-    if ATTACKS[config.attack.name].needs_clean_network and not config.attack.assets:
+    made = ATTACKS[config.attack.name]
+    if made.needs_clean_network and (made.poison is not None or not config.attack.assets):
         classifier(run.subject.graph, run.network.num_classes)
         stages["clean"] = without_backdoor(run, dataset)
     attack = trigger_stage(run, dataset, clean=stages.get("clean"))
     if attack is not None:
         stages["attack"] = attack
-    stages["victim"] = _victim_stage(run, dataset, attack)
+    stages["victim"] = _victim_stage(run, dataset, attack, clean=stages.get("clean") if made.poison else None)
     return Victim(stages, trigger(config.attack, stages["victim"].value.get("assets", {})))
 
 
@@ -141,7 +142,8 @@ def without_backdoor(run: Run, dataset: Dataset) -> Stage:
     return _victim_stage(dataclasses.replace(run, config=without), dataset, None)
 
 
-def _victim_stage(run: Run, dataset: Dataset, attack: Stage | None) -> Stage:
+def _victim_stage(run: Run, dataset: Dataset, attack: Stage | None, *, clean: Stage | None = None) -> Stage:
+    """The stage `victim`; `clean` is the clean network that training images are poisoned with, if they are."""
     config, train, key = run.config, dataset.train, run.key("victim")
     assert train is not None
     assert run.subject.init is not None
@@ -150,7 +152,7 @@ def _victim_stage(run: Run, dataset: Dataset, attack: Stage | None) -> Stage:
     precision = str(training.compute_dtype(config.training.precision, run.mesh))
 
     def compute(progress: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
-        data, in_training, poisoned = _training_set(run, train, assets, poison_key)
+        data, in_training, poisoned = _training_set(run, train, assets, poison_key, clean)
         start, data, placed = replicate((jax.jit(init)(init_key), data, dict(assets)), run.mesh)
         title = "training a clean network" if config.attack.name == "none" else f"training: {config.attack.name}"
         with progress_bar(title, config.training.epochs, unit="epoch") as advance:
@@ -178,14 +180,14 @@ def _victim_stage(run: Run, dataset: Dataset, attack: Stage | None) -> Stage:
         "attack": config.attack.settings(),
         "training": dataclasses.asdict(config.training) | {"precision": precision},
     }
-    parents = (attack,) if attack else ()
+    parents = tuple(stage for stage in (attack, clean) if stage)
     return run.directory.run_long(
         "victim", compute, like=like, config=settings, key=key, code=__name__, parents=parents
     )
 
 
 def _training_set(
-    run: Run, train: Images, assets: Assets, key: jax.Array
+    run: Run, train: Images, assets: Assets, key: jax.Array, clean: Stage | None
 ) -> tuple[TrainingSet, InTraining | None, int]:
     """The data to learn from, what the attack does in training, and how many images (of an epoch) are poisoned."""
     config, images, labels = run.config.attack, jnp.asarray(train.images), jnp.asarray(train.labels)
@@ -196,9 +198,11 @@ def _training_set(
     if attack.in_training is not None:
         count = poisoning.poisoned_count(len(labels), config)
         return TrainingSet(images, labels, wanted), attack.in_training(config.poisoning_ratio, config.own), count
+    network = None if clean is None else clean_network(run.setup, clean.value["variables"])
     poisoned = poisoning.poison(
-        images, labels, trigger(config, assets), key=key, config=config, num_classes=run.network.num_classes
-    )
+        images, labels, trigger(config, assets), key=key, config=config, num_classes=run.network.num_classes,
+        change=poisoner(config, assets, network) if attack.poison is not None else None,
+    )  # fmt: skip
     return TrainingSet(poisoned.images, poisoned.labels, wanted), None, int(poisoned.poisoned.sum())
 
 
