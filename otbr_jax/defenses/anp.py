@@ -41,7 +41,7 @@ class AdversarialConfig:
     ascent: int = field(default=1, at_least=0, doc="steps up the loss, of `eps / ascent` each, after a random start.")
     clip: bool = field(
         default=False,
-        doc="whether disturbances are clipped to [-eps, eps] after each step up: in the paper, not in its authors' code.",
+        doc="whether disturbances are clipped to [-eps, eps] after each step up: in the paper, not in its code.",
     )
     alpha: float = field(
         default=0.2, at_least=0, at_most=1, doc="weight of the loss without disturbance; the other one has the rest."
