@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_anp import backdoored
 
 from otbr_jax import plan as plans
 from otbr_jax import set_up
@@ -77,11 +78,20 @@ def test_a_run_leaves_a_report(tmp_path):
     assert method.candidates(none) is None
 
 
-def test_the_chosen_u_leaves_the_answers_and_the_next_does_not(amplifying):
-    network, graph, variables = amplifying
-    grid, tolerance = (1.4, 1.0, 0.6, 0.2, 0.0), 0.3
+def test_the_chosen_u_leaves_the_answers_and_the_next_does_not():
+    """Each of four channels speaks for a class, and a fifth for none; they are pruned in order of their gains."""
+    network, variables, graph, *_ = backdoored()
+    scale = jnp.array([1.0, 1.1, 1.2, 1.3, 1.5])
+    own = {"scale": scale, "bias": jnp.full(5, 0.5), "var": jnp.full(5, 0.1), "mean": jnp.full(5, 0.5)}
+    names = {name: f"{'params' if name in ('scale', 'bias') else 'batch_stats'}/bn/{name}" for name in own}
+    head = jnp.diag(1 / scale)[:, :4]
+    variables = replace_leaves(
+        variables, {names[name]: leaf for name, leaf in own.items()} | {"params/linear/kernel": head}
+    )
+    # In standard deviations above the mean, the gains are -1.14, -0.62, -0.10, 0.42 and 1.45.
+    grid, tolerance = (1.0, 0.2, 0.0), 0.1
     config = CLPSettings(
-        selection=AgreementConfig(u=grid[::-1], tolerance=tolerance), pictures=PicturesConfig(made=60, images=40)
+        selection=AgreementConfig(u=grid[::-1], tolerance=tolerance), pictures=PicturesConfig(made=200, images=100)
     )
     setup = set_up(network, graph, layers="convolutions")
     found = plans.run(method.plan(config), setup, {"victim": variables}, key=jax.random.key(0))
