@@ -7,10 +7,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_anp import backdoored
 
+from otbr_jax import plan as plans
 from otbr_jax import set_up
 from otbr_jax.defenses import clp as method
-from otbr_jax.defenses.clp import CLPConfig, SweepConfig, clp, largest_singular_values, normalisation_gains
+from otbr_jax.defenses.clp import (
+    AgreementConfig,
+    CLPConfig,
+    CLPSettings,
+    SweepConfig,
+    clp,
+    largest_singular_values,
+    normalisation_gains,
+)
+from otbr_jax.defenses.disarm import PicturesConfig
 from otbr_jax.studies.repair import repair
 from otbr_jax.studies.repair_config import repaired_by
 from otbr_jax.studies.results import summarize
@@ -65,3 +76,48 @@ def test_a_run_leaves_a_report(tmp_path):
     assert "channels pruned" in (tmp_path / "w" / "report.html").read_text()
     none = dataclasses.replace(config, sweep=SweepConfig(u=()))
     assert method.candidates(none) is None
+
+
+def test_the_chosen_u_leaves_the_answers_and_the_next_does_not():
+    """Each of four channels speaks for a class, and a fifth for none; they are pruned in order of their gains."""
+    network, variables, graph, *_ = backdoored()
+    scale = jnp.array([1.0, 1.1, 1.2, 1.3, 1.5])
+    own = {"scale": scale, "bias": jnp.full(5, 0.5), "var": jnp.full(5, 0.1), "mean": jnp.full(5, 0.5)}
+    names = {name: f"{'params' if name in ('scale', 'bias') else 'batch_stats'}/bn/{name}" for name in own}
+    head = jnp.diag(1 / scale)[:, :4]
+    variables = replace_leaves(
+        variables, {names[name]: leaf for name, leaf in own.items()} | {"params/linear/kernel": head}
+    )
+    # In standard deviations above the mean, the gains are -1.14, -0.62, -0.10, 0.42 and 1.45.
+    grid, tolerance = (1.0, 0.2, 0.0), 0.1
+    config = CLPSettings(
+        selection=AgreementConfig(u=grid[::-1], tolerance=tolerance), pictures=PicturesConfig(made=200, images=100)
+    )
+    setup = set_up(network, graph, layers="convolutions")
+    found = plans.run(method.plan(config), setup, {"victim": variables}, key=jax.random.key(0))
+    images, answers = found["pictures"].batch
+    victim = {"victim": variables, "scores": found["scores"]}
+    chosen = int(found["selected"].chosen)
+
+    @jax.jit
+    def agreement(u):
+        pruned = method.prune(setup, u, **victim).variables
+        return jnp.mean(jnp.argmax(network.answer(pruned, images), 1) == answers)
+
+    by_hand = [1.0, *(float(agreement(u)) for u in grid)]
+    np.testing.assert_allclose(found["selected"].agreement, by_hand, atol=1e-6)
+    assert 0 < chosen < len(grid), by_hand
+    assert all(share >= 1 - tolerance for share in by_hand[: chosen + 1])
+    assert by_hand[chosen + 1] < 1 - tolerance
+    told = method.outcome(config, found)
+    assert told.choice == {"u": grid[chosen - 1], "chosen_by": "procedural pictures"}
+    assert sum(mask.sum() for mask in found["pruned"].pruned.values()) == told.neurons["pruned"] > 0
+    # Without tolerance for what the first channel costs, nothing is pruned.
+    none = AgreementConfig(u=(0.0,), tolerance=0.0)
+    select = jax.jit(lambda: method.select(setup, none, **victim, pictures=found["pictures"], report=None))
+    assert select().chosen == 0
+    assert not any(mask.any() for mask in method.prune_chosen(setup, None, **victim, selected=select()).pruned.values())
+
+
+def test_without_a_grid_the_plan_is_the_published_one():
+    assert [step.name for step in method.plan(CLPSettings())] == ["scores", "pruned"]

@@ -15,7 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from otbr_jax import plan as plans
-from otbr_jax.defenses.defense import Ask, Candidates, Defense, Outcome, count_neurons
+from otbr_jax.defenses.defense import Ask, Candidates, Defense, Outcome, count_neurons, settled
+from otbr_jax.defenses.disarm import PROCEDURAL, PicturesConfig, make_pictures
+from otbr_jax.defenses.judging import Pictures
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.graph.graph import Layer, NeuronGraph
 from otbr_jax.metrics import Metrics
@@ -24,7 +26,8 @@ from otbr_jax.settings import field, settings
 from otbr_jax.steps.gates import matching, pairs_of
 from otbr_jax.steps.prune import reinitialize
 from otbr_jax.steps.score import Scores
-from otbr_jax.types import Network, Variables, named_leaves
+from otbr_jax.steps.select import share_right, strongest_harmless
+from otbr_jax.types import Batch, Network, Variables, named_leaves
 
 
 @settings("clp")
@@ -35,6 +38,19 @@ class CLPConfig:
         default=3.0, at_least=0, doc="how many standard deviations above its layer's mean a channel is pruned."
     )
     layers: str = field(default="convolutions", choices=LAYERS, doc="which layers are pruned; see `choose_layers`.")
+
+
+@settings("selection")
+class AgreementConfig:
+    """How u is chosen without data, by procedural pictures."""
+
+    u: tuple[float, ...] = field(default=(), at_least=0, doc="what to choose from; empty for `clp.u` as it is.")
+    tolerance: float = field(
+        default=0.05,
+        at_least=0,
+        at_most=1,
+        doc="share of the pictures that the pruned network may answer otherwise than before.",
+    )
 
 
 @settings("sweep")
@@ -49,6 +65,8 @@ class CLPSettings:
     """All settings of the defence `clp`."""
 
     clp: CLPConfig = field(default=CLPConfig(), doc="the published method.")
+    selection: AgreementConfig = field(default=AgreementConfig(), doc="how u is chosen without data.")
+    pictures: PicturesConfig = field(default=PicturesConfig(), doc="the pictures that u is chosen by.")
     sweep: SweepConfig = field(default=SweepConfig(), doc="settings that the report shows beside the chosen one.")
 
 
@@ -95,6 +113,53 @@ def score(setup: Setup, settings: None, *, victim: Variables, key: jax.Array, **
     return scores
 
 
+class Agreement(NamedTuple):
+    """What thresholds were judged by.
+
+    Attributes:
+      u: `[thresholds]`, in order of strength; the first one is the highest score, at which nothing is pruned.
+      agreement: `[thresholds]`, share of the pictures that are answered as before, in [0, 1].
+      chosen: index of the chosen one.
+    """
+
+    u: jax.Array
+    agreement: jax.Array
+    chosen: jax.Array
+
+
+def select(
+    setup: Setup,
+    settings: AgreementConfig,
+    *,
+    victim: Variables,
+    scores: Scores,
+    pictures: Pictures,
+    report: Report | None,
+    **_: Any,
+) -> Agreement:
+    """The smallest u down to which no more pictures than tolerated are answered otherwise than before."""
+    highest = jnp.max(jnp.stack([jnp.max(score) for score in scores.values()]))
+    batch, u = Batch(*pictures.batch), jnp.array([jnp.inf, *sorted({*settings.u}, reverse=True)])
+    u = jnp.minimum(u, highest)
+
+    def one(u: jax.Array) -> jax.Array:
+        found = share_right(setup.network, prune(setup, u, victim=victim, scores=scores).variables, batch)
+        if report is not None:
+            jax.debug.callback(report)
+        return found
+
+    agreement = jax.lax.map(one, u)
+    chosen = strongest_harmless(agreement, reference=jnp.float32(1), tolerance=settings.tolerance)
+    return Agreement(u, agreement, chosen)
+
+
+def prune_chosen(
+    setup: Setup, settings: None, *, victim: Variables, scores: Scores, selected: Agreement, **_: Any
+) -> Pruned:
+    """The same with the u that was chosen."""
+    return prune(setup, selected.u[selected.chosen], victim=victim, scores=scores)
+
+
 def prune(setup: Setup, settings: float | jax.Array, *, victim: Variables, scores: Scores, **_: Any) -> Pruned:
     """Sets every parameter of the channels that lie more than `settings` standard deviations above to zero."""
     count = sum(jnp.sum(score > settings) for score in scores.values())
@@ -103,10 +168,23 @@ def prune(setup: Setup, settings: float | jax.Array, *, victim: Variables, score
 
 
 def plan(config: CLPSettings) -> Plan:
-    """scores -> pruned."""
+    """scores (-> pictures -> selected) -> pruned."""
+    scores, tried = Step("scores", score, needs("victim"), title="channel Lipschitz constants"), config.selection
+    if not tried.u:
+        return scores, Step("pruned", prune, needs("victim", "scores"), config.clp.u, "pruning")
     return (
-        Step("scores", score, needs("victim"), title="channel Lipschitz constants"),
-        Step("pruned", prune, needs("victim", "scores"), config.clp.u, "pruning"),
+        scores,
+        Step("pictures", make_pictures, needs("victim"), config.pictures, "making pictures"),
+        Step(
+            "selected",
+            select,
+            needs("victim", "scores", "pictures"),
+            tried,
+            "choosing u, procedural pictures only",
+            total=1 + len({*tried.u}),
+            unit="u",
+        ),
+        Step("pruned", prune_chosen, needs("victim", "scores", "selected"), title="pruning"),
     )
 
 
@@ -181,8 +259,14 @@ def outcome(config: CLPSettings, values: Mapping[str, Any]) -> Outcome:
     """How many channels were pruned."""
     pruned = values["pruned"].pruned
     scored, taken = count_neurons(pruned)
+    choice, more = {"u": config.clp.u, "chosen_by": "config"}, {}
+    if "selected" in values:
+        u, agreement, chosen = values["selected"]
+        choice = {"u": settled(u[int(chosen)]), "chosen_by": PROCEDURAL}
+        tried = [(settled(each), settled(share)) for each, share in zip(u, agreement, strict=True)]
+        more = {"tried": [{"u": each, "agreement": share} for each, share in tried]}
     return Outcome(
-        choice={"u": config.clp.u, "chosen_by": "config"},
+        choice=choice,
         done=f"{taken} of {scored} channels pruned",
         did="pruned",
         neurons={"scored": scored, "pruned": taken},
@@ -190,6 +274,7 @@ def outcome(config: CLPSettings, values: Mapping[str, Any]) -> Outcome:
         scores=values["scores"],
         score="standard deviations above the mean",
         scored="Which channels can amplify a change most",
+        more=more,
     )
 
 

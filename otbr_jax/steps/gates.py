@@ -5,15 +5,18 @@ A channel whose normalisation is scaled by 0 says nothing any more, whatever its
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from otbr_jax.errors import InputError
 from otbr_jax.graph.graph import Layer, Vector
-from otbr_jax.types import Network, Variables, named_leaves, replace_leaves
+from otbr_jax.steps.convolutions import channels_last
+from otbr_jax.steps.objective import losses
+from otbr_jax.types import Batch, Network, Variables, named_leaves, replace_leaves
 
 _PROBES = 4  # images; a layer whose every channel is silent on all of them does not occur
 _SAME = 1e-3  # of the largest logit: rounding, and the epsilon that normalisations add to variances
@@ -76,7 +79,8 @@ Gates = Mapping[str, jax.Array]
 
 def gates_of(network: Network, variables: Variables, layers: Sequence[Layer], *, key: jax.Array) -> Gates:
     """Which parameters of the layers are scales of normalisations; takes what `matching` takes. Pure; jits."""
-    pairs = pairs_of(layers)
+    # Layers that are added to each other share what normalises them: each pair is tried once.
+    pairs = tuple({(pair.scale.name, pair.variance.name): pair for pair in pairs_of(layers)}.values())
     found = matching(network, variables, pairs, key=key)
     gates: dict[str, jax.Array] = {}
     for pair, same in zip(pairs, found, strict=True):
@@ -114,6 +118,62 @@ def close_gates(
 ) -> Variables:
     """The network without the neurons whose masks are at most `threshold`."""
     return gated(variables, gates, {name: (mask > threshold).astype(jnp.float32) for name, mask in masks.items()})
+
+
+Factors = Mapping[str, jax.Array]
+"""`{name of a parameter: its shape}`: what each parameter of `Gates` is multiplied with."""
+
+
+class Passed(NamedTuple):
+    """One training-mode pass: mean cross-entropy, and the share of the batch that was answered right."""
+
+    loss: jax.Array
+    accuracy: jax.Array
+
+
+FactorsFn = Callable[[Factors, Batch], tuple[Passed, Factors]]
+"""`(factors, batch) -> (Passed, gradients of the loss with respect to the factors)`."""
+
+
+def multiplied(variables: Variables, factors: Factors) -> Variables:
+    """The network whose parameters are multiplied with `factors`, gates or not."""
+    leaves = named_leaves(variables)
+    changed = {name: (leaves[name] * factor).astype(leaves[name].dtype) for name, factor in factors.items()}
+    return replace_leaves(variables, changed)
+
+
+def factors_objective(network: Network, variables: Variables, *, axis_name: str | None = None) -> FactorsFn:
+    """The mean cross-entropy of a batch in training mode, and its gradients with respect to factors of parameters.
+
+    Args:
+      network: the functions of the network.
+      variables: its variables, which stay.
+      axis_name: mapped axis over which everything is averaged, see `objective.cross_entropy`.
+    """
+
+    def loss(factors: Factors, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        logits, _ = network.train(multiplied(variables, factors), batch.images)
+        right = jnp.argmax(logits, axis=-1) == batch.labels
+        return jnp.mean(losses(logits, batch.labels)), jnp.mean(right.astype(jnp.float32))
+
+    loss_and_grads = channels_last(jax.value_and_grad(loss, has_aux=True))
+
+    def objective(factors: Factors, batch: Batch) -> tuple[Passed, Factors]:
+        (value, accuracy), grads = loss_and_grads(factors, batch)
+        if axis_name is not None:
+            value, accuracy, grads = jax.lax.pmean((value, accuracy, grads), axis_name)
+        return Passed(value, accuracy), grads
+
+    return objective
+
+
+def descend(
+    masks: Factors, moments: Any, grads: Factors, gates: Gates, optimizer: optax.GradientTransformation
+) -> tuple[Factors, Any]:
+    """One step of an optimiser on masks, which are clipped to [0, 1] after it; those of no gate stay 1."""
+    own = {name: jnp.where(gate, grads[name], 0.0) for name, gate in gates.items()}
+    updates, moments = optimizer.update(own, moments, masks)
+    return jax.tree.map(lambda mask: jnp.clip(mask, 0.0, 1.0), optax.apply_updates(masks, updates)), moments
 
 
 def by_layer(layers: Sequence[Layer], gates: Gates, masks: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

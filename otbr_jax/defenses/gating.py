@@ -1,0 +1,279 @@
+"""What defences share that learn masks on normalisations: the scales, the threshold, pruning, and the outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from otbr_jax.defenses.defense import Ask, Candidates, Outcome, count_neurons, settled
+from otbr_jax.errors import InputError
+from otbr_jax.metrics import Metrics
+from otbr_jax.plan import Report, Setup, Step, needs
+from otbr_jax.settings import field, settings
+from otbr_jax.steps.gates import Factors, Gates, by_layer, check_gates, close_gates, gates_of
+from otbr_jax.steps.select import share_right, strongest_harmless
+from otbr_jax.types import Batch, Variables
+
+THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(19))
+"""Published grid of thresholds: 0, 0.05 ... 0.9."""
+NOTHING = -0.05
+"""A threshold that no mask reaches: nothing is pruned."""
+CLEAN = "clean images"
+"""Who chooses a threshold, in words."""
+
+
+@settings("selection")
+class ThresholdConfig:
+    """How the threshold is chosen with the clean images."""
+
+    thresholds: tuple[float, ...] = field(
+        default=(), at_least=0, below=1, doc="what to choose from; empty for the method's own `threshold` as it is."
+    )
+    tolerance: float = field(
+        default=0.02,
+        at_least=0,
+        at_most=1,
+        doc="how much of its accuracy on the clean images the pruned network may lose.",
+    )
+
+    def tried(self, fixed: float) -> tuple[float, ...]:
+        """What is chosen from, nothing first, in order of strength; or the fixed threshold alone."""
+        return (NOTHING, *sorted({*self.thresholds})) if self.thresholds else (fixed,)
+
+
+@settings("sweep")
+class ThresholdSweepConfig:
+    """The settings that the report shows beside the chosen one; empty for none."""
+
+    thresholds: tuple[float, ...] = field(default=THRESHOLDS, at_least=0, below=1, doc="thresholds of masks.")
+
+
+class Masks(NamedTuple):
+    """Learned masks, and how learning went.
+
+    Attributes:
+      masks: `{name of a parameter: its shape}`, in [0, 1]; 1 for parameters that are no scales.
+      loss: `[rounds]`, mean cross-entropy of the masked network in training mode, before each round.
+      accuracy: `[rounds]`, in [0, 1].
+    """
+
+    masks: Factors
+    loss: jax.Array
+    accuracy: jax.Array
+
+
+class Chosen(NamedTuple):
+    """What thresholds were judged by: `accuracy` `[thresholds]` of the clean images, `reference` unpruned, `chosen`."""
+
+    accuracy: jax.Array
+    reference: jax.Array
+    chosen: jax.Array
+
+
+class Closed(NamedTuple):
+    """The pruned network.
+
+    Attributes:
+      variables: its variables.
+      pruned: `{layer name: bool [neurons]}`, with a closed gate.
+      scores: `{layer name: [neurons]}`, 1 - the smallest mask.
+    """
+
+    variables: Variables
+    pruned: Mapping[str, jax.Array]
+    scores: Mapping[str, jax.Array]
+
+
+def check(setup: Setup, *, name: str) -> None:
+    """Raises InputError, for a defence of that name, if the network has no normalisation with statistics."""
+    check_gates(setup.graph.layers, name=name)
+
+
+def gates_step(name: str) -> Step:
+    """The step `gates` of the defence of that name: which parameters of all layers, shortcuts too, are scales."""
+
+    def found_some(settings: None, gates: Gates) -> None:
+        if not any(bool(gate) for gate in gates.values()):
+            raise InputError(
+                f"defense: expected a network with a normalisation whose scale and variance balance each other, which "
+                f"{name} gates, found none among {len(gates)} parameters"
+            )
+
+    return Step("gates", find_gates, needs("victim"), title="finding normalisations", check=found_some)
+
+
+def find_gates(setup: Setup, settings: None, *, victim: Variables, key: jax.Array, **_: Any) -> Gates:
+    """Which parameters are scales of normalisations."""
+    return gates_of(setup.network, victim, setup.graph.layers, key=key)
+
+
+def check_masks(settings: Any, found: Masks, *, name: str) -> None:
+    """Raises InputError, which calls the settings `name`, if learning of masks diverged."""
+    losses = np.asarray(found.loss)
+    if not np.isfinite(losses).all():
+        bad = int(np.flatnonzero(~np.isfinite(losses))[0])
+        raise InputError(
+            f"{name}.learning_rate: expected a finite loss, found {losses[bad]} in round {bad + 1} of {len(losses)}; "
+            f"lower it from {settings.learning_rate:g}"
+        )
+
+
+class Selecting(NamedTuple):
+    """What `select` is given: thresholds in order of strength, and the tolerance."""
+
+    thresholds: tuple[float, ...]
+    tolerance: float
+
+
+def select(
+    setup: Setup,
+    settings: Selecting,
+    *,
+    victim: Variables,
+    gates: Gates,
+    masks: Masks,
+    clean: Batch,
+    report: Report | None,
+    **_: Any,
+) -> Chosen:
+    """The highest threshold up to which pruning costs no more accuracy on the clean images than tolerated."""
+    batch = Batch(*clean)
+
+    def right(variables: Variables) -> jax.Array:
+        found = share_right(setup.network, variables, batch)
+        return found if setup.axis_name is None else jax.lax.pmean(found, setup.axis_name)
+
+    def one(threshold: jax.Array) -> jax.Array:
+        found = right(close_gates(victim, gates, masks.masks, threshold))
+        if report is not None:
+            jax.debug.callback(report)
+        return found
+
+    accuracy, reference = jax.lax.map(one, jnp.array(settings.thresholds)), right(victim)
+    chosen = strongest_harmless(accuracy, reference=reference, tolerance=settings.tolerance)
+    return Chosen(accuracy, reference, chosen)
+
+
+def close(
+    setup: Setup,
+    settings: tuple[float, ...],
+    *,
+    victim: Variables,
+    gates: Gates,
+    masks: Masks,
+    selected: Chosen | None = None,
+    **_: Any,
+) -> Closed:
+    """The network whose normalisations do not let through what has a mask of at most the threshold."""
+    threshold = jnp.array(settings)[0 if selected is None else selected.chosen]
+    least = by_layer(setup.layers, gates, masks.masks)
+    pruned = {name: mask <= threshold for name, mask in least.items()}
+    scores = {name: 1 - mask for name, mask in least.items()}
+    return Closed(close_gates(victim, gates, masks.masks, threshold), pruned, scores)
+
+
+def closing_steps(threshold: float, selection: ThresholdConfig) -> tuple[Step, ...]:
+    """(selected ->) pruned, behind `gates` and `masks`; the threshold is the method's own one."""
+    tried = selection.tried(threshold)
+    pruned = Step("pruned", close, needs("victim", "gates", "masks"), tried, "pruning")
+    if not selection.thresholds:
+        return (pruned,)
+    selected = Step(
+        "selected",
+        select,
+        needs("victim", "gates", "masks", "clean"),
+        Selecting(tried, selection.tolerance),
+        "choosing the threshold, clean images only",
+        total=len(tried),
+        unit="threshold",
+    )
+    return selected, Step("pruned", close, needs("victim", "gates", "masks", "selected"), tried, "pruning")
+
+
+def sweep(
+    thresholds: Sequence[float],
+    setup: Setup,
+    ask: Ask,
+    *,
+    victim: Variables,
+    gates: Gates,
+    masks: Masks,
+    key: jax.Array,
+    report: Report | None,
+) -> Metrics:
+    """Prunes and measures at every threshold, `[thresholds]`."""
+    del setup, key
+
+    def one(threshold: jax.Array) -> Metrics:
+        found = ask(close_gates(victim, gates, masks.masks, threshold))
+        if report is not None:
+            jax.debug.callback(report)
+        return found
+
+    return jax.lax.map(one, jnp.array(thresholds))
+
+
+def candidates(config: ThresholdSweepConfig) -> Candidates | None:
+    """The thresholds of the grid."""
+    thresholds = config.thresholds
+    if not thresholds:
+        return None
+
+    def rows(found: Metrics, row: Callable[[Metrics], dict[str, Any]]) -> list[dict[str, Any]]:
+        each = enumerate(thresholds)
+        return [
+            {"threshold": threshold, "pruned": row(Metrics(*(values[place] for values in found)))}
+            for place, threshold in each
+        ]
+
+    return Candidates(
+        axes={"threshold": thresholds},
+        needs=("victim", "gates", "masks"),
+        along=("threshold",),
+        strength="threshold of masks",
+        network="pruned",
+        rounds=len(thresholds),
+        unit="threshold",
+        measure=partial(sweep, thresholds),
+        rows=rows,
+    )
+
+
+def outcome(threshold: float, selection: ThresholdConfig, values: Mapping[str, Any], **fields: Any) -> Outcome:
+    """How many channels were pruned, at which threshold.
+
+    Args:
+      threshold: the method's own one.
+      selection: how another was chosen.
+      values: the steps' by name.
+      fields: of `Outcome`, in place of these or beside them; `more` goes beside its own.
+    """
+    gates, masks, closed = values["gates"], values["masks"], values["pruned"]
+    tried, place, rows = selection.tried(threshold), 0, None
+    if "selected" in values:
+        found = values["selected"]
+        place = int(found.chosen)
+        rows = [
+            {"threshold": each, "accuracy": settled(accuracy)}
+            for each, accuracy in zip(tried, found.accuracy, strict=True)
+        ]
+    own = [np.asarray(mask) for name, mask in masks.masks.items() if bool(gates[name])]
+    shut, channels = sum(int(np.sum(mask <= np.float32(tried[place]))) for mask in own), sum(mask.size for mask in own)
+    scored, pruned = count_neurons(closed.pruned)
+    history = {"loss": settled(masks.loss[-1]), "accuracy": settled(masks.accuracy[-1])} if len(masks.loss) else None
+    common: dict[str, Any] = {
+        "choice": {"threshold": tried[place], "chosen_by": CLEAN if rows else "config"},
+        "done": f"{shut} of {channels} channels of normalisations pruned",
+        "did": "pruned",
+        "neurons": {"scored": scored, "pruned": pruned},
+        "touched": closed.pruned,
+        "scores": closed.scores,
+        "score": "1 - mask",
+        "more": {"tried": rows, "masks": history} | fields.pop("more", {}),
+    }
+    return Outcome(**common | fields)

@@ -1,0 +1,232 @@
+"""RNP: neurons that recovering an unlearned network leaves closed are pruned (ICML 2023, arXiv 2305.14876).
+
+A network that has unlearned its clean images keeps its backdoor. Masks on its normalisations are learned so that it
+answers clean images again: neurons that stand in the way are closed, those of the backdoor among them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from otbr_jax.defenses import gating
+from otbr_jax.defenses.defense import Defense, Outcome, settled
+from otbr_jax.defenses.gating import Masks, ThresholdConfig, ThresholdSweepConfig
+from otbr_jax.defenses.otbr import Unlearned
+from otbr_jax.defenses.tsbd import unlearn_clean
+from otbr_jax.defenses.tuning import check_images
+from otbr_jax.errors import InputError
+from otbr_jax.graph.choose import LAYERS
+from otbr_jax.plan import Plan, Report, Setup, Step, needs
+from otbr_jax.settings import field, settings
+from otbr_jax.steps.gates import Factors, Gates, Passed, descend, factors_objective, open_gates
+from otbr_jax.steps.unlearn import CleanUnlearningConfig, epoch_draws, per_device
+from otbr_jax.types import Batch, Network, Variables
+
+log = logging.getLogger(__name__)
+
+UNLEARNING = CleanUnlearningConfig(max_epochs=20, batch_size=128, learning_rate=0.01)
+"""Unlearning as published, but for a weight decay of 0.0005."""
+
+
+@settings("recovering")
+class RecoveringConfig:
+    """How masks are learned; the defaults are the published ones."""
+
+    epochs: int = field(default=20, at_least=1, doc="passes over the clean images.")
+    batch_size: int = field(
+        default=128,
+        at_least=1,
+        doc="images per step, over all devices together; an epoch's last, incomplete batch is left out.",
+    )
+    learning_rate: float = field(default=0.2, above=0, doc="of SGD.")
+    momentum: float = field(default=0.9, at_least=0, below=1, doc="of SGD.")
+    alpha: float = field(default=0.2, above=0, doc="what the loss is multiplied with.")
+
+
+@settings("rnp")
+class RNPConfig:
+    """The whole method; the defaults are the published ones."""
+
+    unlearning: CleanUnlearningConfig = field(default=UNLEARNING, doc="step 1, unlearning clean images.")
+    recovering: RecoveringConfig = field(default=RecoveringConfig(), doc="step 2, recovering with masks alone.")
+    threshold: float = field(
+        default=0.7,
+        at_least=0,
+        below=1,
+        doc="step 3, masks of at most this are pruned, unless `selection` chooses another.",
+    )
+    layers: str = field(
+        default="auto", choices=LAYERS, doc="whose neurons the report shows; all normalisations have masks."
+    )
+
+
+@settings("")
+class RNPSettings:
+    """All settings of the defence `rnp`."""
+
+    rnp: RNPConfig = field(default=RNPConfig(), doc="the published method.")
+    selection: ThresholdConfig = field(default=ThresholdConfig(), doc="how the threshold is chosen.")
+    sweep: ThresholdSweepConfig = field(
+        default=ThresholdSweepConfig(), doc="settings that the report shows beside the chosen one."
+    )
+
+
+class Recovering(NamedTuple):
+    """Masks on their way, and the optimiser's own."""
+
+    masks: Factors
+    moments: Any
+
+
+def sgd(config: RecoveringConfig) -> optax.GradientTransformation:
+    """The optimiser of the masks."""
+    return optax.sgd(config.learning_rate, momentum=config.momentum)
+
+
+def step_fn(
+    network: Network, unlearned: Variables, gates: Gates, *, config: RecoveringConfig, axis_name: str | None = None
+) -> Callable[[Recovering, Batch], tuple[Recovering, Passed]]:
+    """One step on the masks of the unlearned network, `(Recovering, batch) -> (Recovering, Passed before the step)`.
+
+    Passes are in training mode, with statistics of the batch; those of the network stay. Args as `anp.step_fn`.
+    """
+    objective, optimizer = factors_objective(network, unlearned, axis_name=axis_name), sgd(config)
+
+    def step(carry: Recovering, batch: Batch) -> tuple[Recovering, Passed]:
+        found, grads = objective(carry.masks, batch)
+        grads = jax.tree.map(lambda g: config.alpha * g, grads)
+        return Recovering(*descend(carry.masks, carry.moments, grads, gates, optimizer)), found
+
+    return step
+
+
+def recover(
+    setup: Setup,
+    settings: RecoveringConfig,
+    *,
+    unlearned: Unlearned,
+    gates: Gates,
+    clean: Batch,
+    key: jax.Array,
+    report: Report | None,
+) -> Masks:
+    """Step 2: learns masks with which the unlearned network answers clean images again."""
+    images, labels = Batch(*clean)
+    size = per_device(settings.batch_size, setup.axis_name, name="rnp.recovering.batch_size")
+    step = step_fn(setup.network, unlearned.variables, gates, config=settings, axis_name=setup.axis_name)
+    masks = open_gates(unlearned.variables, gates)
+
+    def one(carry: Recovering, drawn: Any) -> tuple[Recovering, Passed]:
+        chosen, vary_key = drawn
+        batch = Batch(setup.network.prepare(setup.augment(images[chosen], vary_key)), labels[chosen])
+        return step(carry, setup.place(batch))
+
+    def epoch(carry: Recovering, key: jax.Array) -> tuple[Recovering, Passed]:
+        carry, found = jax.lax.scan(one, carry, epoch_draws(len(labels), size, key=key))
+        if report is not None:
+            jax.debug.callback(report)
+        return carry, Passed(jnp.mean(found.loss), jnp.mean(found.accuracy))
+
+    start = Recovering(masks, sgd(settings).init(masks))
+    carry, found = jax.lax.scan(epoch, start, jax.random.split(key, settings.epochs))
+    return Masks(carry.masks, found.loss, found.accuracy)
+
+
+def check_unlearned(settings: CleanUnlearningConfig, unlearned: Unlearned) -> None:
+    """Raises InputError if unlearning diverged; warns if it did not reach chance."""
+    info = unlearned.info
+    epochs = int(info.epochs)
+    leaves = jax.tree.leaves(unlearned.variables)
+    if not np.isfinite(info.loss[epochs - 1]) or not all(bool(np.isfinite(leaf).all()) for leaf in leaves):
+        raise InputError(
+            f"rnp.unlearning.learning_rate: expected a finite loss, found {info.loss[epochs - 1]} in epoch {epochs}; "
+            f"lower it from {settings.learning_rate:g}"
+        )
+    if not info.reached:
+        log.warning("%s", _not_reached(settled(info.accuracy[epochs - 1]), epochs))
+
+
+def _not_reached(accuracy: float, epochs: int) -> str:
+    return (
+        f"clean unlearning did NOT reach chance: accuracy {100 * accuracy:.1f} % after {epochs} epochs; raise "
+        "rnp.unlearning.max_epochs or its learning_rate"
+    )
+
+
+def plan(config: RNPSettings) -> Plan:
+    """gates -> unlearned -> masks (-> selected) -> pruned."""
+    method = config.rnp
+    return (
+        gating.gates_step("rnp"),
+        Step(
+            "unlearned",
+            unlearn_clean,
+            needs("victim", "clean"),
+            method.unlearning,
+            "unlearning clean images",
+            total=method.unlearning.max_epochs,
+            unit="epoch",
+            check=check_unlearned,
+        ),
+        Step(
+            "masks",
+            recover,
+            needs("unlearned", "gates", "clean"),
+            method.recovering,
+            "recovering with masks",
+            total=method.recovering.epochs,
+            unit="epoch",
+            check=partial(gating.check_masks, name="rnp.recovering"),
+        ),
+        *gating.closing_steps(method.threshold, config.selection),
+    )
+
+
+def batch_sizes(config: RNPSettings) -> dict[str, int]:
+    """The batches of both steps."""
+    return {f"rnp.{stage}.batch_size": getattr(config.rnp, stage).batch_size for stage in ("unlearning", "recovering")}
+
+
+def given(config: RNPSettings, clean: Batch | None, seed: int) -> Mapping[str, Any]:
+    """The clean images; raises InputError if they are fewer than a batch."""
+    del seed
+    check_images(clean, batch_sizes(config))
+    return {"clean": clean}
+
+
+def outcome(config: RNPSettings, values: Mapping[str, Any]) -> Outcome:
+    """How many channels were pruned, and how unlearning went."""
+    info = values["unlearned"].info
+    epochs = int(info.epochs)
+    accuracy = settled(info.accuracy[epochs - 1])
+    return gating.outcome(
+        config.rnp.threshold,
+        config.selection,
+        values,
+        scored="Which neurons recovering closed",
+        warnings=[] if info.reached else [_not_reached(accuracy, epochs)],
+        more={"unlearning": {"epochs": epochs, "accuracy": accuracy, "reached_chance": bool(info.reached)}},
+    )
+
+
+DEFENSE = Defense(
+    name="rnp",
+    Config=RNPSettings,
+    data="clean images",
+    layers=lambda config: config.rnp.layers,
+    plan=plan,
+    networks=lambda config: ("victim", "unlearned", "pruned"),
+    outcome=outcome,
+    check=lambda setup, config: gating.check(setup, name="rnp"),
+    given=given,
+    candidates=lambda config: gating.candidates(config.sweep),
+    batch_sizes=batch_sizes,
+)
