@@ -7,6 +7,8 @@ Pure functions over a `Network` (two functions) and its variables; see `otbr_jax
 from otbr_jax.defenses.otbr import OTBRConfig, OTBRInfo, otbr
 from otbr_jax.defenses.otbr_plus import OTBRPlusInfo, OTBRSettings, otbr_plus
 from otbr_jax.defenses.tsbd import TSBDConfig, TSBDInfo, tsbd
+from otbr_jax.detectors.detect import detect
+from otbr_jax.detectors.detector import Detector, Verdict
 from otbr_jax.detectors.judge import SuspicionConfig
 from otbr_jax.errors import InputError
 from otbr_jax.graph.choose import choose_layers
@@ -34,6 +36,7 @@ __all__ = [
     "Activeness",
     "Batch",
     "CleanUnlearningConfig",
+    "Detector",
     "FinetuningConfig",
     "FusionConfig",
     "Group",
@@ -55,12 +58,14 @@ __all__ = [
     "TransportConfig",
     "UnlearningConfig",
     "Variables",
+    "Verdict",
     "activeness",
     "activeness_aware",
     "check_graph",
     "choose_layers",
     "clean_unlearning",
     "correlation",
+    "detect",
     "finetune",
     "fuse",
     "neuron_weight_changes",
