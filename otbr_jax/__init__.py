@@ -4,6 +4,7 @@ Pure functions over a `Network` (two functions) and its variables; see `otbr_jax
 `otbr_jax.studies` for what runs, saves and measures them.
 """
 
+from otbr_jax.defenses.defend import Defended, defend
 from otbr_jax.defenses.otbr import OTBRConfig, OTBRInfo, otbr
 from otbr_jax.defenses.otbr_plus import OTBRPlusInfo, OTBRSettings, otbr_plus
 from otbr_jax.defenses.tsbd import TSBDConfig, TSBDInfo, tsbd
@@ -36,6 +37,7 @@ __all__ = [
     "Activeness",
     "Batch",
     "CleanUnlearningConfig",
+    "Defended",
     "Detector",
     "FinetuningConfig",
     "FusionConfig",
@@ -65,6 +67,7 @@ __all__ = [
     "choose_layers",
     "clean_unlearning",
     "correlation",
+    "defend",
     "detect",
     "finetune",
     "fuse",

@@ -135,7 +135,7 @@ def test_what_update_needs_is_named():
 def test_a_step_is_two_gradients_and_one_more_pass_for_the_statistics(small, clean):
     network, variables, _ = small
     batch = Batch(clean.images[:8], clean.labels[:8])
-    optimizer = optimizer_of(CONFIG, steps=1)
+    optimizer = optimizer_of(CONFIG, 1)
     carry, info = jax.jit(step_fn(network, variables, optimizer))(begin(variables, optimizer), batch)
 
     params, state = split(variables)
@@ -170,7 +170,7 @@ def test_epoch_by_epoch_and_without_jit_it_is_the_same(small, clean):
     whole, info = jax.jit(lambda v: finetune(network, v, clean, key=key, config=CONFIG, augment=brightened))(variables)
     assert info.loss.shape == info.accuracy.shape == (2, 2)
 
-    optimizer = optimizer_of(CONFIG, steps=1)
+    optimizer = optimizer_of(CONFIG, 1)
     step = step_fn(network, variables, optimizer)
     carry = begin(variables, optimizer)
     for index in range(2):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,8 @@ from otbr_jax.data.clean import CleanConfig, load_clean
 from otbr_jax.data.sources import DataConfig, Dataset, Images
 from otbr_jax.defenses import tsbd
 from otbr_jax.defenses.otbr import Unlearned
-from otbr_jax.defenses.tsbd import SweepConfig, TSBDConfig, Tuned
+from otbr_jax.defenses.tsbd import SweepConfig, TSBDConfig
+from otbr_jax.defenses.tuning import Tuned, check_tuned
 from otbr_jax.detectors.judge import SuspicionConfig
 from otbr_jax.report.summary import summary_table
 from otbr_jax.runs import loop
@@ -286,10 +288,11 @@ def test_a_loss_that_is_no_number_is_named():
     losses, weights = np.array([2.0, np.inf, np.nan]), {"params": {"kernel": np.ones(3)}}
     diverged = CleanUnlearningInfo(losses, np.zeros(3), np.int32(2), np.bool_(False))
     refuse("unlearning", tsbd.check_unlearned, CONFIG.tsbd.unlearning, Unlearned(weights, diverged))
-    refuse("finetuning", tsbd.check_tuned, CONFIG.tsbd.finetuning, Tuned(weights, {"loss": losses}))
+    tuned_well = partial(check_tuned, name="tsbd.finetuning.learning_rate")
+    refuse("finetuning", tuned_well, CONFIG.tsbd.finetuning, Tuned(weights, {"loss": losses}))
     lost = {"params": {"kernel": np.array([1.0, np.nan])}}
-    refuse("finetuning", tsbd.check_tuned, CONFIG.tsbd.finetuning, Tuned(lost, {"loss": np.array([2.0, np.nan])}))
-    tsbd.check_tuned(CONFIG.tsbd.finetuning, Tuned(weights, {"loss": np.array([2.0, np.nan])}))  # ended early
+    refuse("finetuning", tuned_well, CONFIG.tsbd.finetuning, Tuned(lost, {"loss": np.array([2.0, np.nan])}))
+    tuned_well(CONFIG.tsbd.finetuning, Tuned(weights, {"loss": np.array([2.0, np.nan])}))  # ended early
 
 
 @pytest.mark.slow

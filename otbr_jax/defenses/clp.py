@@ -21,12 +21,10 @@ from otbr_jax.graph.graph import Layer, NeuronGraph
 from otbr_jax.metrics import Metrics
 from otbr_jax.plan import Plan, Report, Setup, Step, needs
 from otbr_jax.settings import field, settings
+from otbr_jax.steps.gates import matching, pairs_of
 from otbr_jax.steps.prune import reinitialize
 from otbr_jax.steps.score import Scores
-from otbr_jax.types import Network, Variables, named_leaves, replace_leaves
-
-_PROBES = 4  # images; a layer whose every channel is silent on all of them does not occur
-_SAME = 1e-3  # of the largest logit: rounding, and the epsilon that normalisations add to variances
+from otbr_jax.types import Network, Variables, named_leaves
 
 
 @settings("clp")
@@ -64,36 +62,14 @@ class Pruned(NamedTuple):
 def normalisation_gains(setup: Setup, variables: Variables, *, key: jax.Array) -> dict[str, jax.Array]:
     """What the normalisation behind each layer multiplies its neurons with, `{layer name: [neurons]}`; 1 without one.
 
-    That is |scale| / sqrt(variance). Which arrays these are, no name says: doubling a scale and quadrupling the
-    variance beside it leaves what the network computes as it is, and no other pair of parameter and statistic does.
+    That is |scale| / sqrt(variance).
     """
-    leaves = named_leaves(variables)
-    pairs = [
-        (layer.name, scale, variance)
-        for layer in setup.layers
-        for variance in layer.vectors
-        for scale in layer.vectors
-        if scale.name.startswith("params/") and not variance.name.startswith("params/") and scale.axis == variance.axis
-    ]
+    leaves, pairs = named_leaves(variables), pairs_of(setup.layers)
     gains = {layer.name: jnp.ones(layer.neurons) for layer in setup.layers}
-    if not pairs:
-        return gains
-    names = sorted({vector.name for _, *vectors in pairs for vector in vectors})
-    # How each array is multiplied in each trial; the first leaves all as they are.
-    trials = [{}, *({scale.name: 2.0, variance.name: 4.0} for _, scale, variance in pairs)]
-    factors = jnp.array([[trial.get(name, 1.0) for name in names] for trial in trials])
-    images = jax.random.uniform(key, (_PROBES, *setup.network.image_shape))
-
-    def logits(factor: jax.Array) -> jax.Array:
-        changed = {name: (leaves[name] * factor[place]).astype(leaves[name].dtype) for place, name in enumerate(names)}
-        return setup.network.answer(replace_leaves(variables, changed), images)
-
-    original, *others = jax.lax.map(logits, factors)
     found = dict.fromkeys(gains, jnp.bool_(False))
-    for (layer, scale, variance), changed in zip(pairs, others, strict=True):
+    for (layer, scale, variance), same in zip(pairs, matching(setup.network, variables, pairs, key=key), strict=True):
         spread = leaves[variance.name].astype(jnp.float32)
-        same = jnp.max(jnp.abs(changed - original)) <= _SAME * jnp.max(jnp.abs(original))
-        first = same & jnp.all(spread > 0) & ~found[layer]
+        first = same & ~found[layer]
         gain = jnp.abs(leaves[scale.name]) / jnp.sqrt(jnp.where(spread > 0, spread, 1.0))
         gains[layer] = jnp.where(first, gain, gains[layer])
         found[layer] |= first
@@ -226,4 +202,5 @@ DEFENSE = Defense(
     networks=lambda config: ("victim", "pruned"),
     outcome=outcome,
     candidates=candidates,
+    source="arXiv 2208.03111",
 )

@@ -10,7 +10,8 @@ import jax
 
 from otbr_jax.detectors.detector import Detector
 from otbr_jax.metrics import Metrics
-from otbr_jax.plan import Plan
+from otbr_jax.metrics import settled as settled  # defences import it from here
+from otbr_jax.plan import Plan, Setup
 from otbr_jax.steps.score import Scores
 from otbr_jax.types import Batch, Variables
 
@@ -96,11 +97,13 @@ class Defense:
       plan: `config -> Plan`. Its steps may need `victim`, the suspicious network's variables, and what `given` returns.
       networks: `config -> names`: `victim` and the steps whose value has `variables`; the last is the repaired network.
       outcome: `(config, {step: value}) -> Outcome`.
+      check: `(setup, config)`; raises InputError if the method cannot be used on such a network.
       given: `(config, clean images or None, seed) -> {name: arrays}`; raises InputError if the images are too few.
       candidates: `config -> Candidates`, None without any.
       detector: `config -> Detector`, which takes the same settings; None for a defence that does not look whether there
         is a backdoor.
       batch_sizes: `config -> {setting: size}`, the batches that devices share.
+      source: where it was published, such as `arXiv 2405.20291`; by default here.
     """
 
     name: str
@@ -110,10 +113,12 @@ class Defense:
     plan: Callable[[Any], Plan]
     networks: Callable[[Any], tuple[str, ...]]
     outcome: Callable[[Any, Mapping[str, Any]], Outcome]
+    check: Callable[[Setup, Any], None] = lambda setup, config: None
     given: Callable[[Any, Batch | None, int], Mapping[str, Any]] = nothing_more
     candidates: Callable[[Any], Candidates | None] = lambda config: None
     detector: Callable[[Any], Detector | None] = lambda config: None
     batch_sizes: Callable[[Any], Mapping[str, int]] = lambda config: {}
+    source: str = "otbr_jax"
 
 
 def count_neurons(masks: Mapping[str, Any]) -> tuple[int, int]:

@@ -516,4 +516,5 @@ DEFENSE = Defense(
     detector=lambda config: JUDGE if config.judges else None,
     # Patching's and distillation's few images are not worth splitting: every device has all of them.
     batch_sizes=lambda config: {"otbr.unlearning.batch_size": config.otbr.unlearning.batch_size},
+    source="arXiv 2408.15861",
 )

@@ -15,14 +15,14 @@ from otbr_jax import plan as plans
 from otbr_jax.defenses.defense import Ask, Candidates, Defense, Outcome, count_neurons
 from otbr_jax.defenses.judging import Judged, judging_steps, stands_out, summarize_judgement
 from otbr_jax.defenses.otbr import SCORES, OTBRConfig, Unlearned
+from otbr_jax.defenses.tuning import plain_history, tuning_step
 from otbr_jax.detectors.judge import SuspicionConfig
 from otbr_jax.errors import InputError
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.graph.graph import NeuronGraph
 from otbr_jax.metrics import Metrics, settled
-from otbr_jax.plan import LongStep, Plan, Report, Setup, Step, needs
+from otbr_jax.plan import Plan, Report, Setup, Step, needs
 from otbr_jax.settings import field, settings, wrong
-from otbr_jax.steps import finetune as finetuning
 from otbr_jax.steps.finetune import FinetuningConfig, finetune
 from otbr_jax.steps.images import Pictures
 from otbr_jax.steps.prune import SCHEMES, ReinitInfo, neurons_to_prune, reinitialize
@@ -106,13 +106,6 @@ class Reinitialized(NamedTuple):
 
     variables: Variables
     info: ReinitInfo
-
-
-class Tuned(NamedTuple):
-    """The fine-tuned network; `loss` and `accuracy` of its epochs `[epochs]`, NaN for those that were not needed."""
-
-    variables: Variables
-    history: Mapping[str, jax.Array]
 
 
 class TSBDInfo(NamedTuple):
@@ -263,79 +256,6 @@ def zero(
     return Reinitialized(*found)
 
 
-class Tuning(NamedTuple):
-    """A fine-tuning on its way, and whether there is anything to do."""
-
-    progress: finetuning.Progress
-    wanted: jax.Array
-
-
-def begin_tuning(
-    setup: Setup,
-    settings: FinetuningConfig,
-    *,
-    reinitialized: Reinitialized,
-    clean: Batch,
-    key: jax.Array,
-    judged: Judged | None = None,
-) -> Tuning:
-    """Step 3 before its first epoch."""
-    del key
-    wanted = jnp.bool_(True) if judged is None else judged.judgement.stands_out
-    progress = finetuning.start(reinitialized.variables, settings, images=len(clean[1]), axis_name=setup.axis_name)
-    return Tuning(progress, wanted)
-
-
-def tune_epoch(
-    setup: Setup,
-    settings: FinetuningConfig,
-    state: Tuning,
-    *,
-    reinitialized: Reinitialized,
-    clean: Batch,
-    key: jax.Array,
-    **_: Any,
-) -> tuple[Tuning, dict[str, jax.Array]]:
-    """Step 3: one epoch of activeness-aware fine-tuning."""
-    if not settings.epochs:  # traced, never run
-        return state, {}
-    progress = finetuning.next_epoch(
-        setup.network,
-        reinitialized.variables,
-        state.progress,
-        Batch(*clean),
-        key=key,
-        config=settings,
-        augment=setup.augment,
-        axis_name=setup.axis_name,
-        place=setup.place,
-    )
-    last = state.progress.epochs
-    shown = {"loss": jnp.mean(progress.info.loss[last]), "acc": jnp.mean(progress.info.accuracy[last])}
-    return Tuning(progress, state.wanted), shown
-
-
-def tuned(setup: Setup, settings: FinetuningConfig, state: Tuning) -> Tuned:
-    """Step 3 after its last epoch."""
-    del setup, settings
-    info = state.progress.info
-    history = {"loss": jnp.mean(info.loss, axis=1), "accuracy": jnp.mean(info.accuracy, axis=1)}
-    return Tuned(finetuning.variables_of(state.progress.tuning), history)
-
-
-def check_tuned(settings: FinetuningConfig, found: Tuned) -> None:
-    """Raises InputError if fine-tuning diverged."""
-    losses = np.asarray(found.history["loss"])
-    bad = np.flatnonzero(np.isinf(losses))
-    leaves = jax.tree.leaves(found.variables)
-    if bad.size or not all(bool(np.isfinite(leaf).all()) for leaf in leaves):
-        epoch = int(bad[0]) if bad.size else int(np.sum(np.isfinite(losses)))
-        raise InputError(
-            f"tsbd.finetuning.learning_rate: expected a finite loss, found {losses[min(epoch, len(losses) - 1)]} in "
-            f"epoch {epoch + 1} of {settings.epochs}; lower it from {settings.learning_rate:g}"
-        )
-
-
 def plan(config: TSBDSettings) -> Plan:
     """unlearned -> scores (-> answered -> inverted -> judged) (-> selected) -> reinitialized -> finetuned."""
     method, chosen = config.tsbd, config.selection
@@ -382,19 +302,13 @@ def plan(config: TSBDSettings) -> Plan:
             Zeroing(pairs, method.scheme),
             "zero re-initialisation",
         ),
-        LongStep(
+        tuning_step(
             "finetuned",
-            tuned,
-            needs("reinitialized", "clean", *judged),
             method.finetuning,
             "activeness-aware fine-tuning",
-            total=method.finetuning.epochs,
-            unit="epoch",
-            check=check_tuned,
-            init=begin_tuning,
-            body=tune_epoch,
-            done=lambda setup, settings, state: finetuning.ended(state.progress, settings) | ~state.wanted,
-            count=lambda state: state.progress.epochs,
+            group="tsbd.finetuning",
+            start="reinitialized",
+            judged="judged" if judged else "",
         ),
     )
 
@@ -545,10 +459,7 @@ def outcome(config: TSBDSettings, values: Mapping[str, Any]) -> Outcome:
     chosen_by = "no class standing out" if not changed else "held-out clean images" if selection else "config"
     scored, taken = count_neurons(reinit.neurons)
     zeroed = sum(int(mask.sum()) for mask in reinit.zeroed.values())
-    history = {
-        name: [settled(value) for value in losses if np.isfinite(value)]
-        for name, losses in values["finetuned"].history.items()
-    }
+    history = plain_history(values["finetuned"])
     judgement = None
     if "judged" in values:
         judgement = summarize_judgement(config.suspicion, values, by=CLEAN)
@@ -584,4 +495,5 @@ DEFENSE = Defense(
     batch_sizes=lambda config: {
         f"tsbd.{stage}.batch_size": getattr(config.tsbd, stage).batch_size for stage in ("unlearning", "finetuning")
     },
+    source="arXiv 2405.20291",
 )

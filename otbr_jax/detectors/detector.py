@@ -44,7 +44,7 @@ class Detector:
       by: what the network is judged by, in words.
       score: what a score is, in words.
       plan: `config -> Plan`. Its steps may need `victim`, the suspicious network's variables, and where `data` says so
-        `clean`, a batch of clean images: uint8, or in [0, 1].
+        `clean`, a batch of clean uint8 images.
       verdict: `(config, {step: value}) -> Verdict`; on the host.
       triggers: `(config, {step: value}) -> (masks [classes, h, w, 1], patterns [classes, h, w, c])`, to be drawn; None
         where it finds none.

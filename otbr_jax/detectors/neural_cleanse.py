@@ -86,7 +86,7 @@ def search_mask(
     Args:
       network: the functions of the network.
       variables: its variables.
-      clean: images `[n, h, w, c]`, uint8 or in [0, 1], and their labels `[n]`.
+      clean: images `[n, h, w, c]`, uint8 or in [0, 1], and their labels `[n]`, whole numbers.
       target: the class; may be traced.
       key: typed PRNG key: where the search starts, and the order of the images.
       config: how.

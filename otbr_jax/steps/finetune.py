@@ -19,7 +19,7 @@ import optax
 
 from otbr_jax.errors import InputError
 from otbr_jax.settings import field, settings
-from otbr_jax.steps.objective import cross_entropy, float32_params, training_state
+from otbr_jax.steps.objective import Objective, cross_entropy, float32_params, training_state
 from otbr_jax.steps.unlearn import epoch_draws, per_device
 from otbr_jax.types import Augment, Batch, Network, Variables, split, unchanged
 
@@ -36,8 +36,9 @@ class FinetuningConfig:
         at_least=1,
         doc="images per step, over all devices together; an epoch's last, incomplete batch is left out.",
     )
-    learning_rate: float = field(default=0.01, above=0, doc="of SGD without weight decay.")
+    learning_rate: float = field(default=0.01, above=0, doc="of SGD.")
     momentum: float = field(default=0.9, at_least=0, below=1, doc="of SGD.")
+    weight_decay: float = field(default=0.0, at_least=0, doc="of SGD, added to the gradient, of all parameters.")
     radius: float = field(default=0.05, above=0, doc="the paper's r, how far each tensor is moved up its gradient.")
     alpha: float = field(
         default=0.7,
@@ -137,16 +138,28 @@ class Progress(NamedTuple):
     epochs: jax.Array
 
 
+MakeOptimizer = Callable[[FinetuningConfig, int], optax.GradientTransformationExtraArgs]
+"""`(config, steps) -> optimizer`."""
+
 StepFn = Callable[[Finetuning, Batch], tuple[Finetuning, FinetuningInfo]]
 
 
-def optimizer_of(config: FinetuningConfig, *, steps: int) -> optax.GradientTransformationExtraArgs:
-    """SGD behind `activeness_aware`; `steps` is how many there will be, which only a cosine depends on."""
-    ahead = activeness_aware(radius=config.radius, alpha=config.alpha)
-    rate: Any = config.learning_rate
+def learning_rate_of(config: FinetuningConfig, steps: int) -> Any:
+    """The learning rate, or its schedule over so many steps."""
     if config.schedule == "cosine":
-        rate = optax.cosine_decay_schedule(config.learning_rate, max(1, steps))
-    return optax.chain(ahead, optax.sgd(rate, momentum=config.momentum))
+        return optax.cosine_decay_schedule(config.learning_rate, max(1, steps))
+    return config.learning_rate
+
+
+def sgd_of(config: FinetuningConfig, steps: int) -> optax.GradientTransformation:
+    """SGD as configured, with nothing in front of it."""
+    sgd = optax.sgd(learning_rate_of(config, steps), momentum=config.momentum)
+    return optax.chain(optax.add_decayed_weights(config.weight_decay), sgd) if config.weight_decay else sgd
+
+
+def optimizer_of(config: FinetuningConfig, steps: int) -> optax.GradientTransformationExtraArgs:
+    """SGD behind `activeness_aware`; `steps` is how many there will be, which only a cosine depends on."""
+    return optax.chain(activeness_aware(radius=config.radius, alpha=config.alpha), sgd_of(config, steps))
 
 
 def begin(variables: Variables, optimizer: optax.GradientTransformation) -> Finetuning:
@@ -166,6 +179,7 @@ def step_fn(
     variables: Variables,
     optimizer: optax.GradientTransformationExtraArgs,
     *,
+    objective: Objective | None = None,
     axis_name: str | None = None,
 ) -> StepFn:
     """One step of fine-tuning, `(Finetuning, batch) -> (Finetuning, FinetuningInfo)`.
@@ -177,10 +191,11 @@ def step_fn(
       network: the functions of the network.
       variables: only the dtypes that it computes in are used.
       optimizer: any; what takes `grad_fn` is given it.
+      objective: what is descended, and its gradients; by default the cross-entropy.
       axis_name: see `objective.cross_entropy`.
     """
     like, _ = split(variables)
-    objective = cross_entropy(network, like, axis_name=axis_name)
+    objective = cross_entropy(network, like, axis_name=axis_name) if objective is None else objective
     moved = training_state(network, like, axis_name=axis_name)
 
     def step(carry: Finetuning, batch: Batch) -> tuple[Finetuning, FinetuningInfo]:
@@ -229,12 +244,19 @@ def finetune_epoch(
     return jax.lax.scan(one, carry, epoch_draws(len(clean.labels), batch_size, key=key))
 
 
-def start(variables: Variables, config: FinetuningConfig, *, images: int, axis_name: str | None = None) -> Progress:
+def start(
+    variables: Variables,
+    config: FinetuningConfig,
+    *,
+    images: int,
+    optimizer: MakeOptimizer = optimizer_of,
+    axis_name: str | None = None,
+) -> Progress:
     """The start of all epochs over so many images; raises InputError as `finetune`."""
     size = per_device(config.batch_size, axis_name, name="finetuning.batch_size")
     steps = config.steps(images, batch_size=size)
     nothing = jnp.full((config.epochs, images // size), jnp.nan)
-    tuning = begin(variables, optimizer_of(config, steps=steps))
+    tuning = begin(variables, optimizer(config, steps))
     return Progress(tuning, FinetuningInfo(nothing, nothing), jnp.int32(0))
 
 
@@ -246,14 +268,17 @@ def next_epoch(
     *,
     key: jax.Array,
     config: FinetuningConfig,
+    objective: Objective | None = None,
+    optimizer: MakeOptimizer = optimizer_of,
     augment: Augment = unchanged,
     axis_name: str | None = None,
     place: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Progress:
     """One more epoch, with the key `fold_in(key, epochs)`. Takes what `finetune` takes, `like` as `step_fn` does."""
     size = per_device(config.batch_size, axis_name, name="finetuning.batch_size")
-    optimizer = optimizer_of(config, steps=config.steps(len(clean.labels), batch_size=size))
-    step, own = step_fn(network, like, optimizer, axis_name=axis_name), jax.random.fold_in(key, progress.epochs)
+    moves = optimizer(config, config.steps(len(clean.labels), batch_size=size))
+    step = step_fn(network, like, moves, objective=objective, axis_name=axis_name)
+    own = jax.random.fold_in(key, progress.epochs)
     tuning, found = finetune_epoch(
         network, step, progress.tuning, clean, key=own, batch_size=size, augment=augment, place=place
     )
@@ -281,13 +306,16 @@ def finetune(
     *,
     key: jax.Array,
     config: FinetuningConfig,
+    objective: Objective | None = None,
+    optimizer: MakeOptimizer = optimizer_of,
     augment: Augment = unchanged,
     axis_name: str | None = None,
     place: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> tuple[Variables, FinetuningInfo]:
     """All epochs of activeness-aware fine-tuning (TSBD, step 3). Guarantee: touches no data but `clean`.
 
-    Args: as `finetune_epoch` and `step_fn`; the key of epoch `i` is `fold_in(key, i)`.
+    Args: as `finetune_epoch` and `step_fn`, with `optimizer(config, steps)` in place of an optimiser; the key of epoch
+      `i` is `fold_in(key, i)`.
 
     Returns:
       `(variables, FinetuningInfo)`, the latter `[epochs, steps]`, NaN for epochs after an early end; parameters at
@@ -296,13 +324,13 @@ def finetune(
     Raises:
       InputError: if there are fewer images than one batch, or devices cannot share a batch evenly.
     """
-    progress = start(variables, config, images=len(clean.labels), axis_name=axis_name)
+    progress = start(variables, config, images=len(clean.labels), optimizer=optimizer, axis_name=axis_name)
     if config.epochs:
         progress = jax.lax.while_loop(
             lambda progress: ~ended(progress, config),
             lambda progress: next_epoch(
-                network, variables, progress, clean, key=key, config=config, augment=augment, axis_name=axis_name,
-                place=place,
+                network, variables, progress, clean, key=key, config=config, objective=objective, optimizer=optimizer,
+                augment=augment, axis_name=axis_name, place=place,
             ),
             progress,
         )  # fmt: skip

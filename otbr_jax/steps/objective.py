@@ -37,6 +37,10 @@ def float32_params(params: Any) -> Any:
     return jax.tree.map(lambda p: p.astype(jnp.promote_types(p.dtype, jnp.float32)), params)
 
 
+Loss = Callable[[Any, Batch], tuple[jax.Array, tuple[jax.Array, Any]]]
+"""`(variables, batch) -> (loss, (logits [n, classes], state))`: a scalar, and what the pass made beside it."""
+
+
 def cross_entropy(network: Network, like: Any, *, axis_name: str | None = None) -> Objective:
     """The mean cross-entropy of a batch in training mode, and its gradients.
 
@@ -48,15 +52,24 @@ def cross_entropy(network: Network, like: Any, *, axis_name: str | None = None) 
         the same axis if results shall not depend on the number of devices.
     """
 
-    def loss(params: Any, state: Any, batch: Batch) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-        rounded = jax.tree.map(lambda p, own: p.astype(own.dtype), params, like)
-        logits, moved = network.train({"params": rounded, **state}, batch.images)
-        losses, labels = _losses(logits.astype(jnp.float32), batch.labels)
-        accuracy = jnp.mean((jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32))
-        moved = jax.tree.map(lambda new, old: new.astype(old.dtype), moved, state)
-        return jnp.mean(losses), (accuracy, moved)
+    def loss(variables: Any, batch: Batch) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+        logits, moved = network.train(variables, batch.images)
+        return jnp.mean(losses(logits, batch.labels)), (logits, moved)
 
-    loss_and_grads = channels_last(jax.value_and_grad(loss, has_aux=True))
+    return objective_of(loss, like, axis_name=axis_name)
+
+
+def objective_of(loss: Loss, like: Any, *, axis_name: str | None = None) -> Objective:
+    """A loss of a batch, and its gradients with respect to the parameters; takes what `cross_entropy` takes."""
+
+    def rounded(params: Any, state: Any, batch: Batch) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+        params = jax.tree.map(lambda p, own: p.astype(own.dtype), params, like)
+        value, (logits, moved) = loss({"params": params, **state}, batch)
+        right = batch.labels if batch.labels.ndim == 1 else jnp.argmax(batch.labels, axis=-1)
+        accuracy = jnp.mean((jnp.argmax(logits, axis=-1) == right).astype(jnp.float32))
+        return value, (accuracy, jax.tree.map(lambda new, old: new.astype(old.dtype), moved, state))
+
+    loss_and_grads = channels_last(jax.value_and_grad(rounded, has_aux=True))
 
     def objective(params: Any, state: Any, batch: Batch) -> tuple[Evaluated, Any]:
         (value, (accuracy, moved)), grads = loss_and_grads(params, state, batch)
@@ -68,11 +81,12 @@ def cross_entropy(network: Network, like: Any, *, axis_name: str | None = None) 
     return objective
 
 
-def _losses(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The cross-entropy of each image, `[n]`, and the label it counts as right, `[n]`."""
+def losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The cross-entropy of each image, float32 `[n]`; labels are int `[n]`, or probabilities `[n, classes]`."""
+    logits = logits.astype(jnp.float32)
     if labels.ndim == 1:
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels), labels
-    return optax.softmax_cross_entropy(logits, labels), jnp.argmax(labels, axis=-1)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return optax.softmax_cross_entropy(logits, labels)
 
 
 def training_state(network: Network, like: Any, *, axis_name: str | None = None) -> Callable[[Any, Any, Batch], Any]:

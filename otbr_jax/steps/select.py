@@ -86,6 +86,29 @@ def strongest(accuracy: jax.Array, *, tolerance: float) -> jax.Array:
     return jnp.max(jnp.where(near, jnp.arange(len(accuracy)), 0))
 
 
+def strongest_harmless(accuracy: jax.Array, *, reference: jax.Array, tolerance: float) -> jax.Array:
+    """Index of the strongest candidate whose accuracy, and that of all weaker ones, is at most `tolerance` lower.
+
+    For thresholds of pruning: each takes what weaker ones take, and more. The first candidate takes nothing, and is
+    what remains where every other one costs too much.
+
+    Args:
+      accuracy: `[candidates]`, in order of increasing strength, in [0, 1].
+      reference: that of the network as it came, a scalar.
+      tolerance: in [0, 1].
+    """
+    harmless = jnp.cumprod((accuracy >= reference - tolerance).astype(jnp.int32))
+    return jnp.maximum(jnp.sum(harmless) - 1, 0)
+
+
+def share_right(network: Network, variables: Variables, batch: Batch, *, part: int = 200) -> jax.Array:
+    """Share of images `[n, h, w, c]`, before `prepare`, that are answered with their labels, in evaluation mode."""
+    answers = jax.lax.map(
+        lambda image: jnp.argmax(network.answer(variables, image[None])[0]), batch.images, batch_size=part
+    )
+    return jnp.mean((answers == batch.labels).astype(jnp.float32))
+
+
 def select_reinitialization(
     network: Network,
     variables: Variables,

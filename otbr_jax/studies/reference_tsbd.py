@@ -116,7 +116,7 @@ def _finetuned(reference: Reference, starts: Sequence[Variables], clean: Batch) 
         "alpha": reference.setting("tsbd", "alpha"),
     }
     steps = reference.setting("tsbd", "ft_steps")
-    optimizer = optimizer_of(FinetuningConfig(**settings), steps=steps)
+    optimizer = optimizer_of(FinetuningConfig(**settings), steps)
     batches = Batch(clean.images[:steps], clean.labels[:steps])
     step = step_fn(reference.network, starts[0], optimizer)
     tune = jax.jit(lambda variables: variables_of(jax.lax.scan(step, begin(variables, optimizer), batches)[0]))

@@ -81,6 +81,7 @@ def repair(
     with open_workdir(workdir, subject=subject_of(config)) as directory:
         varied = unchanged if clean is None else clean_augmentation(config)
         run = Run(config, directory, subject, mesh, layers=defense.layers(config), augment=varied)
+        defense.check(run.setup, config)
         victim = open_victim(run, dataset)
         given = {"victim": victim.stage.value["variables"], **given}
         defended = run.plan(defense.plan(config), given)

@@ -1,0 +1,236 @@
+"""The leaderboard: every defence on the same networks, one line each, from the rows of a bench.
+
+Medians are over networks, for each run of a defence (`repetition`); what is printed is the mean over its runs, and
+their standard deviation behind it. Worst cases are over all networks and runs.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from otbr_jax.report.cells import repaired_network, swept_network
+from otbr_jax.report.numbers import NOTHING, formatted
+from otbr_jax.report.rows import Row, field, text
+from otbr_jax.report.table import Table
+
+LEARNED = 0.1
+"""Victims with a lower ASR did not learn their attack, and do not count as backdoored."""
+
+LEFT = 0.15
+"""The ASR from which a backdoor counts as left."""
+
+_NO_PART = ("victim", "clean", "attack", "evaluation", "changes")
+_NOT_OURS = "comes_back"
+
+
+class Measured(NamedTuple):
+    """What one row says of one network; shares in [0, 1].
+
+    Attributes:
+      victim: which network.
+      run: which run of the defence.
+      lost: ACC before less ACC after.
+      asr: after; None of a network without a backdoor.
+      again: ASR after fine-tuning on a few poisoned images, and that of a network that never had the backdoor; None if
+        it was not measured.
+      seconds: of the defence's own steps.
+      megabytes: the most that one of their programs takes; None if it is not known.
+    """
+
+    victim: tuple[str, ...]
+    run: int
+    lost: float
+    asr: float | None
+    again: tuple[float, float] | None
+    seconds: float
+    megabytes: float | None
+
+
+def entries(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The lines of the leaderboard as plain JSON values: of each way to defend, and of its oracle where it has one.
+
+    Order: by how many backdoors are left, then by what is lost. An oracle's line follows its defence's.
+    """
+    rows = list({text(row, "cell"): row for row in rows}.values())
+    ways: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        ways.setdefault((text(row, "defense"), row.values.get("variant") or ""), []).append(row)
+    found = []
+    for (defense, variant), own in ways.items():
+        named = {"defence": defense, "variant": variant, "data": _data(own[0])}
+        entry = {**named, "oracle": False, **_summary([_measured(row, repaired_network(row)) for row in own])}
+        best = [_measured(row, swept_network(row), oracle=True) for row in own if row.values.get("oracle")]
+        above = {**named, "oracle": True, **_summary(best)} if best else None
+        found.append((entry, above))
+    found.sort(key=lambda pair: _order(pair[0]))
+    return [entry for pair in found for entry in pair if entry is not None]
+
+
+def leaderboard(rows: Sequence[Row]) -> list[Table]:
+    """The leaderboard, and the same networks one by one."""
+    lines = [
+        [
+            _way(entry),
+            entry["data"],
+            str(entry["networks"]),
+            str(entry["runs"]),
+            _points(entry["acc_lost"]),
+            _worst(entry["acc_lost"]),
+            _points(entry["asr"]),
+            _worst(entry["asr"]),
+            f"{entry['left'][0]} of {entry['left'][1]}",
+            _points(entry["clean_lost"]),
+            _worst(entry["clean_lost"]),
+            _back(entry["comes_back"]),
+            formatted(entry["seconds"], ".0f"),
+            formatted(entry["megabytes"], ".0f"),
+        ]
+        for entry in entries(rows)
+    ]
+    columns = (
+        "defence",
+        "data",
+        "backdoored",
+        "runs",
+        "ACC lost, median",
+        "worst",
+        "ASR left, median",
+        "worst",
+        "over 15 %",
+        "clean networks: ACC lost, median",
+        "worst",
+        "comes back: ASR (never had it)",
+        "seconds",
+        "MB",
+    )
+    return [Table(columns, lines)]
+
+
+def by_network(rows: Sequence[Row]) -> list[Table]:
+    """ACC / ASR of every network by every way to defend, means over runs; a line for each way."""
+    rows = list({text(row, "cell"): row for row in rows}.values())
+    victims: dict[tuple[str, ...], Row] = {}
+    for row in rows:
+        victims.setdefault(_victim(row), row)
+    ways: dict[str, dict[tuple[str, ...], list[tuple[float, float | None]]]] = {}
+    for row in rows:
+        metrics = field(row, f"metrics.{repaired_network(row)}")
+        name = _way({"defence": text(row, "defense"), "variant": row.values.get("variant"), "oracle": False})
+        cells = ways.setdefault(name, {})
+        cells.setdefault(_victim(row), []).append((metrics["acc"], metrics["asr"]))
+    before: dict[tuple[str, ...], list[tuple[float, float | None]]] = {
+        victim: [(field(row, "metrics.victim.acc"), field(row, "metrics.victim.asr"))]
+        for victim, row in victims.items()
+    }
+    lines = [
+        [name, *(_rates(cells.get(victim, [])) for victim in victims)]
+        for name, cells in {"as it came": before, **ways}.items()
+    ]
+    return [Table(("defence", *(f"{net}, {attack}, {seed}" for _, net, _, attack, seed in victims)), lines)]
+
+
+def _victim(row: Row) -> tuple[str, ...]:
+    names = ("dataset", "network", "recipe", "attack")
+    return (*(text(row, name) for name in names), f"seed {field(row, 'seed')}")
+
+
+def _data(row: Row) -> str:
+    """What a row's defence was given beside the network."""
+    if not row.values.get("clean"):
+        return "none"
+    return f"{100 * field(row, 'config.clean.fraction'):g} % clean"
+
+
+def _measured(row: Row, network: str, *, oracle: bool = False) -> Measured:
+    after = field(row, f"oracle.{network}" if oracle else f"metrics.{network}")
+    before, seconds = field(row, "metrics.victim"), field(row, "stage_seconds")
+    own = [name for name in seconds if name not in _NO_PART and not name.startswith(_NOT_OURS)]
+    memory = [size for name, size in (row.values.get("stage_megabytes") or {}).items() if name in own and size]
+    back = row.values.get("comes_back")
+    again = None
+    if back and not oracle:
+        again = (back["poisoned"]["asr"][-1], back["never"]["poisoned"]["asr"][-1])
+    learned = before["asr"] is not None and before["asr"] >= LEARNED
+    return Measured(
+        _victim(row),
+        int(row.values.get("repetition", 0)),
+        before["acc"] - after["acc"],
+        after["asr"] if learned else None,
+        again if learned else None,
+        sum(seconds[name] for name in own),
+        max(memory, default=None),
+    )
+
+
+def _summary(found: Sequence[Measured]) -> dict[str, Any]:
+    attacked = [one for one in found if one.asr is not None]
+    clean = [one for one in found if one.asr is None]
+    back = [one.again for one in attacked if one.again is not None]
+    memory = [one.megabytes for one in found if one.megabytes is not None]
+    return {
+        "networks": len({one.victim for one in attacked}),
+        "runs": len({one.run for one in found}),
+        "acc_lost": _over_runs(attacked, lambda one: one.lost),
+        "asr": _over_runs(attacked, lambda one: one.asr),
+        "left": [sum(one.asr is not None and one.asr > LEFT for one in attacked), len(attacked)],
+        "clean_lost": _over_runs(clean, lambda one: one.lost),
+        "comes_back": None
+        if not back
+        else {name: statistics.median(pair[place] for pair in back) for place, name in enumerate(("asr", "never"))},
+        "seconds": statistics.median(one.seconds for one in found) if found else None,
+        "megabytes": max(memory, default=None),
+    }
+
+
+def _over_runs(found: Sequence[Measured], value: Callable[[Measured], Any]) -> dict[str, float | None] | None:
+    """The mean and the standard deviation over runs of the median over networks, and the worst of all.
+
+    Only runs that all networks have: medians over other networks would not be comparable.
+    """
+    if not found:
+        return None
+    runs: dict[int, dict[tuple[str, ...], float]] = {}
+    for one in found:
+        runs.setdefault(one.run, {})[one.victim] = value(one)
+    most = max(map(len, runs.values()))
+    medians = [statistics.median(by.values()) for by in runs.values() if len(by) == most]
+    return {
+        "median": statistics.fmean(medians),
+        "spread": statistics.stdev(medians) if len(medians) > 1 else None,
+        "worst": max(value(one) for one in found),
+    }
+
+
+def _order(entry: Mapping[str, Any]) -> tuple[float, float]:
+    left, of = entry["left"]
+    return (left / of if of else 2.0, entry["acc_lost"]["median"] if entry["acc_lost"] else 0.0)
+
+
+def _way(entry: Mapping[str, Any]) -> str:
+    name = ", ".join(part for part in (entry["defence"], entry.get("variant") or "") if part)
+    return f"{name}, oracle" if entry["oracle"] else name
+
+
+def _points(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return NOTHING
+    spread = "" if found["spread"] is None else f" ± {100 * found['spread']:.1f}"
+    return f"{100 * found['median']:.1f}{spread}"
+
+
+def _worst(found: Mapping[str, Any] | None) -> str:
+    return NOTHING if found is None else f"{100 * found['worst']:.1f}"
+
+
+def _back(found: Mapping[str, float] | None) -> str:
+    return NOTHING if found is None else f"{100 * found['asr']:.0f} ({100 * found['never']:.0f})"
+
+
+def _rates(found: Sequence[tuple[float, float | None]]) -> str:
+    if not found:
+        return NOTHING
+    acc = statistics.fmean(acc for acc, _ in found)
+    asr = [asr for _, asr in found if asr is not None]
+    return f"{100 * acc:.1f}" + (f" / {100 * statistics.fmean(asr):.1f}" if asr else "")

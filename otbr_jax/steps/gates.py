@@ -1,0 +1,129 @@
+"""Gates: what the normalisation behind a neuron multiplies it with, found without a name, and opened and closed.
+
+A channel whose normalisation is scaled by 0 says nothing any more, whatever its kernel is. ANP, RNP and CLP prune so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from otbr_jax.errors import InputError
+from otbr_jax.graph.graph import Layer, Vector
+from otbr_jax.types import Network, Variables, named_leaves, replace_leaves
+
+_PROBES = 4  # images; a layer whose every channel is silent on all of them does not occur
+_SAME = 1e-3  # of the largest logit: rounding, and the epsilon that normalisations add to variances
+
+
+class Pair(NamedTuple):
+    """A parameter that may be a normalisation's scale, and a statistic that may be its variance, of one layer."""
+
+    layer: str
+    scale: Vector
+    variance: Vector
+
+
+def pairs_of(layers: Sequence[Layer]) -> tuple[Pair, ...]:
+    """All pairs of a parameter and a statistic along the same axis, of each layer."""
+    return tuple(
+        Pair(layer.name, scale, variance)
+        for layer in layers
+        for variance in layer.vectors
+        for scale in layer.vectors
+        if scale.name.startswith("params/") and not variance.name.startswith("params/") and scale.axis == variance.axis
+    )
+
+
+def matching(network: Network, variables: Variables, pairs: Sequence[Pair], *, key: jax.Array) -> jax.Array:
+    """Which pairs are a scale and its variance, bool `[pairs]`. Pure; jits.
+
+    No name says it: doubling a scale and quadrupling the variance beside it leaves what the network computes as it is,
+    and no other pair of parameter and statistic does.
+
+    Args:
+      network: the functions of the network.
+      variables: its variables.
+      pairs: from `pairs_of`.
+      key: typed PRNG key of the images that it is tried on.
+    """
+    if not pairs:
+        return jnp.zeros(0, bool)
+    leaves = named_leaves(variables)
+    names = sorted({vector.name for pair in pairs for vector in (pair.scale, pair.variance)})
+    # How each array is multiplied in each trial; the first leaves all as they are.
+    trials = [{}, *({pair.scale.name: 2.0, pair.variance.name: 4.0} for pair in pairs)]
+    factors = jnp.array([[trial.get(name, 1.0) for name in names] for trial in trials])
+    images = jax.random.uniform(key, (_PROBES, *network.image_shape))
+
+    def logits(factor: jax.Array) -> jax.Array:
+        changed = {name: (leaves[name] * factor[place]).astype(leaves[name].dtype) for place, name in enumerate(names)}
+        return network.answer(replace_leaves(variables, changed), images)
+
+    original, *others = jax.lax.map(logits, factors)
+    largest = jnp.max(jnp.abs(original))
+    same = [jnp.max(jnp.abs(changed - original)) <= _SAME * largest for changed in others]
+    sound = [jnp.all(leaves[pair.variance.name].astype(jnp.float32) > 0) for pair in pairs]
+    return jnp.stack(same) & jnp.stack(sound)
+
+
+Gates = Mapping[str, jax.Array]
+"""`{name of a parameter: bool scalar}`: whether it is the scale of a normalisation, so that it gates its neurons."""
+
+
+def gates_of(network: Network, variables: Variables, layers: Sequence[Layer], *, key: jax.Array) -> Gates:
+    """Which parameters of the layers are scales of normalisations; takes what `matching` takes. Pure; jits."""
+    pairs = pairs_of(layers)
+    found = matching(network, variables, pairs, key=key)
+    gates: dict[str, jax.Array] = {}
+    for pair, same in zip(pairs, found, strict=True):
+        gates[pair.scale.name] = gates.get(pair.scale.name, jnp.bool_(False)) | same
+    return gates
+
+
+def check_gates(layers: Sequence[Layer], *, name: str) -> None:
+    """Raises InputError, for a defence of that name, if no layer has a normalisation with statistics behind it."""
+    if not pairs_of(layers):
+        raise InputError(
+            f"defense: expected a network whose convolutions are followed by normalisation with running statistics, "
+            f"which {name} gates, found none; defences that need none are disarm, tsbd and ft"
+        )
+
+
+def open_gates(variables: Variables, gates: Gates) -> dict[str, jax.Array]:
+    """A mask of ones for each gate, `{name: the parameter's shape}`."""
+    leaves = named_leaves(variables)
+    return {name: jnp.ones(leaves[name].shape, jnp.float32) for name in gates}
+
+
+def gated(variables: Variables, gates: Gates, masks: Mapping[str, jax.Array]) -> Variables:
+    """The network whose neurons are multiplied with `masks`, behind their normalisation; other parameters stay."""
+    leaves = named_leaves(variables)
+    changed = {
+        name: jnp.where(gate, leaves[name] * masks[name].astype(leaves[name].dtype), leaves[name])
+        for name, gate in gates.items()
+    }
+    return replace_leaves(variables, changed)
+
+
+def close_gates(
+    variables: Variables, gates: Gates, masks: Mapping[str, jax.Array], threshold: float | jax.Array
+) -> Variables:
+    """The network without the neurons whose masks are at most `threshold`."""
+    return gated(variables, gates, {name: (mask > threshold).astype(jnp.float32) for name, mask in masks.items()})
+
+
+def by_layer(layers: Sequence[Layer], gates: Gates, masks: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """The smallest mask of each layer's neurons, `{layer name: [neurons]}`; 1 where a layer has no gate of its size."""
+    found = {}
+    for layer in layers:
+        least = jnp.ones(layer.neurons)
+        for name, axis in layer.vectors:
+            if name in masks and masks[name].shape[axis] == layer.neurons:
+                rest = tuple(place for place in range(masks[name].ndim) if place != axis)
+                least = jnp.where(gates[name], jnp.minimum(least, jnp.min(masks[name], axis=rest)), least)
+        found[layer.name] = least
+    return found
