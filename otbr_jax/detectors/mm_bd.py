@@ -5,6 +5,9 @@ Types Using a Maximum Margin Statistic, S&P 2024, arXiv 2205.06900. What differs
 images before a logistic function (`steps.margin`, which `short_cuts` shares), where the authors take steps of gradient
 descent and cut images off at 0 and 1; and the null distribution's power is K - 1, as in the paper, where their code has
 K, the number of classes.
+
+A gamma distribution that is fitted to few margins, without the largest one, is too narrow. Of ten independent normal
+margins 19 in 100 p-values fall under 0.05, of 43 margins 5 in 100; with the exponential distribution none do.
 """
 
 from __future__ import annotations

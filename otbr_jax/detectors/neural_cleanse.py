@@ -94,7 +94,7 @@ def search_mask(
     Returns:
       `(patch, whether it worked in the step that it is of)`.
     """
-    images, labels = in_unit_range(clean.images), clean.labels
+    images, labels = in_unit_range(jnp.asarray(clean.images)), jnp.asarray(clean.labels)
     mask_key, pattern_key, order_key = jax.random.split(key, 3)
     height, width, channels = network.image_shape
     optimizer = optax.adam(config.learning_rate, b1=0.5, b2=0.9)
