@@ -139,7 +139,7 @@ class DetectorCell(Cell):
             "suspect": found.suspect,
             "backdoored": found.backdoored,
             "threshold": found.threshold,
-            "p_value": None if chance is None else settled(chance),
+            "p_value": None if chance is None else float(f"{chance:.4g}"),
             "clean_images": len(clean["clean"].labels) if clean else 0,
             "metrics": {
                 "victim": {"acc": settled(measured.acc), "asr": settled(measured.asr) if attacked else None},
