@@ -18,6 +18,7 @@ from configs.bench.disarm import RESNET, VGG, digits
 from launch import cli
 from otbr_jax import plan as plans
 from otbr_jax.data import sources
+from otbr_jax.detectors import short_cuts
 from otbr_jax.report.rows import append_row
 from otbr_jax.runs.devices import local_mesh
 from otbr_jax.runs.networks import open_network
@@ -48,7 +49,7 @@ def judged(cell: Cell, seeds: int) -> list[np.ndarray]:
     with open_workdir(pathlib.Path(WORKDIR.value) / cell.group, subject=subject_of(config)) as directory:
         run = Run(config, directory, subject, local_mesh(), layers=config.way.layers(config))
         given = {"victim": open_victim(run, dataset).stage.value["variables"]}
-    steps = config.way.detection(config).plan
+    steps = short_cuts.DETECTOR.plan(config)
     program = jax.jit(lambda key: plans.run(steps, run.setup, given, key=key)["detected"].suspicion)
     return [np.asarray(program(jax.random.key(seed))) for seed in range(seeds)]
 

@@ -1,7 +1,7 @@
 """Writes the scores of clean networks, which verdicts compare with, from a bench's rows: `python -m launch.calibrate`.
 
 Read are the rows without an attack of `results/bench_otbr_plus.jsonl` and `results/bench_disarm.jsonl`; written is
-`otbr_jax/report/calibration.json`. Printed is what evidence is usual (`otbr_jax.detectors.shortcuts.USUAL`).
+`otbr_jax/report/calibration.json`. Printed is what evidence is usual (`otbr_jax.detectors.out_of_line.USUAL`).
 """
 
 from __future__ import annotations

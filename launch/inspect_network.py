@@ -2,7 +2,8 @@
 
 The network is that of `--config.model...`, as for `launch.repair`: of the registry, from a checkpoint, or of your own
 code. `--verify` permutes every group of neurons and says how far the outputs move: in a right graph 0, but for
-rounding. `--judge=DIR` says whether a network looks backdoored, and for which class, from its weights alone.
+rounding. `--judge=DIR` says whether a network looks backdoored, and for which class, from its weights alone; or by
+another method, `--detector=NAME`, which may need the clean images of `--config.clean...`, as `launch.repair` does.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from collections.abc import Sequence
 from absl import flags
 
 from launch import cli
+from otbr_jax.detectors.registry import DETECTORS
+from otbr_jax.errors import InputError
 from otbr_jax.studies.inspection import inspect
 from otbr_jax.studies.repair_config import config_type_of, repair_config_types
 
 CONFIG = cli.define_config("own_network.py", *repair_config_types(), choose=config_type_of)
 OUT = flags.DEFINE_string("out", None, "File for the drawing: .png, .svg or .pdf.")
-JUDGE = flags.DEFINE_string("judge", None, "Working directory; judges, without data, whether it looks backdoored.")
+JUDGE = flags.DEFINE_string("judge", None, "Working directory; judges whether the network looks backdoored.")
+DETECTOR = flags.DEFINE_enum("detector", None, [*DETECTORS], "Which method judges; by default the defence's own.")
 VERIFY = flags.DEFINE_bool("verify", False, "Permutes every group and measures how far the outputs move.")
 
 
@@ -25,7 +29,10 @@ def main(arguments: Sequence[str]) -> None:
     """Traces the network and prints its table."""
     del arguments
     config = CONFIG()
-    print(inspect(config, drawing=OUT.value, verify=VERIFY.value, judge_in=JUDGE.value))
+    if DETECTOR.value and not JUDGE.value:
+        raise InputError(f"--detector: expected --judge=DIR beside it, found {DETECTOR.value!r} alone")
+    judge, detector = JUDGE.value, DETECTOR.value or ""
+    print(inspect(config, drawing=OUT.value, verify=VERIFY.value, judge_in=judge, detector=detector))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from otbr_jax.defenses.defend import Defended, defend
 from otbr_jax.defenses.otbr import OTBRConfig, OTBRInfo, otbr
 from otbr_jax.defenses.otbr_plus import OTBRPlusInfo, OTBRSettings, otbr_plus
 from otbr_jax.defenses.tsbd import TSBDConfig, TSBDInfo, tsbd
+from otbr_jax.detectors.detect import detect
+from otbr_jax.detectors.detector import Detector, Verdict
 from otbr_jax.detectors.judge import SuspicionConfig
 from otbr_jax.errors import InputError
 from otbr_jax.graph.choose import choose_layers
@@ -36,6 +38,7 @@ __all__ = [
     "Batch",
     "CleanUnlearningConfig",
     "Defended",
+    "Detector",
     "FinetuningConfig",
     "FusionConfig",
     "Group",
@@ -57,6 +60,7 @@ __all__ = [
     "TransportConfig",
     "UnlearningConfig",
     "Variables",
+    "Verdict",
     "activeness",
     "activeness_aware",
     "check_graph",
@@ -64,6 +68,7 @@ __all__ = [
     "clean_unlearning",
     "correlation",
     "defend",
+    "detect",
     "finetune",
     "fuse",
     "neuron_weight_changes",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,3 +51,8 @@ def defense_effectiveness(before: Metrics, after: Metrics) -> jax.Array:
     asr_drop = jnp.maximum(0.0, before.asr - after.asr)
     acc_drop = jnp.maximum(0.0, before.acc - after.acc)
     return (asr_drop - acc_drop + 1) / 2
+
+
+def settled(value: Any) -> float:
+    """A number as results hold it, to six decimals."""
+    return round(float(value), 6)

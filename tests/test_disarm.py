@@ -10,8 +10,9 @@ import tiny_runs
 
 from otbr_jax import Batch, InputError, Network
 from otbr_jax.defenses import disarm, disarm_clean
-from otbr_jax.defenses.disarm import DetectionConfig, DisarmSettings, PicturesConfig, short_cuts
-from otbr_jax.detectors.shortcuts import ANSWERS, MARGIN, USUAL, out_of_line, suspect_by_short_cuts
+from otbr_jax.defenses.disarm import DisarmSettings, short_cuts
+from otbr_jax.detectors.out_of_line import ANSWERS, MARGIN, USUAL, out_of_line, suspect_by_short_cuts
+from otbr_jax.detectors.short_cuts import DetectionConfig, PicturesConfig
 from otbr_jax.runs.networks import check_classes
 from otbr_jax.steps.margin import MarginConfig, largest_margins
 from otbr_jax.steps.procedural import balanced, procedural

@@ -27,7 +27,7 @@ def test_committed_rows_are_found(name, least):
 def test_a_setting_that_a_row_does_not_know_has_to_have_its_default():
     cells, rows = cells_and_rows("otbr_plus")
     cell, row = next((cell, row) for cell in cells for row in rows if cell.is_of(row))
-    assert "evidence" not in row["config"]["suspicion"]  # it is older than the list of detectors
+    assert "evidence" not in row["config"]["suspicion"]  # it is older than the list of kinds
 
     def with_suspicion(**changes):
         suspicion = dataclasses.replace(cell.config.suspicion, **changes)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from otbr_jax import Batch, InputError, Network
-from otbr_jax.detectors import DETECTORS, Answers, Observed
+from otbr_jax.detectors.evidence import EVIDENCE, Answers, Observed
 from otbr_jax.detectors.judge import SuspicionConfig, answers, judge, remaining, suspicions
 from otbr_jax.steps.harden import PatchingConfig
 from otbr_jax.steps.search import Found
@@ -22,7 +22,7 @@ CONFIG = SuspicionConfig(gamma=(0.1, 0.2, 0.3), lam=(0.5,), remaining=0.1)
 
 
 def triggers(size, strength=0.1):
-    """What a search found, as far as detectors look at it."""
+    """What a search found, as far as evidence is made of it."""
     size = jnp.asarray(size, jnp.float32)
     strength = jnp.broadcast_to(jnp.asarray(strength, jnp.float32), size.shape)
     sizes = {"patch": size, "perturbation": strength}
@@ -30,7 +30,7 @@ def triggers(size, strength=0.1):
 
 
 @partial(jax.jit, static_argnames="evidence")
-def suspicion(triggers, along, evidence=tuple(DETECTORS)):
+def suspicion(triggers, along, evidence=tuple(EVIDENCE)):
     return suspicions(Observed(triggers, along, agreement=0.9), evidence=evidence)
 
 
@@ -115,9 +115,9 @@ def test_no_setting_that_agrees_and_triggers_that_never_worked():
 
 def test_evidence_is_the_sum_of_what_is_asked():
     found, fallen = triggers([0.2, 0.1, 0.2, 0.2], [0.1, 0.05, 0.1, 0.1]), FALLEN
-    each = {name: suspicion(found, fallen, evidence=(name,)) for name in DETECTORS}
+    each = {name: suspicion(found, fallen, evidence=(name,)) for name in EVIDENCE}
     for name, values in each.items():
-        expected = DETECTORS[name].weight * DETECTORS[name].evidence(Observed(found, fallen, 0.9))
+        expected = EVIDENCE[name].weight * EVIDENCE[name].of(Observed(found, fallen, 0.9))
         np.testing.assert_allclose(values, expected, atol=1e-6)
     np.testing.assert_allclose(suspicion(found, fallen), sum(each.values()), atol=1e-6)
     config = dataclasses.replace(CONFIG, evidence=("fall",))

@@ -132,6 +132,15 @@ def defended(rng, seed):
     return row
 
 
+def detected(rng, seed):
+    """A row as bench_detectors.jsonl has it; the second one is a clean network's, by another detector."""
+    row = {"cell": f"cell{seed}", "dataset": "digits", "network": "a-w8", "attack": ("badnets", "none")[seed - 1]}
+    row |= {"recipe": "fast", "variant": "", "seed": seed, "detector": ("mm_bd", "neural_cleanse")[seed - 1]}
+    row |= {"needs": ("none", "clean images")[seed - 1], "score": value(rng), "suspect": 0, "target": 0}
+    row |= {"backdoored": seed == 1, "detector_seconds": round(60 * rng.random(), 1)}
+    return row | {"metrics": {"victim": {"acc": value(rng), "asr": 1.0}}}
+
+
 def varied(rng, seed):
     """A row as bench_variants.jsonl has it."""
     row = cell(rng)
@@ -166,6 +175,7 @@ MADE = {
     "faults": faulty,
     "spread": searched,
     "bench_defences": defended,
+    "bench_detectors": detected,
     "bench_recovery": suspected,
     "bench_variants": varied,
     "ablation": ablated,

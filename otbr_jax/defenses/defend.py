@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from otbr_jax import plan as plans
 from otbr_jax.defenses.defense import Outcome
@@ -15,7 +14,7 @@ from otbr_jax.defenses.registry import defense
 from otbr_jax.errors import InputError
 from otbr_jax.graph.graph import NeuronGraph
 from otbr_jax.graph.trace import trace
-from otbr_jax.types import Augment, Batch, Network, Variables, check_finite, unchanged
+from otbr_jax.types import Augment, Batch, Network, Variables, check_clean, check_finite, unchanged
 
 
 class Defended(NamedTuple):
@@ -82,36 +81,3 @@ def defend(
     repaired = values[method.networks(config)[-1]].variables
     check_finite(repaired, name=f"the network that {name} repaired")
     return Defended(repaired, method.outcome(config, values), values)
-
-
-def check_clean(clean: Batch | None, network: Network, *, name: str, data: str) -> None:
-    """Raises InputError if clean images are missing, not wanted, or do not fit the network.
-
-    Args:
-      clean: the images and labels, or None.
-      network: says of what shape they have to be, and how many classes there are.
-      name: of the defence or detector, for errors.
-      data: what it takes: `none` or `clean images`.
-    """
-    if clean is None:
-        if data != "none":
-            raise InputError(f"clean: expected clean images and labels, which {name!r} needs, found none")
-        return
-    if data == "none":
-        raise InputError(f"clean: expected none, since {name!r} takes no images, found {len(clean.labels)}")
-    images, labels = clean.images, np.asarray(clean.labels)
-    if np.ndim(images) != 4 or tuple(images.shape[1:]) != tuple(network.image_shape) or images.dtype != np.uint8:
-        raise InputError(
-            f"clean.images: expected uint8 in 0..255 of shape [n, {', '.join(map(str, network.image_shape))}], found "
-            f"{images.dtype} {list(images.shape)}"
-        )
-    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
-        raise InputError(f"clean.labels: expected {len(images)} whole numbers, found {labels.dtype} {labels.shape}")
-    missing = sorted(set(range(network.num_classes)) - set(labels.tolist()))
-    strange = sorted(set(labels.tolist()) - set(range(network.num_classes)))
-    if missing or strange:
-        found = f"none of class {missing[0]}" if missing else f"label {strange[0]}"
-        raise InputError(
-            f"clean.labels: expected some of each of {network.num_classes} classes, 0 to {network.num_classes - 1}, "
-            f"found {found}"
-        )

@@ -8,26 +8,12 @@ from typing import Any, NamedTuple
 
 import jax
 
+from otbr_jax.detectors.detector import Detector
 from otbr_jax.metrics import Metrics
+from otbr_jax.metrics import settled as settled  # defences import it from here
 from otbr_jax.plan import Plan, Setup
 from otbr_jax.steps.score import Scores
 from otbr_jax.types import Batch, Variables
-
-
-class Detection(NamedTuple):
-    """How a defence tells whether a network is backdoored.
-
-    Attributes:
-      plan: the steps of its plan that tell it, and change nothing.
-      judgement: `{step: value} -> plain JSON values`: `suspicion` of each class, `suspect`, `stands_out`, `threshold`,
-        `by` which images.
-      triggers: `{step: value} -> (masks [classes, h, w, 1], patterns [classes, h, w, c])`, to be drawn.
-    """
-
-    plan: Plan
-    judgement: Callable[[Mapping[str, Any]], dict[str, Any]]
-    triggers: Callable[[Mapping[str, Any]], tuple[Any, Any]]
-
 
 Ask = Callable[[Variables], Metrics]
 """How a network does on a test set."""
@@ -114,7 +100,8 @@ class Defense:
       check: `(setup, config)`; raises InputError if the method cannot be used on such a network.
       given: `(config, clean images or None, seed) -> {name: arrays}`; raises InputError if the images are too few.
       candidates: `config -> Candidates`, None without any.
-      detection: `config -> Detection`, None for a defence that does not look whether there is a backdoor.
+      detector: `config -> Detector`, which takes the same settings; None for a defence that does not look whether there
+        is a backdoor.
       batch_sizes: `config -> {setting: size}`, the batches that devices share.
       source: where it was published, such as `arXiv 2405.20291`; by default here.
     """
@@ -129,7 +116,7 @@ class Defense:
     check: Callable[[Setup, Any], None] = lambda setup, config: None
     given: Callable[[Any, Batch | None, int], Mapping[str, Any]] = nothing_more
     candidates: Callable[[Any], Candidates | None] = lambda config: None
-    detection: Callable[[Any], Detection | None] = lambda config: None
+    detector: Callable[[Any], Detector | None] = lambda config: None
     batch_sizes: Callable[[Any], Mapping[str, int]] = lambda config: {}
     source: str = "otbr_jax"
 
@@ -137,8 +124,3 @@ class Defense:
 def count_neurons(masks: Mapping[str, Any]) -> tuple[int, int]:
     """How many neurons masks `{layer: bool [neurons]}` are about, and how many of them are true."""
     return sum(int(mask.size) for mask in masks.values()), sum(int(mask.sum()) for mask in masks.values())
-
-
-def settled(value: Any) -> float:
-    """A number as results hold it, to six decimals."""
-    return round(float(value), 6)

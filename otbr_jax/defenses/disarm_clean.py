@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from otbr_jax.defenses import disarm
 from otbr_jax.defenses.disarm import Disarmed, DisarmSettings, Lessons
-from otbr_jax.defenses.judging import Pictures
 from otbr_jax.plan import Plan, Setup, Step, needs
+from otbr_jax.steps.images import Pictures
 from otbr_jax.types import Batch, Network, Variables
 
 

@@ -10,23 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from otbr_jax.defenses.defense import settled
 from otbr_jax.defenses.otbr import OTBRConfig
-from otbr_jax.detectors import Answers
+from otbr_jax.detectors.evidence import Answers
 from otbr_jax.detectors.judge import Judgement, SuspicionConfig, answers, judge
+from otbr_jax.metrics import settled
 from otbr_jax.plan import Report, Setup, Step, needs
 from otbr_jax.steps.fuse import align, interpolate
+from otbr_jax.steps.images import Pictures
 from otbr_jax.steps.prune import neurons_to_prune, prune
 from otbr_jax.steps.score import Scores
 from otbr_jax.steps.search import Found, Searches, search_classes
 from otbr_jax.types import Batch, Variables
-
-
-class Pictures(NamedTuple):
-    """Images in [0, 1] with what the suspicious network answers them with, and how they were made."""
-
-    batch: Batch
-    info: Any = None
 
 
 class Judged(NamedTuple):

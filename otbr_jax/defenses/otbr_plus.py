@@ -18,10 +18,9 @@ import numpy as np
 
 from otbr_jax import plan as plans
 from otbr_jax.defenses import otbr as published
-from otbr_jax.defenses.defense import Ask, Candidates, Defense, Detection, Outcome, count_neurons, settled
+from otbr_jax.defenses.defense import Ask, Candidates, Defense, Outcome, count_neurons
 from otbr_jax.defenses.judging import (
     Judged,
-    Pictures,
     grid,
     judging_steps,
     patches,
@@ -29,17 +28,18 @@ from otbr_jax.defenses.judging import (
     summarize_judgement,
 )
 from otbr_jax.defenses.otbr import Fused, OTBRConfig, Pruned, fuse_pruned
+from otbr_jax.detectors.detector import Detector, Verdict
 from otbr_jax.detectors.judge import Judgement, SuspicionConfig
 from otbr_jax.errors import InputError
 from otbr_jax.graph.graph import NeuronGraph
-from otbr_jax.metrics import Metrics
+from otbr_jax.metrics import Metrics, settled
 from otbr_jax.plan import Plan, Report, Setup, Step, needs
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.augment import augment
 from otbr_jax.steps.distill import DistillationConfig, distill
 from otbr_jax.steps.fuse import FusionConfig, align, interpolate
 from otbr_jax.steps.harden import PatchingConfig, PatchingInfo, patch_classes
-from otbr_jax.steps.images import SyntheticConfig, synthesize
+from otbr_jax.steps.images import Pictures, SyntheticConfig, synthesize
 from otbr_jax.steps.prune import neurons_to_prune, prune
 from otbr_jax.steps.score import Scores
 from otbr_jax.steps.search import Found
@@ -269,16 +269,30 @@ def plan(config: OTBRSettings) -> Plan:
     return tuple(steps)
 
 
-def detection(config: OTBRSettings) -> Detection | None:
-    """The steps up to `judged`; None where gamma and lambda are settings."""
-    if not config.judges:
-        return None
+def judging_plan(config: OTBRSettings) -> Plan:
+    """The steps up to `judged`, which change nothing that is returned."""
     names = [step.name for step in plan(config)]
-    return Detection(
-        plan(config)[: names.index("judged") + 1],
-        partial(summarize_judgement, config.suspicion, by=SYNTHETIC),
-        patches,
-    )
+    return plan(config)[: names.index("judged") + 1]
+
+
+def verdict(config: OTBRSettings, values: Mapping[str, Any]) -> Verdict:
+    """The highest suspicion of any class."""
+    found = values["judged"].judgement
+    scores, suspect = tuple(settled(value) for value in found.suspicion), int(found.suspect)
+    return Verdict(scores[suspect], suspect, bool(found.stands_out), config.suspicion.threshold, None, scores)
+
+
+JUDGE = Detector(
+    name="otbr",
+    Config=OTBRSettings,
+    data="none",
+    by=SYNTHETIC,
+    score="suspicion",
+    plan=judging_plan,
+    verdict=verdict,
+    triggers=lambda config, values: patches(values),
+)
+"""How this defence tells whether there is a backdoor, where it judges at all: by pruning and fusing."""
 
 
 class OTBRPlusInfo(NamedTuple):
@@ -499,7 +513,7 @@ DEFENSE = Defense(
     networks=networks,
     outcome=outcome,
     candidates=candidates,
-    detection=detection,
+    detector=lambda config: JUDGE if config.judges else None,
     # Patching's and distillation's few images are not worth splitting: every device has all of them.
     batch_sizes=lambda config: {"otbr.unlearning.batch_size": config.otbr.unlearning.batch_size},
     source="arXiv 2408.15861",

@@ -12,18 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from otbr_jax import plan as plans
-from otbr_jax.defenses.defense import Ask, Candidates, Defense, Outcome, count_neurons, settled
-from otbr_jax.defenses.judging import Judged, Pictures, judging_steps, stands_out, summarize_judgement
+from otbr_jax.defenses.defense import Ask, Candidates, Defense, Outcome, count_neurons
+from otbr_jax.defenses.judging import Judged, judging_steps, stands_out, summarize_judgement
 from otbr_jax.defenses.otbr import SCORES, OTBRConfig, Unlearned
 from otbr_jax.defenses.tuning import plain_history, tuning_step
 from otbr_jax.detectors.judge import SuspicionConfig
 from otbr_jax.errors import InputError
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.graph.graph import NeuronGraph
-from otbr_jax.metrics import Metrics
+from otbr_jax.metrics import Metrics, settled
 from otbr_jax.plan import Plan, Report, Setup, Step, needs
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.finetune import FinetuningConfig, finetune
+from otbr_jax.steps.images import Pictures
 from otbr_jax.steps.prune import SCHEMES, ReinitInfo, neurons_to_prune, reinitialize
 from otbr_jax.steps.sampling import split_folds
 from otbr_jax.steps.score import Scores

@@ -1,57 +1,60 @@
-"""What a detector is: evidence that one class of a network is the attacker's."""
+"""What a detector is: a plan that changes nothing, and a verdict: backdoored or not, and for which class."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-
-from otbr_jax.steps.search import Found
+from otbr_jax.plan import Plan
 
 
-class Answers(NamedTuple):
-    """How a network answers the images that were made from the original; leading axes for several networks.
+class Verdict(NamedTuple):
+    """What a detector says of a network, as plain values.
 
     Attributes:
-      agreement: `[classes]`, of the images that the original gives a class, the share that keeps it; 1 without any.
-      success: `[classes]`, of the images of other classes, the share that a class's patch turns into it.
+      score: of the network, higher for one that is more likely backdoored.
+      suspect: the class that it would be for; None where no class is more suspicious than another.
+      backdoored: whether the network counts as backdoored, by the threshold.
+      threshold: of the score, as published or as calibrated.
+      p_value: the chance that a clean network scores as high; None where it is not known.
+      scores: of each class.
     """
 
-    agreement: jax.Array
-    success: jax.Array
+    score: float
+    suspect: int | None
+    backdoored: bool
+    threshold: float
+    p_value: float | None
+    scores: tuple[float, ...]
 
 
-class Observed(NamedTuple):
-    """What detectors look at.
-
-    Attributes:
-      triggers: of the suspicious network, `{family: Found}`, a trigger for each class.
-      along: `[settings, classes]`, of networks with more and more neurons pruned and fused.
-      agreement: settings at which fewer of the images keep their answer say nothing about single classes, in [0, 1].
-    """
-
-    triggers: Mapping[str, Found]
-    along: Answers
-    agreement: float
+DATA = ("none", "clean images")
+"""What a detector may need beside the network."""
 
 
-class Detector(NamedTuple):
-    """Evidence about each class.
+@dataclasses.dataclass(frozen=True)
+class Detector:
+    """A method that tells backdoored networks. A file of this package with a `DETECTOR` in it is all that one takes.
 
     Attributes:
-      name: as settings and rows of results name it.
-      weight: of its evidence in the sum of all.
-      evidence: `Observed -> [classes]`, higher for a class that is more likely the attacker's. Pure; jits.
+      name: as `detect` and `--detector` name it.
+      Config: its settings, a class of settings with a default for each.
+      data: what it needs beside the network, one of `DATA`.
+      by: what the network is judged by, in words.
+      score: what a score is, in words.
+      plan: `config -> Plan`. Its steps may need `victim`, the suspicious network's variables, and where `data` says so
+        `clean`, a batch of clean uint8 images.
+      verdict: `(config, {step: value}) -> Verdict`; on the host.
+      triggers: `(config, {step: value}) -> (masks [classes, h, w, 1], patterns [classes, h, w, c])`, to be drawn; None
+        where it finds none.
     """
 
     name: str
-    weight: float
-    evidence: Callable[[Observed], jax.Array]
-
-
-def relative(values: jax.Array) -> jax.Array:
-    """Values `[settings, classes]` over the median of each setting; 1 where that is 0."""
-    middle = jnp.median(values, axis=1, keepdims=True)
-    return jnp.where(middle > 0, values / jnp.where(middle > 0, middle, 1.0), 1.0)
+    Config: type
+    data: str
+    by: str
+    score: str
+    plan: Callable[[Any], Plan]
+    verdict: Callable[[Any, Mapping[str, Any]], Verdict]
+    triggers: Callable[[Any, Mapping[str, Any]], tuple[Any, Any]] | None = None

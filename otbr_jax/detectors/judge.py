@@ -1,6 +1,6 @@
 """Is there a backdoor, for which class, and is it gone? Judged by images that were made from the network itself.
 
-Detectors (`otbr_jax.detectors`) give evidence about each class. Each finds something in clean networks too, where one
+Evidence (`otbr_jax.detectors.evidence`) is of several kinds. Each is found in clean networks too, where one
 class is easier to imitate and another falls first by chance; so what a class has of all of them is added, each with its
 weight. The weights are the simplest that told the bench's victims from its clean networks.
 """
@@ -13,8 +13,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from otbr_jax.detectors import DETECTORS, Answers, Observed
-from otbr_jax.detectors.detector import relative
+from otbr_jax.detectors.evidence import EVIDENCE, Answers, Observed
+from otbr_jax.detectors.evidence.evidence import relative
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.images import SyntheticConfig
 from otbr_jax.steps.search import Found, InversionConfig, Searches, reach
@@ -62,7 +62,7 @@ class SuspicionConfig:
         doc="what may remain of the suspicious class for a setting to count as repaired, see `remaining`.",
     )
     evidence: tuple[str, ...] = field(
-        default=("patch", "perturbation", "fall"), choices=tuple(DETECTORS), doc="the detectors that are asked."
+        default=("patch", "perturbation", "fall"), choices=tuple(EVIDENCE), doc="the kinds of evidence that count."
     )
 
     def check(self) -> None:
@@ -70,7 +70,7 @@ class SuspicionConfig:
         if self.gamma and not self.lam:
             raise wrong(self, "lam", f"lambdas beside suspicion.gamma {[*self.gamma]}", found="none")
         if not self.evidence:
-            raise wrong(self, "evidence", f"at least one of {[*DETECTORS]}", found="none")
+            raise wrong(self, "evidence", f"at least one of {[*EVIDENCE]}", found="none")
 
     @property
     def searches(self) -> Searches:
@@ -95,11 +95,11 @@ def answers(network: Network, variables: Variables, batch: Batch, patches: Found
 
 
 def suspicions(observed: Observed, *, evidence: Sequence[str]) -> jax.Array:
-    """How far every class stands out, `[classes]`: the weighted sum of what the detectors of these names say."""
+    """How far every class stands out, `[classes]`: the weighted sum of the evidence of these kinds."""
     total = jnp.zeros(())
     # The last first: sums of the published three round as they always did.
-    for detector in reversed([DETECTORS[name] for name in evidence]):
-        total = total + detector.weight * detector.evidence(observed)
+    for kind in reversed([EVIDENCE[name] for name in evidence]):
+        total = total + kind.weight * kind.of(observed)
     return total
 
 

@@ -60,6 +60,15 @@ def written(networks: Iterable[Mapping[str, Any]]) -> str:
     return "[\n" + ",\n".join(json.dumps(one) for one in networks) + "\n]\n"
 
 
+def p_value(by: str, score: float) -> float | None:
+    """The chance that a clean network scores as high, from those that were judged by these images; None without any.
+
+    `(1 + as high) / (1 + all)`, which no network makes 0: as a conformal prediction does.
+    """
+    scores = clean_scores(by)
+    return (1 + sum(clean >= score for clean in scores)) / (1 + len(scores)) if scores else None
+
+
 @functools.cache
 def clean_scores(by: str, evidence: str = "suspicion") -> tuple[float, ...]:
     """Scores of the clean networks that were judged by these images, ascending; empty where none was.

@@ -31,3 +31,31 @@ def share(count: int, of: int) -> str:
 
     interval = binomtest(count, of).proportion_ci(0.95, method="wilson")
     return f"{count} of {of} ({100 * interval.low:.0f} to {100 * interval.high:.0f} %)"
+
+
+def auc_interval(auc: float, positives: int, negatives: int) -> tuple[float, float]:
+    """The 95 % confidence interval of an AUC, which is not of width 0 where all networks are told.
+
+    All areas `a` with `|auc - a| <= 1.96 sqrt(V(a))`, where V is Hanley and McNeil's variance with both numbers of
+    networks at their mean. Source: Newcombe, Statistics in Medicine 25 (2006), his method 5.
+
+    Args:
+      auc: in [0, 1].
+      positives: how many networks are backdoored, at least 1.
+      negatives: how many are clean, at least 1.
+    """
+    more = (positives + negatives) / 2 - 1
+
+    def within(area: float) -> bool:
+        shape = 1 + more * ((1 - area) / (2 - area) + area / (1 + area))
+        variance = area * (1 - area) * shape / (positives * negatives)
+        return (auc - area) ** 2 <= 1.959964**2 * variance
+
+    def end(outside: float) -> float:
+        inside = auc
+        for _ in range(60):
+            middle = (outside + inside) / 2
+            outside, inside = (outside, middle) if within(middle) else (middle, inside)
+        return inside
+
+    return end(0.0), end(1.0)

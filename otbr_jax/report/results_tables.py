@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from otbr_jax.errors import InputError
-from otbr_jax.report import ablation_page, choice_tables, defence_tables, leaderboard
+from otbr_jax.report import ablation_page, choice_tables, defence_tables, detector_tables, leaderboard
 from otbr_jax.report.activeness_page import SCORES
 from otbr_jax.report.cells import ATTACKS, bold, oracle_cell, oracle_title, repaired_cell, repaired_network
 from otbr_jax.report.correlation_page import CORRELATIONS
@@ -297,6 +297,7 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[Table]]] = {
     "bench_disarm": choice_tables.disarm,
     "bench_disarm_cifar": choice_tables.disarm,
     "bench_defences": defence_tables.defences,
+    "bench_detectors": detector_tables.detectors,
     "bench_leaderboard": lambda rows: [*leaderboard.leaderboard(rows), *leaderboard.by_network(rows)],
     "bench_recovery": choice_tables.recovery,
     "bench_variants": choice_tables.variants,

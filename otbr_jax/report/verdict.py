@@ -9,12 +9,28 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from otbr_jax.detectors.detector import Detector, Verdict
 from otbr_jax.report.calibration import clean_scores
 from otbr_jax.report.plots import BAD, STYLE, displayable
 
 
+def judgement_of(found: Verdict, detector: Detector) -> dict[str, Any]:
+    """A detector's verdict as a judgement: what rows, `verdict` and `draw_triggers` take."""
+    return {
+        "by": detector.by,
+        "stands_out": found.backdoored,
+        "suspect": found.suspect,
+        "suspicion": [*found.scores],
+        "threshold": found.threshold,
+        "score": detector.score,
+        "p_value": found.p_value,
+    }
+
+
 def verdict(judgement: Mapping[str, Any]) -> str:
     """A sentence: which class is most suspicious, how many clean networks are as suspicious, what follows."""
+    if judgement["suspect"] is None:
+        return f"nothing stands out, judged by {judgement['by']}"
     score, rate = judgement["suspicion"][judgement["suspect"]], "not measured for these images"
     what = (
         f"class {judgement['suspect']} stands out"
@@ -25,10 +41,13 @@ def verdict(judgement: Mapping[str, Any]) -> str:
         higher = sum(clean >= score for clean in scores)
         clean = f"{higher} of the bench's {len(scores)} clean networks, of ten classes each"
         rate = f"{100 * higher / len(scores):.0f} % ({clean})"
-    return (
-        f"{what}: suspicion {score:.2f}, threshold {judgement['threshold']:g}, judged by {judgement['by']}; "
-        f"false-positive rate at this score: {rate}"
+    said = (
+        f"{what}: {judgement.get('score', 'suspicion')} {score:.2f}, threshold {judgement['threshold']:g}, judged by "
+        f"{judgement['by']}"
     )
+    if judgement.get("p_value") is not None:
+        return f"{said}; p-value {judgement['p_value']:.2g}"
+    return f"{said}; false-positive rate at this score: {rate}"
 
 
 def draw_triggers(mask: np.ndarray, pattern: np.ndarray, judgement: Mapping[str, Any]) -> Figure:

@@ -31,6 +31,13 @@ class SyntheticConfig:
     )
 
 
+class Pictures(NamedTuple):
+    """Images in [0, 1] with what the suspicious network answers them with, and how they were made."""
+
+    batch: Batch
+    info: Any = None
+
+
 class SyntheticInfo(NamedTuple):
     """How it went, `[steps]` each, before each step.
 

@@ -84,6 +84,14 @@ class Cell:
         """The way to repair: the defence, and its variant if there is one."""
         return f"{self.config.defense}, {self.variant}" if self.variant else self.config.defense
 
+    def settings(self) -> dict[str, Any]:
+        """The settings as a row holds them."""
+        return plain_config(self.config)
+
+    def defaults(self) -> dict[str, Any]:
+        """What `settings` would be with every default."""
+        return default_config(self.config)
+
     def is_of(self, row: Mapping[str, Any]) -> bool:
         """Whether a row of results is this cell's: the same settings, but for those that were added since.
 
@@ -92,13 +100,44 @@ class Cell:
         """
         if row.get("cell") != self.name or row.get("versions", {}).get("otbr_jax") != versions()["otbr_jax"]:
             return False
-        return _agree(row.get("config", {}), plain_config(self.config), default_config(self.config))
+        return _agree(row.get("config", {}), self.settings(), self.defaults())
 
     @property
     def id(self) -> str:
         """A hash of all settings but where data lie, and of the package's version."""
-        settings = plain_config(self.config) | {"otbr_jax": versions()["otbr_jax"]}
+        settings = self.settings() | {"otbr_jax": versions()["otbr_jax"]}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+    def fill(self, root: pathlib.Path, *, devices: Sequence[jax.Device] | None) -> dict[str, Any]:
+        """The row, computed below the folder `root`; raises InputError if it cannot be."""
+        result = repair(self.config, root / self.group, results=f"cells/{_slug(self)}", devices=devices)
+        assert result.test is not None  # a cell's data is not `none`
+        example = example_triggers(
+            result.test, self.config.attack, name=f"{self.config.attack.name}, {self.config.data.name}"
+        )
+        if example is not None:
+            _save_example(result.workdir / "trigger.npz", example)
+        return make_row(self, result, example)
+
+    def in_words(self, row: Mapping[str, Any]) -> str:
+        """A row in a line."""
+
+        def part(name: str) -> str:
+            found = row["metrics"][name]
+            values = [found["acc"]] + ([] if found["asr"] is None else [found["asr"]])
+            return " / ".join(f"{100 * value:.1f}" for value in values)
+
+        return f"victim {part('victim')}, repaired {part([*row['metrics']][-1])}"
+
+    @classmethod
+    def draw(cls, grid: Grid, found: Sequence[Mapping[str, Any]], root: pathlib.Path) -> None:
+        """Pictures of all cells of this kind, into the folder `root`; `found` are the rows of the grid."""
+        del found
+        own = [cell for cell in grid.cells if type(cell) is cls]
+        examples = [_load_example(path) for cell in own if (path := _example_path(root, cell)).exists()]
+        if examples:
+            write_text(root / "gallery.html", gallery.render(examples, title=f"Triggers of the bench {grid.name}"))
+            write_figure(root / "triggers.png", gallery.overview(examples), dpi=150, facecolor="white")
 
 
 def _agree(recorded: Any, wanted: Any, default: Any) -> bool:
@@ -178,8 +217,9 @@ def run_bench(
 
     Args:
       grid: the cells.
-      workdir: for their stages; a folder for each data set and network, in it one with a report for each cell. At the
-        end it holds `gallery.html` and `triggers.png` with the triggers of all cells that were run there.
+      workdir: for their stages; a folder for each data set and network, in it one with a report for each repair. At the
+        end it holds what cells of each kind draw together: of repairs `gallery.html` and `triggers.png`, with the
+        triggers of all that were run there; of detectors `roc.png`.
       results: the JSON-lines file; made if it is missing.
       say: takes a line of text after each cell.
       devices: the devices that share the work; by default all local ones.
@@ -201,31 +241,21 @@ def run_bench(
     for index, cell in enumerate(missing):
         began, place = time.monotonic(), f"[{index + 1}/{len(missing)}] {cell.name}"
         try:
-            row = {"cell": cell.name, "id": cell.id, "grid": grid.name} | _fill(cell, root, devices=devices) | origin
+            row = {"cell": cell.name, "id": cell.id, "grid": grid.name} | cell.fill(root, devices=devices) | origin
         except InputError as error:
             failures.append(f"{cell.name}: {error}")
             say(f"{place} failed: {error}")
             continue
         append_row(file, row | {"date": today(), "seconds": round(time.monotonic() - began, 1)})
-        say(f"{place}: {_in_words(row)} ({time.monotonic() - began:.0f} s)")
-    examples = [_load_example(path) for cell in grid.cells if (path := _example_path(root, cell)).exists()]
-    if examples:
-        write_text(root / "gallery.html", gallery.render(examples, title=f"Triggers of the bench {grid.name}"))
-        write_figure(root / "triggers.png", gallery.overview(examples), dpi=150, facecolor="white")
+        say(f"{place}: {cell.in_words(row)} ({time.monotonic() - began:.0f} s)")
+    found = rows.parse(file.read_text(encoding="utf-8"), name=str(file)) if file.stat().st_size else []
+    kept = [row.values for row in found if any(cell.is_of(row.values) for cell in grid.cells)]
+    kinds: list[type[Cell]] = [*dict.fromkeys(type(cell) for cell in grid.cells)]
+    for kind in kinds:
+        kind.draw(grid, kept, root)
     if failures:
         raise InputError(f"{len(failures)} of {len(missing)} cells failed, the first: {failures[0]}")
     return len(missing)
-
-
-def _fill(cell: Cell, root: pathlib.Path, *, devices: Sequence[jax.Device] | None) -> dict[str, Any]:
-    result = repair(cell.config, root / cell.group, results=f"cells/{_slug(cell)}", devices=devices)
-    assert result.test is not None  # a cell's data is not `none`
-    example = example_triggers(
-        result.test, cell.config.attack, name=f"{cell.config.attack.name}, {cell.config.data.name}"
-    )
-    if example is not None:
-        _save_example(result.workdir / "trigger.npz", example)
-    return make_row(cell, result, example)
 
 
 def make_row(cell: Cell, result: Repair, example: Example | None) -> dict[str, Any]:
@@ -262,16 +292,6 @@ def _rounded(seconds: float | None) -> float | None:
 
 def _slug(cell: Cell) -> str:
     return "-".join((cell.recipe, cell.config.attack.name, cell.way, *cell.draws))
-
-
-def _in_words(row: Mapping[str, Any]) -> str:
-    def part(name: str) -> str:
-        found = row["metrics"][name]
-        values = [found["acc"]] + ([] if found["asr"] is None else [found["asr"]])
-        return " / ".join(f"{100 * value:.1f}" for value in values)
-
-    final = [*row["metrics"]][-1]
-    return f"victim {part('victim')}, repaired {part(final)}"
 
 
 def _example_path(root: pathlib.Path, cell: Cell) -> pathlib.Path:

@@ -8,18 +8,22 @@ from typing import Any
 import jax
 import numpy as np
 
+from otbr_jax.detectors.detector import Detector
+from otbr_jax.detectors.registry import DETECTORS
+from otbr_jax.detectors.registry import detector as detector_named
 from otbr_jax.errors import InputError
 from otbr_jax.files import write_figure
 from otbr_jax.graph.choose import choose_layers
 from otbr_jax.graph.graph import permutation_error
 from otbr_jax.paths import local_path
 from otbr_jax.report.network import draw_network, network_table
-from otbr_jax.report.verdict import draw_triggers, verdict
+from otbr_jax.report.verdict import draw_triggers, judgement_of, verdict
 from otbr_jax.runs.devices import local_mesh
 from otbr_jax.runs.networks import Subject, check_classes, open_network
 from otbr_jax.runs.numerics import as_usual
 from otbr_jax.runs.run import Run
 from otbr_jax.runs.store import open_workdir
+from otbr_jax.studies.detection import given_clean
 from otbr_jax.types import Variables, named_leaves
 from otbr_jax.victims.victims import open_victim, subject_of
 
@@ -34,6 +38,7 @@ def inspect(
     drawing: str | os.PathLike[str] | None = None,
     verify: bool = False,
     judge_in: str | os.PathLike[str] | None = None,
+    detector: str = "",
 ) -> str:
     """The table of a network's layers, which of them OTBR would repair, and what else was asked for.
 
@@ -41,8 +46,9 @@ def inspect(
       config: names the network (`config.model`) and the layers to repair.
       drawing: a file for a picture of the graph; its suffix is one of `DRAWINGS`.
       verify: whether to permute every group of neurons and measure how far the outputs move.
-      judge_in: a working directory, to judge whether the network looks backdoored, by what the defence looks for; its
-        picture of triggers stays there.
+      judge_in: a working directory, to judge whether the network looks backdoored; the picture of triggers stays there.
+      detector: the name of the detector that judges; empty for the defence's own. One that needs clean images takes
+        those that `config.clean` names.
 
     Raises:
       InputError: if the network cannot be opened or traced, a permuted group moves its outputs, or the picture cannot
@@ -62,33 +68,45 @@ def inspect(
     if verify:
         lines.append(_verdict(subject))
     if judge_in is not None:
-        lines.append(_judged(config, subject, judge_in))
+        lines.append(_judged(config, subject, judge_in, detector))
     if picture is not None:
         write_figure(picture, draw_network(subject.graph, title=config.model.name), name="--out", dpi=150)
         lines.append(f"drawn in {drawing}")
     return "\n".join(lines)
 
 
-def _judged(config: Any, subject: Subject, workdir: str | os.PathLike[str]) -> str:
+def _judged(config: Any, subject: Subject, workdir: str | os.PathLike[str], name: str) -> str:
     if subject.variables is None:
         raise InputError("model.checkpoint: expected a network to judge, found none; random weights hide nothing")
     check_classes(subject.network)
-    detection = config.way.detection(config)
-    if detection is None:
-        raise InputError(
-            "defense: expected one that looks for a backdoor, as that of configs/own_network.py does, found "
-            f"{config.defense!r} with settings that do not"
-        )
+    chosen, own = _detector(config, name)
+    clean = given_clean(config, chosen, subject.network)
     with open_workdir(workdir, subject=subject_of(config)) as directory:
         layers, repetition = config.way.layers(config), config.repetition
         run = Run(config, directory, subject, local_mesh(), layers=layers, repetition=repetition)
-        given = {"victim": open_victim(run, None).stage.value["variables"]}
-        values = {name: stage.value for name, stage in run.plan(detection.plan, given).items()}
-        judgement = detection.judgement(values)
+        given = {"victim": open_victim(run, None).stage.value["variables"], **clean}
+        values = {name: stage.value for name, stage in run.plan(chosen.plan(own), given).items()}
+        judgement = judgement_of(chosen.verdict(own, values), chosen)
+        if chosen.triggers is None:
+            return verdict(judgement)
         picture = directory.path / "triggers.png"
-        mask, pattern = detection.triggers(values)
+        mask, pattern = chosen.triggers(own, values)
         write_figure(picture, draw_triggers(mask, pattern, judgement), name="--judge", dpi=150)
     return f"{verdict(judgement)}\ntriggers drawn in {picture}"
+
+
+def _detector(config: Any, name: str) -> tuple[Detector, Any]:
+    """The detector of that name, or the defence's own, with its settings: the defence's where it shares them."""
+    if name:
+        chosen = detector_named(name)
+        return chosen, config if isinstance(config, chosen.Config) else chosen.Config()
+    chosen = config.way.detector(config)
+    if chosen is None:
+        raise InputError(
+            "defense: expected one that looks for a backdoor, as that of configs/own_network.py does, found "
+            f"{config.defense!r} with settings that do not; or name a --detector, one of {[*DETECTORS]}"
+        )
+    return chosen, config
 
 
 def _verdict(subject: Subject) -> str:

@@ -77,7 +77,7 @@ def repair(
     if subject.variables is None:
         check_batch_size(config.training.batch_size, mesh, name="training.batch_size")
     check_trainable(config, subject, dataset)
-    clean = None if defense.data == "none" else _clean_images(config, dataset, network)
+    clean = None if defense.data == "none" else clean_images(config, dataset, network)
     own = None if clean is None else Batch(*map(jax.numpy.asarray, clean.images))
     given = defense.given(config, own, config.clean_seed)
     comes_back.check_possible(config.comes_back, dataset, mesh)
@@ -112,7 +112,8 @@ def repair(
         return result
 
 
-def _clean_images(config: AnyRepairConfig, dataset: Dataset | None, network: Network) -> Clean:
+def clean_images(config: AnyRepairConfig, dataset: Dataset | None, network: Network) -> Clean:
+    """The defender's clean images, which `config.clean` names; raises InputError as `load_clean`."""
     shape, classes = network.image_shape, network.num_classes
     return load_clean(config.clean, dataset, image_shape=shape, num_classes=classes, seed=config.clean_seed)
 

@@ -15,9 +15,9 @@ import jax
 import numpy as np
 
 from otbr_jax.data.sources import Dataset
-from otbr_jax.defenses.defense import Outcome, settled
+from otbr_jax.defenses.defense import Outcome
 from otbr_jax.graph.graph import Layer
-from otbr_jax.metrics import Metrics, defense_effectiveness
+from otbr_jax.metrics import Metrics, defense_effectiveness, settled
 from otbr_jax.runs.identity import content_digest, versions
 from otbr_jax.runs.store import Stage
 from otbr_jax.steps.score import ranks

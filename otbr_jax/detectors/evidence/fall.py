@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from otbr_jax.detectors.detector import Detector, Observed, relative
+from otbr_jax.detectors.evidence.evidence import Evidence, Observed, relative
 
 
 def fall(found: Observed) -> jax.Array:
@@ -28,4 +28,4 @@ def fall(found: Observed) -> jax.Array:
     return jnp.maximum(lost - others, 0.0)
 
 
-FALL = Detector("fall", 0.5, fall)
+FALL = Evidence("fall", 0.5, fall)

@@ -1,0 +1,26 @@
+"""Four detectors on the same networks: digits' VGG, six attacks with two seeds each, and ten clean networks.
+
+    python -m launch.bench --grid=configs/bench/detectors.py --workdir=runs/disarm
+
+Victims are those of `configs/bench/disarm.py`, which are reloaded in its working directory, and two of WaNet. The
+detector of the default, `short_cuts`, has its threshold from clean networks with seeds from 10 on; those here have
+seeds below. The others have the thresholds that they were published with. Neural Cleanse has 5 % of the training set,
+65 images. Up to a minute for each pair; `--only=/mm_bd/` fills one detector's. Curves are drawn in `WORKDIR/roc.png`.
+"""
+
+from configs.bench.disarm import VGG
+from configs.bench.otbr_plus import digits
+from otbr_jax.detectors.registry import DETECTORS
+from otbr_jax.studies.bench import Grid
+from otbr_jax.studies.detection import detected_by
+
+ATTACKS = ("badnets", "blended", "trojan", "lf", "input_aware", "wanet")
+VICTIMS = (
+    *(digits(*VGG, attack, seed) for seed in (0, 1) for attack in ATTACKS),
+    *(digits(*VGG, "none", seed) for seed in range(10)),
+)
+
+
+def get_grid() -> Grid:
+    """Every victim, asked about by every detector."""
+    return Grid("detectors", tuple(detected_by(name, victim) for victim in VICTIMS for name in DETECTORS))

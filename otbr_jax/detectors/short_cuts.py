@@ -1,0 +1,247 @@
+"""Short cuts: the class that some trigger of some family reaches too cheaply, or that some picture lifts too far.
+
+No data. Procedural pictures take the place of images; `otbr_jax.detectors.out_of_line` says what is compared with what.
+The threshold was settled on clean networks, which a p-value comes from too (`otbr_jax.report.calibration`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from otbr_jax.detectors.detector import Detector, Verdict
+from otbr_jax.detectors.out_of_line import ANSWERS, CLOSED, MARGIN, Suspicion, suspect_by_short_cuts, unusual
+from otbr_jax.metrics import settled
+from otbr_jax.plan import Plan, Report, Setup, Step, needs
+from otbr_jax.settings import field, settings, wrong
+from otbr_jax.steps.images import Pictures
+from otbr_jax.steps.margin import MarginConfig, largest_margins
+from otbr_jax.steps.procedural import balanced, procedural
+from otbr_jax.steps.reach import ReachConfig, Reached, reach_costs
+from otbr_jax.triggers import FAMILIES, Bank
+from otbr_jax.types import Batch, Variables
+
+PROCEDURAL = "procedural pictures"
+"""What a network is searched and taught on, in words."""
+
+
+@settings("pictures")
+class PicturesConfig:
+    """The pictures that a network is searched and taught on."""
+
+    made: int = field(default=3000, at_least=2, doc="how many are made.")
+    images: int = field(
+        default=1000, at_least=1, doc="how many are taken, balanced by what the network answers them with."
+    )
+
+    def check(self) -> None:
+        """No more are taken than are made."""
+        if self.images > self.made:
+            raise wrong(self, "images", f"at most {self.made}, pictures.made")
+
+
+@settings("detection")
+class DetectionConfig:
+    """When a class stands out."""
+
+    families: tuple[str, ...] = field(
+        default=tuple(FAMILIES), choices=tuple(FAMILIES), doc="what triggers may be; see `otbr_jax.triggers`."
+    )
+    threshold: float = field(
+        default=3.5,
+        above=0,
+        doc="the suspicion from which a class stands out, in standard deviations over what is usual in clean networks.",
+    )
+    share: float = field(
+        default=0.6,
+        at_least=0,
+        at_most=1,
+        doc="triggers of each family with at least this share of the most telling family's suspicion are taught.",
+    )
+    budget: float = field(
+        default=0.5,
+        at_least=0,
+        at_most=1,
+        doc="of the triggers that are taught: where between what the suspect costs (0) and what classes cost in the "
+        "median (1), as logarithms.",
+    )
+    closed: str = field(
+        default="suspect",
+        choices=CLOSED,
+        doc="whose short cuts are closed: those of the class that stands out, or those of `all` classes that are "
+        "cheaper than in clean networks, whatever the verdict; as many as there are families, the most telling ones.",
+    )
+
+    def check(self) -> None:
+        """Something is searched."""
+        if not self.families:
+            raise wrong(self, "families", f"at least one of {[*FAMILIES]}", found="none")
+
+
+@settings("")
+class ShortCutsSettings:
+    """All settings of the detector `short_cuts`."""
+
+    pictures: PicturesConfig = field(default=PicturesConfig(), doc="what takes the place of images.")
+    reach: ReachConfig = field(default=ReachConfig(), doc="how the cheapest triggers are searched.")
+    margin: MarginConfig = field(default=MarginConfig(), doc="how the largest margins are searched.")
+    detection: DetectionConfig = field(default=DetectionConfig(), doc="when a class stands out.")
+
+
+def make_pictures(
+    setup: Setup, settings: PicturesConfig, *, victim: Variables, key: jax.Array, report: Report | None
+) -> Pictures:
+    """Procedural pictures, what the network answers them with, and how often it answered each class at all."""
+    del report
+    network = setup.network
+    make_key, take_key = jax.random.split(key)
+    made = procedural(make_key, images=settings.made, image_shape=network.image_shape)
+    answers = jax.lax.map(lambda image: jnp.argmax(network.answer(victim, image[None])[0]), made, batch_size=200)
+    taken = balanced(answers, classes=network.num_classes, images=settings.images, key=take_key)
+    often = jnp.bincount(answers, length=network.num_classes) / settings.made
+    return Pictures(Batch(made[taken], answers[taken].astype(jnp.int32)), often)
+
+
+class Searching(NamedTuple):
+    """What `search_reach` is given."""
+
+    reach: ReachConfig
+    families: tuple[str, ...]
+
+
+def bank_of(setup: Setup, families: tuple[str, ...]) -> Bank:
+    """The families of these names."""
+    return Bank(tuple(FAMILIES[name] for name in families), setup.network.image_shape)
+
+
+def search_reach(
+    setup: Setup, settings: Searching, *, victim: Variables, pictures: Pictures, key: jax.Array, report: Report | None
+) -> Reached:
+    """What every class costs by triggers of every family."""
+    bank = bank_of(setup, settings.families)
+    batch = Batch(*pictures.batch)
+    return reach_costs(setup.network, victim, batch, bank, key=key, config=settings.reach, on_step=report)
+
+
+def search_margins(
+    setup: Setup, settings: MarginConfig, *, victim: Variables, key: jax.Array, report: Report | None
+) -> jax.Array:
+    """How far any picture can lift each class, `[classes]`."""
+    return largest_margins(setup.network, victim, key=key, config=settings, on_step=report)
+
+
+def detect(
+    setup: Setup, settings: DetectionConfig, *, pictures: Pictures, reached: Reached, margins: jax.Array, **_: Any
+) -> Suspicion:
+    """Which class stands out."""
+    del setup
+    return suspect_by_short_cuts(
+        reached.cost,
+        margins,
+        pictures.info,
+        families=settings.families,
+        threshold=settings.threshold,
+        share=settings.share,
+        budget=settings.budget,
+        closed=settings.closed,
+    )
+
+
+def plan(config: ShortCutsSettings) -> Plan:
+    """pictures -> reached -> margins -> detected."""
+    families, reach = config.detection.families, config.reach
+
+    def searched(setup: Setup) -> int:
+        rounds = [-(-count // reach.classes) for count in (setup.network.num_classes, reach.finalists)]
+        return len(families) * reach.steps * sum(rounds)
+
+    return (
+        Step("pictures", make_pictures, needs("victim"), config.pictures, "making pictures"),
+        Step(
+            "reached",
+            search_reach,
+            needs("victim", "pictures"),
+            Searching(reach, families),
+            "searching the cheapest triggers",
+            total=searched,
+        ),
+        Step(
+            "margins",
+            search_margins,
+            needs("victim"),
+            config.margin,
+            "searching the largest margins",
+            total=lambda setup: setup.network.num_classes,
+            unit="class",
+        ),
+        Step("detected", detect, needs("pictures", "reached", "margins"), config.detection, "which class stands out"),
+    )
+
+
+def verdict(config: ShortCutsSettings, values: Mapping[str, Any]) -> Verdict:
+    """The highest suspicion of any class, in standard deviations; the p-value is left to who knows clean networks."""
+    found = values["detected"]
+    suspect = int(found.suspect)
+    scores = tuple(settled(value) for value in found.suspicion)
+    return Verdict(scores[suspect], suspect, bool(found.stands_out), config.detection.threshold, None, scores)
+
+
+def summarize(config: ShortCutsSettings, values: Mapping[str, Any]) -> dict[str, Any]:
+    """How suspicious each class is and why, as plain JSON values."""
+    found, reached, names = values["detected"], values["reached"], config.detection.families
+    suspect = int(found.suspect)
+    return {
+        "by": PROCEDURAL,
+        "stands_out": bool(found.stands_out),
+        "suspect": suspect,
+        "suspicion": [settled(value) for value in found.suspicion],
+        "threshold": config.detection.threshold,
+        "family": names[telling_family(config, found)[suspect]],
+        "reach_cost": {name: [settled(value) for value in row] for name, row in zip(names, reached.cost, strict=True)},
+        "margin": [settled(value) for value in values["margins"]],
+        "evidence": {
+            name: [settled(value) for value in row]
+            for name, row in zip((*names, MARGIN, ANSWERS), np.asarray(found.evidence), strict=True)
+        },
+        "answers": [settled(value) for value in values["pictures"].info],
+    }
+
+
+def telling_family(config: ShortCutsSettings, found: Suspicion) -> np.ndarray:
+    """Each class's most telling family, by its index."""
+    return np.argmax(np.asarray(unusual(found.evidence, config.detection.families))[:-2], axis=0)
+
+
+def pictured(config: ShortCutsSettings, values: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """What each class's most telling trigger does to a picture, on grey, at its own scale.
+
+    Full masks `[classes, h, w, 1]`, and pictures `[classes, h, w, c]` in [0, 1].
+    """
+    found, reached, images = values["detected"], values["reached"], values["pictures"].batch[0]
+    bank = Bank(tuple(FAMILIES[name] for name in config.detection.families), tuple(images.shape[1:]))
+    telling = jnp.asarray(telling_family(config, found))
+
+    def one(index: jax.Array, row: jax.Array, cost: jax.Array) -> jax.Array:
+        change = (bank.apply(index, row, cost, jnp.asarray(images[:1])) - images[:1])[0]
+        return 0.5 + 0.5 * change / jnp.maximum(jnp.max(jnp.abs(change)), 1e-6)
+
+    classes = jnp.arange(len(telling))
+    rows, costs = (jnp.asarray(value)[telling, classes] for value in (reached.row, reached.cost))
+    shown = np.asarray(jax.jit(jax.vmap(one))(telling, rows, costs))
+    return np.ones((*shown.shape[:3], 1)), shown
+
+
+DETECTOR = Detector(
+    name="short_cuts",
+    Config=ShortCutsSettings,
+    data="none",
+    by=PROCEDURAL,
+    score="suspicion",
+    plan=plan,
+    verdict=verdict,
+    triggers=pictured,
+)
