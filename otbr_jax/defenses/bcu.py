@@ -1,6 +1,7 @@
 """BCU: some weights are drawn anew, more in later layers, and the suspicious network teaches the rest.
 
-Source: arXiv 2211.12044. The published method takes unlabelled images. Here procedural pictures stand for them, so that it needs no data.
+The published method (arXiv 2211.12044) takes unlabelled images. Here procedural pictures stand for them, so that it
+needs no data.
 """
 
 from __future__ import annotations
