@@ -10,7 +10,7 @@
 
 What it does: docs/i_bau.md. A network of your own comes with clean images, as in configs/tsbd.py.
 
-Expected: DURATION on two CPU cores, half of it the training of the victim.
+Expected: this network is not timed. The bench's VGG of seed 1 took 97 s on a crowded core, and kept its backdoor.
 """
 
 import dataclasses

@@ -6,7 +6,8 @@
 instead of 256, and 500 passes instead of 100, so that Adam takes the 1,000 steps that it takes on 5 % of CIFAR-10. What
 it does: docs/sau.md. A network of your own comes with clean images, as in configs/tsbd.py.
 
-Expected: DURATION on two CPU cores, half of it the training of the victim.
+Expected: this network is not timed. The bench's VGG of seed 1 took 6 minutes on a crowded core; its backdoor's success
+fell from 100 to 91 %.
 """
 
 import dataclasses
