@@ -16,7 +16,7 @@ from otbr_jax.steps import finetune as finetuning
 from otbr_jax.steps.finetune import FinetuningConfig, MakeOptimizer, optimizer_of
 from otbr_jax.steps.objective import Objective
 from otbr_jax.steps.score import neuron_weight_changes
-from otbr_jax.types import Batch, Variables, split
+from otbr_jax.types import Batch, Network, Variables, split
 
 MakeObjective = Callable[..., Objective]
 """`(setup, like, own, **needs) -> Objective`: `like` are parameters in the dtypes that the network computes in."""
@@ -63,6 +63,8 @@ def tuning_step(
     objective: MakeObjective | None = None,
     optimizer: MakeOptimizer = optimizer_of,
     code: tuple[str, ...] = (),
+    seen: Callable[[Network], Network] = lambda network: network,
+    by_epoch: bool = False,
 ) -> LongStep:
     """A step that fine-tunes a network epoch by epoch, and is saved on the way; its value is `Tuned`.
 
@@ -79,6 +81,8 @@ def tuning_step(
       objective: what is descended; by default the cross-entropy in training mode.
       optimizer: `(config, steps) -> optimizer`.
       code: modules whose code the value depends on, beside this one's: those of `objective` and `optimizer`.
+      seen: the network that the loop is given: how it prepares batches, and whether a pass moves the state.
+      by_epoch: whether the objective is also given `epoch`, how many there were.
     """
 
     def begin(setup: Setup, settings: TuningSettings, *, start: Any, clean: Any, key: jax.Array, **rest: Any) -> Tuning:
@@ -99,8 +103,10 @@ def tuning_step(
         if not settings.finetuning.epochs:  # traced, never run
             return state, {}
         like, given = variables_in(start), {name: rest[name] for name in more}
+        if by_epoch:
+            given["epoch"] = state.progress.epochs
         progress = finetuning.next_epoch(
-            setup.network,
+            seen(setup.network),
             like,
             state.progress,
             _batch(clean),

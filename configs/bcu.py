@@ -1,0 +1,26 @@
+"""BCU on the embedded default: weights are drawn anew, and the suspicious network teaches the rest, without data.
+
+    python -m launch.repair --config=configs/bcu.py --workdir=runs/bcu
+
+As published, on procedural pictures in the place of unlabelled images. A network of your own:
+`--config.model.checkpoint=victim.pt --config.data.name=none` with its `--config.model...` settings, as in
+configs/own_network.py. What it does: docs/bcu.md.
+
+Expected: this network is not timed. The bench's VGG of seed 0 took 7 minutes on a crowded core, and kept its backdoor.
+"""
+
+import dataclasses
+
+import ml_collections
+
+from configs import otbr
+from otbr_jax.studies.repair_config import repair_config, repaired_by
+
+SETTINGS = dict[str, object]()
+"""The defaults."""
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The settings; every field can be set on the command line as `--config.FIELD=VALUE`."""
+    config = repaired_by("bcu", repair_config(otbr.get_config().to_dict()), **SETTINGS)
+    return ml_collections.ConfigDict(dataclasses.asdict(config))

@@ -1,0 +1,28 @@
+"""SAU on the embedded default: adversarial examples that mislead both networks alike are unlearned.
+
+    python -m launch.repair --config=configs/sau.py --workdir=runs/sau
+
+5 % of the 1,297 training images are the defender's. As published but for what so few images ask for: batches of 32
+instead of 256, and 500 passes instead of 100, so that Adam takes the 1,000 steps that it takes on 5 % of CIFAR-10. What
+it does: docs/sau.md. A network of your own comes with clean images, as in configs/tsbd.py.
+
+Expected: this network is not timed. The bench's VGG of seed 1 took 6 minutes on a crowded core; its backdoor's success
+fell from 100 to 91 %.
+"""
+
+import dataclasses
+
+import ml_collections
+
+from configs import tsbd
+from otbr_jax.defenses.sau import SAUConfig
+from otbr_jax.studies.repair_config import repair_config, repaired_by
+
+SETTINGS = SAUConfig(rounds=500, batch_size=32)
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The settings; every field can be set on the command line as `--config.FIELD=VALUE`."""
+    victim = repair_config(tsbd.get_config().to_dict())
+    config = repaired_by("sau", victim, clean=victim.clean, sau=SETTINGS)
+    return ml_collections.ConfigDict(dataclasses.asdict(config))

@@ -1,0 +1,345 @@
+"""I-BAU: a trigger that misleads all clean images is searched, and unlearned by hypergradients (arXiv 2110.03735).
+
+The trigger depends on the network, so that unlearning it has two gradients: the direct one, and how the trigger itself
+would answer to other weights. The second comes from the implicit function theorem, by fixed-point iteration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from otbr_jax import plan as plans
+from otbr_jax.defenses.defense import Defense, Outcome
+from otbr_jax.defenses.tuning import Tuned, changes_step, check_images, check_tuned, tuned_outcome
+from otbr_jax.graph.choose import LAYERS
+from otbr_jax.graph.graph import NeuronGraph
+from otbr_jax.plan import LongStep, Plan, Setup, needs
+from otbr_jax.settings import field, settings
+from otbr_jax.steps.convolutions import channels_last
+from otbr_jax.steps.finetune import Finetuning, FinetuningConfig, begin, variables_of
+from otbr_jax.steps.objective import losses
+from otbr_jax.steps.unlearn import epoch_draws, per_device
+from otbr_jax.types import Augment, Batch, Network, Variables, split, unchanged
+
+
+@settings("i_bau")
+class IBAUConfig:
+    """The whole method; the defaults are the published ones."""
+
+    rounds: int = field(default=5, at_least=1, doc="how often a trigger is searched and unlearned.")
+    batch_size: int = field(
+        default=256,
+        at_least=1,
+        doc="images per step, over all devices together; a round's last, incomplete batch is left out.",
+    )
+    learning_rate: float = field(default=1e-4, above=0, doc="of Adam, which unlearns; a step for each batch.")
+    portion: float = field(
+        default=0.01,
+        at_least=0,
+        at_most=1,
+        doc="share of a batch that carries the trigger while it is unlearned, rounded down; at least one image.",
+    )
+    ascent_rate: float = field(default=10.0, above=0, doc="learning rate of the search; a step for each batch.")
+    penalty: float = field(default=0.001, at_least=0, doc="of the trigger's squared L2 norm, in the search.")
+    norm: float = field(default=10.0, above=0, doc="largest L2 norm of a trigger, in the network's input.")
+    iterations: int = field(default=5, at_least=0, doc="the paper's K, of the fixed point; 0 for the direct gradient.")
+    inner_rate: float = field(default=0.1, above=0, doc="step of the map whose fixed point the trigger is.")
+    layers: str = field(default="auto", choices=LAYERS, doc="whose neurons the report shows; see `choose_layers`.")
+
+
+@settings("")
+class IBAUSettings:
+    """All settings of the defence `i_bau`."""
+
+    i_bau: IBAUConfig = field(default=IBAUConfig(), doc="the published method.")
+
+
+class Unlearning(NamedTuple):
+    """An unlearning after some of its rounds; the numbers are `[rounds]`, NaN for rounds to come."""
+
+    tuning: Finetuning
+    loss: jax.Array
+    accuracy: jax.Array
+    trigger: jax.Array
+    rounds: jax.Array
+
+
+def misled(network: Network, trigger: jax.Array, variables: Variables, batch: Batch, *, penalty: float) -> jax.Array:
+    """What the search descends: the negative cross-entropy of images that carry the trigger, and its penalty."""
+    logits = network.apply(variables, batch.images + trigger)
+    return -jnp.mean(losses(logits, batch.labels)) + penalty * jnp.sum(trigger**2)
+
+
+def search(
+    network: Network,
+    variables: Variables,
+    draws: Any,
+    batch_of: Callable[[Any], Batch],
+    *,
+    config: IBAUConfig,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """A trigger `[h, w, c]` that leads images away from what the network answers them with; from nothing, by SGD.
+
+    Args:
+      network: the functions of the network.
+      variables: its variables.
+      draws: one a step, along the leading axis.
+      batch_of: `draw -> Batch`, images `[n, h, w, c]` as the network takes them.
+      config: rate, penalty and norm.
+      axis_name: mapped axis whose devices share each batch.
+    """
+    slope = channels_last(jax.grad(partial(misled, network, penalty=config.penalty)))
+
+    def step(trigger: jax.Array, draw: Any) -> tuple[jax.Array, None]:
+        images = batch_of(draw).images
+        answers = jnp.argmax(network.apply(variables, images), axis=-1)
+        found = _mean(slope(trigger, variables, Batch(images, answers)), axis_name)
+        return trigger - config.ascent_rate * found, None
+
+    trigger, _ = jax.lax.scan(step, jnp.zeros(network.image_shape), draws)
+    return trigger * jnp.minimum(1.0, config.norm / jnp.maximum(_length(trigger), 1e-12))
+
+
+def hypergradient(
+    outer: Callable[[Any, Any], tuple[jax.Array, Any]],
+    inner: Callable[[Any, Any], jax.Array],
+    trigger: jax.Array,
+    params: Any,
+    *,
+    iterations: int,
+    rate: float,
+    axis_name: str | None = None,
+) -> tuple[tuple[jax.Array, Any], Any]:
+    """The gradient of `outer(t(params), params)`, where `t(params)` is a minimum of `inner(., params)`.
+
+    By the implicit function theorem on the map `t -> t - rate d inner / dt`, whose inverse is a sum of as many terms as
+    there are iterations.
+
+    Args:
+      outer: `(trigger, params) -> (loss, more)`.
+      inner: `(trigger, params) -> loss`.
+      trigger: an array, where `inner` is lowest, or near it.
+      params: any pytree.
+      iterations: of the fixed point; with 0 the direct gradient alone.
+      rate: of the map, below 2 over the largest curvature of `inner`.
+      axis_name: mapped axis over which losses are means.
+
+    Returns:
+      `((loss, more), gradients)`, the latter like `params`. Source: Grazzi et al., arXiv 2006.16218, algorithm 2.
+    """
+    everything = channels_last(jax.value_and_grad(outer, argnums=(0, 1), has_aux=True))
+    (loss, more), (slope, direct) = everything(trigger, params)
+    loss, slope, direct = _mean((loss, slope, direct), axis_name)
+
+    def along(trigger: Any, params: Any, direction: Any) -> jax.Array:
+        return jnp.sum(jax.grad(inner)(trigger, params) * direction)
+
+    curvature, mixed = (channels_last(jax.grad(along, argnums=place)) for place in (0, 1))
+    direction = jax.lax.fori_loop(
+        0,
+        iterations,
+        lambda _, v: v - rate * _mean(curvature(trigger, params, v), axis_name) + slope,
+        jnp.zeros_like(trigger),
+    )
+    indirect = _mean(mixed(trigger, params, direction), axis_name)
+    return (loss, more), jax.tree.map(lambda g, i: g - rate * i, direct, indirect)
+
+
+def start(setup: Setup, config: IBAUConfig, *, victim: Variables, clean: Batch, key: jax.Array) -> Unlearning:
+    """The start of all rounds."""
+    del setup, clean, key
+    nothing = jnp.full(config.rounds, jnp.nan)
+    return Unlearning(begin(victim, optax.adam(config.learning_rate)), nothing, nothing, nothing, jnp.int32(0))
+
+
+def next_round(
+    setup: Setup, config: IBAUConfig, state: Unlearning, *, victim: Variables, clean: Batch, key: jax.Array
+) -> tuple[Unlearning, dict[str, jax.Array]]:
+    """Searches a trigger, and unlearns it batch by batch; in evaluation mode, so that statistics stay.
+
+    Batches of the search are drawn anew in each round, those that unlearn once for all rounds, as published.
+    """
+    network, clean, axis_name = setup.network, Batch(*clean), setup.axis_name
+    like, _ = split(victim)
+    size = per_device(config.batch_size, axis_name, name="i_bau.batch_size")
+    carrying = max(1, int(config.portion * size))
+    optimizer = optax.adam(config.learning_rate)
+
+    def batch_of(draw: Any) -> Batch:
+        chosen, own = draw
+        images = network.prepare(setup.augment(clean.images[chosen], own))
+        return setup.place(Batch(images, clean.labels[chosen]))
+
+    def whole(params: Any) -> Variables:
+        return {"params": jax.tree.map(lambda p, own: p.astype(own.dtype), params, like), **state.tuning.state}
+
+    fixed_key, round_key = jax.random.split(key)
+    round_key = jax.random.fold_in(round_key, state.rounds)
+    fixed = epoch_draws(len(clean.labels), size, key=fixed_key)
+    searched = epoch_draws(len(clean.labels), size, key=round_key)
+    trigger = search(network, whole(state.tuning.params), searched, batch_of, config=config, axis_name=axis_name)
+    first = batch_of(jax.tree.map(lambda leaf: leaf[0], fixed))
+
+    def inner(trigger: Any, params: Any) -> jax.Array:
+        return misled(network, trigger, whole(params), first, penalty=config.penalty)
+
+    def unlearn(tuning: Finetuning, drawn: Any) -> tuple[Finetuning, tuple[jax.Array, jax.Array]]:
+        draw, own = drawn
+        batch = batch_of(draw)
+        carries = jnp.zeros(size).at[jax.random.permutation(own, size)[:carrying]].set(1)
+
+        def outer(trigger: Any, params: Any) -> tuple[jax.Array, jax.Array]:
+            logits = network.apply(whole(params), batch.images + carries[:, None, None, None] * trigger)
+            right = jnp.argmax(logits, axis=-1) == batch.labels
+            return jnp.mean(losses(logits, batch.labels)), jnp.mean(right.astype(jnp.float32))
+
+        (loss, accuracy), grads = hypergradient(
+            outer,
+            inner,
+            trigger,
+            tuning.params,
+            iterations=config.iterations,
+            rate=config.inner_rate,
+            axis_name=axis_name,
+        )
+        updates, moments = optimizer.update(grads, tuning.moments, tuning.params)
+        moved = Finetuning(optax.apply_updates(tuning.params, updates), tuning.state, moments)
+        return moved, (loss, _mean(accuracy, axis_name))
+
+    keys = jax.random.split(jax.random.fold_in(round_key, 1), len(fixed[1]))
+    tuning, (loss, accuracy) = jax.lax.scan(unlearn, state.tuning, (fixed, keys))
+    shown = {"loss": jnp.mean(loss), "acc": jnp.mean(accuracy)}
+    at = state.rounds
+    after = Unlearning(
+        tuning,
+        state.loss.at[at].set(shown["loss"]),
+        state.accuracy.at[at].set(shown["acc"]),
+        state.trigger.at[at].set(_length(trigger)),
+        at + 1,
+    )
+    return after, shown
+
+
+def ended(setup: Setup, config: IBAUConfig, state: Unlearning) -> jax.Array:
+    """Whether all rounds are done, or the loss is no number."""
+    del setup
+    lost = (state.rounds > 0) & ~jnp.isfinite(state.loss[state.rounds - 1])
+    return (state.rounds >= config.rounds) | lost
+
+
+def unlearned(setup: Setup, config: IBAUConfig, state: Unlearning) -> Tuned:
+    """The network after the last round; the history has the triggers' L2 norms, too."""
+    del setup, config
+    history = {"loss": state.loss, "accuracy": state.accuracy, "trigger_norm": state.trigger}
+    return Tuned(variables_of(state.tuning), history)
+
+
+def check_unlearned(config: IBAUConfig, found: Tuned) -> None:
+    """Raises InputError if unlearning diverged."""
+    as_epochs = FinetuningConfig(epochs=config.rounds, learning_rate=config.learning_rate)
+    check_tuned(as_epochs, found, name="i_bau.learning_rate")
+
+
+def plan(config: IBAUSettings) -> Plan:
+    """unlearned -> changes."""
+    return (
+        LongStep(
+            "unlearned",
+            unlearned,
+            needs("victim", "clean"),
+            config.i_bau,
+            "searching and unlearning triggers",
+            total=config.i_bau.rounds,
+            unit="round",
+            check=check_unlearned,
+            init=start,
+            body=next_round,
+            done=ended,
+            count=lambda state: state.rounds,
+        ),
+        changes_step("unlearned"),
+    )
+
+
+def i_bau(
+    network: Network,
+    variables: Variables,
+    clean: Batch,
+    graph: NeuronGraph,
+    *,
+    key: jax.Array,
+    config: IBAUConfig,
+    augment: Augment = unchanged,
+    axis_name: str | None = None,
+) -> tuple[Variables, Mapping[str, jax.Array]]:
+    """Repairs a network with a few clean images. Pure; jits; touches no data but `clean`.
+
+    Args:
+      network: the functions of the network.
+      variables: the suspicious network's variables.
+      clean: images `[n, h, w, c]` as the network's `prepare` takes them, and labels `[n]`; on a mapped axis each
+        device's own part.
+      graph: its neuron graph, which only says whose changes are told.
+      key: typed PRNG key.
+      config: the method's settings.
+      augment: `(images, key) -> images`, before the network's `prepare`.
+      axis_name: mapped axis whose devices share each batch.
+
+    Returns:
+      `(repaired variables, {"loss", "accuracy", "trigger_norm"})`, each of the latter `[rounds]`.
+
+    Raises:
+      InputError: if there are fewer images than one batch, or unlearning diverged.
+    """
+    setup = plans.set_up(network, graph, layers=config.layers, augment=augment, axis_name=axis_name)
+    given = {"victim": variables, "clean": clean}
+    found = plans.run(plan(IBAUSettings(i_bau=config)), setup, given, key=key)["unlearned"]
+    return found.variables, found.history
+
+
+def batch_sizes(config: IBAUSettings) -> dict[str, int]:
+    """The batches that devices share."""
+    return {"i_bau.batch_size": config.i_bau.batch_size}
+
+
+def given(config: IBAUSettings, clean: Batch | None, seed: int) -> Mapping[str, Any]:
+    """The clean images; raises InputError if they are too few."""
+    del seed
+    check_images(clean, batch_sizes(config))
+    return {"clean": clean}
+
+
+def outcome(config: IBAUSettings, values: Mapping[str, Any]) -> Outcome:
+    """How the rounds went."""
+    del config
+    done = "triggers searched and unlearned by hypergradients"
+    return tuned_outcome(values, done=done, tuned="unlearned", scored="Which neurons unlearning moved")
+
+
+def _mean(tree: Any, axis_name: str | None) -> Any:
+    """The mean over devices."""
+    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+
+
+def _length(array: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.sum(array**2))
+
+
+DEFENSE = Defense(
+    name="i_bau",
+    Config=IBAUSettings,
+    data="clean images",
+    layers=lambda config: config.i_bau.layers,
+    plan=plan,
+    networks=lambda config: ("victim", "unlearned"),
+    outcome=outcome,
+    given=given,
+    batch_sizes=batch_sizes,
+)
