@@ -2,7 +2,7 @@
 
     python -m launch.bench --grid=configs/bench/leaderboard.py --workdir=runs/disarm
 
-Victims are those of `configs/bench/disarm.py`, which are reloaded in its working directory: digits, two networks, six
+Victims are those of `configs/bench/disarm.py`, which are reloaded in its working directory: digits, two networks, five
 backdoors and two clean networks. Every defence has its published settings, but for what its own `configs/NAME.py` says
 about so few images. Thresholds are chosen with the clean images, or without data; the oracle's line stands beside.
 After every repair, fine-tuning on 50 images, five of them poisoned, says whether the backdoor comes back.
@@ -14,6 +14,7 @@ import importlib
 from configs.bench.disarm import RESNET, VGG
 from configs.bench.otbr_plus import digits
 from otbr_jax.data.clean import CleanConfig
+from otbr_jax.defenses.clp import AgreementConfig
 from otbr_jax.defenses.registry import defense
 from otbr_jax.settings import declarations
 from otbr_jax.studies.bench import Cell, Grid
@@ -22,28 +23,40 @@ from otbr_jax.victims.comes_back import ComesBackConfig
 
 BACKDOORED = (
     *(digits(*VGG, attack, 1) for attack in ("badnets", "blended", "trojan", "lf")),
-    *(digits(*RESNET, attack, 0) for attack in ("badnets", "blended")),
+    digits(*RESNET, "badnets", 0),
 )
 CLEAN = (digits(*VGG, "none", 1), digits(*RESNET, "none", 0))
 RUNS = range(3)
 
-NO_DATA = ("disarm", "otbr", "clp")
-CLEAN_IMAGES = ("disarm_clean", "ft", "ft_sam", "fine_pruning", "nad", "tsbd")
+PUBLISHED = ("disarm", "otbr", "clp", "disarm_clean")
+"""With the settings that they were published with."""
+FEW_IMAGES = ("ft", "ft_sam", "fine_pruning", "nad", "anp", "rnp", "i_bau", "sau", "tsbd", "bcu")
+"""As `configs/NAME.py` sets them for so few images of digits."""
+U = AgreementConfig(u=(4.0, 3.5, 3.0, 2.5, 2.0, 1.75, 1.5))
 COMES_BACK = ComesBackConfig(images=50, poisoned=5, epochs=5)
 
 
-def defended(cell: Cell, name: str, run: int = 0) -> Cell:
-    """The same victim by that defence, as `configs/NAME.py` sets it for digits, or with its published settings."""
+def defended(cell: Cell, name: str, run: int = 0, variant: str = "", **changes) -> Cell:
+    """The same victim by that defence, with 5 % of the training images if it takes any."""
     method, own = defense(name), {}
-    if name in CLEAN_IMAGES[1:] + NO_DATA[2:]:
+    if name in FEW_IMAGES:
         chosen = repair_config(importlib.import_module(f"configs.{name}").get_config().to_dict())
         own = {group: getattr(chosen, group) for group in declarations(method.Config)}
     clean = {} if method.data == "none" else {"clean": CleanConfig(fraction=0.05)}
-    config = repaired_by(name, cell.config, **own, **clean, repetition=run, comes_back=COMES_BACK)
-    return dataclasses.replace(cell, config=config)
+    config = repaired_by(name, cell.config, **own | clean | changes, repetition=run, comes_back=COMES_BACK)
+    return dataclasses.replace(cell, config=config, variant=variant)
+
+
+def ways(cell: Cell, run: int) -> tuple[Cell, ...]:
+    """One victim, defended in every way."""
+    return (
+        *(defended(cell, name, run) for name in (*PUBLISHED, *FEW_IMAGES)),
+        defended(cell, "clp", run, "u chosen", selection=U),
+    )
 
 
 def get_grid() -> Grid:
-    """Run by run, every victim by every defence."""
-    victims, names = (*BACKDOORED, *CLEAN), (*NO_DATA, *CLEAN_IMAGES)
-    return Grid("leaderboard", tuple(defended(cell, name, run) for run in RUNS for cell in victims for name in names))
+    """Run by run, every victim in every way."""
+    return Grid(
+        "leaderboard", tuple(each for run in RUNS for cell in (*BACKDOORED, *CLEAN) for each in ways(cell, run))
+    )

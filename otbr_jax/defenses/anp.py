@@ -193,4 +193,5 @@ DEFENSE = Defense(
     check=lambda setup, config: gating.check(setup, name="anp"),
     candidates=lambda config: gating.candidates(config.sweep),
     batch_sizes=lambda config: {"anp.learning.batch_size": config.anp.learning.batch_size},
+    source="arXiv 2110.14430",
 )

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 
 from otbr_jax import plan as plans
 from otbr_jax.defenses.defense import Defense, Outcome, count_neurons
-from otbr_jax.defenses.disarm import PROCEDURAL, PicturesConfig, make_pictures
 from otbr_jax.defenses.tuning import changes_step, tuned_outcome, tuning_step
+from otbr_jax.detectors.short_cuts import PROCEDURAL, PicturesConfig, make_pictures
 from otbr_jax.errors import InputError
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.graph.graph import Layer, NeuronGraph
@@ -233,4 +233,5 @@ DEFENSE = Defense(
     networks=lambda config: ("victim", "redrawn", "taught"),
     outcome=outcome,
     batch_sizes=lambda config: {"bcu.finetuning.batch_size": config.bcu.finetuning.batch_size},
+    source="arXiv 2211.12044",
 )

@@ -16,14 +16,14 @@ import jax.numpy as jnp
 
 from otbr_jax import plan as plans
 from otbr_jax.defenses.defense import Ask, Candidates, Defense, Outcome, count_neurons, settled
-from otbr_jax.defenses.disarm import PROCEDURAL, PicturesConfig, make_pictures
-from otbr_jax.defenses.judging import Pictures
+from otbr_jax.detectors.short_cuts import PROCEDURAL, PicturesConfig, make_pictures
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.graph.graph import Layer, NeuronGraph
 from otbr_jax.metrics import Metrics
 from otbr_jax.plan import Plan, Report, Setup, Step, needs
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.gates import matching, pairs_of
+from otbr_jax.steps.images import Pictures
 from otbr_jax.steps.prune import reinitialize
 from otbr_jax.steps.score import Scores
 from otbr_jax.steps.select import share_right, strongest_harmless

@@ -320,4 +320,5 @@ DEFENSE = Defense(
     given=given,
     candidates=candidates,
     batch_sizes=batch_sizes,
+    source="arXiv 1805.12185",
 )

@@ -59,4 +59,5 @@ DEFENSE = Defense(
     outcome=outcome,
     given=given,
     batch_sizes=batch_sizes,
+    source="BackdoorBench",
 )

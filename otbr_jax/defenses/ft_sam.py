@@ -92,4 +92,5 @@ DEFENSE = Defense(
     outcome=outcome,
     given=given,
     batch_sizes=batch_sizes,
+    source="arXiv 2304.11823",
 )

@@ -342,4 +342,5 @@ DEFENSE = Defense(
     outcome=outcome,
     given=given,
     batch_sizes=batch_sizes,
+    source="arXiv 2110.03735",
 )

@@ -174,4 +174,5 @@ DEFENSE = Defense(
     outcome=outcome,
     given=given,
     batch_sizes=batch_sizes,
+    source="arXiv 2101.05930",
 )

@@ -229,4 +229,5 @@ DEFENSE = Defense(
     given=given,
     candidates=lambda config: gating.candidates(config.sweep),
     batch_sizes=batch_sizes,
+    source="arXiv 2305.14876",
 )

@@ -277,4 +277,5 @@ DEFENSE = Defense(
     outcome=outcome,
     given=given,
     batch_sizes=batch_sizes,
+    source="arXiv 2307.10562",
 )
