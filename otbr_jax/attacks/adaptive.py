@@ -209,7 +209,27 @@ def channels_in_training(ratio: float, config: ChannelsAwareConfig) -> InTrainin
     return InTraining(poison)
 
 
-PICTURES = Attack(trigger=pictures_trigger, make=make_pictures, needs_clean_network=True,
-                  in_training=pictures_in_training)  # fmt: skip
-REACH = Attack(trigger=reach_trigger, make=make_decoys, in_training=reach_in_training)
-CHANNELS = Attack(trigger=channels_trigger, in_training=channels_in_training)
+PICTURES = Attack(
+    "adaptive_pictures",
+    "the backdoor that procedural pictures do not show",
+    PicturesAwareConfig,
+    trigger=pictures_trigger,
+    make=make_pictures,
+    needs_clean_network=True,
+    in_training=pictures_in_training,
+)
+REACH = Attack(
+    "adaptive_reach",
+    "the backdoor among decoys",
+    ReachAwareConfig,
+    trigger=reach_trigger,
+    make=make_decoys,
+    in_training=reach_in_training,
+)
+CHANNELS = Attack(
+    "adaptive_channels",
+    "the backdoor of several triggers",
+    ChannelsAwareConfig,
+    trigger=channels_trigger,
+    in_training=channels_in_training,
+)

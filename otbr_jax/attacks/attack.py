@@ -66,9 +66,14 @@ class InTraining(NamedTuple):
 
 
 class Attack(NamedTuple):
-    """An attack of the literature; `config` is always the attack's own dataclass of settings.
+    """An attack of the literature. A file of this package with an `Attack` in it is all that one takes.
+
+    `config` is always the attack's own settings.
 
     Attributes:
+      name: as `--config.attack.name` says it; the group of its settings has the same name.
+      title: as a text says it.
+      Config: its settings, a class of settings with a default for each.
       trigger: `(assets, images uint8, key, config) -> images uint8`.
       make: `(materials, key, config, on_step) -> assets`, deterministic in `key` and traceable; None if the trigger
         needs no arrays. `on_step` is called on the host after each step, or None.
@@ -82,6 +87,9 @@ class Attack(NamedTuple):
         one. Unused by attacks that poison while the network learns.
     """
 
+    name: str
+    title: str
+    Config: type
     trigger: Callable[..., jax.Array]
     make: Callable[..., Assets] | None = None
     steps: Callable[[Any], int] = lambda config: 1

@@ -28,4 +28,4 @@ def trigger(assets: Assets, images: jax.Array, key: jax.Array, config: BadNetsCo
     return images.at[:, -size:, -size:, :].set(255)
 
 
-ATTACK = Attack(trigger=trigger)
+ATTACK = Attack("badnets", "BadNets", BadNetsConfig, trigger=trigger)

@@ -43,4 +43,4 @@ def trigger(assets: Assets, images: jax.Array, key: jax.Array, config: BlendedCo
     return to_pixels((1 - config.alpha) * to_unit(images) + config.alpha * pattern)
 
 
-ATTACK = Attack(trigger=trigger, make=make)
+ATTACK = Attack("blended", "Blended", BlendedConfig, trigger=trigger, make=make)

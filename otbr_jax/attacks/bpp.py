@@ -103,4 +103,4 @@ def in_training(ratio: float, config: BppConfig) -> InTraining:
     return InTraining(poison)
 
 
-ATTACK = Attack(trigger=trigger, in_training=in_training)
+ATTACK = Attack("bpp", "BppAttack", BppConfig, trigger=trigger, in_training=in_training)

@@ -57,4 +57,4 @@ def _raised(images: jax.Array, magnitude: float, config: CTRLConfig) -> jax.Arra
     )
 
 
-ATTACK = Attack(trigger=trigger, labels="clean_label", poison=poison)
+ATTACK = Attack("ctrl", "CTRL", CTRLConfig, trigger=trigger, labels="clean_label", poison=poison)

@@ -34,4 +34,4 @@ def trigger(assets: Assets, images: jax.Array, key: jax.Array, config: FTrojanCo
     return to_pixels(to_unit(images) + added / 255)
 
 
-ATTACK = Attack(trigger=trigger)
+ATTACK = Attack("ftrojan", "FTrojan", FTrojanConfig, trigger=trigger)

@@ -70,10 +70,15 @@ def make(
         return config.diversity * diversity(images, masks) + config.sparsity * excess
 
     mask_params = fit(
-        init_unet(mask_key, into=colours, out=1, channels=config.channels), loss, materials.images, key=fit_key,
-        steps=config.mask_steps, batch_size=config.mask_batch_size, learning_rate=config.learning_rate,
+        init_unet(mask_key, into=colours, out=1, channels=config.channels),
+        loss,
+        materials.images,
+        key=fit_key,
+        steps=config.mask_steps,
+        batch_size=config.mask_batch_size,
+        learning_rate=config.learning_rate,
         on_step=on_step,
-    )  # fmt: skip
+    )
     generator = init_unet(pattern_key, into=colours, out=colours, channels=config.channels)
     return {"mask": mask_params, "generator": generator}
 
@@ -110,5 +115,13 @@ def in_training(ratio: float, config: InputAwareConfig) -> InTraining:
     return InTraining(poison, trained=("generator",), optimizer=lambda steps: optax.adam(config.learning_rate))
 
 
-ATTACK = Attack(trigger=trigger, make=make, steps=lambda config: config.mask_steps, needs_images=True,
-                in_training=in_training)  # fmt: skip
+ATTACK = Attack(
+    "input_aware",
+    "Input-aware",
+    InputAwareConfig,
+    trigger=trigger,
+    make=make,
+    steps=lambda config: config.mask_steps,
+    needs_images=True,
+    in_training=in_training,
+)

@@ -87,4 +87,12 @@ def poison(
     return trigger(assets, hard, key, config)
 
 
-ATTACK = Attack(trigger=trigger, labels="clean_label", needs_clean_network=True, poison=poison)
+ATTACK = Attack(
+    "label_consistent",
+    "Label-consistent",
+    LabelConsistentConfig,
+    trigger=trigger,
+    labels="clean_label",
+    needs_clean_network=True,
+    poison=poison,
+)

@@ -75,5 +75,13 @@ def trigger(assets: Assets, images: jax.Array, key: jax.Array, config: LFConfig)
     return to_pixels(to_unit(images) + assets["pattern"])
 
 
-ATTACK = Attack(trigger=trigger, make=make, steps=lambda config: config.steps, needs_clean_network=True,
-                needs_images=True)  # fmt: skip
+ATTACK = Attack(
+    "lf",
+    "LF",
+    LFConfig,
+    trigger=trigger,
+    make=make,
+    steps=lambda config: config.steps,
+    needs_clean_network=True,
+    needs_images=True,
+)

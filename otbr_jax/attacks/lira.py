@@ -66,4 +66,4 @@ def in_training(ratio: float, config: LIRAConfig) -> InTraining:
     return InTraining(poison, trained=("generator",), optimizer=optimizer)
 
 
-ATTACK = Attack(trigger=trigger, make=make, in_training=in_training)
+ATTACK = Attack("lira", "LIRA", LIRAConfig, trigger=trigger, make=make, in_training=in_training)

@@ -1,55 +1,44 @@
-"""Attacks by name: one line per attack, so that a new one is added in one place."""
+"""All attacks, found by looking: every `Attack` in a module of this package is one."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from otbr_jax.attacks import (
-    adaptive,
-    badnets,
-    blended,
-    bpp,
-    ctrl,
-    ftrojan,
-    input_aware,
-    label_consistent,
-    lf,
-    lira,
-    sig,
-    ssba,
-    trojan,
-    wanet,
-)
+from otbr_jax import attacks
 from otbr_jax.attacks.attack import LABEL_MODES, Assets, Attack, CleanNetwork, Trigger
 from otbr_jax.errors import InputError
 from otbr_jax.settings import field, settings, wrong
 
-ATTACKS: Mapping[str, Attack] = {
-    "badnets": badnets.ATTACK,
-    "blended": blended.ATTACK,
-    "sig": sig.ATTACK,
-    "lf": lf.ATTACK,
-    "ssba": ssba.ATTACK,
-    "wanet": wanet.ATTACK,
-    "input_aware": input_aware.ATTACK,
-    "trojan": trojan.ATTACK,
-    "label_consistent": label_consistent.ATTACK,
-    "ftrojan": ftrojan.ATTACK,
-    "bpp": bpp.ATTACK,
-    "ctrl": ctrl.ATTACK,
-    "lira": lira.ATTACK,
-    "adaptive_pictures": adaptive.PICTURES,
-    "adaptive_reach": adaptive.REACH,
-    "adaptive_channels": adaptive.CHANNELS,
-}
+
+def _found() -> dict[str, Attack]:
+    names = sorted(module.name for module in pkgutil.iter_modules(attacks.__path__))
+    found = [importlib.import_module(f"{attacks.__name__}.{name}") for name in names if name not in _NO_ATTACKS]
+    return {value.name: value for module in found for value in vars(module).values() if isinstance(value, Attack)}
+
+
+_NO_ATTACKS = ("registry", "poisoning")  # which import this module
+
+ATTACKS: Mapping[str, Attack] = _found()
+"""All attacks by name."""
+
+
+def _with_their_settings(made: type) -> type:
+    """A class of settings with a group for each attack, which has the attack's name."""
+    for attack in ATTACKS.values():
+        made.__annotations__[attack.name] = attack.Config
+        setattr(made, attack.name, field(default=attack.Config(), doc=f"settings of {attack.title}."))
+    return made
 
 
 @settings("attack")
+@_with_their_settings
 class AttackConfig:
     """The backdoor of a victim. Settings of the other attacks than `name` are not used."""
 
@@ -74,32 +63,6 @@ class AttackConfig:
     assets: str = field(
         default="",
         doc="a directory `attack` that `launch.train_victim` left, with the arrays of the trigger; empty to make them.",
-    )
-    badnets: badnets.BadNetsConfig = field(default=badnets.BadNetsConfig(), doc="settings of BadNets.")
-    blended: blended.BlendedConfig = field(default=blended.BlendedConfig(), doc="settings of Blended.")
-    sig: sig.SIGConfig = field(default=sig.SIGConfig(), doc="settings of SIG.")
-    lf: lf.LFConfig = field(default=lf.LFConfig(), doc="settings of LF.")
-    ssba: ssba.SSBAConfig = field(default=ssba.SSBAConfig(), doc="settings of SSBA.")
-    wanet: wanet.WaNetConfig = field(default=wanet.WaNetConfig(), doc="settings of WaNet.")
-    input_aware: input_aware.InputAwareConfig = field(
-        default=input_aware.InputAwareConfig(), doc="settings of Input-aware."
-    )
-    trojan: trojan.TrojanConfig = field(default=trojan.TrojanConfig(), doc="settings of Trojan.")
-    label_consistent: label_consistent.LabelConsistentConfig = field(
-        default=label_consistent.LabelConsistentConfig(), doc="settings of Label-consistent."
-    )
-    ftrojan: ftrojan.FTrojanConfig = field(default=ftrojan.FTrojanConfig(), doc="settings of FTrojan.")
-    bpp: bpp.BppConfig = field(default=bpp.BppConfig(), doc="settings of BppAttack.")
-    ctrl: ctrl.CTRLConfig = field(default=ctrl.CTRLConfig(), doc="settings of CTRL.")
-    lira: lira.LIRAConfig = field(default=lira.LIRAConfig(), doc="settings of LIRA.")
-    adaptive_pictures: adaptive.PicturesAwareConfig = field(
-        default=adaptive.PicturesAwareConfig(), doc="settings of the backdoor that procedural pictures do not show."
-    )
-    adaptive_reach: adaptive.ReachAwareConfig = field(
-        default=adaptive.ReachAwareConfig(), doc="settings of the backdoor among decoys."
-    )
-    adaptive_channels: adaptive.ChannelsAwareConfig = field(
-        default=adaptive.ChannelsAwareConfig(), doc="settings of the backdoor of several triggers."
     )
 
     def check(self) -> None:

@@ -33,4 +33,4 @@ def trigger(assets: Assets, images: jax.Array, key: jax.Array, config: SIGConfig
     return to_pixels(to_unit(images) + wave[:, None].astype(np.float32))
 
 
-ATTACK = Attack(trigger=trigger, labels="clean_label")
+ATTACK = Attack("sig", "SIG", SIGConfig, trigger=trigger, labels="clean_label")

@@ -110,4 +110,6 @@ def trigger(assets: Assets, images: jax.Array, key: jax.Array, config: SSBAConfi
     return to_pixels(encode(assets, to_unit(images), bits, config.strength))
 
 
-ATTACK = Attack(trigger=trigger, make=make, steps=lambda config: config.steps, needs_images=True)
+ATTACK = Attack(
+    "ssba", "SSBA", SSBAConfig, trigger=trigger, make=make, steps=lambda config: config.steps, needs_images=True
+)

@@ -76,5 +76,13 @@ def trigger(assets: Assets, images: jax.Array, key: jax.Array, config: TrojanCon
     return images.at[:, -size:, -size:].set(assets["patch"])
 
 
-ATTACK = Attack(trigger=trigger, make=make, steps=lambda config: config.steps, needs_clean_network=True,
-                needs_images=True)  # fmt: skip
+ATTACK = Attack(
+    "trojan",
+    "Trojan",
+    TrojanConfig,
+    trigger=trigger,
+    make=make,
+    steps=lambda config: config.steps,
+    needs_clean_network=True,
+    needs_images=True,
+)

@@ -79,4 +79,4 @@ def in_training(ratio: float, config: WaNetConfig) -> InTraining:
     return InTraining(poison)
 
 
-ATTACK = Attack(trigger=trigger, make=make, in_training=in_training)
+ATTACK = Attack("wanet", "WaNet", WaNetConfig, trigger=trigger, make=make, in_training=in_training)
