@@ -1,0 +1,46 @@
+"""The leaderboard on the papers' bench: PreAct-ResNet18 in full width, three data sets, every defence as published.
+
+    python -m launch.prepare_data --name=cifar10      # and gtsrb, tiny_imagenet
+    python -m launch.bench --grid=configs/bench/leaderboard_paper.py --workdir=runs/paper
+
+Meant for one GPU or more; `launch.bench --only=cifar10` is a part of it. Victims are those of `configs/bench/paper.py`,
+which are reloaded in its working directory. Clean images are 5 % of the training set, varied as in training. Run by
+run, CIFAR-10 first.
+"""
+
+import dataclasses
+
+from configs.bench import paper
+from configs.bench.leaderboard import FEW_IMAGES, PUBLISHED, RUNS
+from otbr_jax.data.clean import CleanConfig
+from otbr_jax.defenses.clp import AgreementConfig
+from otbr_jax.defenses.registry import defense
+from otbr_jax.studies.bench import Cell, Grid
+from otbr_jax.studies.repair_config import repaired_by
+from otbr_jax.victims.comes_back import ComesBackConfig
+
+U = AgreementConfig(u=(4.5, 4.0, 3.5, 3.0, 2.5, 2.0))
+COMES_BACK = ComesBackConfig(images=500, poisoned=50, epochs=5, batch_size=50)
+
+
+def defended(cell: Cell, name: str, run: int, variant: str = "", **changes) -> Cell:
+    """The same victim by that defence, with its published settings."""
+    training = cell.config.training
+    few = CleanConfig(fraction=0.05, crop_padding=training.crop_padding, flip=training.flip)
+    clean = {} if defense(name).data == "none" else {"clean": few}
+    config = repaired_by(name, cell.config, **clean | changes, repetition=run, comes_back=COMES_BACK)
+    return dataclasses.replace(cell, config=config, variant=variant)
+
+
+def ways(cell: Cell, run: int) -> tuple[Cell, ...]:
+    """One victim, defended in every way."""
+    return (
+        *(defended(cell, name, run) for name in (*PUBLISHED, *FEW_IMAGES)),
+        defended(cell, "clp", run, "u chosen", selection=U),
+    )
+
+
+def get_grid() -> Grid:
+    """Run by run, every victim of the papers' bench in every way."""
+    cells = paper.get_grid().cells
+    return Grid("leaderboard_paper", tuple(each for run in RUNS for cell in cells for each in ways(cell, run)))
