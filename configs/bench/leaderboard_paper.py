@@ -14,12 +14,15 @@ from configs.bench import paper
 from configs.bench.leaderboard import FEW_IMAGES, PUBLISHED, RUNS
 from otbr_jax.data.clean import CleanConfig
 from otbr_jax.defenses.clp import AgreementConfig
+from otbr_jax.defenses.gating import THRESHOLDS, ThresholdConfig
 from otbr_jax.defenses.registry import defense
 from otbr_jax.studies.bench import Cell, Grid
 from otbr_jax.studies.repair_config import repaired_by
 from otbr_jax.victims.comes_back import ComesBackConfig
 
 U = AgreementConfig(u=(4.5, 4.0, 3.5, 3.0, 2.5, 2.0))
+CHOSEN = {name: {"selection": ThresholdConfig(thresholds=THRESHOLDS)} for name in ("anp", "rnp")}
+"""Thresholds that their code picks with the test set are picked with the clean images."""
 COMES_BACK = ComesBackConfig(images=500, poisoned=50, epochs=5, batch_size=50)
 
 
@@ -35,7 +38,7 @@ def defended(cell: Cell, name: str, run: int, variant: str = "", **changes) -> C
 def ways(cell: Cell, run: int) -> tuple[Cell, ...]:
     """One victim, defended in every way."""
     return (
-        *(defended(cell, name, run) for name in (*PUBLISHED, *FEW_IMAGES)),
+        *(defended(cell, name, run, **CHOSEN.get(name, {})) for name in (*PUBLISHED, *FEW_IMAGES)),
         defended(cell, "clp", run, "u chosen", selection=U),
     )
 
