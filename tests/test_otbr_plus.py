@@ -120,7 +120,7 @@ def test_inspecting_judges_without_a_repair(finished, tmp_path):
     assert (tmp_path / "judged" / "triggers.png").stat().st_size > 0
     with pytest.raises(InputError, match=r"model.checkpoint: expected a network to judge"):
         inspect(dataclasses.replace(config, model=PLUS.model), judge_in=tmp_path / "none")
-    with pytest.raises(InputError, match=r"suspicion.gamma: expected settings to judge by"):
+    with pytest.raises(InputError, match=r"defense: expected one that looks for a backdoor"):
         inspect(
             dataclasses.replace(config, suspicion=SuspicionConfig(), patching=PatchingConfig()),
             judge_in=tmp_path / "none",
