@@ -1,4 +1,4 @@
-"""A hundred bad inputs, given to the command lines: each has to end in one line, with status 2, and leave nothing.
+"""Bad inputs, given to the command lines: each has to end in one line, with status 2, and leave nothing.
 
     python -m benchmarks.bad_inputs
 
@@ -115,8 +115,42 @@ def code() -> Iterator[Case]:
         yield "launch.repair", flags
 
 
+def methods() -> Iterator[Case]:
+    """Defences and detectors that cannot be used so."""
+    base = ["--workdir={tmp}/work"]
+    plain = ["--config.model.name={tmp}/code.py:plain", "--config.model.image_shape=(8, 8, 1)"]
+    for name in ("ft", "ft_sam", "fine_pruning", "nad", "anp", "rnp", "i_bau", "sau", "tsbd"):
+        yield "launch.repair", [f"--config=configs/{name}.py", *base, *plain, "--config.data.name=none"]  # no images
+    for name in ("anp", "rnp"):  # no normalisation
+        own = ["--config.clean.name=npz", "--config.clean.path={tmp}/small.npz", "--config.data.name=none"]
+        yield "launch.repair", [f"--config=configs/{name}.py", *base, *plain, *own]
+    for flag in (
+        "--config.finetuning.batch_size=500", "--config.finetuning.epochs=-1", "--config.finetuning.weight_decay=-1",
+        "--config.clean.fraction=0.001", "--config.clean.fraction=2", "--config.clean.name=npz",
+    ):  # fmt: skip
+        yield "launch.repair", ["--config=configs/ft.py", *base, flag]
+    own = ["--config.clean.name=npz", "--config.clean.path={tmp}/one_class.npz"]
+    yield "launch.repair", ["--config=configs/tsbd.py", *base, *own]
+    for flag in ("--config.selection.thresholds=(2,)", "--config.anp.learning.eps=-1", "--config.anp.threshold=1"):
+        yield "launch.repair", ["--config=configs/anp.py", *base, flag]
+    for flag in ("--config.nad.betas=()", "--config.nad.power=0"):
+        yield "launch.repair", ["--config=configs/nad.py", *base, flag]
+    for flag in ("--config.comes_back.images=4", "--config.comes_back.images=9999", "--config.repetition=-1"):
+        yield "launch.repair", [*base, flag]
+    for flag in ("--detector=neural", "--detector=neural_cleanse"):
+        yield "launch.inspect_network", [*plain, "--judge={tmp}/judged", flag, *(["--config.data.name=none"])]
+
+
 CODE = """
 import jax.numpy as jnp
+import jax
+k = jax.random.split(jax.random.key(0))
+plain_weights = {"params": {"c": jax.random.normal(k[0], (3, 3, 1, 6)), "d": jax.random.normal(k[1], (6, 10))}}
+def plain_apply(v, x):
+    p, numbers = v["params"], ("NHWC", "HWIO", "NHWC")
+    x = jax.lax.conv_general_dilated(x, p["c"], (1, 1), "SAME", dimension_numbers=numbers)
+    return jnp.maximum(x, 0).mean((1, 2)) @ p["d"]
+plain = (plain_apply, plain_weights)
 number = 3
 def fails():
     raise RuntimeError("two\\nlines")
@@ -147,6 +181,10 @@ def make_files(folder: pathlib.Path) -> None:
     (folder / "model.onnx").write_bytes(b"\x08\x08")
     images, labels = np.zeros((20, 16, 16, 1), np.uint8), np.arange(20) % 10
     np.savez(folder / "good.npz", images=images, labels=labels)
+    varied = np.arange(40 * 64, dtype=np.uint8).reshape(40, 8, 8, 1)
+    np.savez(folder / "small.npz", images=varied, labels=np.arange(40) % 10)
+    sixteen = np.arange(20 * 256, dtype=np.uint8).reshape(20, 16, 16, 1)
+    np.savez(folder / "one_class.npz", images=sixteen, labels=labels % 9)
     np.savez(folder / "no_labels.npz", images=images)
     np.savez(folder / "from_one.npz", images=images, labels=labels + 1)
     np.savez(folder / "wrong_size.npz", images=images[:, 1:], labels=labels)
@@ -184,7 +222,7 @@ def attempt(module: str, arguments: list[str], folder: pathlib.Path) -> tuple[in
 
 
 def main() -> None:
-    cases = [case for group in (settings, places, checkpoints, data, code) for case in group()]
+    cases = [case for group in (settings, places, checkpoints, data, code, methods) for case in group()]
     bad = 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)

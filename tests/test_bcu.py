@@ -11,18 +11,18 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from otbr_jax import InputError, set_up, trace
+from otbr_jax import InputError, run, set_up, trace
 from otbr_jax.defenses.bcu import (
     BCUConfig,
     BCUSettings,
     Teaching,
-    bcu,
     distillation,
     draw_anew,
     layer_shares,
     objective,
 )
-from otbr_jax.defenses.disarm import PicturesConfig
+from otbr_jax.defenses.bcu import plan as plan_of
+from otbr_jax.detectors.short_cuts import PicturesConfig
 from otbr_jax.graph.graph import Layer
 from otbr_jax.steps.finetune import FinetuningConfig
 from otbr_jax.studies.repair_config import repaired_by
@@ -108,7 +108,8 @@ def test_the_temperature_rises_with_the_epoch(small, statistics):
 
 def test_statistics_are_kept_unless_they_shall_move(small):
     network, variables, graph = small
-    found, history = bcu(network, variables, graph, key=jax.random.key(0), config=TINY)
+    plan, setup = plan_of(TINY), set_up(network, graph)
+    found, history = run(plan, setup, {"victim": variables}, key=jax.random.key(0))["taught"]
     assert np.isfinite(history["loss"]).all()
     jax.tree.map(np.testing.assert_array_equal, found["batch_stats"], variables["batch_stats"])
 

@@ -12,10 +12,10 @@ import torch_small
 from test_goldens import opened
 from torch.nn import functional
 
-from otbr_jax import Batch, InputError
+from otbr_jax import Batch, InputError, run, set_up
 from otbr_jax.data.clean import CleanConfig
 from otbr_jax.defenses import i_bau as method
-from otbr_jax.defenses.i_bau import IBAUConfig, hypergradient, i_bau, misled, search
+from otbr_jax.defenses.i_bau import IBAUConfig, hypergradient, misled, search
 from otbr_jax.defenses.tuning import Tuned
 from otbr_jax.studies.repair_config import clean_augmentation, repaired_by
 from otbr_jax.studies.results import summarize
@@ -124,7 +124,8 @@ def test_hypergradients_of_a_network_are_pytorchs(positive, clean):
 
 def test_rounds_change_weights_and_no_statistics(positive, clean):
     network, variables, graph = positive
-    found, history = i_bau(network, variables, clean, graph, key=jax.random.key(3), config=TINY)
+    setup, given = set_up(network, graph), {"victim": variables, "clean": clean}
+    found, history = run(method.plan(method.IBAUSettings(i_bau=TINY)), setup, given, key=jax.random.key(3))["unlearned"]
     assert history["loss"].shape == history["trigger_norm"].shape == (2,)
     assert np.all(np.asarray(history["trigger_norm"]) > 0)
     jax.tree.map(np.testing.assert_array_equal, found["batch_stats"], variables["batch_stats"])
@@ -137,7 +138,7 @@ def test_rounds_change_weights_and_no_statistics(positive, clean):
 
 def test_too_few_images_are_named(clean):
     with pytest.raises(InputError, match="i_bau.batch_size: expected at most 20, as many as there are clean images, "):
-        method.given(method.IBAUSettings(), clean, 0)
+        method.DEFENSE.given(method.IBAUSettings(), clean, 0)
 
 
 def test_a_run_leaves_a_report_and_memory_equals_disk(tmp_path):
@@ -152,5 +153,6 @@ def test_a_run_leaves_a_report_and_memory_equals_disk(tmp_path):
 
     network, graph, variables, clean = opened(config, result)
     key, varied = jax.random.key(config.seed), clean_augmentation(config)
-    found, history = i_bau(network, variables, clean, graph, key=key, config=tuning, augment=varied)
+    setup, given = set_up(network, graph, augment=varied), {"victim": variables, "clean": clean}
+    found, history = run(method.plan(method.IBAUSettings(i_bau=tuning)), setup, given, key=key)["unlearned"]
     jax.tree.map(np.testing.assert_array_equal, (found, history), tuple(result.stages["unlearned"].value))

@@ -20,6 +20,7 @@ from otbr_jax.defenses import rnp as method
 from otbr_jax.defenses.gating import ThresholdConfig, ThresholdSweepConfig
 from otbr_jax.defenses.otbr import Unlearned
 from otbr_jax.defenses.rnp import RecoveringConfig, RNPConfig, RNPSettings
+from otbr_jax.defenses.tuning import check_clean_unlearning
 from otbr_jax.steps import gates
 from otbr_jax.steps.unlearn import CleanUnlearningConfig, CleanUnlearningInfo
 from otbr_jax.studies.repair import repair
@@ -71,12 +72,14 @@ def test_masks_move_as_in_pytorch(small):
 def test_what_cannot_be_used_is_one_line(caplog):
     images = Batch(np.zeros((20, 8, 8, 1), np.uint8), np.zeros(20, np.int32))
     with pytest.raises(InputError, match=r"rnp.recovering.batch_size: expected at most 20, as many as there are clean"):
-        method.given(RNPSettings(rnp=RNPConfig(unlearning=dataclasses.replace(UNLEARNING, batch_size=4))), images, 0)
+        method.DEFENSE.given(
+            RNPSettings(rnp=RNPConfig(unlearning=dataclasses.replace(UNLEARNING, batch_size=4))), images, 0
+        )
     info = CleanUnlearningInfo(np.array([np.nan]), np.array([0.1]), np.int32(1), np.bool_(False))
     with pytest.raises(InputError, match=r"rnp.unlearning.learning_rate: .* found nan in epoch 1; lower it from 0.001"):
-        method.check_unlearned(UNLEARNING, Unlearned({}, info))
+        check_clean_unlearning(UNLEARNING, Unlearned({}, info), name="rnp.unlearning")
     with caplog.at_level(logging.WARNING):
-        method.check_unlearned(UNLEARNING, Unlearned({}, info._replace(loss=np.array([1.0]))))
+        check_clean_unlearning(UNLEARNING, Unlearned({}, info._replace(loss=np.array([1.0]))), name="rnp.unlearning")
     assert "did NOT reach chance: accuracy 10.0 % after 1 epochs" in caplog.text
 
 

@@ -12,10 +12,10 @@ import torch_small
 from conftest import disturbed
 from torch.nn import functional
 
-from otbr_jax import Batch, InputError, set_up
+from otbr_jax import Batch, InputError, run, set_up
 from otbr_jax.data.clean import CleanConfig
 from otbr_jax.defenses import sau as method
-from otbr_jax.defenses.sau import SAUConfig, objective, perturb, sau
+from otbr_jax.defenses.sau import SAUConfig, objective, perturb
 from otbr_jax.studies.repair_config import repaired_by
 from otbr_jax.studies.results import summarize
 from otbr_jax.types import split
@@ -119,7 +119,8 @@ def test_a_step_of_repair_is_pytorchs(two, batch):
 
 def test_no_statistics_move(two, batch):
     network, ours, _, graph = two
-    found, history = sau(network, ours, batch, graph, key=jax.random.key(3), config=TINY)
+    setup, given = set_up(network, graph), {"victim": ours, "clean": batch}
+    found, history = run(method.plan(method.SAUSettings(sau=TINY)), setup, given, key=jax.random.key(3))["unlearned"]
     assert history["loss"].shape == (2,)
     jax.tree.map(np.testing.assert_array_equal, found["batch_stats"], ours["batch_stats"])
     assert not np.array_equal(found["params"]["conv1"]["kernel"], ours["params"]["conv1"]["kernel"])
@@ -127,7 +128,7 @@ def test_no_statistics_move(two, batch):
 
 def test_too_few_images_are_named(batch):
     with pytest.raises(InputError, match="sau.batch_size: expected at most 24, as many as there are clean images, "):
-        method.given(method.SAUSettings(), batch, 0)
+        method.DEFENSE.given(method.SAUSettings(), batch, 0)
 
 
 def test_a_run_leaves_a_report(tmp_path):

@@ -19,7 +19,7 @@ from otbr_jax.data.sources import DataConfig, Dataset, Images
 from otbr_jax.defenses import tsbd
 from otbr_jax.defenses.otbr import Unlearned
 from otbr_jax.defenses.tsbd import SweepConfig, TSBDConfig
-from otbr_jax.defenses.tuning import Tuned, check_tuned
+from otbr_jax.defenses.tuning import Tuned, check_clean_unlearning, check_tuned
 from otbr_jax.detectors.judge import SuspicionConfig
 from otbr_jax.report.summary import summary_table
 from otbr_jax.runs import loop
@@ -287,7 +287,8 @@ def test_a_loss_that_is_no_number_is_named():
 
     losses, weights = np.array([2.0, np.inf, np.nan]), {"params": {"kernel": np.ones(3)}}
     diverged = CleanUnlearningInfo(losses, np.zeros(3), np.int32(2), np.bool_(False))
-    refuse("unlearning", tsbd.check_unlearned, CONFIG.tsbd.unlearning, Unlearned(weights, diverged))
+    unlearned_well = partial(check_clean_unlearning, name="tsbd.unlearning")
+    refuse("unlearning", unlearned_well, CONFIG.tsbd.unlearning, Unlearned(weights, diverged))
     tuned_well = partial(check_tuned, name="tsbd.finetuning.learning_rate")
     refuse("finetuning", tuned_well, CONFIG.tsbd.finetuning, Tuned(weights, {"loss": losses}))
     lost = {"params": {"kernel": np.array([1.0, np.nan])}}

@@ -13,13 +13,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from otbr_jax import plan as plans
 from otbr_jax.defenses.defense import Defense, Outcome, count_neurons
 from otbr_jax.defenses.tuning import changes_step, tuned_outcome, tuning_step
 from otbr_jax.detectors.short_cuts import PROCEDURAL, PicturesConfig, make_pictures
 from otbr_jax.errors import InputError
 from otbr_jax.graph.choose import LAYERS
-from otbr_jax.graph.graph import Layer, NeuronGraph
+from otbr_jax.graph.graph import Layer
 from otbr_jax.plan import Plan, Report, Setup, Step, needs
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.finetune import FinetuningConfig
@@ -187,30 +186,6 @@ def plan(config: BCUSettings) -> Plan:
         ),
         changes_step("taught"),
     )
-
-
-def bcu(
-    network: Network, variables: Variables, graph: NeuronGraph, *, key: jax.Array, config: BCUSettings
-) -> tuple[Variables, Mapping[str, jax.Array]]:
-    """Repairs a network without any data. Pure; jits.
-
-    Args:
-      network: the functions of the network.
-      variables: the suspicious network's variables.
-      graph: its neuron graph.
-      key: typed PRNG key.
-      config: the method's settings.
-
-    Returns:
-      `(repaired variables, {"loss", "accuracy"})`, each of the latter `[epochs]`; accuracy is agreement with the
-      suspicious network.
-
-    Raises:
-      InputError: if teaching diverged.
-    """
-    setup = plans.set_up(network, graph, layers=config.bcu.layers)
-    found = plans.run(plan(config), setup, {"victim": variables}, key=key)["taught"]
-    return found.variables, found.history
 
 
 def outcome(config: BCUSettings, values: Mapping[str, Any]) -> Outcome:

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 
 from otbr_jax import plan as plans
 from otbr_jax.defenses.defense import Ask, Candidates, Defense, Outcome, settled
-from otbr_jax.defenses.ft import PUBLISHED, batch_sizes, given
-from otbr_jax.defenses.tuning import changes_step, plain_history, tuned_outcome, tuning_step
+from otbr_jax.defenses.ft import PUBLISHED, batch_sizes
+from otbr_jax.defenses.tuning import changes_step, plain_history, takes_clean, tuned_outcome, tuning_step
 from otbr_jax.errors import InputError
 from otbr_jax.graph.graph import Layer
 from otbr_jax.graph.taps import tapped
@@ -317,7 +317,7 @@ DEFENSE = Defense(
     networks=lambda config: ("victim", "pruned", "finetuned"),
     outcome=outcome,
     check=check,
-    given=given,
+    given=takes_clean(batch_sizes),
     candidates=candidates,
     batch_sizes=batch_sizes,
     source="arXiv 1805.12185",

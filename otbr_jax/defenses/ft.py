@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from otbr_jax.defenses.defense import Defense, Outcome
-from otbr_jax.defenses.tuning import changes_step, check_images, tuned_outcome, tuning_step
+from otbr_jax.defenses.tuning import changes_step, takes_clean, tuned_outcome, tuning_step
 from otbr_jax.plan import Plan
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.finetune import FinetuningConfig
-from otbr_jax.types import Batch
 
 PUBLISHED = FinetuningConfig(epochs=100, weight_decay=5e-4, alpha=0.0, schedule="cosine")
 """How BackdoorBench fine-tunes a PreAct-ResNet18 with 5 % of CIFAR-10, whatever the defence."""
@@ -29,13 +28,6 @@ def plan(config: FTSettings) -> Plan:
         tuning_step("finetuned", config.finetuning, "fine-tuning", group="finetuning"),
         changes_step("finetuned"),
     )
-
-
-def given(config: Any, clean: Batch | None, seed: int) -> Mapping[str, Any]:
-    """The clean images; raises InputError if they are fewer than one batch of `finetuning`."""
-    del seed
-    check_images(clean, batch_sizes(config))
-    return {"clean": clean}
 
 
 def batch_sizes(config: Any) -> Mapping[str, int]:
@@ -57,7 +49,7 @@ DEFENSE = Defense(
     plan=plan,
     networks=lambda config: ("victim", "finetuned"),
     outcome=outcome,
-    given=given,
+    given=takes_clean(batch_sizes),
     batch_sizes=batch_sizes,
     source="BackdoorBench",
 )

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from otbr_jax.defenses.defense import Defense, Outcome
-from otbr_jax.defenses.ft import PUBLISHED, batch_sizes, given
-from otbr_jax.defenses.tuning import changes_step, tuned_outcome, tuning_step
+from otbr_jax.defenses.ft import PUBLISHED, batch_sizes
+from otbr_jax.defenses.tuning import changes_step, takes_clean, tuned_outcome, tuning_step
 from otbr_jax.plan import Plan, Setup
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.finetune import FinetuningConfig
@@ -90,7 +90,7 @@ DEFENSE = Defense(
     plan=plan,
     networks=lambda config: ("victim", "finetuned"),
     outcome=outcome,
-    given=given,
+    given=takes_clean(batch_sizes),
     batch_sizes=batch_sizes,
     source="arXiv 2304.11823",
 )

@@ -14,18 +14,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from otbr_jax import plan as plans
 from otbr_jax.defenses.defense import Defense, Outcome
-from otbr_jax.defenses.tuning import Tuned, changes_step, check_images, check_tuned, tuned_outcome
+from otbr_jax.defenses.tuning import Tuned, changes_step, check_tuned, takes_clean, tuned_outcome
 from otbr_jax.graph.choose import LAYERS
-from otbr_jax.graph.graph import NeuronGraph
 from otbr_jax.plan import LongStep, Plan, Setup, needs
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.convolutions import channels_last
 from otbr_jax.steps.finetune import Finetuning, FinetuningConfig, begin, variables_of
 from otbr_jax.steps.objective import losses
 from otbr_jax.steps.unlearn import epoch_draws, per_device
-from otbr_jax.types import Augment, Batch, Network, Variables, split, unchanged
+from otbr_jax.types import Batch, Network, Variables, split
 
 
 @settings("i_bau")
@@ -268,52 +266,9 @@ def plan(config: IBAUSettings) -> Plan:
     )
 
 
-def i_bau(
-    network: Network,
-    variables: Variables,
-    clean: Batch,
-    graph: NeuronGraph,
-    *,
-    key: jax.Array,
-    config: IBAUConfig,
-    augment: Augment = unchanged,
-    axis_name: str | None = None,
-) -> tuple[Variables, Mapping[str, jax.Array]]:
-    """Repairs a network with a few clean images. Pure; jits; touches no data but `clean`.
-
-    Args:
-      network: the functions of the network.
-      variables: the suspicious network's variables.
-      clean: images `[n, h, w, c]` as the network's `prepare` takes them, and labels `[n]`; on a mapped axis each
-        device's own part.
-      graph: its neuron graph, which only says whose changes are told.
-      key: typed PRNG key.
-      config: the method's settings.
-      augment: `(images, key) -> images`, before the network's `prepare`.
-      axis_name: mapped axis whose devices share each batch.
-
-    Returns:
-      `(repaired variables, {"loss", "accuracy", "trigger_norm"})`, each of the latter `[rounds]`.
-
-    Raises:
-      InputError: if there are fewer images than one batch, or unlearning diverged.
-    """
-    setup = plans.set_up(network, graph, layers=config.layers, augment=augment, axis_name=axis_name)
-    given = {"victim": variables, "clean": clean}
-    found = plans.run(plan(IBAUSettings(i_bau=config)), setup, given, key=key)["unlearned"]
-    return found.variables, found.history
-
-
 def batch_sizes(config: IBAUSettings) -> dict[str, int]:
     """The batches that devices share."""
     return {"i_bau.batch_size": config.i_bau.batch_size}
-
-
-def given(config: IBAUSettings, clean: Batch | None, seed: int) -> Mapping[str, Any]:
-    """The clean images; raises InputError if they are too few."""
-    del seed
-    check_images(clean, batch_sizes(config))
-    return {"clean": clean}
 
 
 def outcome(config: IBAUSettings, values: Mapping[str, Any]) -> Outcome:
@@ -340,7 +295,7 @@ DEFENSE = Defense(
     plan=plan,
     networks=lambda config: ("victim", "unlearned"),
     outcome=outcome,
-    given=given,
+    given=takes_clean(batch_sizes),
     batch_sizes=batch_sizes,
     source="arXiv 2110.03735",
 )

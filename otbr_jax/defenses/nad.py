@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from otbr_jax.defenses.defense import Defense, Outcome
-from otbr_jax.defenses.tuning import Tuned, changes_step, check_images, plain_history, tuned_outcome, tuning_step
+from otbr_jax.defenses.tuning import Tuned, changes_step, plain_history, takes_clean, tuned_outcome, tuning_step
 from otbr_jax.errors import InputError
 from otbr_jax.graph.graph import Layer
 from otbr_jax.graph.taps import tapped
 from otbr_jax.plan import Plan, Setup
-from otbr_jax.settings import field, settings
+from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.finetune import FinetuningConfig
 from otbr_jax.steps.objective import Objective, losses, objective_of
 from otbr_jax.types import Batch, Network, Variables
@@ -41,6 +41,11 @@ class NADConfig:
         doc="weights of the attention of the last layers, one for each size of their inputs, the last for the last.",
     )
     power: float = field(default=2.0, at_least=1, doc="the paper's p, of the activations that attention sums.")
+
+    def check(self) -> None:
+        """Without attention it would be fine-tuning."""
+        if not self.betas:
+            raise wrong(self, "betas", "at least one weight", found="none")
 
 
 @settings("")
@@ -141,13 +146,6 @@ def plan(config: NADSettings) -> Plan:
     )
 
 
-def given(config: NADSettings, clean: Batch | None, seed: int) -> Mapping[str, Any]:
-    """The clean images; raises InputError if they are fewer than one batch."""
-    del seed
-    check_images(clean, batch_sizes(config))
-    return {"clean": clean}
-
-
 def batch_sizes(config: NADSettings) -> Mapping[str, int]:
     """The batches of the teacher and of its student."""
     return {f"nad.{stage}.batch_size": getattr(config.nad, stage).batch_size for stage in ("teacher", "finetuning")}
@@ -172,7 +170,7 @@ DEFENSE = Defense(
     plan=plan,
     networks=lambda config: ("victim", "teacher", "finetuned"),
     outcome=outcome,
-    given=given,
+    given=takes_clean(batch_sizes),
     batch_sizes=batch_sizes,
     source="arXiv 2101.05930",
 )

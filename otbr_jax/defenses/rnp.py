@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from otbr_jax.defenses import gating
@@ -21,8 +20,7 @@ from otbr_jax.defenses.defense import Defense, Outcome, settled
 from otbr_jax.defenses.gating import Masks, ThresholdConfig, ThresholdSweepConfig
 from otbr_jax.defenses.otbr import Unlearned
 from otbr_jax.defenses.tsbd import unlearn_clean
-from otbr_jax.defenses.tuning import check_images
-from otbr_jax.errors import InputError
+from otbr_jax.defenses.tuning import check_clean_unlearning, takes_clean, unlearning_warnings
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.plan import Plan, Report, Setup, Step, needs
 from otbr_jax.settings import field, settings
@@ -140,27 +138,6 @@ def recover(
     return Masks(carry.masks, found.loss, found.accuracy)
 
 
-def check_unlearned(settings: CleanUnlearningConfig, unlearned: Unlearned) -> None:
-    """Raises InputError if unlearning diverged; warns if it did not reach chance."""
-    info = unlearned.info
-    epochs = int(info.epochs)
-    leaves = jax.tree.leaves(unlearned.variables)
-    if not np.isfinite(info.loss[epochs - 1]) or not all(bool(np.isfinite(leaf).all()) for leaf in leaves):
-        raise InputError(
-            f"rnp.unlearning.learning_rate: expected a finite loss, found {info.loss[epochs - 1]} in epoch {epochs}; "
-            f"lower it from {settings.learning_rate:g}"
-        )
-    if not info.reached:
-        log.warning("%s", _not_reached(settled(info.accuracy[epochs - 1]), epochs))
-
-
-def _not_reached(accuracy: float, epochs: int) -> str:
-    return (
-        f"clean unlearning did NOT reach chance: accuracy {100 * accuracy:.1f} % after {epochs} epochs; raise "
-        "rnp.unlearning.max_epochs or its learning_rate"
-    )
-
-
 def plan(config: RNPSettings) -> Plan:
     """gates -> unlearned -> masks (-> selected) -> pruned."""
     method = config.rnp
@@ -174,7 +151,7 @@ def plan(config: RNPSettings) -> Plan:
             "unlearning clean images",
             total=method.unlearning.max_epochs,
             unit="epoch",
-            check=check_unlearned,
+            check=partial(check_clean_unlearning, name="rnp.unlearning"),
         ),
         Step(
             "masks",
@@ -195,13 +172,6 @@ def batch_sizes(config: RNPSettings) -> dict[str, int]:
     return {f"rnp.{stage}.batch_size": getattr(config.rnp, stage).batch_size for stage in ("unlearning", "recovering")}
 
 
-def given(config: RNPSettings, clean: Batch | None, seed: int) -> Mapping[str, Any]:
-    """The clean images; raises InputError if they are fewer than a batch."""
-    del seed
-    check_images(clean, batch_sizes(config))
-    return {"clean": clean}
-
-
 def outcome(config: RNPSettings, values: Mapping[str, Any]) -> Outcome:
     """How many channels were pruned, and how unlearning went."""
     info = values["unlearned"].info
@@ -212,7 +182,7 @@ def outcome(config: RNPSettings, values: Mapping[str, Any]) -> Outcome:
         config.selection,
         values,
         scored="Which neurons recovering closed",
-        warnings=[] if info.reached else [_not_reached(accuracy, epochs)],
+        warnings=unlearning_warnings(info, name="rnp.unlearning"),
         more={"unlearning": {"epochs": epochs, "accuracy": accuracy, "reached_chance": bool(info.reached)}},
     )
 
@@ -226,7 +196,7 @@ DEFENSE = Defense(
     networks=lambda config: ("victim", "unlearned", "pruned"),
     outcome=outcome,
     check=lambda setup, config: gating.check(setup, name="rnp"),
-    given=given,
+    given=takes_clean(batch_sizes),
     candidates=lambda config: gating.candidates(config.sweep),
     batch_sizes=batch_sizes,
     source="arXiv 2305.14876",

@@ -14,17 +14,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from otbr_jax import plan as plans
 from otbr_jax.defenses.defense import Defense, Outcome
-from otbr_jax.defenses.tuning import changes_step, check_images, tuned_outcome, tuning_step
+from otbr_jax.defenses.tuning import changes_step, takes_clean, tuned_outcome, tuning_step
 from otbr_jax.graph.choose import LAYERS
-from otbr_jax.graph.graph import NeuronGraph
 from otbr_jax.plan import Plan, Setup
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.convolutions import channels_last
 from otbr_jax.steps.finetune import FinetuningConfig
 from otbr_jax.steps.objective import Evaluated, Objective, losses, objective_of
-from otbr_jax.types import Augment, Batch, Network, Variables, in_unit_range, unchanged
+from otbr_jax.types import Batch, Network, Variables, in_unit_range
 
 STARTS = ("max", "zero", "min")
 """Where a perturbation begins: every pixel as bright as the bound allows, as it is, or as dark."""
@@ -213,51 +211,9 @@ def plan(config: SAUSettings) -> Plan:
     )
 
 
-def sau(
-    network: Network,
-    variables: Variables,
-    clean: Batch,
-    graph: NeuronGraph,
-    *,
-    key: jax.Array,
-    config: SAUConfig,
-    augment: Augment = unchanged,
-    axis_name: str | None = None,
-) -> tuple[Variables, Mapping[str, jax.Array]]:
-    """Repairs a network with a few clean images. Pure; jits; touches no data but `clean`.
-
-    Args:
-      network: the functions of the network.
-      variables: the suspicious network's variables.
-      clean: images `[n, h, w, c]`, uint8 or in [0, 1], and labels `[n]`; on a mapped axis each device's own part.
-      graph: its neuron graph, which only says whose changes are told.
-      key: typed PRNG key.
-      config: the method's settings.
-      augment: `(images, key) -> images`, before the network's `prepare`.
-      axis_name: mapped axis whose devices share each batch.
-
-    Returns:
-      `(repaired variables, {"loss", "accuracy"})`, each of the latter `[rounds]`.
-
-    Raises:
-      InputError: if there are fewer images than one batch, or unlearning diverged.
-    """
-    setup = plans.set_up(network, graph, layers=config.layers, augment=augment, axis_name=axis_name)
-    given = {"victim": variables, "clean": clean}
-    found = plans.run(plan(SAUSettings(sau=config)), setup, given, key=key)["unlearned"]
-    return found.variables, found.history
-
-
 def batch_sizes(config: SAUSettings) -> dict[str, int]:
     """The batches that devices share."""
     return {"sau.batch_size": config.sau.batch_size}
-
-
-def given(config: SAUSettings, clean: Batch | None, seed: int) -> Mapping[str, Any]:
-    """The clean images; raises InputError if they are too few."""
-    del seed
-    check_images(clean, batch_sizes(config))
-    return {"clean": clean}
 
 
 def outcome(config: SAUSettings, values: Mapping[str, Any]) -> Outcome:
@@ -275,7 +231,7 @@ DEFENSE = Defense(
     plan=plan,
     networks=lambda config: ("victim", "unlearned"),
     outcome=outcome,
-    given=given,
+    given=takes_clean(batch_sizes),
     batch_sizes=batch_sizes,
     source="arXiv 2307.10562",
 )

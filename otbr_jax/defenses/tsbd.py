@@ -15,7 +15,7 @@ from otbr_jax import plan as plans
 from otbr_jax.defenses.defense import Ask, Candidates, Defense, Outcome, count_neurons
 from otbr_jax.defenses.judging import Judged, judging_steps, stands_out, summarize_judgement
 from otbr_jax.defenses.otbr import SCORES, OTBRConfig, Unlearned
-from otbr_jax.defenses.tuning import plain_history, tuning_step
+from otbr_jax.defenses.tuning import check_clean_unlearning, plain_history, tuning_step, unlearning_warnings
 from otbr_jax.detectors.judge import SuspicionConfig
 from otbr_jax.errors import InputError
 from otbr_jax.graph.choose import LAYERS
@@ -141,27 +141,6 @@ def unlearn_clean(
     return Unlearned(unlearned, info)
 
 
-def check_unlearned(settings: CleanUnlearningConfig, unlearned: Unlearned) -> None:
-    """Raises InputError if unlearning diverged; warns if it did not reach chance."""
-    info = unlearned.info
-    epochs = int(info.epochs)
-    loss, accuracy = info.loss[epochs - 1], info.accuracy[epochs - 1]
-    if not np.isfinite(loss):
-        raise InputError(
-            f"tsbd.unlearning.learning_rate: expected a finite loss, found {loss} in epoch {epochs}; lower it from "
-            f"{settings.learning_rate:g}"
-        )
-    if not info.reached:
-        log.warning("%s", _not_reached(accuracy, epochs))
-
-
-def _not_reached(accuracy: float, epochs: int) -> str:
-    return (
-        f"clean unlearning did NOT reach chance: accuracy {100 * accuracy:.1f} % after {epochs} epochs; raise "
-        "tsbd.unlearning.max_epochs or its learning_rate"
-    )
-
-
 def answer_clean(setup: Setup, settings: None, *, victim: Variables, clean: Batch, **_: Any) -> Pictures:
     """The clean images in [0, 1], and what the network answers them with."""
     images = jnp.asarray(clean[0]).astype(jnp.float32) / 255
@@ -268,7 +247,7 @@ def plan(config: TSBDSettings) -> Plan:
             "unlearning clean images",
             total=method.unlearning.max_epochs,
             unit="epoch",
-            check=check_unlearned,
+            check=partial(check_clean_unlearning, name="tsbd.unlearning"),
         ),
         SCORES,
     ]
@@ -472,7 +451,7 @@ def outcome(config: TSBDSettings, values: Mapping[str, Any]) -> Outcome:
         touched=reinit.neurons,
         scores=values["scores"],
         scored="Which neurons clean unlearning moved",
-        warnings=[] if unlearning.reached else [_not_reached(accuracy, epochs)],
+        warnings=unlearning_warnings(unlearning, name="tsbd.unlearning"),
         more={
             "judgement": judgement,
             "selection": selection,
