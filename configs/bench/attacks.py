@@ -1,8 +1,8 @@
-"""Newer attacks, and attackers who know the defence, on digits: what the default makes of them.
+"""Newer attacks on digits: what the default makes of them.
 
     python -m launch.bench --grid=configs/bench/attacks.py --workdir=runs/attacks --results=results/bench_attacks.jsonl
 
-Five attacks beside the papers' eight, three adaptive ones, and BadNets all-to-all; two networks, seed 0.
+Five attacks beside the papers' eight, and BadNets all-to-all; two networks, seed 0.
 
 At their published strengths FTrojan, BppAttack and Label-consistent were not learned here as they should: the first two
 are stronger, and Label-consistent's images harder. CTRL was not learned at any strength that was tried, up to 400 in
@@ -17,7 +17,6 @@ from otbr_jax.studies.repair_config import repaired_by
 
 NETWORKS = ("vgg7_bn", 8), ("preact_resnet10", 16)
 NEWER = ("label_consistent", "ftrojan", "bpp", "ctrl", "lira")
-ADAPTIVE = ("adaptive_pictures", "adaptive_reach", "adaptive_channels")
 STRONGER = {
     "label_consistent": {"eps": 96.0},
     "ftrojan": {"magnitude": 240.0},
@@ -47,7 +46,7 @@ def victims() -> tuple[Cell, ...]:
         cell
         for network in NETWORKS
         for cell in (
-            *(victim(*network, attack) for attack in (*NEWER, *ADAPTIVE)),
+            *(victim(*network, attack) for attack in NEWER),
             to_all(victim(*network, "badnets")),
         )
     )
