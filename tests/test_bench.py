@@ -156,7 +156,8 @@ def test_the_grids_of_this_project():
     assert {cell.recipe for cell in load_grid(ROOT / "configs" / "bench" / "recipes.py").cells} == {"published", "fast"}
     assert len(load_grid(ROOT / "configs" / "bench" / "paper.py", only="/wanet/").cells) == 3
     newer = load_grid(ROOT / "configs" / "bench" / "attacks.py").cells
-    assert {cell.config.attack.name for cell in newer} == set(ATTACKS) - set(eight) | {"badnets"}
+    known = load_grid(ROOT / "configs" / "bench" / "adaptive.py").cells
+    assert {cell.config.attack.name for cell in (*newer, *known)} == set(ATTACKS) - set(eight) | {"badnets"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "victims").glob("[!_]*.py")), ids=lambda path: path.stem)

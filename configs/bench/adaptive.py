@@ -1,6 +1,6 @@
 """Attackers who know the defence, on digits' VGG: by how much each part of it fails, beside BadNets.
 
-    python -m launch.bench --grid=configs/bench/adaptive.py --workdir=runs/attacks --results=results/bench_adaptive.jsonl
+    python -m launch.bench --grid=configs/bench/adaptive.py --workdir=runs/attacks
 
 `adaptive_pictures` does not work on procedural pictures, on which the default searches. `adaptive_reach` has a decoy
 for every class, so that none is cheaper than the median. `adaptive_channels` spreads over several triggers, each of

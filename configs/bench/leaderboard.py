@@ -21,7 +21,7 @@ from otbr_jax.studies.bench import Cell, Grid
 from otbr_jax.studies.repair_config import repair_config, repaired_by
 from otbr_jax.victims.comes_back import ComesBackConfig
 
-BACKDOORED = tuple(digits(*VGG, attack, 1) for attack in ("badnets", "blended", "trojan", "lf"))
+BACKDOORED = tuple(digits(*VGG, attack, 1) for attack in ("badnets", "blended", "trojan", "input_aware"))
 CLEAN = (digits(*VGG, "none", 1),)
 RUNS = range(3)
 
