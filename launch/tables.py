@@ -1,6 +1,7 @@
 """Writes the tables of README.md and docs/ from results/*.jsonl: `python -m launch.tables`.
 
-A table stands between the lines `<!-- table: NAME -->` and `<!-- end -->` and is made from results/NAME.jsonl.
+A table stands between the lines `<!-- table: NAME -->` and `<!-- end -->` and is made from results/NAME.jsonl;
+NAME.PART is another table of the same rows.
 The leaderboard's lines also stand in results/leaderboard.jsonl, one JSON a line, for programs that read them.
 `--check` changes nothing and fails if a table is not what the rows say; `--print=NAME` only prints one.
 """
@@ -71,7 +72,7 @@ def _made(path: pathlib.Path) -> tuple[pathlib.Path, str, dict[blocks.Block, str
 
 
 def _table(name: str) -> str:
-    path = local_path(RESULTS.value, name="--results") / f"{name}.jsonl"
+    path = local_path(RESULTS.value, name="--results") / f"{name.partition('.')[0]}.jsonl"
     return markdown(name, rows.parse(_read(path, name="--results"), name=str(path)))
 
 

@@ -16,6 +16,7 @@ from configs.bench.otbr_plus import digits
 from otbr_jax.data.clean import CleanConfig
 from otbr_jax.defenses.clp import AgreementConfig
 from otbr_jax.defenses.registry import defense
+from otbr_jax.detectors.judge import SuspicionConfig
 from otbr_jax.settings import declarations
 from otbr_jax.studies.bench import Cell, Grid
 from otbr_jax.studies.repair_config import repair_config, repaired_by
@@ -49,6 +50,8 @@ def ways(cell: Cell, run: int) -> tuple[Cell, ...]:
     return (
         *(defended(cell, name, run) for name in (*PUBLISHED, *FEW_IMAGES)),
         defended(cell, "clp", run, "u chosen", selection=U),
+        # Without asking first whether there is a backdoor, as published and as the others do.
+        defended(cell, "tsbd", run, "always", suspicion=SuspicionConfig()),
     )
 
 

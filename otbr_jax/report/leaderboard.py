@@ -116,6 +116,46 @@ def leaderboard(rows: Sequence[Row]) -> list[Table]:
     return [Table(columns, body)]
 
 
+OURS, WITH_IMAGES, PAPERS = "disarm", "disarm_clean", ("otbr", "tsbd")
+"""The default, the default with clean images, and the two methods that this project is about."""
+
+
+def summary(rows: Sequence[Row]) -> list[Table]:
+    """The leaderboard in a few lines: as it came, ours, the two papers', the best other defence, the best oracle."""
+    found = entries(rows)
+    plain = {entry["defence"]: entry for entry in found if not entry["oracle"] and not entry["variant"]}
+    named = (OURS, WITH_IMAGES, *PAPERS)
+    others = [entry for entry in found if not entry["oracle"] and entry["defence"] not in named]
+    oracles = sorted((entry for entry in found if entry["oracle"]), key=_order)
+    body = [["as it came", "-", "0.0", _before(rows), "-", "-"]]
+    for name, entry in (
+        *((name, plain.get(name)) for name in named),
+        ("best other", others[0] if others else None),
+        ("best oracle", oracles[0] if oracles else None),
+    ):
+        if entry is not None:
+            own = _way(entry)
+            body.append(
+                [
+                    f"{name}: {own}" if name.startswith("best") else own,
+                    entry["data"],
+                    _points(entry["acc_lost"]),
+                    _points(entry["asr"]),
+                    f"{entry['left'][0]} of {entry['left'][1]}",
+                    _points(entry["clean_lost"]),
+                ]
+            )
+    columns = ("defence", "data", "ACC lost", "ASR left", "backdoors left", "clean network loses")
+    return [Table(columns, body)]
+
+
+def _before(rows: Sequence[Row]) -> str:
+    """The median ASR of the victims as they came."""
+    asr = {_victim(row): field(row, "metrics.victim.asr") for row in rows}
+    learned = [value for value in asr.values() if value is not None and value >= LEARNED]
+    return formatted(100 * statistics.median(learned), ".1f") if learned else NOTHING
+
+
 def by_network(rows: Sequence[Row]) -> list[Table]:
     """ACC / ASR of every network by every way to defend, means over runs; a line for each way."""
     rows = list({text(row, "cell"): row for row in rows}.values())
