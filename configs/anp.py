@@ -4,7 +4,7 @@
 
 5 % of the 1,297 training images are the defender's, moved by up to a pixel. As published but for 500 steps on batches
 of 32 instead of 2,000 on batches of 128, and for the threshold, which is chosen with the clean images alone. The
-published one is `--config.selection.thresholds="()"`. What it does and when: docs/anp.md.
+published one is `--config.selection.thresholds="()"`. What it does and when: docs/defences/anp.md.
 
 Expected: two minutes on two CPU cores, half of them the training of the victim; four times as long for learning masks
 with the published 2,000 steps.

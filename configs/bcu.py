@@ -4,7 +4,7 @@
 
 As published, on procedural pictures in the place of unlabelled images. A network of your own:
 `--config.model.checkpoint=victim.pt --config.data.name=none` with its `--config.model...` settings, as in
-configs/own_network.py. What it does: docs/bcu.md.
+configs/own_network.py. What it does: docs/defences/bcu.md.
 
 Expected: this network is not timed. The bench's VGG of seed 0 took 7 minutes on a crowded core, and kept its backdoor.
 """

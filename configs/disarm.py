@@ -5,7 +5,7 @@
 The default of `launch.repair`. It needs no image. Procedural pictures are made, and for every class the cheapest
 trigger of each family is searched: patch, addition, smooth addition, wave, warp, generator. If one class is out of line
 the network is taught, by its own logits, to answer pictures with that trigger as those without it. Otherwise nothing is
-changed. What it does and when: docs/disarm.md.
+changed. What it does and when: docs/defences/disarm.md.
 
 Expected: ACC / ASR 99.6 / 100.0 before and about 99 / 1 after, in about four minutes on two CPU cores, a quarter of it
 the training of the victim. How it does on other victims: docs/measurements.md, whose rows stand in

@@ -3,7 +3,7 @@
     python -m launch.repair --config=configs/ft.py --workdir=runs/ft
 
 As published but for what so few images ask for: batches of 32 instead of 256, images moved by up to a pixel. What it
-does and when: docs/ft.md. With images of your own: `--config.clean.name=folder`, as in configs/tsbd.py.
+does and when: docs/defences/ft.md. With images of your own: `--config.clean.name=folder`, as in configs/tsbd.py.
 
 Expected: ACC 97.8 %, ASR 100 % as before: fine-tuning alone leaves this backdoor. One to two minutes on two CPU
 cores, most of it the training of the victim.

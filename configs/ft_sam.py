@@ -3,7 +3,7 @@
     python -m launch.repair --config=configs/ft_sam.py --workdir=runs/ft_sam
 
 As published but for what so few images ask for: batches of 32 instead of 256, images moved by up to a pixel. What it
-does and when: docs/ft_sam.md. With images of your own: `--config.clean.name=folder`, as in configs/tsbd.py.
+does and when: docs/defences/ft_sam.md. With images of your own: `--config.clean.name=folder`, as in configs/tsbd.py.
 
 Expected: ASR falls from 100 % to 88 %, ACC from 99.4 % to 97.8 %. One to two minutes on two CPU cores, most of it the
 training of the victim.

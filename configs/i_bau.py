@@ -8,7 +8,7 @@
 - triggers of norm 2.9 instead of 10, as much a pixel as on CIFAR-10;
 - Adam at 0.001, as in the authors' own script, instead of 0.0001. With 0.0001 the victim of seed 0 kept its backdoor.
 
-What it does: docs/i_bau.md. A network of your own comes with clean images, as in configs/tsbd.py.
+What it does: docs/defences/i_bau.md. A network of your own comes with clean images, as in configs/tsbd.py.
 
 Expected: this network is not timed. The bench's VGG of seed 1 took 97 s on a crowded core, and kept its backdoor.
 """

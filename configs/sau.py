@@ -4,7 +4,7 @@
 
 5 % of the 1,297 training images are the defender's. As published but for what so few images ask for: batches of 32
 instead of 256, and 500 passes instead of 100, so that Adam takes the 1,000 steps that it takes on 5 % of CIFAR-10. What
-it does: docs/sau.md. A network of your own comes with clean images, as in configs/tsbd.py.
+it does: docs/defences/sau.md. A network of your own comes with clean images, as in configs/tsbd.py.
 
 Expected: this network is not timed. The bench's VGG of seed 1 took 6 minutes on a crowded core; its backdoor's success
 fell from 100 to 91 %.

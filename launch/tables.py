@@ -21,7 +21,7 @@ from otbr_jax.report import blocks, leaderboard, rows
 from otbr_jax.report.results_tables import TABLES, markdown
 
 PAGES = flags.DEFINE_list(
-    "pages", ["README.md", "docs/measurements.md", "docs/leaderboard.md"], "Pages with tables to write."
+    "pages", [], "Pages with tables to write; by default README.md and all of docs/ that have any."
 )
 RESULTS = flags.DEFINE_string("results", "results", "Folder of NAME.jsonl, one JSON object per line.")
 CHECK = flags.DEFINE_bool("check", False, "Changes nothing; fails if a table is not what the rows say.")
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> None:
     if PRINT.value:
         print(_table(PRINT.value))
         return
-    made = [_made(pathlib.Path(page)) for page in PAGES.value]  # all of them, before one is written
+    made = [_made(page) for page in _pages()]  # all of them, before one is written
     for path, page, bodies in made:
         stale = [block for block, body in bodies.items() if "\n".join(block.body) != body]
         if stale and CHECK.value:
@@ -49,6 +49,14 @@ def main(arguments: Sequence[str]) -> None:
                 raise InputError(f"--pages: cannot write {path} ({error.strerror})") from None
         print(f"{path}: {len(bodies)} tables, {len(stale)} rewritten")
     _write_entries()
+
+
+def _pages() -> list[pathlib.Path]:
+    """The pages that were named, or those that have a table."""
+    if PAGES.value:
+        return [pathlib.Path(page) for page in PAGES.value]
+    pages = [pathlib.Path("README.md"), *sorted(pathlib.Path("docs").rglob("*.md"))]
+    return [page for page in pages if "<!-- table:" in _read(page, name="--pages")]
 
 
 def _write_entries() -> None:

@@ -49,6 +49,15 @@ def clean():
     return Batch(images, np.arange(40) % 10)
 
 
+def test_the_code_of_readme(moved, capsys):
+    network, _, variables, _ = moved
+    (code,) = re.findall(r"^```python\n(.*?)^```", (PAGES.parent.parent / "README.md").read_text(), re.S | re.M)
+    names = {"apply": network.apply, "apply_train": network.apply_train, "variables": variables}
+    exec(code, names)
+    assert re.fullmatch(r"(True|False) (\d|None) \d+ of \d+ channels pruned\n", capsys.readouterr().out)
+    assert jax.tree.structure(names["repaired"]) == jax.tree.structure(variables)
+
+
 def test_a_defence_is_one_file(house, monkeypatch, moved, clean):
     network, _, variables, graph = moved
     pruned, gentle, use = blocks("add_a_defence.md")

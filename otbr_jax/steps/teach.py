@@ -149,7 +149,7 @@ def teach(
     Returns:
       `(variables, TeachingInfo)`.
 
-    Source: docs/disarm.md; soft answers as lessons after DHBE (arXiv 2306.08009).
+    Source: docs/defences/disarm.md; soft answers as lessons after DHBE (arXiv 2306.08009).
     """
     params, state = split(variables)
     count, places = len(short_cuts.family), config.rounds * config.triggers
