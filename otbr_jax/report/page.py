@@ -60,8 +60,15 @@ def render(
         neurons=neurons,
         plan=None if plan is None else html.picture(plots.transport_plan(plan[1], chosen[plan[0]], layer=plan[0])),
         stages=_stages(summary),
-        settings=json.dumps(summary["config"], indent=1) if "config" in summary else None,
+        settings=json.dumps(_shown(summary["config"]), indent=1) if "config" in summary else None,
     )
+
+
+def _shown(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without those of attacks that were not made."""
+    attack = config.get("attack", {})
+    own = {name: value for name, value in attack.items() if name == attack["name"] or not isinstance(value, Mapping)}
+    return {**config, "attack": own} if own else dict(config)
 
 
 def _judged(summary: Mapping[str, Any], judgement: Mapping[str, Any]) -> list[str]:
