@@ -21,7 +21,7 @@ from otbr_jax.defenses.clp import (
     largest_singular_values,
     normalisation_gains,
 )
-from otbr_jax.defenses.disarm import PicturesConfig
+from otbr_jax.detectors.short_cuts import PicturesConfig
 from otbr_jax.studies.repair import repair
 from otbr_jax.studies.repair_config import repaired_by
 from otbr_jax.studies.results import summarize
