@@ -4,11 +4,18 @@ The network is that of `--config.model...`, as for `launch.repair`: of the regis
 code. `--verify` permutes every group of neurons and says how far the outputs move: in a right graph 0, but for
 rounding. `--judge=DIR` says whether a network looks backdoored, and for which class, from its weights alone; or by
 another method, `--detector=NAME`, which may need the clean images of `--config.clean...`, as `launch.repair` does.
+
+`--scan=PATH` asks about every checkpoint in a folder, or in a list with one path a line: a JSON line each. Networks are
+told from the files where they are others than `--config.model...`. Exit status 3: one looks backdoored; 2: none does,
+and one could not be read; 0: none does.
 """
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
@@ -17,21 +24,32 @@ from otbr_jax.detectors.registry import DETECTORS
 from otbr_jax.errors import InputError
 from otbr_jax.studies.inspection import inspect
 from otbr_jax.studies.repair_config import config_type_of, repair_config_types
+from otbr_jax.studies.scanning import checkpoints, scan, status
 
 CONFIG = cli.define_config("own_network.py", *repair_config_types(), choose=config_type_of)
 OUT = flags.DEFINE_string("out", None, "File for the drawing: .png, .svg or .pdf.")
 JUDGE = flags.DEFINE_string("judge", None, "Working directory; judges whether the network looks backdoored.")
 DETECTOR = flags.DEFINE_enum("detector", None, [*DETECTORS], "Which method judges; by default the defence's own.")
+SCAN = flags.DEFINE_string("scan", None, "Folder, file or list of checkpoints; prints a JSON line for each.")
 VERIFY = flags.DEFINE_bool("verify", False, "Permutes every group and measures how far the outputs move.")
+
+
+def _say(line: dict[str, Any]) -> None:
+    print(json.dumps(line), flush=True)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Traces the network and prints its table."""
     del arguments
     config = CONFIG()
-    if DETECTOR.value and not JUDGE.value:
-        raise InputError(f"--detector: expected --judge=DIR beside it, found {DETECTOR.value!r} alone")
+    if DETECTOR.value and not (JUDGE.value or SCAN.value):
+        raise InputError(f"--detector: expected --judge=DIR or --scan=PATH beside it, found {DETECTOR.value!r} alone")
     judge, detector = JUDGE.value, DETECTOR.value or ""
+    if SCAN.value:
+        if judge or OUT.value or VERIFY.value:
+            raise InputError("--scan: expected none of --judge, --out and --verify beside it, found one")
+        lines = scan(config, checkpoints(SCAN.value), detector=detector, say=_say)
+        sys.exit(status(lines))
     print(inspect(config, drawing=OUT.value, verify=VERIFY.value, judge_in=judge, detector=detector))
 
 

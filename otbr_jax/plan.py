@@ -156,6 +156,25 @@ def compute(step: Step, setup: Setup, *, key: jax.Array, report: Report | None =
     return step.run(setup, step.settings, key=key, report=report, **taken)
 
 
+def programs(plan: Plan, setup: Setup) -> Callable[..., dict[str, Any]]:
+    """A plan as compiled programs that are kept: `(given, *, key) -> {step name: its value}`, as `run` gives it.
+
+    For many networks of one kind: whatever has the same shapes is compiled once.
+    """
+    compiled = [(step, jax.jit(partial(compute, step, setup))) for step in plan]
+
+    def run(given: Mapping[str, Any], *, key: jax.Array) -> dict[str, Any]:
+        values = dict(given)
+        for step, program in compiled:
+            value = program(key=step_key(key, step), **taken(step, values))
+            if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
+                step.check(step.settings, value)
+            values[step.name] = value
+        return {step.name: values[step.name] for step in plan}
+
+    return run
+
+
 def run(plan: Plan, setup: Setup, given: Mapping[str, Any], *, key: jax.Array) -> dict[str, Any]:
     """Runs a plan in memory. Pure; jits; each step is a program of its own where it is called outside `jax.jit`.
 
@@ -171,11 +190,4 @@ def run(plan: Plan, setup: Setup, given: Mapping[str, Any], *, key: jax.Array) -
     Raises:
       InputError: if a step needs what is not there; outside `jax.jit` also if a value cannot be used.
     """
-    values = dict(given)
-    for step in plan:
-        program = jax.jit(partial(compute, step, setup))
-        value = program(key=step_key(key, step), **taken(step, values))
-        if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
-            step.check(step.settings, value)
-        values[step.name] = value
-    return {step.name: values[step.name] for step in plan}
+    return programs(plan, setup)(given, key=key)

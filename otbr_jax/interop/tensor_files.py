@@ -104,11 +104,19 @@ def is_tensor_folder(folder: pathlib.Path) -> bool:
     return bool(_files_in(folder))
 
 
+def is_published_folder(folder: pathlib.Path) -> bool:
+    """Whether a folder is one network as Hugging Face publishes it, and no folder of several."""
+    return bool(_published_in(folder))
+
+
+def _published_in(folder: pathlib.Path) -> list[pathlib.Path]:
+    published = [folder / (name + ending) for name in _PUBLISHED for ending in ("", _INDEX)]
+    return [file for file in published if file.is_file()]
+
+
 def _files_in(folder: pathlib.Path) -> list[pathlib.Path]:
     """The files that a folder may stand for, those with Hugging Face's names first."""
-    published = [folder / (name + ending) for name in _PUBLISHED for ending in ("", _INDEX)]
-    there = [file for file in published if file.is_file()]
-    if there:
+    if there := _published_in(folder):
         return there[:1]
     return [file for file in sorted(folder.iterdir()) if file.suffix in FORMATS and file.is_file()]
 

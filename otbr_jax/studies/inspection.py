@@ -79,7 +79,7 @@ def _judged(config: Any, subject: Subject, workdir: str | os.PathLike[str], name
     if subject.variables is None:
         raise InputError("model.checkpoint: expected a network to judge, found none; random weights hide nothing")
     check_classes(subject.network)
-    chosen, own = _detector(config, name)
+    chosen, own = detector_of(config, name)
     clean = given_clean(config, chosen, subject.network)
     with open_workdir(workdir, subject=subject_of(config)) as directory:
         layers, repetition = config.way.layers(config), config.repetition
@@ -95,7 +95,7 @@ def _judged(config: Any, subject: Subject, workdir: str | os.PathLike[str], name
     return f"{verdict(judgement)}\ntriggers drawn in {picture}"
 
 
-def _detector(config: Any, name: str) -> tuple[Detector, Any]:
+def detector_of(config: Any, name: str) -> tuple[Detector, Any]:
     """The detector of that name, or the defence's own, with its settings: the defence's where it shares them."""
     if name:
         chosen = detector_named(name)
