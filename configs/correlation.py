@@ -9,7 +9,7 @@ your own, with the trigger that it is known to answer:
     python -m launch.correlation --workdir=DIR --config.model.checkpoint=victim.pt "--config.attacks=()" \\
         --config.attack.name=badnets --config.data.name=npz --config.data.path=FILE.npz
 
-Expected: see the table in README.md, whose rows stand in results/correlation.jsonl.
+Expected: docs/results/otbr.md, whose rows stand in results/correlation.jsonl.
 """
 
 import dataclasses

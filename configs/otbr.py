@@ -5,7 +5,7 @@
 The method is as published but for lambda = 0.75 (published: 0.5). gamma and lambda were settled while developing,
 on other victims; a run does not look at any image to choose them.
 
-Expected: see the table in README.md, whose rows stand in results/digits.jsonl. One to two minutes on two CPU cores.
+Expected: docs/results/otbr.md, whose rows stand in results/digits.jsonl. One to two minutes on two CPU cores.
 
 A network of your own, as an Orbax checkpoint of a network in `otbr_jax/models/registry.py`:
 

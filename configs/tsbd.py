@@ -8,7 +8,7 @@ images ask for: whole neurons are re-initialised; batches of 32 instead of 256; 
 the learning rate falling from 0.005 along a cosine instead of a constant 0.01; images that are moved by up to a pixel.
 The published scheme is `--config.tsbd.scheme=weights`. These settings were settled on the victims of seeds 0 and 3.
 
-Expected: see the table in README.md, whose rows stand in results/bench_tsbd.jsonl. About four minutes on two CPU
+Expected: docs/results/tsbd.md, whose rows stand in results/bench_tsbd.jsonl. About four minutes on two CPU
 cores.
 
 A network of your own, with clean images in CLEAN/CLASS/*.png:
