@@ -21,7 +21,7 @@ EXTRAS: Mapping[str, tuple[str, str]] = {
     "safetensors": ("safetensors", "torch"),
     "torch": ("torch", "torch"),
 }
-"""`{package as it is imported: (its name, the extra that brings it)}`, as `setup.cfg` says."""
+"""Packages as they are imported, each with its name and the extra that brings it, as `setup.cfg` says."""
 
 
 def needed(module: str, *, what: str) -> Any:

@@ -20,7 +20,7 @@ from otbr_jax.steps.select import share_right, strongest_harmless
 from otbr_jax.types import Batch, Variables
 
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(19))
-"""Published grid of thresholds: 0, 0.05 ... 0.9."""
+"""The published grid, 0 to 0.9 in steps of 0.05."""
 NOTHING = -0.05
 """A threshold that no mask reaches: nothing is pruned."""
 CLEAN = "clean images"

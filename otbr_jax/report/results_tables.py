@@ -1,4 +1,4 @@
-"""README's tables in Markdown, from the rows of results/*.jsonl.
+"""README's tables in Markdown, from the rows of `results/`.
 
 Every number stands in a row, or is the difference or the ratio of two that are printed beside it.
 """

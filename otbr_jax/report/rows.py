@@ -1,4 +1,4 @@
-"""The rows of results/*.jsonl: one JSON object per line, and their fields as a table prints them."""
+"""The rows of `results/`, one JSON object per line, and their fields as a table prints them."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from otbr_jax.steps.unlearn import UnlearningConfig, UnlearningInfo, unlearn
 from otbr_jax.types import Batch, BatchFn, Network, Variables, named_leaves
 
 Norms = Mapping[str, jax.Array]
-"""`{layer name: [neurons]}`, in execution order; at least 0."""
+"""Of every neuron at least 0, `{layer name: [neurons]}` in execution order."""
 
 
 class Activeness(NamedTuple):

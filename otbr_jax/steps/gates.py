@@ -74,7 +74,7 @@ def matching(network: Network, variables: Variables, pairs: Sequence[Pair], *, k
 
 
 Gates = Mapping[str, jax.Array]
-"""`{name of a parameter: bool scalar}`: whether it is the scale of a normalisation, so that it gates its neurons."""
+"""Whether each parameter is the scale of a normalisation and so gates its neurons, `{name: bool scalar}`."""
 
 
 def gates_of(network: Network, variables: Variables, layers: Sequence[Layer], *, key: jax.Array) -> Gates:
@@ -121,7 +121,7 @@ def close_gates(
 
 
 Factors = Mapping[str, jax.Array]
-"""`{name of a parameter: its shape}`: what each parameter of `Gates` is multiplied with."""
+"""What each parameter of `Gates` is multiplied with, `{name: array of its shape}`."""
 
 
 class Passed(NamedTuple):
