@@ -18,7 +18,7 @@ from otbr_jax.steps.unlearn import UnlearningConfig, UnlearningInfo, unlearn
 from otbr_jax.types import Batch, BatchFn, Network, Variables, named_leaves
 
 Norms = Mapping[str, jax.Array]
-"""Of every neuron at least 0, `{layer name: [neurons]}` in execution order."""
+"""Of every neuron at least 0; layer names to arrays `[neurons]`, in execution order."""
 
 
 class Activeness(NamedTuple):

@@ -74,7 +74,7 @@ def matching(network: Network, variables: Variables, pairs: Sequence[Pair], *, k
 
 
 Gates = Mapping[str, jax.Array]
-"""Whether each parameter is the scale of a normalisation and so gates its neurons, `{name: bool scalar}`."""
+"""Whether each parameter is the scale of a normalisation and so gates its neurons; names to bool scalars."""
 
 
 def gates_of(network: Network, variables: Variables, layers: Sequence[Layer], *, key: jax.Array) -> Gates:
@@ -121,7 +121,7 @@ def close_gates(
 
 
 Factors = Mapping[str, jax.Array]
-"""What each parameter of `Gates` is multiplied with, `{name: array of its shape}`."""
+"""What each parameter of `Gates` is multiplied with; names to arrays of their shapes."""
 
 
 class Passed(NamedTuple):
