@@ -80,7 +80,7 @@ class Pruned(NamedTuple):
 def normalisation_gains(setup: Setup, variables: Variables, *, key: jax.Array) -> dict[str, jax.Array]:
     """What the normalisation behind each layer multiplies its neurons with, `{layer name: [neurons]}`; 1 without one.
 
-    That is |scale| / sqrt(variance).
+    That is `|scale| / sqrt(variance)`.
     """
     leaves, pairs = named_leaves(variables), pairs_of(setup.layers)
     gains = {layer.name: jnp.ones(layer.neurons) for layer in setup.layers}

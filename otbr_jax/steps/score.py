@@ -31,7 +31,7 @@ def from_neurons(rows: jax.Array, layer: Layer, shape: tuple[int, ...]) -> jax.A
 
 
 def neuron_weight_changes(before: Variables, after: Variables, layers: Sequence[Layer]) -> dict[str, jax.Array]:
-    """NWC of neuron i = sum_j |after[i, j] - before[i, j]|, the L1 norm of its weight change.
+    """NWC of neuron i, `sum_j |after[i, j] - before[i, j]|`, the L1 norm of its weight change.
 
     Args:
       before: variables of the suspicious network.
