@@ -188,7 +188,10 @@ MADE = {
 }
 
 
-COMPUTED = {"bench_leaderboard", "bench_leaderboard.networks", "bench_leaderboard.summary"}
+COMPUTED = {
+    *("bench_leaderboard", "bench_leaderboard.networks", "bench_leaderboard.summary"),
+    "bench_adaptive.evidence",
+}
 """Tables of medians, means and spreads: their own tests compute them again."""
 
 
@@ -605,3 +608,18 @@ def test_a_broken_row_leaves_the_page_alone(work):
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {results}/loops.jsonl:3: expected a JSON object, found a broken line")
     assert page.read_text() == PAGE
+
+
+def test_what_each_part_says_of_the_attackers_class():
+    row = defended(np.random.default_rng(0), 1)
+    row |= {"attack": "adaptive_reach", "defense": "disarm", "config": {"attack": {"target": 2}}}
+    row["judgement"] = {
+        "reach_cost": {"patch": [0.4, 0.4, 0.1, 0.8], "wave": [1.0, 1.0, 0.2, 1.0]},
+        "margin": [2.0, 2.0, 3.0, 2.0],
+        "answers": [0.1, 0.2, 0.4, 0.3],
+        "suspicion": [0.0, 0.5, 2.5, 0.1],
+        "stands_out": True,
+        "suspect": 2,
+    }
+    text = table("bench_adaptive.evidence", [row])
+    assert text.splitlines()[-1] == "| adaptive_reach | 0.25 | wave, 0.20 | 1.50 | 40 | 2.50 | yes |"

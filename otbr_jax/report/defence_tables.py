@@ -11,8 +11,8 @@ from otbr_jax.report.numbers import NOTHING, formatted
 from otbr_jax.report.rows import Row, field, percents, text
 from otbr_jax.report.table import Table
 
-ORACLE = "otbr"
-"""Of which defence the best setting of its grid, by the test set and the trigger, is shown too."""
+DEFAULT, ORACLE = "disarm", "otbr"
+"""The default; and the defence whose best setting, by the test set and the trigger, is shown too."""
 
 
 def defences(rows: Sequence[Row]) -> list[Table]:
@@ -60,3 +60,35 @@ def _line(name: str, found: Mapping[str, tuple[Row, str]], attacks: Sequence[str
         formatted(statistics.median(left), ".1f") if left else NOTHING,
         formatted(statistics.median(took), ".0f") if timed and took else NOTHING,
     ]
+
+
+def evidence(rows: Sequence[Row]) -> list[Table]:
+    """What each part of the default says of the attacker's class, a line for each attack."""
+    lines = []
+    for row in {text(row, "cell"): row for row in rows}.values():
+        if text(row, "defense") != DEFAULT or text(row, "attack") == "none":
+            continue
+        target, costs = int(field(row, "config.attack.target")), field(row, "judgement.reach_cost")
+        cheapest = min(costs, key=lambda family: costs[family][target] / statistics.median(costs[family]))
+        margin, answers = field(row, "judgement.margin"), field(row, "judgement.answers")
+        lines.append(
+            [
+                text(row, "attack", among=ATTACKS),
+                f"{costs['patch'][target] / statistics.median(costs['patch']):.2f}",
+                f"{cheapest.replace('_', ' ')}, {costs[cheapest][target] / statistics.median(costs[cheapest]):.2f}",
+                f"{margin[target] / statistics.median(margin):.2f}",
+                f"{100 * answers[target]:.0f}",
+                f"{field(row, 'judgement.suspicion')[target]:.2f}",
+                "yes" if field(row, "judgement.stands_out") and field(row, "judgement.suspect") == target else "no",
+            ]
+        )
+    columns = (
+        "attack",
+        "patch: cost over the median",
+        "cheapest family",
+        "margin over the median",
+        "% of pictures",
+        "suspicion",
+        "found",
+    )
+    return [Table(columns, lines)]

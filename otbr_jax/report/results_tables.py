@@ -300,6 +300,7 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[Table]]] = {
     "bench_defences": defence_tables.defences,
     "bench_detectors": detector_tables.detectors,
     "bench_adaptive": defence_tables.defences,
+    "bench_adaptive.evidence": defence_tables.evidence,
     "bench_leaderboard": leaderboard.leaderboard,
     "bench_leaderboard.networks": leaderboard.by_network,
     "bench_leaderboard.summary": leaderboard.summary,
