@@ -16,9 +16,8 @@ from otbr_jax.data.clean import CleanConfig
 from otbr_jax.studies.bench import Cell, Grid
 from otbr_jax.studies.repair_config import repaired_by
 
-VICTIMS = tuple(
-    digits(*VGG, name, 0) for name in ("badnets", "adaptive_pictures", "adaptive_reach", "adaptive_channels")
-)
+ATTACKS = ("badnets", "adaptive_pictures", "adaptive_reach", "adaptive_channels")
+VICTIMS = tuple(digits(*VGG, name, 1) for name in ATTACKS)
 
 
 def ways(cell: Cell) -> tuple[Cell, ...]:
