@@ -257,7 +257,7 @@ def test_inspecting_by_another_detector(otbr_run, tmp_path):
     with pytest.raises(InputError, match=r"^defense: expected one that looks for a backdoor, .* or name a --detector"):
         inspect(config, judge_in=tmp_path / "w")
     done = launch("inspect_network", "--detector=mm_bd", folder=tmp_path)
-    assert done.stderr == "error: --detector: expected --judge=DIR beside it, found 'mm_bd' alone\n"
+    assert done.stderr == "error: --detector: expected --judge=DIR or --scan=PATH beside it, found 'mm_bd' alone\n"
 
 
 # --- bad input ----------------------------------------------------------------------------------------------------
