@@ -10,7 +10,8 @@
 
 What it does: docs/defences/i_bau.md. A network of your own comes with clean images, as in configs/tsbd.py.
 
-Expected: this network is not timed. The bench's VGG of seed 1 took 97 s on a crowded core, and kept its backdoor.
+Expected: a few seconds beside the training of the victim. The leaderboard says how it does (docs/leaderboard.md): on so few
+images most of the backdoor stays.
 """
 
 import dataclasses

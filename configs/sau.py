@@ -6,8 +6,8 @@
 instead of 256, and 500 passes instead of 100, so that Adam takes the 1,000 steps that it takes on 5 % of CIFAR-10. What
 it does: docs/defences/sau.md. A network of your own comes with clean images, as in configs/tsbd.py.
 
-Expected: this network is not timed. The bench's VGG of seed 1 took 6 minutes on a crowded core; its backdoor's success
-fell from 100 to 91 %.
+Expected: about a minute and a half on one core beside the training of the victim. The leaderboard says how it does
+(docs/leaderboard.md): of four backdoors it ends one.
 """
 
 import dataclasses
