@@ -10,8 +10,8 @@
 
 What it does: docs/defences/i_bau.md. A network of your own comes with clean images, as in configs/tsbd.py.
 
-Expected: a few seconds beside the training of the victim. The leaderboard says how it does (docs/leaderboard.md): on so few
-images most of the backdoor stays.
+Expected: a few seconds beside the training of the victim. The leaderboard says how it does (docs/leaderboard.md): with
+so few images most of the backdoor stays.
 """
 
 import dataclasses
