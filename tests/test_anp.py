@@ -17,7 +17,7 @@ from otbr_jax import plan as plans
 from otbr_jax.data.clean import CleanConfig
 from otbr_jax.defenses import anp as method
 from otbr_jax.defenses import gating
-from otbr_jax.defenses.anp import AdversarialConfig, ANPConfig, ANPSettings, Learning
+from otbr_jax.defenses.anp import AdversarialConfig, ANPConfig, ANPSettings
 from otbr_jax.defenses.gating import NOTHING, Masks, ThresholdConfig, ThresholdSweepConfig
 from otbr_jax.models.layers import BatchNorm
 from otbr_jax.models.registry import network_from_flax
@@ -87,7 +87,7 @@ def test_masks_move_as_in_pytorch(sound, clip):
     config = dataclasses.replace(CONFIG, clip=clip)
     step = jax.jit(method.step_fn(network, variables, own, config=config))
     masks = gates.open_gates(variables, own)
-    carry = Learning(masks, method.sgd(config).init(masks))
+    carry = gating.Learning(masks, gating.sgd(config).init(masks))
     logits = in_torch(variables)
     learned = {name: torch.ones(mask.shape, requires_grad=bool(own[name])) for name, mask in masks.items()}
     optimizer = torch.optim.SGD([learned[name] for name in learned if own[name]], lr=0.2, momentum=0.9)

@@ -62,6 +62,8 @@ def test_the_best_comes_first_and_an_oracle_behind_its_defence():
     assert [(entry["defence"], entry["oracle"]) for entry in found] == [("ft", False), ("anp", False), ("anp", True)]
     assert found[2]["asr"]["median"] == 0.0
     assert found[0]["comes_back"] == pytest.approx({"asr": 0.7, "never": 0.2})
+    (left,) = of(row("ft", "badnets", 0.97, 0.5, comes_back=back))
+    assert left["comes_back"] is None  # what was never gone cannot come back
     text = markdown("bench_leaderboard", [Row(str(number), value) for number, value in enumerate(rows)])
     assert "| anp, oracle | none | 1 | 1 | 0.0 | 0.0 | 0.0 | 0.0 | 0 of 1 |" in text
     assert "| 70 (20) |" in text

@@ -16,11 +16,12 @@ from torch.nn import functional
 from otbr_jax import InputError, set_up
 from otbr_jax import plan as plans
 from otbr_jax.data.clean import CleanConfig
+from otbr_jax.defenses import gating
 from otbr_jax.defenses import rnp as method
 from otbr_jax.defenses.gating import ThresholdConfig, ThresholdSweepConfig
 from otbr_jax.defenses.otbr import Unlearned
 from otbr_jax.defenses.rnp import RecoveringConfig, RNPConfig, RNPSettings
-from otbr_jax.defenses.tuning import check_clean_unlearning
+from otbr_jax.defenses.unlearning import check_clean_unlearning
 from otbr_jax.steps import gates
 from otbr_jax.steps.unlearn import CleanUnlearningConfig, CleanUnlearningInfo
 from otbr_jax.studies.repair import repair
@@ -47,7 +48,7 @@ def test_masks_move_as_in_pytorch(small):
     own, config = found_gates(network, variables, graph), RecoveringConfig(learning_rate=2.0)
     step = jax.jit(method.step_fn(network, variables, own, config=config))
     masks = gates.open_gates(variables, own)
-    carry = method.Recovering(masks, method.sgd(config).init(masks))
+    carry = gating.Learning(masks, gating.sgd(config).init(masks))
     learned = {name: torch.ones(mask.shape, requires_grad=bool(own[name])) for name, mask in masks.items()}
     optimizer = torch.optim.SGD([learned[name] for name in learned if own[name]], lr=2.0, momentum=0.9)
     logits, (images, labels) = in_torch(variables), batches(4)

@@ -19,7 +19,8 @@ from otbr_jax.data.sources import DataConfig, Dataset, Images
 from otbr_jax.defenses import tsbd
 from otbr_jax.defenses.otbr import Unlearned
 from otbr_jax.defenses.tsbd import SweepConfig, TSBDConfig
-from otbr_jax.defenses.tuning import Tuned, check_clean_unlearning, check_tuned
+from otbr_jax.defenses.tuning import Tuned, check_tuned
+from otbr_jax.defenses.unlearning import check_clean_unlearning
 from otbr_jax.detectors.judge import SuspicionConfig
 from otbr_jax.report.summary import summary_table
 from otbr_jax.runs import loop

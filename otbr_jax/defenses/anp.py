@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from otbr_jax.defenses import gating
 from otbr_jax.defenses.defense import Defense, Outcome
-from otbr_jax.defenses.gating import Masks, ThresholdConfig, ThresholdSweepConfig
+from otbr_jax.defenses.gating import Learning, Masks, ThresholdConfig, ThresholdSweepConfig
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.plan import Plan, Report, Setup, Step, needs
 from otbr_jax.settings import field, settings
@@ -72,18 +71,6 @@ class ANPSettings:
     )
 
 
-class Learning(NamedTuple):
-    """Masks on their way, and the optimiser's own."""
-
-    masks: Factors
-    moments: Any
-
-
-def sgd(config: AdversarialConfig) -> optax.GradientTransformation:
-    """The optimiser of the masks."""
-    return optax.sgd(config.learning_rate, momentum=config.momentum)
-
-
 def step_fn(
     network: Network, variables: Variables, gates: Gates, *, config: AdversarialConfig, axis_name: str | None = None
 ) -> Callable[[Learning, Factors, Batch], tuple[Learning, Passed]]:
@@ -99,7 +86,7 @@ def step_fn(
       config: see there.
       axis_name: see `objective.cross_entropy`.
     """
-    objective, optimizer = factors_objective(network, variables, axis_name=axis_name), sgd(config)
+    objective, optimizer = factors_objective(network, variables, axis_name=axis_name), gating.sgd(config)
 
     def disturbed(masks: Factors, noise: Factors) -> Factors:
         return jax.tree.map(jnp.add, masks, noise)
@@ -152,7 +139,7 @@ def learn(
             jax.debug.callback(report)
         return carry, found
 
-    start = Learning(masks, sgd(settings).init(masks))
+    start = Learning(masks, gating.sgd(settings).init(masks))
     carry, found = jax.lax.scan(one, start, jax.random.split(key, settings.steps))
     return Masks(carry.masks, found.loss, found.accuracy)
 

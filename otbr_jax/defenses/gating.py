@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from otbr_jax.defenses.defense import Ask, Candidates, Outcome, count_neurons, settled
 from otbr_jax.errors import InputError
@@ -51,6 +52,18 @@ class ThresholdSweepConfig:
     """The settings that the report shows beside the chosen one; empty for none."""
 
     thresholds: tuple[float, ...] = field(default=THRESHOLDS, at_least=0, below=1, doc="thresholds of masks.")
+
+
+class Learning(NamedTuple):
+    """Masks on their way, `{name of a parameter: its shape}`, and the optimiser's own."""
+
+    masks: Factors
+    moments: Any
+
+
+def sgd(config: Any) -> optax.GradientTransformation:
+    """The optimiser of masks: SGD at the `learning_rate` and with the `momentum` of the settings."""
+    return optax.sgd(config.learning_rate, momentum=config.momentum)
 
 
 class Masks(NamedTuple):

@@ -9,22 +9,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from otbr_jax.defenses import gating
 from otbr_jax.defenses.defense import Defense, Outcome, settled
-from otbr_jax.defenses.gating import Masks, ThresholdConfig, ThresholdSweepConfig
+from otbr_jax.defenses.gating import Learning, Masks, ThresholdConfig, ThresholdSweepConfig
 from otbr_jax.defenses.otbr import Unlearned
-from otbr_jax.defenses.tsbd import unlearn_clean
-from otbr_jax.defenses.tuning import check_clean_unlearning, takes_clean, unlearning_warnings
+from otbr_jax.defenses.tuning import takes_clean
+from otbr_jax.defenses.unlearning import clean_unlearning_step, unlearning_warnings
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.plan import Plan, Report, Setup, Step, needs
 from otbr_jax.settings import field, settings
-from otbr_jax.steps.gates import Factors, Gates, Passed, descend, factors_objective, open_gates
+from otbr_jax.steps.gates import Gates, Passed, descend, factors_objective, open_gates
 from otbr_jax.steps.unlearn import CleanUnlearningConfig, epoch_draws, per_device
 from otbr_jax.types import Batch, Network, Variables
 
@@ -77,31 +76,19 @@ class RNPSettings:
     )
 
 
-class Recovering(NamedTuple):
-    """Masks on their way, and the optimiser's own."""
-
-    masks: Factors
-    moments: Any
-
-
-def sgd(config: RecoveringConfig) -> optax.GradientTransformation:
-    """The optimiser of the masks."""
-    return optax.sgd(config.learning_rate, momentum=config.momentum)
-
-
 def step_fn(
     network: Network, unlearned: Variables, gates: Gates, *, config: RecoveringConfig, axis_name: str | None = None
-) -> Callable[[Recovering, Batch], tuple[Recovering, Passed]]:
-    """One step on the masks of the unlearned network, `(Recovering, batch) -> (Recovering, Passed before the step)`.
+) -> Callable[[Learning, Batch], tuple[Learning, Passed]]:
+    """One step on the masks of the unlearned network, `(Learning, batch) -> (Learning, Passed before the step)`.
 
     Passes are in training mode, with statistics of the batch; those of the network stay. Args as `anp.step_fn`.
     """
-    objective, optimizer = factors_objective(network, unlearned, axis_name=axis_name), sgd(config)
+    objective, optimizer = factors_objective(network, unlearned, axis_name=axis_name), gating.sgd(config)
 
-    def step(carry: Recovering, batch: Batch) -> tuple[Recovering, Passed]:
+    def step(carry: Learning, batch: Batch) -> tuple[Learning, Passed]:
         found, grads = objective(carry.masks, batch)
         grads = jax.tree.map(lambda g: config.alpha * g, grads)
-        return Recovering(*descend(carry.masks, carry.moments, grads, gates, optimizer)), found
+        return Learning(*descend(carry.masks, carry.moments, grads, gates, optimizer)), found
 
     return step
 
@@ -122,18 +109,18 @@ def recover(
     step = step_fn(setup.network, unlearned.variables, gates, config=settings, axis_name=setup.axis_name)
     masks = open_gates(unlearned.variables, gates)
 
-    def one(carry: Recovering, drawn: Any) -> tuple[Recovering, Passed]:
+    def one(carry: Learning, drawn: Any) -> tuple[Learning, Passed]:
         chosen, vary_key = drawn
         batch = Batch(setup.network.prepare(setup.augment(images[chosen], vary_key)), labels[chosen])
         return step(carry, setup.place(batch))
 
-    def epoch(carry: Recovering, key: jax.Array) -> tuple[Recovering, Passed]:
+    def epoch(carry: Learning, key: jax.Array) -> tuple[Learning, Passed]:
         carry, found = jax.lax.scan(one, carry, epoch_draws(len(labels), size, key=key))
         if report is not None:
             jax.debug.callback(report)
         return carry, Passed(jnp.mean(found.loss), jnp.mean(found.accuracy))
 
-    start = Recovering(masks, sgd(settings).init(masks))
+    start = Learning(masks, gating.sgd(settings).init(masks))
     carry, found = jax.lax.scan(epoch, start, jax.random.split(key, settings.epochs))
     return Masks(carry.masks, found.loss, found.accuracy)
 
@@ -143,16 +130,7 @@ def plan(config: RNPSettings) -> Plan:
     method = config.rnp
     return (
         gating.gates_step("rnp"),
-        Step(
-            "unlearned",
-            unlearn_clean,
-            needs("victim", "clean"),
-            method.unlearning,
-            "unlearning clean images",
-            total=method.unlearning.max_epochs,
-            unit="epoch",
-            check=partial(check_clean_unlearning, name="rnp.unlearning"),
-        ),
+        clean_unlearning_step(method.unlearning, group="rnp.unlearning"),
         Step(
             "masks",
             recover,

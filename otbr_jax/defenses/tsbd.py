@@ -15,7 +15,8 @@ from otbr_jax import plan as plans
 from otbr_jax.defenses.defense import Ask, Candidates, Defense, Outcome, count_neurons
 from otbr_jax.defenses.judging import Judged, judging_steps, stands_out, summarize_judgement
 from otbr_jax.defenses.otbr import SCORES, OTBRConfig, Unlearned
-from otbr_jax.defenses.tuning import check_clean_unlearning, plain_history, tuning_step, unlearning_warnings
+from otbr_jax.defenses.tuning import plain_history, tuning_step
+from otbr_jax.defenses.unlearning import clean_unlearning_step, unlearning_warnings
 from otbr_jax.detectors.judge import SuspicionConfig
 from otbr_jax.errors import InputError
 from otbr_jax.graph.choose import LAYERS
@@ -30,7 +31,7 @@ from otbr_jax.steps.sampling import split_folds
 from otbr_jax.steps.score import Scores
 from otbr_jax.steps.select import Selection, SelectionConfig, select_reinitialization
 from otbr_jax.steps.select import candidates as pairs_of
-from otbr_jax.steps.unlearn import CleanUnlearningConfig, CleanUnlearningInfo, clean_unlearning
+from otbr_jax.steps.unlearn import CleanUnlearningConfig, CleanUnlearningInfo
 from otbr_jax.types import Augment, Batch, Network, Variables, unchanged
 
 log = logging.getLogger(__name__)
@@ -115,30 +116,6 @@ class TSBDInfo(NamedTuple):
     scores: Mapping[str, jax.Array]
     reinit: ReinitInfo
     finetuning: Mapping[str, jax.Array]
-
-
-def unlearn_clean(
-    setup: Setup,
-    settings: CleanUnlearningConfig,
-    *,
-    victim: Variables,
-    clean: Batch,
-    key: jax.Array,
-    report: Report | None,
-) -> Unlearned:
-    """Step 1: clean unlearning until chance."""
-    unlearned, info = clean_unlearning(
-        setup.network,
-        victim,
-        Batch(*clean),
-        key=key,
-        config=settings,
-        augment=setup.augment,
-        axis_name=setup.axis_name,
-        place=setup.place,
-        on_epoch=report,
-    )
-    return Unlearned(unlearned, info)
 
 
 def answer_clean(setup: Setup, settings: None, *, victim: Variables, clean: Batch, **_: Any) -> Pictures:
@@ -239,16 +216,7 @@ def plan(config: TSBDSettings) -> Plan:
     """unlearned -> scores (-> answered -> inverted -> judged) (-> selected) -> reinitialized -> finetuned."""
     method, chosen = config.tsbd, config.selection
     steps: list[Step] = [
-        Step(
-            "unlearned",
-            unlearn_clean,
-            needs("victim", "clean"),
-            method.unlearning,
-            "unlearning clean images",
-            total=method.unlearning.max_epochs,
-            unit="epoch",
-            check=partial(check_clean_unlearning, name="tsbd.unlearning"),
-        ),
+        clean_unlearning_step(method.unlearning, group="tsbd.unlearning"),
         SCORES,
     ]
     judged = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,10 +16,7 @@ from otbr_jax.steps import finetune as finetuning
 from otbr_jax.steps.finetune import FinetuningConfig, MakeOptimizer, optimizer_of
 from otbr_jax.steps.objective import Objective
 from otbr_jax.steps.score import neuron_weight_changes
-from otbr_jax.steps.unlearn import CleanUnlearningConfig, CleanUnlearningInfo
 from otbr_jax.types import Batch, Network, Variables, split
-
-log = logging.getLogger(__name__)
 
 MakeObjective = Callable[..., Objective]
 """`(setup, like, own, **needs) -> Objective`: `like` are parameters in the dtypes that the network computes in."""
@@ -186,31 +182,6 @@ def takes_clean(batch_sizes: Callable[[Any], Mapping[str, int]]) -> Callable[...
         return {"clean": clean}
 
     return given
-
-
-def check_clean_unlearning(settings: CleanUnlearningConfig, unlearned: Any, *, name: str) -> None:
-    """Raises InputError, which calls the settings `name`, if clean unlearning diverged; warns if it missed chance."""
-    info, leaves = unlearned.info, jax.tree.leaves(unlearned.variables)
-    epochs = int(info.epochs)
-    loss = info.loss[epochs - 1]
-    if not np.isfinite(loss) or not all(bool(np.isfinite(leaf).all()) for leaf in leaves):
-        raise InputError(
-            f"{name}.learning_rate: expected a finite loss, found {loss} in epoch {epochs}; lower it from "
-            f"{settings.learning_rate:g}"
-        )
-    for line in unlearning_warnings(info, name=name):
-        log.warning("%s", line)
-
-
-def unlearning_warnings(info: CleanUnlearningInfo, *, name: str) -> list[str]:
-    """A line if clean unlearning, whose settings are called `name`, did not reach chance; none otherwise."""
-    if info.reached:
-        return []
-    epochs = int(info.epochs)
-    return [
-        f"clean unlearning did NOT reach chance: accuracy {100 * info.accuracy[epochs - 1]:.1f} % after {epochs} "
-        f"epochs; raise {name}.max_epochs or its learning_rate"
-    ]
 
 
 def changes_step(repaired: str) -> Step:

@@ -36,7 +36,7 @@ class Measured(NamedTuple):
       lost: ACC before less ACC after.
       asr: after; None of a network without a backdoor.
       again: the mean ASR over the epochs of fine-tuning on a few poisoned images, and that of a network that never had
-        the backdoor; None if it was not measured.
+        the backdoor; None if the repair left the backdoor, which cannot come back then, or it was not measured.
       seconds: that processors worked on the defence's own steps, of all cores together; None if it is not known.
       megabytes: the most that one of their programs takes; None if it is not known.
     """
@@ -198,14 +198,15 @@ def _measured(row: Row, network: str, *, oracle: bool = False) -> Measured:
     known = [seconds[name] for name in own]
     memory = [size for name, size in (row.values.get("stage_megabytes") or {}).items() if name in own and size]
     returned, never = (_mean(row, f"comes_back.{whose}poisoned.asr") for whose in ("", "never."))
-    again = None if oracle or returned is None or never is None else (returned, never)
     learned = before["asr"] is not None and before["asr"] >= LEARNED
+    ended = learned and after["asr"] <= LEFT and not oracle
+    again = (returned, never) if ended and returned is not None and never is not None else None
     return Measured(
         _victim(row),
         int(row.values.get("repetition", 0)),
         before["acc"] - after["acc"],
         after["asr"] if learned else None,
-        again if learned else None,
+        again,
         None if None in known else sum(known),
         max(memory, default=None),
     )
