@@ -73,6 +73,7 @@ def repair(
     network = subject.network
     check_classes(network)
     layers = choose_layers(subject.graph, defense.layers(config))
+    defense.check(Setup(network, subject.graph, layers), config)  # before any work
     dataset = sources.load(config.data, image_shape=network.image_shape, num_classes=network.num_classes)
     if subject.variables is None:
         check_batch_size(config.training.batch_size, mesh, name="training.batch_size")
@@ -84,7 +85,6 @@ def repair(
     with open_workdir(workdir, subject=subject_of(config)) as directory:
         varied = unchanged if clean is None else clean_augmentation(config)
         run = Run(config, directory, subject, mesh, layers=defense.layers(config), augment=varied)
-        defense.check(run.setup, config)
         victim = open_victim(run, dataset)
         given = {"victim": victim.stage.value["variables"], **given}
         repeated = dataclasses.replace(run, repetition=config.repetition) if config.repetition else run
