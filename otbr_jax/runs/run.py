@@ -18,7 +18,7 @@ from otbr_jax.data.sources import DataConfig
 from otbr_jax.graph.choose import choose_layers
 from otbr_jax.plan import LongStep, Plan, Setup, Step
 from otbr_jax.runs import identity
-from otbr_jax.runs.devices import replicate, split_batch
+from otbr_jax.runs.devices import everywhere, replicate, shared
 from otbr_jax.runs.loop import rounds
 from otbr_jax.runs.memory import largest, megabytes
 from otbr_jax.runs.networks import Subject
@@ -71,26 +71,24 @@ class Run(Generic[C]):
 
     @functools.cached_property
     def setup(self) -> Setup:
-        """What every step may read."""
-        layers = choose_layers(self.subject.graph, self.layers)
-        return Setup(
-            self.network,
-            self.subject.graph,
-            layers,
-            augment=self.augment,
-            place=self.place,
-            devices=self.mesh.size,
-        )
+        """What every step may read; its network splits images over the devices."""
+        return dataclasses.replace(self._setup, network=self.shared_network)
 
-    @property
-    def place(self) -> Callable[[Any], Any]:
-        """Splits a batch over the devices, inside jit."""
-        return partial(split_batch, mesh=self.mesh)
+    @functools.cached_property
+    def shared_network(self) -> Network:
+        """The network, which splits images over the devices under `jax.jit`."""
+        return shared(self.network, self.mesh)
+
+    @functools.cached_property
+    def _setup(self) -> Setup:
+        """The same for one device, which says what is computed, wherever it is."""
+        layers = choose_layers(self.subject.graph, self.layers)
+        return Setup(self.network, self.subject.graph, layers, augment=self.augment)
 
     @functools.cached_property
     def setup_digest(self) -> str:
         """A hash of all that steps may read of the setup."""
-        return identity.setup_digest(self.setup, self.subject.like)
+        return identity.setup_digest(self._setup, self.subject.like)
 
     @functools.cached_property
     def network_digest(self) -> str:
@@ -153,14 +151,18 @@ class Run(Generic[C]):
 
     def _program(self, step: Step, report: Callable[..., None] | None) -> Any:
         compute = partial(plans.compute, step, self.setup)
-        return jax.jit(compute if report is None else partial(compute, report=report))
+        return self._jit(compute if report is None else partial(compute, report=report))
+
+    def _jit(self, function: Callable[..., Any]) -> Any:
+        """A program whose outputs every device has whole."""
+        return jax.jit(function, out_shardings=everywhere(self.mesh))
 
     def _rounds(self, step: LongStep, key: jax.Array, inputs: Mapping[str, Any], progress: pathlib.Path) -> Any:
         """A program for each round; what was done before is reloaded."""
         key, inputs = replicate((key, dict(inputs)), self.mesh)
         on_devices: Callable[[Any], Any] = partial(replicate, mesh=self.mesh)
         begin, body, end = (
-            jax.jit(partial(part, self.setup, step.settings)) for part in (step.init, step.body, step.run)
+            self._jit(partial(part, self.setup, step.settings)) for part in (step.init, step.body, step.run)
         )
         found: list[float | None] = []
 

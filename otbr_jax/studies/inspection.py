@@ -18,7 +18,7 @@ from otbr_jax.graph.graph import permutation_error
 from otbr_jax.paths import local_path
 from otbr_jax.report.network import draw_network, network_table
 from otbr_jax.report.verdict import draw_triggers, judgement_of, verdict
-from otbr_jax.runs.devices import local_mesh
+from otbr_jax.runs.devices import batch_mesh
 from otbr_jax.runs.networks import Subject, check_classes, open_network
 from otbr_jax.runs.numerics import as_usual
 from otbr_jax.runs.run import Run
@@ -83,7 +83,7 @@ def _judged(config: Any, subject: Subject, workdir: str | os.PathLike[str], name
     clean = given_clean(config, chosen, subject.network)
     with open_workdir(workdir, subject=subject_of(config)) as directory:
         layers, repetition = config.way.layers(config), config.repetition
-        run = Run(config, directory, subject, local_mesh(), layers=layers, repetition=repetition)
+        run = Run(config, directory, subject, batch_mesh(), layers=layers, repetition=repetition)
         given = {"victim": open_victim(run, None).stage.value["variables"], **clean}
         values = {name: stage.value for name, stage in run.plan(chosen.plan(own), given).items()}
         judgement = judgement_of(chosen.verdict(own, values), chosen)

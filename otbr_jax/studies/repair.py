@@ -23,7 +23,7 @@ from otbr_jax.metrics import Metrics, evaluate_predictions
 from otbr_jax.paths import local_path
 from otbr_jax.plan import ROOT, Setup, Step, needs
 from otbr_jax.runs.checkpoints import numeric_leaves, replace_checkpoint
-from otbr_jax.runs.devices import check_batch_size, local_mesh
+from otbr_jax.runs.devices import batch_mesh, check_batch_size
 from otbr_jax.runs.networks import check_classes, open_network
 from otbr_jax.runs.numerics import as_usual
 from otbr_jax.runs.run import Run
@@ -66,7 +66,7 @@ def repair(
       InputError: names what is wrong with the settings, the checkpoint, the data or the working directory.
     """
     local_path(workdir, name="workdir")  # before any work
-    mesh, defense = local_mesh(devices), config.way
+    mesh, defense = batch_mesh(devices), config.way
     for name, size in defense.batch_sizes(config).items():
         check_batch_size(size, mesh, name=name)
     subject = open_network(config.model)
@@ -148,14 +148,13 @@ def measuring_step(config: AnyRepairConfig) -> Step:
 
 
 def _ask(setup: Setup, test: evaluation.TestSet, variables: Variables) -> Metrics:
-    return evaluation.measure(setup.network, variables, test, place=setup.place, devices=setup.devices)
+    return evaluation.measure(setup.network, variables, test)
 
 
 def measure_networks(setup: Setup, networks: Mapping[str, Variables], test: evaluation.TestSet) -> dict[str, Any]:
     """`predictions` and `metrics` of every network, by its name; jits."""
     predictions = {
-        name: evaluation.predict_both(setup.network, variables, test, place=setup.place, devices=setup.devices)
-        for name, variables in networks.items()
+        name: evaluation.predict_both(setup.network, variables, test) for name, variables in networks.items()
     }
     metrics = {
         name: evaluate_predictions(found.clean, found.triggered, test.labels, target=test.goals)

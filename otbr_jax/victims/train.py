@@ -20,7 +20,7 @@ from otbr_jax.files import write_text
 from otbr_jax.report import gallery
 from otbr_jax.report.gallery import Example
 from otbr_jax.runs.checkpoints import replace_checkpoint
-from otbr_jax.runs.devices import check_batch_size, local_mesh
+from otbr_jax.runs.devices import batch_mesh, check_batch_size
 from otbr_jax.runs.identity import versions
 from otbr_jax.runs.networks import open_network
 from otbr_jax.runs.run import Run
@@ -50,7 +50,7 @@ def train_victim(
     Raises:
       InputError: names what is wrong with the settings, the data or the working directory.
     """
-    mesh = local_mesh(devices)
+    mesh = batch_mesh(devices)
     check_batch_size(config.training.batch_size, mesh, name="training.batch_size")
     subject = open_network(config.model)
     if subject.variables is not None:
