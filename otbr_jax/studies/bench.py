@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -19,12 +20,14 @@ import numpy as np
 
 from otbr_jax.errors import InputError
 from otbr_jax.files import write_bytes, write_figure, write_text
+from otbr_jax.locks import locked
 from otbr_jax.paths import local_path
-from otbr_jax.report import gallery, rows
+from otbr_jax.report import gallery
 from otbr_jax.report.gallery import Example
 from otbr_jax.report.quality import Quality
-from otbr_jax.report.rows import append_row, mend
+from otbr_jax.report.rows import Row, append_row, leases_folder, read_rows
 from otbr_jax.runs.identity import versions
+from otbr_jax.runs.leases import open_leases
 from otbr_jax.runs.provenance import provenance, today
 from otbr_jax.studies.repair import repair
 from otbr_jax.studies.repair_config import default_config, plain_config
@@ -32,6 +35,9 @@ from otbr_jax.studies.results import Repair, summarize
 from otbr_jax.victims.examples import example_triggers
 
 log = logging.getLogger(__name__)
+
+LOOK_EVERY = 2.0
+"""Seconds between two looks at cells that other processes have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +75,11 @@ class Cell:
         return f"{self.config.data.name}/{self.network}"
 
     @property
+    def victim(self) -> str:
+        """The network that it is about: data, network, recipe, attack, seed."""
+        return "/".join((self.group, self.recipe, self.config.attack.name, self.draws[0]))
+
+    @property
     def name(self) -> str:
         """Which cell of the grid: data, network, recipe, attack, defence and variant, seed, repetition if not 0."""
         return "/".join((self.group, self.recipe, self.config.attack.name, self.way, *self.draws))
@@ -102,7 +113,7 @@ class Cell:
             return False
         return _agree(row.get("config", {}), self.settings(), self.defaults())
 
-    @property
+    @functools.cached_property
     def id(self) -> str:
         """A hash of all settings but where data lie, and of the package's version."""
         settings = self.settings() | {"otbr_jax": versions()["otbr_jax"]}
@@ -110,7 +121,8 @@ class Cell:
 
     def fill(self, root: pathlib.Path, *, devices: Sequence[jax.Device] | None) -> dict[str, Any]:
         """The row, computed below the folder `root`; raises InputError if it cannot be."""
-        result = repair(self.config, root / self.group, results=f"cells/{_slug(self)}", devices=devices)
+        folder = f"cells/{_slug(self)}"
+        result = repair(self.config, root / self.group, results=folder, shared=True, devices=devices)
         assert result.test is not None  # a cell's data is not `none`
         example = example_triggers(
             result.test, self.config.attack, name=f"{self.config.attack.name}, {self.config.data.name}"
@@ -215,6 +227,9 @@ def run_bench(
     A bench that is stopped, at any moment, goes on where it was: finished cells have their rows, finished stages of an
     unfinished cell are reloaded, and a training goes on after its last saved epoch.
 
+    Any number of processes may fill the same file, on any machines that share its folder, and `workdir`. Each takes a
+    cell that nobody has, and those of a process that ends; each returns when every cell has its row or has failed.
+
     Args:
       grid: the cells.
       workdir: for their stages; a folder for each data set and network, in it one with a report for each repair. At the
@@ -225,7 +240,7 @@ def run_bench(
       devices: the devices that share the work; by default all local ones.
 
     Returns:
-      How many rows were written.
+      How many rows were written, by this process.
 
     Raises:
       InputError: if the file of results cannot be read or written; or after the last cell, if one could not be run (the
@@ -233,29 +248,61 @@ def run_bench(
     """
     root, file = local_path(workdir, name="workdir"), local_path(results, name="results")
     origin = provenance()  # of the code that is loaded now, not of what the checkout becomes meanwhile
-    mend(file)
-    finished = rows.parse(file.read_text(encoding="utf-8"), name=str(file)) if file.stat().st_size else []
-    missing = [cell for cell in grid.cells if not any(cell.is_of(row.values) for row in finished)]
+    leases = open_leases(leases_folder(file))
+    missing = _without_row(grid.cells, read_rows(file))
     say(f"{grid.name}: {len(grid.cells) - len(missing)} of {len(grid.cells)} cells are in {file}")
-    failures = []
-    for index, cell in enumerate(missing):
-        began, place = time.monotonic(), f"[{index + 1}/{len(missing)}] {cell.name}"
+    failed: dict[str, str] = {}
+
+    def left(cells: Sequence[Cell]) -> list[Cell]:
+        failed.update(leases.failures())
+        return [cell for cell in _without_row(cells, read_rows(file)) if cell.id not in failed]
+
+    def fill(cell: Cell) -> bool:
+        began, place = time.monotonic(), f"[{missing.index(cell) + 1}/{len(missing)}] {cell.name}"
         try:
-            row = {"cell": cell.name, "id": cell.id, "grid": grid.name} | cell.fill(root, devices=devices) | origin
+            with locked(_lock_of(cell, root), name="workdir"):  # of a bench with another file of results
+                row = {"cell": cell.name, "id": cell.id, "grid": grid.name} | cell.fill(root, devices=devices) | origin
         except InputError as error:
-            failures.append(f"{cell.name}: {error}")
+            failed[cell.id] = str(error)
+            leases.fail(cell, str(error))
             say(f"{place} failed: {error}")
-            continue
-        append_row(file, row | {"date": today(), "seconds": round(time.monotonic() - began, 1)})
+            return False
+        row |= {"date": today(), "seconds": round(time.monotonic() - began, 1)}
+        is_new = append_row(file, row, unless=cell.is_of)
         say(f"{place}: {cell.in_words(row)} ({time.monotonic() - began:.0f} s)")
-    found = rows.parse(file.read_text(encoding="utf-8"), name=str(file)) if file.stat().st_size else []
+        return is_new
+
+    written, waiting, cells = 0, False, missing
+    while cells := left(cells):
+        with leases.take(cells) as cell:
+            if cell is not None and left([cell]):  # still, now that nobody else has it
+                written, waiting = written + fill(cell), False
+        if cell is None:
+            if not waiting:
+                say(f"{grid.name}: {len(cells)} cells are with other processes; waits until they are done, or free")
+            waiting = True
+            time.sleep(LOOK_EVERY)
+    found = read_rows(file)
     kept = [row.values for row in found if any(cell.is_of(row.values) for cell in grid.cells)]
-    kinds: list[type[Cell]] = [*dict.fromkeys(type(cell) for cell in grid.cells)]
-    for kind in kinds:
-        kind.draw(grid, kept, root)
+    with locked(root / ".locks" / "pictures", name="workdir"):
+        for kind in dict.fromkeys(type(cell) for cell in grid.cells):
+            kind.draw(grid, kept, root)
+    failures = [f"{cell.name}: {failed[cell.id]}" for cell in _without_row(missing, found) if cell.id in failed]
     if failures:
         raise InputError(f"{len(failures)} of {len(missing)} cells failed, the first: {failures[0]}")
-    return len(missing)
+    return written
+
+
+def _without_row(cells: Sequence[Cell], found: Sequence[Row]) -> list[Cell]:
+    named: dict[Any, list[Mapping[str, Any]]] = {}
+    for row in found:
+        named.setdefault(row.values.get("cell"), []).append(row.values)
+    return [cell for cell in cells if not any(cell.is_of(row) for row in named.get(cell.name, ()))]
+
+
+def _lock_of(cell: Cell, root: pathlib.Path) -> pathlib.Path:
+    """The lock of the folder that a cell's report is written to."""
+    return root / ".locks" / hashlib.sha256(cell.name.encode()).hexdigest()[:16]
 
 
 def make_row(cell: Cell, result: Repair, example: Example | None) -> dict[str, Any]:
