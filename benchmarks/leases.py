@@ -3,13 +3,14 @@
     python -m benchmarks.leases --workers=4 --kills=30
     python -m benchmarks.leases --workers=2 --kills=6 --grid=repairs
 
-Starts `launch.bench` several times with the same flags, kills a random one at random moments and starts another in its
-place, until that many were killed; then all come to their end. Where the cells are filled earlier, it begins again with
+Starts `launch.bench` several times with the same flags, kills a random one of those at work at random moments and starts
+another in its place, until that many were killed; then all come to their end. Where the cells are filled earlier, it begins again with
 an empty file. A cell of the grid `quick` sleeps, after a stage that five cells share; those of `repairs` are real
 repairs, three of each tiny victim. Appends a row to results/leases.jsonl.
 """
 
 import argparse
+import itertools
 import json
 import os
 import pathlib
@@ -94,11 +95,19 @@ GRIDS = {"quick": QUICK, "repairs": REPAIRS}
 
 
 class Told(NamedTuple):
-    """What a log says: `finished` how often each subject was, and what no two workers should have done."""
+    """What a log says: how often each subject was finished, and what no two workers should have done.
+
+    Attributes:
+      finished: times by subject, a cell or a stage.
+      at_once: how often a worker began what another had begun and not finished, and was not killed.
+      again: how often a worker began what another had finished, and was not killed before it was kept.
+      interrupted: how many cells and stages a killed worker had begun and not finished.
+    """
 
     finished: Counter[str]
     at_once: int
     again: int
+    interrupted: int
 
 
 def read_log(lines: list[str], killed: set[int]) -> Told:
@@ -108,14 +117,15 @@ def read_log(lines: list[str], killed: set[int]) -> Told:
         what, process, subject = line.split(" ", 2)
         events[subject].append((what, int(process)))
     finished: Counter[str] = Counter()
-    at_once = again = 0
+    at_once = again = interrupted = 0
     for subject, happened in events.items():
-        for (before, earlier), (what, _) in zip(happened, happened[1:], strict=False):
+        for (before, earlier), (what, _) in itertools.pairwise(happened):
+            interrupted += (before, what) == ("begin", "begin")
             if what == "begin" and earlier not in killed:
                 at_once += before == "begin"
                 again += before == "end"
         finished[subject] = sum(what == "end" for what, _ in happened)
-    return Told(finished, at_once, again)
+    return Told(finished, at_once, again, interrupted)
 
 
 class Workers:
@@ -147,14 +157,18 @@ class Workers:
             self.others[worker.returncode] += worker.returncode != 0
         return bool(self.running)
 
-    def kill_one(self, rng: random.Random) -> None:
-        """Kills one at random, and starts another in its place."""
-        worker = rng.choice(self.running)
+    def kill_one(self, log: pathlib.Path, rng: random.Random) -> None:
+        """Kills one at random of those that the log knows, and starts another in its place."""
+        known = {int(line.split()[1]) for line in log.read_text().splitlines()} if log.exists() else set()
+        at_work = [worker for worker in self.running if worker.pid in known]
+        if not at_work:
+            return
+        worker = rng.choice(at_work)
         worker.send_signal(signal.SIGKILL)
         if worker.wait() == -signal.SIGKILL:
             self.killed.add(worker.pid)
-        self.running.remove(worker)
-        self.running.append(self.start())
+            self.running.remove(worker)
+            self.running.append(self.start())
 
 
 def one_round(arguments, folder: pathlib.Path, kills: int, rng: random.Random) -> Counter[str]:
@@ -166,7 +180,7 @@ def one_round(arguments, folder: pathlib.Path, kills: int, rng: random.Random) -
     due = time.monotonic() + rng.uniform(0, 2 * arguments.every)
     while workers.look():
         if len(workers.killed) < kills and time.monotonic() > due:
-            workers.kill_one(rng)
+            workers.kill_one(log, rng)
             due = time.monotonic() + rng.uniform(0, 2 * arguments.every)
         time.sleep(0.02)
     told = read_log(log.read_text().splitlines(), workers.killed)
@@ -183,7 +197,8 @@ def one_round(arguments, folder: pathlib.Path, kills: int, rng: random.Random) -
         kills=len(workers.killed),
         two_at_once=told.at_once,
         done_again=told.again,
-        done_before_a_kill=sum(max(count - 1, 0) for count in told.finished.values()),
+        interrupted=told.interrupted,
+        finished_but_not_kept=sum(max(count - 1, 0) for count in told.finished.values()),
         other_statuses=workers.others.total(),
         tracebacks=said.count("Traceback"),
         half_written=len([*(folder / "work").rglob("*.partial*")]),
@@ -210,7 +225,10 @@ def main() -> None:
     row = {
         "grid": arguments.grid,
         "workers": arguments.workers,
-        **{name: counts[name] for name in ("kills", "rounds", "cells", "once", "done_before_a_kill", *wrong)},
+        **{
+            name: counts[name]
+            for name in ("kills", "rounds", "cells", "once", "interrupted", "finished_but_not_kept", *wrong)
+        },
         "seconds": round(time.monotonic() - began, 1),
     }
     append_row(RESULTS, row | origin)
