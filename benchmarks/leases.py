@@ -3,10 +3,10 @@
     python -m benchmarks.leases --workers=4 --kills=30
     python -m benchmarks.leases --workers=2 --kills=6 --grid=repairs
 
-Starts `launch.bench` several times with the same flags, kills a random one of those at work at random moments and starts
-another in its place, until that many were killed; then all come to their end. Where the cells are filled earlier, it begins again with
-an empty file. A cell of the grid `quick` sleeps, after a stage that five cells share; those of `repairs` are real
-repairs, three of each tiny victim. Appends a row to results/leases.jsonl.
+Starts `launch.bench` several times with the same flags. At random moments it kills a random one of those at work and
+starts another in its place, until that many were killed; then all come to their end. Where the cells are filled
+earlier, it begins again with an empty file. A cell of the grid `quick` sleeps, after a stage that five cells share;
+those of `repairs` are real repairs, three of each tiny victim. Appends a row to results/leases.jsonl.
 """
 
 import argparse

@@ -23,8 +23,9 @@ from otbr_jax.runs import provenance
 from otbr_jax.runs.identity import code_digest
 from otbr_jax.runs.leases import open_leases
 from otbr_jax.runs.store import open_workdir
-from otbr_jax.studies import bench
-from otbr_jax.studies.bench import Cell, Grid, run_bench
+from otbr_jax.studies import filling
+from otbr_jax.studies.bench import Cell, Grid
+from otbr_jax.studies.filling import run_bench
 
 HOLDS = (
     "import fcntl, sys; f = open(sys.argv[1], 'a+'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); input()"
@@ -55,7 +56,7 @@ def grid(count, variant=""):
 def at_once(monkeypatch):
     """As if there were nothing to commit; nobody waits for long."""
     monkeypatch.setattr(provenance, "_git", lambda *arguments: "" if arguments[0] == "status" else "0" * 40)
-    monkeypatch.setattr(bench, "LOOK_EVERY", 0.01)
+    monkeypatch.setattr(filling, "LOOK_EVERY", 0.01)
     FILLED.clear()
 
 
@@ -103,7 +104,7 @@ def test_what_a_killed_worker_had_is_taken_up(tmp_path):
     assert other.stdout.readline() == b"held\n"
 
     def say(line):
-        if "1 cells are with other processes; waits" in line:
+        if "waits for cells that other processes have: 1" in line:
             other.kill()
             other.communicate()
 

@@ -139,36 +139,48 @@ class Workdir:
         inputs = json.loads(json.dumps(inputs))  # as they will be read back
         hashed = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
         folder = self.stages / f"{name}-{hashed}"
-        progress = self.path / "progress" / folder.name
         with self._alone(folder):
-            if folder.name in os.listdir(self.stages):  # asks the server of a shared folder, unlike `exists`
-                try:
-                    stage = _read(folder, like(), inputs)
-                    _remove(progress)  # of a process that was killed after its last step
-                    check(stage.value)
-                    return stage
-                except _DamagedError as damage:
-                    log.warning("stage %r is damaged and will be rebuilt: %s: %s", name, folder, damage)
-                    shutil.rmtree(folder)
-            started, worked = time.perf_counter(), time.process_time()
-            value, notes = compute(progress)
-            value = jax.tree.map(np.asarray, jax.block_until_ready(value))
-            seconds, worked = time.perf_counter() - started, time.process_time() - worked
+            return self._found_or_made(folder, compute, like, inputs, check)
+
+    def _found_or_made(
+        self,
+        folder: pathlib.Path,
+        compute: Callable[[pathlib.Path], tuple[Any, Mapping[str, Any]]],
+        like: Callable[[], Any],
+        inputs: dict[str, Any],
+        check: Callable[[Any], None],
+    ) -> Stage:
+        """The stage, whose lock is held; for the rest see `run_long`."""
+        name = inputs["name"]
+        progress = self.path / "progress" / folder.name
+        if folder.name in os.listdir(self.stages):  # asks the server of a shared folder, unlike `exists`
             try:
-                check(value)
-            except InputError:
-                _remove(progress)
-                raise
-            provenance = inputs | {
-                "versions": identity.versions(),
-                "devices": [str(device.device_kind) for device in jax.local_devices()],
-                "seconds": seconds,
-                "digest": content_digest(value),
-                "notes": {**notes, "cpu_seconds": worked},
-            }
-            self._write(folder, value, provenance, name=name)
+                stage = _read(folder, like(), inputs)
+                _remove(progress)  # of a process that was killed after its last step
+                check(stage.value)
+                return stage
+            except _DamagedError as damage:
+                log.warning("stage %r is damaged and will be rebuilt: %s: %s", name, folder, damage)
+                shutil.rmtree(folder)
+        started, worked = time.perf_counter(), time.process_time()
+        value, notes = compute(progress)
+        value = jax.tree.map(np.asarray, jax.block_until_ready(value))
+        seconds, worked = time.perf_counter() - started, time.process_time() - worked
+        try:
+            check(value)
+        except InputError:
             _remove(progress)
-            return Stage(value, name, provenance["digest"], seconds, False, provenance)
+            raise
+        provenance = inputs | {
+            "versions": identity.versions(),
+            "devices": [str(device.device_kind) for device in jax.local_devices()],
+            "seconds": seconds,
+            "digest": content_digest(value),
+            "notes": {**notes, "cpu_seconds": worked},
+        }
+        self._write(folder, value, provenance, name=name)
+        _remove(progress)
+        return Stage(value, name, provenance["digest"], seconds, False, provenance)
 
     @contextmanager
     def _alone(self, folder: pathlib.Path) -> Iterator[None]:
