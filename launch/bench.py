@@ -5,6 +5,15 @@ current folder. Cells that have theirs are skipped, and a bench that was stopped
 training. Several grids are filled one after the other, and share their victims. With TQDM_DISABLE=1 in the environment
 there are no progress bars, and cells of one network share compiled programs. `launch.tables` turns the rows into
 README's tables. From another folder: `PYTHONPATH=CHECKOUT python -m launch.bench`, with the same grids.
+
+To share the work, start the same command several times: on one machine, or on many that share its folder. Each process
+takes a cell that no other has. A process may be killed, and others may come, at any time: every cell gets one row. On a
+machine with several GPUs show each process its own:
+
+    for gpu in 0 1 2 3; do CUDA_VISIBLE_DEVICES=$gpu python -m launch.bench --grid=GRID.py --workdir=WORK & done; wait
+
+The shared folder needs locks that reach all hosts: NFS 4 has them, Lustre with the mount option `flock`. Locks lie in
+`.leases` beside the results, and in `.locks` in the working directory.
 """
 
 from __future__ import annotations
@@ -17,7 +26,8 @@ from absl import flags
 from launch import cli
 from otbr_jax.errors import InputError
 from otbr_jax.paths import local_path
-from otbr_jax.studies.bench import load_grid, run_bench
+from otbr_jax.studies.bench import load_grid
+from otbr_jax.studies.filling import run_bench
 
 GRID = flags.DEFINE_multi_string(
     "grid", ["configs/bench/cpu.py"], "Python file whose get_grid() returns the cells, here or in the checkout."

@@ -36,7 +36,10 @@ COMPUTING = ("jax", "jaxlib", "optax", "ott-jax")
 
 def versions() -> dict[str, str]:
     """Versions of this package and of the libraries that results depend on."""
-    return {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {name: _version(name) for name in PACKAGES}
+
+
+_version = functools.cache(importlib.metadata.version)  # which reads and parses a file
 
 
 def computing_versions() -> dict[str, str]:

@@ -20,16 +20,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import filelock
 import jax
 import numpy as np
 
 from otbr_jax.errors import InputError
 from otbr_jax.files import sync_folder, write_text, writing
+from otbr_jax.locks import locked
 from otbr_jax.paths import local_path
 from otbr_jax.runs import identity
 from otbr_jax.runs.checkpoints import restore_checkpoint, save_checkpoint
 from otbr_jax.runs.identity import code_digest, content_digest
+from otbr_jax.runs.subject import LOCK, LOCKS, OWNER, check_subject, owner_of, write_subject
 
 log = logging.getLogger(__name__)
 
@@ -138,8 +139,21 @@ class Workdir:
         inputs = json.loads(json.dumps(inputs))  # as they will be read back
         hashed = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
         folder = self.stages / f"{name}-{hashed}"
+        with self._alone(folder):
+            return self._found_or_made(folder, compute, like, inputs, check)
+
+    def _found_or_made(
+        self,
+        folder: pathlib.Path,
+        compute: Callable[[pathlib.Path], tuple[Any, Mapping[str, Any]]],
+        like: Callable[[], Any],
+        inputs: dict[str, Any],
+        check: Callable[[Any], None],
+    ) -> Stage:
+        """The stage, whose lock is held; for the rest see `run_long`."""
+        name = inputs["name"]
         progress = self.path / "progress" / folder.name
-        if folder.exists():
+        if folder.name in os.listdir(self.stages):  # asks the server of a shared folder, unlike `exists`
             try:
                 stage = _read(folder, like(), inputs)
                 _remove(progress)  # of a process that was killed after its last step
@@ -168,6 +182,21 @@ class Workdir:
         _remove(progress)
         return Stage(value, name, provenance["digest"], seconds, False, provenance)
 
+    @contextmanager
+    def _alone(self, folder: pathlib.Path) -> Iterator[None]:
+        """With a stage's lock, after whoever else computes it."""
+        with locked(self.lock_of(folder), name="workdir", wait=False) as ours:
+            if ours:
+                yield
+                return
+        log.warning("waits for another process, which computes %s", folder)
+        with locked(self.lock_of(folder), name="workdir"):
+            yield
+
+    def lock_of(self, folder: pathlib.Path) -> pathlib.Path:
+        """The lock that whoever reads or writes a stage's folder holds."""
+        return self.path / LOCKS / folder.name
+
     def _write(self, folder: pathlib.Path, value: Any, provenance: Mapping[str, Any], *, name: str) -> None:
         with writing(folder, name=f"workdir: stage {name!r}") as partial:
             partial.mkdir(parents=True)
@@ -179,13 +208,17 @@ class Workdir:
 
 
 @contextmanager
-def open_workdir(path: str | os.PathLike[str], *, subject: Mapping[str, Any]) -> Iterator[Workdir]:
-    """Opens (or makes) a working directory for one subject, and keeps every other process out of it.
+def open_workdir(
+    path: str | os.PathLike[str], *, subject: Mapping[str, Any], shared: bool = False
+) -> Iterator[Workdir]:
+    """Opens (or makes) a working directory for one subject.
 
     Args:
       path: the directory.
       subject: plain JSON values that say what the directory is about (defence, network, data set). A directory
         serves one subject; settings of the method may change from run to run.
+      shared: whether other processes may work in it at the same time, if all of them share it. A stage that several
+        of them want is computed by one; the others wait and reload it. Otherwise every other process is kept out.
 
     Raises:
       InputError: if it cannot be written, holds something else, belongs to another subject, or is in use.
@@ -193,68 +226,41 @@ def open_workdir(path: str | os.PathLike[str], *, subject: Mapping[str, Any]) ->
     root = local_path(path, name="workdir")
     subject = json.loads(json.dumps(subject))  # tuples become lists, as in the file
     try:
-        _check_subject(root, subject)  # before anything is written into a directory that is not ours
+        check_subject(root, subject)  # before anything is written into a directory that is not ours
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"workdir: expected a directory that can be written, found {root}: {error.strerror}") from None
-    lock = filelock.FileLock(root / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        owner = _owner(root)
-        raise InputError(f"workdir: {root} is in use by another process (pid {owner})") from None
-    except NotImplementedError as error:
-        raise InputError(f"workdir: {root} is on a file system without locks: {error}") from None
-    except OSError as error:
-        raise InputError(f"workdir: expected a directory that can be written, found {root}: {error.strerror}") from None
-    try:
-        write_text(root / ".owner", str(os.getpid()))
-        _check_subject(root, subject)
-        if not (root / "workdir.json").exists():
-            write_text(root / "workdir.json", json.dumps(subject, indent=1))
+    with locked(root / LOCK, name="workdir", shared=shared, wait=False) as ours:
+        if not ours:
+            raise InputError(f"workdir: {root} is in use by another process (pid {owner_of(root)})")
         workdir = Workdir(root)
+        with locked(root / LOCKS / "workdir", name="workdir"):  # processes that share it open it one by one
+            _prepare(workdir, subject)
+        if shared:
+            yield workdir
+            return
         try:
-            workdir.stages.mkdir(exist_ok=True)
-        except OSError as error:
-            raise InputError(f"workdir: expected to write into {workdir.stages}: {error.strerror}") from None
-        for partial in sorted(workdir.stages.glob("*.partial*")):
-            log.warning("stage %r is half-written and will be rebuilt: %s", partial.name.split("-")[0], partial)
-            shutil.rmtree(partial)
-        yield workdir
-    finally:
-        (root / ".owner").unlink(missing_ok=True)
-        lock.release()
+            write_text(root / OWNER, str(os.getpid()))
+            yield workdir
+        finally:
+            (root / OWNER).unlink(missing_ok=True)
 
 
-def _owner(root: pathlib.Path) -> str:
+def _prepare(workdir: Workdir, subject: Mapping[str, Any]) -> None:
+    root = workdir.path
+    (root / OWNER).unlink(missing_ok=True)  # of a process that was killed
+    check_subject(root, subject)
+    write_subject(root, subject)
     try:
-        return (root / ".owner").read_text() or "unknown"
-    except OSError:
-        return "unknown"
-
-
-def _check_subject(root: pathlib.Path, subject: Mapping[str, Any]) -> None:
-    """Raises InputError if `root` holds something else or another subject's work; OSError if it is no directory."""
-    file = root / "workdir.json"
-    if not file.exists():
-        ours = (".lock", ".owner", ".owner.partial", "workdir.json.partial")
-        others = sorted(entry.name for entry in root.iterdir() if entry.name not in ours) if root.exists() else []
-        if others:
-            raise InputError(
-                f"workdir: expected an empty directory or one of this tool's, found {root} with {others[0]!r}"
-            )
-        return
-    try:
-        found = json.loads(file.read_text())
-        names = sorted(subject.keys() | found.keys())
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"workdir: {file} cannot be read ({error}); choose another workdir") from None
-    for name in names:
-        if subject.get(name) != found.get(name):
-            raise InputError(
-                f"workdir: {root} belongs to another config: expected {name} = {subject.get(name)!r}, "
-                f"found {found.get(name)!r}; choose another workdir"
-            )
+        workdir.stages.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(f"workdir: expected to write into {workdir.stages}: {error.strerror}") from None
+    for partial in sorted(workdir.stages.glob("*.partial*")):
+        folder = partial.with_name(partial.name.partition(".partial")[0])
+        with locked(workdir.lock_of(folder), name="workdir", wait=False) as ours:
+            if ours:  # else somebody is writing it
+                log.warning("stage %r is half-written and will be rebuilt: %s", partial.name.split("-")[0], partial)
+                shutil.rmtree(partial)
 
 
 def _remove(progress: pathlib.Path) -> None:

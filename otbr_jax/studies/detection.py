@@ -113,7 +113,7 @@ class DetectorCell(Cell):
         check_trainable(config, subject, dataset)
         assert dataset is not None  # a cell's data is not `none`
         clean = given_clean(config, chosen, network, dataset)
-        with open_workdir(root / self.group, subject=subject_of(config)) as directory:
+        with open_workdir(root / self.group, subject=subject_of(config), shared=True) as directory:
             run = Run(config, directory, subject, mesh)
             victim = open_victim(run, dataset)
             variables = victim.stage.value["variables"]

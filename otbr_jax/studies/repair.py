@@ -43,6 +43,7 @@ def repair(
     workdir: str | os.PathLike[str],
     *,
     results: str = ".",
+    shared: bool = False,
     devices: Sequence[jax.Device] | None = None,
 ) -> Repair:
     """Repairs the network that `config` names, or a victim trained for the purpose, measures it and reports.
@@ -57,6 +58,7 @@ def repair(
       config: the settings.
       workdir: directory for the stages and the results; resumed if it has been used before.
       results: folder inside `workdir` for the results, so that several runs can share its stages.
+      shared: whether other processes may work in `workdir` at the same time, with other `results`.
       devices: the devices that share the work; by default all local ones.
 
     Returns:
@@ -82,7 +84,7 @@ def repair(
     own = None if clean is None else Batch(*map(jax.numpy.asarray, clean.images))
     given = defense.given(config, own, config.clean_seed)
     comes_back.check_possible(config.comes_back, dataset, mesh)
-    with open_workdir(workdir, subject=subject_of(config)) as directory:
+    with open_workdir(workdir, subject=subject_of(config), shared=shared) as directory:
         varied = unchanged if clean is None else clean_augmentation(config)
         run = Run(config, directory, subject, mesh, layers=defense.layers(config), augment=varied)
         victim = open_victim(run, dataset)
