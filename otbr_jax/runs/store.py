@@ -27,7 +27,7 @@ import numpy as np
 from otbr_jax.errors import InputError
 from otbr_jax.files import sync_folder, write_text, writing
 from otbr_jax.paths import local_path
-from otbr_jax.runs import identity
+from otbr_jax.runs import identity, timing
 from otbr_jax.runs.checkpoints import restore_checkpoint, save_checkpoint
 from otbr_jax.runs.identity import code_digest, content_digest
 
@@ -44,6 +44,7 @@ class Stage(NamedTuple):
       seconds: wall time of computing it (not of reloading it).
       resumed: whether it was reloaded.
       provenance: config, key, versions, devices, parents, and `notes` of whoever computed it.
+      spent: the seconds that this process spent on it, by `timing.PARTS`; of a reloaded one, reading it.
     """
 
     value: Any
@@ -52,6 +53,7 @@ class Stage(NamedTuple):
     seconds: float
     resumed: bool
     provenance: Mapping[str, Any]
+    spent: Mapping[str, float] = {}
 
     @property
     def cpu_seconds(self) -> float | None:
@@ -124,8 +126,8 @@ class Workdir:
         """As `run`, for a stage that saves where it is.
 
         `compute` is given a path of its own for that, removed when the stage is finished, and returns `(value, notes)`:
-        plain JSON values about how it went (not what it found), such as its speed. `check` raises if a value cannot be
-        used: it is then not kept.
+        plain JSON values about how it went (not what it found), such as its speed; `transfer` among them are seconds of
+        moving arrays to the devices. `check` raises if a value cannot be used: it is then not kept.
         """
         inputs: dict[str, Any] = {
             "name": name,
@@ -141,7 +143,9 @@ class Workdir:
         progress = self.path / "progress" / folder.name
         if folder.exists():
             try:
+                began = time.perf_counter()
                 stage = _read(folder, like(), inputs)
+                stage = stage._replace(spent={"disk": round(time.perf_counter() - began, 4)})
                 _remove(progress)  # of a process that was killed after its last step
                 check(stage.value)
                 return stage
@@ -149,9 +153,14 @@ class Workdir:
                 log.warning("stage %r is damaged and will be rebuilt: %s: %s", name, folder, damage)
                 shutil.rmtree(folder)
         started, worked = time.perf_counter(), time.process_time()
-        value, notes = compute(progress)
-        value = jax.tree.map(np.asarray, jax.block_until_ready(value))
-        seconds, worked = time.perf_counter() - started, time.process_time() - worked
+        with timing.compiling() as compiled:
+            value, found = compute(progress)
+            value, computed = jax.block_until_ready(value), time.perf_counter()
+        value = jax.tree.map(np.asarray, value)
+        ended, worked = time.perf_counter(), time.process_time() - worked
+        notes = dict(found)
+        moved = ended - computed + notes.pop("transfer", 0.0)
+        spent = timing.split(ended - started, compiled=compiled(), moved=moved)
         try:
             check(value)
         except InputError:
@@ -160,22 +169,29 @@ class Workdir:
         provenance = inputs | {
             "versions": identity.versions(),
             "devices": [str(device.device_kind) for device in jax.local_devices()],
-            "seconds": seconds,
+            "seconds": ended - started,
             "digest": content_digest(value),
             "notes": {**notes, "cpu_seconds": worked},
         }
-        self._write(folder, value, provenance, name=name)
+        provenance = self._write(folder, value, provenance, spent=spent, name=name)
         _remove(progress)
-        return Stage(value, name, provenance["digest"], seconds, False, provenance)
+        notes = provenance["notes"]
+        return Stage(value, name, provenance["digest"], ended - started, False, provenance, notes["spent"])
 
-    def _write(self, folder: pathlib.Path, value: Any, provenance: Mapping[str, Any], *, name: str) -> None:
+    def _write(
+        self, folder: pathlib.Path, value: Any, provenance: dict[str, Any], *, spent: Mapping[str, float], name: str
+    ) -> dict[str, Any]:
+        """Writes a stage; returns its provenance, which then says how long writing the arrays took."""
+        began = time.perf_counter()
         with writing(folder, name=f"workdir: stage {name!r}") as partial:
             partial.mkdir(parents=True)
             save_checkpoint(partial / "arrays", value)
-            provenance = {**provenance, "files": _file_digests(partial / "arrays")}
+            provenance["files"] = _file_digests(partial / "arrays")
+            provenance["notes"]["spent"] = {**spent, "disk": round(time.perf_counter() - began, 4)}
             write_text(partial / "provenance.json", json.dumps(provenance, indent=1))
             os.rename(partial, folder)
         sync_folder(folder.parent)
+        return provenance
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from otbr_jax.interop.matching import file_name, write_like
 from otbr_jax.metrics import Metrics, evaluate_predictions
 from otbr_jax.paths import local_path
 from otbr_jax.plan import ROOT, Setup, Step, needs
+from otbr_jax.runs import timing
 from otbr_jax.runs.checkpoints import numeric_leaves, replace_checkpoint
 from otbr_jax.runs.devices import check_batch_size, local_mesh
 from otbr_jax.runs.networks import check_classes, open_network
@@ -44,6 +45,7 @@ def repair(
     *,
     results: str = ".",
     devices: Sequence[jax.Device] | None = None,
+    profile: bool = False,
 ) -> Repair:
     """Repairs the network that `config` names, or a victim trained for the purpose, measures it and reports.
 
@@ -58,6 +60,7 @@ def repair(
       workdir: directory for the stages and the results; resumed if it has been used before.
       results: folder inside `workdir` for the results, so that several runs can share its stages.
       devices: the devices that share the work; by default all local ones.
+      profile: whether a JAX trace of the run is written to `workdir`/profile; see `timing.profile`.
 
     Returns:
       The repaired network and all that is known about it.
@@ -82,7 +85,10 @@ def repair(
     own = None if clean is None else Batch(*map(jax.numpy.asarray, clean.images))
     given = defense.given(config, own, config.clean_seed)
     comes_back.check_possible(config.comes_back, dataset, mesh)
-    with open_workdir(workdir, subject=subject_of(config)) as directory:
+    with (
+        open_workdir(workdir, subject=subject_of(config)) as directory,
+        timing.profile(directory.path, wanted=profile) as trace,
+    ):
         varied = unchanged if clean is None else clean_augmentation(config)
         run = Run(config, directory, subject, mesh, layers=defense.layers(config), augment=varied)
         victim = open_victim(run, dataset)
@@ -107,7 +113,9 @@ def repair(
             seen = None if clean is None else clean.images
             stages |= comes_back.measured(run, dataset, victim, repaired, test, config.comes_back, seen=seen)
         provenance = None if clean is None else clean.provenance
-        result = Repair(restored, network, layers, stages, dataset, test, config, folder, tuple(files), provenance)
+        result = Repair(
+            restored, network, layers, stages, dataset, test, config, folder, tuple(files), provenance, trace
+        )
         write_outputs(result)
         return result
 

@@ -42,6 +42,7 @@ class Repair(NamedTuple):
       workdir: where everything is.
       files: the repaired network as files of the user's own kind, beside the Orbax checkpoint.
       clean: what the clean images were that the defence used, in a line; None without.
+      profile: the folder of a JAX trace of the run; None where none was wanted.
     """
 
     variables: Variables
@@ -54,6 +55,7 @@ class Repair(NamedTuple):
     workdir: pathlib.Path
     files: tuple[pathlib.Path, ...] = ()
     clean: str | None = None
+    profile: pathlib.Path | None = None
 
     @property
     def outcome(self) -> Outcome:
@@ -97,6 +99,7 @@ def summarize(result: Repair) -> dict[str, Any]:
         "stages": {
             name: {
                 "seconds": round(stage.seconds, 3),
+                "spent": dict(stage.spent),
                 "megabytes": stage.megabytes,
                 "resumed": stage.resumed,
                 "digest": stage.digest,
@@ -104,6 +107,7 @@ def summarize(result: Repair) -> dict[str, Any]:
             }
             for name, stage in result.stages.items()
         },
+        "profile": None if result.profile is None else str(result.profile),
         "versions": versions(),
         "devices": [str(device.device_kind) for device in jax.local_devices()],
         "config": json.loads(json.dumps(dataclasses.asdict(config))),
