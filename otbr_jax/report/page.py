@@ -58,6 +58,7 @@ def render(
         tradeoff=_tradeoff(summary),
         swept=words.title(summary["swept"]) if summary.get("swept") else None,
         best=_best(summary),
+        screening=words.screening(summary),
         neurons=neurons,
         plan=None if plan is None else html.picture(plots.transport_plan(plan[1], chosen[plan[0]], layer=plan[0])),
         stages=_stages(summary),

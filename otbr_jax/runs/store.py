@@ -44,7 +44,7 @@ class Stage(NamedTuple):
       seconds: wall time of computing it (not of reloading it).
       resumed: whether it was reloaded.
       provenance: config, key, versions, devices, parents, and `notes` of whoever computed it.
-      spent: the seconds that this process spent on it, by `timing.PARTS`; of a reloaded one, reading it.
+      spent: the seconds that this process spent on it, by `timing.PARTS`; of a reloaded one, tracing and reading it.
     """
 
     value: Any
@@ -143,9 +143,10 @@ class Workdir:
         progress = self.path / "progress" / folder.name
         if folder.exists():
             try:
-                began = time.perf_counter()
-                stage = _read(folder, like(), inputs)
-                stage = stage._replace(spent={"disk": round(time.perf_counter() - began, 4)})
+                began, structure, traced = time.perf_counter(), like(), time.perf_counter()
+                stage = _read(folder, structure, inputs)
+                spent = {"compile": traced - began, "disk": time.perf_counter() - traced}
+                stage = stage._replace(spent={part: round(value, 4) for part, value in spent.items()})
                 _remove(progress)  # of a process that was killed after its last step
                 check(stage.value)
                 return stage

@@ -60,5 +60,5 @@ def profile(workdir: pathlib.Path, *, wanted: bool = True) -> Iterator[pathlib.P
         return
     folder, options = workdir / "profile", jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
-    with jax.profiler.trace(folder, create_perfetto_trace=True, profiler_options=options):
+    with jax.profiler.trace(folder, profiler_options=options):
         yield folder

@@ -17,11 +17,12 @@ import jax
 from otbr_jax.data import sources
 from otbr_jax.data.clean import Clean, load_clean
 from otbr_jax.data.sources import Dataset
+from otbr_jax.defenses.defense import Screening
 from otbr_jax.graph.choose import choose_layers
 from otbr_jax.interop.matching import file_name, write_like
 from otbr_jax.metrics import Metrics, evaluate_predictions
 from otbr_jax.paths import local_path
-from otbr_jax.plan import ROOT, Setup, Step, needs
+from otbr_jax.plan import ROOT, Setup, Step, named_key, needs
 from otbr_jax.runs import timing
 from otbr_jax.runs.checkpoints import numeric_leaves, replace_checkpoint
 from otbr_jax.runs.devices import check_batch_size, local_mesh
@@ -137,7 +138,11 @@ def measuring_step(config: AnyRepairConfig) -> Step:
         measured = measure_networks(setup, networks, evaluation.TestSet(*test))
         if candidates is not None:
             own = {name: values[name] for name in candidates.needs}
-            ask = partial(_ask, setup, evaluation.TestSet(*test))
+            whole, some = evaluation.TestSet(*test), candidates.screening
+            ask = partial(_ask, setup, whole)
+            if 0 < some < len(whole.labels):
+                few = evaluation.balanced(whole, some, key=named_key(key, "screening"))
+                own["screening"] = Screening(partial(_ask, setup, few), some, len(whole.labels))
             measured["sweep"] = candidates.measure(setup, ask, key=key, report=report, **own)
         return measured
 

@@ -28,6 +28,16 @@ class TestSet(NamedTuple):
     goals: jax.Array
 
 
+def balanced(test: TestSet, images: int, *, key: jax.Array) -> TestSet:
+    """So many images of a test set, drawn by a key: of every class as many, as far as there are. Jits."""
+    order = jax.random.permutation(key, len(test.labels))
+    by_class = order[jnp.argsort(test.labels[order], stable=True)]
+    labels = test.labels[by_class]
+    turn = jnp.arange(len(labels)) - jnp.searchsorted(labels, labels)  # how many of its class come before
+    chosen = by_class[jnp.argsort(turn, stable=True)][:images]
+    return TestSet(*(field[chosen] for field in test))
+
+
 class Predictions(NamedTuple):
     """Predicted classes int32 `[n]` of a test set's clean and triggered images."""
 
