@@ -27,7 +27,7 @@ import numpy as np
 from otbr_jax.errors import InputError
 from otbr_jax.files import sync_folder, write_text, writing
 from otbr_jax.paths import local_path
-from otbr_jax.runs import identity, timing
+from otbr_jax.runs import identity, structure, timing
 from otbr_jax.runs.checkpoints import restore_checkpoint, save_checkpoint
 from otbr_jax.runs.identity import code_digest, content_digest
 
@@ -44,7 +44,7 @@ class Stage(NamedTuple):
       seconds: wall time of computing it (not of reloading it).
       resumed: whether it was reloaded.
       provenance: config, key, versions, devices, parents, and `notes` of whoever computed it.
-      spent: the seconds that this process spent on it, by `timing.PARTS`; of a reloaded one, tracing and reading it.
+      spent: the seconds that this process spent on it, by `timing.PARTS`; of a reloaded one, reading it.
     """
 
     value: Any
@@ -98,7 +98,8 @@ class Workdir:
         Args:
           name: the stage's name.
           compute: computes its value, a pytree of arrays.
-          like: returns a pytree of `jax.ShapeDtypeStruct` with the value's structure.
+          like: returns a pytree of `jax.ShapeDtypeStruct` with the value's structure; called for values that
+            `structure` cannot describe.
           config: the settings that the value depends on: a dataclass or plain JSON values.
           key: typed PRNG key that the value depends on, or None.
           code: dotted name of the module that computes it, or of several; see `code_digest`.
@@ -143,10 +144,9 @@ class Workdir:
         progress = self.path / "progress" / folder.name
         if folder.exists():
             try:
-                began, structure, traced = time.perf_counter(), like(), time.perf_counter()
-                stage = _read(folder, structure, inputs)
-                spent = {"compile": traced - began, "disk": time.perf_counter() - traced}
-                stage = stage._replace(spent={part: round(value, 4) for part, value in spent.items()})
+                began = time.perf_counter()
+                stage = _read(folder, like, inputs)
+                stage = stage._replace(spent={"disk": round(time.perf_counter() - began, 4)})
                 _remove(progress)  # of a process that was killed after its last step
                 check(stage.value)
                 return stage
@@ -172,6 +172,7 @@ class Workdir:
             "devices": [str(device.device_kind) for device in jax.local_devices()],
             "seconds": ended - started,
             "digest": content_digest(value),
+            "structure": structure.describe(value),
             "notes": {**notes, "cpu_seconds": worked},
         }
         provenance = self._write(folder, value, provenance, spent=spent, name=name)
@@ -187,7 +188,7 @@ class Workdir:
         with writing(folder, name=f"workdir: stage {name!r}") as partial:
             partial.mkdir(parents=True)
             save_checkpoint(partial / "arrays", value)
-            provenance["files"] = _file_digests(partial / "arrays")
+            provenance["files"] = _file_digests(partial / "arrays", provenance["structure"])
             provenance["notes"]["spent"] = {**spent, "disk": round(time.perf_counter() - began, 4)}
             write_text(partial / "provenance.json", json.dumps(provenance, indent=1))
             os.rename(partial, folder)
@@ -284,28 +285,42 @@ class _DamagedError(Exception):
     """A stage on disk is not what its manifest says."""
 
 
-def _read(folder: pathlib.Path, like: Any, inputs: Mapping[str, Any]) -> Stage:
+def _read(folder: pathlib.Path, like: Callable[[], Any], inputs: Mapping[str, Any]) -> Stage:
     """Reads a stage; raises _DamagedError if it is not what was written for `inputs`, and nothing else for that."""
     try:
         provenance = json.loads((folder / "provenance.json").read_text())
         digest, name, seconds = provenance["digest"], provenance["name"], float(provenance["seconds"])
+        described = provenance.get("structure")
         expected, _, _ = dict(provenance["files"]), dict(provenance["versions"]), dict(provenance["notes"])
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise _DamagedError(f"provenance.json cannot be read ({error!r})") from None
     for field, value in inputs.items():
         if provenance.get(field) != value:
             raise _DamagedError(f"provenance.json was changed: its {field} is not this stage's")
-    files = _file_digests(folder / "arrays")
+    files = _file_digests(folder / "arrays", described)
     for file in sorted(expected.keys() | files.keys()):
         if expected.get(file) != files.get(file):
             raise _DamagedError(f"arrays/{file} is missing or not what was written")
-    value = restore_checkpoint(folder / "arrays", like)  # whole: what fails now is not the stage's fault
+    value = restore_checkpoint(
+        folder / "arrays", _structure(described) or like()
+    )  # whole: what fails now is not the stage's fault
     found = content_digest(value)
     if found != digest:
         raise _DamagedError(f"expected values with hash {digest[:12]}, found {found[:12]}")
     return Stage(value, name, digest, seconds, True, provenance)
 
 
-def _file_digests(folder: pathlib.Path) -> dict[str, str]:
+def _structure(described: Any) -> Any:
+    """What `structure.describe` said of a value; None where it said nothing, or of classes that are not known here."""
+    try:
+        return None if described is None else structure.rebuild(described)
+    except ValueError:
+        return None
+
+
+def _file_digests(folder: pathlib.Path, described: Any) -> dict[str, str]:
+    """A hash of every file, and of the structure of what is in them where that is described."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    found = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    text = json.dumps(described, sort_keys=True)
+    return found if described is None else found | {"structure": hashlib.sha256(text.encode()).hexdigest()}
