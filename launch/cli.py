@@ -16,7 +16,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch import helping
+from launch import compiled, helping
 from otbr_jax.errors import InputError
 from otbr_jax.runs.numerics import as_usual
 from otbr_jax.settings import describe, from_dict
@@ -141,6 +141,7 @@ def run(main: Callable[[Sequence[str]], None], *, config: Config[Any] | None = N
         # Orbax's remarks, and errors that it raises, too; this project's own loggers are not absl's.
         logging.get_absl_logger().setLevel("CRITICAL")
         logging.get_absl_handler().setFormatter(None)
+        compiled.keep_programs()
         try:
             with as_usual():
                 main(arguments)

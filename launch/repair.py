@@ -20,13 +20,16 @@ from otbr_jax.studies.results import summarize
 
 CONFIG = cli.define_config("disarm.py", *repair_config_types(), choose=config_type_of)
 WORKDIR = flags.DEFINE_string("workdir", "runs/repair", "Directory for stages and results; a run is resumed there.")
+PROFILE = flags.DEFINE_bool(
+    "profile", False, "Writes a JAX trace of the run to WORKDIR/profile, for xprof or Perfetto."
+)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the pipeline, writes its results and prints the summary."""
     del arguments
     config = CONFIG()
-    result = repair(config, WORKDIR.value)
+    result = repair(config, WORKDIR.value, profile=PROFILE.value)
     print(f"\n{summary_table(summarize(result))}\n")
     for name, what in (
         ("repaired", "the repaired network (Orbax checkpoint)"),

@@ -18,13 +18,16 @@ from otbr_jax.victims.train import repair_flags, train_victim
 
 CONFIG = cli.define_config("victims/cifar10.py", VictimConfig)
 WORKDIR = flags.DEFINE_string("workdir", "runs/victim", "Directory for stages and results; resumed if used before.")
+PROFILE = flags.DEFINE_bool(
+    "profile", False, "Writes a JAX trace of the run to WORKDIR/profile, for xprof or Perfetto."
+)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Trains, measures and prints a table of the measurements."""
     del arguments
     config = CONFIG()
-    _, summary = train_victim(config, WORKDIR.value)
+    _, summary = train_victim(config, WORKDIR.value, profile=PROFILE.value)
     print(f"\n{'epoch':>6}{'ACC %':>8}{'ASR %':>8}")
     for row in summary["history"]["measured"]:
         print(f"{row['epoch']:>6}{percent(row['acc']):>8}{percent(row['asr']):>8}")

@@ -27,7 +27,7 @@ from otbr_jax.errors import InputError
 from otbr_jax.files import sync_folder, write_text, writing
 from otbr_jax.locks import locked
 from otbr_jax.paths import local_path
-from otbr_jax.runs import identity
+from otbr_jax.runs import identity, structure, timing
 from otbr_jax.runs.checkpoints import restore_checkpoint, save_checkpoint
 from otbr_jax.runs.identity import code_digest, content_digest
 from otbr_jax.runs.subject import LOCK, LOCKS, OWNER, check_subject, owner_of, write_subject
@@ -45,6 +45,7 @@ class Stage(NamedTuple):
       seconds: wall time of computing it (not of reloading it).
       resumed: whether it was reloaded.
       provenance: config, key, versions, devices, parents, and `notes` of whoever computed it.
+      spent: the seconds that this process spent on it, by `timing.PARTS`; of a reloaded one, reading it.
     """
 
     value: Any
@@ -53,6 +54,7 @@ class Stage(NamedTuple):
     seconds: float
     resumed: bool
     provenance: Mapping[str, Any]
+    spent: Mapping[str, float] = {}
 
     @property
     def cpu_seconds(self) -> float | None:
@@ -97,7 +99,8 @@ class Workdir:
         Args:
           name: the stage's name.
           compute: computes its value, a pytree of arrays.
-          like: returns a pytree of `jax.ShapeDtypeStruct` with the value's structure.
+          like: returns a pytree of `jax.ShapeDtypeStruct` with the value's structure; called for values that
+            `structure` cannot describe.
           config: the settings that the value depends on: a dataclass or plain JSON values.
           key: typed PRNG key that the value depends on, or None.
           code: dotted name of the module that computes it, or of several; see `code_digest`.
@@ -125,8 +128,8 @@ class Workdir:
         """As `run`, for a stage that saves where it is.
 
         `compute` is given a path of its own for that, removed when the stage is finished, and returns `(value, notes)`:
-        plain JSON values about how it went (not what it found), such as its speed. `check` raises if a value cannot be
-        used: it is then not kept.
+        plain JSON values about how it went (not what it found), such as its speed; `transfer` among them are seconds of
+        moving arrays to the devices. `check` raises if a value cannot be used: it is then not kept.
         """
         inputs: dict[str, Any] = {
             "name": name,
@@ -155,7 +158,9 @@ class Workdir:
         progress = self.path / "progress" / folder.name
         if folder.name in os.listdir(self.stages):  # asks the server of a shared folder, unlike `exists`
             try:
-                stage = _read(folder, like(), inputs)
+                began = time.perf_counter()
+                stage = _read(folder, like, inputs)
+                stage = stage._replace(spent={"disk": round(time.perf_counter() - began, 4)})
                 _remove(progress)  # of a process that was killed after its last step
                 check(stage.value)
                 return stage
@@ -163,9 +168,14 @@ class Workdir:
                 log.warning("stage %r is damaged and will be rebuilt: %s: %s", name, folder, damage)
                 shutil.rmtree(folder)
         started, worked = time.perf_counter(), time.process_time()
-        value, notes = compute(progress)
-        value = jax.tree.map(np.asarray, jax.block_until_ready(value))
-        seconds, worked = time.perf_counter() - started, time.process_time() - worked
+        with timing.compiling() as compiled:
+            value, found = compute(progress)
+            value, computed = jax.block_until_ready(value), time.perf_counter()
+        value = jax.tree.map(np.asarray, value)
+        ended, worked = time.perf_counter(), time.process_time() - worked
+        notes = dict(found)
+        moved = ended - computed + notes.pop("transfer", 0.0)
+        spent = timing.split(ended - started, compiled=compiled(), moved=moved)
         try:
             check(value)
         except InputError:
@@ -174,13 +184,15 @@ class Workdir:
         provenance = inputs | {
             "versions": identity.versions(),
             "devices": [str(device.device_kind) for device in jax.local_devices()],
-            "seconds": seconds,
+            "seconds": ended - started,
             "digest": content_digest(value),
+            "structure": structure.describe(value),
             "notes": {**notes, "cpu_seconds": worked},
         }
-        self._write(folder, value, provenance, name=name)
+        provenance = self._write(folder, value, provenance, spent=spent, name=name)
         _remove(progress)
-        return Stage(value, name, provenance["digest"], seconds, False, provenance)
+        notes = provenance["notes"]
+        return Stage(value, name, provenance["digest"], ended - started, False, provenance, notes["spent"])
 
     @contextmanager
     def _alone(self, folder: pathlib.Path) -> Iterator[None]:
@@ -197,14 +209,20 @@ class Workdir:
         """The lock that whoever reads or writes a stage's folder holds."""
         return self.path / LOCKS / folder.name
 
-    def _write(self, folder: pathlib.Path, value: Any, provenance: Mapping[str, Any], *, name: str) -> None:
+    def _write(
+        self, folder: pathlib.Path, value: Any, provenance: dict[str, Any], *, spent: Mapping[str, float], name: str
+    ) -> dict[str, Any]:
+        """Writes a stage; returns its provenance, which then says how long writing the arrays took."""
+        began = time.perf_counter()
         with writing(folder, name=f"workdir: stage {name!r}") as partial:
             partial.mkdir(parents=True)
             save_checkpoint(partial / "arrays", value)
-            provenance = {**provenance, "files": _file_digests(partial / "arrays")}
+            provenance["files"] = _file_digests(partial / "arrays", provenance["structure"])
+            provenance["notes"]["spent"] = {**spent, "disk": round(time.perf_counter() - began, 4)}
             write_text(partial / "provenance.json", json.dumps(provenance, indent=1))
             os.rename(partial, folder)
         sync_folder(folder.parent)
+        return provenance
 
 
 @contextmanager
@@ -273,28 +291,42 @@ class _DamagedError(Exception):
     """A stage on disk is not what its manifest says."""
 
 
-def _read(folder: pathlib.Path, like: Any, inputs: Mapping[str, Any]) -> Stage:
+def _read(folder: pathlib.Path, like: Callable[[], Any], inputs: Mapping[str, Any]) -> Stage:
     """Reads a stage; raises _DamagedError if it is not what was written for `inputs`, and nothing else for that."""
     try:
         provenance = json.loads((folder / "provenance.json").read_text())
         digest, name, seconds = provenance["digest"], provenance["name"], float(provenance["seconds"])
+        described = provenance.get("structure")
         expected, _, _ = dict(provenance["files"]), dict(provenance["versions"]), dict(provenance["notes"])
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise _DamagedError(f"provenance.json cannot be read ({error!r})") from None
     for field, value in inputs.items():
         if provenance.get(field) != value:
             raise _DamagedError(f"provenance.json was changed: its {field} is not this stage's")
-    files = _file_digests(folder / "arrays")
+    files = _file_digests(folder / "arrays", described)
     for file in sorted(expected.keys() | files.keys()):
         if expected.get(file) != files.get(file):
             raise _DamagedError(f"arrays/{file} is missing or not what was written")
-    value = restore_checkpoint(folder / "arrays", like)  # whole: what fails now is not the stage's fault
+    value = restore_checkpoint(
+        folder / "arrays", _structure(described) or like()
+    )  # whole: what fails now is not the stage's fault
     found = content_digest(value)
     if found != digest:
         raise _DamagedError(f"expected values with hash {digest[:12]}, found {found[:12]}")
     return Stage(value, name, digest, seconds, True, provenance)
 
 
-def _file_digests(folder: pathlib.Path) -> dict[str, str]:
+def _structure(described: Any) -> Any:
+    """What `structure.describe` said of a value; None where it said nothing, or of classes that are not known here."""
+    try:
+        return None if described is None else structure.rebuild(described)
+    except ValueError:
+        return None
+
+
+def _file_digests(folder: pathlib.Path, described: Any) -> dict[str, str]:
+    """A hash of every file, and of the structure of what is in them where that is described."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    found = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    text = json.dumps(described, sort_keys=True)
+    return found if described is None else found | {"structure": hashlib.sha256(text.encode()).hexdigest()}

@@ -17,11 +17,13 @@ import jax
 from otbr_jax.data import sources
 from otbr_jax.data.clean import Clean, load_clean
 from otbr_jax.data.sources import Dataset
+from otbr_jax.defenses.defense import Screening
 from otbr_jax.graph.choose import choose_layers
 from otbr_jax.interop.matching import file_name, write_like
 from otbr_jax.metrics import Metrics, evaluate_predictions
 from otbr_jax.paths import local_path
-from otbr_jax.plan import ROOT, Setup, Step, needs
+from otbr_jax.plan import ROOT, Setup, Step, named_key, needs
+from otbr_jax.runs import timing
 from otbr_jax.runs.checkpoints import numeric_leaves, replace_checkpoint
 from otbr_jax.runs.devices import batch_mesh, check_batch_size
 from otbr_jax.runs.networks import check_classes, open_network
@@ -45,6 +47,7 @@ def repair(
     results: str = ".",
     shared: bool = False,
     devices: Sequence[jax.Device] | None = None,
+    profile: bool = False,
 ) -> Repair:
     """Repairs the network that `config` names, or a victim trained for the purpose, measures it and reports.
 
@@ -60,6 +63,7 @@ def repair(
       results: folder inside `workdir` for the results, so that several runs can share its stages.
       shared: whether other processes may work in `workdir` at the same time, with other `results`.
       devices: the devices that share the work; by default all local ones.
+      profile: whether a JAX trace of the run is written to `workdir`/profile; see `timing.profile`.
 
     Returns:
       The repaired network and all that is known about it.
@@ -84,7 +88,10 @@ def repair(
     own = None if clean is None else Batch(*map(jax.numpy.asarray, clean.images))
     given = defense.given(config, own, config.clean_seed)
     comes_back.check_possible(config.comes_back, dataset, mesh)
-    with open_workdir(workdir, subject=subject_of(config), shared=shared) as directory:
+    with (
+        open_workdir(workdir, subject=subject_of(config), shared=shared) as directory,
+        timing.profile(directory.path, wanted=profile) as trace,
+    ):
         varied = unchanged if clean is None else clean_augmentation(config)
         run = Run(config, directory, subject, mesh, layers=defense.layers(config), augment=varied)
         victim = open_victim(run, dataset)
@@ -109,7 +116,9 @@ def repair(
             seen = None if clean is None else clean.images
             stages |= comes_back.measured(run, dataset, victim, repaired, test, config.comes_back, seen=seen)
         provenance = None if clean is None else clean.provenance
-        result = Repair(restored, network, layers, stages, dataset, test, config, folder, tuple(files), provenance)
+        result = Repair(
+            restored, network, layers, stages, dataset, test, config, folder, tuple(files), provenance, trace
+        )
         write_outputs(result)
         return result
 
@@ -131,7 +140,11 @@ def measuring_step(config: AnyRepairConfig) -> Step:
         measured = measure_networks(setup, networks, evaluation.TestSet(*test))
         if candidates is not None:
             own = {name: values[name] for name in candidates.needs}
-            ask = partial(_ask, setup, evaluation.TestSet(*test))
+            whole, some = evaluation.TestSet(*test), candidates.screening
+            ask = partial(_ask, setup, whole)
+            if 0 < some < len(whole.labels):
+                few = evaluation.balanced(whole, some, key=named_key(key, "screening"))
+                own["screening"] = Screening(partial(_ask, setup, few), some, len(whole.labels))
             measured["sweep"] = candidates.measure(setup, ask, key=key, report=report, **own)
         return measured
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from otbr_jax.metrics import Metrics, evaluate_predictions
 from otbr_jax.steps.answers import answers
@@ -25,6 +26,16 @@ class TestSet(NamedTuple):
     triggered: jax.Array
     labels: jax.Array
     goals: jax.Array
+
+
+def balanced(test: TestSet, images: int, *, key: jax.Array) -> TestSet:
+    """So many images of a test set, drawn by a key: of every class as many, as far as there are. Jits."""
+    order = jax.random.permutation(key, len(test.labels))
+    by_class = order[jnp.argsort(test.labels[order], stable=True)]
+    labels = test.labels[by_class]
+    turn = jnp.arange(len(labels)) - jnp.searchsorted(labels, labels)  # how many of its class come before
+    chosen = by_class[jnp.argsort(turn, stable=True)][:images]
+    return TestSet(*(field[chosen] for field in test))
 
 
 class Predictions(NamedTuple):

@@ -19,6 +19,7 @@ from otbr_jax.errors import InputError
 from otbr_jax.files import write_text
 from otbr_jax.report import gallery
 from otbr_jax.report.gallery import Example
+from otbr_jax.runs import timing
 from otbr_jax.runs.checkpoints import replace_checkpoint
 from otbr_jax.runs.devices import batch_mesh, check_batch_size
 from otbr_jax.runs.identity import versions
@@ -32,7 +33,11 @@ from otbr_jax.victims.victims import Victim, check_trainable, open_victim, subje
 
 
 def train_victim(
-    config: VictimConfig, workdir: str | os.PathLike[str], *, devices: Sequence[jax.Device] | None = None
+    config: VictimConfig,
+    workdir: str | os.PathLike[str],
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    profile: bool = False,
 ) -> tuple[Victim, dict[str, Any]]:
     """Trains the victim that `config` names, measures it and leaves it in `workdir`.
 
@@ -43,6 +48,7 @@ def train_victim(
       config: the settings.
       workdir: directory for the stages and the results; resumed if it has been used before.
       devices: the devices that share the work; by default all local ones.
+      profile: whether a JAX trace is written to `workdir`/profile; see `timing.profile`.
 
     Returns:
       `(victim, summary)`, the summary as `victim.json` holds it.
@@ -61,7 +67,7 @@ def train_victim(
     network = subject.network
     dataset = sources.load(config.data, image_shape=network.image_shape, num_classes=network.num_classes)
     check_trainable(config, subject, dataset)
-    with open_workdir(workdir, subject=subject_of(config)) as directory:
+    with open_workdir(workdir, subject=subject_of(config)) as directory, timing.profile(directory.path, wanted=profile):
         run = Run(config, directory, subject, mesh)
         victim = open_victim(run, dataset)
         assert dataset is not None  # or there would be nothing to train on
