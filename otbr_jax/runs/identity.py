@@ -173,6 +173,15 @@ def closure(module: str) -> frozenset[str]:
     return frozenset(found)
 
 
+@functools.cache
+def package_digest() -> str:
+    """A hash of the code of the whole package."""
+    digest = hashlib.sha256()
+    for name in sorted(_all()):
+        digest.update(code_digest(name).encode())
+    return digest.hexdigest()
+
+
 def _all() -> frozenset[str]:
     files = (path.relative_to(ROOT.parent).with_suffix("") for path in ROOT.rglob("*.py"))
     names = (".".join(file.parts).removesuffix(".__init__") for file in files)

@@ -8,6 +8,7 @@ are checked before a stage is used, so that a damaged or half-written one is nev
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -27,8 +28,8 @@ from otbr_jax.errors import InputError
 from otbr_jax.files import sync_folder, write_text, writing
 from otbr_jax.locks import locked
 from otbr_jax.paths import local_path
-from otbr_jax.runs import identity, structure, timing
-from otbr_jax.runs.checkpoints import restore_checkpoint, save_checkpoint
+from otbr_jax.runs import hosts, identity, structure, timing
+from otbr_jax.runs.checkpoints import restore_checkpoint, save_together
 from otbr_jax.runs.identity import code_digest, content_digest
 from otbr_jax.runs.subject import LOCK, LOCKS, OWNER, check_subject, owner_of, write_subject
 
@@ -142,6 +143,9 @@ class Workdir:
         inputs = json.loads(json.dumps(inputs))  # as they will be read back
         hashed = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
         folder = self.stages / f"{name}-{hashed}"
+        hosts.agree(hashed, name=f"stage {name!r}", what="settings, data, code and versions")
+        if not hosts.is_first():
+            return self._found_or_made(folder, compute, like, inputs, check)
         with self._alone(folder):
             return self._found_or_made(folder, compute, like, inputs, check)
 
@@ -156,17 +160,11 @@ class Workdir:
         """The stage, whose lock is held; for the rest see `run_long`."""
         name = inputs["name"]
         progress = self.path / "progress" / folder.name
-        if folder.name in os.listdir(self.stages):  # asks the server of a shared folder, unlike `exists`
-            try:
-                began = time.perf_counter()
-                stage = _read(folder, like, inputs)
-                stage = stage._replace(spent={"disk": round(time.perf_counter() - began, 4)})
-                _remove(progress)  # of a process that was killed after its last step
-                check(stage.value)
-                return stage
-            except _DamagedError as damage:
-                log.warning("stage %r is damaged and will be rebuilt: %s: %s", name, folder, damage)
-                shutil.rmtree(folder)
+        stage = self._found(folder, like, inputs)
+        if stage is not None:
+            _remove(progress)  # of a process that was killed after its last step
+            check(stage.value)
+            return stage
         started, worked = time.perf_counter(), time.process_time()
         with timing.compiling() as compiled:
             value, found = compute(progress)
@@ -191,8 +189,32 @@ class Workdir:
         }
         provenance = self._write(folder, value, provenance, spent=spent, name=name)
         _remove(progress)
+        if hosts.are_many() and not hosts.is_first():  # so that all go on with the same bits
+            return _read(folder, like, inputs)._replace(resumed=False)
         notes = provenance["notes"]
         return Stage(value, name, provenance["digest"], ended - started, False, provenance, notes["spent"])
+
+    def _found(self, folder: pathlib.Path, like: Callable[[], Any], inputs: Mapping[str, Any]) -> Stage | None:
+        """The stage if it is finished and whole; the first process looks, and removes what is damaged."""
+
+        def look() -> Stage | None:
+            if folder.name not in os.listdir(self.stages):  # asks the server of a shared folder, unlike `exists`
+                return None
+            began = time.perf_counter()
+            try:
+                stage = _read(folder, like, inputs)
+            except _DamagedError as damage:
+                log.warning("stage %r is damaged and will be rebuilt: %s: %s", inputs["name"], folder, damage)
+                shutil.rmtree(folder)
+                return None
+            return stage._replace(spent={"disk": round(time.perf_counter() - began, 4)})
+
+        if not hosts.are_many():
+            return look()
+        own = look() if hosts.is_first() else None
+        if not hosts.first(lambda: own is not None):
+            return None
+        return own if hosts.is_first() else _read(folder, like, inputs)
 
     @contextmanager
     def _alone(self, folder: pathlib.Path) -> Iterator[None]:
@@ -214,14 +236,23 @@ class Workdir:
     ) -> dict[str, Any]:
         """Writes a stage; returns its provenance, which then says how long writing the arrays took."""
         began = time.perf_counter()
+        partial = folder.with_name(f"{folder.name}.partial")
+        if not hosts.is_first():
+            hosts.wait_for_all(f"{folder.name}: made")
+            save_together(partial / "arrays", value)
+            hosts.wait_for_all(f"{folder.name}: written")
+            hosts.check_shared(folder, name="workdir")
+            return provenance
         with writing(folder, name=f"workdir: stage {name!r}") as partial:
             partial.mkdir(parents=True)
-            save_checkpoint(partial / "arrays", value)
+            hosts.wait_for_all(f"{folder.name}: made")
+            save_together(partial / "arrays", value)
             provenance["files"] = _file_digests(partial / "arrays", provenance["structure"])
             provenance["notes"]["spent"] = {**spent, "disk": round(time.perf_counter() - began, 4)}
             write_text(partial / "provenance.json", json.dumps(provenance, indent=1))
             os.rename(partial, folder)
         sync_folder(folder.parent)
+        hosts.wait_for_all(f"{folder.name}: written")
         return provenance
 
 
@@ -243,6 +274,19 @@ def open_workdir(
     """
     root = local_path(path, name="workdir")
     subject = json.loads(json.dumps(subject))  # tuples become lists, as in the file
+    with contextlib.ExitStack() as stack:
+
+        def enter() -> None:
+            stack.enter_context(_opened(root, subject, shared=shared))
+
+        hosts.first(enter)
+        hosts.check_shared(root / "workdir.json", name="workdir")
+        yield Workdir(root)
+
+
+@contextmanager
+def _opened(root: pathlib.Path, subject: Mapping[str, Any], *, shared: bool) -> Iterator[None]:
+    """The directory, made if it is missing, and locked; by one process for all that compute a run together."""
     try:
         check_subject(root, subject)  # before anything is written into a directory that is not ours
         root.mkdir(parents=True, exist_ok=True)
@@ -255,11 +299,11 @@ def open_workdir(
         with locked(root / LOCKS / "workdir", name="workdir"):  # processes that share it open it one by one
             _prepare(workdir, subject)
         if shared:
-            yield workdir
+            yield
             return
         try:
             write_text(root / OWNER, str(os.getpid()))
-            yield workdir
+            yield
         finally:
             (root / OWNER).unlink(missing_ok=True)
 
@@ -283,6 +327,8 @@ def _prepare(workdir: Workdir, subject: Mapping[str, Any]) -> None:
 
 def _remove(progress: pathlib.Path) -> None:
     """Removes a checkpoint, and what a replacement of it that was cut short left beside it."""
+    if not hosts.is_first():
+        return
     for left in progress.parent.glob(f"{progress.name}*"):
         shutil.rmtree(left)
 

@@ -23,7 +23,7 @@ from otbr_jax.interop.matching import file_name, write_like
 from otbr_jax.metrics import Metrics, evaluate_predictions
 from otbr_jax.paths import local_path
 from otbr_jax.plan import ROOT, Setup, Step, named_key, needs
-from otbr_jax.runs import timing
+from otbr_jax.runs import hosts, timing
 from otbr_jax.runs.checkpoints import numeric_leaves, replace_checkpoint
 from otbr_jax.runs.devices import batch_mesh, check_batch_size
 from otbr_jax.runs.networks import check_classes, open_network
@@ -102,12 +102,15 @@ def repair(
         check_finite(repaired, name="the repaired network")
         restored = subject.restore(repaired)
         folder = directory.path / results
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_checkpoint(folder / "repaired", numeric_leaves(restored))
-        files = []
-        if subject.template is not None:
-            files.append(folder / file_name(subject.template))
-            write_like(subject.template, repaired, files[0])
+        files = [] if subject.template is None else [folder / file_name(subject.template)]
+
+        def leave() -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            replace_checkpoint(folder / "repaired", numeric_leaves(restored))
+            if subject.template is not None:
+                write_like(subject.template, repaired, files[0])
+
+        hosts.first(leave)
         stages = {**victim.stages, **defended}
         test = None if dataset is None else test_set(run, dataset.test, victim)
         if test is not None:
@@ -119,7 +122,7 @@ def repair(
         result = Repair(
             restored, network, layers, stages, dataset, test, config, folder, tuple(files), provenance, trace
         )
-        write_outputs(result)
+        hosts.first(lambda: write_outputs(result))
         return result
 
 

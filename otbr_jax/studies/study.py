@@ -18,6 +18,7 @@ from otbr_jax.graph.choose import choose_layers
 from otbr_jax.graph.graph import Layer
 from otbr_jax.metrics import Metrics
 from otbr_jax.plan import Plan
+from otbr_jax.runs import hosts
 from otbr_jax.runs.devices import batch_mesh, check_batch_size, replicate
 from otbr_jax.runs.networks import open_network
 from otbr_jax.runs.run import Run
@@ -146,8 +147,12 @@ def run_study(
             stages = run.plan(study.plan(case, given), {"victim": case.victim.stage.value["variables"], **given})
             values = {name: stage.value for name, stage in stages.items()}
             found.append(Found(each, given, values, victim_metrics(case), dataset.provenance, layers))
-        for name, text in study.files(config, found).items():
-            write_text(directory.path / name, text)
+
+        def leave() -> None:
+            for name, text in study.files(config, found).items():
+                write_text(directory.path / name, text)
+
+        hosts.first(leave)
     return found
 
 

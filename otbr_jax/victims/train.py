@@ -19,7 +19,7 @@ from otbr_jax.errors import InputError
 from otbr_jax.files import write_text
 from otbr_jax.report import gallery
 from otbr_jax.report.gallery import Example
-from otbr_jax.runs import timing
+from otbr_jax.runs import hosts, timing
 from otbr_jax.runs.checkpoints import replace_checkpoint
 from otbr_jax.runs.devices import batch_mesh, check_batch_size
 from otbr_jax.runs.identity import versions
@@ -76,7 +76,7 @@ def train_victim(
         if example is not None:
             summary["trigger"] = {"psnr": example.quality.psnr, "ssim": example.quality.ssim}
         try:
-            _leave(directory.path, victim, summary, example)
+            hosts.first(lambda: _leave(directory.path, victim, summary, example))
         except OSError as error:
             raise InputError(f"workdir: the victim cannot be written to {directory.path}: {error.strerror}") from None
         return victim, summary

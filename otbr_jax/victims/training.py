@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from otbr_jax.attacks.attack import Assets, InTraining
 from otbr_jax.errors import InputError
 from otbr_jax.metrics import Metrics
-from otbr_jax.runs.devices import split_batch
+from otbr_jax.runs.devices import replicate, split_batch
 from otbr_jax.runs.loop import rounds
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.augment import augment
@@ -207,9 +207,14 @@ def train(
         return carry, jnp.mean(losses)
 
     params, state = split(variables)
-    start = (params, trained_assets, state, optimizer.init(params), attack_optimizer.init(trained_assets))
+
+    @partial(jax.jit, out_shardings=copied)
+    def begin(params: Any, own: Any, state: Any) -> Any:
+        start = (params, own, state, optimizer.init(params), attack_optimizer.init(own))
+        return jax.tree.map(jnp.copy, start)
+
     # A fresh copy on every device: the first call then compiles the program of all calls, and may reuse its memory.
-    carry = jax.device_put(jax.tree.map(jnp.copy, start), copied)
+    carry = begin(params, trained_assets, state)
     measured_epochs, times = config.measured_epochs(), list[float]()
 
     def one_epoch(now: Training) -> tuple[Training, dict[str, float]]:
@@ -240,7 +245,7 @@ def train(
         count=lambda now: int(now.done),
         progress=progress,
         save_every=save_every,
-        place=lambda saved: saved._replace(carry=jax.device_put(saved.carry, copied)),
+        place=lambda saved: saved._replace(carry=replicate(saved.carry, mesh)),
         on_round=on_epoch,
     )
     speed = steps * config.batch_size / float(np.median(times[1:])) if len(times) > 1 else None

@@ -154,11 +154,11 @@ def _victim_stage(run: Run, dataset: Dataset, attack: Stage | None, *, clean: St
 
     def compute(progress: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
         data, in_training, poisoned = _training_set(run, train, assets, poison_key, clean)
-        start, data, placed = replicate((jax.jit(init)(init_key), data, dict(assets)), run.mesh)
+        start, data, placed, key = replicate((jax.jit(init)(init_key), data, dict(assets), train_key), run.mesh)
         title = "training a clean network" if config.attack.name == "none" else f"training: {config.attack.name}"
         with progress_bar(title, config.training.epochs, unit="epoch") as advance:
             found = training.train(
-                run.shared_network, start, data, key=train_key, config=config.training, mesh=run.mesh,
+                run.shared_network, start, data, key=key, config=config.training, mesh=run.mesh,
                 assets=placed, attack=in_training, measure=_measure(run, dataset.test), on_epoch=advance,
                 progress=progress,
             )  # fmt: skip
@@ -209,8 +209,8 @@ def _training_set(
 
 def _measure(run: Run, test: Images) -> Callable[[Variables, Assets], Metrics]:
     """ACC and ASR of a network under training; ASR is NaN without an attack."""
-    config, images, labels = run.config.attack, jnp.asarray(test.images), jnp.asarray(test.labels)
-    key, network = run.key("trigger"), run.shared_network
+    config, network = run.config.attack, run.shared_network
+    images, labels, key = replicate((test.images, test.labels, run.key("trigger")), run.mesh)
 
     @jax.jit
     def measure(variables: Variables, assets: Assets, images: jax.Array, labels: jax.Array) -> Metrics:
