@@ -29,6 +29,7 @@ from otbr_jax.steps.margin import MarginConfig
 from otbr_jax.steps.reach import ReachConfig
 from otbr_jax.steps.teach import TeachingConfig
 from otbr_jax.steps.unlearn import UnlearningConfig
+from otbr_jax.victims.training import TrainingConfig, TrainingSet, programs
 
 IMAGE = 8 * 8 * 4  # bytes of one image in float32
 SEARCH = ReachConfig(steps=2, starts=8, finalists=2)
@@ -68,6 +69,18 @@ def test_devices_tell_each_other_gradients_and_answers_alone(small, plan):
         assert "all-gather" not in told or told["all-gather"].largest < 16 * IMAGE
         assert "all-reduce" not in told or told["all-reduce"].largest < 100 * IMAGE
         same(value, one[name][1])
+
+
+def test_an_epoch_of_training_neither(small):
+    network, variables, _ = small
+    mesh, config = batch_mesh(), TrainingConfig(batch_size=64, crop_padding=1, flip=True)
+    begin, epoch = programs(shared(network, mesh), images=192, config=config, mesh=mesh)
+    images, labels = jnp.zeros((192, 8, 8, 1), jnp.uint8), jnp.zeros(192, jnp.int32)
+    given = replicate((jax.random.key(0), TrainingSet(images, labels, labels), {}), mesh)
+    carry = jax.eval_shape(begin, replicate(variables, mesh), {})
+    told = collectives(epoch.lower(carry, *given).compile())
+    assert {*told} == {"all-reduce"}
+    assert told["all-reduce"].largest < 64 * 64  # bytes; a batch has as many pixels
 
 
 def same(found, expected):
