@@ -106,3 +106,15 @@ def test_an_attack_is_one_file(house, clean, monkeypatch):
         rows = np.asarray(clean.images[image], float)
         np.testing.assert_array_equal(poisoned.images[image][1::2], rows[1::2])
         np.testing.assert_array_equal(poisoned.images[image][::2], np.round(rows[::2] * 0.5))
+
+
+def test_a_map_of_ones_own(small, synchronised):
+    network, variables, graph = small
+    mapped, sharded = blocks("your_own_map.md")
+    names = {"network": synchronised, "variables": variables, "graph": graph}
+    exec(mapped, names)
+    first = names["repaired"]
+    names["network"] = network
+    exec(sharded, names)
+    again = names["repaired"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), first, again)
