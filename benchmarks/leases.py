@@ -88,9 +88,9 @@ class Repaired(Logged):
         return Cell.fill(self, root, devices=devices)
 
 def get_grid():
-    both = [(seed, repetition) for seed in (0, 1) for repetition in (0, 1)]
-    configs = [dataclasses.replace(config(seed), repetition=repetition) for seed, repetition in both]
-    return Grid("leases", tuple(Repaired(repaired_by("clp", each)) for each in configs))
+    both = [(seed, number) for seed in (0, 1) for number in (0, 1)]
+    configs = [dataclasses.replace(repaired_by("clp", config(seed)), repetition=number) for seed, number in both]
+    return Grid("leases", tuple(Repaired(each) for each in configs))
 """
 GRIDS = {"quick": QUICK, "repairs": REPAIRS}
 
