@@ -1,4 +1,4 @@
-"""Sphinx: `python -m sphinx -W -b html docs docs/_build`, with `pip install -e '.[docs]'`.
+"""Sphinx: `python -m sphinx -W -b html docs docs/_build/html`, with `pip install -e '.[docs]'`.
 
 OFFLINE=1 leaves out the links to other projects. NOTEBOOKS=1 runs the notebooks, so that their pages show what they
 print and draw. REPOSITORY=OWNER/NAME adds the links that open them in Colab.
@@ -26,7 +26,6 @@ release = importlib.metadata.version("otbr_jax")
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
-    "sphinx.ext.doctest",
     "sphinx.ext.napoleon",
     "sphinx.ext.intersphinx",
     "sphinx_copybutton",
@@ -36,7 +35,7 @@ html_theme = "furo"
 html_title = "otbr_jax"
 html_static_path = ["static"]
 html_css_files = ["wide.css"]
-exclude_patterns = ["_build", "ext"]
+exclude_patterns = ["_build", "ext", "generated/*.md"]  # the latter are included
 myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence"]
 nb_execution_mode = "force" if os.environ.get("NOTEBOOKS") else "off"

@@ -65,7 +65,8 @@ def test_every_setting_is_on_a_page(generated):
     page = (generated / "settings.md").read_text()
     assert {*re.findall(r"^### The defence (\w+)$", page, re.MULTILINE)} == {*DEFENSES}
     named = {*re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)}
-    assert {setting.name.rpartition(".")[2] for each in repair_config_types() for setting in describe(each)} - {"defense"} <= named
+    declared = {setting.name.rpartition(".")[2] for each in repair_config_types() for setting in describe(each)}
+    assert declared - {"defense"} <= named
     anchors = {*re.findall(r"^\((\S+)\)=$", page, re.MULTILINE)}
     assert {*re.findall(r"\]\(#([^)]+)\)", page)} <= anchors
     commands = (generated / "commands.md").read_text()

@@ -61,6 +61,13 @@ def test_the_code_of_readme(moved, capsys):
     assert jax.tree.structure(names["repaired"]) == jax.tree.structure(variables)
 
 
+def test_the_code_about_detection(moved, capsys):
+    network, _, variables, _ = moved
+    (code,) = blocks("../concepts/detection.md")
+    exec(code, {"network": network, "variables": variables})
+    assert re.fullmatch(r"(True|False) (\d|None) [\d.]+ ([\d.e-]+|None)\n", capsys.readouterr().out)
+
+
 def test_a_defence_is_one_file(house, monkeypatch, moved, clean):
     network, _, variables, graph = moved
     pruned, gentle, use = blocks("add_a_defence.md")
