@@ -33,6 +33,7 @@ extensions = [
 ]
 html_theme = "furo"
 html_title = "otbr_jax"
+html_show_copyright = False
 html_static_path = ["static"]
 html_css_files = ["wide.css"]
 exclude_patterns = ["_build", "ext", "generated/*.md"]  # the latter are included
