@@ -20,7 +20,7 @@ from otbr_jax import plan as plans
 from otbr_jax.data import sources
 from otbr_jax.detectors import short_cuts
 from otbr_jax.report.rows import append_row
-from otbr_jax.runs.devices import local_mesh
+from otbr_jax.runs.devices import batch_mesh
 from otbr_jax.runs.networks import open_network
 from otbr_jax.runs.provenance import ROOT, provenance
 from otbr_jax.runs.run import Run
@@ -47,7 +47,7 @@ def judged(cell: Cell, seeds: int) -> list[np.ndarray]:
         config.data, image_shape=subject.network.image_shape, num_classes=subject.network.num_classes
     )
     with open_workdir(pathlib.Path(WORKDIR.value) / cell.group, subject=subject_of(config)) as directory:
-        run = Run(config, directory, subject, local_mesh(), layers=config.way.layers(config))
+        run = Run(config, directory, subject, batch_mesh(), layers=config.way.layers(config))
         given = {"victim": open_victim(run, dataset).stage.value["variables"]}
     steps = short_cuts.DETECTOR.plan(config)
     program = jax.jit(lambda key: plans.run(steps, run.setup, given, key=key)["detected"].suspicion)

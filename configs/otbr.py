@@ -19,6 +19,7 @@ import dataclasses
 import ml_collections
 
 from otbr_jax.defenses.otbr import OTBRConfig
+from otbr_jax.defenses.otbr_plus import SweepConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.steps.fuse import FusionConfig
 from otbr_jax.studies.repair_config import RepairConfig
@@ -31,5 +32,6 @@ def get_config() -> ml_collections.ConfigDict:
         model=ModelConfig(name="preact_resnet10", width=24, image_shape=(16, 16, 1), num_classes=10),
         training=TrainingConfig(epochs=20),
         otbr=OTBRConfig(gamma=0.15, fusion=FusionConfig(lam=0.75)),
+        sweep=SweepConfig(screening_images=100),
     )
     return ml_collections.ConfigDict(dataclasses.asdict(config))

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from launch import cli, studying
+from launch import cli, hosts, studying
 from otbr_jax.studies.activeness import ACTIVENESS
 
 CONFIG = cli.define_config("activeness.py", ACTIVENESS.Config)
 WORKDIR = studying.define_workdir("runs/activeness")
 RESULTS = studying.define_results()
+HOSTS = hosts.define_hosts()
 
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the study and prints its table."""
     del arguments
-    studying.run(ACTIVENESS, CONFIG(), workdir=WORKDIR.value, results=RESULTS.value)
+    studying.run(ACTIVENESS, CONFIG(), workdir=WORKDIR.value, results=RESULTS.value, devices=HOSTS.devices())
 
 
 if __name__ == "__main__":
-    cli.run(main, config=CONFIG)
+    cli.run(main, config=CONFIG, hosts=HOSTS)

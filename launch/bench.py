@@ -2,22 +2,30 @@
 
 Each cell of a grid (data x network x attack x defence x seed) becomes one line of results/bench_NAME.jsonl below the
 current folder. Cells that have theirs are skipped, and a bench that was stopped goes on inside the cell, inside the
-training. Several grids are filled one after the other, and share their victims. With TQDM_DISABLE=1 in the environment
-there are no progress bars, and cells of one network share compiled programs. `launch.tables` turns the rows into
-README's tables. From another folder: `PYTHONPATH=CHECKOUT python -m launch.bench`, with the same grids.
+training. Several grids are filled one after the other, and share their victims. Cells of one network share compiled
+programs, also after a restart (launch/compiled.py). `launch.tables` turns the rows into README's tables. From another
+folder: `PYTHONPATH=CHECKOUT python -m launch.bench`, with the same grids.
+
+To share the work, start the same command several times: on one machine, or on many that share its folder. Each process
+takes a cell that no other has. A process may be killed, and others may come, at any time: every cell gets one row. On a
+machine with several GPUs show each process its own:
+
+    for gpu in 0 1 2 3; do CUDA_VISIBLE_DEVICES=$gpu python -m launch.bench --grid=GRID.py --workdir=WORK & done; wait
+
+The shared folder needs locks that reach all hosts: NFS 4 has them, Lustre with the mount option `flock`. Locks lie in
+`.leases` beside the results, and in `.locks` in the working directory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jax
 from absl import flags
 
 from launch import cli
 from otbr_jax.errors import InputError
-from otbr_jax.paths import local_path
-from otbr_jax.studies.bench import load_grid, run_bench
+from otbr_jax.studies.bench import load_grid
+from otbr_jax.studies.filling import run_bench
 
 GRID = flags.DEFINE_multi_string(
     "grid", ["configs/bench/cpu.py"], "Python file whose get_grid() returns the cells, here or in the checkout."
@@ -37,8 +45,6 @@ def main(arguments: Sequence[str]) -> None:
         raise InputError(f"--results: expected none beside {len(GRID.value)} grids, found {RESULTS.value!r}")
     notes = dict(_pair(note) for note in NOTES.value)
     grids = [load_grid(cli.in_checkout(path), only=ONLY.value, notes=notes) for path in GRID.value]
-    # Cells of one network share their programs, also after a restart.
-    jax.config.update("jax_compilation_cache_dir", str(local_path(WORKDIR.value, name="--workdir") / "compiled"))
     for grid in grids:
         results = RESULTS.value or f"results/bench_{grid.name}.jsonl"
         written = run_bench(grid, WORKDIR.value, results, say=lambda line: print(line, flush=True))

@@ -13,10 +13,12 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Generic, NoReturn, TypeVar
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch import helping
+from launch import compiled, helping
+from launch.hosts import Hosts, end, joined, lost
 from otbr_jax.errors import InputError
 from otbr_jax.runs.numerics import as_usual
 from otbr_jax.settings import describe, from_dict
@@ -116,12 +118,15 @@ def _flags_of(types: Sequence[type]) -> list[str]:
     return [f"config.{setting.name}" for each in types for setting in describe(each) if setting.words]
 
 
-def run(main: Callable[[Sequence[str]], None], *, config: Config[Any] | None = None) -> None:
+def run(
+    main: Callable[[Sequence[str]], None], *, config: Config[Any] | None = None, hosts: Hosts | None = None
+) -> None:
     """Runs an absl main; bad input prints one line `error: ...` and exits with status 2.
 
     Args:
       main: the main function of the program's module.
       config: the program's `--config`, if it has one.
+      hosts: the flags with which several processes run the program together, if they can.
     """
     module = sys.modules[main.__module__]
     own = flags.FLAGS.get_key_flags_for_module(module)
@@ -141,8 +146,13 @@ def run(main: Callable[[Sequence[str]], None], *, config: Config[Any] | None = N
         # Orbax's remarks, and errors that it raises, too; this project's own loggers are not absl's.
         logging.get_absl_logger().setLevel("CRITICAL")
         logging.get_absl_handler().setFormatter(None)
+        compiled.keep_programs()
         try:
             with as_usual():
+                if hosts:
+                    apart = {"process_id"}
+                    given = {flag.name: flag.value for flag in own if flag.name not in apart}
+                    hosts.join(module.__doc__ or "", [given, config.values() if config else None])
                 main(arguments)
             sys.stdout.flush()
         except InputError as error:
@@ -154,6 +164,9 @@ def run(main: Callable[[Sequence[str]], None], *, config: Config[Any] | None = N
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             fail(f"cannot write {error.filename or 'a temporary file'}: {error.strerror}; the same command goes on")
+        except jax.errors.JaxRuntimeError as error:
+            lost(error)
+            raise
         except KeyboardInterrupt:
             fail("interrupted; the same command goes on from what is finished", status=130)
 
@@ -218,5 +231,7 @@ def fail(message: str, *, status: int = 2) -> NoReturn:
     """Prints the line `error: MESSAGE` to standard error and exits with that status."""
     # TensorStore may still be reading a checkpoint that was refused, and complain about it while Python shuts down.
     sys.unraisablehook = lambda _: None
+    if joined():
+        end(message, status=status)
     print(f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(status)

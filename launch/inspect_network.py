@@ -19,7 +19,7 @@ from typing import Any
 
 from absl import flags
 
-from launch import cli
+from launch import cli, hosts
 from otbr_jax.detectors.registry import DETECTORS
 from otbr_jax.errors import InputError
 from otbr_jax.studies.inspection import inspect
@@ -32,6 +32,8 @@ JUDGE = flags.DEFINE_string("judge", None, "Working directory; judges whether th
 DETECTOR = flags.DEFINE_enum("detector", None, [*DETECTORS], "Which method judges; by default the defence's own.")
 SCAN = flags.DEFINE_string("scan", None, "Folder, file or list of checkpoints; prints a JSON line for each.")
 VERIFY = flags.DEFINE_bool("verify", False, "Permutes every group and measures how far the outputs move.")
+
+HOSTS = hosts.define_hosts()
 
 
 def _say(line: dict[str, Any]) -> None:
@@ -50,8 +52,12 @@ def main(arguments: Sequence[str]) -> None:
             raise InputError("--scan: expected none of --judge, --out and --verify beside it, found one")
         lines = scan(config, checkpoints(SCAN.value), detector=detector, say=_say)
         sys.exit(status(lines))
-    print(inspect(config, drawing=OUT.value, verify=VERIFY.value, judge_in=judge, detector=detector))
+    print(
+        inspect(
+            config, drawing=OUT.value, verify=VERIFY.value, judge_in=judge, detector=detector, devices=HOSTS.devices()
+        )
+    )
 
 
 if __name__ == "__main__":
-    cli.run(main, config=CONFIG)
+    cli.run(main, config=CONFIG, hosts=HOSTS)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from launch import cli
+from launch import cli, hosts
 from otbr_jax.report.summary import summary_table
 from otbr_jax.studies.repair import repair
 from otbr_jax.studies.repair_config import config_type_of, repair_config_types
@@ -20,13 +20,17 @@ from otbr_jax.studies.results import summarize
 
 CONFIG = cli.define_config("disarm.py", *repair_config_types(), choose=config_type_of)
 WORKDIR = flags.DEFINE_string("workdir", "runs/repair", "Directory for stages and results; a run is resumed there.")
+PROFILE = flags.DEFINE_bool(
+    "profile", False, "Writes a JAX trace of the run to WORKDIR/profile, for xprof or Perfetto."
+)
+HOSTS = hosts.define_hosts()
 
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the pipeline, writes its results and prints the summary."""
     del arguments
     config = CONFIG()
-    result = repair(config, WORKDIR.value)
+    result = repair(config, WORKDIR.value, profile=PROFILE.value, devices=HOSTS.devices())
     print(f"\n{summary_table(summarize(result))}\n")
     for name, what in (
         ("repaired", "the repaired network (Orbax checkpoint)"),
@@ -39,4 +43,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, config=CONFIG)
+    cli.run(main, config=CONFIG, hosts=HOSTS)

@@ -11,20 +11,24 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from launch import cli
+from launch import cli, hosts
 from otbr_jax.report.numbers import percent
 from otbr_jax.victims.config import VictimConfig
 from otbr_jax.victims.train import repair_flags, train_victim
 
 CONFIG = cli.define_config("victims/cifar10.py", VictimConfig)
 WORKDIR = flags.DEFINE_string("workdir", "runs/victim", "Directory for stages and results; resumed if used before.")
+PROFILE = flags.DEFINE_bool(
+    "profile", False, "Writes a JAX trace of the run to WORKDIR/profile, for xprof or Perfetto."
+)
+HOSTS = hosts.define_hosts()
 
 
 def main(arguments: Sequence[str]) -> None:
     """Trains, measures and prints a table of the measurements."""
     del arguments
     config = CONFIG()
-    _, summary = train_victim(config, WORKDIR.value)
+    _, summary = train_victim(config, WORKDIR.value, profile=PROFILE.value, devices=HOSTS.devices())
     print(f"\n{'epoch':>6}{'ACC %':>8}{'ASR %':>8}")
     for row in summary["history"]["measured"]:
         print(f"{row['epoch']:>6}{percent(row['acc']):>8}{percent(row['asr']):>8}")
@@ -35,4 +39,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, config=CONFIG)
+    cli.run(main, config=CONFIG, hosts=HOSTS)

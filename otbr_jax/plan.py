@@ -37,8 +37,6 @@ class Setup:
       layers: the layers that are scored and repaired, in execution order.
       augment: how clean images are varied before they are prepared, as the network was trained.
       axis_name: mapped axis whose devices share each batch, inside `jax.pmap` or `jax.shard_map`.
-      place: says where a batch lies on the devices, for callers that shard under `jax.jit`.
-      devices: how many there are then.
     """
 
     network: Network
@@ -46,8 +44,6 @@ class Setup:
     layers: tuple[Layer, ...]
     augment: Augment = unchanged
     axis_name: str | None = None
-    place: Callable[[Any], Any] = lambda batch: batch
-    devices: int = 1
 
     @property
     def neurons(self) -> int:

@@ -12,7 +12,7 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_backend_optimization_level=0",
     )
 )
-os.environ.setdefault("TQDM_DISABLE", "1")  # bars would keep programs from being kept
+os.environ.setdefault("TQDM_DISABLE", "1")
 
 import flax.linen as nn
 import jax

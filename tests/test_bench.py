@@ -20,6 +20,7 @@ from otbr_jax.settings import from_dict
 from otbr_jax.steps.distill import DistillationConfig
 from otbr_jax.studies import bench
 from otbr_jax.studies.bench import Cell, Grid, load_grid
+from otbr_jax.studies.filling import run_bench
 from otbr_jax.studies.repair_config import plain_config
 from otbr_jax.victims.config import VictimConfig
 from otbr_jax.victims.training import TrainingConfig
@@ -52,7 +53,7 @@ def read_rows(path):
 
 
 def fill(tmp_path, grid=GRID, say=lambda line: None):
-    return bench.run_bench(grid, tmp_path / "w", tmp_path / "rows.jsonl", say=say, devices=DEVICES)
+    return run_bench(grid, tmp_path / "w", tmp_path / "rows.jsonl", say=say, devices=DEVICES)
 
 
 @pytest.mark.slow
@@ -201,7 +202,7 @@ def test_bad_input(tmp_path):
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file" / "rows.jsonl", tmp_path):
         with pytest.raises(InputError, match="--results: expected a file that can be written"):
-            bench.run_bench(GRID, tmp_path / "w", place, say=lambda line: None)
+            run_bench(GRID, tmp_path / "w", place, say=lambda line: None)
     with pytest.raises(InputError, match="cell: expected data to train a victim on and no model.checkpoint"):
         Cell(dataclasses.replace(CONFIG, data=DataConfig("none")))
 

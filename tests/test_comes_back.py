@@ -17,7 +17,7 @@ from otbr_jax.defenses.otbr_plus import SweepConfig
 from otbr_jax.plan import LongStep, Setup, Step, named_key, needs
 from otbr_jax.plan import run as plan_run
 from otbr_jax.report.rows import parse
-from otbr_jax.runs.devices import local_mesh
+from otbr_jax.runs.devices import batch_mesh
 from otbr_jax.runs.memory import largest, megabytes
 from otbr_jax.runs.networks import open_network
 from otbr_jax.runs.run import Run
@@ -125,7 +125,7 @@ def test_a_long_step_says_it_too_and_nothing_is_compiled_twice(tmp_path):
             compiled.append(more.get("fun_name"))
 
     with open_workdir(tmp_path / "w", subject={}) as directory:
-        own = Run(PLAIN, directory, open_network(PLAIN.model), local_mesh(jax.local_devices()[:1]))
+        own = Run(PLAIN, directory, open_network(PLAIN.model), batch_mesh(jax.local_devices()[:1]))
         own.setup_digest  # noqa: B018  compiles what it needs
         own.plan((dataclasses.replace(step, name="warm"), dataclasses.replace(once, name="warm once")), given)
         jax.monitoring.register_event_duration_secs_listener(heard)
@@ -223,7 +223,7 @@ def test_bait_is_clean_and_partly_poisoned(otbr_run, tmp_path):
         return images.at[:, 0].set(255)
 
     with open_workdir(tmp_path / "w", subject={}) as directory:
-        own = Run(ASKED, directory, open_network(ASKED.model), local_mesh(jax.local_devices()[:1]))
+        own = Run(ASKED, directory, open_network(ASKED.model), batch_mesh(jax.local_devices()[:1]))
         (clean, poisoned), (labels, changed) = comes_back._bait(own, train, trigger, config, seen)
     assert clean.shape == (20, 8, 8, 1)
     known = {image.tobytes() for image in seen.images}

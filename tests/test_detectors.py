@@ -29,7 +29,7 @@ from otbr_jax.report.numbers import auc_interval
 from otbr_jax.report.results_tables import markdown
 from otbr_jax.report.rows import Row
 from otbr_jax.report.verdict import judgement_of, verdict
-from otbr_jax.runs.devices import local_mesh
+from otbr_jax.runs.devices import batch_mesh
 from otbr_jax.runs.networks import open_network
 from otbr_jax.runs.run import Run
 from otbr_jax.runs.store import open_workdir
@@ -186,7 +186,7 @@ def test_memory_and_disk_say_the_same(name, tmp_path):
     images = np.random.default_rng(2).integers(0, 256, (20, 8, 8, 1), dtype=np.uint8)
     batch = Batch(images, np.arange(20, dtype=np.int32) % 10)
     with open_workdir(tmp_path / "w", subject="test") as directory:
-        run = Run(config, directory, subject, local_mesh(tiny_runs.DEVICES))
+        run = Run(config, directory, subject, batch_mesh(tiny_runs.DEVICES))
         given = {"victim": variables} | ({} if DETECTORS[name].data == "none" else {"clean": batch})
         run.plan(DETECTORS[name].plan(BRIEF[name]), given)
         again = run.plan(DETECTORS[name].plan(BRIEF[name]), given)

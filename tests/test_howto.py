@@ -191,3 +191,15 @@ def test_a_study_is_one_value(moved):
     assert found.shape == (len(setup.layers),)
     assert bool(jnp.all(found > 0))
     assert study.table(config, []) == "attack  first layer  last layer\n-------------------------------"
+
+
+def test_a_map_of_ones_own(small, synchronised):
+    network, variables, graph = small
+    mapped, sharded = blocks("your_own_map.md")
+    names = {"network": synchronised, "variables": variables, "graph": graph}
+    exec(mapped, names)
+    first = names["repaired"]
+    names["network"] = network
+    exec(sharded, names)
+    again = names["repaired"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), first, again)

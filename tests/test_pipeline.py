@@ -90,7 +90,8 @@ def test_a_second_run_reloads_everything_and_says_the_same(otbr_run, tmp_path):
 
 @pytest.mark.slow
 def test_progress_bars_change_no_number(otbr_run, tmp_path, monkeypatch):
-    monkeypatch.setenv("TQDM_DISABLE", "0")  # compiled with callbacks that report the steps
+    monkeypatch.setenv("TQDM_DISABLE", "0")
+    monkeypatch.setenv("OTBR_JAX_BARS", "parts")  # compiled with callbacks that report the parts of steps
     workdir, first, _ = otbr_run
     workdir = copy(workdir, tmp_path / "w")
     reporting = {"unlearned", "evaluation"}

@@ -1,6 +1,7 @@
 """The grid gamma x lambda as one program: the same as its settings one by one, compiled once."""
 
 import dataclasses
+from functools import partial
 
 import chex
 import jax
@@ -20,7 +21,9 @@ from otbr_jax import (
     trace,
 )
 from otbr_jax.defenses import otbr_plus
-from otbr_jax.defenses.otbr_plus import OTBRSettings, SweepConfig
+from otbr_jax.defenses.defense import Screening
+from otbr_jax.defenses.otbr_plus import FINALISTS, OTBRSettings, SweepConfig
+from otbr_jax.metrics import defense_effectiveness
 from otbr_jax.models.registry import build
 from otbr_jax.plan import named_key, set_up
 from otbr_jax.types import named_leaves, replace_leaves
@@ -48,13 +51,16 @@ def problem():
     return setup, before, neuron_weight_changes(before, after, setup.layers), test
 
 
-def program(setup, otbr=OTBRConfig()):  # noqa: B008
+def program(setup, otbr=OTBRConfig(), images=0):  # noqa: B008
     config = OTBRSettings(otbr=otbr, sweep=SweepConfig(gamma=GAMMAS, lam=LAMS))
 
     def sweep(variables, scores, test):
+        ask = lambda test: partial(evaluation.measure, setup.network, test=test)  # noqa: E731
+        few = evaluation.balanced(test, images, key=KEY) if images else None
+        screening = None if few is None else Screening(ask(few), images, len(test.labels))
         return otbr_plus.sweep(
-            config, setup, lambda variables: evaluation.measure(setup.network, variables, test),
-            victim=variables, scores=scores, key=KEY, report=None,
+            config, setup, ask(test),
+            victim=variables, scores=scores, key=KEY, report=None, screening=screening,
         )  # fmt: skip
 
     return sweep
@@ -86,6 +92,33 @@ def test_it_is_its_settings_one_by_one(problem):
     # Nothing pruned, nothing changed; much pruned, much lost.
     assert (found.repaired.acc[0] == 1).all()
     assert found.repaired.acc[-1, -1] < 1
+
+
+def test_the_best_by_few_images_are_measured_on_all(problem):
+    setup, victim, scores, test = problem
+    whole = jax.jit(program(setup))(victim, scores, test)
+    found = jax.jit(program(setup, images=20))(victim, scores, test)
+    few = evaluation.balanced(test, 20, key=KEY)
+    alone = jax.jit(program(setup))(victim, scores, few)
+    before = evaluation.measure(setup.network, victim, few)
+    images, der = np.asarray(found.images), np.asarray(defense_effectiveness(before, alone.repaired))
+    assert sorted(images.ravel()) == [20] * (images.size - FINALISTS) + [40] * FINALISTS
+    assert der[images == 40].min() >= der[images == 20].max()
+    for some, all_of_it, mixed in zip(alone.repaired, whole.repaired, found.repaired, strict=True):
+        np.testing.assert_allclose(mixed, np.where(images == 40, all_of_it, some), atol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, found.pruned, alone.pruned)
+
+
+def test_few_images_are_of_all_classes_alike():
+    labels = jnp.repeat(jnp.arange(4), jnp.array([20, 9, 2, 9]), total_repeat_length=40)
+    images = jnp.arange(40, dtype=jnp.uint8)[:, None, None, None]
+    test = evaluation.TestSet(images, 255 - images, labels, jnp.arange(40))
+    drawn, other = (evaluation.balanced(test, 12, key=jax.random.key(seed)) for seed in (0, 1))
+    assert np.bincount(drawn.labels).tolist() == [4, 3, 2, 3]
+    places = drawn.goals
+    assert len(set(places.tolist())) == 12
+    jax.tree.map(np.testing.assert_array_equal, drawn, evaluation.TestSet(*(field[places] for field in test)))
+    assert not np.array_equal(drawn.goals, other.goals)
 
 
 def test_it_compiles_once(problem):

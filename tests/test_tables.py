@@ -69,8 +69,10 @@ def transported(rng, seed):
 
 def swept(rng, seed):
     names = ("seconds", "without_measuring", "temporary_mib", "temporary_mib_vgg19_bn")
-    row = {"settings": 35, "ratio_seconds": value(rng), "ratio_without_measuring": value(rng)}
-    return row | {path: {"traces": 1} | {name: value(rng) for name in names} for path in ("single", "grid")}
+    row = {"settings": 35, "screening_images": 100}
+    row |= {f"ratio_{name}": value(rng) for name in ("seconds", "on_all", "without_measuring")}
+    paths = ("single", "grid", "grid_on_all")
+    return row | {path: {"traces": 1} | {name: value(rng) for name in names} for path in paths}
 
 
 def correlated(rng, seed):

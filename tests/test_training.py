@@ -14,7 +14,7 @@ from otbr_jax.attacks.attack import InTraining
 from otbr_jax.data.sources import DataConfig, preprocess
 from otbr_jax.metrics import Metrics
 from otbr_jax.models import registry
-from otbr_jax.runs.devices import local_mesh
+from otbr_jax.runs.devices import batch_mesh
 from otbr_jax.steps.augment import augment
 from otbr_jax.types import named_leaves
 from otbr_jax.victims import training
@@ -35,7 +35,7 @@ def prepare(images):
 
 def train(tiny, config=CONFIG, devices=1, **options):
     network, variables = tiny
-    mesh = local_mesh(jax.local_devices()[:devices])
+    mesh = batch_mesh(jax.local_devices()[:devices])
     return training.train(network, variables, data(), key=jax.random.key(1), config=config, mesh=mesh, **options)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from otbr_jax import Batch, InputError, UnlearningConfig, noise_batches, random_unlearning, unlearn
-from otbr_jax.runs.devices import local_mesh, replicate, split_batch
+from otbr_jax.runs.devices import batch_mesh, replicate, shared
 from otbr_jax.types import split
 
 
@@ -36,13 +36,9 @@ def test_devices_make_their_own_parts_of_the_same_batch(small):
 def test_no_device_ever_holds_the_whole_batch_of_noise(small):
     """Under jit with a mesh too: the compiled program has each device's part only, and nothing is gathered."""
     network, variables, _ = small
-    mesh = local_mesh()
+    mesh = batch_mesh()
     config = UnlearningConfig(steps=2, batch_size=56)
-    jitted = jax.jit(
-        lambda v, key: random_unlearning(
-            network, v, key=key, config=config, place=lambda batch: split_batch(batch, mesh)
-        )
-    )
+    jitted = jax.jit(lambda v, key: random_unlearning(shared(network, mesh), v, key=key, config=config))
     program = jitted.lower(*replicate((variables, jax.random.key(0)), mesh)).compile().as_text()
     assert "[7,8,8,1]" in program
     assert "[56,8,8,1]" not in program

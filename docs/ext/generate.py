@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import pathlib
-import pkgutil
 import shutil
 import sys
 from collections.abc import Collection, Iterator
@@ -22,15 +21,11 @@ from ml_collections import config_flags
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 REPAIR = "settings-of-a-repair"
-HELPERS = {"cli", "helping", "signals", "studying"}
-"""Modules of `launch/` that are no programs."""
 
 
 def programs() -> list[str]:
-    """The names of the programs of `launch/`."""
-    import launch
-
-    return sorted({module.name for module in pkgutil.iter_modules(launch.__path__)} - HELPERS)
+    """The names of the programs of `launch/`: the modules with a `main`."""
+    return sorted(path.stem for path in (ROOT / "launch").glob("*.py") if "\ndef main(" in path.read_text("utf-8"))
 
 
 def commands() -> str:

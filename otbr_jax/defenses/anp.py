@@ -20,7 +20,7 @@ from otbr_jax.graph.choose import LAYERS
 from otbr_jax.plan import Plan, Report, Setup, Step, needs
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.gates import Factors, Gates, Passed, descend, factors_objective, open_gates
-from otbr_jax.steps.unlearn import per_device
+from otbr_jax.steps.sharing import per_device
 from otbr_jax.types import Batch, Network, Variables
 
 
@@ -134,7 +134,7 @@ def learn(
         draw_key, vary_key, noise_key = jax.random.split(key, 3)
         drawn = jax.random.randint(draw_key, (size,), 0, len(labels))
         batch = Batch(setup.network.prepare(setup.augment(images[drawn], vary_key)), labels[drawn])
-        carry, found = step(carry, start_of_noise(carry.masks, settings.eps, key=noise_key), setup.place(batch))
+        carry, found = step(carry, start_of_noise(carry.masks, settings.eps, key=noise_key), batch)
         if report is not None:
             jax.debug.callback(report)
         return carry, found

@@ -19,6 +19,20 @@ Ask = Callable[[Variables], Metrics]
 """How a network does on a test set."""
 
 
+class Screening(NamedTuple):
+    """How the settings of a grid are measured first, where that is not on all test images.
+
+    Attributes:
+      ask: how a network does on some of the images.
+      images: on how many.
+      whole: how many there are.
+    """
+
+    ask: Ask
+    images: int
+    whole: int
+
+
 class Candidates(NamedTuple):
     """The settings of a grid, to be compared with the chosen one.
 
@@ -34,6 +48,8 @@ class Candidates(NamedTuple):
         one program that holds one network at a time. `key` is the run's; see `plan.named_key`.
       rows: `(what measure found, Metrics -> plain values) -> [plain values]`, one for each setting, with its value of
         each of `axes`.
+      screening: on how many images all settings are measured first, 0 for all; `measure` then takes `screening`, a
+        `Screening`, asks about few settings in full, and its rows say `images` of each network.
     """
 
     axes: Mapping[str, tuple[float, ...]]
@@ -45,6 +61,7 @@ class Candidates(NamedTuple):
     unit: str
     measure: Callable[..., Any]
     rows: Callable[[Any, Callable[[Metrics], dict[str, Any]]], list[dict[str, Any]]]
+    screening: int = 0
 
 
 class Outcome(NamedTuple):

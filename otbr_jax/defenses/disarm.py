@@ -82,9 +82,13 @@ def disarm_suspect(
     """The network, taught that triggers of its short cuts mean nothing; as it is if it has none."""
     bank, closing = bank_of(setup, settings.families), short_cuts(Suspicion(*detected), reached, settings.families)
     batch = Batch(*pictures.batch)
+    teaching = settings.teaching
     return Disarmed(
-        *teach(setup.network, victim, batch, bank, closing, key=key, config=settings.teaching, on_step=report)
-    )
+        *teach(
+            setup.network, victim, batch, bank, closing,
+            key=key, config=teaching, axis_name=setup.axis_name, on_step=report,
+        )
+    )  # fmt: skip
 
 
 def change(setup: Setup, settings: None, *, victim: Variables, disarmed: Disarmed, **_: Any) -> dict[str, jax.Array]:
@@ -110,9 +114,15 @@ def plan(config: DisarmSettings) -> Plan:
 
 
 def disarm(
-    network: Network, variables: Variables, graph: NeuronGraph, *, key: jax.Array, config: DisarmSettings
+    network: Network,
+    variables: Variables,
+    graph: NeuronGraph,
+    *,
+    key: jax.Array,
+    config: DisarmSettings,
+    axis_name: str | None = None,
 ) -> tuple[Variables, Suspicion]:
-    """Repairs a network without any data, or leaves it as it is. Pure; jits.
+    """Repairs a network without any data, or leaves it as it is. Pure; jits; runs on a mapped axis with `axis_name`.
 
     Args:
       network: the functions of the network.
@@ -120,11 +130,12 @@ def disarm(
       graph: its neuron graph.
       key: typed PRNG key.
       config: the method's settings.
+      axis_name: mapped axis whose devices share each step's pictures.
 
     Returns:
       `(repaired variables, Suspicion)`.
     """
-    setup = plans.set_up(network, graph, layers=config.layers)
+    setup = plans.set_up(network, graph, layers=config.layers, axis_name=axis_name)
     found = plans.run(plan(config), setup, {"victim": variables}, key=key)
     return found["disarmed"].variables, found["detected"]
 

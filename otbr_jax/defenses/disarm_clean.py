@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from otbr_jax.defenses import disarm
 from otbr_jax.defenses.disarm import Disarmed, DisarmSettings, Lessons
 from otbr_jax.plan import Plan, Setup, Step, needs
+from otbr_jax.steps.answers import answers
 from otbr_jax.steps.images import Pictures
 from otbr_jax.types import Batch, Network, Variables
 
@@ -25,14 +26,15 @@ def beside(pictures: Batch, clean: jax.Array, network: Network, variables: Varia
       variables: the suspicious network's variables.
     """
     images = clean.astype(jnp.float32) / 255
-    answers = jax.lax.map(lambda image: jnp.argmax(network.answer(variables, image[None])[0]), images, batch_size=200)
     count = len(pictures.labels)
     places = jnp.arange(count) % len(images)
 
     def in_turn(ours: jax.Array, theirs: jax.Array) -> jax.Array:
         return jnp.stack([ours, theirs[places].astype(ours.dtype)], axis=1).reshape(2 * count, *ours.shape[1:])
 
-    return Batch(in_turn(pictures.images, images), in_turn(pictures.labels, answers))
+    return Batch(
+        in_turn(pictures.images, images), in_turn(pictures.labels, answers(network, variables, images, batch_size=200))
+    )
 
 
 def disarm_suspect(

@@ -251,7 +251,6 @@ def sweep(
             config=config.finetuning,
             objective=objective(setup, split(start)[0], None, pruned=Pruned(start, {layer.name: lost})),
             augment=setup.augment,
-            place=setup.place,
         )
         found = {"pruned": ask(start), "finetuned": ask(repaired)}
         if report is not None:

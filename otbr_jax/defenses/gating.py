@@ -18,6 +18,7 @@ from otbr_jax.plan import Report, Setup, Step, needs
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.gates import Factors, Gates, by_layer, check_gates, close_gates, gates_of
 from otbr_jax.steps.select import share_right, strongest_harmless
+from otbr_jax.steps.sharing import mean
 from otbr_jax.types import Batch, Variables
 
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(19))
@@ -158,8 +159,7 @@ def select(
     batch = Batch(*clean)
 
     def right(variables: Variables) -> jax.Array:
-        found = share_right(setup.network, variables, batch)
-        return found if setup.axis_name is None else jax.lax.pmean(found, setup.axis_name)
+        return mean(share_right(setup.network, variables, batch), setup.axis_name)
 
     def one(threshold: jax.Array) -> jax.Array:
         found = right(close_gates(victim, gates, masks.masks, threshold))

@@ -22,7 +22,8 @@ from otbr_jax.settings import field, settings
 from otbr_jax.steps.convolutions import channels_last
 from otbr_jax.steps.finetune import Finetuning, FinetuningConfig, begin, variables_of
 from otbr_jax.steps.objective import losses
-from otbr_jax.steps.unlearn import epoch_draws, per_device
+from otbr_jax.steps.sharing import mean, per_device
+from otbr_jax.steps.unlearn import epoch_draws
 from otbr_jax.types import Batch, Network, Variables, split
 
 
@@ -98,7 +99,7 @@ def search(
     def step(trigger: jax.Array, draw: Any) -> tuple[jax.Array, None]:
         images = batch_of(draw).images
         answers = jnp.argmax(network.apply(variables, images), axis=-1)
-        found = _mean(slope(trigger, variables, Batch(images, answers)), axis_name)
+        found = mean(slope(trigger, variables, Batch(images, answers)), axis_name)
         return trigger - config.ascent_rate * found, None
 
     trigger, _ = jax.lax.scan(step, jnp.zeros(network.image_shape), draws)
@@ -134,7 +135,7 @@ def hypergradient(
     """
     everything = channels_last(jax.value_and_grad(outer, argnums=(0, 1), has_aux=True))
     (loss, more), (slope, direct) = everything(trigger, params)
-    loss, slope, direct = _mean((loss, slope, direct), axis_name)
+    loss, slope, direct = mean((loss, slope, direct), axis_name)
 
     def along(trigger: Any, params: Any, direction: Any) -> jax.Array:
         return jnp.sum(jax.grad(inner)(trigger, params) * direction)
@@ -143,10 +144,10 @@ def hypergradient(
     direction = jax.lax.fori_loop(
         0,
         iterations,
-        lambda _, v: v - rate * _mean(curvature(trigger, params, v), axis_name) + slope,
+        lambda _, v: v - rate * mean(curvature(trigger, params, v), axis_name) + slope,
         jnp.zeros_like(trigger),
     )
-    indirect = _mean(mixed(trigger, params, direction), axis_name)
+    indirect = mean(mixed(trigger, params, direction), axis_name)
     return (loss, more), jax.tree.map(lambda g, i: g - rate * i, direct, indirect)
 
 
@@ -173,7 +174,7 @@ def next_round(
     def batch_of(draw: Any) -> Batch:
         chosen, own = draw
         images = network.prepare(setup.augment(clean.images[chosen], own))
-        return setup.place(Batch(images, clean.labels[chosen]))
+        return Batch(images, clean.labels[chosen])
 
     def whole(params: Any) -> Variables:
         return {"params": jax.tree.map(lambda p, own: p.astype(own.dtype), params, like), **state.tuning.state}
@@ -209,7 +210,7 @@ def next_round(
         )
         updates, moments = optimizer.update(grads, tuning.moments, tuning.params)
         moved = Finetuning(optax.apply_updates(tuning.params, updates), tuning.state, moments)
-        return moved, (loss, _mean(accuracy, axis_name))
+        return moved, (loss, mean(accuracy, axis_name))
 
     keys = jax.random.split(jax.random.fold_in(round_key, 1), len(fixed[1]))
     tuning, (loss, accuracy) = jax.lax.scan(unlearn, state.tuning, (fixed, keys))
@@ -276,11 +277,6 @@ def outcome(config: IBAUSettings, values: Mapping[str, Any]) -> Outcome:
     del config
     done = "triggers searched and unlearned by hypergradients"
     return tuned_outcome(values, done=done, tuned="unlearned", scored="Which neurons unlearning moved")
-
-
-def _mean(tree: Any, axis_name: str | None) -> Any:
-    """The mean over devices."""
-    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
 
 def _length(array: jax.Array) -> jax.Array:

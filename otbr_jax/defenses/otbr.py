@@ -72,7 +72,6 @@ def unlearn_noise(
             key=key,
             config=settings,
             axis_name=setup.axis_name,
-            place=setup.place,
             on_step=report,
         )
     )

@@ -18,7 +18,7 @@ import numpy as np
 
 from otbr_jax import plan as plans
 from otbr_jax.defenses import otbr as published
-from otbr_jax.defenses.defense import Ask, Candidates, Defense, Outcome, count_neurons
+from otbr_jax.defenses.defense import Ask, Candidates, Defense, Outcome, Screening, count_neurons
 from otbr_jax.defenses.judging import (
     Judged,
     grid,
@@ -32,12 +32,12 @@ from otbr_jax.detectors.detector import Detector, Verdict
 from otbr_jax.detectors.judge import Judgement, SuspicionConfig
 from otbr_jax.errors import InputError
 from otbr_jax.graph.graph import NeuronGraph
-from otbr_jax.metrics import Metrics, settled
+from otbr_jax.metrics import Metrics, defense_effectiveness, settled
 from otbr_jax.plan import Plan, Report, Setup, Step, needs
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.augment import augment
 from otbr_jax.steps.distill import DistillationConfig, distill
-from otbr_jax.steps.fuse import FusionConfig, align, interpolate
+from otbr_jax.steps.fuse import Alignment, FusionConfig, align, interpolate
 from otbr_jax.steps.harden import PatchingConfig, PatchingInfo, patch_classes
 from otbr_jax.steps.images import Pictures, SyntheticConfig, synthesize
 from otbr_jax.steps.prune import neurons_to_prune, prune
@@ -45,6 +45,8 @@ from otbr_jax.steps.score import Scores
 from otbr_jax.steps.search import Found
 from otbr_jax.types import Augment, Batch, Network, Variables
 
+FINALISTS = 3
+"""How many settings of a grid are measured on all images, where all settings are measured on fewer."""
 SYNTHETIC = "images made from the network"
 """What a network is judged by, in words."""
 
@@ -61,6 +63,12 @@ class SweepConfig:
         at_least=0,
         at_most=1,
         doc="the paper's lambdas. The chosen one is measured too if it is not among them.",
+    )
+    screening_images: int = field(
+        default=0,
+        at_least=0,
+        doc="on how many test images all settings are measured; the best few, by these, are then measured on all. 0 "
+        "measures all settings on all images.",
     )
 
 
@@ -359,12 +367,15 @@ class Sweep(NamedTuple):
       repaired: metrics `[gammas, lambdas]` of the fused network, distilled if the run's is.
       converged: bool `[gammas]`, whether all plans of its fused layers converged.
       marginal_error: `[gammas]`, the worst of them.
+      images: int32 `[gammas, lambdas]`, on how many images `repaired` was measured, the fewest of which `pruned` was;
+        None where all were on all.
     """
 
     pruned: Metrics
     repaired: Metrics
     converged: jax.Array
     marginal_error: jax.Array
+    images: jax.Array | None = None
 
 
 def sweep(
@@ -377,12 +388,15 @@ def sweep(
     key: jax.Array,
     report: Report | None,
     synthetic: Pictures | None = None,
+    screening: Screening | None = None,
 ) -> Sweep:
     """Prunes, fuses and measures for every pair of a gamma and a lambda in one program.
 
     Transport does not depend on lambda: each gamma is pruned and aligned once, and its lambdas only interpolate.
-    One setting is held in memory at a time, so that a grid needs no more of it than a single setting.
+    One setting is held in memory at a time, so that a grid needs no more of it than a single setting. With `screening`
+    only the settings with the highest DER on its images are made again, and measured by `ask`.
     """
+    first = ask if screening is None else screening.ask
     counts = jnp.array([neurons_to_prune(gamma, setup.neurons) for gamma in config.sweep.gamma], jnp.int32)
     lams = jnp.array(config.lams, jnp.float32)
     fuse_key, teach_key = (plans.named_key(key, name) for name in ("fused", "distilled"))
@@ -392,19 +406,35 @@ def sweep(
             return fused
         return taught_by(setup, config.distillation, fused, victim, synthetic, key=teach_key)
 
-    def one_gamma(count: jax.Array) -> Sweep:
+    def aligned(count: jax.Array) -> tuple[Variables, Alignment]:
         pruned, info = prune(victim, scores, setup.layers, count=count)
-        alignment = align(pruned, victim, scores, info.pruned, setup.layers, config=config.otbr.fusion, key=fuse_key)
-        repaired = jax.lax.map(lambda lam: ask(finished(interpolate(victim, alignment, lam=lam))), lams)
+        return pruned, align(pruned, victim, scores, info.pruned, setup.layers, config=config.otbr.fusion, key=fuse_key)
+
+    def one_gamma(count: jax.Array) -> Sweep:
+        pruned, alignment = aligned(count)
+        repaired = jax.lax.map(lambda lam: first(finished(interpolate(victim, alignment, lam=lam))), lams)
         found = [(alignment.info.fused[name], found) for name, found in alignment.info.plans.items()]
         converged = jnp.all(jnp.stack([plan.converged | ~used for used, plan in found]))
         error = jnp.max(jnp.stack([jnp.where(used, plan.marginal_error, 0.0) for used, plan in found]))
-        result = Sweep(ask(pruned), repaired, converged, error)
+        result = Sweep(first(pruned), repaired, converged, error)
         if report is not None:
             jax.debug.callback(report)
         return result
 
-    return jax.lax.map(one_gamma, counts)
+    found = jax.lax.map(one_gamma, counts)
+    if screening is None:
+        return found
+
+    def in_full(place: tuple[jax.Array, jax.Array]) -> Metrics:
+        gamma, lam = place
+        return ask(finished(interpolate(victim, aligned(counts[gamma])[1], lam=lams[lam])))
+
+    der = defense_effectiveness(screening.ask(victim), found.repaired)
+    best = jnp.unravel_index(jax.lax.top_k(der.ravel(), FINALISTS)[1], der.shape)
+    whole = jax.lax.map(in_full, best)
+    repaired = Metrics(*(every.at[best].set(own) for every, own in zip(found.repaired, whole, strict=True)))
+    images = jnp.full(der.shape, screening.images, jnp.int32).at[best].set(screening.whole)
+    return found._replace(repaired=repaired, images=images)
 
 
 def candidates(config: OTBRSettings) -> Candidates | None:
@@ -423,18 +453,25 @@ def candidates(config: OTBRSettings) -> Candidates | None:
         unit="gamma",
         measure=partial(sweep, config),
         rows=partial(_sweep_rows, config, network),
+        screening=config.sweep.screening_images if len(config.sweep.gamma) * len(config.lams) > FINALISTS else 0,
     )
 
 
 def _sweep_rows(
     config: OTBRSettings, network: str, found: Sweep, row: Callable[[Metrics], dict[str, Any]]
 ) -> list[dict[str, Any]]:
+    def measured(metrics: Metrics, place: Any, images: Any) -> dict[str, Any]:
+        values = row(Metrics(*(field[place] for field in metrics)))
+        return values if images is None else values | {"images": int(images)}
+
+    images = None if found.images is None else np.asarray(found.images)
+    fewest = None if images is None else images.min()
     return [
         {
             "gamma": gamma,
             "lambda": lam,
-            "pruned": row(Metrics(*(field[i] for field in found.pruned))),
-            network: row(Metrics(*(field[i, j] for field in found.repaired))),
+            "pruned": measured(found.pruned, i, fewest),
+            network: measured(found.repaired, (i, j), None if images is None else images[i, j]),
             "converged": bool(found.converged[i]),
             "marginal_error": settled(found.marginal_error[i]),
         }

@@ -24,7 +24,8 @@ from otbr_jax.graph.choose import LAYERS
 from otbr_jax.plan import Plan, Report, Setup, Step, needs
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.gates import Gates, Passed, descend, factors_objective, open_gates
-from otbr_jax.steps.unlearn import CleanUnlearningConfig, epoch_draws, per_device
+from otbr_jax.steps.sharing import per_device
+from otbr_jax.steps.unlearn import CleanUnlearningConfig, epoch_draws
 from otbr_jax.types import Batch, Network, Variables
 
 log = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ def recover(
     def one(carry: Learning, drawn: Any) -> tuple[Learning, Passed]:
         chosen, vary_key = drawn
         batch = Batch(setup.network.prepare(setup.augment(images[chosen], vary_key)), labels[chosen])
-        return step(carry, setup.place(batch))
+        return step(carry, batch)
 
     def epoch(carry: Learning, key: jax.Array) -> tuple[Learning, Passed]:
         carry, found = jax.lax.scan(one, carry, epoch_draws(len(labels), size, key=key))

@@ -165,7 +165,6 @@ def select(
             config=settings.finetuning,
             tolerance=settings.tolerance,
             augment=setup.augment,
-            place=setup.place,
             on_candidate=report,
         )
 
@@ -345,7 +344,6 @@ def sweep(
             key=tune_key,
             config=config.tsbd.finetuning,
             augment=setup.augment,
-            place=setup.place,
         )
         found = {"reinitialized": ask(start), "finetuned": ask(repaired)}
         if report is not None:

@@ -116,7 +116,6 @@ def tuning_step(
             optimizer=optimizer,
             augment=setup.augment,
             axis_name=setup.axis_name,
-            place=setup.place,
         )
         last = state.progress.epochs
         shown = {"loss": jnp.mean(progress.info.loss[last]), "acc": jnp.mean(progress.info.accuracy[last])}

@@ -49,7 +49,6 @@ def unlearn_clean(
         config=settings,
         augment=setup.augment,
         axis_name=setup.axis_name,
-        place=setup.place,
         on_epoch=report,
     )
     return Unlearned(unlearned, info)

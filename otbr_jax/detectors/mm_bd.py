@@ -50,7 +50,7 @@ def search_margins(
     setup: Setup, settings: MarginConfig, *, victim: Variables, key: jax.Array, report: Report | None
 ) -> jax.Array:
     """How far any picture can lift each class, `[classes]`."""
-    return largest_margins(setup.network, victim, key=key, config=settings, on_step=report)
+    return largest_margins(setup.network, victim, key=key, config=settings, axis_name=setup.axis_name, on_step=report)
 
 
 def p_values(margins: np.ndarray, *, null: str = "gamma") -> np.ndarray:

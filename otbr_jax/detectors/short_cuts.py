@@ -18,6 +18,7 @@ from otbr_jax.detectors.out_of_line import ANSWERS, CLOSED, MARGIN, Suspicion, s
 from otbr_jax.metrics import settled
 from otbr_jax.plan import Plan, Report, Setup, Step, needs
 from otbr_jax.settings import field, settings, wrong
+from otbr_jax.steps.answers import answers
 from otbr_jax.steps.images import Pictures
 from otbr_jax.steps.margin import MarginConfig, largest_margins
 from otbr_jax.steps.procedural import balanced, procedural
@@ -100,10 +101,10 @@ def make_pictures(
     network = setup.network
     make_key, take_key = jax.random.split(key)
     made = procedural(make_key, images=settings.made, image_shape=network.image_shape)
-    answers = jax.lax.map(lambda image: jnp.argmax(network.answer(victim, image[None])[0]), made, batch_size=200)
-    taken = balanced(answers, classes=network.num_classes, images=settings.images, key=take_key)
-    often = jnp.bincount(answers, length=network.num_classes) / settings.made
-    return Pictures(Batch(made[taken], answers[taken].astype(jnp.int32)), often)
+    answered = answers(network, victim, made, batch_size=200)
+    taken = balanced(answered, classes=network.num_classes, images=settings.images, key=take_key)
+    often = jnp.bincount(answered, length=network.num_classes) / settings.made
+    return Pictures(Batch(made[taken], answered[taken]), often)
 
 
 class Searching(NamedTuple):
@@ -124,14 +125,16 @@ def search_reach(
     """What every class costs by triggers of every family."""
     bank = bank_of(setup, settings.families)
     batch = Batch(*pictures.batch)
-    return reach_costs(setup.network, victim, batch, bank, key=key, config=settings.reach, on_step=report)
+    return reach_costs(
+        setup.network, victim, batch, bank, key=key, config=settings.reach, axis_name=setup.axis_name, on_step=report
+    )
 
 
 def search_margins(
     setup: Setup, settings: MarginConfig, *, victim: Variables, key: jax.Array, report: Report | None
 ) -> jax.Array:
     """How far any picture can lift each class, `[classes]`."""
-    return largest_margins(setup.network, victim, key=key, config=settings, on_step=report)
+    return largest_margins(setup.network, victim, key=key, config=settings, axis_name=setup.axis_name, on_step=report)
 
 
 def detect(

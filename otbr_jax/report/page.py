@@ -18,6 +18,7 @@ from otbr_jax.report.table import Code, Column, Table
 from otbr_jax.report.verdict import draw_triggers, verdict
 
 _TILES = {"acc": "accuracy on clean images, %", "asr": "attack success rate, %", "ra": "triggered, right, %"}
+_PARTS = ("compile", "run", "transfer", "disk")
 
 
 def render(
@@ -57,9 +58,11 @@ def render(
         tradeoff=_tradeoff(summary),
         swept=words.title(summary["swept"]) if summary.get("swept") else None,
         best=_best(summary),
+        screening=words.screening(summary),
         neurons=neurons,
         plan=None if plan is None else html.picture(plots.transport_plan(plan[1], chosen[plan[0]], layer=plan[0])),
         stages=_stages(summary),
+        times=_times(summary),
         settings=json.dumps(_shown(summary["config"]), indent=1) if "config" in summary else None,
     )
 
@@ -168,3 +171,13 @@ def _stages(summary: Mapping[str, Any]) -> Table | None:
         for name, stage in summary["stages"].items()
     ]
     return Table(columns, rows)
+
+
+def _times(summary: Mapping[str, Any]) -> Table | None:
+    """Where the seconds of this run went, a line for each stage and one for all; None where nobody says."""
+    spent = {name: stage["spent"] for name, stage in summary.get("stages", {}).items() if stage.get("spent")}
+    if not spent:
+        return None
+    spent["all stages"] = {part: sum(own.get(part, 0.0) for own in spent.values()) for part in _PARTS}
+    rows = [(name, *(f"{own.get(part, 0.0):.2f}" for part in _PARTS)) for name, own in spent.items()]
+    return Table(("seconds of this run", *_PARTS), rows, kinds=[*("" for _ in rows[1:]), "total"])

@@ -100,7 +100,7 @@ def grid(
     """ACC, and ASR if there is a trigger, of a network at every pair of settings, as numbers on colours.
 
     Args:
-      sweep: the rows `sweep` of `results.summarize`, all pairs.
+      sweep: the rows `sweep` of `results.summarize`, all pairs; numbers of fewer images than others' are in italics.
       network: whose metrics of a row are drawn.
       axes: names of the settings that are rows and columns of the picture.
       chosen: its `choice`, framed.
@@ -108,6 +108,7 @@ def grid(
     """
     heights, widths = (sorted({row[name] for row in sweep}) for name in axes)
     found = {(row[axes[0]], row[axes[1]]): row[network] for row in sweep}
+    most = max(own.get("images") or 0 for own in found.values())
     panels = [("acc", "ACC, %", "Blues"), ("asr", "ASR, %", "Oranges")]
     panels = [panel for panel in panels if sweep[0][network][panel[0]] is not None]
     with mpl.rc_context(STYLE):
@@ -118,7 +119,9 @@ def grid(
             values = 100 * np.array([[found[height, width][metric] for width in widths] for height in heights])
             axis.imshow(values, cmap=colors, vmin=0, vmax=180, aspect="auto")  # dark letters stay readable
             for i, j in np.ndindex(values.shape):
-                axis.text(j, i, f"{values[i, j]:.1f}", ha="center", va="center", fontsize=8.5)
+                fewer = (found[heights[i], widths[j]].get("images") or most) < most
+                style = "italic" if fewer else "normal"
+                axis.text(j, i, f"{values[i, j]:.1f}", ha="center", va="center", fontsize=8.5, style=style)
             for setting, line in ((oracle, (0, (2, 2))), (chosen, "-")):
                 if setting is not None and (setting[axes[0]], setting[axes[1]]) in found:
                     corner = (widths.index(setting[axes[1]]) - 0.5, heights.index(setting[axes[0]]) - 0.5)

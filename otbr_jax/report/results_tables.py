@@ -216,7 +216,9 @@ def _transport(rows: Sequence[Row]) -> list[Table]:
 def _sweep(rows: Sequence[Row]) -> list[Table]:
     lines = []
     for row in rows:
-        for name, path in (("one setting", "single"), (f"grid of {integer(row, 'settings')}", "grid")):
+        grid, few = f"grid of {integer(row, 'settings')}", integer(row, "screening_images")
+        paths = {"one setting": "single", f"{grid}, on {few} images first": "grid", f"{grid}, on all": "grid_on_all"}
+        for name, path in paths.items():
             lines.append(
                 [
                     name,
@@ -227,8 +229,9 @@ def _sweep(rows: Sequence[Row]) -> list[Table]:
                     number(row, f"{path}.temporary_mib_vgg19_bn", ".0f"),
                 ]
             )
-        ratios = [number(row, f"ratio_{name}", ".1f") for name in ("seconds", "without_measuring")]
-        lines.append(["ratio", *ratios, NOTHING, NOTHING, NOTHING])
+        for name, ratio in (("on few first", "seconds"), ("on all", "on_all")):
+            ratios = [number(row, f"ratio_{each}", ".1f") for each in (ratio, "without_measuring")]
+            lines.append([f"ratio, {name}", *ratios, NOTHING, NOTHING, NOTHING])
     titles = ("", "seconds", "without measuring", "compilations", "temporary memory, MiB", "of VGG19-BN, MiB")
     return [Table(titles, lines)]
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import errno
-import hashlib
+import io
 import json
 import logging
 import math
 import os
 import pathlib
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, NoReturn
 
-import filelock
-
 from otbr_jax.errors import InputError
+from otbr_jax.locks import locked
 from otbr_jax.report.numbers import NOTHING, formatted, percent
 
 log = logging.getLogger(__name__)
@@ -144,43 +142,82 @@ def mend(path: pathlib.Path) -> None:
 
     Raises InputError if it cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path), open(path, "ab+") as file:
-            file.seek(0)
-            whole, newline, last = file.read().rpartition(b"\n")
-            if last and _is_json(last):
-                file.write(b"\n")
-            elif last:
-                file.truncate(len(whole) + len(newline))
-                log.warning("%s: the last row is half-written and will be measured again: %r", path, last[:60])
-    except OSError as error:
-        raise InputError(f"--results: expected a file that can be written, found {path}: {error.strerror}") from None
+    with _alone(path):
+        pass
 
 
-def append_row(path: pathlib.Path, row: Mapping[str, Any]) -> None:
-    """Appends a row, whoever else appends to the same file; raises InputError if it cannot be written."""
-    try:
-        with _locked(path), open(path, "ab", buffering=0) as file:
-            end = file.tell()
-            try:
-                content = (json.dumps(row) + "\n").encode()
-                if file.write(content) < len(content):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.fsync(file.fileno())
-            except OSError:
-                file.truncate(end)  # no half of a row
-                raise
-    except OSError as error:
-        raise InputError(f"--results: expected a file that can be written, found {path}: {error.strerror}") from None
+def read_rows(path: pathlib.Path) -> list[Row]:
+    """All rows of a file that others may append to, none of it half-written; raises as `mend` and `parse`."""
+    with _alone(path) as file:
+        return _rows(file, path)
+
+
+def append_row(
+    path: pathlib.Path, row: Mapping[str, Any], *, unless: Callable[[Mapping[str, Any]], bool] | None = None
+) -> bool:
+    """Appends a row, whoever else appends to the same file.
+
+    Args:
+      path: the file; made if it is missing.
+      row: the row's values.
+      unless: is asked about every row of the file; if it says yes to one, nothing is appended.
+
+    Returns:
+      Whether it was appended.
+
+    Raises:
+      InputError: if the file cannot be written; with `unless` also if it cannot be read.
+    """
+    with _alone(path) as file:
+        if unless is not None and any(unless(found.values) for found in _rows(file, path)):
+            return False
+        end = file.seek(0, os.SEEK_END)
+        try:
+            content = (json.dumps(row) + "\n").encode()
+            if file.write(content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(end)  # no half of a row
+            raise
+    return True
+
+
+def leases_folder(path: pathlib.Path) -> pathlib.Path:
+    """The hidden folder of the locks of a file of rows: beside it, where all who share the file find it."""
+    real = path.resolve()
+    return real.parent / ".leases" / real.name
 
 
 @contextmanager
-def _locked(path: pathlib.Path) -> Iterator[None]:
-    """Keeps other writers of a file out; the lock lies in the folder of temporary files, not beside the rows."""
-    name = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:16]
-    with filelock.FileLock(pathlib.Path(tempfile.gettempdir()) / f"otbr_jax-{name}.lock"):
-        yield
+def _alone(path: pathlib.Path) -> Iterator[io.FileIO]:
+    """A file of whole rows, for this process alone."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            locked(leases_folder(path) / "rows.lock", name="--results"),
+            open(path, "ab+", buffering=0) as file,
+        ):
+            _mend(file, path)
+            yield file
+    except OSError as error:
+        raise InputError(f"--results: expected a file that can be written, found {path}: {error.strerror}") from None
+
+
+def _mend(file: io.FileIO, path: pathlib.Path) -> None:
+    file.seek(0)
+    whole, newline, last = file.readall().rpartition(b"\n")
+    if last and _is_json(last):
+        file.write(b"\n")
+    elif last:
+        file.truncate(len(whole) + len(newline))
+        log.warning("%s: the last row is half-written and will be measured again: %r", path, last[:60])
+
+
+def _rows(file: io.FileIO, path: pathlib.Path) -> list[Row]:
+    file.seek(0)
+    content = file.readall().decode()
+    return parse(content, name=str(path)) if content else []
 
 
 def _is_json(text: bytes) -> bool:

@@ -80,8 +80,22 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         names = ", ".join(setting(oracle))
         found = f"({names})" if len(setting(oracle)) > 1 else names
         notes.append(f"oracle: best {found} of the grid by test ACC and ASR, which a defender cannot know")
+        if few := summary.get("screened"):
+            notes.append(f"oracle: of the few settings that were best on {few['images']} of {few['of']} test images")
     table = metrics_table(summary)
     return Table(table.columns, table.rows, table.kinds, notes=(*notes, *summary.get("warnings", ())))
+
+
+def screening(summary: Mapping[str, Any]) -> str:
+    """On how many images the settings of a grid were measured, a sentence; empty where all were on all."""
+    found = summary.get("screened")
+    if not found:
+        return ""
+    error = 100 * (0.25 / found["images"]) ** 0.5
+    return (
+        f"Settings in italics were measured on {found['images']} of the {found['of']} test images (standard error at "
+        f"most {error:.1f} points), the best few by these and the chosen one on all."
+    )
 
 
 def patching(patched: Mapping[str, Any]) -> str:

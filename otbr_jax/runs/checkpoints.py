@@ -14,13 +14,41 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from otbr_jax.files import sync_folder, writing
+from otbr_jax.runs.devices import batch_mesh, replicate
 from otbr_jax.types import leaf_name, named_leaves
 
 
 def save_checkpoint(path: pathlib.Path, tree: Any) -> None:
-    """Writes the arrays of a pytree as an Orbax checkpoint of nested dicts; `path` must not exist."""
+    """Writes the arrays of a pytree as an Orbax checkpoint of nested dicts; `path` must not exist.
+
+    Of several processes the one that calls this writes alone; see `save_together`.
+    """
+    leaves = _filled(tree)
+    if jax.process_count() > 1:  # of an array that lies in all of them Orbax would expect all to write
+        leaves = {name: np.asarray(leaf) for name, leaf in leaves.items()}
+    with _alone() as checkpointer:
+        checkpointer.save(path.absolute(), nested(leaves))
+
+
+def save_together(path: pathlib.Path, tree: Any) -> None:
+    """The same, called by all processes that there are: each writes its part of the larger arrays."""
+    if jax.process_count() == 1:
+        save_checkpoint(path, tree)
+        return
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path.absolute(), nested(_filled(tree)))
+        checkpointer.save(path.absolute(), nested(replicate(_filled(tree), batch_mesh())))
+
+
+def _alone() -> ocp.Checkpointer:
+    """Reads and writes in this process, and waits for no other."""
+    if jax.process_count() == 1:
+        return ocp.StandardCheckpointer()
+    own = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
+    )
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=options)
 
 
 def numeric_leaves(tree: Any) -> dict[str, Any]:
@@ -35,7 +63,7 @@ def numeric_leaves(tree: Any) -> dict[str, Any]:
 def restore_checkpoint(path: pathlib.Path, like: Any) -> Any:
     """Reads arrays that `save_checkpoint` wrote into the structure `like`, as numpy arrays on the host."""
     leaves = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in _filled(like).items()}
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _alone() as checkpointer:
         restored = named_leaves(checkpointer.restore(path.absolute(), nested(leaves)))
 
     def read(key_path: Any, leaf: Any) -> np.ndarray:

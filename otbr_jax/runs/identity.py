@@ -36,7 +36,10 @@ COMPUTING = ("jax", "jaxlib", "optax", "ott-jax")
 
 def versions() -> dict[str, str]:
     """Versions of this package and of the libraries that results depend on."""
-    return {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {name: _version(name) for name in PACKAGES}
+
+
+_version = functools.cache(importlib.metadata.version)  # which reads and parses a file
 
 
 def computing_versions() -> dict[str, str]:
@@ -168,6 +171,15 @@ def closure(module: str) -> frozenset[str]:
             found.add(name)
             waiting += _imports(name)
     return frozenset(found)
+
+
+@functools.cache
+def package_digest() -> str:
+    """A hash of the code of the whole package."""
+    digest = hashlib.sha256()
+    for name in sorted(_all()):
+        digest.update(code_digest(name).encode())
+    return digest.hexdigest()
 
 
 def _all() -> frozenset[str]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from otbr_jax.runs import stopping
+from otbr_jax.runs import hosts, stopping
 from otbr_jax.runs.checkpoints import recover_checkpoint, replace_checkpoint, restore_checkpoint
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def rounds(
       on_round: called after each round, and for those that were behind it at the start (a progress bar).
     """
     state = start
-    if progress is not None and (saved := restore_state(progress, start)) is not None:
+    if progress is not None and (saved := _found(progress, start)) is not None:
         state = place(saved)
     for _ in range(count(state)):
         on_round()
@@ -55,10 +55,21 @@ def rounds(
             due = time.monotonic() - saved_at >= every or stopping.requested()
             if progress is not None and due and not done(state):
                 saved_at = time.monotonic()
-                save_state(progress, state)
+                if hosts.is_first():  # every process has the state whole
+                    save_state(progress, state)
             if stopping.requested():
                 stopping.saved()
     return state
+
+
+def _found(progress: pathlib.Path, like: Any) -> Any:
+    """As `restore_state`; what the first process can read, all read."""
+    if not hosts.are_many():
+        return restore_state(progress, like)
+    saved = restore_state(progress, like) if hosts.is_first() else None
+    if not hosts.first(lambda: saved is not None):
+        return None
+    return saved if hosts.is_first() else restore_checkpoint(progress, like)
 
 
 def save_state(progress: pathlib.Path, state: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
@@ -18,11 +19,11 @@ from otbr_jax.data.sources import DataConfig
 from otbr_jax.graph.choose import choose_layers
 from otbr_jax.plan import LongStep, Plan, Setup, Step
 from otbr_jax.runs import identity
-from otbr_jax.runs.devices import replicate, split_batch
+from otbr_jax.runs.devices import everywhere, replicate, shared
 from otbr_jax.runs.loop import rounds
 from otbr_jax.runs.memory import largest, megabytes
 from otbr_jax.runs.networks import Subject
-from otbr_jax.runs.progress import hidden, progress_bar
+from otbr_jax.runs.progress import progress_bar, step_progress
 from otbr_jax.runs.store import Stage, Workdir
 from otbr_jax.types import Augment, Network, unchanged
 
@@ -71,26 +72,24 @@ class Run(Generic[C]):
 
     @functools.cached_property
     def setup(self) -> Setup:
-        """What every step may read."""
-        layers = choose_layers(self.subject.graph, self.layers)
-        return Setup(
-            self.network,
-            self.subject.graph,
-            layers,
-            augment=self.augment,
-            place=self.place,
-            devices=self.mesh.size,
-        )
+        """What every step may read; its network splits images over the devices."""
+        return dataclasses.replace(self._setup, network=self.shared_network)
 
-    @property
-    def place(self) -> Callable[[Any], Any]:
-        """Splits a batch over the devices, inside jit."""
-        return partial(split_batch, mesh=self.mesh)
+    @functools.cached_property
+    def shared_network(self) -> Network:
+        """The network, which splits images over the devices under `jax.jit`."""
+        return shared(self.network, self.mesh)
+
+    @functools.cached_property
+    def _setup(self) -> Setup:
+        """The same for one device, which says what is computed, wherever it is."""
+        layers = choose_layers(self.subject.graph, self.layers)
+        return Setup(self.network, self.subject.graph, layers, augment=self.augment)
 
     @functools.cached_property
     def setup_digest(self) -> str:
         """A hash of all that steps may read of the setup."""
-        return identity.setup_digest(self.setup, self.subject.like)
+        return identity.setup_digest(self._setup, self.subject.like)
 
     @functools.cached_property
     def network_digest(self) -> str:
@@ -140,27 +139,34 @@ class Run(Generic[C]):
         )
 
     def _at_once(self, step: Step, key: jax.Array, inputs: Mapping[str, Any], progress: pathlib.Path) -> Any:
-        """One program, with a progress bar; devices have copies of everything but what they share."""
+        """One program, with a clock; devices have copies of everything but what they share."""
         del progress
         total = step.total(self.setup) if callable(step.total) else step.total
-        with progress_bar(step.title, total, unit=step.unit) as advance:
-            report = None if hidden() else advance
-            key, inputs = replicate((key, dict(inputs)), self.mesh)
+        with step_progress(step.title, total, unit=step.unit) as report:
+            began = time.perf_counter()
+            key, inputs = jax.block_until_ready(replicate((key, dict(inputs)), self.mesh))
+            moved = time.perf_counter() - began
             program = self._program(step, report).lower(key=key, **inputs).compile()
             value = jax.block_until_ready(program(key=key, **inputs))
-            jax.effects_barrier()  # the bar's last steps
-        return value, {"megabytes": megabytes(program)}
+            jax.effects_barrier()  # the last parts that a bar counts
+        return value, {"megabytes": megabytes(program), "transfer": moved}
 
     def _program(self, step: Step, report: Callable[..., None] | None) -> Any:
         compute = partial(plans.compute, step, self.setup)
-        return jax.jit(compute if report is None else partial(compute, report=report))
+        return self._jit(compute if report is None else partial(compute, report=report))
+
+    def _jit(self, function: Callable[..., Any]) -> Any:
+        """A program whose outputs every device has whole."""
+        return jax.jit(function, out_shardings=everywhere(self.mesh))
 
     def _rounds(self, step: LongStep, key: jax.Array, inputs: Mapping[str, Any], progress: pathlib.Path) -> Any:
         """A program for each round; what was done before is reloaded."""
-        key, inputs = replicate((key, dict(inputs)), self.mesh)
+        began = time.perf_counter()
+        key, inputs = jax.block_until_ready(replicate((key, dict(inputs)), self.mesh))
+        moved = time.perf_counter() - began
         on_devices: Callable[[Any], Any] = partial(replicate, mesh=self.mesh)
         begin, body, end = (
-            jax.jit(partial(part, self.setup, step.settings)) for part in (step.init, step.body, step.run)
+            self._jit(partial(part, self.setup, step.settings)) for part in (step.init, step.body, step.run)
         )
         found: list[float | None] = []
 
@@ -186,7 +192,7 @@ class Run(Generic[C]):
                 on_round=advance,
             )
         value = first(end, state)
-        return value, {"megabytes": largest(found)}
+        return value, {"megabytes": largest(found), "transfer": moved}
 
 
 def givens(name: str, value: Any) -> Stage:

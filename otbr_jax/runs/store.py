@@ -8,6 +8,7 @@ are checked before a stage is used, so that a damaged or half-written one is nev
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -20,16 +21,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import filelock
 import jax
 import numpy as np
 
 from otbr_jax.errors import InputError
 from otbr_jax.files import sync_folder, write_text, writing
+from otbr_jax.locks import locked
 from otbr_jax.paths import local_path
-from otbr_jax.runs import identity
-from otbr_jax.runs.checkpoints import restore_checkpoint, save_checkpoint
+from otbr_jax.runs import hosts, identity, structure, timing
+from otbr_jax.runs.checkpoints import restore_checkpoint, save_together
 from otbr_jax.runs.identity import code_digest, content_digest
+from otbr_jax.runs.subject import LOCK, LOCKS, OWNER, check_subject, owner_of, write_subject
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,7 @@ class Stage(NamedTuple):
       seconds: wall time of computing it (not of reloading it).
       resumed: whether it was reloaded.
       provenance: config, key, versions, devices, parents, and `notes` of whoever computed it.
+      spent: the seconds that this process spent on it, by `timing.PARTS`; of a reloaded one, reading it.
     """
 
     value: Any
@@ -52,6 +55,7 @@ class Stage(NamedTuple):
     seconds: float
     resumed: bool
     provenance: Mapping[str, Any]
+    spent: Mapping[str, float] = {}
 
     @property
     def cpu_seconds(self) -> float | None:
@@ -96,7 +100,8 @@ class Workdir:
         Args:
           name: the stage's name.
           compute: computes its value, a pytree of arrays.
-          like: returns a pytree of `jax.ShapeDtypeStruct` with the value's structure.
+          like: returns a pytree of `jax.ShapeDtypeStruct` with the value's structure; called for values that
+            `structure` cannot describe.
           config: the settings that the value depends on: a dataclass or plain JSON values.
           key: typed PRNG key that the value depends on, or None.
           code: dotted name of the module that computes it, or of several; see `code_digest`.
@@ -124,8 +129,8 @@ class Workdir:
         """As `run`, for a stage that saves where it is.
 
         `compute` is given a path of its own for that, removed when the stage is finished, and returns `(value, notes)`:
-        plain JSON values about how it went (not what it found), such as its speed. `check` raises if a value cannot be
-        used: it is then not kept.
+        plain JSON values about how it went (not what it found), such as its speed; `transfer` among them are seconds of
+        moving arrays to the devices. `check` raises if a value cannot be used: it is then not kept.
         """
         inputs: dict[str, Any] = {
             "name": name,
@@ -138,20 +143,37 @@ class Workdir:
         inputs = json.loads(json.dumps(inputs))  # as they will be read back
         hashed = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
         folder = self.stages / f"{name}-{hashed}"
+        hosts.agree(hashed, name=f"stage {name!r}", what="settings, data, code and versions")
+        if not hosts.is_first():
+            return self._found_or_made(folder, compute, like, inputs, check)
+        with self._alone(folder):
+            return self._found_or_made(folder, compute, like, inputs, check)
+
+    def _found_or_made(
+        self,
+        folder: pathlib.Path,
+        compute: Callable[[pathlib.Path], tuple[Any, Mapping[str, Any]]],
+        like: Callable[[], Any],
+        inputs: dict[str, Any],
+        check: Callable[[Any], None],
+    ) -> Stage:
+        """The stage, whose lock is held; for the rest see `run_long`."""
+        name = inputs["name"]
         progress = self.path / "progress" / folder.name
-        if folder.exists():
-            try:
-                stage = _read(folder, like(), inputs)
-                _remove(progress)  # of a process that was killed after its last step
-                check(stage.value)
-                return stage
-            except _DamagedError as damage:
-                log.warning("stage %r is damaged and will be rebuilt: %s: %s", name, folder, damage)
-                shutil.rmtree(folder)
+        stage = self._found(folder, like, inputs)
+        if stage is not None:
+            _remove(progress)  # of a process that was killed after its last step
+            check(stage.value)
+            return stage
         started, worked = time.perf_counter(), time.process_time()
-        value, notes = compute(progress)
-        value = jax.tree.map(np.asarray, jax.block_until_ready(value))
-        seconds, worked = time.perf_counter() - started, time.process_time() - worked
+        with timing.compiling() as compiled:
+            value, found = compute(progress)
+            value, computed = jax.block_until_ready(value), time.perf_counter()
+        value = jax.tree.map(np.asarray, value)
+        ended, worked = time.perf_counter(), time.process_time() - worked
+        notes = dict(found)
+        moved = ended - computed + notes.pop("transfer", 0.0)
+        spent = timing.split(ended - started, compiled=compiled(), moved=moved)
         try:
             check(value)
         except InputError:
@@ -160,105 +182,153 @@ class Workdir:
         provenance = inputs | {
             "versions": identity.versions(),
             "devices": [str(device.device_kind) for device in jax.local_devices()],
-            "seconds": seconds,
+            "seconds": ended - started,
             "digest": content_digest(value),
+            "structure": structure.describe(value),
             "notes": {**notes, "cpu_seconds": worked},
         }
-        self._write(folder, value, provenance, name=name)
+        provenance = self._write(folder, value, provenance, spent=spent, name=name)
         _remove(progress)
-        return Stage(value, name, provenance["digest"], seconds, False, provenance)
+        if hosts.are_many() and not hosts.is_first():  # so that all go on with the same bits
+            return _read(folder, like, inputs)._replace(resumed=False)
+        notes = provenance["notes"]
+        return Stage(value, name, provenance["digest"], ended - started, False, provenance, notes["spent"])
 
-    def _write(self, folder: pathlib.Path, value: Any, provenance: Mapping[str, Any], *, name: str) -> None:
+    def _found(self, folder: pathlib.Path, like: Callable[[], Any], inputs: Mapping[str, Any]) -> Stage | None:
+        """The stage if it is finished and whole; the first process looks, and removes what is damaged."""
+
+        def look() -> Stage | None:
+            if folder.name not in os.listdir(self.stages):  # asks the server of a shared folder, unlike `exists`
+                return None
+            began = time.perf_counter()
+            try:
+                stage = _read(folder, like, inputs)
+            except _DamagedError as damage:
+                log.warning("stage %r is damaged and will be rebuilt: %s: %s", inputs["name"], folder, damage)
+                shutil.rmtree(folder)
+                return None
+            return stage._replace(spent={"disk": round(time.perf_counter() - began, 4)})
+
+        if not hosts.are_many():
+            return look()
+        own = look() if hosts.is_first() else None
+        if not hosts.first(lambda: own is not None):
+            return None
+        return own if hosts.is_first() else _read(folder, like, inputs)
+
+    @contextmanager
+    def _alone(self, folder: pathlib.Path) -> Iterator[None]:
+        """With a stage's lock, after whoever else computes it."""
+        with locked(self.lock_of(folder), name="workdir", wait=False) as ours:
+            if ours:
+                yield
+                return
+        log.warning("waits for another process, which computes %s", folder)
+        with locked(self.lock_of(folder), name="workdir"):
+            yield
+
+    def lock_of(self, folder: pathlib.Path) -> pathlib.Path:
+        """The lock that whoever reads or writes a stage's folder holds."""
+        return self.path / LOCKS / folder.name
+
+    def _write(
+        self, folder: pathlib.Path, value: Any, provenance: dict[str, Any], *, spent: Mapping[str, float], name: str
+    ) -> dict[str, Any]:
+        """Writes a stage; returns its provenance, which then says how long writing the arrays took."""
+        began = time.perf_counter()
+        partial = folder.with_name(f"{folder.name}.partial")
+        if not hosts.is_first():
+            hosts.wait_for_all(f"{folder.name}: made")
+            save_together(partial / "arrays", value)
+            hosts.wait_for_all(f"{folder.name}: written")
+            hosts.check_shared(folder, name="workdir")
+            return provenance
         with writing(folder, name=f"workdir: stage {name!r}") as partial:
             partial.mkdir(parents=True)
-            save_checkpoint(partial / "arrays", value)
-            provenance = {**provenance, "files": _file_digests(partial / "arrays")}
+            hosts.wait_for_all(f"{folder.name}: made")
+            save_together(partial / "arrays", value)
+            provenance["files"] = _file_digests(partial / "arrays", provenance["structure"])
+            provenance["notes"]["spent"] = {**spent, "disk": round(time.perf_counter() - began, 4)}
             write_text(partial / "provenance.json", json.dumps(provenance, indent=1))
             os.rename(partial, folder)
         sync_folder(folder.parent)
+        hosts.wait_for_all(f"{folder.name}: written")
+        return provenance
 
 
 @contextmanager
-def open_workdir(path: str | os.PathLike[str], *, subject: Mapping[str, Any]) -> Iterator[Workdir]:
-    """Opens (or makes) a working directory for one subject, and keeps every other process out of it.
+def open_workdir(
+    path: str | os.PathLike[str], *, subject: Mapping[str, Any], shared: bool = False
+) -> Iterator[Workdir]:
+    """Opens (or makes) a working directory for one subject.
 
     Args:
       path: the directory.
       subject: plain JSON values that say what the directory is about (defence, network, data set). A directory
         serves one subject; settings of the method may change from run to run.
+      shared: whether other processes may work in it at the same time, if all of them share it. A stage that several
+        of them want is computed by one; the others wait and reload it. Otherwise every other process is kept out.
 
     Raises:
       InputError: if it cannot be written, holds something else, belongs to another subject, or is in use.
     """
     root = local_path(path, name="workdir")
     subject = json.loads(json.dumps(subject))  # tuples become lists, as in the file
+    with contextlib.ExitStack() as stack:
+
+        def enter() -> None:
+            stack.enter_context(_opened(root, subject, shared=shared))
+
+        hosts.first(enter)
+        hosts.check_shared(root / "workdir.json", name="workdir")
+        yield Workdir(root)
+
+
+@contextmanager
+def _opened(root: pathlib.Path, subject: Mapping[str, Any], *, shared: bool) -> Iterator[None]:
+    """The directory, made if it is missing, and locked; by one process for all that compute a run together."""
     try:
-        _check_subject(root, subject)  # before anything is written into a directory that is not ours
+        check_subject(root, subject)  # before anything is written into a directory that is not ours
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"workdir: expected a directory that can be written, found {root}: {error.strerror}") from None
-    lock = filelock.FileLock(root / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        owner = _owner(root)
-        raise InputError(f"workdir: {root} is in use by another process (pid {owner})") from None
-    except NotImplementedError as error:
-        raise InputError(f"workdir: {root} is on a file system without locks: {error}") from None
-    except OSError as error:
-        raise InputError(f"workdir: expected a directory that can be written, found {root}: {error.strerror}") from None
-    try:
-        write_text(root / ".owner", str(os.getpid()))
-        _check_subject(root, subject)
-        if not (root / "workdir.json").exists():
-            write_text(root / "workdir.json", json.dumps(subject, indent=1))
+    with locked(root / LOCK, name="workdir", shared=shared, wait=False) as ours:
+        if not ours:
+            raise InputError(f"workdir: {root} is in use by another process (pid {owner_of(root)})")
         workdir = Workdir(root)
+        with locked(root / LOCKS / "workdir", name="workdir"):  # processes that share it open it one by one
+            _prepare(workdir, subject)
+        if shared:
+            yield
+            return
         try:
-            workdir.stages.mkdir(exist_ok=True)
-        except OSError as error:
-            raise InputError(f"workdir: expected to write into {workdir.stages}: {error.strerror}") from None
-        for partial in sorted(workdir.stages.glob("*.partial*")):
-            log.warning("stage %r is half-written and will be rebuilt: %s", partial.name.split("-")[0], partial)
-            shutil.rmtree(partial)
-        yield workdir
-    finally:
-        (root / ".owner").unlink(missing_ok=True)
-        lock.release()
+            write_text(root / OWNER, str(os.getpid()))
+            yield
+        finally:
+            (root / OWNER).unlink(missing_ok=True)
 
 
-def _owner(root: pathlib.Path) -> str:
+def _prepare(workdir: Workdir, subject: Mapping[str, Any]) -> None:
+    root = workdir.path
+    (root / OWNER).unlink(missing_ok=True)  # of a process that was killed
+    check_subject(root, subject)
+    write_subject(root, subject)
     try:
-        return (root / ".owner").read_text() or "unknown"
-    except OSError:
-        return "unknown"
-
-
-def _check_subject(root: pathlib.Path, subject: Mapping[str, Any]) -> None:
-    """Raises InputError if `root` holds something else or another subject's work; OSError if it is no directory."""
-    file = root / "workdir.json"
-    if not file.exists():
-        ours = (".lock", ".owner", ".owner.partial", "workdir.json.partial")
-        others = sorted(entry.name for entry in root.iterdir() if entry.name not in ours) if root.exists() else []
-        if others:
-            raise InputError(
-                f"workdir: expected an empty directory or one of this tool's, found {root} with {others[0]!r}"
-            )
-        return
-    try:
-        found = json.loads(file.read_text())
-        names = sorted(subject.keys() | found.keys())
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"workdir: {file} cannot be read ({error}); choose another workdir") from None
-    for name in names:
-        if subject.get(name) != found.get(name):
-            raise InputError(
-                f"workdir: {root} belongs to another config: expected {name} = {subject.get(name)!r}, "
-                f"found {found.get(name)!r}; choose another workdir"
-            )
+        workdir.stages.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(f"workdir: expected to write into {workdir.stages}: {error.strerror}") from None
+    for partial in sorted(workdir.stages.glob("*.partial*")):
+        folder = partial.with_name(partial.name.partition(".partial")[0])
+        with locked(workdir.lock_of(folder), name="workdir", wait=False) as ours:
+            if ours:  # else somebody is writing it
+                log.warning("stage %r is half-written and will be rebuilt: %s", partial.name.split("-")[0], partial)
+                shutil.rmtree(partial)
 
 
 def _remove(progress: pathlib.Path) -> None:
     """Removes a checkpoint, and what a replacement of it that was cut short left beside it."""
+    if not hosts.is_first():
+        return
     for left in progress.parent.glob(f"{progress.name}*"):
         shutil.rmtree(left)
 
@@ -267,28 +337,42 @@ class _DamagedError(Exception):
     """A stage on disk is not what its manifest says."""
 
 
-def _read(folder: pathlib.Path, like: Any, inputs: Mapping[str, Any]) -> Stage:
+def _read(folder: pathlib.Path, like: Callable[[], Any], inputs: Mapping[str, Any]) -> Stage:
     """Reads a stage; raises _DamagedError if it is not what was written for `inputs`, and nothing else for that."""
     try:
         provenance = json.loads((folder / "provenance.json").read_text())
         digest, name, seconds = provenance["digest"], provenance["name"], float(provenance["seconds"])
+        described = provenance.get("structure")
         expected, _, _ = dict(provenance["files"]), dict(provenance["versions"]), dict(provenance["notes"])
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise _DamagedError(f"provenance.json cannot be read ({error!r})") from None
     for field, value in inputs.items():
         if provenance.get(field) != value:
             raise _DamagedError(f"provenance.json was changed: its {field} is not this stage's")
-    files = _file_digests(folder / "arrays")
+    files = _file_digests(folder / "arrays", described)
     for file in sorted(expected.keys() | files.keys()):
         if expected.get(file) != files.get(file):
             raise _DamagedError(f"arrays/{file} is missing or not what was written")
-    value = restore_checkpoint(folder / "arrays", like)  # whole: what fails now is not the stage's fault
+    value = restore_checkpoint(
+        folder / "arrays", _structure(described) or like()
+    )  # whole: what fails now is not the stage's fault
     found = content_digest(value)
     if found != digest:
         raise _DamagedError(f"expected values with hash {digest[:12]}, found {found[:12]}")
     return Stage(value, name, digest, seconds, True, provenance)
 
 
-def _file_digests(folder: pathlib.Path) -> dict[str, str]:
+def _structure(described: Any) -> Any:
+    """What `structure.describe` said of a value; None where it said nothing, or of classes that are not known here."""
+    try:
+        return None if described is None else structure.rebuild(described)
+    except ValueError:
+        return None
+
+
+def _file_digests(folder: pathlib.Path, described: Any) -> dict[str, str]:
+    """A hash of every file, and of the structure of what is in them where that is described."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    found = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    text = json.dumps(described, sort_keys=True)
+    return found if described is None else found | {"structure": hashlib.sha256(text.encode()).hexdigest()}

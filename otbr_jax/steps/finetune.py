@@ -20,7 +20,8 @@ import optax
 from otbr_jax.errors import InputError
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.objective import Objective, cross_entropy, float32_params, training_state
-from otbr_jax.steps.unlearn import epoch_draws, per_device
+from otbr_jax.steps.sharing import per_device
+from otbr_jax.steps.unlearn import epoch_draws
 from otbr_jax.types import Augment, Batch, Network, Variables, split, unchanged
 
 SCHEDULES = ("constant", "cosine")
@@ -219,7 +220,6 @@ def finetune_epoch(
     key: jax.Array,
     batch_size: int,
     augment: Augment = unchanged,
-    place: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> tuple[Finetuning, FinetuningInfo]:
     """One pass over clean images `[n, h, w, c]` with labels `[n]`, in a random order.
 
@@ -231,7 +231,6 @@ def finetune_epoch(
       key: typed PRNG key: the order of the images, and their augmentation.
       batch_size: images per step (of this device).
       augment: `(images, key) -> images`, before the network's `prepare`.
-      place: says where a batch lies on the devices, for callers that shard under `jax.jit`.
 
     Raises:
       InputError: if there are fewer images than one batch.
@@ -239,7 +238,7 @@ def finetune_epoch(
 
     def one(carry: Finetuning, drawn: Any) -> tuple[Finetuning, FinetuningInfo]:
         chosen, step_key = drawn
-        return step(carry, place(Batch(network.prepare(augment(clean.images[chosen], step_key)), clean.labels[chosen])))
+        return step(carry, Batch(network.prepare(augment(clean.images[chosen], step_key)), clean.labels[chosen]))
 
     return jax.lax.scan(one, carry, epoch_draws(len(clean.labels), batch_size, key=key))
 
@@ -272,16 +271,13 @@ def next_epoch(
     optimizer: MakeOptimizer = optimizer_of,
     augment: Augment = unchanged,
     axis_name: str | None = None,
-    place: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Progress:
     """One more epoch, with the key `fold_in(key, epochs)`. Takes what `finetune` takes, `like` as `step_fn` does."""
     size = per_device(config.batch_size, axis_name, name="finetuning.batch_size")
     moves = optimizer(config, config.steps(len(clean.labels), batch_size=size))
     step = step_fn(network, like, moves, objective=objective, axis_name=axis_name)
     own = jax.random.fold_in(key, progress.epochs)
-    tuning, found = finetune_epoch(
-        network, step, progress.tuning, clean, key=own, batch_size=size, augment=augment, place=place
-    )
+    tuning, found = finetune_epoch(network, step, progress.tuning, clean, key=own, batch_size=size, augment=augment)
     info = FinetuningInfo(*(all_.at[progress.epochs].set(new) for all_, new in zip(progress.info, found, strict=True)))
     return Progress(tuning, info, progress.epochs + 1)
 
@@ -310,7 +306,6 @@ def finetune(
     optimizer: MakeOptimizer = optimizer_of,
     augment: Augment = unchanged,
     axis_name: str | None = None,
-    place: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> tuple[Variables, FinetuningInfo]:
     """All epochs of activeness-aware fine-tuning (TSBD, step 3). Guarantee: touches no data but `clean`.
 
@@ -330,7 +325,7 @@ def finetune(
             lambda progress: ~ended(progress, config),
             lambda progress: next_epoch(
                 network, variables, progress, clean, key=key, config=config, objective=objective, optimizer=optimizer,
-                augment=augment, axis_name=axis_name, place=place,
+                augment=augment, axis_name=axis_name,
             ),
             progress,
         )  # fmt: skip

@@ -16,6 +16,7 @@ from otbr_jax.errors import InputError
 from otbr_jax.graph.graph import Layer, Vector
 from otbr_jax.steps.convolutions import channels_last
 from otbr_jax.steps.objective import losses
+from otbr_jax.steps.sharing import mean
 from otbr_jax.types import Batch, Network, Variables, named_leaves, replace_leaves
 
 _PROBES = 4  # images; a layer whose every channel is silent on all of them does not occur
@@ -154,15 +155,13 @@ def factors_objective(network: Network, variables: Variables, *, axis_name: str 
     def loss(factors: Factors, batch: Batch) -> tuple[jax.Array, jax.Array]:
         logits, _ = network.train(multiplied(variables, factors), batch.images)
         right = jnp.argmax(logits, axis=-1) == batch.labels
-        return jnp.mean(losses(logits, batch.labels)), jnp.mean(right.astype(jnp.float32))
+        return mean(jnp.mean(losses(logits, batch.labels)), axis_name), jnp.mean(right.astype(jnp.float32))
 
     loss_and_grads = channels_last(jax.value_and_grad(loss, has_aux=True))
 
     def objective(factors: Factors, batch: Batch) -> tuple[Passed, Factors]:
         (value, accuracy), grads = loss_and_grads(factors, batch)
-        if axis_name is not None:
-            value, accuracy, grads = jax.lax.pmean((value, accuracy, grads), axis_name)
-        return Passed(value, accuracy), grads
+        return Passed(value, mean(accuracy, axis_name)), mean(grads, axis_name)
 
     return objective
 

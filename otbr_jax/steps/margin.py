@@ -14,6 +14,7 @@ import optax
 
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.convolutions import channels_last
+from otbr_jax.steps.sharing import largest, own_part
 from otbr_jax.types import Network, Variables
 
 
@@ -32,6 +33,7 @@ def largest_margins(
     *,
     key: jax.Array,
     config: MarginConfig,
+    axis_name: str | None = None,
     on_step: Callable[[], None] | None = None,
 ) -> jax.Array:
     """Each class's logit less the highest other one, at the image in [0, 1] where that is largest, `[classes]`.
@@ -43,6 +45,7 @@ def largest_margins(
       variables: its variables.
       key: typed PRNG key of the starts.
       config: how.
+      axis_name: mapped axis whose devices share each class's images.
       on_step: called on the host after each class; None traces no callback.
     """
     optimizer = optax.scale_by_adam()
@@ -56,6 +59,7 @@ def largest_margins(
 
     def one(target: jax.Array) -> jax.Array:
         start = 0.5 * jax.random.normal(jax.random.fold_in(key, target), (config.images, *network.image_shape))
+        start = own_part(start, axis_name, name="margin.images")
 
         def step(carry: tuple[jax.Array, optax.OptState], _: None) -> tuple[tuple[jax.Array, optax.OptState], None]:
             free, moments = carry
@@ -65,6 +69,6 @@ def largest_margins(
         (free, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), None, length=config.steps)
         if on_step is not None:
             jax.debug.callback(on_step)
-        return jnp.max(margins(free, target))
+        return largest(jnp.max(margins(free, target)), axis_name)
 
     return jax.lax.map(one, jnp.arange(network.num_classes))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from otbr_jax.steps.convolutions import channels_last
+from otbr_jax.steps.sharing import mean
 from otbr_jax.types import Batch, Network
 
 
@@ -67,16 +67,13 @@ def objective_of(loss: Loss, like: Any, *, axis_name: str | None = None) -> Obje
         value, (logits, moved) = loss({"params": params, **state}, batch)
         right = batch.labels if batch.labels.ndim == 1 else jnp.argmax(batch.labels, axis=-1)
         accuracy = jnp.mean((jnp.argmax(logits, axis=-1) == right).astype(jnp.float32))
-        return value, (accuracy, jax.tree.map(lambda new, old: new.astype(old.dtype), moved, state))
+        return mean(value, axis_name), (accuracy, jax.tree.map(lambda new, old: new.astype(old.dtype), moved, state))
 
     loss_and_grads = channels_last(jax.value_and_grad(rounded, has_aux=True))
 
     def objective(params: Any, state: Any, batch: Batch) -> tuple[Evaluated, Any]:
         (value, (accuracy, moved)), grads = loss_and_grads(params, state, batch)
-        if axis_name is not None:
-            value, accuracy, grads = jax.lax.pmean((value, accuracy, grads), axis_name)
-            moved = jax.tree.map(partial(_average, axis_name=axis_name), moved)
-        return Evaluated(value, accuracy, moved), grads
+        return Evaluated(value, *mean((accuracy, moved), axis_name)), mean(grads, axis_name)
 
     return objective
 
@@ -96,11 +93,6 @@ def training_state(network: Network, like: Any, *, axis_name: str | None = None)
         rounded = jax.tree.map(lambda p, own: p.astype(own.dtype), params, like)
         _, moved = network.train({"params": rounded, **state}, batch.images)
         moved = jax.tree.map(lambda new, old: new.astype(old.dtype), moved, state)
-        return moved if axis_name is None else jax.tree.map(partial(_average, axis_name=axis_name), moved)
+        return mean(moved, axis_name)
 
     return channels_last(pass_over)
-
-
-def _average(statistic: jax.Array, *, axis_name: str) -> jax.Array:
-    """The mean over devices; counters and the like are the same on all of them."""
-    return jax.lax.pmean(statistic, axis_name) if jnp.issubdtype(statistic.dtype, jnp.inexact) else statistic

@@ -16,6 +16,7 @@ import optax
 
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.convolutions import channels_last
+from otbr_jax.steps.sharing import mean, own_part, total
 from otbr_jax.triggers import Bank
 from otbr_jax.types import Batch, Network, Variables
 
@@ -35,6 +36,7 @@ class ReachConfig:
 
 _OPTIMIZER = optax.scale_by_adam()
 _TURNED = 0.85  # of the pictures: a backdoor turns nearly all, what makes a class in a clean network only some
+_STARTS = 8  # that are tried at once
 _SETTLING = 8  # steps before budgets move
 _FAST, _SHRINK, _GROW = 0.8, 0.9, 1.04  # what they do where a trigger turns nearly all, enough, too few
 
@@ -60,6 +62,7 @@ def reach_costs(
     *,
     key: jax.Array,
     config: ReachConfig,
+    axis_name: str | None = None,
     on_step: Callable[[], None] | None = None,
 ) -> Reached:
     """Searches the reach cost of every class by triggers of every family. Pure; jits.
@@ -75,6 +78,7 @@ def reach_costs(
       bank: the families.
       key: typed PRNG key: where searches start.
       config: how.
+      axis_name: mapped axis whose devices share each step's pictures.
       on_step: called on the host after each step; None traces no callback.
     """
     classes = jnp.arange(network.num_classes)
@@ -84,11 +88,14 @@ def reach_costs(
         own = jax.random.fold_in(key, index)
         starts = jax.vmap(lambda key: bank.init(index, key))(jax.random.split(own, config.starts))
         budget = bank.numbers("start")[index]
-        likely = _likely(network, variables, pictures, bank, index, starts, budget, config)
+        likely = _likely(network, variables, pictures, bank, index, starts, budget, config, axis_name)
         best = starts[jnp.argmax(likely, axis=0)]
 
         def chunk(targets: jax.Array, state: Search) -> Search:
-            return _descend(network, variables, pictures, bank, index, targets, state, config=config, on_step=on_step)
+            return _descend(
+                network, variables, pictures, bank, index, targets, state,
+                config=config, axis_name=axis_name, on_step=on_step,
+            )  # fmt: skip
 
         first = _in_chunks(chunk, config.classes, classes, jax.vmap(partial(_begin, bank, index))(best))
         nearest = jnp.lexsort((first.loss, _cost(first)))[:finalists]
@@ -144,21 +151,40 @@ def _likely(
     starts: jax.Array,
     budget: jax.Array,
     config: ReachConfig,
+    axis_name: str | None,
 ) -> jax.Array:
     """How likely each start makes each class on pictures of others, `[starts, classes]`, a mean logarithm.
 
     One pass of the network serves all classes.
     """
-    few = pictures.images[: config.images]
-    labels = pictures.labels[: config.images]
+    few = _some(pictures, 0, config.images, axis_name)
 
-    def one(start: jax.Array) -> jax.Array:
-        logits = network.answer(variables, bank.apply(index, start, budget, few)).astype(jnp.float32)
-        others = labels[:, None] != jnp.arange(logits.shape[-1])[None, :]
-        likely = jax.nn.log_softmax(logits) * others
-        return jnp.sum(likely, axis=0) / jnp.maximum(jnp.sum(others, axis=0), 1)
+    def some(starts: jax.Array) -> jax.Array:
+        logits = answers_with(network, variables, bank, index, starts, jnp.full(len(starts), budget), few.images)
+        others = few.labels[:, None, None] != jnp.arange(logits.shape[-1])
+        likely, count = jnp.sum(jax.nn.log_softmax(logits) * others, axis=0), jnp.sum(others, axis=0)
+        return total(likely, axis_name) / jnp.maximum(total(count, axis_name), 1)
 
-    return jax.lax.map(one, starts, batch_size=8)
+    return _in_chunks(some, _STARTS, starts)
+
+
+def answers_with(
+    network: Network,
+    variables: Variables,
+    bank: Bank,
+    index: jax.Array,
+    rows: jax.Array,
+    budgets: jax.Array,
+    images: jax.Array,
+) -> jax.Array:
+    """Logits `[n, triggers, classes]`, float32, of images `[n, h, w, c]` with each of some triggers of a family.
+
+    The network sees them as one batch, image by image: devices that share the images share the batch likewise.
+    """
+    put = jax.vmap(lambda row, budget: bank.apply(index, row, budget, images), out_axes=1)
+    triggered = put(rows, budgets)
+    logits = network.answer(variables, triggered.reshape(-1, *images.shape[1:])).astype(jnp.float32)
+    return logits.reshape(*triggered.shape[:2], -1)
 
 
 def turning(
@@ -167,17 +193,24 @@ def turning(
     batch: Batch,
     bank: Bank,
     index: jax.Array,
-    row: jax.Array,
-    budget: jax.Array,
-    target: jax.Array,
+    rows: jax.Array,
+    budgets: jax.Array,
+    targets: jax.Array,
+    *,
+    axis_name: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Cross-entropy of the target on pictures of other classes with a trigger, and the share that is turned."""
-    logits = network.answer(variables, bank.apply(index, row, budget, batch.images)).astype(jnp.float32)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.full(len(logits), target))
-    others = (batch.labels != target).astype(jnp.float32)
-    count = jnp.maximum(jnp.sum(others), 1.0)
-    turned = (jnp.argmax(logits, axis=-1) == target).astype(jnp.float32)
-    return jnp.sum(losses * others) / count, jnp.sum(turned * others) / count
+    """Cross-entropy of each trigger's target on pictures of other classes, and the share that is turned, `[triggers]`.
+
+    On a mapped axis `batch` is the device's own part.
+    """
+    logits = answers_with(network, variables, bank, index, rows, budgets, batch.images)
+    goals = jnp.broadcast_to(targets, logits.shape[:2])
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, goals)
+    others = (batch.labels[:, None] != targets).astype(jnp.float32)
+    turned = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
+    sums = (jnp.sum(losses * others, axis=0), jnp.sum(turned * others, axis=0), jnp.sum(others, axis=0))
+    loss, share, count = total(sums, axis_name)
+    return loss / jnp.maximum(count, 1.0), share / jnp.maximum(count, 1.0)
 
 
 def _descend(
@@ -190,6 +223,7 @@ def _descend(
     search: Search,
     *,
     config: ReachConfig,
+    axis_name: str | None,
     on_step: Callable[[], None] | None,
 ) -> Search:
     """Adam on the triggers of some classes, with budgets that follow success; searches `[targets]`."""
@@ -197,16 +231,15 @@ def _descend(
     rate = bank.numbers("learning_rate")[index]
 
     def objective(rows: jax.Array, budgets: jax.Array, batch: Batch) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        losses, turned = jax.vmap(
-            lambda row, budget, target: turning(network, variables, batch, bank, index, row, budget, target)
-        )(rows, budgets, targets)
+        losses, turned = turning(network, variables, batch, bank, index, rows, budgets, targets, axis_name=axis_name)
         return jnp.sum(losses), (losses, turned)
 
     gradient = channels_last(jax.grad(objective, has_aux=True))
 
     def step(search: Search, _: None) -> tuple[Search, None]:
         number = search.number[0]
-        moved, (losses, now) = gradient(search.row, search.budget, _some(pictures, number, config.images))
+        moved, (losses, now) = gradient(search.row, search.budget, _some(pictures, number, config.images, axis_name))
+        moved = mean(moved, axis_name)
         moved, moments = jax.vmap(_OPTIMIZER.update)(moved, search.moments)
         turned, loss = 0.6 * search.turned + 0.4 * now, 0.6 * search.loss + 0.4 * losses
         often = turned >= _TURNED
@@ -220,9 +253,9 @@ def _descend(
     return jax.lax.scan(step, search, None, length=config.steps)[0]
 
 
-def _some(pictures: Batch, number: jax.Array, count: int) -> Batch:
-    """The pictures of one step: so many in turn."""
-    places = (number * count + jnp.arange(count)) % len(pictures.labels)
+def _some(pictures: Batch, number: jax.Array | int, count: int, axis_name: str | None) -> Batch:
+    """The pictures of one step: so many in turn; on a mapped axis the device's own part of them."""
+    places = own_part((number * count + jnp.arange(count)) % len(pictures.labels), axis_name, name="reach.images")
     return Batch(pictures.images[places], pictures.labels[places])
 
 
@@ -239,6 +272,7 @@ def strongest(
     budget: jax.Array,
     key: jax.Array,
     config: ReachConfig,
+    axis_name: str | None = None,
     on_step: Callable[[], None] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """The strongest triggers of a family within a budget that turn pictures into a class. Pure; jits.
@@ -255,6 +289,7 @@ def strongest(
       budget: in the family's unit.
       key: typed PRNG key of the starts.
       config: how.
+      axis_name: mapped axis whose devices share each step's pictures.
       on_step: called on the host after each step; None traces no callback.
 
     Returns:
@@ -262,7 +297,7 @@ def strongest(
       the last eight steps.
     """
     starts = jax.vmap(lambda key: bank.init(index, key))(jax.random.split(key, max(config.starts, triggers)))
-    likely = _likely(network, variables, pictures, bank, index, starts, budget, config)
+    likely = _likely(network, variables, pictures, bank, index, starts, budget, config, axis_name)
     # Half from the nearest starts, half from any: what is nearest at first is not always the way in.
     nearest = jax.lax.top_k(likely[:, target], triggers)[1]
     rows = starts[jnp.where(jnp.arange(triggers) % 2 == 0, nearest, jnp.arange(triggers))]
@@ -270,17 +305,16 @@ def strongest(
     rate = bank.numbers("learning_rate")[index]
 
     def objective(rows: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        losses, turned = jax.vmap(
-            lambda row: turning(network, variables, batch, bank, index, row, budget, target),
-        )(rows)
+        same = jnp.full(triggers, budget), jnp.full(triggers, target)
+        losses, turned = turning(network, variables, batch, bank, index, rows, *same, axis_name=axis_name)
         return jnp.sum(losses), turned
 
     gradient = channels_last(jax.grad(objective, has_aux=True))
 
     def step(carry: Any, number: jax.Array) -> tuple[Any, jax.Array]:
         rows, moments = carry
-        moved, turned = gradient(rows, _some(pictures, number, config.images))
-        moved, moments = _OPTIMIZER.update(moved, moments)
+        moved, turned = gradient(rows, _some(pictures, number, config.images, axis_name))
+        moved, moments = _OPTIMIZER.update(mean(moved, axis_name), moments)
         if on_step is not None:
             jax.debug.callback(on_step)
         return (rows - rate * moved, moments), turned

@@ -125,7 +125,6 @@ def select_reinitialization(
     config: FinetuningConfig,
     tolerance: float,
     augment: Augment = unchanged,
-    place: Callable[[Batch], Batch] = lambda batch: batch,
     on_candidate: Callable[[], None] | None = None,
 ) -> Selection:
     """Chooses how many weights are re-initialised: every candidate is fine-tuned on a part, and judged by the rest.
@@ -148,7 +147,6 @@ def select_reinitialization(
       config: how candidates are fine-tuned.
       tolerance: see `strongest`.
       augment: `(images, key) -> images`, before the network's `prepare`.
-      place: says where a batch lies on the devices.
       on_candidate: called on the host after each candidate of each fold; None traces no callback.
 
     Raises:
@@ -161,7 +159,7 @@ def select_reinitialization(
         (fit, held), (count, share) = fold, candidate
         start, _ = reinitialize(variables, unlearned, scores, layers, count=count, share=share, scheme=scheme)
         part = Batch(clean.images[fit], clean.labels[fit])
-        tuned, _ = finetune(network, start, part, key=key, config=config, augment=augment, place=place)
+        tuned, _ = finetune(network, start, part, key=key, config=config, augment=augment)
         images, labels = clean.images[held], clean.labels[held]
 
         def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -18,6 +18,7 @@ import optax
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.convolutions import channels_last
 from otbr_jax.steps.reach import ReachConfig, strongest, turning
+from otbr_jax.steps.sharing import mean, own_part, total
 from otbr_jax.triggers import Bank
 from otbr_jax.types import Batch, Network, Variables, split
 
@@ -97,6 +98,7 @@ _OPEN = 0.5  # of the pictures: a short cut by which more are turned is still op
 _MOST = 8.0  # how much more than another one a short cut can weigh
 _CHECK = 2.0  # times what the class used to cost: a short cut that takes more is none
 _CHECKED = 100  # pictures that this is measured on
+_SIZE = "teaching.batch_size"
 _GONE = 0.1  # of the pictures: where first triggers turn no more, those that are found anew are the class itself
 _VAIN = 0.5  # what lessons leave of a class that is itself what triggers reach, and no short cut
 
@@ -123,6 +125,7 @@ def teach(
     *,
     key: jax.Array,
     config: TeachingConfig,
+    axis_name: str | None = None,
     on_step: Callable[[], None] | None = None,
 ) -> tuple[Variables, TeachingInfo]:
     """Teaches a network that triggers mean nothing, round after round, until short cuts are closed. Pure; jits.
@@ -144,6 +147,7 @@ def teach(
       short_cuts: what to close; may be traced.
       key: typed PRNG key.
       config: how.
+      axis_name: mapped axis whose devices share each step's pictures.
       on_step: called on the host after each step; None traces no callback.
 
     Returns:
@@ -158,7 +162,7 @@ def teach(
         optax.scale_by_param_block_rms(),
         optax.scale_by_learning_rate(config.learning_rate),
     )
-    lesson = partial(_lesson, network, variables, pictures, bank, short_cuts, optimizer, config, on_step)
+    lesson = partial(_lesson, network, variables, pictures, bank, short_cuts, optimizer, config, axis_name, on_step)
     check = jnp.minimum(_CHECK * short_cuts.cost, short_cuts.budget)
     enough = bank.numbers("left")[short_cuts.family]
     few = Batch(pictures.images[-_CHECKED:], pictures.labels[-_CHECKED:])
@@ -181,6 +185,7 @@ def teach(
                 budget=short_cuts.budget[index],
                 key=jax.random.fold_in(key, index),
                 config=config.search,
+                axis_name=axis_name,
                 on_step=on_step,
             )
             none = (jnp.zeros((config.triggers, bank.size)), jnp.zeros(config.triggers))
@@ -195,7 +200,8 @@ def teach(
         def one(place: jax.Array) -> jax.Array:
             index, trigger = place // config.triggers, place % config.triggers
             family, target = short_cuts.family[index], short_cuts.target[index]
-            share = turning(network, now, few, bank, family, course.rows[index, trigger], check[index], target)[1]
+            one = (course.rows[index, trigger][None], check[index][None], target[None])
+            share = turning(network, now, few, bank, family, *one)[1][0]
             return jnp.where(course.success[index, trigger] > _OPEN, share, 0.0)
 
         shares = jax.lax.map(one, jnp.arange(count * config.triggers))
@@ -262,6 +268,7 @@ def _lesson(
     short_cuts: ShortCuts,
     optimizer: optax.GradientTransformation,
     config: TeachingConfig,
+    axis_name: str | None,
     on_step: Callable[[], None] | None,
     course: _Course,
     key: jax.Array,
@@ -275,8 +282,9 @@ def _lesson(
 
     def loss(params: Any, images: jax.Array, others: jax.Array, answers: jax.Array, emphasis: jax.Array) -> jax.Array:
         logits = network.answer({**state, "params": params}, images).astype(jnp.float32)
-        apart = optax.huber_loss(logits, jnp.concatenate([answers, answers]), delta=_NEARLY) / _NEARLY
-        plain, triggered = jnp.mean(apart, axis=-1).reshape(2, size) @ others / jnp.maximum(jnp.sum(others), 1.0)
+        apart = optax.huber_loss(logits.reshape(-1, 2, logits.shape[-1]), answers[:, None], delta=_NEARLY) / _NEARLY
+        sums = total((others @ jnp.mean(apart, axis=-1), jnp.sum(others)), axis_name)
+        plain, triggered = sums[0] / jnp.maximum(sums[1], 1.0)
         return _PLAIN * plain + emphasis * triggered
 
     gradient = channels_last(jax.value_and_grad(loss))
@@ -284,11 +292,12 @@ def _lesson(
     def step(carry: Any, number: jax.Array) -> tuple[Any, jax.Array]:
         params, moments = carry
         keys = jax.random.split(jax.random.fold_in(key, number), 3)
-        chosen = jax.random.choice(keys[0], len(pictures.labels), (size,))
+        chosen = own_part(jax.random.choice(keys[0], len(pictures.labels), (size,)), axis_name, name=_SIZE)
         plain = pictures.images[chosen]
         answers = network.answer(teacher, plain).astype(jnp.float32)
         index = jax.random.categorical(keys[1], often)
         which = jax.random.categorical(keys[2], jnp.log(weights[index]), shape=(size,))
+        which = own_part(which, axis_name, name=_SIZE)
         rows, family, budget = course.rows[index][which], short_cuts.family[index], short_cuts.budget[index]
 
         def put(family: jax.Array, row: jax.Array, image: jax.Array) -> jax.Array:
@@ -296,8 +305,11 @@ def _lesson(
 
         triggered = jax.vmap(put, in_axes=(None, 0, 0))(family, rows, plain)
         others = (jnp.argmax(answers, axis=-1) != short_cuts.target[index]).astype(jnp.float32)
-        images, emphasis = jnp.concatenate([plain, triggered]), course.emphasis[index]
+        # In turn, so that devices which share the pictures share the batch likewise.
+        images, emphasis = jnp.stack([plain, triggered], axis=1), course.emphasis[index]
+        images = images.reshape(-1, *plain.shape[1:])
         now, moved = gradient(params, images, others, answers, emphasis)
+        moved = mean(moved, axis_name)
         moved, moments = optimizer.update(moved, moments, params)
         # Down a cosine to nothing in every round: what a network does after a lesson is what the search meets next.
         less = 0.5 * (1 + jnp.cos(jnp.pi * number / config.steps))

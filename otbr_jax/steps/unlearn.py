@@ -12,6 +12,7 @@ import optax
 from otbr_jax.errors import InputError
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.objective import Evaluated, cross_entropy, float32_params
+from otbr_jax.steps.sharing import per_device
 from otbr_jax.types import Augment, Batch, BatchFn, Network, Variables, split, unchanged
 
 
@@ -104,14 +105,6 @@ def noise_batches(network: Network, *, batch_size: int, axis_name: str | None = 
         return jax.vmap(lambda index: one_image(jax.random.fold_in(key, index)))(indices)
 
     return batch
-
-
-def per_device(batch_size: int, axis_name: str | None, *, name: str) -> int:
-    """Each device's part of a batch that the devices of a mapped axis share; raises InputError if it is uneven."""
-    devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
-    if batch_size % devices:
-        raise InputError(f"{name}: expected a multiple of {devices} devices, found {batch_size}")
-    return batch_size // devices
 
 
 def unlearn(
@@ -211,7 +204,6 @@ def clean_unlearning(
     config: CleanUnlearningConfig,
     augment: Augment = unchanged,
     axis_name: str | None = None,
-    place: Callable[[Batch], Batch] = lambda batch: batch,
     on_epoch: Callable[..., None] | None = None,
 ) -> tuple[Variables, CleanUnlearningInfo]:
     """Gradient ascent on clean images, epoch after epoch, until the network answers them by chance (TSBD, step 1).
@@ -228,7 +220,6 @@ def clean_unlearning(
       config: epochs, batch size, learning rate, momentum.
       augment: `(images, key) -> images`, before the network's `prepare`.
       axis_name: see `unlearn`.
-      place: says where a batch lies on the devices, for callers that shard under `jax.jit`.
       on_epoch: called on the host as `on_epoch(loss=..., acc=...)` after each epoch; None traces no callback.
 
     Returns:
@@ -246,7 +237,7 @@ def clean_unlearning(
         def step(carry: _Ascending, drawn: Any) -> tuple[_Ascending, Any]:
             chosen, step_key = drawn
             batch = Batch(network.prepare(augment(clean.images[chosen], step_key)), clean.labels[chosen])
-            carry, found, _ = ascend(carry, place(batch))
+            carry, found, _ = ascend(carry, batch)
             return carry, (found.loss, found.accuracy)
 
         draws = epoch_draws(len(clean.labels), size, key=key)
@@ -293,7 +284,6 @@ def random_unlearning(
     key: jax.Array,
     config: UnlearningConfig,
     axis_name: str | None = None,
-    place: Callable[[Batch], Batch] = lambda batch: batch,
     on_step: Callable[[], None] | None = None,
 ) -> tuple[Variables, UnlearningInfo]:
     """Unlearning on noise that the devices make for themselves: no data at all (OTBR, step 1).
@@ -304,13 +294,10 @@ def random_unlearning(
       key: typed PRNG key.
       config: steps, batch size, learning rate, momentum.
       axis_name: see `unlearn`.
-      place: says where a batch lies on the devices, for callers that shard under `jax.jit`.
       on_step: see `unlearn`.
 
     Returns:
       `(unlearned variables, UnlearningInfo)`.
     """
     noise = noise_batches(network, batch_size=config.batch_size, axis_name=axis_name)
-    return unlearn(
-        network, variables, lambda k: place(noise(k)), key=key, config=config, axis_name=axis_name, on_step=on_step
-    )
+    return unlearn(network, variables, noise, key=key, config=config, axis_name=axis_name, on_step=on_step)

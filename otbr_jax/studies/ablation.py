@@ -248,11 +248,10 @@ def repair_in_every_way(
             key=plans.named_key(key, "finetuned"),
             config=config,
             augment=setup.augment,
-            place=setup.place,
         )[0]
 
     def ask(variables: Variables) -> Metrics:
-        return evaluation.measure(setup.network, variables, test, place=setup.place, devices=setup.devices)
+        return evaluation.measure(setup.network, variables, test)
 
     def one(drawn: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[Metrics, Metrics]:
         which, kind, count = drawn

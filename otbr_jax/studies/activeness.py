@@ -125,7 +125,7 @@ def watch(
         *activeness_and_nwc(
             setup.network,
             victim,
-            lambda key: setup.place(make(key)),
+            make,
             setup.layers,
             key=key,
             config=settings,

@@ -1,17 +1,16 @@
-"""A bench that fills itself: one row of results for each cell of a grid, cell by cell, from wherever it was stopped."""
+"""Benches: grids whose cells become one row of results each; `filling.run_bench` fills them."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import io
 import json
-import logging
 import os
 import pathlib
 import runpy
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,19 +18,14 @@ import numpy as np
 
 from otbr_jax.errors import InputError
 from otbr_jax.files import write_bytes, write_figure, write_text
-from otbr_jax.paths import local_path
-from otbr_jax.report import gallery, rows
+from otbr_jax.report import gallery
 from otbr_jax.report.gallery import Example
 from otbr_jax.report.quality import Quality
-from otbr_jax.report.rows import append_row, mend
 from otbr_jax.runs.identity import versions
-from otbr_jax.runs.provenance import provenance, today
 from otbr_jax.studies.repair import repair
 from otbr_jax.studies.repair_config import default_config, plain_config
 from otbr_jax.studies.results import Repair, summarize
 from otbr_jax.victims.examples import example_triggers
-
-log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +63,11 @@ class Cell:
         return f"{self.config.data.name}/{self.network}"
 
     @property
+    def victim(self) -> str:
+        """The network that it is about: data, network, recipe, attack, seed."""
+        return "/".join((self.group, self.recipe, self.config.attack.name, self.draws[0]))
+
+    @property
     def name(self) -> str:
         """Which cell of the grid: data, network, recipe, attack, defence and variant, seed, repetition if not 0."""
         return "/".join((self.group, self.recipe, self.config.attack.name, self.way, *self.draws))
@@ -102,7 +101,7 @@ class Cell:
             return False
         return _agree(row.get("config", {}), self.settings(), self.defaults())
 
-    @property
+    @functools.cached_property
     def id(self) -> str:
         """A hash of all settings but where data lie, and of the package's version."""
         settings = self.settings() | {"otbr_jax": versions()["otbr_jax"]}
@@ -110,7 +109,8 @@ class Cell:
 
     def fill(self, root: pathlib.Path, *, devices: Sequence[jax.Device] | None) -> dict[str, Any]:
         """The row, computed below the folder `root`; raises InputError if it cannot be."""
-        result = repair(self.config, root / self.group, results=f"cells/{_slug(self)}", devices=devices)
+        folder = f"cells/{_slug(self)}"
+        result = repair(self.config, root / self.group, results=folder, shared=True, devices=devices)
         assert result.test is not None  # a cell's data is not `none`
         example = example_triggers(
             result.test, self.config.attack, name=f"{self.config.attack.name}, {self.config.data.name}"
@@ -200,62 +200,6 @@ def _noted(cell: Cell, notes: Mapping[str, str]) -> Cell:
     data = cell.config.data
     data = dataclasses.replace(data, note=notes.get(data.name, data.note))
     return dataclasses.replace(cell, config=dataclasses.replace(cell.config, data=data))
-
-
-def run_bench(
-    grid: Grid,
-    workdir: str | os.PathLike[str],
-    results: str | os.PathLike[str],
-    *,
-    say: Callable[[str], None],
-    devices: Sequence[jax.Device] | None = None,
-) -> int:
-    """Fills the rows of a grid that a file of results lacks, one after the other.
-
-    A bench that is stopped, at any moment, goes on where it was: finished cells have their rows, finished stages of an
-    unfinished cell are reloaded, and a training goes on after its last saved epoch.
-
-    Args:
-      grid: the cells.
-      workdir: for their stages; a folder for each data set and network, in it one with a report for each repair. At the
-        end it holds what cells of each kind draw together: of repairs `gallery.html` and `triggers.png`, with the
-        triggers of all that were run there; of detectors `roc.png`.
-      results: the JSON-lines file; made if it is missing.
-      say: takes a line of text after each cell.
-      devices: the devices that share the work; by default all local ones.
-
-    Returns:
-      How many rows were written.
-
-    Raises:
-      InputError: if the file of results cannot be read or written; or after the last cell, if one could not be run (the
-        others are), with the cell's name and what is wrong.
-    """
-    root, file = local_path(workdir, name="workdir"), local_path(results, name="results")
-    origin = provenance()  # of the code that is loaded now, not of what the checkout becomes meanwhile
-    mend(file)
-    finished = rows.parse(file.read_text(encoding="utf-8"), name=str(file)) if file.stat().st_size else []
-    missing = [cell for cell in grid.cells if not any(cell.is_of(row.values) for row in finished)]
-    say(f"{grid.name}: {len(grid.cells) - len(missing)} of {len(grid.cells)} cells are in {file}")
-    failures = []
-    for index, cell in enumerate(missing):
-        began, place = time.monotonic(), f"[{index + 1}/{len(missing)}] {cell.name}"
-        try:
-            row = {"cell": cell.name, "id": cell.id, "grid": grid.name} | cell.fill(root, devices=devices) | origin
-        except InputError as error:
-            failures.append(f"{cell.name}: {error}")
-            say(f"{place} failed: {error}")
-            continue
-        append_row(file, row | {"date": today(), "seconds": round(time.monotonic() - began, 1)})
-        say(f"{place}: {cell.in_words(row)} ({time.monotonic() - began:.0f} s)")
-    found = rows.parse(file.read_text(encoding="utf-8"), name=str(file)) if file.stat().st_size else []
-    kept = [row.values for row in found if any(cell.is_of(row.values) for cell in grid.cells)]
-    kinds: list[type[Cell]] = [*dict.fromkeys(type(cell) for cell in grid.cells)]
-    for kind in kinds:
-        kind.draw(grid, kept, root)
-    if failures:
-        raise InputError(f"{len(failures)} of {len(missing)} cells failed, the first: {failures[0]}")
-    return len(missing)
 
 
 def make_row(cell: Cell, result: Repair, example: Example | None) -> dict[str, Any]:

@@ -93,9 +93,7 @@ def weight_changes(
         make: BatchFn = noise_batches(setup.network, batch_size=size)
     else:
         make = partial(drawn, batch=Batch(*images), size=size, network=setup.network)
-    after, _ = unlearn(
-        setup.network, victim, lambda key: setup.place(make(key)), key=key, config=settings, on_step=report
-    )
+    after, _ = unlearn(setup.network, victim, make, key=key, config=settings, on_step=report)
     return neuron_weight_changes(victim, after, setup.layers)
 
 

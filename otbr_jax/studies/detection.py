@@ -22,7 +22,7 @@ from otbr_jax.report.calibration import p_value
 from otbr_jax.report.detector_tables import curves
 from otbr_jax.report.plots import roc_curves
 from otbr_jax.report.rows import Row
-from otbr_jax.runs.devices import check_batch_size, local_mesh
+from otbr_jax.runs.devices import batch_mesh, check_batch_size
 from otbr_jax.runs.networks import check_classes, open_network
 from otbr_jax.runs.numerics import as_usual
 from otbr_jax.runs.run import Run
@@ -104,7 +104,7 @@ class DetectorCell(Cell):
     @as_usual()
     def fill(self, root: pathlib.Path, *, devices: Sequence[jax.Device] | None) -> dict[str, Any]:
         """The row: the detector's verdict, beside what is true."""
-        config, chosen, mesh = self.config, self.chosen, local_mesh(devices)
+        config, chosen, mesh = self.config, self.chosen, batch_mesh(devices)
         subject = open_network(config.model)
         check_classes(subject.network)
         check_batch_size(config.training.batch_size, mesh, name="training.batch_size")
@@ -113,7 +113,7 @@ class DetectorCell(Cell):
         check_trainable(config, subject, dataset)
         assert dataset is not None  # a cell's data is not `none`
         clean = given_clean(config, chosen, network, dataset)
-        with open_workdir(root / self.group, subject=subject_of(config)) as directory:
+        with open_workdir(root / self.group, subject=subject_of(config), shared=True) as directory:
             run = Run(config, directory, subject, mesh)
             victim = open_victim(run, dataset)
             variables = victim.stage.value["variables"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,7 +19,8 @@ from otbr_jax.graph.graph import permutation_error
 from otbr_jax.paths import local_path
 from otbr_jax.report.network import draw_network, network_table
 from otbr_jax.report.verdict import draw_triggers, judgement_of, verdict
-from otbr_jax.runs.devices import local_mesh
+from otbr_jax.runs import hosts
+from otbr_jax.runs.devices import batch_mesh
 from otbr_jax.runs.networks import Subject, check_classes, open_network
 from otbr_jax.runs.numerics import as_usual
 from otbr_jax.runs.run import Run
@@ -39,6 +41,7 @@ def inspect(
     verify: bool = False,
     judge_in: str | os.PathLike[str] | None = None,
     detector: str = "",
+    devices: Sequence[jax.Device] | None = None,
 ) -> str:
     """The table of a network's layers, which of them OTBR would repair, and what else was asked for.
 
@@ -49,6 +52,7 @@ def inspect(
       judge_in: a working directory, to judge whether the network looks backdoored; the picture of triggers stays there.
       detector: the name of the detector that judges; empty for the defence's own. One that needs clean images takes
         those that `config.clean` names.
+      devices: the devices that share the judging; by default all there are.
 
     Raises:
       InputError: if the network cannot be opened or traced, a permuted group moves its outputs, or the picture cannot
@@ -68,14 +72,20 @@ def inspect(
     if verify:
         lines.append(_verdict(subject))
     if judge_in is not None:
-        lines.append(_judged(config, subject, judge_in, detector))
-    if picture is not None:
+        lines.append(_judged(config, subject, judge_in, detector, devices))
+    if picture is not None and hosts.is_first():
         write_figure(picture, draw_network(subject.graph, title=config.model.name), name="--out", dpi=150)
         lines.append(f"drawn in {drawing}")
     return "\n".join(lines)
 
 
-def _judged(config: Any, subject: Subject, workdir: str | os.PathLike[str], name: str) -> str:
+def _judged(
+    config: Any,
+    subject: Subject,
+    workdir: str | os.PathLike[str],
+    name: str,
+    devices: Sequence[jax.Device] | None,
+) -> str:
     if subject.variables is None:
         raise InputError("model.checkpoint: expected a network to judge, found none; random weights hide nothing")
     check_classes(subject.network)
@@ -83,7 +93,7 @@ def _judged(config: Any, subject: Subject, workdir: str | os.PathLike[str], name
     clean = given_clean(config, chosen, subject.network)
     with open_workdir(workdir, subject=subject_of(config)) as directory:
         layers, repetition = config.way.layers(config), config.repetition
-        run = Run(config, directory, subject, local_mesh(), layers=layers, repetition=repetition)
+        run = Run(config, directory, subject, batch_mesh(devices), layers=layers, repetition=repetition)
         given = {"victim": open_victim(run, None).stage.value["variables"], **clean}
         values = {name: stage.value for name, stage in run.plan(chosen.plan(own), given).items()}
         judgement = judgement_of(chosen.verdict(own, values), chosen)
@@ -91,7 +101,8 @@ def _judged(config: Any, subject: Subject, workdir: str | os.PathLike[str], name
             return verdict(judgement)
         picture = directory.path / "triggers.png"
         mask, pattern = chosen.triggers(own, values)
-        write_figure(picture, draw_triggers(mask, pattern, judgement), name="--judge", dpi=150)
+        if hosts.is_first():
+            write_figure(picture, draw_triggers(mask, pattern, judgement), name="--judge", dpi=150)
     return f"{verdict(judgement)}\ntriggers drawn in {picture}"
 
 

@@ -17,13 +17,15 @@ import jax
 from otbr_jax.data import sources
 from otbr_jax.data.clean import Clean, load_clean
 from otbr_jax.data.sources import Dataset
+from otbr_jax.defenses.defense import Screening
 from otbr_jax.graph.choose import choose_layers
 from otbr_jax.interop.matching import file_name, write_like
 from otbr_jax.metrics import Metrics, evaluate_predictions
 from otbr_jax.paths import local_path
-from otbr_jax.plan import ROOT, Setup, Step, needs
+from otbr_jax.plan import ROOT, Setup, Step, named_key, needs
+from otbr_jax.runs import hosts, timing
 from otbr_jax.runs.checkpoints import numeric_leaves, replace_checkpoint
-from otbr_jax.runs.devices import check_batch_size, local_mesh
+from otbr_jax.runs.devices import batch_mesh, check_batch_size
 from otbr_jax.runs.networks import check_classes, open_network
 from otbr_jax.runs.numerics import as_usual
 from otbr_jax.runs.run import Run
@@ -43,7 +45,9 @@ def repair(
     workdir: str | os.PathLike[str],
     *,
     results: str = ".",
+    shared: bool = False,
     devices: Sequence[jax.Device] | None = None,
+    profile: bool = False,
 ) -> Repair:
     """Repairs the network that `config` names, or a victim trained for the purpose, measures it and reports.
 
@@ -57,7 +61,9 @@ def repair(
       config: the settings.
       workdir: directory for the stages and the results; resumed if it has been used before.
       results: folder inside `workdir` for the results, so that several runs can share its stages.
+      shared: whether other processes may work in `workdir` at the same time, with other `results`.
       devices: the devices that share the work; by default all local ones.
+      profile: whether a JAX trace of the run is written to `workdir`/profile; see `timing.profile`.
 
     Returns:
       The repaired network and all that is known about it.
@@ -66,7 +72,7 @@ def repair(
       InputError: names what is wrong with the settings, the checkpoint, the data or the working directory.
     """
     local_path(workdir, name="workdir")  # before any work
-    mesh, defense = local_mesh(devices), config.way
+    mesh, defense = batch_mesh(devices), config.way
     for name, size in defense.batch_sizes(config).items():
         check_batch_size(size, mesh, name=name)
     subject = open_network(config.model)
@@ -82,7 +88,10 @@ def repair(
     own = None if clean is None else Batch(*map(jax.numpy.asarray, clean.images))
     given = defense.given(config, own, config.clean_seed)
     comes_back.check_possible(config.comes_back, dataset, mesh)
-    with open_workdir(workdir, subject=subject_of(config)) as directory:
+    with (
+        open_workdir(workdir, subject=subject_of(config), shared=shared) as directory,
+        timing.profile(directory.path, wanted=profile) as trace,
+    ):
         varied = unchanged if clean is None else clean_augmentation(config)
         run = Run(config, directory, subject, mesh, layers=defense.layers(config), augment=varied)
         victim = open_victim(run, dataset)
@@ -93,12 +102,15 @@ def repair(
         check_finite(repaired, name="the repaired network")
         restored = subject.restore(repaired)
         folder = directory.path / results
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_checkpoint(folder / "repaired", numeric_leaves(restored))
-        files = []
-        if subject.template is not None:
-            files.append(folder / file_name(subject.template))
-            write_like(subject.template, repaired, files[0])
+        files = [] if subject.template is None else [folder / file_name(subject.template)]
+
+        def leave() -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            replace_checkpoint(folder / "repaired", numeric_leaves(restored))
+            if subject.template is not None:
+                write_like(subject.template, repaired, files[0])
+
+        hosts.first(leave)
         stages = {**victim.stages, **defended}
         test = None if dataset is None else test_set(run, dataset.test, victim)
         if test is not None:
@@ -107,8 +119,10 @@ def repair(
             seen = None if clean is None else clean.images
             stages |= comes_back.measured(run, dataset, victim, repaired, test, config.comes_back, seen=seen)
         provenance = None if clean is None else clean.provenance
-        result = Repair(restored, network, layers, stages, dataset, test, config, folder, tuple(files), provenance)
-        write_outputs(result)
+        result = Repair(
+            restored, network, layers, stages, dataset, test, config, folder, tuple(files), provenance, trace
+        )
+        hosts.first(lambda: write_outputs(result))
         return result
 
 
@@ -129,7 +143,11 @@ def measuring_step(config: AnyRepairConfig) -> Step:
         measured = measure_networks(setup, networks, evaluation.TestSet(*test))
         if candidates is not None:
             own = {name: values[name] for name in candidates.needs}
-            ask = partial(_ask, setup, evaluation.TestSet(*test))
+            whole, some = evaluation.TestSet(*test), candidates.screening
+            ask = partial(_ask, setup, whole)
+            if 0 < some < len(whole.labels):
+                few = evaluation.balanced(whole, some, key=named_key(key, "screening"))
+                own["screening"] = Screening(partial(_ask, setup, few), some, len(whole.labels))
             measured["sweep"] = candidates.measure(setup, ask, key=key, report=report, **own)
         return measured
 
@@ -148,14 +166,13 @@ def measuring_step(config: AnyRepairConfig) -> Step:
 
 
 def _ask(setup: Setup, test: evaluation.TestSet, variables: Variables) -> Metrics:
-    return evaluation.measure(setup.network, variables, test, place=setup.place, devices=setup.devices)
+    return evaluation.measure(setup.network, variables, test)
 
 
 def measure_networks(setup: Setup, networks: Mapping[str, Variables], test: evaluation.TestSet) -> dict[str, Any]:
     """`predictions` and `metrics` of every network, by its name; jits."""
     predictions = {
-        name: evaluation.predict_both(setup.network, variables, test, place=setup.place, devices=setup.devices)
-        for name, variables in networks.items()
+        name: evaluation.predict_both(setup.network, variables, test) for name, variables in networks.items()
     }
     metrics = {
         name: evaluate_predictions(found.clean, found.triggered, test.labels, target=test.goals)

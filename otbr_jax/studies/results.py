@@ -42,6 +42,7 @@ class Repair(NamedTuple):
       workdir: where everything is.
       files: the repaired network as files of the user's own kind, beside the Orbax checkpoint.
       clean: what the clean images were that the defence used, in a line; None without.
+      profile: the folder of a JAX trace of the run; None where none was wanted.
     """
 
     variables: Variables
@@ -54,6 +55,7 @@ class Repair(NamedTuple):
     workdir: pathlib.Path
     files: tuple[pathlib.Path, ...] = ()
     clean: str | None = None
+    profile: pathlib.Path | None = None
 
     @property
     def outcome(self) -> Outcome:
@@ -68,7 +70,8 @@ def summarize(result: Repair) -> dict[str, Any]:
     """All numbers of a run as plain JSON values.
 
     Fractions lie in [0, 1]; what could not be measured (no data, no trigger) is None. `oracle` is the setting of
-    the sweep with the highest DER, which a defender cannot know: it is chosen with the test set and the trigger.
+    the sweep with the highest DER, which a defender cannot know: it is chosen with the test set and the trigger. Where
+    settings were measured on fewer images first (`screened`), it is one of those that were measured on all.
     """
     config, outcome = result.config, result.outcome
     names, final = config.networks, config.networks[-1]
@@ -87,6 +90,7 @@ def summarize(result: Repair) -> dict[str, Any]:
         "clean": result.clean,
         "oracle": None,
         "sweep": [],
+        "screened": None,
         "swept": None if candidates is None else candidates.network,
         "axes": [] if candidates is None else [*candidates.axes],
         "along": [] if candidates is None else [*candidates.along],
@@ -97,6 +101,7 @@ def summarize(result: Repair) -> dict[str, Any]:
         "stages": {
             name: {
                 "seconds": round(stage.seconds, 3),
+                "spent": dict(stage.spent),
                 "megabytes": stage.megabytes,
                 "resumed": stage.resumed,
                 "digest": stage.digest,
@@ -104,6 +109,7 @@ def summarize(result: Repair) -> dict[str, Any]:
             }
             for name, stage in result.stages.items()
         },
+        "profile": None if result.profile is None else str(result.profile),
         "versions": versions(),
         "devices": [str(device.device_kind) for device in jax.local_devices()],
         "config": json.loads(json.dumps(dataclasses.asdict(config))),
@@ -114,13 +120,30 @@ def summarize(result: Repair) -> dict[str, Any]:
         row = partial(_row, victim=victim, triggered=triggered)
         summary["metrics"] = {name: row(measured["metrics"][name]) for name in names}
         if candidates is not None:
-            summary["sweep"] = candidates.rows(measured["sweep"], row)
-            summary["warnings"] += _not_converged(summary["sweep"])
+            images = len(measured["predictions"]["victim"].clean)
+            sweep = _with_chosen(candidates.rows(measured["sweep"], row), summary, images)
+            summary["sweep"] = sweep
+            summary["warnings"] += _not_converged(sweep)
+            fewest = min(found[candidates.network].get("images", images) for found in sweep)
+            summary["screened"] = {"images": fewest, "of": images} if fewest < images else None
         if triggered and candidates is not None:
-            best = max(summary["sweep"], key=lambda row: row[candidates.network]["der"])
+            whole = [found for found in sweep if found[candidates.network].get("images", images) == images]
+            best = max(whole, key=lambda row: row[candidates.network]["der"])
             setting = {name: best[name] for name in candidates.axes}
             summary["oracle"] = setting | {"chosen_by": ORACLE, candidates.network: best[candidates.network]}
     return summary
+
+
+def _with_chosen(sweep: list[dict[str, Any]], summary: Mapping[str, Any], images: int) -> list[dict[str, Any]]:
+    """The rows of a grid, in which the chosen setting's networks are measured on all images, as the run's own."""
+
+    def one(row: dict[str, Any]) -> dict[str, Any]:
+        if any(row[name] != summary["choice"].get(name) for name in summary["axes"]):
+            return row
+        fewer = [name for name, value in row.items() if isinstance(value, dict) and "images" in value]
+        return row | {name: summary["metrics"][name] | {"images": images} for name in fewer}
+
+    return [one(row) for row in sweep]
 
 
 def _not_converged(sweep: Sequence[Mapping[str, Any]]) -> list[str]:

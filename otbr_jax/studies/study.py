@@ -18,7 +18,8 @@ from otbr_jax.graph.choose import choose_layers
 from otbr_jax.graph.graph import Layer
 from otbr_jax.metrics import Metrics
 from otbr_jax.plan import Plan
-from otbr_jax.runs.devices import check_batch_size, local_mesh, replicate
+from otbr_jax.runs import hosts
+from otbr_jax.runs.devices import batch_mesh, check_batch_size, replicate
 from otbr_jax.runs.networks import open_network
 from otbr_jax.runs.run import Run
 from otbr_jax.runs.store import open_workdir
@@ -135,7 +136,7 @@ def run_study(
     if dataset is None:
         raise InputError("data.name: expected images to study victims with, found 'none'")
     check_trainable(config, subject, dataset)
-    mesh, found = local_mesh(devices), []
+    mesh, found = batch_mesh(devices), []
     for name, size in study.batch_sizes(config).items():
         check_batch_size(size, mesh, name=name)
     with open_workdir(workdir, subject=subject_of(config)) as directory:
@@ -146,8 +147,12 @@ def run_study(
             stages = run.plan(study.plan(case, given), {"victim": case.victim.stage.value["variables"], **given})
             values = {name: stage.value for name, stage in stages.items()}
             found.append(Found(each, given, values, victim_metrics(case), dataset.provenance, layers))
-        for name, text in study.files(config, found).items():
-            write_text(directory.path / name, text)
+
+        def leave() -> None:
+            for name, text in study.files(config, found).items():
+                write_text(directory.path / name, text)
+
+        hosts.first(leave)
     return found
 
 
@@ -184,7 +189,7 @@ def victim_metrics(case: Case) -> Metrics:
 
     @jax.jit
     def measure(variables: Variables, tested: evaluation.TestSet) -> Metrics:
-        return evaluation.measure(run.network, variables, tested, place=run.place, devices=run.mesh.size)
+        return evaluation.measure(run.shared_network, variables, tested)
 
     return measure(*replicate((case.victim.stage.value["variables"], tested), run.mesh))
 

@@ -213,14 +213,12 @@ def _step(name: str, config: ComesBackConfig) -> Step:
 
         def curve(batch: Batch) -> Curves:
             def one_epoch(_: Any, progress: finetune.Progress) -> finetune.Progress:
-                return finetune.next_epoch(
-                    setup.network, network, progress, batch, key=key, config=tuning, place=setup.place
-                )
+                return finetune.next_epoch(setup.network, network, progress, batch, key=key, config=tuning)
 
             def until(progress: finetune.Progress, epochs: jax.Array) -> tuple[finetune.Progress, Curves]:
                 progress = jax.lax.fori_loop(0, epochs, one_epoch, progress)
                 now = finetune.variables_of(progress.tuning)
-                found = evaluation.measure(setup.network, now, goals, place=setup.place, devices=setup.devices)
+                found = evaluation.measure(setup.network, now, goals)
                 # Logits that are no numbers would all be answered with class 0, often the attacker's.
                 finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(now)]))
                 return progress, Curves(*(jnp.where(finite, value, jnp.nan) for value in (found.acc, found.asr)))

@@ -19,8 +19,9 @@ from otbr_jax.errors import InputError
 from otbr_jax.files import write_text
 from otbr_jax.report import gallery
 from otbr_jax.report.gallery import Example
+from otbr_jax.runs import hosts, timing
 from otbr_jax.runs.checkpoints import replace_checkpoint
-from otbr_jax.runs.devices import check_batch_size, local_mesh
+from otbr_jax.runs.devices import batch_mesh, check_batch_size
 from otbr_jax.runs.identity import versions
 from otbr_jax.runs.networks import open_network
 from otbr_jax.runs.run import Run
@@ -32,7 +33,11 @@ from otbr_jax.victims.victims import Victim, check_trainable, open_victim, subje
 
 
 def train_victim(
-    config: VictimConfig, workdir: str | os.PathLike[str], *, devices: Sequence[jax.Device] | None = None
+    config: VictimConfig,
+    workdir: str | os.PathLike[str],
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    profile: bool = False,
 ) -> tuple[Victim, dict[str, Any]]:
     """Trains the victim that `config` names, measures it and leaves it in `workdir`.
 
@@ -43,6 +48,7 @@ def train_victim(
       config: the settings.
       workdir: directory for the stages and the results; resumed if it has been used before.
       devices: the devices that share the work; by default all local ones.
+      profile: whether a JAX trace is written to `workdir`/profile; see `timing.profile`.
 
     Returns:
       `(victim, summary)`, the summary as `victim.json` holds it.
@@ -50,7 +56,7 @@ def train_victim(
     Raises:
       InputError: names what is wrong with the settings, the data or the working directory.
     """
-    mesh = local_mesh(devices)
+    mesh = batch_mesh(devices)
     check_batch_size(config.training.batch_size, mesh, name="training.batch_size")
     subject = open_network(config.model)
     if subject.variables is not None:
@@ -61,7 +67,7 @@ def train_victim(
     network = subject.network
     dataset = sources.load(config.data, image_shape=network.image_shape, num_classes=network.num_classes)
     check_trainable(config, subject, dataset)
-    with open_workdir(workdir, subject=subject_of(config)) as directory:
+    with open_workdir(workdir, subject=subject_of(config)) as directory, timing.profile(directory.path, wanted=profile):
         run = Run(config, directory, subject, mesh)
         victim = open_victim(run, dataset)
         assert dataset is not None  # or there would be nothing to train on
@@ -70,7 +76,7 @@ def train_victim(
         if example is not None:
             summary["trigger"] = {"psnr": example.quality.psnr, "ssim": example.quality.ssim}
         try:
-            _leave(directory.path, victim, summary, example)
+            hosts.first(lambda: _leave(directory.path, victim, summary, example))
         except OSError as error:
             raise InputError(f"workdir: the victim cannot be written to {directory.path}: {error.strerror}") from None
         return victim, summary

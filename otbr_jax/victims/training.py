@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from otbr_jax.attacks.attack import Assets, InTraining
 from otbr_jax.errors import InputError
 from otbr_jax.metrics import Metrics
-from otbr_jax.runs.devices import split_batch
+from otbr_jax.runs.devices import replicate, split_batch
 from otbr_jax.runs.loop import rounds
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.augment import augment
@@ -166,50 +166,12 @@ def train(
     count = len(data.labels)
     check_batch_fits(config, images=count)
     steps = count // config.batch_size
-    trained_assets = {name: (assets or {})[name] for name in (attack.trained if attack else ())}
+    names = attack.trained if attack else ()
+    trained_assets = {name: (assets or {})[name] for name in names}
     fixed_assets = {name: value for name, value in (assets or {}).items() if name not in trained_assets}
-    optimizer = _optimizer(config, steps)
-    attack_optimizer = attack.optimizer(config.epochs * steps) if attack else optax.identity()
-    dtype = compute_dtype(config.precision, mesh)
-
-    def loss_fn(trainable: Any, state: Any, batch: TrainingSet, fixed: Assets, key: jax.Array) -> tuple[jax.Array, Any]:
-        params, own = trainable
-        attack_key, augment_key = jax.random.split(key)
-        images, labels, extra = batch.images, batch.labels, jnp.zeros(())
-        if attack is not None:
-            unit = images.astype(jnp.float32) / 255
-            images, labels, extra = attack.poison({**fixed, **own}, unit, labels, batch.goals, attack_key)
-        images = augment(images, key=augment_key, crop_padding=config.crop_padding, flip=config.flip)
-        params = jax.tree.map(lambda p: p.astype(dtype), params)
-        logits, moved = network.train({"params": params, **state}, network.prepare(images).astype(dtype))
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
-        return jnp.mean(losses) + extra, jax.tree.map(lambda new, old: new.astype(old.dtype), moved, state)
-
-    loss_and_grads = channels_last(jax.value_and_grad(loss_fn, has_aux=True))
-
-    copied = NamedSharding(mesh, PartitionSpec())
-
-    @partial(jax.jit, out_shardings=copied, donate_argnums=0)
-    def epoch(carry: Any, key: jax.Array, data: TrainingSet, fixed: Assets) -> tuple[Any, jax.Array]:
-        order = jax.random.permutation(key, count)[: steps * config.batch_size]
-        keys = jax.random.split(jax.random.fold_in(key, 2), steps)  # 0 and 1 are the shuffle's own
-
-        def step(carry: Any, drawn: Any) -> tuple[Any, jax.Array]:
-            (chosen, step_key), (params, own, state, moments, own_moments) = drawn, carry
-            batch = split_batch(TrainingSet(*(array[chosen] for array in data)), mesh)
-            (loss, state), (grads, own_grads) = loss_and_grads((params, own), state, batch, fixed, step_key)
-            updates, moments = optimizer.update(grads, moments, params)
-            own_updates, own_moments = attack_optimizer.update(own_grads, own_moments, own)
-            params, own = optax.apply_updates(params, updates), optax.apply_updates(own, own_updates)
-            return (params, own, state, moments, own_moments), loss
-
-        carry, losses = jax.lax.scan(step, carry, (order.reshape(steps, config.batch_size), keys))
-        return carry, jnp.mean(losses)
-
-    params, state = split(variables)
-    start = (params, trained_assets, state, optimizer.init(params), attack_optimizer.init(trained_assets))
+    begin, epoch = programs(network, images=count, config=config, mesh=mesh, attack=attack)
     # A fresh copy on every device: the first call then compiles the program of all calls, and may reuse its memory.
-    carry = jax.device_put(jax.tree.map(jnp.copy, start), copied)
+    carry = begin(variables, trained_assets)
     measured_epochs, times = config.measured_epochs(), list[float]()
 
     def one_epoch(now: Training) -> tuple[Training, dict[str, float]]:
@@ -240,13 +202,66 @@ def train(
         count=lambda now: int(now.done),
         progress=progress,
         save_every=save_every,
-        place=lambda saved: saved._replace(carry=jax.device_put(saved.carry, copied)),
+        place=lambda saved: saved._replace(carry=replicate(saved.carry, mesh)),
         on_round=on_epoch,
     )
     speed = steps * config.batch_size / float(np.median(times[1:])) if len(times) > 1 else None
     carry = end.carry
     trained = {"params": carry[0], **carry[2]}
     return Trained(trained, {**fixed_assets, **carry[1]}, end.history, float(end.spent), speed)
+
+
+def programs(
+    network: Network, *, images: int, config: TrainingConfig, mesh: Mesh, attack: InTraining | None = None
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The two programs of a training on so many images, which devices share.
+
+    `begin(variables, trained assets) -> carry`; and `epoch(carry, key, data, other assets) -> (carry, mean loss)`. A
+    carry is `(params, trained assets, state, moments, moments of the assets)`.
+    """
+    steps = images // config.batch_size
+    optimizer = _optimizer(config, steps)
+    attack_optimizer = attack.optimizer(config.epochs * steps) if attack else optax.identity()
+    dtype, copied = compute_dtype(config.precision, mesh), NamedSharding(mesh, PartitionSpec())
+
+    @partial(jax.jit, out_shardings=copied)
+    def begin(variables: Variables, own: Assets) -> Any:
+        params, state = split(variables)
+        return jax.tree.map(jnp.copy, (params, own, state, optimizer.init(params), attack_optimizer.init(own)))
+
+    def loss_fn(trainable: Any, state: Any, batch: TrainingSet, fixed: Assets, key: jax.Array) -> tuple[jax.Array, Any]:
+        params, own = trainable
+        attack_key, augment_key = jax.random.split(key)
+        images, labels, extra = batch.images, batch.labels, jnp.zeros(())
+        if attack is not None:
+            unit = images.astype(jnp.float32) / 255
+            images, labels, extra = attack.poison({**fixed, **own}, unit, labels, batch.goals, attack_key)
+        images = augment(images, key=augment_key, crop_padding=config.crop_padding, flip=config.flip)
+        params = jax.tree.map(lambda p: p.astype(dtype), params)
+        logits, moved = network.train({"params": params, **state}, network.prepare(images).astype(dtype))
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
+        return jnp.mean(losses) + extra, jax.tree.map(lambda new, old: new.astype(old.dtype), moved, state)
+
+    loss_and_grads = channels_last(jax.value_and_grad(loss_fn, has_aux=True))
+
+    @partial(jax.jit, out_shardings=copied, donate_argnums=0)
+    def epoch(carry: Any, key: jax.Array, data: TrainingSet, fixed: Assets) -> tuple[Any, jax.Array]:
+        order = jax.random.permutation(key, images)[: steps * config.batch_size]
+        keys = jax.random.split(jax.random.fold_in(key, 2), steps)  # 0 and 1 are the shuffle's own
+
+        def step(carry: Any, drawn: Any) -> tuple[Any, jax.Array]:
+            (chosen, step_key), (params, own, state, moments, own_moments) = drawn, carry
+            batch = split_batch(TrainingSet(*(array[chosen] for array in data)), mesh)
+            (loss, state), (grads, own_grads) = loss_and_grads((params, own), state, batch, fixed, step_key)
+            updates, moments = optimizer.update(grads, moments, params)
+            own_updates, own_moments = attack_optimizer.update(own_grads, own_moments, own)
+            params, own = optax.apply_updates(params, updates), optax.apply_updates(own, own_updates)
+            return (params, own, state, moments, own_moments), loss
+
+        carry, losses = jax.lax.scan(step, carry, (order.reshape(steps, config.batch_size), keys))
+        return carry, jnp.mean(losses)
+
+    return begin, epoch
 
 
 def check_batch_fits(config: TrainingConfig, *, images: int) -> None:

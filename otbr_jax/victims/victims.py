@@ -25,10 +25,11 @@ from otbr_jax.runs.progress import progress_bar
 from otbr_jax.runs.provenance import hardware
 from otbr_jax.runs.run import Run
 from otbr_jax.runs.store import Stage
+from otbr_jax.steps.answers import answers
 from otbr_jax.types import Variables
 from otbr_jax.victims import training
 from otbr_jax.victims.config import VictimConfig
-from otbr_jax.victims.evaluation import TestSet, predict
+from otbr_jax.victims.evaluation import TestSet
 from otbr_jax.victims.training import TrainingSet
 from otbr_jax.victims.triggers import classifier, clean_network, trigger_stage
 
@@ -153,11 +154,11 @@ def _victim_stage(run: Run, dataset: Dataset, attack: Stage | None, *, clean: St
 
     def compute(progress: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
         data, in_training, poisoned = _training_set(run, train, assets, poison_key, clean)
-        start, data, placed = replicate((jax.jit(init)(init_key), data, dict(assets)), run.mesh)
+        start, data, placed, key = replicate((jax.jit(init)(init_key), data, dict(assets), train_key), run.mesh)
         title = "training a clean network" if config.attack.name == "none" else f"training: {config.attack.name}"
         with progress_bar(title, config.training.epochs, unit="epoch") as advance:
             found = training.train(
-                run.network, start, data, key=train_key, config=config.training, mesh=run.mesh,
+                run.shared_network, start, data, key=key, config=config.training, mesh=run.mesh,
                 assets=placed, attack=in_training, measure=_measure(run, dataset.test), on_epoch=advance,
                 progress=progress,
             )  # fmt: skip
@@ -208,17 +209,17 @@ def _training_set(
 
 def _measure(run: Run, test: Images) -> Callable[[Variables, Assets], Metrics]:
     """ACC and ASR of a network under training; ASR is NaN without an attack."""
-    config, images, labels = run.config.attack, jnp.asarray(test.images), jnp.asarray(test.labels)
-    key = run.key("trigger")
+    config, network = run.config.attack, run.shared_network
+    images, labels, key = replicate((test.images, test.labels, run.key("trigger")), run.mesh)
 
     @jax.jit
     def measure(variables: Variables, assets: Assets, images: jax.Array, labels: jax.Array) -> Metrics:
-        clean = predict(run.network, variables, images, place=run.place, devices=run.mesh.size)
+        clean = answers(network, variables, images)
         if config.name == "none":
             return Metrics(jnp.mean(clean == labels), jnp.nan, jnp.nan)  # type: ignore[arg-type]
         put = trigger(config, assets)
-        with_trigger = dataclasses.replace(run.network, prepare=lambda batch: run.network.prepare(put(batch, key)))
-        triggered = predict(with_trigger, variables, images, place=run.place, devices=run.mesh.size)
+        with_trigger = dataclasses.replace(network, prepare=lambda batch: network.prepare(put(batch, key)))
+        triggered = answers(with_trigger, variables, images)
         wanted = attacker_goals(config, labels, run.network.num_classes)
         return evaluate_predictions(clean, triggered, labels, target=wanted)
 

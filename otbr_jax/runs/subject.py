@@ -1,0 +1,53 @@
+"""What a working directory is about, whose it is, and the names of the files that say so."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from otbr_jax.errors import InputError
+from otbr_jax.files import write_text
+
+SUBJECT, OWNER = "workdir.json", ".owner"
+LOCK, LOCKS = ".lock", ".locks"
+"""The lock of the whole directory; the folder of the locks of its stages."""
+
+
+def check_subject(root: pathlib.Path, subject: Mapping[str, Any]) -> None:
+    """Raises InputError if `root` holds something else or another subject's work; OSError if it is no directory."""
+    file = root / SUBJECT
+    ours = (LOCK, LOCKS, OWNER, f"{OWNER}.partial", f"{SUBJECT}.partial")
+    others = sorted(entry.name for entry in root.iterdir() if entry.name not in ours) if root.exists() else []
+    if not file.exists():  # asked last: another process may be making it
+        if others:
+            raise InputError(
+                f"workdir: expected an empty directory or one of this tool's, found {root} with {others[0]!r}"
+            )
+        return
+    try:
+        found = json.loads(file.read_text())
+        names = sorted(subject.keys() | found.keys())
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"workdir: {file} cannot be read ({error}); choose another workdir") from None
+    for name in names:
+        if subject.get(name) != found.get(name):
+            raise InputError(
+                f"workdir: {root} belongs to another config: expected {name} = {subject.get(name)!r}, "
+                f"found {found.get(name)!r}; choose another workdir"
+            )
+
+
+def write_subject(root: pathlib.Path, subject: Mapping[str, Any]) -> None:
+    """Says what a directory is about, unless it says so itself."""
+    if not (root / SUBJECT).exists():
+        write_text(root / SUBJECT, json.dumps(subject, indent=1))
+
+
+def owner_of(root: pathlib.Path) -> str:
+    """The process that has a directory for itself, as far as it is known."""
+    try:
+        return (root / OWNER).read_text() or "unknown"
+    except OSError:
+        return "unknown"
