@@ -8,7 +8,7 @@ the network is taught, by its own logits, to answer pictures with that trigger a
 changed. What it does and when: docs/defences/disarm.md.
 
 Expected: ACC / ASR 99.6 / 100.0 before and about 99 / 1 after, in about four minutes on two CPU cores, a quarter of it
-the training of the victim. How it does on other victims: docs/measurements.md, whose rows stand in
+the training of the victim. How it does on other victims: docs/results/disarm.md, whose rows stand in
 results/bench_disarm.jsonl; `configs/otbr_plus.py` finds some that it misses.
 
 A network of your own: configs/own_network.py.

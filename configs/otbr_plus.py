@@ -9,8 +9,8 @@ shown (fused), and the network as it came is taught on its own images, no furthe
 class mean nothing (patched). Where that goes far it costs the class; `--config.patching.recoveries=1` brings it back in
 part, and with some networks the backdoor too.
 
-Expected: ACC / ASR 99.6 / 100.0 before and about 94 / 1 after; other victims in docs/measurements.md, whose rows stand
-in results/bench_otbr_plus.jsonl. About ten minutes on two CPU cores.
+Expected: ACC / ASR 99.6 / 100.0 before and about 94 / 1 after. Other victims: docs/results/otbr_plus.md, whose rows
+stand in results/bench_otbr_plus.jsonl. About ten minutes on two CPU cores.
 
 `configs/disarm.py` keeps more of the class, and is faster.
 """

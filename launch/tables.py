@@ -56,7 +56,7 @@ def _pages() -> list[pathlib.Path]:
     if PAGES.value:
         return [pathlib.Path(page) for page in PAGES.value]
     pages = [pathlib.Path("README.md"), *sorted(pathlib.Path("docs").rglob("*.md"))]
-    return [page for page in pages if "<!-- table:" in _read(page, name="--pages")]
+    return [page for page in pages if "\n<!-- table:" in _read(page, name="--pages")]
 
 
 def _write_entries() -> None:

@@ -1,4 +1,4 @@
-"""Settings: the default, bounds, choices, unit and documentation of each field, declared once.
+"""Settings: the default, bounds, choices, unit and documentation of each field, declared once::
 
     @settings("training")
     class TrainingConfig:

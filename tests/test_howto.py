@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 
 import otbr_jax
-from otbr_jax import Batch, attacks, defenses, detectors
+from otbr_jax import Batch, InputError, attacks, defenses, detectors, plan
 from otbr_jax.attacks import poisoning
 from otbr_jax.attacks import registry as attack_registry
+from otbr_jax.data import sources
 from otbr_jax.defenses import registry
 from otbr_jax.detectors import registry as detector_registry
+from otbr_jax.graph import rules
+from otbr_jax.models.registry import network_from_flax
 
 PAGES = pathlib.Path(__file__).resolve().parent.parent / "docs" / "howto"
 
@@ -56,6 +59,13 @@ def test_the_code_of_readme(moved, capsys):
     exec(code, names)
     assert re.fullmatch(r"(True|False) (\d|None) \d+ of \d+ channels pruned\n", capsys.readouterr().out)
     assert jax.tree.structure(names["repaired"]) == jax.tree.structure(variables)
+
+
+def test_the_code_about_detection(moved, capsys):
+    network, _, variables, _ = moved
+    (code,) = blocks("../concepts/detection.md")
+    exec(code, {"network": network, "variables": variables})
+    assert re.fullmatch(r"(True|False) (\d|None) [\d.]+ ([\d.e-]+|None)\n", capsys.readouterr().out)
 
 
 def test_a_defence_is_one_file(house, monkeypatch, moved, clean):
@@ -106,6 +116,81 @@ def test_an_attack_is_one_file(house, clean, monkeypatch):
         rows = np.asarray(clean.images[image], float)
         np.testing.assert_array_equal(poisoned.images[image][1::2], rows[1::2])
         np.testing.assert_array_equal(poisoned.images[image][::2], np.round(rows[::2] * 0.5))
+
+
+def test_a_trigger_family_changes_pictures_within_its_budget():
+    (code,) = blocks("add_a_trigger_family.md")
+    names = {}
+    exec(code, names)
+    family, images = names["ROWS"], jax.random.uniform(jax.random.key(0), (5, 8, 6, 3), minval=0.4, maxval=0.6)
+    latent = family.init(jax.random.key(1), images.shape[1:])
+    for budget in (0.02, 0.05, 0.1):
+        changed = family.apply(images, latent, jnp.asarray(budget))
+        assert float(jnp.sqrt(jnp.mean((changed - images) ** 2))) == pytest.approx(budget, rel=1e-3)
+        np.testing.assert_allclose(changed - images, (changed - images)[:1, :, :1, :1] + 0 * images, atol=1e-6)
+    assert jnp.all(jnp.abs(family.apply(images, latent, 9.0) - 0.5) <= 0.5)
+
+
+def test_a_data_set_is_one_function(monkeypatch):
+    (code,) = blocks("add_a_data_set.md")
+    names = {}
+    exec(code, names)
+    stored = names["bars"](None, (8, 10, 1))
+    for part, size in ((stored.train, 200), (stored.test, 100)):
+        found = sources.read_part(part, size, name="bars", image_shape=(8, 10, 1), num_classes=10)
+        np.testing.assert_array_equal(np.argmax(found.images.min((1, 3)), -1), found.labels)
+
+
+def test_a_network_is_one_module():
+    (code,) = blocks("add_a_network.md")
+    names = {}
+    exec(code, names)
+    module = names["Plain"](num_classes=3, width=4)
+    network = network_from_flax(module, image_shape=(6, 6, 2), num_classes=3)
+    variables = module.init(jax.random.key(0), jnp.zeros((1, 6, 6, 2)), train=True)
+    graph = otbr_jax.trace(network.apply, variables, jnp.zeros((1, 6, 6, 2)))
+    assert [layer.neurons for layer in graph.layers] == [4, 4, 3]
+    assert sorted(group.size for group in graph.groups) == [4, 4]
+
+
+def test_a_tracing_rule_is_one_function(monkeypatch):
+    code, use = blocks("add_a_tracing_rule.md")
+    names = {}
+    exec(code, names)
+    monkeypatch.setattr(rules, "_RULES", {**rules._RULES, "sort": names["_sort"]})
+    key = jax.random.key(0)
+    kernels = {
+        name: jax.random.normal(jax.random.fold_in(key, index), shape)
+        for index, (name, shape) in enumerate({"conv": (3, 3, 1, 5), "dense": (5, 3)}.items())
+    }
+
+    def apply(variables, images, axis=1):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        found = jax.lax.conv_general_dilated(images, variables["conv"], (1, 1), "SAME", dimension_numbers=numbers)
+        positions = jnp.sort(found.reshape(len(images), -1, 5), axis=axis)
+        return positions[:, -4:].mean(1) @ variables["dense"]
+
+    images = jax.random.normal(key, (2, 4, 4, 1))
+    use_names = {"otbr_jax": otbr_jax, "apply": apply, "variables": kernels, "images": images, "key": key}
+    exec(use, use_names)
+    assert [group.size for group in use_names["graph"].groups] == [5]
+    assert use_names["worst"] < 1e-5
+    with pytest.raises(InputError, match="cannot follow a sort of neurons"):
+        otbr_jax.trace(lambda variables, images: apply(variables, images, axis=2), kernels, images)
+
+
+def test_a_study_is_one_value(moved):
+    network, _, variables, graph = moved
+    (code,) = blocks("add_a_study.md")
+    names = {"__name__": "weights"}
+    exec(code, names)
+    study, config = names["WEIGHTS"], names["WeightsConfig"]()
+    assert [one.attack.name for one in study.each(config)] == ["none", "badnets"]
+    setup = plan.set_up(network, graph)
+    found = plan.run(study.plan(None, {}), setup, {"victim": variables}, key=jax.random.key(0))["norms"]
+    assert found.shape == (len(setup.layers),)
+    assert bool(jnp.all(found > 0))
+    assert study.table(config, []) == "attack  first layer  last layer\n-------------------------------"
 
 
 def test_a_map_of_ones_own(small, synchronised):

@@ -1,0 +1,172 @@
+"""Writes the pages that the code itself can say: `python docs/ext/generate.py FOLDER`.
+
+`commands.md` has every program of `launch/`, with its docstring and flags; `settings.md` every setting that a repair,
+a victim, a study or a detector may have, with what it may be, its default and what it is; `colabs/` the notebooks.
+`docs/conf.py` calls it in a process of its own, before the site is built: programs define flags where they are
+imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pathlib
+import shutil
+import sys
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+REPAIR = "settings-of-a-repair"
+
+
+def programs() -> list[str]:
+    """The names of the programs of `launch/`: the modules with a `main`."""
+    return sorted(path.stem for path in (ROOT / "launch").glob("*.py") if "\ndef main(" in path.read_text("utf-8"))
+
+
+def commands() -> str:
+    """Every program: its docstring, its flags with defaults, and the settings that `--config` takes."""
+    parts = []
+    for name in programs():
+        parts += [f"(command-{name})=\n## launch.{name}\n", *_program(name)]
+    return "\n".join(parts)
+
+
+def _program(name: str) -> Iterator[str]:
+    sys.argv = [f"launch.{name}"]
+    module = importlib.import_module(f"launch.{name}")
+    yield _prose(module.__doc__ or "")
+    yield "\n| flag | default | what it is |\n|---|---|---|"
+    for flag in flags.FLAGS.get_key_flags_for_module(f"launch.{name}"):
+        if flag.name != "config":
+            yield f"| `--{flag.name}` | {_value(flag.default)} | {_cell(_what(flag))} |"
+    if hasattr(module, "CONFIG"):
+        file = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).relative_to(ROOT)
+        types = module.CONFIG.types
+        title, anchor = ("a repair", REPAIR) if len(types) > 1 else (types[0].__name__, _anchor(types[0]))
+        yield f"| `--config` | `{file}` | Python file with the settings. |\n"
+        yield f"`--config.NAME=VALUE` changes one of the settings of [{title}](settings.md#{anchor}).\n"
+    else:
+        yield ""
+    for flag in [*flags.FLAGS]:
+        if flag not in KEPT:
+            delattr(flags.FLAGS, flag)
+
+
+KEPT = frozenset(flags.FLAGS)
+"""Flags of absl itself."""
+
+
+def _what(flag: flags.Flag[Any]) -> str:
+    from launch import helping
+
+    return helping._what(flag)
+
+
+def settings() -> str:
+    """Every class of settings that a program reads, each group once."""
+    from otbr_jax.settings import declarations
+    from otbr_jax.studies.repair_config import repair_config_types
+
+    repairs, groups = repair_config_types(), {}
+    shared = set.intersection(*(set(declarations(each)) for each in repairs))
+    parts = [f"({REPAIR})=\n## A repair, whatever the defence\n", _about(repairs[0])]
+    parts += _table(repairs[0], groups, {*shared} - {"defense"})
+    parts += ["\n## A repair, by defence\n", "`defense` names the method. Each has settings of its own.\n"]
+    for each in repairs:
+        name = declarations(each)["defense"].default
+        parts += [f"### The defence {name}\n", *_table(each, groups, {*declarations(each)} - shared), ""]
+    parts.append("## Other programs\n")
+    for name in programs():
+        config = getattr(importlib.import_module(f"launch.{name}"), "CONFIG", None)
+        for each in () if config is None or len(config.types) > 1 else config.types:
+            parts += [f"({_anchor(each)})=\n### launch.{name}\n", _about(each), *_table(each, groups), ""]
+    parts.append("## Groups\n")
+    done: set[type] = set()
+    while waiting := [group for group in groups if group not in done]:
+        for each in waiting:
+            done.add(each)
+            parts += [f"({_anchor(each)})=\n### {each.__name__}\n", _about(each), *_table(each, groups), ""]
+    return "\n".join(parts)
+
+
+def _about(each: type) -> str:
+    return _prose((each.__doc__ or "").partition("\n\nAttributes:")[0])
+
+
+def _table(each: type, groups: dict[type, None], names: Collection[str] = ()) -> list[str]:
+    """The fields of a class, or those of `names`; groups that they are of are added to `groups`."""
+    from otbr_jax.settings import declarations, in_words
+
+    lines = ["| setting | what it may be | default | what it is |", "|---|---|---|---|"]
+    for name, (kind, default, rule) in declarations(each).items():
+        if names and name not in names:
+            continue
+        if declarations(kind):
+            groups[kind] = None
+            words, shown = f"[{kind.__name__}](#{_anchor(kind)})", _differing(kind, default)
+        else:
+            words, shown = _cell(in_words(kind, rule)), _value(default)
+        lines.append(f"| `{name}` | {words} | {shown} | {_cell(rule.doc)} |")
+    return lines
+
+
+def _differing(kind: type, default: Any) -> str:
+    """What of a group differs from its class's own defaults."""
+    from otbr_jax.settings import declarations
+
+    own = declarations(kind)
+    given = [
+        f"`{name}={getattr(default, name)!r}`".replace("|", "\\|")
+        for name in own
+        if not declarations(own[name].kind) and getattr(default, name) != own[name].default
+    ]
+    return ", ".join(given)
+
+
+def _anchor(each: type) -> str:
+    return f"settings-{each.__module__.removeprefix('otbr_jax.').replace('.', '-')}-{each.__name__}".lower()
+
+
+def _value(default: Any) -> str:
+    return "" if default in (None, "", [], ()) else f"`{default}`".replace("|", "\\|")
+
+
+def _cell(text: str) -> str:
+    text = " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
+    return text
+
+
+def _prose(docstring: str) -> str:
+    """A docstring as Markdown: single back quotes mean the same in both."""
+    return inspect.cleandoc(docstring) + "\n"
+
+
+def notebooks(folder: pathlib.Path) -> None:
+    """Copies the notebooks, unless they are there as they are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted((ROOT / "colabs").glob("*.ipynb")):
+        _put(folder / path.name, path.read_text(encoding="utf-8"))
+
+
+def _put(path: pathlib.Path, text: str) -> None:
+    """Writes a file unless it is there with this text: Sphinx reads again what is newer."""
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
+
+
+def main(folder: pathlib.Path) -> None:
+    """Writes all of it."""
+    shutil.rmtree(folder / "colabs", ignore_errors=True)
+    notebooks(folder / "colabs")
+    _put(folder / "commands.md", commands())
+    _put(folder / "settings.md", settings())
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    main(pathlib.Path(sys.argv[1]))
