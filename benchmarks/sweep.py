@@ -4,7 +4,7 @@
 
 On the digits default's victim: pruning, transport, fusion and measuring of one setting, of the grid of 7 x 5 as
 `configs/otbr.py` measures it (all settings on some images, the best few on all), and of the grid on all images. Each is
-compiled once; they take turns, three times, and the fastest counts. The same without measuring. Memory is what the
+compiled once; they take turns, twice, and the fastest counts. The same without measuring. Memory is what the
 compiler reserves for temporary arrays, also for VGG19-BN of width 64 on 32x32 images, not run.
 """
 
@@ -43,7 +43,7 @@ from otbr_jax.victims.evaluation import TestSet
 RESULTS = ROOT / "results" / "sweep.jsonl"
 WORKDIR = flags.DEFINE_string("workdir", "runs/sweep", "Directory for the victim.")
 GRID = SweepConfig()
-ROUNDS = 3
+ROUNDS = 2
 
 
 def program(setup: Setup, gammas, lams, images: int, traces: list[None]) -> Callable[..., Any]:
@@ -106,12 +106,12 @@ def _prepared(network: Network) -> Network:
     return dataclasses.replace(network, prepare=lambda images: images.astype(jnp.float32) / 255)
 
 
-def vgg19(gammas, lams, images: int) -> float:
+def vgg19(gammas, lams, few: int) -> float:
     subject = open_network(ModelConfig("vgg19_bn"))
     setup = set_up(_prepared(subject.network), subject.graph, layers="convolutions")
     images, labels = jax.ShapeDtypeStruct((2000, 32, 32, 3), jnp.uint8), jax.ShapeDtypeStruct((2000,), jnp.int32)
     scores = {layer.name: jax.ShapeDtypeStruct((layer.neurons,), jnp.float32) for layer in setup.layers}
-    function = program(setup, gammas, lams, images, [])
+    function = program(setup, gammas, lams, few, [])
     return temporary_megabytes(function, subject.like, scores, TestSet(images, images, labels, labels))
 
 
@@ -131,6 +131,7 @@ def main(arguments: Sequence[str]) -> None:
     alone = {name: unmeasured(setup, *settings[name][:2]) for name in ("single", "grid")}
     took = seconds({name: partial(function, victim, scores, test) for name, function in whole.items()})
     bare = seconds({name: partial(function, victim, scores) for name, function in alone.items()})
+    print(took, bare, flush=True)
     row: dict[str, Any] = {"network": f"{config.model.name}-w{config.model.width}", "dataset": "digits", "seed": 0}
     row |= {"test_images": len(test.labels), "settings": len(GRID.gamma) * len(GRID.lam), "screening_images": few}
     for name, own in settings.items():
