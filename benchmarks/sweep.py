@@ -4,7 +4,7 @@
 
 On the digits default's victim: pruning, transport, fusion and measuring of one setting, of the grid of 7 x 5 as
 `configs/otbr.py` measures it (all settings on some images, the best few on all), and of the grid on all images. Each is
-compiled once; they take turns, three times, and the fastest counts. The same without measuring. Memory is what the
+compiled once; they take turns, twice, and the fastest counts. The same without measuring. Memory is what the
 compiler reserves for temporary arrays, also for VGG19-BN of width 64 on 32x32 images, not run.
 """
 
@@ -43,7 +43,7 @@ from otbr_jax.victims.evaluation import TestSet
 RESULTS = ROOT / "results" / "sweep.jsonl"
 WORKDIR = flags.DEFINE_string("workdir", "runs/sweep", "Directory for the victim.")
 GRID = SweepConfig()
-ROUNDS = 3
+ROUNDS = 2
 
 
 def program(setup: Setup, gammas, lams, images: int, traces: list[None]) -> Callable[..., Any]:
@@ -87,32 +87,32 @@ def unmeasured(setup: Setup, gammas, lams) -> Callable[..., Any]:
 
 
 def seconds(functions: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
-    """The fastest of several calls of each, which take turns; the first ones compile and do not count."""
+    """The fastest of several calls of each, which take turns."""
     found: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(1 + ROUNDS):
+    for _ in range(ROUNDS):
         for name, function in functions.items():
             began = time.perf_counter()
             jax.block_until_ready(function())
             found[name].append(time.perf_counter() - began)
-    return {name: round(min(times[1:]), 3) for name, times in found.items()}
+    return {name: round(min(times), 3) for name, times in found.items()}
 
 
-def temporary_megabytes(function: Callable[..., Any], *arguments: Any) -> float:
-    memory = jax.jit(function).lower(*arguments).compile().memory_analysis()
-    return round(memory.temp_size_in_bytes / 2**20, 1)
+def megabytes(program: Any) -> float:
+    """What a compiled program reserves for temporary arrays, MiB."""
+    return round(program.memory_analysis().temp_size_in_bytes / 2**20, 1)
 
 
 def _prepared(network: Network) -> Network:
     return dataclasses.replace(network, prepare=lambda images: images.astype(jnp.float32) / 255)
 
 
-def vgg19(gammas, lams, images: int) -> float:
+def vgg19(gammas, lams, few: int) -> float:
     subject = open_network(ModelConfig("vgg19_bn"))
     setup = set_up(_prepared(subject.network), subject.graph, layers="convolutions")
     images, labels = jax.ShapeDtypeStruct((2000, 32, 32, 3), jnp.uint8), jax.ShapeDtypeStruct((2000,), jnp.int32)
     scores = {layer.name: jax.ShapeDtypeStruct((layer.neurons,), jnp.float32) for layer in setup.layers}
-    function = program(setup, gammas, lams, images, [])
-    return temporary_megabytes(function, subject.like, scores, TestSet(images, images, labels, labels))
+    function = program(setup, gammas, lams, few, [])
+    return megabytes(function.lower(subject.like, scores, TestSet(images, images, labels, labels)).compile())
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -127,10 +127,15 @@ def main(arguments: Sequence[str]) -> None:
     setup = set_up(_prepared(result.network), graph, layers=config.otbr.layers)
     victim, scores, test = result.stages["victim"].value["variables"], result.stages["scores"].value, result.test
     traces: dict[str, list[None]] = {name: [] for name in settings}
-    whole = {name: program(setup, *own, traces[name]) for name, own in settings.items()}
-    alone = {name: unmeasured(setup, *settings[name][:2]) for name in ("single", "grid")}
+    whole = {
+        name: program(setup, *own, traces[name]).lower(victim, scores, test).compile() for name, own in settings.items()
+    }
+    alone = {
+        name: unmeasured(setup, *settings[name][:2]).lower(victim, scores).compile() for name in ("single", "grid")
+    }
     took = seconds({name: partial(function, victim, scores, test) for name, function in whole.items()})
     bare = seconds({name: partial(function, victim, scores) for name, function in alone.items()})
+    print(took, bare, flush=True)
     row: dict[str, Any] = {"network": f"{config.model.name}-w{config.model.width}", "dataset": "digits", "seed": 0}
     row |= {"test_images": len(test.labels), "settings": len(GRID.gamma) * len(GRID.lam), "screening_images": few}
     for name, own in settings.items():
@@ -138,7 +143,7 @@ def main(arguments: Sequence[str]) -> None:
             "seconds": took[name],
             "without_measuring": bare.get(name, bare["grid"]),
             "traces": len(traces[name]),
-            "temporary_mib": temporary_megabytes(whole[name], victim, scores, test),
+            "temporary_mib": megabytes(whole[name]),
             "temporary_mib_vgg19_bn": vgg19(*own),
         }
     row["ratio_seconds"] = round(took["grid"] / took["single"], 2)

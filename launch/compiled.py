@@ -26,7 +26,7 @@ def keep_programs() -> None:
     # A full disk, or an entry that was cut short: the program is compiled, as without a folder.
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
     _unless_given("jax_persistent_cache_min_compile_time_secs", WORTHWHILE)
-    if jax.config.jax_compilation_cache_dir is not None:
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     path = folder()
     try:

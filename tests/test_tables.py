@@ -75,6 +75,16 @@ def swept(rng, seed):
     return row | {path: {"traces": 1} | {name: value(rng) for name in names} for path in paths}
 
 
+def started(rng, seed):
+    measures = ("seconds", "cpu_seconds")
+    row = {
+        name: {measure: value(rng) for measure in measures}
+        | {"spent": {part: value(rng) for part in ("compile", "run", "disk")}}
+        for name in ("first", "again", "elsewhere")
+    }
+    return row | {f"ratio_{name}_cpu_seconds": value(rng) for name in ("again", "elsewhere")}
+
+
 def correlated(rng, seed):
     found = {
         kind: {part: {name: value(rng) for name in ("pearson", "spearman", "overlap")} for part in ("all", "last")}
@@ -186,6 +196,7 @@ MADE = {
     "loops": timing,
     "transport": transported,
     "sweep": swept,
+    "second_start": started,
     "correlation": correlated,
 }
 

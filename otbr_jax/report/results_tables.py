@@ -236,6 +236,23 @@ def _sweep(rows: Sequence[Row]) -> list[Table]:
     return [Table(titles, lines)]
 
 
+def _second_start(rows: Sequence[Row]) -> list[Table]:
+    """The latest row: the first start of the main job, and the two ways to start again."""
+    row, lines = rows[-1], []
+    starts = {
+        "first": "the first start",
+        "elsewhere": "programs kept, another working directory",
+        "again": "programs and working directory kept",
+    }
+    for name, title in starts.items():
+        spent = [number(row, f"{name}.spent.{part}", ".1f") for part in ("compile", "run", "disk")]
+        seconds = [number(row, f"{name}.{measure}", ".0f") for measure in ("seconds", "cpu_seconds")]
+        ratio = "1.00" if name == "first" else number(row, f"ratio_{name}_cpu_seconds", ".2f")
+        lines.append([title, *seconds, ratio, *spent])
+    titles = ("start of the main job", "seconds", "CPU seconds", "ratio", "compiling", "running", "disk")
+    return [Table(titles, lines)]
+
+
 def _correlation(rows: Sequence[Row]) -> list[Table]:
     """A line for each victim: Pearson, Spearman and overlap of the top neurons with those of poison unlearning."""
     parts = [(kind, part) for kind in ("random", "clean") for part in ("all", "last")]
@@ -314,5 +331,6 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[Table]]] = {
     "recipes": _recipes,
     "transport": _transport,
     "sweep": _sweep,
+    "second_start": _second_start,
     "correlation": _correlation,
 }
