@@ -8,12 +8,12 @@ import os
 import pathlib
 import re
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, NoReturn, TypeVar
 
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -161,14 +161,18 @@ def run(
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
         except OSError as error:
+            lost(error)
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             fail(f"cannot write {error.filename or 'a temporary file'}: {error.strerror}; the same command goes on")
-        except jax.errors.JaxRuntimeError as error:
-            lost(error)
-            raise
         except KeyboardInterrupt:
             fail("interrupted; the same command goes on from what is finished", status=130)
+        except Exception as error:
+            lost(error)
+            if joined():
+                traceback.print_exc()
+                fail("failed, see above", status=1)
+            raise
 
     app.run(guarded, flags_parser=parse)
 
@@ -202,9 +206,9 @@ def _last_line(error: Exception) -> str:
 
 def _one_line(message: str) -> str:
     """A library's message without line breaks, and without the traceback that it may quote."""
-    before, quoted, traceback = message.partition("Traceback (most recent call last):")
+    before, quoted, trace = message.partition("Traceback (most recent call last):")
     if quoted:
-        message = before + traceback.strip().splitlines()[-1]
+        message = before + trace.strip().splitlines()[-1]
     return " ".join(message.split())
 
 

@@ -38,6 +38,7 @@ HEARTBEAT = 10
 """Seconds without a sign after which a process counts as dead."""
 
 _GOES_ON = "the same command on every host goes on from what is finished"
+_ECHOES = ("Gloo", "Connection closed by peer", "Connection reset by peer", "Socket closed")
 _joined: dict[str, Any] = {}
 
 
@@ -216,9 +217,15 @@ def _aborted(_: int) -> None:
 
 
 def lost(error: Exception) -> None:
-    """Ends this process if an error of XLA's means that others are gone; `error` is one that nobody expected."""
-    if _joined.get("phase") == "run" and isinstance(error, jax.errors.JaxRuntimeError) and "Gloo" in str(error):
+    """What nobody expected may be the echo of another process's end: then this one ends with the line for that.
+
+    Returns, after a while, where all others are alive.
+    """
+    if _joined.get("phase") != "run":
+        return
+    if any(word in str(error) for word in _ECHOES):
         end(f"another process has ended; {_GOES_ON}", status=1)
+    time.sleep(1.5 * HEARTBEAT)  # XLA aborts this process meanwhile, if another one is missing
 
 
 def end(message: str, *, status: int) -> None:
