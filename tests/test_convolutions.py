@@ -1,9 +1,12 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
-from otbr_jax.steps.convolutions import channels_last
+from otbr_jax.steps.convolutions import channels_last, summed_products
 
 
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
@@ -37,3 +40,91 @@ def test_gradients_are_in_the_fast_layout():
     jaxpr = jax.make_jaxpr(channels_last(jax.grad(loss, argnums=(0, 1))))(*arguments)
     layouts = {eqn.params["dimension_numbers"] for eqn in jaxpr.eqns if eqn.primitive.name == "conv_general_dilated"}
     assert layouts == {jax.lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))}
+
+
+LAYOUTS = [("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW")]
+# Kernel size, stride, padding, dilation; sizes that stride does not divide give paddings below zero.
+CASES = [
+    (3, 1, 1, 1),
+    (3, 2, 1, 1),
+    (1, 1, 0, 1),
+    (1, 2, 0, 1),
+    (2, 2, 0, 1),
+    (4, 2, 1, 1),
+    (3, 3, 0, 1),
+    (3, 1, 2, 2),
+    (7, 2, 3, 1),
+]
+
+
+def kernel_gradient(size, stride, padding, dilation, layout=LAYOUTS[0], images=5, dtype=jnp.float32):
+    """`(function, arguments)`: the kernel gradient of a weighted sum of a convolution's outputs."""
+    shape = {"N": images, "H": 9, "W": 8, "C": 3, "I": 3, "O": 4}
+    kernel_shape = shape | {"H": size, "W": size}
+    x, kernel = (
+        jax.random.normal(jax.random.key(i), tuple(sizes[axis] for axis in axes), dtype)
+        for i, (axes, sizes) in enumerate([(layout[0], shape), (layout[1], kernel_shape)])
+    )
+
+    def outputs(kernel, x):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride,) * 2, [(padding,) * 2] * 2, rhs_dilation=(dilation,) * 2, dimension_numbers=layout
+        )
+
+    weights = jax.random.normal(jax.random.key(2), jax.eval_shape(outputs, kernel, x).shape, dtype)
+    return jax.grad(lambda kernel, x: jnp.sum(weights * outputs(kernel, x))), (kernel, x)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("positions", [1, 40, 10_000])
+def test_kernel_gradients_are_sums_of_products(case, layout, positions, monkeypatch):
+    """Whatever the images per product: one, some of which the last product has fewer, all of them."""
+    monkeypatch.setitem(summed_products.__kwdefaults__, "positions", positions)
+    gradient, arguments = kernel_gradient(*case, layout=layout)
+    rewritten = jax.jit(channels_last(gradient))
+    np.testing.assert_allclose(rewritten(*arguments), gradient(*arguments), rtol=1e-4, atol=1e-4)
+    assert "dot" in rewritten.lower(*arguments).as_text()
+    assert "stablehlo.convolution" not in rewritten.lower(*arguments).as_text()
+
+
+def test_other_devices_convolve():
+    gradient, arguments = kernel_gradient(3, 1, 1, 1)
+    lowered = jax.jit(channels_last(gradient)).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+    assert "stablehlo.convolution" in lowered
+    assert "stablehlo.dot" not in lowered
+
+
+def test_half_precision_sums_in_full():
+    gradient, arguments = kernel_gradient(3, 1, 1, 1, images=64, dtype=jnp.bfloat16)
+    expected = gradient(*(part.astype(jnp.float32) for part in arguments))
+    found = channels_last(gradient)(*arguments)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=0.02, atol=0.2)
+
+
+def test_kernel_gradients_of_many_networks_and_of_gradients():
+    """Under `vmap` over kernels or images, and differentiated once more."""
+    gradient, (kernel, x) = kernel_gradient(3, 2, 1, 1)
+    rewritten = channels_last(gradient)
+    kernels, several = jnp.stack([kernel, 2 * kernel]), jnp.stack([x, x + 1])
+    found = jax.vmap(rewritten)(kernels, several)
+    np.testing.assert_allclose(found, jax.vmap(gradient)(kernels, several), rtol=1e-4, atol=1e-4)
+    found = channels_last(jax.vmap(gradient))(kernels, several)
+    np.testing.assert_allclose(found, jax.vmap(gradient)(kernels, several), rtol=1e-4, atol=1e-4)
+
+    def length(gradient):
+        return jax.grad(lambda x: jnp.sum(gradient(kernel, x) ** 2))(x)
+
+    np.testing.assert_allclose(length(rewritten), length(gradient), rtol=1e-3, atol=1e-3)
+
+
+def test_kernel_gradients_on_a_mapped_axis():
+    gradient, (kernel, x) = kernel_gradient(3, 1, 1, 1, images=64)
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    @partial(jax.shard_map, mesh=mesh, in_specs=(P(), P("data")), out_specs=P())
+    def mapped(kernel, x):
+        return jax.lax.pmean(channels_last(gradient)(jax.lax.pcast(kernel, "data", to="varying"), x), "data")
+
+    np.testing.assert_allclose(jax.jit(mapped)(kernel, x), gradient(kernel, x), rtol=1e-4, atol=1e-4)
