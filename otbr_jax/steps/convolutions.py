@@ -3,7 +3,7 @@
 XLA brings convolutions into its library's layout only outside loops; in the body of a `lax.scan`, the transposed
 layouts that gradients have fall back to naive code, 14 times slower for a small residual network
 (https://github.com/jax-ml/jax/issues/12868; measured by `benchmarks/loops.py`). In every layout kernel gradients are
-slow: convolutions with windows as large as the images. On CPUs they become matrix products here (measured by
+slow: convolutions with windows as large as the images. On CPUs the large ones become matrix products here (measured by
 `benchmarks/unlearning_step.py`). Both is done in the jaxpr, which works for every network.
 """
 
@@ -25,6 +25,8 @@ _CALLS = frozenset(("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp
 POSITIONS = 1024
 """Positions of the images that one matrix product sums over: as many as its patches stay in a core's cache."""
 
+# Products with fewer columns use too little of the vector units: XLA's convolutions are as fast, or up to twice.
+_FEWEST_CHANNELS = 32
 # Kernels with more positions than a 7x7 one has (patch embeddings) would need as many slices of every image.
 _LARGEST_KERNEL = 49
 
@@ -32,7 +34,7 @@ _LARGEST_KERNEL = 49
 def channels_last(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` with all its convolutions, gradients included, in the form that is fast on the device it runs on.
 
-    That is NHWC x HWIO layout; on CPUs kernel gradients are sums of matrix products. Apply it to the outermost
+    That is NHWC x HWIO layout; on CPUs large kernel gradients are sums of matrix products. Apply it to the outermost
     function (after `jax.grad`). The values change by no more than rounding. Convolutions inside the function's own
     loops and `jax.checkpoint` regions are left as they are.
     """
@@ -68,7 +70,7 @@ def _run(jaxpr: Any, consts: Any, args: Any) -> list[Any]:
 
 def _convolve(lhs: jax.Array, rhs: jax.Array, params: dict[str, Any], result: Any) -> jax.Array:
     convolution = partial(_canonical, params=params)
-    if not _is_kernel_gradient(params, result):
+    if not _better_as_products(params, result):
         return convolution(lhs, rhs)
     products = partial(summed_products, params=params, result=result)
     found: jax.Array = jax.lax.platform_dependent(lhs, rhs, cpu=products, default=convolution)
@@ -92,12 +94,16 @@ def _canonical(lhs: jax.Array, rhs: jax.Array, *, params: dict[str, Any]) -> jax
     return _ordered(result, (0, last, *range(1, last)), numbers.out_spec)
 
 
-def _is_kernel_gradient(params: dict[str, Any], result: Any) -> bool:
-    """Whether the sum runs over the leading axis of both operands, the images; grouped ones are not meant."""
+def _better_as_products(params: dict[str, Any], result: Any) -> bool:
+    """Whether it is a kernel gradient, which sums over the leading axis of both operands, the images, and a large one.
+
+    Grouped ones are not: their products would be small.
+    """
     numbers = params["dimension_numbers"]
     return (
         numbers.lhs_spec[1] == numbers.rhs_spec[1] == 0
         and params["feature_group_count"] == params["batch_group_count"] == 1
+        and result.shape[numbers.out_spec[1]] >= _FEWEST_CHANNELS
         and math.prod(result.shape[axis] for axis in numbers.out_spec[2:]) <= _LARGEST_KERNEL
         and jnp.issubdtype(result.dtype, jnp.floating)
     )
