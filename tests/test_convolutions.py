@@ -57,7 +57,7 @@ CASES = [
 ]
 
 
-def kernel_gradient(size, stride, padding, dilation, layout=LAYOUTS[0], images=5, out=32, dtype=jnp.float32):
+def kernel_gradient(size, stride, padding, dilation, layout=LAYOUTS[0], images=5, out=64, dtype=jnp.float32):
     """`(function, arguments)`: the kernel gradient of a weighted sum of a convolution's outputs."""
     shape = {"N": images, "H": 9, "W": 8, "C": 3, "I": 3, "O": out}
     kernel_shape = shape | {"H": size, "W": size}
@@ -97,7 +97,7 @@ def test_other_devices_convolve():
     assert operations(lowered) == {"convolution"}
 
 
-@pytest.mark.parametrize(("size", "out"), [(3, 31), (8, 32)])
+@pytest.mark.parametrize(("size", "out"), [(3, 63), (8, 64)])
 def test_kernel_gradients_of_few_channels_or_large_kernels_stay_convolutions(size, out):
     gradient, arguments = kernel_gradient(size, 1, 3, 1, out=out)
     assert operations(jax.jit(channels_last(gradient)).lower(*arguments)) == {"convolution"}
@@ -136,3 +136,11 @@ def test_kernel_gradients_on_a_mapped_axis():
         return jax.lax.pmean(channels_last(gradient)(jax.lax.pcast(kernel, "data", to="varying"), x), "data")
 
     np.testing.assert_allclose(jax.jit(mapped)(kernel, x), gradient(kernel, x), rtol=1e-4, atol=1e-4)
+
+
+def test_kernel_gradients_of_transposed_convolutions():
+    x, kernel = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(5, 4, 5, 3), (4, 4, 3, 64)]))
+    gradient = jax.grad(lambda kernel, x: jnp.sum(jnp.sin(jax.lax.conv_transpose(x, kernel, (2, 2), "SAME"))))
+    found = jax.jit(channels_last(gradient))
+    np.testing.assert_allclose(found(kernel, x), gradient(kernel, x), rtol=1e-4, atol=1e-4)
+    assert operations(found.lower(kernel, x)) == {"convolution", "dot_general"}

@@ -25,8 +25,8 @@ _CALLS = frozenset(("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp
 POSITIONS = 1024
 """Positions of the images that one matrix product sums over: as many as its patches stay in a core's cache."""
 
-# Products with fewer columns use too little of the vector units: XLA's convolutions are as fast, or up to twice.
-_FEWEST_CHANNELS = 32
+# Below, XLA's convolutions are as fast, or up to twice: the products have too few columns. They compile faster, too.
+_FEWEST_CHANNELS = 64
 # Kernels with more positions than a 7x7 one has (patch embeddings) would need as many slices of every image.
 _LARGEST_KERNEL = 49
 
