@@ -53,6 +53,14 @@ def timing(rng, seed):
     return {"hardware": f"{seed} cores; cpu", "milliseconds_per_step": times}
 
 
+def stepped(rng, seed):
+    """A row as unlearning_step.jsonl has it."""
+    units = ("seconds", "processor_seconds")
+    programs = ("jax", "jax, plain kernel gradients", "torch", "torch, channels last")
+    row = {program: {unit: value(rng) for unit in units} for program in programs}
+    return row | {f"ratio_{unit}": value(rng) for unit in units}
+
+
 def value(rng):
     return round(float(rng.random()), 4)
 
@@ -194,6 +202,7 @@ MADE = {
     "bench_variants": varied,
     "ablation": ablated,
     "loops": timing,
+    "unlearning_step": stepped,
     "transport": transported,
     "sweep": swept,
     "second_start": started,

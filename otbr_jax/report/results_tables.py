@@ -118,6 +118,22 @@ def _loops(rows: Sequence[Row]) -> list[Table]:
     return [Table(titles, lines)]
 
 
+def _unlearning_step(rows: Sequence[Row]) -> list[Table]:
+    """A line for each run and unit: JAX's time of a step, and PyTorch's in its two memory formats."""
+    programs = ("jax", "jax, plain kernel gradients", "torch", "torch, channels last")
+    lines = [
+        [
+            unit.replace("_", " "),
+            *(number(row, f"{program}.{unit}", ".2f") for program in programs),
+            number(row, f"ratio_{unit}", ".2f"),
+        ]
+        for row in rows
+        for unit in ("seconds", "processor_seconds")
+    ]
+    titles = ("a step", "here", "plain convolutions", "PyTorch", "PyTorch, channels last", "here / faster PyTorch")
+    return [Table(titles, lines)]
+
+
 def _bench(rows: Sequence[Row]) -> list[Table]:
     """A table for each data set, network and recipe, its defences side by side."""
     groups = grouped(latest(rows, "cell"), "dataset", "network", "recipe")
@@ -308,6 +324,7 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[Table]]] = {
     "digits": _digits,
     "torch_victims": _torch_victims,
     "loops": _loops,
+    "unlearning_step": _unlearning_step,
     "bench_cpu": _bench,
     "bench_paper": _bench,
     "bench_tsbd": choice_tables.tsbd,
