@@ -76,6 +76,20 @@ def places() -> Iterator[Case]:
     yield "launch.inspect_network", [*SMALL, "--judge={tmp}/judged"]
 
 
+def machines() -> Iterator[Case]:
+    """Devices and processes that there are not, or that do not fit together."""
+    for flags in (
+        ["--devices=99"], ["--devices=-1"], ["--devices=two"], ["--process_id=1"], ["--num_processes=2"],
+        ["--coordinator=here"], ["--coordinator=here:1"], ["--coordinator=here:1", "--num_processes=2"],
+        ["--coordinator=here:1", "--num_processes=2", "--process_id=2"],
+        ["--coordinator=here:1", "--num_processes=0", "--process_id=0"],
+        ["--coordinator=localhost:99999", "--num_processes=2", "--process_id=0"],
+        ["--coordinator=auto"],
+    ):  # fmt: skip
+        yield "launch.repair", ["--workdir={tmp}/work", *flags]
+    yield "launch.train_victim", ["--config=configs/victims/digits.py:badnets", "--workdir={tmp}/work", "--devices=99"]
+
+
 def checkpoints() -> Iterator[Case]:
     """Files that are no checkpoint of the network."""
     for name in (
@@ -222,7 +236,7 @@ def attempt(module: str, arguments: list[str], folder: pathlib.Path) -> tuple[in
 
 
 def main() -> None:
-    cases = [case for group in (settings, places, checkpoints, data, code, methods) for case in group()]
+    cases = [case for group in (settings, places, machines, checkpoints, data, code, methods) for case in group()]
     bad = 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)

@@ -145,7 +145,10 @@ def join(coordinator: str, process_id: int | None, num_processes: int | None, pr
         )
     except (ValueError, RuntimeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"--coordinator: {coordinator!r} cannot be joined ({reason})") from None
+        expected = (
+            "an address that can be joined" if named else "a cluster that JAX knows, such as a TPU slice or Slurm"
+        )
+        raise InputError(f"--coordinator: expected {expected}, found {coordinator!r} ({reason})") from None
     _joined.update(phase="run", name=_name(jax.process_index(), jax.process_count()))
     for name, what, digest in (
         ("--num_processes", "program and number of processes", [program, jax.process_count()]),
@@ -173,8 +176,8 @@ def _await_coordinator(address: str) -> None:
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
             return
-        except (OSError, OverflowError) as error:
-            if time.monotonic() > until or isinstance(error, (socket.gaierror, OverflowError)):
+        except (OSError, OverflowError) as error:  # names of pods are known a while after the pods are
+            if time.monotonic() > until or isinstance(error, OverflowError):
                 raise InputError(
                     f"--coordinator: nobody answers at {address} within {WAIT} s ({error}); is process 0 started "
                     "there, with the same --coordinator?"

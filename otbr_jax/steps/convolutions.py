@@ -57,7 +57,8 @@ def _run(jaxpr: Any, consts: Any, args: Any) -> list[Any]:
         operands = [read(atom) for atom in eqn.invars]
         inner = eqn.params.get("jaxpr") or eqn.params.get("call_jaxpr")
         if eqn.primitive.name == "conv_general_dilated":
-            results = [_convolve(*operands, eqn.params, eqn.outvars[0].aval)]
+            lhs, rhs = operands
+            results = [_convolve(lhs, rhs, eqn.params, eqn.outvars[0].aval)]
         elif eqn.primitive.name in _CALLS and hasattr(inner, "consts"):
             results = _run(inner.jaxpr, inner.consts, operands)
         else:
