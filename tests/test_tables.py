@@ -73,6 +73,24 @@ def swept(rng, seed):
     return row | {path: {"traces": 1} | {name: value(rng) for name in names} for path in ("single", "grid")}
 
 
+def grown(rng, seed):
+    """A row as growth.jsonl has it."""
+    row = {"stage": ("search", "transport")[seed - 1], "factor": ("width", "neurons")[seed - 1], "values": [8, 16]}
+    return row | {"exponent_time": value(rng), "exponent_memory": value(rng)}
+
+
+def largest(rng, seed):
+    """A row as thousand.jsonl has it; the first one did not run."""
+    row = {"defense": "otbr", "step": ("unlearned", "fused")[seed - 1], "settings": "as they are"}
+    return row | {"gigabytes": value(rng), "seconds": None if seed == 1 else value(rng)}
+
+
+def scanned(rng, seed):
+    """A row as scanning.jsonl has it."""
+    row = {"detector": ("short_cuts", "mm_bd")[seed - 1], "network": "a-w8", "checkpoints": 4}
+    return row | {name: value(rng) for name in ("first_seconds", "seconds", "per_minute", "cpu_seconds")}
+
+
 def correlated(rng, seed):
     found = {
         kind: {part: {name: value(rng) for name in ("pearson", "spearman", "overlap")} for part in ("all", "last")}
@@ -184,6 +202,9 @@ MADE = {
     "loops": timing,
     "transport": transported,
     "sweep": swept,
+    "growth": grown,
+    "thousand": largest,
+    "scanning": scanned,
     "correlation": correlated,
 }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from otbr_jax.errors import InputError
-from otbr_jax.report import ablation_page, choice_tables, defence_tables, detector_tables, leaderboard
+from otbr_jax.report import ablation_page, choice_tables, defence_tables, detector_tables, growth, leaderboard
 from otbr_jax.report.activeness_page import SCORES
 from otbr_jax.report.cells import ATTACKS, bold, oracle_cell, oracle_title, repaired_cell, repaired_network
 from otbr_jax.report.correlation_page import CORRELATIONS
@@ -233,6 +233,19 @@ def _sweep(rows: Sequence[Row]) -> list[Table]:
     return [Table(titles, lines)]
 
 
+def _scanning(rows: Sequence[Row]) -> list[Table]:
+    lines = [
+        [
+            text(row, "detector"),
+            str(integer(row, "checkpoints")),
+            *(number(row, name, ".1f") for name in ("first_seconds", "seconds", "per_minute", "cpu_seconds")),
+        ]
+        for row in latest(rows, "detector", "network")
+    ]
+    titles = ("detector", "checkpoints", "first, s", "each other, s", "a minute", "each other, CPU s")
+    return [Table(titles, lines)]
+
+
 def _correlation(rows: Sequence[Row]) -> list[Table]:
     """A line for each victim: Pearson, Spearman and overlap of the top neurons with those of poison unlearning."""
     parts = [(kind, part) for kind in ("random", "clean") for part in ("all", "last")]
@@ -311,5 +324,8 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[Table]]] = {
     "recipes": _recipes,
     "transport": _transport,
     "sweep": _sweep,
+    "growth": growth.exponents,
+    "thousand": growth.large,
+    "scanning": _scanning,
     "correlation": _correlation,
 }

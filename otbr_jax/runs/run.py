@@ -17,10 +17,9 @@ from otbr_jax.data import sources
 from otbr_jax.data.sources import DataConfig
 from otbr_jax.graph.choose import choose_layers
 from otbr_jax.plan import LongStep, Plan, Setup, Step
-from otbr_jax.runs import identity
+from otbr_jax.runs import ahead, identity, memory
 from otbr_jax.runs.devices import replicate, split_batch
 from otbr_jax.runs.loop import rounds
-from otbr_jax.runs.memory import largest, megabytes
 from otbr_jax.runs.networks import Subject
 from otbr_jax.runs.progress import hidden, progress_bar
 from otbr_jax.runs.store import Stage, Workdir
@@ -143,13 +142,15 @@ class Run(Generic[C]):
         """One program, with a progress bar; devices have copies of everything but what they share."""
         del progress
         total = step.total(self.setup) if callable(step.total) else step.total
+        ahead.say(step, self.setup, inputs.get("victim"))
         with progress_bar(step.title, total, unit=step.unit) as advance:
             report = None if hidden() else advance
             key, inputs = replicate((key, dict(inputs)), self.mesh)
             program = self._program(step, report).lower(key=key, **inputs).compile()
+            memory.warn(step.name, memory.megabytes(program), lighter=step.lighter)
             value = jax.block_until_ready(program(key=key, **inputs))
             jax.effects_barrier()  # the bar's last steps
-        return value, {"megabytes": megabytes(program)}
+        return value, {"megabytes": memory.megabytes(program)}
 
     def _program(self, step: Step, report: Callable[..., None] | None) -> Any:
         compute = partial(plans.compute, step, self.setup)
@@ -166,7 +167,8 @@ class Run(Generic[C]):
 
         def first(program: Any, *state: Any, **inputs: Any) -> Any:
             compiled = program.lower(*state, **inputs).compile()
-            found.append(megabytes(compiled))
+            found.append(memory.megabytes(compiled))
+            memory.warn(step.name, found[-1], lighter=step.lighter)
             return compiled(*state, **inputs)
 
         def one_round(state: Any) -> Any:
@@ -186,7 +188,7 @@ class Run(Generic[C]):
                 on_round=advance,
             )
         value = first(end, state)
-        return value, {"megabytes": largest(found)}
+        return value, {"megabytes": memory.largest(found)}
 
 
 def givens(name: str, value: Any) -> Stage:

@@ -30,17 +30,19 @@ def largest_margins(
     network: Network,
     variables: Variables,
     *,
+    classes: jax.Array | None = None,
     key: jax.Array,
     config: MarginConfig,
     on_step: Callable[[], None] | None = None,
 ) -> jax.Array:
-    """Each class's logit less the highest other one, at the image in [0, 1] where that is largest, `[classes]`.
+    """Each class's logit less the highest other one, at the image in [0, 1] where that is largest, `[k]`.
 
     Pure; jits. Classes are searched one after the other, so that memory does not grow with them.
 
     Args:
       network: the functions of the network.
       variables: its variables.
+      classes: `[k]`, those that are searched; by default all.
       key: typed PRNG key of the starts.
       config: how.
       on_step: called on the host after each class; None traces no callback.
@@ -67,4 +69,4 @@ def largest_margins(
             jax.debug.callback(on_step)
         return jnp.max(margins(free, target))
 
-    return jax.lax.map(one, jnp.arange(network.num_classes))
+    return jax.lax.map(one, jnp.arange(network.num_classes) if classes is None else classes)
