@@ -211,9 +211,9 @@ def main(arguments: Sequence[str]) -> None:
     origin = provenance()
     for found in rows():
         print(found["stage"], found["factor"], found["cpu_seconds"], found["megabytes"], flush=True)
-        append_row(RESULTS.value, found | origin)
+        append_row(pathlib.Path(RESULTS.value), found | origin)
     drawn = parse(pathlib.Path(RESULTS.value).read_text(encoding="utf-8"), name=RESULTS.value)
-    write_figure(FIGURE.value, growth_figure(drawn), name="--figure", dpi=130, facecolor="white")
+    write_figure(pathlib.Path(FIGURE.value), growth_figure(drawn), name="--figure", dpi=130, facecolor="white")
 
 
 if __name__ == "__main__":

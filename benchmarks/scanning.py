@@ -69,6 +69,7 @@ def scanned(folder: pathlib.Path, detector: str) -> dict[str, Any]:
         "per_minute": round(60 / each, 1),
         "first_cpu_seconds": round(first_cpu, 2),
         "cpu_seconds": round(each_cpu, 2),
+        "per_cpu_minute": round(60 / each_cpu, 1),
     }
 
 
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str]) -> None:
             for seed in range(count):
                 save(pathlib.Path(folder) / f"{seed:02}.pt", seed)
             found = scanned(pathlib.Path(folder), detector)
-        append_row(RESULTS.value, found | origin)
+        append_row(pathlib.Path(RESULTS.value), found | origin)
         print(found, flush=True)
 
 

@@ -10,6 +10,7 @@ pruning and fusion with layers of up to 2,048 neurons also run. The line that is
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -66,7 +67,7 @@ def rows(settings: str, names: Sequence[str], config: Any) -> Iterator[Mapping[s
     runs = config.defense == "otbr" and config.otbr.unlearning == LESS
     values: dict[str, Any] = {"victim": jax.jit(registry.build(MODEL)[1])(KEY)}
     for step in config.way.plan(config):
-        ahead.say(step, setup, values["victim"])
+        said = ahead.say(step, setup, values["victim"])
         taken = plans.taken(step, values)
         program = jax.jit(partial(plans.compute, step, setup))
         key, seconds = plans.step_key(KEY, step), None
@@ -89,6 +90,7 @@ def rows(settings: str, names: Sequence[str], config: Any) -> Iterator[Mapping[s
                 "side": MODEL.image_shape[0],
                 "gigabytes": None if needed is None else round(needed / 1e3, 3),
                 "seconds": seconds,
+                "said": said,
             }
 
 
@@ -97,8 +99,8 @@ def main(arguments: Sequence[str]) -> None:
     origin = provenance()
     for case in CASES:
         for row in rows(*case):
-            print(row["defense"], row["step"], row["settings"], row["gigabytes"], "GB", row["seconds"], flush=True)
-            append_row(RESULTS.value, row | origin)
+            print(row, flush=True)
+            append_row(pathlib.Path(RESULTS.value), row | origin)
 
 
 if __name__ == "__main__":

@@ -238,11 +238,11 @@ def _scanning(rows: Sequence[Row]) -> list[Table]:
         [
             text(row, "detector"),
             str(integer(row, "checkpoints")),
-            *(number(row, name, ".1f") for name in ("first_seconds", "seconds", "per_minute", "cpu_seconds")),
+            *(number(row, name, ".1f") for name in ("first_cpu_seconds", "cpu_seconds", "per_cpu_minute")),
         ]
         for row in latest(rows, "detector", "network")
     ]
-    titles = ("detector", "checkpoints", "first, s", "each other, s", "a minute", "each other, CPU s")
+    titles = ("detector", "checkpoints", "first, CPU s", "each other, CPU s", "checkpoints per minute of CPU time")
     return [Table(titles, lines)]
 
 
