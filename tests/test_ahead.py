@@ -48,8 +48,8 @@ def test_fewer_classes_and_more_devices_take_less(small, monkeypatch):
     setup, variables = small
     monkeypatch.setattr(ahead, "_timed", lambda *_: (10.0, 10.0))
     monkeypatch.setattr(ahead, "_WORTH", 0)
-    pictures, *_ = DEFENSE.plan(DisarmSettings(reach=ReachConfig(among=2)))
-    assert ahead.say(pictures, setup, variables).startswith("a search of 2 classes ")
+    pictures, *_ = DEFENSE.plan(DisarmSettings(reach=ReachConfig(among=3)))
+    assert ahead.say(pictures, setup, variables).startswith("a search of 3 classes ")
     unlearned, *_ = plan(OTBRConfig())
     line = ahead.say(unlearned, dataclasses.replace(setup, devices=2), variables)
     assert line.startswith("20 steps of unlearning on 256 images will take about 11 h on ")

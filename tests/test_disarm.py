@@ -214,11 +214,11 @@ def test_of_some_classes_each_is_searched_as_among_all(planted):
     config = ReachConfig(steps=4, starts=8, finalists=4)
     few, all_of_them = (
         jax.jit(partial(searched, network, variables, batch, bank, dataclasses.replace(config, among=among)))()
-        for among in (2, 0)
+        for among in (3, 0)
     )
     assert 1 in few.classes
-    assert few.classes[0] < few.classes[1]
-    assert few.row.shape == (2, 2, bank.size)
+    assert jnp.all(jnp.diff(few.classes) > 0)
+    assert few.row.shape == (2, 3, bank.size)
     np.testing.assert_allclose(few.cost, all_of_them.cost[:, few.classes], rtol=1e-5)
 
 
@@ -354,5 +354,9 @@ def test_a_run_leaves_a_verdict_and_a_report(way, tmp_path):
 def test_wrong_settings():
     with pytest.raises(InputError, match=r"^pictures.images: expected at most 10, pictures.made, found 20$"):
         PicturesConfig(made=10, images=20)
+    with pytest.raises(
+        InputError, match=r"^reach.among: expected 0 for all classes, or at least 3 to compare, found 2"
+    ):
+        ReachConfig(among=2)
     with pytest.raises(InputError, match=r"^detection.families: expected at least one of"):
         DetectionConfig(families=())

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from otbr_jax.settings import field, settings
+from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.convolutions import channels_last
 from otbr_jax.steps.passing import passing
 from otbr_jax.triggers import Bank
@@ -42,6 +42,11 @@ class ReachConfig:
         doc="search no more than so many classes, those that a screening finds most likely to be an attacker's; 0 for "
         "all.",
     )
+
+    def check(self) -> None:
+        """One or two classes have no majority to stand out of."""
+        if 0 < self.among < 3:
+            raise wrong(self, "among", "0 for all classes, or at least 3 to compare")
 
 
 OPTIMIZER = optax.scale_by_adam()
