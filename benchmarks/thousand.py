@@ -37,6 +37,7 @@ from otbr_jax.steps.unlearn import UnlearningConfig
 from otbr_jax.studies.repair_config import RepairConfig
 
 RESULTS = flags.DEFINE_string("results", str(ROOT / "results" / "thousand.jsonl"), "File of the rows.")
+ONLY = flags.DEFINE_list("cases", ["0", "1", "2", "3"], "Which of `CASES`.")
 MODEL = ModelConfig("resnet50", image_shape=(224, 224, 3), num_classes=1000)
 OTHERS = {"model": MODEL, "data": DataConfig(name="none")}
 KEY = jax.random.key(0)
@@ -97,8 +98,8 @@ def rows(settings: str, names: Sequence[str], config: Any) -> Iterator[Mapping[s
 def main(arguments: Sequence[str]) -> None:
     del arguments
     origin = provenance()
-    for case in CASES:
-        for row in rows(*case):
+    for index in ONLY.value:
+        for row in rows(*CASES[int(index)]):
             print(row, flush=True)
             append_row(pathlib.Path(RESULTS.value), row | origin)
 
