@@ -51,6 +51,7 @@ from otbr_jax.types import Batch, split
 
 RESULTS = flags.DEFINE_string("results", str(ROOT / "results" / "growth.jsonl"), "File of the rows.")
 FIGURE = flags.DEFINE_string("figure", str(ROOT / "docs" / "growth.png"), "The drawing.")
+ONLY = flags.DEFINE_list("factors", [], "Those that grow; by default all.")
 BASE = {"width": 16, "depth": 10, "batch": 32, "classes": 10, "side": 16}
 FACTORS = {
     "width": (8, 16, 32),
@@ -193,9 +194,11 @@ def row(stage: str, factor: str, values: Sequence[int], points: Sequence[tuple[f
 
 def rows() -> Iterator[Mapping[str, Any]]:
     """A row for every stage and factor."""
-    yield row("transport", "neurons", NEURONS, [measured(transported(neurons)) for neurons in NEURONS])
+    wanted = ONLY.value or [*FACTORS, "neurons"]
+    if "neurons" in wanted:
+        yield row("transport", "neurons", NEURONS, [measured(transported(neurons)) for neurons in NEURONS])
     known = {name: measured(program) for name, program in programs(**BASE).items()}
-    for factor, values in FACTORS.items():
+    for factor, values in ((name, FACTORS[name]) for name in FACTORS if name in wanted):
         points: dict[str, list[tuple[float, float | None]]] = {}
         for value in values:
             stages = {} if value == BASE[factor] else programs(**BASE | {factor: value})

@@ -73,15 +73,12 @@ def growth_figure(rows: Sequence[Row]) -> Figure:
         axes = figure.subplots(2, len(factors), squeeze=False, sharex="col", sharey="row")
         lines = {}
         for column, factor in enumerate(factors):
-            for row in kept:
-                if text(row, "factor") != factor:
-                    continue
+            for row in (row for row in kept if text(row, "factor") == factor):
                 stage, values = text(row, "stage", among=STAGES), field(row, "values")
                 for axis, name in zip(axes[:, column], ("cpu_seconds", "megabytes"), strict=True):
                     style = {"color": STAGES[stage], "marker": "o", "ms": 3.5, "lw": 1.4}
                     if None not in field(row, name):
                         (lines[stage],) = axis.plot(values, field(row, name), label=stage, **style)
-                axes[1, column].set_xticks(values, [f"{value:,}" for value in values])
             for axis in axes[:, column]:
                 axis.set(xscale="log", yscale="log")
                 axis.minorticks_off()
