@@ -36,10 +36,12 @@ def test_a_long_search_is_said_and_a_short_one_is_not(small, monkeypatch, caplog
     gradients = 4 * 60 * 8 + 6 * 24 * 16 * (4 + 4)
     days = (3000 + 6 * 128 * 16 + 2 * gradients) / 86400
     assert line.startswith(f"a search of 4 classes by 6 families of triggers will take about {days * 24:.0f} h on ")
-    assert line.endswith("; less with --config.reach.among=20, --config.detection.families=patch,additive")
+    assert line.endswith("; less with --config.detection.families=patch,additive")
     assert [record.getMessage() for record in caplog.records] == [line]
     assert [ahead.say(step, setup, variables) for step in others[:4]] == [None] * 4
     assert ahead.say(pictures, setup, None) is None
+    many = dataclasses.replace(setup, network=dataclasses.replace(setup.network, num_classes=1000))
+    assert "; less with --config.reach.among=20, --config.detection" in ahead.say(pictures, many, variables)
     monkeypatch.setattr(ahead, "_timed", lambda *_: (1e-4, 1e-4))
     assert ahead.say(pictures, setup, variables) is None
 

@@ -27,6 +27,7 @@ from otbr_jax.steps.screen import UPHILL, screen
 from otbr_jax.triggers import FAMILIES, Bank
 from otbr_jax.types import Batch, Variables
 
+_FEW = 20  # classes: how many a person is advised to search where there are more
 PROCEDURAL = "procedural pictures"
 """What a network is searched and taught on, in words."""
 
@@ -232,7 +233,8 @@ def scan_work(config: ShortCutsSettings, setup: Setup) -> Work:
     if classes < setup.network.num_classes:
         gradients += UPHILL * setup.network.num_classes
     what = f"a search of {classes:,} classes by {families} families of triggers"
-    return Work(what, pictures, gradients, "--config.reach.among=20, --config.detection.families=patch,additive")
+    less = "--config.detection.families=patch,additive"
+    return Work(what, pictures, gradients, less if classes <= _FEW else f"--config.reach.among={_FEW}, {less}")
 
 
 def _searched(config: ShortCutsSettings, setup: Setup) -> int:
