@@ -11,7 +11,7 @@ import dataclasses
 import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -63,6 +63,22 @@ def set_up(
     return Setup(network, graph, choose_layers(graph, layers), augment, axis_name)
 
 
+class Work(NamedTuple):
+    """What a step, and those that follow it, take.
+
+    Attributes:
+      what: in words.
+      answers: how many pictures are passed through the network.
+      gradients: how many gradients by a picture there are.
+      less: flags that shrink it.
+    """
+
+    what: str
+    answers: float
+    gradients: float
+    less: str
+
+
 @dataclasses.dataclass(frozen=True)
 class Step:
     """One step of a plan.
@@ -78,6 +94,8 @@ class Step:
       unit: of what it reports.
       key: the name that its key is derived from; by default its own, `ROOT` for the run's key as it is.
       code: more modules whose code its value depends on, beside that of `run`.
+      work: `setup -> Work`, from which it is said how long it takes before it starts; None where that is short.
+      lighter: the setting that its memory shrinks with.
       check: `(settings, value)`, called on the host; raises InputError, or warns, if it cannot be used.
     """
 
@@ -90,6 +108,8 @@ class Step:
     unit: str = "step"
     key: str | None = None
     code: tuple[str, ...] = ()
+    work: Callable[[Setup], Work] | None = None
+    lighter: str = ""
     check: Callable[[Any, Any], None] = lambda settings, value: None
 
 

@@ -1,6 +1,7 @@
 """Disarm: pictures, families within their budgets, a planted short cut found and taught away, a whole run."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,10 @@ from otbr_jax.detectors.out_of_line import ANSWERS, MARGIN, USUAL, out_of_line, 
 from otbr_jax.detectors.short_cuts import DetectionConfig, PicturesConfig
 from otbr_jax.runs.networks import check_classes
 from otbr_jax.steps.margin import MarginConfig, largest_margins
+from otbr_jax.steps.passing import passing
 from otbr_jax.steps.procedural import balanced, procedural
-from otbr_jax.steps.reach import ReachConfig, Reached, reach_costs
+from otbr_jax.steps.reach import ReachConfig, Reached, at_once, reach_costs
+from otbr_jax.steps.screen import screen
 from otbr_jax.steps.teach import ShortCuts, TeachingConfig, teach
 from otbr_jax.studies.repair_config import repaired_by
 from otbr_jax.studies.results import summarize
@@ -129,11 +132,18 @@ def planted(pictures):
     return network, variables, Batch(pictures, jnp.argmax(network.answer(variables, pictures), -1).astype(jnp.int32))
 
 
+def searched(network, variables, batch, bank, config):
+    """Screened and searched with one key."""
+    key, answers = jax.random.key(0), jnp.bincount(batch.labels, length=network.num_classes) / len(batch.labels)
+    screened = screen(network, variables, batch, answers, bank, key=key, config=config)
+    return reach_costs(network, variables, batch, bank, screened, key=key, config=config)
+
+
 def test_a_planted_short_cut_is_found_and_taught_away(planted):
     network, variables, batch = planted
     bank = Bank((FAMILIES["patch"], FAMILIES["additive"], FAMILIES["warp"]), SHAPE)
     config = ReachConfig(steps=30, starts=8, finalists=2)
-    found = jax.jit(lambda v: reach_costs(network, v, batch, bank, key=jax.random.key(0), config=config))(variables)
+    found = jax.jit(lambda v: searched(network, v, batch, bank, config))(variables)
     assert found.cost.shape == (3, 4)
     assert jnp.argmin(found.cost[1]) == 1
     margins = largest_margins(network, variables, key=jax.random.key(2), config=MarginConfig(steps=20, images=2))
@@ -192,9 +202,32 @@ def test_searches_in_chunks_are_the_same(planted):
 
     def costs(at_once):
         config = dataclasses.replace(settings, classes=at_once)
-        return reach_costs(network, variables, batch, bank, key=jax.random.key(0), config=config).cost
+        return searched(network, variables, batch, bank, config).cost
 
     np.testing.assert_allclose(costs(3), costs(20), rtol=1e-5)
+
+
+def test_of_some_classes_each_is_searched_as_among_all(planted):
+    """Screening keeps the class of a short cut, and does not change what a search finds."""
+    network, variables, batch = planted
+    bank = Bank((FAMILIES["additive"], FAMILIES["wave"]), SHAPE)
+    config = ReachConfig(steps=4, starts=8, finalists=4)
+    few, all_of_them = (
+        jax.jit(partial(searched, network, variables, batch, bank, dataclasses.replace(config, among=among)))()
+        for among in (3, 0)
+    )
+    assert 1 in few.classes
+    assert jnp.all(jnp.diff(few.classes) > 0)
+    assert few.row.shape == (2, 3, bank.size)
+    np.testing.assert_allclose(few.cost, all_of_them.cost[:, few.classes], rtol=1e-5)
+
+
+def test_fewer_classes_are_searched_at_once_where_layers_put_out_much(planted):
+    network, variables, _ = planted
+    assert at_once(network, variables, ReachConfig(images=16)) == 20
+    assert passing(network, variables) == (2 * 48 * 4, 4 * 4)
+    assert at_once(network, variables, ReachConfig(images=10_000_000)) == 12
+    assert at_once(network, variables, ReachConfig(images=10**9)) == 1
 
 
 def test_out_of_line_by_hand():
@@ -269,7 +302,7 @@ def test_short_cuts_of_all_classes_are_the_most_telling_ones():
     costs = jnp.ones((2, 4)).at[0, 3].set(0.1).at[1, 0].set(0.05).at[0, 1].set(0.2)
     rule = {"families": families, "threshold": 99.0, "share": 0.6, "budget": 0.5, "closed": "all"}
     found = suspect_by_short_cuts(costs, jnp.ones(4), jnp.full(4, 0.25), **rule)
-    closing = short_cuts(found, Reached(jnp.zeros((2, 4, 5)), costs), families)
+    closing = short_cuts(found, Reached(jnp.zeros((2, 4, 5)), costs, jnp.arange(4)), families)
     assert {*zip(closing.family.tolist(), closing.target.tolist(), strict=True)} == {(0, 3), (1, 0)}
     assert closing.wanted.all()
     np.testing.assert_allclose(closing.cost, [0.05, 0.1])
@@ -321,5 +354,9 @@ def test_a_run_leaves_a_verdict_and_a_report(way, tmp_path):
 def test_wrong_settings():
     with pytest.raises(InputError, match=r"^pictures.images: expected at most 10, pictures.made, found 20$"):
         PicturesConfig(made=10, images=20)
+    with pytest.raises(
+        InputError, match=r"^reach.among: expected 0 for all classes, or at least 3 to compare, found 2"
+    ):
+        ReachConfig(among=2)
     with pytest.raises(InputError, match=r"^detection.families: expected at least one of"):
         DetectionConfig(families=())

@@ -93,6 +93,24 @@ def started(rng, seed):
     return row | {f"ratio_{name}_cpu_seconds": value(rng) for name in ("again", "elsewhere")}
 
 
+def grown(rng, seed):
+    """A row as growth.jsonl has it."""
+    row = {"stage": ("search", "transport")[seed - 1], "factor": ("width", "neurons")[seed - 1], "values": [8, 16]}
+    return row | {"exponent_time": value(rng), "exponent_memory": value(rng)}
+
+
+def largest(rng, seed):
+    """A row as thousand.jsonl has it; the first one did not run."""
+    row = {"defense": "otbr", "step": ("unlearned", "fused")[seed - 1], "settings": "as they are"}
+    return row | {"gigabytes": value(rng), "seconds": None if seed == 1 else value(rng)}
+
+
+def scanned(rng, seed):
+    """A row as scanning.jsonl has it."""
+    row = {"detector": ("short_cuts", "mm_bd")[seed - 1], "network": "a-w8", "checkpoints": 4}
+    return row | {name: value(rng) for name in ("first_cpu_seconds", "cpu_seconds", "per_cpu_minute")}
+
+
 def correlated(rng, seed):
     found = {
         kind: {part: {name: value(rng) for name in ("pearson", "spearman", "overlap")} for part in ("all", "last")}
@@ -206,6 +224,9 @@ MADE = {
     "transport": transported,
     "sweep": swept,
     "second_start": started,
+    "growth": grown,
+    "thousand": largest,
+    "scanning": scanned,
     "correlation": correlated,
 }
 

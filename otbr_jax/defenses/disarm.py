@@ -8,6 +8,7 @@ teacher on pictures without a trigger.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +29,7 @@ from otbr_jax.detectors.short_cuts import (
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.graph.graph import NeuronGraph
 from otbr_jax.metrics import settled
-from otbr_jax.plan import Plan, Report, Setup, Step, needs
+from otbr_jax.plan import Plan, Report, Setup, Step, Work, needs
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.images import Pictures
 from otbr_jax.steps.reach import Reached
@@ -56,9 +57,11 @@ class Disarmed(NamedTuple):
 def short_cuts(found: Suspicion, reached: Reached, families: tuple[str, ...]) -> ShortCuts:
     """What is to be closed: of what is wanted the most telling, as many as there are families."""
     telling = jnp.where(found.wanted, unusual(found.evidence, families)[: len(families)], -jnp.inf)
-    family, target = jnp.unravel_index(jnp.argsort(-telling, axis=None)[: len(families)], telling.shape)
-    of = (family, target)
-    return ShortCuts(family, target, reached.cost[of], found.budget[of], reached.row[of], found.wanted[of])
+    family, place = jnp.unravel_index(jnp.argsort(-telling, axis=None)[: len(families)], telling.shape)
+    of = (family, place)
+    return ShortCuts(
+        family, reached.classes[place], reached.cost[of], found.budget[of], reached.row[of], found.wanted[of]
+    )
 
 
 class Lessons(NamedTuple):
@@ -80,7 +83,8 @@ def disarm_suspect(
     report: Report | None,
 ) -> Disarmed:
     """The network, taught that triggers of its short cuts mean nothing; as it is if it has none."""
-    bank, closing = bank_of(setup, settings.families), short_cuts(Suspicion(*detected), reached, settings.families)
+    bank = bank_of(setup, settings.families)
+    closing = short_cuts(Suspicion(*detected), Reached(*reached), settings.families)
     batch = Batch(*pictures.batch)
     teaching = settings.teaching
     return Disarmed(
@@ -97,7 +101,7 @@ def change(setup: Setup, settings: None, *, victim: Variables, disarmed: Disarme
 
 
 def plan(config: DisarmSettings) -> Plan:
-    """The detector's pictures -> reached -> margins -> detected, then disarmed -> changes."""
+    """The detector's pictures -> screened -> reached -> margins -> detected, then disarmed -> changes."""
     teaching = config.teaching
     return (
         *detecting.plan(config),
@@ -108,9 +112,22 @@ def plan(config: DisarmSettings) -> Plan:
             Lessons(teaching, config.detection.families),
             "searching and teaching",
             total=teaching.rounds * (teaching.search.steps + teaching.steps),
+            work=partial(lessons_work, config),
+            lighter="teaching.batch_size",
         ),
         Step("changes", change, needs("victim", "disarmed"), title="what moved"),
     )
+
+
+def lessons_work(config: DisarmSettings, setup: Setup) -> Work:
+    """What lessons take at most: those against one short cut; none where no class stands out."""
+    del setup
+    teaching = config.teaching
+    search = teaching.search
+    answers = search.starts * search.images + teaching.steps * teaching.batch_size
+    gradients = teaching.triggers * search.steps * search.images + 3 * teaching.steps * teaching.batch_size
+    what = f"{teaching.rounds} rounds of lessons, if a class stands out,"
+    return Work(what, teaching.rounds * answers, teaching.rounds * gradients, "--config.teaching.rounds=2")
 
 
 def disarm(

@@ -10,7 +10,7 @@ import jax
 from otbr_jax import plan as plans
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.graph.graph import NeuronGraph
-from otbr_jax.plan import Plan, Report, Setup, Step, needs
+from otbr_jax.plan import Plan, Report, Setup, Step, Work, needs
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.fuse import FusionConfig, FusionInfo, fuse
 from otbr_jax.steps.prune import PruningInfo, neurons_to_prune, prune
@@ -117,7 +117,21 @@ def fuse_pruned(
 def unlearning_step(config: UnlearningConfig) -> Step:
     """Random unlearning."""
     title = "unlearning on noise"
-    return Step("unlearned", unlearn_noise, needs("victim"), config, title, total=config.steps)
+    return Step(
+        "unlearned",
+        unlearn_noise,
+        needs("victim"),
+        config,
+        title,
+        total=config.steps,
+        work=lambda setup: Work(
+            f"{config.steps} steps of unlearning on {config.batch_size} images",
+            0,
+            1.5 * config.steps * config.batch_size,  # gradients by weights too
+            "--config.otbr.unlearning.steps=5",
+        ),
+        lighter="unlearning.batch_size",
+    )
 
 
 SCORES = Step(

@@ -101,6 +101,7 @@ def suspect_by_short_cuts(
     share: float,
     budget: float,
     closed: str,
+    of: int | None = None,
 ) -> Suspicion:
     """Which class stands out, and how it is to be taught. Pure; jits.
 
@@ -113,12 +114,13 @@ def suspect_by_short_cuts(
       share: families with at least this share of the most telling family's suspicion of the suspect are taught.
       budget: to teach with: where between a class's cost (0) and the median of all (1), as logarithms.
       closed: whose short cuts are to be closed, one of `CLOSED`.
+      of: how many classes the network has, where these are some of them.
     """
     middle = jnp.median(margins)
     # Where half of the classes can never be the answer, a factor over the median says nothing.
     further = jnp.where(middle > 0, jnp.log(jnp.maximum(margins, 1e-3) / jnp.where(middle > 0, middle, 1.0)), 0.0)
     often = jnp.clip(answers, 1e-3, 1 - 1e-3)
-    odds = jnp.log(often / (1 - often)) + jnp.log(len(answers) - 1.0)
+    odds = jnp.log(often / (1 - often)) + jnp.log((of or len(answers)) - 1.0)
     evidence = jnp.concatenate([out_of_line(costs), further[None], odds[None]])
     deviations = unusual(evidence, families)
     suspicion = jnp.sqrt(jnp.sum(jnp.maximum(deviations, 0) ** 2, axis=0))

@@ -7,6 +7,7 @@ The threshold was settled on clean networks, which a p-value comes from too (`ot
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,16 +17,18 @@ import numpy as np
 from otbr_jax.detectors.detector import Detector, Verdict
 from otbr_jax.detectors.out_of_line import ANSWERS, CLOSED, MARGIN, Suspicion, suspect_by_short_cuts, unusual
 from otbr_jax.metrics import settled
-from otbr_jax.plan import Plan, Report, Setup, Step, needs
+from otbr_jax.plan import Plan, Report, Setup, Step, Work, needs
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.answers import answers
 from otbr_jax.steps.images import Pictures
 from otbr_jax.steps.margin import MarginConfig, largest_margins
 from otbr_jax.steps.procedural import balanced, procedural
-from otbr_jax.steps.reach import ReachConfig, Reached, reach_costs
+from otbr_jax.steps.reach import ReachConfig, Reached, Screened, reach_costs
+from otbr_jax.steps.screen import UPHILL, screen
 from otbr_jax.triggers import FAMILIES, Bank
 from otbr_jax.types import Batch, Variables
 
+_FEW = 20  # classes: how many a person is advised to search where there are more
 PROCEDURAL = "procedural pictures"
 """What a network is searched and taught on, in words."""
 
@@ -108,7 +111,7 @@ def make_pictures(
 
 
 class Searching(NamedTuple):
-    """What `search_reach` is given."""
+    """What `screen_classes` and `search_reach` are given."""
 
     reach: ReachConfig
     families: tuple[str, ...]
@@ -119,70 +122,137 @@ def bank_of(setup: Setup, families: tuple[str, ...]) -> Bank:
     return Bank(tuple(FAMILIES[name] for name in families), setup.network.image_shape)
 
 
-def search_reach(
+def screen_classes(
     setup: Setup, settings: Searching, *, victim: Variables, pictures: Pictures, key: jax.Array, report: Report | None
-) -> Reached:
-    """What every class costs by triggers of every family."""
-    bank = bank_of(setup, settings.families)
-    batch = Batch(*pictures.batch)
-    return reach_costs(
-        setup.network, victim, batch, bank, key=key, config=settings.reach, axis_name=setup.axis_name, on_step=report
+) -> Screened:
+    """Which classes are searched."""
+    del report
+    bank, batch = bank_of(setup, settings.families), Batch(*pictures.batch)
+    return screen(
+        setup.network, victim, batch, pictures.info, bank, key=key, config=settings.reach, axis_name=setup.axis_name
     )
 
 
+def search_reach(
+    setup: Setup,
+    settings: Searching,
+    *,
+    victim: Variables,
+    pictures: Pictures,
+    screened: Screened,
+    key: jax.Array,
+    report: Report | None,
+) -> Reached:
+    """What every class costs by triggers of every family."""
+    bank, batch, own = bank_of(setup, settings.families), Batch(*pictures.batch), Screened(*screened)
+    return reach_costs(
+        setup.network, victim, batch, bank, own,
+        key=key, config=settings.reach, axis_name=setup.axis_name, on_step=report,
+    )  # fmt: skip
+
+
 def search_margins(
-    setup: Setup, settings: MarginConfig, *, victim: Variables, key: jax.Array, report: Report | None
+    setup: Setup,
+    settings: MarginConfig,
+    *,
+    victim: Variables,
+    screened: Screened,
+    key: jax.Array,
+    report: Report | None,
 ) -> jax.Array:
-    """How far any picture can lift each class, `[classes]`."""
-    return largest_margins(setup.network, victim, key=key, config=settings, axis_name=setup.axis_name, on_step=report)
+    """How far any picture can lift each class that is searched, `[searched]`."""
+    return largest_margins(
+        setup.network, victim, classes=Screened(*screened).classes,
+        key=key, config=settings, axis_name=setup.axis_name, on_step=report,
+    )  # fmt: skip
 
 
 def detect(
     setup: Setup, settings: DetectionConfig, *, pictures: Pictures, reached: Reached, margins: jax.Array, **_: Any
 ) -> Suspicion:
-    """Which class stands out."""
-    del setup
-    return suspect_by_short_cuts(
+    """Which class stands out of those that were searched; others have no suspicion."""
+    reached = Reached(*reached)
+    found = suspect_by_short_cuts(
         reached.cost,
         margins,
-        pictures.info,
+        pictures.info[reached.classes],
         families=settings.families,
         threshold=settings.threshold,
         share=settings.share,
         budget=settings.budget,
         closed=settings.closed,
+        of=setup.network.num_classes,
     )
+    suspicion = jnp.zeros(setup.network.num_classes).at[reached.classes].set(found.suspicion)
+    return found._replace(suspicion=suspicion, suspect=reached.classes[found.suspect])
 
 
 def plan(config: ShortCutsSettings) -> Plan:
-    """pictures -> reached -> margins -> detected."""
-    families, reach = config.detection.families, config.reach
-
-    def searched(setup: Setup) -> int:
-        rounds = [-(-count // reach.classes) for count in (setup.network.num_classes, reach.finalists)]
-        return len(families) * reach.steps * sum(rounds)
-
+    """pictures -> screened -> reached -> margins -> detected."""
+    searching = Searching(config.reach, config.detection.families)
     return (
-        Step("pictures", make_pictures, needs("victim"), config.pictures, "making pictures"),
+        Step(
+            "pictures",
+            make_pictures,
+            needs("victim"),
+            config.pictures,
+            "making pictures",
+            work=partial(scan_work, config),
+            lighter="pictures.made",
+        ),
+        Step(
+            "screened",
+            screen_classes,
+            needs("victim", "pictures"),
+            searching,
+            "screening classes",
+            key="reached",
+            lighter="reach.images",
+        ),
         Step(
             "reached",
             search_reach,
-            needs("victim", "pictures"),
-            Searching(reach, families),
+            needs("victim", "pictures", "screened"),
+            searching,
             "searching the cheapest triggers",
-            total=searched,
+            total=partial(_steps, config),
+            lighter="reach.among, reach.images or detection.families",
         ),
         Step(
             "margins",
             search_margins,
-            needs("victim"),
+            needs("victim", "screened"),
             config.margin,
             "searching the largest margins",
-            total=lambda setup: setup.network.num_classes,
+            total=partial(_searched, config),
             unit="class",
+            lighter="margin.images",
         ),
         Step("detected", detect, needs("pictures", "reached", "margins"), config.detection, "which class stands out"),
     )
+
+
+def scan_work(config: ShortCutsSettings, setup: Setup) -> Work:
+    """What looking for a backdoor takes, all steps together."""
+    reach, margin, families = config.reach, config.margin, len(config.detection.families)
+    classes, pictures = _searched(config, setup), config.pictures.made + families * reach.starts * reach.images
+    gradients = classes * margin.steps * margin.images + _steps(config, setup) * reach.images
+    if classes < setup.network.num_classes:
+        gradients += UPHILL * setup.network.num_classes
+    what = f"a search of {classes:,} classes by {families} families of triggers"
+    less = "--config.detection.families=patch,additive"
+    return Work(what, pictures, gradients, less if classes <= _FEW else f"--config.reach.among={_FEW}, {less}")
+
+
+def _searched(config: ShortCutsSettings, setup: Setup) -> int:
+    """How many classes are searched."""
+    return min(config.reach.among or setup.network.num_classes, setup.network.num_classes)
+
+
+def _steps(config: ShortCutsSettings, setup: Setup) -> int:
+    """How many steps all searches take together."""
+    count = _searched(config, setup)
+    return len(config.detection.families) * config.reach.steps * (count + min(config.reach.finalists, count))
 
 
 def verdict(config: ShortCutsSettings, values: Mapping[str, Any]) -> Verdict:
@@ -196,46 +266,55 @@ def verdict(config: ShortCutsSettings, values: Mapping[str, Any]) -> Verdict:
 def summarize(config: ShortCutsSettings, values: Mapping[str, Any]) -> dict[str, Any]:
     """How suspicious each class is and why, as plain JSON values."""
     found, reached, names = values["detected"], values["reached"], config.detection.families
-    suspect = int(found.suspect)
+    suspect, classes = int(found.suspect), len(found.suspicion)
+    place = int(np.flatnonzero(np.asarray(reached.classes) == suspect)[0])
+
+    def each(row: Any) -> list[float | None]:
+        """A number of every class, None of those that were not searched."""
+        known = dict(zip(np.asarray(reached.classes).tolist(), row, strict=True))
+        return [settled(known[index]) if index in known else None for index in range(classes)]
+
     return {
         "by": PROCEDURAL,
         "stands_out": bool(found.stands_out),
         "suspect": suspect,
         "suspicion": [settled(value) for value in found.suspicion],
         "threshold": config.detection.threshold,
-        "family": names[telling_family(config, found)[suspect]],
-        "reach_cost": {name: [settled(value) for value in row] for name, row in zip(names, reached.cost, strict=True)},
-        "margin": [settled(value) for value in values["margins"]],
+        "family": names[telling_family(config, found)[place]],
+        "reach_cost": {name: each(row) for name, row in zip(names, reached.cost, strict=True)},
+        "margin": each(values["margins"]),
         "evidence": {
-            name: [settled(value) for value in row]
-            for name, row in zip((*names, MARGIN, ANSWERS), np.asarray(found.evidence), strict=True)
+            name: each(row) for name, row in zip((*names, MARGIN, ANSWERS), np.asarray(found.evidence), strict=True)
         },
         "answers": [settled(value) for value in values["pictures"].info],
     }
 
 
 def telling_family(config: ShortCutsSettings, found: Suspicion) -> np.ndarray:
-    """Each class's most telling family, by its index."""
+    """The most telling family of each class that was searched, by its index."""
     return np.argmax(np.asarray(unusual(found.evidence, config.detection.families))[:-2], axis=0)
 
 
 def pictured(config: ShortCutsSettings, values: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """What each class's most telling trigger does to a picture, on grey, at its own scale.
 
-    Full masks `[classes, h, w, 1]`, and pictures `[classes, h, w, c]` in [0, 1].
+    Full masks `[classes, h, w, 1]`, and pictures `[classes, h, w, c]` in [0, 1]; grey of classes not searched.
     """
     found, reached, images = values["detected"], values["reached"], values["pictures"].batch[0]
     bank = Bank(tuple(FAMILIES[name] for name in config.detection.families), tuple(images.shape[1:]))
-    telling = jnp.asarray(telling_family(config, found))
+    telling = telling_family(config, found)
+    picture = jnp.asarray(images[:1])
 
-    def one(index: jax.Array, row: jax.Array, cost: jax.Array) -> jax.Array:
-        change = (bank.apply(index, row, cost, jnp.asarray(images[:1])) - images[:1])[0]
+    def one(of: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        index, row, cost = of
+        change = (bank.apply(index, row, cost, picture) - picture)[0]
         return 0.5 + 0.5 * change / jnp.maximum(jnp.max(jnp.abs(change)), 1e-6)
 
-    classes = jnp.arange(len(telling))
-    rows, costs = (jnp.asarray(value)[telling, classes] for value in (reached.row, reached.cost))
-    shown = np.asarray(jax.jit(jax.vmap(one))(telling, rows, costs))
-    return np.ones((*shown.shape[:3], 1)), shown
+    searched = np.arange(len(telling))
+    rows, costs = (np.asarray(value)[telling, searched] for value in (reached.row, reached.cost))
+    shown = np.full((len(found.suspicion), *images.shape[1:]), 0.5, np.float32)
+    shown[np.asarray(reached.classes)] = jax.jit(partial(jax.lax.map, one))((telling, rows, costs))
+    return np.broadcast_to(np.ones(1), (*shown.shape[:3], 1)), shown
 
 
 DETECTOR = Detector(

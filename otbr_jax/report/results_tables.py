@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from otbr_jax.errors import InputError
-from otbr_jax.report import ablation_page, choice_tables, defence_tables, detector_tables, leaderboard
+from otbr_jax.report import ablation_page, choice_tables, defence_tables, detector_tables, growth, leaderboard
 from otbr_jax.report.activeness_page import SCORES
 from otbr_jax.report.cells import ATTACKS, bold, oracle_cell, oracle_title, repaired_cell, repaired_network
 from otbr_jax.report.correlation_page import CORRELATIONS
@@ -269,6 +269,19 @@ def _second_start(rows: Sequence[Row]) -> list[Table]:
     return [Table(titles, lines)]
 
 
+def _scanning(rows: Sequence[Row]) -> list[Table]:
+    lines = [
+        [
+            text(row, "detector"),
+            str(integer(row, "checkpoints")),
+            *(number(row, name, ".1f") for name in ("first_cpu_seconds", "cpu_seconds", "per_cpu_minute")),
+        ]
+        for row in latest(rows, "detector", "network")
+    ]
+    titles = ("detector", "checkpoints", "first, CPU s", "each other, CPU s", "checkpoints per minute of CPU time")
+    return [Table(titles, lines)]
+
+
 def _correlation(rows: Sequence[Row]) -> list[Table]:
     """A line for each victim: Pearson, Spearman and overlap of the top neurons with those of poison unlearning."""
     parts = [(kind, part) for kind in ("random", "clean") for part in ("all", "last")]
@@ -349,5 +362,8 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[Table]]] = {
     "transport": _transport,
     "sweep": _sweep,
     "second_start": _second_start,
+    "growth": growth.exponents,
+    "thousand": growth.large,
+    "scanning": _scanning,
     "correlation": _correlation,
 }

@@ -18,10 +18,9 @@ from otbr_jax.data import sources
 from otbr_jax.data.sources import DataConfig
 from otbr_jax.graph.choose import choose_layers
 from otbr_jax.plan import LongStep, Plan, Setup, Step
-from otbr_jax.runs import identity
+from otbr_jax.runs import ahead, identity, memory
 from otbr_jax.runs.devices import everywhere, replicate, shared
 from otbr_jax.runs.loop import rounds
-from otbr_jax.runs.memory import largest, megabytes
 from otbr_jax.runs.networks import Subject
 from otbr_jax.runs.progress import progress_bar, step_progress
 from otbr_jax.runs.store import Stage, Workdir
@@ -142,14 +141,16 @@ class Run(Generic[C]):
         """One program, with a clock; devices have copies of everything but what they share."""
         del progress
         total = step.total(self.setup) if callable(step.total) else step.total
+        ahead.say(step, self._setup, inputs.get("victim"), devices=self.mesh.size)
         with step_progress(step.title, total, unit=step.unit) as report:
             began = time.perf_counter()
             key, inputs = jax.block_until_ready(replicate((key, dict(inputs)), self.mesh))
             moved = time.perf_counter() - began
             program = self._program(step, report).lower(key=key, **inputs).compile()
+            memory.warn(step.name, memory.megabytes(program), lighter=step.lighter)
             value = jax.block_until_ready(program(key=key, **inputs))
             jax.effects_barrier()  # the last parts that a bar counts
-        return value, {"megabytes": megabytes(program), "transfer": moved}
+        return value, {"megabytes": memory.megabytes(program), "transfer": moved}
 
     def _program(self, step: Step, report: Callable[..., None] | None) -> Any:
         compute = partial(plans.compute, step, self.setup)
@@ -172,7 +173,8 @@ class Run(Generic[C]):
 
         def first(program: Any, *state: Any, **inputs: Any) -> Any:
             compiled = program.lower(*state, **inputs).compile()
-            found.append(megabytes(compiled))
+            found.append(memory.megabytes(compiled))
+            memory.warn(step.name, found[-1], lighter=step.lighter)
             return compiled(*state, **inputs)
 
         def one_round(state: Any) -> Any:
@@ -192,7 +194,7 @@ class Run(Generic[C]):
                 on_round=advance,
             )
         value = first(end, state)
-        return value, {"megabytes": largest(found), "transfer": moved}
+        return value, {"megabytes": memory.largest(found), "transfer": moved}
 
 
 def givens(name: str, value: Any) -> Stage:

@@ -31,18 +31,20 @@ def largest_margins(
     network: Network,
     variables: Variables,
     *,
+    classes: jax.Array | None = None,
     key: jax.Array,
     config: MarginConfig,
     axis_name: str | None = None,
     on_step: Callable[[], None] | None = None,
 ) -> jax.Array:
-    """Each class's logit less the highest other one, at the image in [0, 1] where that is largest, `[classes]`.
+    """Each class's logit less the highest other one, at the image in [0, 1] where that is largest, `[k]`.
 
     Pure; jits. Classes are searched one after the other, so that memory does not grow with them.
 
     Args:
       network: the functions of the network.
       variables: its variables.
+      classes: `[k]`, those that are searched; by default all.
       key: typed PRNG key of the starts.
       config: how.
       axis_name: mapped axis whose devices share each class's images.
@@ -71,4 +73,4 @@ def largest_margins(
             jax.debug.callback(on_step)
         return largest(jnp.max(margins(free, target)), axis_name)
 
-    return jax.lax.map(one, jnp.arange(network.num_classes))
+    return jax.lax.map(one, jnp.arange(network.num_classes) if classes is None else classes)

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from otbr_jax.settings import field, settings
+from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.convolutions import channels_last
+from otbr_jax.steps.passing import passing
 from otbr_jax.steps.sharing import mean, own_part, total
 from otbr_jax.triggers import Bank
 from otbr_jax.types import Batch, Network, Variables
@@ -31,27 +32,57 @@ class ReachConfig:
     )
     images: int = field(default=16, at_least=1, doc="pictures in a step.")
     starts: int = field(default=128, at_least=1, doc="random triggers of which each class's best is where Adam starts.")
-    classes: int = field(default=20, at_least=1, doc="that are searched at once; memory grows with it.")
+    classes: int = field(
+        default=20,
+        at_least=1,
+        doc="that are searched at once, at most; fewer where a network's layers put out more than 2 GB for them.",
+    )
+    among: int = field(
+        default=0,
+        at_least=0,
+        doc="search no more than so many classes, those that a screening finds most likely to be an attacker's; 0 for "
+        "all.",
+    )
+
+    def check(self) -> None:
+        """One or two classes have no majority to stand out of."""
+        if 0 < self.among < 3:
+            raise wrong(self, "among", "0 for all classes, or at least 3 to compare")
 
 
-_OPTIMIZER = optax.scale_by_adam()
+OPTIMIZER = optax.scale_by_adam()
+_MOST_BYTES = 2e9  # that layers put out for the classes that are searched at once; gradients take about twice that
 _TURNED = 0.85  # of the pictures: a backdoor turns nearly all, what makes a class in a clean network only some
 _STARTS = 8  # that are tried at once
 _SETTLING = 8  # steps before budgets move
 _FAST, _SHRINK, _GROW = 0.8, 0.9, 1.04  # what they do where a trigger turns nearly all, enough, too few
 
 
-class Reached(NamedTuple):
-    """Triggers of every family for every class.
+class Screened(NamedTuple):
+    """Which classes are searched, and from where.
 
     Attributes:
-      row: `[families, classes, size]`, see `Bank`.
-      cost: `[families, classes]`, the smallest budget at which 85 % of the pictures of other classes were turned, in
+      classes: `[searched]`, ascending; by default all.
+      start: `[families, searched]`, which of a family's random triggers comes nearest to each of them.
+    """
+
+    classes: jax.Array
+    start: jax.Array
+
+
+class Reached(NamedTuple):
+    """Triggers of every family for every class that was searched.
+
+    Attributes:
+      row: `[families, searched, size]`, see `Bank`.
+      cost: `[families, searched]`, the smallest budget at which 85 % of the pictures of other classes were turned, in
         the family's unit; where they never were, the budget that a search had come to.
+      classes: `[searched]`, which they are.
     """
 
     row: jax.Array
     cost: jax.Array
+    classes: jax.Array
 
 
 def reach_costs(
@@ -59,13 +90,14 @@ def reach_costs(
     variables: Variables,
     pictures: Batch,
     bank: Bank,
+    screened: Screened,
     *,
     key: jax.Array,
     config: ReachConfig,
     axis_name: str | None = None,
     on_step: Callable[[], None] | None = None,
 ) -> Reached:
-    """Searches the reach cost of every class by triggers of every family. Pure; jits.
+    """Searches the reach cost of every screened class by triggers of every family. Pure; jits.
 
     While Adam moves a trigger its budget shrinks whenever enough pictures are turned, and grows slowly otherwise.
 
@@ -76,20 +108,20 @@ def reach_costs(
       variables: its variables.
       pictures: `[n, h, w, c]` in [0, 1], and what the network answers them with, `[n]`.
       bank: the families.
+      screened: of `otbr_jax.steps.screen.screen` with the same key and configuration.
       key: typed PRNG key: where searches start.
       config: how.
       axis_name: mapped axis whose devices share each step's pictures.
-      on_step: called on the host after each step; None traces no callback.
+      on_step: called on the host after each step, once for every class; None traces no callback.
     """
-    classes = jnp.arange(network.num_classes)
-    finalists = min(config.finalists, network.num_classes)
+    count = len(screened.classes)
+    finalists, size = min(config.finalists, count), min(at_once(network, variables, config), count)
+    # The last chunk repeats classes to be as long.
+    chunks = jnp.arange(-(-count // size) * size).reshape(-1, size)
 
-    def one_family(index: jax.Array) -> Reached:
-        own = jax.random.fold_in(key, index)
-        starts = jax.vmap(lambda key: bank.init(index, key))(jax.random.split(own, config.starts))
-        budget = bank.numbers("start")[index]
-        likely = _likely(network, variables, pictures, bank, index, starts, budget, config, axis_name)
-        best = starts[jnp.argmax(likely, axis=0)]
+    def one_family(of: tuple[jax.Array, jax.Array]) -> Reached:
+        index, start = of
+        starts = starts_of(bank, index, key, config)
 
         def chunk(targets: jax.Array, state: Search) -> Search:
             return _descend(
@@ -97,13 +129,38 @@ def reach_costs(
                 config=config, axis_name=axis_name, on_step=on_step,
             )  # fmt: skip
 
-        first = _in_chunks(chunk, config.classes, classes, jax.vmap(partial(_begin, bank, index))(best))
-        nearest = jnp.lexsort((first.loss, _cost(first)))[:finalists]
-        second = _in_chunks(chunk, config.classes, classes[nearest], jax.tree.map(lambda leaf: leaf[nearest], first))
-        found = jax.tree.map(lambda whole, part: whole.at[nearest].set(part), first, second)
-        return Reached(found.row, _cost(found))
+        def first(nearest: tuple[jax.Array, Search], numbers: jax.Array) -> tuple[Any, tuple[jax.Array, jax.Array]]:
+            """A chunk's rows and costs; of whole searches only those of the nearest classes are kept."""
+            places = numbers % count
+            begun = jax.vmap(partial(_begin, bank, index))(starts[start[places]])
+            found = chunk(screened.classes[places], begun)
+            far = jnp.concatenate([_cost(nearest[1]), jnp.where(numbers < count, _cost(found), jnp.inf)])
+            both = jax.tree.map(lambda old, new: jnp.concatenate([old, new]), nearest, (places, found))
+            order = jnp.lexsort((both[1].loss, far))[:finalists]
+            return jax.tree.map(lambda leaf: leaf[order], both), (found.row, _cost(found))
 
-    return jax.lax.map(one_family, jnp.arange(len(bank)))
+        nobody = jax.vmap(partial(_begin, bank, index))(jnp.zeros((finalists, bank.size)))
+        nobody = nobody._replace(budget=jnp.full(finalists, jnp.inf))
+        nearest, (rows, costs) = jax.lax.scan(first, (jnp.zeros(finalists, jnp.int32), nobody), chunks)
+        places, begun = nearest
+        second = _in_chunks(chunk, size, screened.classes[places], begun)
+        row, cost = rows.reshape(-1, bank.size)[:count], costs.reshape(-1)[:count]
+        return Reached(row.at[places].set(second.row), cost.at[places].set(_cost(second)), screened.classes)
+
+    found = jax.lax.map(one_family, (jnp.arange(len(bank)), screened.start))
+    return found._replace(classes=screened.classes)
+
+
+def at_once(network: Network, variables: Variables, config: ReachConfig) -> int:
+    """How many classes are searched at once: `config.classes`, or as many as memory is for."""
+    each = config.images * passing(network, variables).bytes
+    return int(max(1, min(config.classes, _MOST_BYTES // max(each, 1))))
+
+
+def starts_of(bank: Bank, index: jax.Array, key: jax.Array, config: ReachConfig) -> jax.Array:
+    """A family's random triggers, `[starts, size]`."""
+    keys = jax.random.split(jax.random.fold_in(key, index), config.starts)
+    return jax.vmap(lambda key: bank.init(index, key))(keys)
 
 
 class Search(NamedTuple):
@@ -124,7 +181,7 @@ class Search(NamedTuple):
 
 def _begin(bank: Bank, index: jax.Array, row: jax.Array) -> Search:
     start, zero = bank.numbers("start")[index], jnp.zeros((), jnp.int32)
-    return Search(row, _OPTIMIZER.init(row), start, jnp.zeros(()), jnp.zeros(()), jnp.full((), jnp.inf), zero)
+    return Search(row, OPTIMIZER.init(row), start, jnp.zeros(()), jnp.zeros(()), jnp.full((), jnp.inf), zero)
 
 
 def _cost(search: Search) -> jax.Array:
@@ -142,7 +199,7 @@ def _in_chunks(function: Callable[..., Any], size: int, *trees: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.reshape(chunks * size, *leaf.shape[2:])[:count], found)
 
 
-def _likely(
+def likely(
     network: Network,
     variables: Variables,
     pictures: Batch,
@@ -157,15 +214,15 @@ def _likely(
 
     One pass of the network serves all classes.
     """
-    few = _some(pictures, 0, config.images, axis_name)
+    few = some(pictures, 0, config.images, axis_name)
 
-    def some(starts: jax.Array) -> jax.Array:
+    def tried(starts: jax.Array) -> jax.Array:
         logits = answers_with(network, variables, bank, index, starts, jnp.full(len(starts), budget), few.images)
         others = few.labels[:, None, None] != jnp.arange(logits.shape[-1])
-        likely, count = jnp.sum(jax.nn.log_softmax(logits) * others, axis=0), jnp.sum(others, axis=0)
-        return total(likely, axis_name) / jnp.maximum(total(count, axis_name), 1)
+        logarithms, count = jnp.sum(jax.nn.log_softmax(logits) * others, axis=0), jnp.sum(others, axis=0)
+        return total(logarithms, axis_name) / jnp.maximum(total(count, axis_name), 1)
 
-    return _in_chunks(some, _STARTS, starts)
+    return _in_chunks(tried, _STARTS, starts)
 
 
 def answers_with(
@@ -238,86 +295,27 @@ def _descend(
 
     def step(search: Search, _: None) -> tuple[Search, None]:
         number = search.number[0]
-        moved, (losses, now) = gradient(search.row, search.budget, _some(pictures, number, config.images, axis_name))
+        moved, (losses, now) = gradient(search.row, search.budget, some(pictures, number, config.images, axis_name))
         moved = mean(moved, axis_name)
-        moved, moments = jax.vmap(_OPTIMIZER.update)(moved, search.moments)
+        moved, moments = jax.vmap(OPTIMIZER.update)(moved, search.moments)
         turned, loss = 0.6 * search.turned + 0.4 * now, 0.6 * search.loss + 0.4 * losses
         often = turned >= _TURNED
         cost = jnp.where(often, jnp.minimum(search.cost, search.budget), search.cost)
         follow = jnp.where(turned >= 0.95, _FAST, jnp.where(often, _SHRINK, _GROW))
         budget = jnp.clip(search.budget * jnp.where(number >= _SETTLING, follow, 1.0), least, most)
         if on_step is not None:
-            jax.debug.callback(on_step)
+            jax.debug.callback(partial(_for_each, on_step, len(targets)))
         return Search(search.row - rate * moved, moments, budget, turned, loss, cost, search.number + 1), None
 
     return jax.lax.scan(step, search, None, length=config.steps)[0]
 
 
-def _some(pictures: Batch, number: jax.Array | int, count: int, axis_name: str | None) -> Batch:
+def _for_each(on_step: Callable[[], None], count: int) -> None:
+    for _ in range(count):
+        on_step()
+
+
+def some(pictures: Batch, number: jax.Array | int, count: int, axis_name: str | None) -> Batch:
     """The pictures of one step: so many in turn; on a mapped axis the device's own part of them."""
     places = own_part((number * count + jnp.arange(count)) % len(pictures.labels), axis_name, name="reach.images")
     return Batch(pictures.images[places], pictures.labels[places])
-
-
-def strongest(
-    network: Network,
-    variables: Variables,
-    pictures: Batch,
-    bank: Bank,
-    index: jax.Array,
-    target: jax.Array,
-    *,
-    known: jax.Array,
-    triggers: int,
-    budget: jax.Array,
-    key: jax.Array,
-    config: ReachConfig,
-    axis_name: str | None = None,
-    on_step: Callable[[], None] | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """The strongest triggers of a family within a budget that turn pictures into a class. Pure; jits.
-
-    Args:
-      network: the functions of the network.
-      variables: its variables.
-      pictures: `[n, h, w, c]` in [0, 1], and what the network answers them with, `[n]`.
-      bank: the families.
-      index: of the family; may be traced.
-      target: the class; may be traced.
-      known: `[size]`, a trigger that was found before; the first search starts there.
-      triggers: how many; each is searched from another start, every other one of those that come nearest to the class.
-      budget: in the family's unit.
-      key: typed PRNG key of the starts.
-      config: how.
-      axis_name: mapped axis whose devices share each step's pictures.
-      on_step: called on the host after each step; None traces no callback.
-
-    Returns:
-      The triggers `[triggers, size]`, and the share of pictures of other classes that each turns, `[triggers]`, over
-      the last eight steps.
-    """
-    starts = jax.vmap(lambda key: bank.init(index, key))(jax.random.split(key, max(config.starts, triggers)))
-    likely = _likely(network, variables, pictures, bank, index, starts, budget, config, axis_name)
-    # Half from the nearest starts, half from any: what is nearest at first is not always the way in.
-    nearest = jax.lax.top_k(likely[:, target], triggers)[1]
-    rows = starts[jnp.where(jnp.arange(triggers) % 2 == 0, nearest, jnp.arange(triggers))]
-    rows = rows.at[0].set(known)
-    rate = bank.numbers("learning_rate")[index]
-
-    def objective(rows: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        same = jnp.full(triggers, budget), jnp.full(triggers, target)
-        losses, turned = turning(network, variables, batch, bank, index, rows, *same, axis_name=axis_name)
-        return jnp.sum(losses), turned
-
-    gradient = channels_last(jax.grad(objective, has_aux=True))
-
-    def step(carry: Any, number: jax.Array) -> tuple[Any, jax.Array]:
-        rows, moments = carry
-        moved, turned = gradient(rows, _some(pictures, number, config.images, axis_name))
-        moved, moments = _OPTIMIZER.update(mean(moved, axis_name), moments)
-        if on_step is not None:
-            jax.debug.callback(on_step)
-        return (rows - rate * moved, moments), turned
-
-    (rows, _), turned = jax.lax.scan(step, (rows, _OPTIMIZER.init(rows)), jnp.arange(config.steps))
-    return rows, jnp.mean(turned[-8:], axis=0)

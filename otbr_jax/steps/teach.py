@@ -17,8 +17,9 @@ import optax
 
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.convolutions import channels_last
-from otbr_jax.steps.reach import ReachConfig, strongest, turning
+from otbr_jax.steps.reach import ReachConfig, turning
 from otbr_jax.steps.sharing import mean, own_part, total
+from otbr_jax.steps.strongest import strongest
 from otbr_jax.triggers import Bank
 from otbr_jax.types import Batch, Network, Variables, split
 

@@ -22,6 +22,7 @@ from otbr_jax.models.registry import ModelConfig
 from otbr_jax.paths import local_path
 from otbr_jax.plan import Setup
 from otbr_jax.report.calibration import clean_scores
+from otbr_jax.runs import ahead
 from otbr_jax.runs.identify import identify
 from otbr_jax.runs.networks import Subject, check_classes, open_network
 from otbr_jax.runs.numerics import as_usual
@@ -134,7 +135,10 @@ def _programs(
     """The detector's programs for a kind of network, and the clean images that they take."""
     network = dataclasses.replace(subject.network, prepare=partial(sources.preprocess, config=config.data))
     setup = Setup(network, subject.graph, choose_layers(subject.graph, config.way.layers(config)))
-    return plans.programs(chosen.plan(own), setup), given_clean(config, chosen, network)
+    plan = chosen.plan(own)
+    for step in plan:
+        ahead.say(step, setup, subject.variables)
+    return plans.programs(plan, setup), given_clean(config, chosen, network)
 
 
 def _line(found: Verdict, chosen: Detector, model: ModelConfig) -> dict[str, Any]:
