@@ -53,7 +53,7 @@ def test_fewer_classes_and_more_devices_take_less(small, monkeypatch):
     pictures, *_ = DEFENSE.plan(DisarmSettings(reach=ReachConfig(among=3)))
     assert ahead.say(pictures, setup, variables).startswith("a search of 3 classes ")
     unlearned, *_ = plan(OTBRConfig())
-    line = ahead.say(unlearned, dataclasses.replace(setup, devices=2), variables)
+    line = ahead.say(unlearned, setup, variables, devices=2)
     assert line.startswith("20 steps of unlearning on 256 images will take about 11 h on ")
     assert ahead.say(unlearned, setup, variables).startswith(
         "20 steps of unlearning on 256 images will take about 21 h"

@@ -36,14 +36,13 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def start(workdir, count, *flags, port=None):
+def start(workdir, count, own=lambda index: []):
     """So many processes of one run; each is shown one CPU device."""
     environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    port = port or free_port()
-    together = [f"--coordinator=localhost:{port}", f"--num_processes={count}"] if count > 1 else []
+    together = [f"--coordinator=localhost:{free_port()}", f"--num_processes={count}"] if count > 1 else []
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "launch.repair", *TINY, f"--workdir={workdir}", *flags, *together]
+            [sys.executable, "-m", "launch.repair", *TINY, f"--workdir={workdir}", *own(index), *together]
             + ([f"--process_id={index}"] if together else []),
             cwd=ROOT,
             env=environment,
@@ -96,9 +95,7 @@ def test_two_processes_find_what_one_finds_and_end_together(tmp_path):
 
 @pytest.mark.slow
 def test_processes_with_other_settings_are_refused(tmp_path):
-    port = free_port()
-    one = start(tmp_path / "w", 2, port=port)[:1]
-    found = ended(one + start(tmp_path / "w", 2, "--config.seed=1", port=port)[1:])
+    found = ended(start(tmp_path / "w", 2, own=lambda index: [f"--config.seed={index}"]))
     for index, (status, out, error) in enumerate(found):
         assert (status, out) == (2, "")
         assert error == (
