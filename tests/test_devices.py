@@ -60,7 +60,7 @@ def computed(plan, small, devices):
 @pytest.mark.parametrize("plan", [otbr_plan(OTBR), disarm.plan(DISARM)], ids=["otbr", "disarm"])
 def test_devices_tell_each_other_gradients_and_answers_alone(small, plan):
     one, eight = computed(plan, small, 1), computed(plan, small, 8)
-    shared_work = {"unlearned", "pictures", "reached", "margins", "disarmed"}
+    shared_work = {"unlearned", "pictures", "screened", "reached", "margins", "disarmed"}
     for name, (program, value) in eight.items():
         told = collectives(program)
         assert bool(told) == (name in shared_work), (name, told)
