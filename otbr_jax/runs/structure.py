@@ -38,7 +38,7 @@ def _describe(value: Any) -> Any:
         kind = type(value)
         if getattr(sys.modules.get(kind.__module__), kind.__qualname__, None) is not kind:
             raise TypeError(f"{kind} cannot be found by its name")
-        fields = {name: _describe(field) for name, field in value._asdict().items()}
+        fields = {name: _describe(field) for name, field in zip(value._fields, value, strict=True)}
         return {"class": [kind.__module__, kind.__qualname__], "fields": fields}
     if type(value) in (list, tuple):
         return {type(value).__name__: [_describe(each) for each in value]}

@@ -22,10 +22,10 @@ def compiling() -> Iterator[Callable[[], float]]:
     """Listens to JAX while the block runs; yields a function that says how many seconds it compiled so far."""
     found: list[tuple[float, float]] = []
 
-    def heard(event: str, duration: float, **_: object) -> None:
+    def heard(event: str, duration_secs: float, **_: str | int) -> None:
         if event.startswith("/jax/core/compile/"):
             now = time.perf_counter()
-            found.append((now - duration, now))
+            found.append((now - duration_secs, now))
 
     jax.monitoring.register_event_duration_secs_listener(heard)
     try:
