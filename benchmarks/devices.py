@@ -43,7 +43,7 @@ def methods() -> dict[str, tuple[Plan, Mapping[str, Any]]]:
     """Plans, and what each is given beside the victim."""
     images = np.random.default_rng(0).integers(0, 256, (CLEAN, 16, 16, 1), dtype=np.uint8)
     clean = Batch(images, np.arange(CLEAN, dtype=np.int32) % 10)
-    everything = DisarmSettings(detection=DetectionConfig(threshold=0.0))  # lessons, whatever is found
+    everything = DisarmSettings(detection=DetectionConfig(threshold=1e-6))  # lessons, whatever is found
     return {
         "disarm": (disarm.plan(everything), {}),
         "otbr": (otbr.plan(OTBRConfig()), {}),

@@ -248,7 +248,7 @@ def _sweep(rows: Sequence[Row]) -> list[Table]:
         for name, ratio in (("on few first", "seconds"), ("on all", "on_all")):
             ratios = [number(row, f"ratio_{each}", ".1f") for each in (ratio, "without_measuring")]
             lines.append([f"ratio, {name}", *ratios, NOTHING, NOTHING, NOTHING])
-    titles = ("", "seconds", "without measuring", "compilations", "temporary memory, MiB", "of VGG19-BN, MiB")
+    titles = ("", "CPU seconds", "without measuring", "compilations", "temporary memory, MiB", "of VGG19-BN, MiB")
     return [Table(titles, lines)]
 
 
