@@ -98,7 +98,7 @@ def test_columns_are_aligned_and_groups_stand_above_theirs():
     assert first.rindex("n") == second.index("no") == titles.index("note")
     assert titles.index("x") <= above.index(group) + 3
     assert above.index(group) + len(group) <= titles.index("y") + 1
-    assert f'<th class="group" colspan="2">{group}</th>' in table.html()
+    assert f'<th scope="colgroup" class="group" colspan="2">{group}</th>' in table.html()
     assert table.html().count('rowspan="2"') == 2
     assert table.html().count('class="left"') == 6
 
@@ -106,7 +106,7 @@ def test_columns_are_aligned_and_groups_stand_above_theirs():
 def test_kinds_are_classes_of_rows_and_a_total_has_a_rule():
     table = Table(("a", "b"), [("x", "1"), ("all", "2")], kinds=("", "total"))
     assert table.text().splitlines() == ["a    b", "------", "x    1", "------", "all  2"]
-    assert '<tr class="total"><td class="left">all</td><td>2</td></tr>' in table.html()
+    assert '<tr class="total"><th scope="row" class="left">all</th><td>2</td></tr>' in table.html()
 
 
 def test_a_table_may_be_empty():
