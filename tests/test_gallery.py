@@ -163,7 +163,7 @@ def test_the_page_is_self_contained():
     assert found.startswith("<!doctype html>")
     assert "<title>Triggers &lt;here&gt;</title>" in found
     cells = (
-        '<th scope="row" class="left">&lt;none&gt;</th>\n<td>-</td>\n<td>1.000</td>\n<td>0</td>\n'
+        '<th scope="row" class="left">&lt;none&gt;</th><td>-</td><td>1.000</td><td>0</td>'
         '<td class="left">nothing &amp; nobody</td>'
     )
     assert cells in found

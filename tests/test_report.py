@@ -96,7 +96,7 @@ def test_a_repair_that_was_measured():
     assert backdoored[0] == "Yes: its trigger works."
     assert "accuses class 0, the attacker's: suspicion 10.20, threshold 3.5" in backdoored[1]
     assert "clean networks score" in sure[1]
-    assert gone[0] == "Yes, as measured: the trigger turns 1.1 % of the images, 100.0 % before."
+    assert gone[0] == "Yes: the trigger now turns 1.1 % of the images (100.0 % before)."
     assert "still found triggers that turn 36.0 %" in gone[1]
     assert cost[0] == "0.4 points of accuracy."
     assert "99.6 %" in cost[1]
@@ -110,7 +110,7 @@ def test_a_repair_that_was_measured():
 def test_an_accused_network_without_data():
     backdoored, sure, gone, cost, use = told(UNMEASURED)
     assert backdoored[0] == "Probably: class 0 stands out."
-    assert re.match(r"\d+ of 60 clean networks score as high \(\d+ %\)\.", sure[0])
+    assert re.fullmatch(r"A false alarm is possible: \d+ of 60 clean networks score as high \(\d+ %\)\.", sure[0])
     assert "missed" in sure[1]
     assert gone[0].endswith("not proven.")
     assert "turned 99.0 % of the pictures into class 0; these turn 1.1 %" in gone[1]
@@ -123,7 +123,7 @@ def test_nothing_was_found():
     backdoored, sure, gone, cost, use = told(NOTHING_FOUND, files=("repaired",))
     assert backdoored[0] == "No sign of it was found."
     assert "no proof" in backdoored[1]
-    assert "of 60 clean networks" in sure[0]
+    assert re.match(r"A clean network may look like this: \d+ of 60 clean networks score", sure[0])
     assert gone[0] == "Nothing was changed, since nothing was found."
     assert cost[0] == "Nothing: the network is as it came."
     assert use[0] == "As far as you trust its source."
@@ -140,7 +140,8 @@ def test_lessons_in_vain():
     backdoored, _, gone, cost, use = told(UNDONE)
     assert backdoored[0] == "Probably: class 0 stands out."
     assert gone[0] == "No: the repair failed."
-    assert "undone" in gone[1]
+    assert gone[1].count("undone") == 1
+    assert "after the last lesson" not in gone[1]
     assert cost[0] == "Nothing: the network is as it came."
     assert use[0] == "No."
 
@@ -149,7 +150,7 @@ def test_a_defence_that_does_not_ask():
     backdoored, sure, gone, cost, use = told(OTBR)
     assert "OTBR looks for no backdoor: it repairs whatever it is given." in backdoored[1]
     assert sure[0] == "As sure as a measurement with the trigger."
-    assert gone[0].startswith("In part: the trigger turns 40.0 %")
+    assert gone[0].startswith("In part: the trigger now turns 40.0 %")
     assert cost[0] == "15.0 points of accuracy."
     assert use[0] == "No."
     backdoored, sure, gone, cost, use = told(OTBR | {"metrics": {"victim": None, "fused": None}})
@@ -248,7 +249,7 @@ def test_the_page_makes_sense_to_a_screen_reader(pages, name):
     assert len(boxes) == len(pictures) + len(elements.all("table"))
     assert all(box["tabindex"] == "0" and box["aria-label"] and box["role"] == "group" for box in boxes)
     for answer in answers(ALL[name]):
-        assert answer.short in html.unescape(pages[name])
+        assert answer.short in html.unescape(pages[name]).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def test_the_page_keeps_its_numbers(pages):

@@ -91,7 +91,7 @@ def _weak_trigger(facts: Facts) -> list[str]:
 
 def _sure(facts: Facts) -> Answer:
     question, judgement = "How sure is that?", facts.judgement
-    missed = "Backdoors are missed: all-to-all ones, and those of a maker who knows this search."
+    missed = "Some backdoors are missed: all-to-all ones, and those of a maker who knows this search."
     rate = None if judgement is None or judgement["suspect"] is None else _rate(judgement)
     if facts.known:
         more = "Of a network whose trigger you do not know, only the search speaks."
@@ -114,9 +114,10 @@ def _rate(judgement: Mapping[str, Any]) -> tuple[str, ...]:
     if not scores:
         return ("Not known: how often a clean network scores as high was not measured for these images.",)
     higher = sum(clean >= score for clean in scores)
-    rate = f"{higher or 'None'} of {len(scores)} clean networks {'score' if higher > 1 else 'scores'} as high"
+    rate = f"{higher or 'none'} of {len(scores)} clean networks {'score' if higher > 1 else 'scores'} as high"
+    means = "A false alarm is possible" if judgement["stands_out"] else "A clean network may look like this"
     return (
-        f"{rate} ({100 * higher / len(scores):.0f} %).",
+        f"{means}: {rate} ({100 * higher / len(scores):.0f} %).",
         "Those are small networks of ten classes. Of networks unlike them the share is not known.",
     )
 
@@ -128,11 +129,11 @@ def _gone(facts: Facts) -> Answer:
         return Answer(question, short, tone, (*why, *_lessons(facts), *_returns(facts)))
     before, after = facts.asr
     more = [*_last_search(facts), *_returns(facts)]
-    rates = f"the trigger turns {percent(after)} % of the images, {percent(before)} % before."
+    rates = f"the trigger now turns {percent(after)} % of the images ({percent(before)} % before)."
     if before < LEARNED:
         return Answer(question, "There was nothing to end.", "open", (f"Measured: {rates}", *more))
     if after <= LEFT:
-        return Answer(question, f"Yes, as measured: {rates}", "good", ("Other triggers were not measured.", *more))
+        return Answer(question, f"Yes: {rates}", "good", ("Other triggers were not measured.", *more))
     return Answer(question, f"{'In part' if after < before / 2 else 'No'}: {rates}", "bad", more)
 
 
@@ -145,7 +146,7 @@ def _unmeasured(facts: Facts) -> tuple[str, Tone, tuple[str, ...]]:
         done = facts.summary.get("done", "nothing was changed")
         return "No: nothing was changed.", "bad", (f"What was done: {done}.",)
     if not facts.changed:
-        return "Nothing was changed, since nothing was found.", "open", (f"The network is as it came. {proof}",)
+        return "Nothing was changed, since nothing was found.", "open", ("The network is as it came.",)
     if facts.accused:
         return "Weakened, as far as the search sees; not proven.", "open", (proof,)
     return "Not known: no trigger was measured.", "open", (proof,)
@@ -154,7 +155,7 @@ def _unmeasured(facts: Facts) -> tuple[str, Tone, tuple[str, ...]]:
 def _lessons(facts: Facts) -> list[str]:
     """What the search says of its own triggers, before and after."""
     said = []
-    for lesson in facts.summary.get("taught") or ():
+    for lesson in () if facts.undone else facts.summary.get("taught") or ():
         said.append(
             f"Searched {lesson['family'].replace('_', ' ')} triggers turned {percent(lesson['success'][0])} % of the "
             f"pictures into class {lesson['class']}; these turn {percent(lesson['left'][-1])} % after the last lesson."
@@ -192,7 +193,7 @@ def _cost(facts: Facts) -> Answer:
     question, time = "What did it cost?", _time(facts.summary)
     if facts.acc is None:
         short, *more = _unmeasured_cost(facts)
-        return Answer(question, short, "open", (*more, *time))
+        return Answer(question, short, "open" if facts.changed else "good", (*more, *time))
     before, after = facts.acc
     acc = f"{percent(before)} % of the test images without trigger are right before, {percent(after)} % after."
     if not facts.changed:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from otbr_jax.report import html, plots
@@ -15,7 +16,7 @@ from otbr_jax.report import summary as words
 from otbr_jax.report.answers import answers
 from otbr_jax.report.html import Picture
 from otbr_jax.report.numbers import formatted, percent, rates
-from otbr_jax.report.table import Code, Column, Table, markup
+from otbr_jax.report.table import Cell, Code, Column, Table, markup
 from otbr_jax.report.verdict import draw_triggers, verdict
 
 _PARTS = ("compile", "run", "transfer", "disk")
@@ -51,7 +52,7 @@ def render(
         summary=summary,
         subtitle=" · ".join((*_subject(summary), words.chosen(summary), summary["done"])),
         answers=answers(summary, files=files),
-        markup=markup,
+        sentence=_sentence,
         measured=all(summary["metrics"].values()),
         metrics=words.metrics_table(summary),
         examples=None if examples is None else html.picture(examples),
@@ -73,6 +74,11 @@ def render(
     )
 
 
+def _sentence(cell: Cell) -> Markup:
+    """As HTML; no line breaks between a number and its per cent."""
+    return markup(cell).replace(" %", "\N{NO-BREAK SPACE}%")
+
+
 def _shown(config: Mapping[str, Any]) -> dict[str, Any]:
     """Settings without those of attacks that were not made."""
     attack = config.get("attack", {})
@@ -83,7 +89,8 @@ def _shown(config: Mapping[str, Any]) -> dict[str, Any]:
 def _judged(summary: Mapping[str, Any], judgement: Mapping[str, Any]) -> list[str]:
     """The verdict, and what was done about it, a sentence each."""
     patched, taught = (summary.get(name) or () for name in ("patched", "taught"))
-    return [verdict(judgement), *map(words.patching, patched), *map(words.lesson, taught)]
+    said = (verdict(judgement), *map(words.patching, patched), *map(words.lesson, taught))
+    return [f"{clause[:1].upper()}{clause[1:]}." for clause in said]
 
 
 def _suspicions(judgement: Mapping[str, Any]) -> Table | None:
