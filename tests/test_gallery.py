@@ -163,7 +163,8 @@ def test_the_page_is_self_contained():
     assert found.startswith("<!doctype html>")
     assert "<title>Triggers &lt;here&gt;</title>" in found
     cells = (
-        '<td class="left">&lt;none&gt;</td><td>-</td><td>1.000</td><td>0</td><td class="left">nothing &amp; nobody</td>'
+        '<th scope="row" class="left">&lt;none&gt;</th><td>-</td><td>1.000</td><td>0</td>'
+        '<td class="left">nothing &amp; nobody</td>'
     )
     assert cells in found
     assert re.findall(r"(?:src|href)=\"(.{0,21})", found) == ["data:image/png;base64"]

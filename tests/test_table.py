@@ -81,7 +81,7 @@ def test_nothing_in_a_cell_is_markup():
     bad = "<script>alert('|')</script>\n**bold**"
     table = Table((bad, bad), [(bad, Strong(bad))], caption=bad, notes=(bad,), kinds=(bad,))
     assert "<script" not in table.html()
-    assert html.unescape(table.html()).count("<script>") == 7
+    assert html.unescape(table.html()).count("<script>") == 8
     *_, line = [line for line in table.markdown().splitlines() if line.startswith("| ")]
     assert line.startswith(r"| \<script>alert('\|')\</script> \*\*bold\*\* | **\<script>")
 
@@ -98,7 +98,7 @@ def test_columns_are_aligned_and_groups_stand_above_theirs():
     assert first.rindex("n") == second.index("no") == titles.index("note")
     assert titles.index("x") <= above.index(group) + 3
     assert above.index(group) + len(group) <= titles.index("y") + 1
-    assert f'<th class="group" colspan="2">{group}</th>' in table.html()
+    assert f'<th scope="colgroup" class="group" colspan="2">{group}</th>' in table.html()
     assert table.html().count('rowspan="2"') == 2
     assert table.html().count('class="left"') == 6
 
@@ -106,7 +106,7 @@ def test_columns_are_aligned_and_groups_stand_above_theirs():
 def test_kinds_are_classes_of_rows_and_a_total_has_a_rule():
     table = Table(("a", "b"), [("x", "1"), ("all", "2")], kinds=("", "total"))
     assert table.text().splitlines() == ["a    b", "------", "x    1", "------", "all  2"]
-    assert '<tr class="total"><td class="left">all</td><td>2</td></tr>' in table.html()
+    assert '<tr class="total"><th scope="row" class="left">all</th><td>2</td></tr>' in table.html()
 
 
 def test_a_table_may_be_empty():
@@ -174,7 +174,7 @@ def test_a_sweep_is_a_curve_and_over_two_settings_that_vary_a_map_as_well(axes, 
     }
     found = page.render(summary, scores=SCORES, chosen=CHOSEN)
     assert found.count("<img") == pictures
-    assert '<p class="warn">&lt;something&gt; went wrong</p>' in found
+    assert '<p class="warn"><b>Warning:</b> &lt;something&gt; went wrong</p>' in found
     assert "(ACC 75.0, ASR 12.5)" in found
     assert "oracle: strength 2" in found
     text = summary_table(summary).text()
@@ -188,8 +188,9 @@ def test_what_was_judged_patched_and_moved_is_shown_where_the_summary_has_it():
     triggers = (np.ones((2, 4, 4, 1)), np.ones((2, 4, 4, 1)))
     plan = ("params/conv1/kernel", np.eye(4) / 4)
     found = page.render(summary, scores=SCORES, chosen=CHOSEN, triggers=triggers, plan=plan)
-    assert "<p>class 1 stands out: suspicion 0.50, threshold 0.4, judged by clean images" in found
-    assert "<p>class 1 patched, 50 % of the way, not recovered: triggers not taught turn 12.5 %" in found
+    assert "<p>Class 1 stands out: suspicion 0.50, threshold 0.4, judged by clean images" in found
+    spaced = found.replace("\N{NO-BREAK SPACE}", " ")
+    assert "<p>Class 1 patched, 50 % of the way, not recovered: triggers not taught turn 12.5 %" in spaced
     assert "reverse-engineered for each class on clean images" in found
     assert "Where their mass went" in found
     assert found.count("<img") == 3

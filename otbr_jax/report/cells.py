@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from otbr_jax.report.numbers import NOTHING
 from otbr_jax.report.rows import Row, field, number, percents
@@ -13,6 +13,14 @@ ATTACKS = (
     *("label_consistent", "ftrojan", "bpp", "ctrl", "lira"),
     *("adaptive_pictures", "adaptive_reach", "adaptive_channels"),
 )
+
+_NO_PART = ("victim", "clean", "attack", "evaluation", "changes")
+_NOT_OURS = "comes_back"
+
+
+def own_stages(names: Iterable[str]) -> list[str]:
+    """Those stages of a run that are the defence's own steps, and no measuring and no making of a victim."""
+    return [name for name in names if name not in _NO_PART and not name.startswith(_NOT_OURS)]
 
 
 def repaired_network(row: Row) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from otbr_jax.defenses.registry import DEFENSES
-from otbr_jax.report.cells import repaired_network, swept_network
+from otbr_jax.report.cells import own_stages, repaired_network, swept_network
 from otbr_jax.report.numbers import NOTHING, formatted
 from otbr_jax.report.rows import Row, field, text
 from otbr_jax.report.table import Table
@@ -22,9 +22,6 @@ LEARNED = 0.1
 
 LEFT = 0.15
 """The ASR from which a backdoor counts as left."""
-
-_NO_PART = ("victim", "clean", "attack", "evaluation", "changes")
-_NOT_OURS = "comes_back"
 
 
 class Measured(NamedTuple):
@@ -194,7 +191,7 @@ def _data(row: Row) -> str:
 def _measured(row: Row, network: str, *, oracle: bool = False) -> Measured:
     after = field(row, f"oracle.{network}" if oracle else f"metrics.{network}")
     before, seconds = field(row, "metrics.victim"), field(row, "stage_cpu_seconds")
-    own = [name for name in seconds if name not in _NO_PART and not name.startswith(_NOT_OURS)]
+    own = own_stages(seconds)
     known = [seconds[name] for name in own]
     memory = [size for name, size in (row.values.get("stage_megabytes") or {}).items() if name in own and size]
     returned, never = (_mean(row, f"comes_back.{whose}poisoned.asr") for whose in ("", "never."))

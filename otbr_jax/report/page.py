@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from otbr_jax.report import html, plots
 from otbr_jax.report import summary as words
+from otbr_jax.report.answers import answers
 from otbr_jax.report.html import Picture
-from otbr_jax.report.numbers import percent
-from otbr_jax.report.table import Code, Column, Table
+from otbr_jax.report.numbers import formatted, percent, rates
+from otbr_jax.report.table import Cell, Code, Column, Table, markup
 from otbr_jax.report.verdict import draw_triggers, verdict
 
-_TILES = {"acc": "accuracy on clean images, %", "asr": "attack success rate, %", "ra": "triggered, right, %"}
 _PARTS = ("compile", "run", "transfer", "disk")
 
 
@@ -29,6 +30,7 @@ def render(
     plan: tuple[str, np.ndarray] | None = None,
     triggers: tuple[np.ndarray, np.ndarray] | None = None,
     examples: Figure | None = None,
+    files: Sequence[str] = (),
 ) -> str:
     """The page as HTML text, pictures included; it loads nothing from anywhere.
 
@@ -39,6 +41,7 @@ def render(
       plan: name and plan `[neurons, neurons]` of the layer to show, or None if nothing was fused.
       triggers: masks and patterns that were reverse-engineered, a class each, or None.
       examples: images with predictions, or None without data.
+      files: names of the files beside the page that hold the network.
     """
     judgement, neurons = summary.get("judgement"), None
     if scores:
@@ -48,14 +51,18 @@ def render(
         "repair.html",
         summary=summary,
         subtitle=" · ".join((*_subject(summary), words.chosen(summary), summary["done"])),
-        tiles=_tiles(summary),
+        answers=answers(summary, files=files),
+        sentence=_sentence,
+        measured=all(summary["metrics"].values()),
         metrics=words.metrics_table(summary),
         examples=None if examples is None else html.picture(examples),
         judged=None if judgement is None else _judged(summary, judgement),
         triggers=None if triggers is None else html.picture(draw_triggers(*triggers, judgement or {})),
+        suspicions=_suspicions(judgement or {}),
         selection=_selection(summary),
         grid=_grid(summary),
         tradeoff=_tradeoff(summary),
+        sweep=_sweep(summary),
         swept=words.title(summary["swept"]) if summary.get("swept") else None,
         best=_best(summary),
         screening=words.screening(summary),
@@ -65,6 +72,11 @@ def render(
         times=_times(summary),
         settings=json.dumps(_shown(summary["config"]), indent=1) if "config" in summary else None,
     )
+
+
+def _sentence(cell: Cell) -> Markup:
+    """As HTML; no line breaks between a number and its per cent."""
+    return markup(cell).replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _shown(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,7 +89,33 @@ def _shown(config: Mapping[str, Any]) -> dict[str, Any]:
 def _judged(summary: Mapping[str, Any], judgement: Mapping[str, Any]) -> list[str]:
     """The verdict, and what was done about it, a sentence each."""
     patched, taught = (summary.get(name) or () for name in ("patched", "taught"))
-    return [verdict(judgement), *map(words.patching, patched), *map(words.lesson, taught)]
+    said = (verdict(judgement), *map(words.patching, patched), *map(words.lesson, taught))
+    return [f"{clause[:1].upper()}{clause[1:]}." for clause in said]
+
+
+def _suspicions(judgement: Mapping[str, Any]) -> Table | None:
+    """The suspicion of every class, the highest first, and the evidence that it is made of."""
+    scores = judgement.get("suspicion") or ()
+    if not len(scores):
+        return None
+    kinds = {kind: values for kind, values in (judgement.get("evidence") or {}).items() if len(values) == len(scores)}
+    order = sorted(range(len(scores)), key=lambda label: -scores[label])
+    columns = (scores, *kinds.values())
+    rows = [(f"class {label}", *(formatted(values[label], ".2f") for values in columns)) for label in order]
+    titles = (Column(kind.replace("_", " "), group="evidence") for kind in kinds)
+    return Table(("class", judgement.get("score", "suspicion"), *titles), rows)
+
+
+def _sweep(summary: Mapping[str, Any]) -> Table | None:
+    """ACC / ASR of the networks at every setting of the grid."""
+    if not summary.get("sweep"):
+        return None
+    first, axes = summary["sweep"][0], summary["axes"]
+    networks = [name for name, value in first.items() if isinstance(value, Mapping)]
+    rows = [
+        (*(f"{row[name]:g}" for name in axes), *(rates(row[name]) for name in networks)) for row in summary["sweep"]
+    ]
+    return Table((*axes, *(f"{words.title(name)}: ACC / ASR %" for name in networks)), rows)
 
 
 def _subject(summary: Mapping[str, Any]) -> list[str]:
@@ -87,14 +125,6 @@ def _subject(summary: Mapping[str, Any]) -> list[str]:
         source = os.path.basename(os.path.normpath(model["checkpoint"] or "victim trained here"))
         found.append(f"{model['name']}, width {model['width']} ({source})")
     return found
-
-
-def _tiles(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Before and after of each metric and its title; empty if nothing was measured."""
-    before, after = ([*summary["metrics"].values()][place] for place in (0, -1))
-    if before is None or after is None:
-        return []
-    return [(f"{percent(before[metric])} → {percent(after[metric])}", title) for metric, title in _TILES.items()]
 
 
 def _along(summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 GOOD, BAD, NEUTRAL, ACCENT = "#0072b2", "#d55e00", "#7f8891", "#009e73"  # Okabe-Ito, safe for colour-blind readers
+BAD_INK = "#a83c00"  # of letters, which need more contrast than lines
 
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -81,7 +82,7 @@ def predictions(
 def _answer_color(answer: int, label: int, goal: int, kind: str) -> str:
     if answer == label:
         return GOOD
-    return BAD if kind == "triggered" and answer == goal else "#8a6d00"
+    return BAD_INK if kind == "triggered" and answer == goal else "#8a6d00"
 
 
 def displayable(image: np.ndarray) -> np.ndarray:

@@ -107,8 +107,9 @@ class Table:
     def html(self) -> Markup:
         """As HTML that is safe to put into a page."""
         kinds = self.kinds or [""] * len(self.rows)
-        rows = [(kind, [_markup(cell) for cell in row]) for kind, row in zip(kinds, self.rows, strict=True)]
-        return Markup(html.render("table.html", table=self, rows=rows, caption=_markup(self.caption)))
+        rows = [(kind, [markup(cell) for cell in row]) for kind, row in zip(kinds, self.rows, strict=True)]
+        label = _plain(self.caption) or f"Table: {', '.join(_plain(head.title) for head in self.heads if head.title)}"
+        return Markup(html.render("table.html", table=self, rows=rows, caption=markup(self.caption), label=label))
 
     def markdown(self) -> str:
         """As a table of GitHub's Markdown between its caption and its notes, each a paragraph; groups have no place."""
@@ -158,7 +159,8 @@ def _plain(cell: Cell) -> str:
     return "".join(_pieces(cell))
 
 
-def _markup(cell: Cell) -> Markup:
+def markup(cell: Cell) -> Markup:
+    """A cell as HTML that is safe to put into a page."""
     names = {Strong: "b", Code: "code"}
     return Markup("").join(
         Markup("<{0}>{1}</{0}>").format(names[type(piece)], str(piece)) if type(piece) in names else piece

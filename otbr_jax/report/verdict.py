@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from otbr_jax.detectors.detector import Detector, Verdict
 from otbr_jax.report.calibration import clean_scores
-from otbr_jax.report.plots import BAD, STYLE, displayable
+from otbr_jax.report.plots import BAD, BAD_INK, STYLE, displayable
 
 
 def judgement_of(found: Verdict, detector: Detector) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def draw_triggers(mask: np.ndarray, pattern: np.ndarray, judgement: Mapping[str,
                 f"class {label}\n{judgement['suspicion'][label]:.2f}",
                 fontsize=8,
                 loc="center",
-                color=BAD if guilty else "#24292f",
+                color=BAD_INK if guilty else "#24292f",
             )
             for spine in axis.spines.values():
                 spine.set(visible=guilty, color=BAD, linewidth=2.5)

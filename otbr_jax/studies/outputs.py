@@ -26,6 +26,7 @@ def write_outputs(result: Repair) -> None:
         plan=outcome.plan,
         triggers=outcome.triggers,
         examples=example_predictions(result),
+        files=("repaired", *(file.name for file in result.files)),
     )
     write_text(folder / "report.html", report)
 

@@ -1,0 +1,266 @@
+"""What a person asks of a run first, answered in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from otbr_jax.report.calibration import clean_scores
+from otbr_jax.report.cells import own_stages
+from otbr_jax.report.facts import Facts, facts_of
+from otbr_jax.report.leaderboard import LEARNED, LEFT
+from otbr_jax.report.numbers import percent
+from otbr_jax.report.table import Cell, Code
+
+COSTLY = 0.05
+"""The loss of accuracy from which a repaired network is not recommended as it is."""
+
+NEAR = 0.5
+"""The share of the threshold from which a network in which nothing stands out is to be searched again."""
+
+Tone = Literal["good", "bad", "open"]
+
+
+class Answer(NamedTuple):
+    """One question.
+
+    Attributes:
+      question: as a heading.
+      short: the answer in a few words, which stand alone.
+      tone: how a page marks it, beside the words; `open` is neither good nor bad.
+      more: what it rests on and what it leaves open, a sentence or two each.
+    """
+
+    question: str
+    short: str
+    tone: Tone
+    more: Sequence[Cell]
+
+
+def answers(summary: Mapping[str, Any], *, files: Sequence[str] = ()) -> list[Answer]:
+    """The five questions and their answers, in the order that a person asks them.
+
+    Args:
+      summary: `results.summarize`; of its fields, `metrics` is enough.
+      files: names of the files that hold the network afterwards.
+    """
+    facts = facts_of(summary)
+    return [_backdoored(facts), _sure(facts), _gone(facts), _cost(facts), _use(facts, files)]
+
+
+def _backdoored(facts: Facts) -> Answer:
+    question, found = "Is it backdoored?", _found(facts)
+    if facts.known and facts.asr is not None:
+        works = f"it turns {percent(facts.asr[0])} % of the test images into the attacker's class"
+        more = f"The trigger is known here: {works}."
+        return Answer(question, "Yes: its trigger works.", "bad", (more, found))
+    if facts.judgement is None:
+        return Answer(question, "Not asked.", "open", (found, *_weak_trigger(facts)))
+    if facts.accused:
+        short = f"Probably: class {facts.judgement['suspect']} stands out."
+        return Answer(question, short, "bad", (found, *_weak_trigger(facts)))
+    caution = "That is no proof that it is clean."
+    return Answer(question, "No sign of it was found.", "open", (found, caution, *_weak_trigger(facts)))
+
+
+def _found(facts: Facts) -> str:
+    """What the method itself found, without the trigger; a sentence."""
+    judgement, known = facts.judgement, facts.known
+    if judgement is None:
+        return f"{facts.method} looks for no backdoor: it repairs whatever it is given."
+    if judgement["suspect"] is None:
+        return f"Judged by {judgement['by']}, no class is more suspicious than another."
+    name = judgement.get("score", "suspicion")
+    score, threshold = judgement["suspicion"][judgement["suspect"]], judgement["threshold"]
+    numbers = f"{name} {score:.2f}, threshold {threshold:g}, judged by {judgement['by']}"
+    if not facts.accused:
+        missed = "The search, which knows no trigger, missed it" if known else "Nothing stands out"
+        return f"{missed}: most suspicious is class {judgement['suspect']}, {numbers}."
+    target = facts.target if known else None
+    whose = ""
+    if target is not None:
+        whose = ", the attacker's" if target == judgement["suspect"] else f", but the attacker's is class {target}"
+    return f"Without any trigger the search accuses class {judgement['suspect']}{whose}: {numbers}."
+
+
+def _weak_trigger(facts: Facts) -> list[str]:
+    if facts.asr is None:
+        return []
+    return [f"The trigger that is known here does not work: it turns {percent(facts.asr[0])} % of the test images."]
+
+
+def _sure(facts: Facts) -> Answer:
+    question, judgement = "How sure is that?", facts.judgement
+    missed = "Some backdoors are missed: all-to-all ones, and those of a maker who knows this search."
+    rate = None if judgement is None or judgement["suspect"] is None else _rate(judgement)
+    if facts.known:
+        more = "Of a network whose trigger you do not know, only the search speaks."
+        return Answer(question, "As sure as a measurement with the trigger.", "good", (more, *(rate or ())))
+    if judgement is None:
+        more = ("No detector ran. To ask one: ", Code("python -m launch.inspect_network --judge=DIR"), ".")
+        return Answer(question, "There is no verdict to be sure of.", "open", (more,))
+    if rate is None:
+        return Answer(question, "Not known.", "open", ("The search had nothing to compare.", missed))
+    short, *more = rate
+    return Answer(question, short, "open", (*more, missed))
+
+
+def _rate(judgement: Mapping[str, Any]) -> tuple[str, ...]:
+    """How often a clean network scores as high: in short, and what that assumes."""
+    if judgement.get("p_value") is not None:
+        short = f"p-value {judgement['p_value']:.2g}: so often a clean network scores as high."
+        return short, "That holds where the detector's assumption holds."
+    score, scores = judgement["suspicion"][judgement["suspect"]], clean_scores(judgement["by"])
+    if not scores:
+        return ("Not known: how often a clean network scores as high was not measured for these images.",)
+    higher = sum(clean >= score for clean in scores)
+    rate = f"{higher or 'none'} of {len(scores)} clean networks {'score' if higher > 1 else 'scores'} as high"
+    means = "A false alarm is possible" if judgement["stands_out"] else "A clean network may look like this"
+    return (
+        f"{means}: {rate} ({100 * higher / len(scores):.0f} %).",
+        "Those are small networks of ten classes. Of networks unlike them the share is not known.",
+    )
+
+
+def _gone(facts: Facts) -> Answer:
+    question = "Is it gone?"
+    if facts.asr is None:
+        short, tone, why = _unmeasured(facts)
+        return Answer(question, short, tone, (*why, *_lessons(facts), *_returns(facts)))
+    before, after = facts.asr
+    more = [*_last_search(facts), *_returns(facts)]
+    rates = f"the trigger now turns {percent(after)} % of the images ({percent(before)} % before)."
+    if before < LEARNED:
+        return Answer(question, "There was nothing to end.", "open", (f"Measured: {rates}", *more))
+    if after <= LEFT:
+        return Answer(question, f"Yes: {rates}", "good", ("Other triggers were not measured.", *more))
+    return Answer(question, f"{'In part' if after < before / 2 else 'No'}: {rates}", "bad", more)
+
+
+def _unmeasured(facts: Facts) -> tuple[str, Tone, tuple[str, ...]]:
+    """The answer where no trigger is known: in short, its tone, and why."""
+    proof = "Only somebody with the attacker's trigger can measure that."
+    if facts.undone:
+        return "No: the repair failed.", "bad", ()
+    if not facts.changed and facts.accused:
+        done = facts.summary.get("done", "nothing was changed")
+        return "No: nothing was changed.", "bad", (f"What was done: {done}.",)
+    if not facts.changed:
+        return "Nothing was changed, since nothing was found.", "open", ("The network is as it came.",)
+    if facts.accused:
+        return "Weakened, as far as the search sees; not proven.", "open", (proof,)
+    return "Not known: no trigger was measured.", "open", (proof,)
+
+
+def _lessons(facts: Facts) -> list[str]:
+    """What the search says of its own triggers, before and after."""
+    said = []
+    for lesson in () if facts.undone else facts.summary.get("taught") or ():
+        said.append(
+            f"Searched {lesson['family'].replace('_', ' ')} triggers turned {percent(lesson['success'][0])} % of the "
+            f"pictures into class {lesson['class']}; these turn {percent(lesson['left'][-1])} % after the last lesson."
+        )
+    for patched in facts.summary.get("patched") or ():
+        said.append(
+            f"Searched triggers that it was not taught turn {percent(patched['success'])} % of the pictures into class "
+            f"{patched['class']}."
+        )
+    return [*said, *_last_search(facts)]
+
+
+def _last_search(facts: Facts) -> list[str]:
+    """What the last search of triggers still found, or that the lessons are undone."""
+    if facts.undone:
+        return ["The lessons were in vain and are undone: the network is as it came."]
+    taught = [lesson["success"] for lesson in facts.summary.get("taught") or ()]
+    if not taught or len(taught[0]) < 2:
+        return []
+    most = percent(max(success[-1] for success in taught))
+    return [f"Before the last lesson a new search still found triggers that turn {most} % of the pictures."]
+
+
+def _returns(facts: Facts) -> list[str]:
+    """That a backdoor can come back, as measured if it was."""
+    if not facts.changed or facts.left:
+        return []
+    if curves := facts.summary.get("comes_back"):
+        asr, epochs = curves["poisoned"]["asr"][-1], curves["epochs"][-1]
+        return [f"Fine-tuned on a few poisoned images for {epochs} epochs, its trigger turns {percent(asr)} % again."]
+    return ["Fine-tuning on somebody else's images can bring a backdoor back."]
+
+
+def _cost(facts: Facts) -> Answer:
+    question, time = "What did it cost?", _time(facts.summary)
+    if facts.acc is None:
+        short, *more = _unmeasured_cost(facts)
+        return Answer(question, short, "open" if facts.changed else "good", (*more, *time))
+    before, after = facts.acc
+    acc = f"{percent(before)} % of the test images without trigger are right before, {percent(after)} % after."
+    if not facts.changed:
+        return Answer(question, "Nothing: the network is as it came.", "good", (acc, *time))
+    points = round(100 * facts.lost, 1)
+    short = f"{points:.1f} points of accuracy." if points > 0 else "No accuracy."
+    more = [acc]
+    if facts.ra is not None:
+        more.append(f"With the trigger {percent(facts.ra[0])} % are right before, {percent(facts.ra[1])} % after.")
+    return Answer(question, short, "bad" if facts.lost > COSTLY else "good", (*more, *time))
+
+
+def _unmeasured_cost(facts: Facts) -> list[Cell]:
+    """The answer without test images: in short, and what is known instead."""
+    if not facts.changed:
+        return ["Nothing: the network is as it came."]
+    found: list[Cell] = ["Not known: no test images were given."]
+    taught = facts.summary.get("taught") or ()
+    if taught and taught[0].get("distortion"):
+        moved = taught[0]["distortion"][-1]
+        found.append(f"On pictures without a trigger its logits moved by {moved:.2g} of their standard deviation.")
+    found.append(("To measure: ", Code("--config.data.name=npz --config.data.path=FILE"), "."))
+    return found
+
+
+def _time(summary: Mapping[str, Any]) -> list[str]:
+    stages = summary.get("stages", {})
+    seconds = sum(stages[name]["seconds"] for name in own_stages(stages))
+    if not seconds:
+        return []
+    spent = f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
+    devices = summary.get("devices") or ()
+    where = f" on {len(devices)} {devices[0]}" if devices else ""
+    return [f"The repair took {spent}{where}."]
+
+
+def _use(facts: Facts, files: Sequence[str]) -> Answer:
+    short, tone, more = _recommended(facts)
+    where = [_where(facts, files)] if files else []
+    return Answer("May I use it?", short, tone, (*more, *where))
+
+
+def _recommended(facts: Facts) -> tuple[str, Tone, tuple[Cell, ...]]:
+    check: Cell = "First measure it on images of your own, class by class: an accused class pays most."
+    again: Cell = ("Try a few clean images, ", Code("--config.defense=disarm_clean"), ", or another defence.")
+    if facts.left:
+        return "No.", "bad", (again,)
+    if facts.lost > COSTLY:
+        return "Not as it is.", "bad", ("It lost much accuracy. Fine-tune it on images that you trust.",)
+    if facts.known:
+        return "The repaired one, with care.", "good", (check,)
+    if facts.accused:
+        return "Only the repaired one, and only after a test of yours.", "open", (check,)
+    if facts.judgement is None:
+        return "Not on this report alone.", "open", ("It does not say whether there is a backdoor.", check)
+    if _near(facts.judgement):
+        again = ("The score is near the threshold. Search again with another ", Code("--config.seed"), ".")
+        return "Not before a second search.", "open", (again,)
+    return "As far as you trust its source.", "open", ("No finding is no guarantee.",)
+
+
+def _near(judgement: Mapping[str, Any]) -> bool:
+    """Whether another search might accuse the network."""
+    suspect = judgement["suspect"]
+    return suspect is not None and judgement["suspicion"][suspect] >= NEAR * judgement["threshold"] > 0
+
+
+def _where(facts: Facts, files: Sequence[str]) -> Cell:
+    named = [piece for name in files for piece in (", ", Code(name))][1:]
+    return ("The repaired network, beside this report: " if facts.changed else "The network as it came: ", *named, ".")

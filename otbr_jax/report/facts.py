@@ -1,0 +1,80 @@
+"""What a run knows, as the answers of a report need it: who accused what, what changed, what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from otbr_jax.report.leaderboard import LEARNED, LEFT
+
+
+class Facts(NamedTuple):
+    """What a run knows.
+
+    Attributes:
+      method: its name in capitals.
+      judgement: of `results.summarize`, or None where nothing was judged.
+      accused: whether a class stands out.
+      changed: whether the network afterwards is another one.
+      undone: whether it was taught in vain.
+      acc: before and after, shares in [0, 1]; None where it was not measured.
+      asr: the same.
+      ra: the same.
+      summary: of `results.summarize`.
+    """
+
+    method: str
+    judgement: Mapping[str, Any] | None
+    accused: bool
+    changed: bool
+    undone: bool
+    acc: tuple[float, float] | None
+    asr: tuple[float, float] | None
+    ra: tuple[float, float] | None
+    summary: Mapping[str, Any]
+
+    @property
+    def known(self) -> bool:
+        """Whether a trigger is known that works on the suspicious network."""
+        return self.asr is not None and self.asr[0] >= LEARNED
+
+    @property
+    def left(self) -> bool:
+        """Whether the backdoor is known to be there still, or was found and not touched."""
+        if self.known and self.asr is not None:
+            return self.asr[1] > LEFT
+        return self.accused and not self.changed
+
+    @property
+    def lost(self) -> float:
+        """Accuracy before less accuracy after; 0 where it was not measured."""
+        return 0.0 if self.acc is None else self.acc[0] - self.acc[1]
+
+    @property
+    def target(self) -> int | None:
+        """The attacker's class, where there is one and the settings say it."""
+        attack = self.summary.get("config", {}).get("attack", {})
+        return None if attack.get("labels") == "all_to_all" else attack.get("target")
+
+
+def facts_of(summary: Mapping[str, Any]) -> Facts:
+    """The facts of `results.summarize`; of its fields, `metrics` is enough."""
+    before, after = ([*summary["metrics"].values()][place] or {} for place in (0, -1))
+    judgement, taught = summary.get("judgement"), summary.get("taught") or ()
+    touched = [count for name, count in summary.get("neurons", {}).items() if name != "scored"]
+
+    def both(metric: str) -> tuple[float, float] | None:
+        first, last = before.get(metric), after.get(metric)
+        return None if first is None or last is None else (first, last)
+
+    return Facts(
+        method=summary["defense"].upper() if "defense" in summary else "The method",
+        judgement=judgement,
+        accused=bool(judgement and judgement["stands_out"]),
+        changed=any(touched) or bool(summary.get("patched")) or "neurons" not in summary or before != after,
+        undone=any(lesson["undone"] for lesson in taught),
+        acc=both("acc"),
+        asr=both("asr"),
+        ra=both("ra"),
+        summary=summary,
+    )
