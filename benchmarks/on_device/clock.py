@@ -50,10 +50,10 @@ def share_of_peak(operations: float | None, seconds: float) -> float | None:
 def operations(function: Callable[..., Any], *arguments: Any) -> float | None:
     """Floating-point operations of one call, as XLA counts them; None where it does not.
 
-    It counts the body of a loop once, so `function` must have none.
+    The count is of the program before it is optimised, the same on every device: what a library computes would not be
+    counted everywhere. The body of a loop counts once, so `function` must have none.
     """
-    found = jax.jit(function).lower(*arguments).compile().cost_analysis()
-    flops = (found or {}).get("flops")
+    flops = (jax.jit(function).lower(*arguments).cost_analysis() or {}).get("flops")
     return None if flops is None or flops <= 0 else float(flops)
 
 

@@ -100,7 +100,7 @@ def unlearning(sizes: Sizes, folder: pathlib.Path) -> Rows:
     network, init = registry.build(sizes.model)
     config, variables = sizes.unlearning, jax.jit(init)(jax.random.key(0))
     model = pytorch.network(sizes.model, variables)
-    forward, compiled = pytorch.compiled(model, config.batch_size)
+    forward, compiled = pytorch.compiled(model, config.batch_size, backend=sizes.backend)
 
     def ours(network: Network) -> Callable[[], Any]:
         unlearn = partial(random_unlearning, network, config=config)
@@ -143,7 +143,7 @@ def repairing(sizes: Sizes, folder: pathlib.Path) -> Rows:
     result = repaired(sizes, folder)
     variables, config = result.stages["victim"].value["variables"], result.config.otbr
     model = pytorch.network(sizes.model, variables)
-    forward, compiled = pytorch.compiled(model, config.unlearning.batch_size)
+    forward, compiled = pytorch.compiled(model, config.unlearning.batch_size, backend=sizes.backend)
     weights = {name: tensor.to(pytorch.device()) for name, tensor in pytorch.state_of(variables).items()}
     layers = pytorch.convolutions(result.layers)
 

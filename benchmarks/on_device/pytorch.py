@@ -73,11 +73,13 @@ def network(config: ModelConfig, variables: Variables) -> torch.nn.Module:
     return model.train().to(device(), memory_format=torch.channels_last)
 
 
-def compiled(model: torch.nn.Module, batch_size: int) -> tuple[Callable[[torch.Tensor], torch.Tensor], bool]:
-    """The model by `torch.compile`, and whether it could be compiled; one line says so where it could not."""
+def compiled(
+    model: torch.nn.Module, batch_size: int, *, backend: str
+) -> tuple[Callable[[torch.Tensor], torch.Tensor], bool]:
+    """The model by `torch.compile` with a backend of it, and whether it could be compiled; a line says so if not."""
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     try:
-        found = torch.compile(model)
+        found = torch.compile(model, backend=backend)
         _loss(found, *_noise(batch_size)).backward()
     except Exception as error:  # whatever a missing compiler makes of it
         lines = str(error).strip().splitlines() or [""]

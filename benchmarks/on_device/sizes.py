@@ -40,6 +40,7 @@ class Sizes:
       unlearning: steps and batch of random unlearning.
       sweep: the grid.
       repeats: how often each program is timed.
+      backend: of `torch.compile`; the reduced one needs no compiler of C++.
     """
 
     npz: pathlib.Path
@@ -50,6 +51,7 @@ class Sizes:
     unlearning: UnlearningConfig = UnlearningConfig()
     sweep: SweepConfig = SweepConfig(screening_images=1000)
     repeats: int = 7
+    backend: str = "inductor"
 
     @property
     def network(self) -> str:
@@ -70,6 +72,7 @@ def sizes(npz: pathlib.Path, *, reduced: bool) -> Sizes:
         unlearning=UnlearningConfig(steps=2, batch_size=16),
         sweep=SweepConfig(gamma=(0.1, 0.2), lam=(0.5, 1.0), screening_images=20),
         repeats=1,
+        backend="aot_eager",
     )
 
 
