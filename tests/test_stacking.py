@@ -91,7 +91,11 @@ def test_what_does_not_make_a_stack(two):
     few = TrainingSet(*(array[:30] for array in data()))
     for variables, sets, message in [
         (starts[:1], [data()] * 2, "expected equally many of each, found 1 networks, 2 data sets, 2 attacks' arrays"),
-        (starts, [data(), few], "train_stack: data: expected the shapes of the first network's, found others at index 1"),
+        (
+            starts,
+            [data(), few],
+            "train_stack: data: expected the shapes of the first network's, found others at index 1",
+        ),
         ([starts[0], {"params": starts[1]["params"]}], [data()] * 2, "train_stack: variables: expected the shapes of"),
     ]:
         with pytest.raises(InputError, match=re.escape(message)):
@@ -124,8 +128,9 @@ def test_what_is_shared_has_no_axis_and_each_value_is_checked(two):
         if value > settings:
             raise InputError("summed: expected less")
 
-    steps = Step("summed", summed, needs("victim", "clean"), 100.0, check=check), Step(
-        "keyed", lambda setup, settings, *, key, report: jax.random.key_data(key)
+    steps = (
+        Step("summed", summed, needs("victim", "clean"), 100.0, check=check),
+        Step("keyed", lambda setup, settings, *, key, report: jax.random.key_data(key)),
     )
     programs = stacked_programs(steps, set_up(network, graph))
     shared = {"clean": jnp.ones(3)}
