@@ -3,9 +3,9 @@
     python -m benchmarks.stacking --tasks=training,otbr,disarm --sizes=1,2,4,8
 
 Narrow networks on digits. `training` is some epochs on BadNets-poisoned images; `otbr` repairs those victims as
-published; `disarm` does with few steps of each kind. A stack of 1 runs the programs that a network alone has. Sizes take
-turns, and medians count. Compilation is left out and has its own numbers. Seconds of the processor, all cores together,
-say what other programs on the same machine do not.
+published; `disarm` does with few steps of each kind. A stack of 1 runs the programs that a network alone has. Sizes
+take turns, and medians count. Compilation is left out and has its own numbers. Seconds of the processor, all cores
+together, do not depend on what else the machine does.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each size.")
 TRAINING = TrainingConfig(epochs=8)
 IMAGES = 640
 FEW = DisarmSettings(
-    pictures=PicturesConfig(made=300),
+    pictures=PicturesConfig(made=300, images=200),
     reach=ReachConfig(steps=4, starts=16),
     margin=MarginConfig(steps=8),
     teaching=TeachingConfig(rounds=1, triggers=2, steps=8, batch_size=32, search=ReachConfig(steps=4, starts=16)),
