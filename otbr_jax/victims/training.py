@@ -221,20 +221,14 @@ def train(
 
 
 def programs(
-    network: Network,
-    *,
-    images: int,
-    config: TrainingConfig,
-    mesh: Mesh,
-    attack: InTraining | None = None,
+    network: Network, *, images: int, config: TrainingConfig, mesh: Mesh, attack: InTraining | None = None,
     axes: TrainingSet | None = None,
-) -> tuple[Callable[..., Any], Callable[..., Any]]:
+) -> tuple[Callable[..., Any], Callable[..., Any]]:  # fmt: skip
     """The two programs of a training on so many images, which devices share.
 
     `begin(variables, trained assets) -> carry`; and `epoch(carry, key, data, other assets) -> (carry, mean loss)`. A
-    carry is `(params, trained assets, state, moments, moments of the assets)`.
-
-    With `axes` of the data they are about a stack of networks, under one `jax.vmap`; see `TrainingSet.axes`.
+    carry is `(params, trained assets, state, moments, moments of the assets)`. With `axes` of the data they are about a
+    stack of networks, under one `jax.vmap`; see `TrainingSet.axes`.
     """
     steps = images // config.batch_size
     optimizer = _optimizer(config, steps)
