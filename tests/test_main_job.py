@@ -15,9 +15,7 @@ FULL_SPEED = {name: value for name, value in os.environ.items() if name not in T
 @pytest.mark.slow
 def test_the_default_run_keeps_its_promises(tmp_path):
     command = [sys.executable, "-m", "launch.repair", f"--workdir={tmp_path / 'w'}"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=600, env=FULL_SPEED | {"XDG_CACHE_HOME": str(tmp_path)}
-    )
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=FULL_SPEED | {"XDG_CACHE_HOME": str(tmp_path)})
     assert done.returncode == 0, done.stderr
     assert "repaired (after its lessons)" in done.stdout
     assert "class 0 stands out" in done.stdout
