@@ -7,7 +7,7 @@ another method, `--detector=NAME`, which may need the clean images of `--config.
 
 `--scan=PATH` asks about every checkpoint in a folder, or in a list with one path a line: a JSON line each. Networks are
 told from the files where they are others than `--config.model...`. Exit status 3: one looks backdoored; 2: none does,
-and one could not be read; 0: none does.
+and one could not be read; 0: none does. `--stack=8` asks about eight networks of one kind at once.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ OUT = flags.DEFINE_string("out", None, "File for the drawing: .png, .svg or .pdf
 JUDGE = flags.DEFINE_string("judge", None, "Working directory; judges whether the network looks backdoored.")
 DETECTOR = flags.DEFINE_enum("detector", None, [*DETECTORS], "Which method judges; by default the defence's own.")
 SCAN = flags.DEFINE_string("scan", None, "Folder, file or list of checkpoints; prints a JSON line for each.")
+STACK = flags.DEFINE_integer("stack", 1, "With --scan: how many networks of one kind are asked about at once.")
 VERIFY = flags.DEFINE_bool("verify", False, "Permutes every group and measures how far the outputs move.")
 
 HOSTS = hosts.define_hosts()
@@ -46,11 +47,13 @@ def main(arguments: Sequence[str]) -> None:
     config = CONFIG()
     if DETECTOR.value and not (JUDGE.value or SCAN.value):
         raise InputError(f"--detector: expected --judge=DIR or --scan=PATH beside it, found {DETECTOR.value!r} alone")
+    if STACK.value != 1 and not SCAN.value:
+        raise InputError(f"--stack: expected --scan=PATH beside it, found {STACK.value} alone")
     judge, detector = JUDGE.value, DETECTOR.value or ""
     if SCAN.value:
         if judge or OUT.value or VERIFY.value:
             raise InputError("--scan: expected none of --judge, --out and --verify beside it, found one")
-        lines = scan(config, checkpoints(SCAN.value), detector=detector, say=_say)
+        lines = scan(config, checkpoints(SCAN.value), detector=detector, stack=STACK.value, say=_say)
         sys.exit(status(lines))
     print(
         inspect(

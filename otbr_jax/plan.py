@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from otbr_jax.errors import InputError
 from otbr_jax.graph.choose import choose_layers
@@ -177,18 +178,63 @@ def programs(plan: Plan, setup: Setup) -> Callable[..., dict[str, Any]]:
 
     For many networks of one kind: whatever has the same shapes is compiled once.
     """
-    compiled = [(step, jax.jit(partial(compute, step, setup))) for step in plan]
+    compiled = {step.name: jax.jit(partial(compute, step, setup)) for step in plan}
 
     def run(given: Mapping[str, Any], *, key: jax.Array) -> dict[str, Any]:
         values = dict(given)
-        for step, program in compiled:
-            value = program(key=step_key(key, step), **taken(step, values))
-            if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
+        for step in plan:
+            value = compiled[step.name](key=step_key(key, step), **taken(step, values))
+            if not _is_traced(value):
                 step.check(step.settings, value)
             values[step.name] = value
         return {step.name: values[step.name] for step in plan}
 
     return run
+
+
+def stacked_programs(plan: Plan, setup: Setup) -> Callable[..., dict[str, Any]]:
+    """A plan as compiled programs for a stack of networks: `(given, shared, *, keys) -> {step name: its value}`.
+
+    Every step runs under one `jax.vmap`. What is `given`, `keys` and all values have a leading axis, one entry for
+    each network; what is `shared`, such as clean images, every network sees as it is. Each network has the values that
+    it has alone, but for rounding.
+
+    A condition that differs between networks costs both of its branches, and a loop runs until the last of them is
+    done. Checks see each network's value; the first that cannot be used raises InputError for the stack.
+    """
+
+    def one(step: Step, key: jax.Array, own: Any, shared: Any) -> Any:
+        return compute(step, setup, key=step_key(key, step), **own, **shared)
+
+    compiled = {step.name: jax.jit(jax.vmap(partial(one, step), in_axes=(0, 0, None))) for step in plan}
+
+    def run(given: Mapping[str, Any], shared: Mapping[str, Any], *, keys: jax.Array) -> dict[str, Any]:
+        values = dict(given)
+        for step in plan:
+            found = taken(step, {**shared, **values})
+            own = {argument: found.pop(argument) for argument, name in step.needs.items() if name in values}
+            value = compiled[step.name](keys, own, found)
+            if not _is_traced(value):
+                for index in range(len(keys)):
+                    step.check(step.settings, entry(value, index))
+            values[step.name] = value
+        return {step.name: values[step.name] for step in plan}
+
+    return run
+
+
+def stacked(trees: Sequence[Any]) -> Any:
+    """Pytrees of equal shapes as one, whose arrays have a leading axis for them."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def entry(stack: Any, index: int) -> Any:
+    """One of what was `stacked`."""
+    return jax.tree.map(lambda leaf: leaf[index], stack)
+
+
+def _is_traced(value: Any) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
 
 
 def run(plan: Plan, setup: Setup, given: Mapping[str, Any], *, key: jax.Array) -> dict[str, Any]:

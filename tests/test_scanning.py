@@ -64,6 +64,43 @@ def test_what_is_compiled_serves_all_networks_of_a_kind(folder, monkeypatch):
         assert (line["suspect"], line["backdoored"]) == (found.suspect, found.backdoored)
 
 
+def test_a_stack_says_the_same_lines(folder):
+    """Of two kinds, one of which does not fill its stack."""
+    root, _ = folder
+    said = []
+    plain, lines = (
+        scanning.scan(CONFIG, scanning.checkpoints(root), detector="mm_bd", stack=stack, say=say)
+        for stack, say in ((1, lambda line: None), (2, said.append))
+    )
+    assert [line["checkpoint"].removeprefix(str(root)) for line in said] == ["/d.pt", "/a.pt", "/deep/b.pt", "/c.pth"]
+    assert sorted(said, key=lambda line: line["checkpoint"]) == lines
+    for line, alone in zip(lines, plain, strict=True):
+        for scores in ("score", "p_value"):
+            assert line.pop(scores, None) == pytest.approx(alone.pop(scores, None), rel=1e-2)
+        del line["seconds"], alone["seconds"]
+        assert line == alone
+
+
+def test_what_cannot_be_judged_spoils_no_stack(folder, monkeypatch):
+    root, _ = folder
+    (chosen, own), refused = scanning.detector_of(CONFIG, "mm_bd"), []
+
+    def verdict(config, values):
+        margin = float(values["largest_margins"][0])
+        if not refused or np.isclose(margin, refused[0], rtol=1e-3):
+            refused.append(margin)
+            raise InputError("margins: expected others")
+        return chosen.verdict(config, values)
+
+    picky = dataclasses.replace(chosen, verdict=verdict)
+    monkeypatch.setattr(scanning, "detector_of", lambda config, name: (picky, own))
+    paths = [root / "a.pt", root / "deep" / "b.pt"]
+    first, second = scanning.scan(CONFIG, paths, detector="mm_bd", stack=2, say=lambda line: None)
+    assert first["error"] == "margins: expected others"
+    assert "error" not in second
+    assert len(refused) == 2  # in the stack, and for itself
+
+
 def test_a_list_and_what_is_no_place_of_checkpoints(folder, tmp_path):
     root, _ = folder
     (tmp_path / "zoo.txt").write_text(f"# two of them\n{root}/a.pt\n\n{root}/c.pth\n")
@@ -96,3 +133,10 @@ def test_the_command_line_says_a_json_line_each(folder):
     assert line["error"].startswith("model.checkpoint: ")
     done = launch("inspect_network", f"--scan={root}", "--verify")
     assert done.stderr == "error: --scan: expected none of --judge, --out and --verify beside it, found one\n"
+    done = launch("inspect_network", "--stack=2")
+    assert done.stderr == "error: --stack: expected --scan=PATH beside it, found 2 alone\n"
+
+
+def test_a_stack_has_at_least_one():
+    with pytest.raises(InputError, match="--stack: expected a whole number of at least 1, found 0"):
+        scanning.scan(CONFIG, [], stack=0, say=lambda line: None)

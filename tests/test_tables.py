@@ -83,6 +83,13 @@ def swept(rng, seed):
     return row | {path: {"traces": 1} | {name: value(rng) for name in names} for path in paths}
 
 
+def stacked(rng, seed):
+    """A row as stacking.jsonl has it."""
+    names = ("victims_per_minute", "cpu_seconds_per_victim")
+    found = {name: {size: value(rng) for size in ("1", "2", "4", "8")} for name in names}
+    return {"network": "vgg7_bn-w4", "task": ("training", "otbr")[seed - 1]} | found
+
+
 def started(rng, seed):
     measures = ("seconds", "cpu_seconds")
     row = {
@@ -223,6 +230,7 @@ MADE = {
     "unlearning_step": stepped,
     "transport": transported,
     "sweep": swept,
+    "stacking": stacked,
     "second_start": started,
     "growth": grown,
     "thousand": largest,

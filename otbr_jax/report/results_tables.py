@@ -252,6 +252,23 @@ def _sweep(rows: Sequence[Row]) -> list[Table]:
     return [Table(titles, lines)]
 
 
+def _stacking(rows: Sequence[Row]) -> list[Table]:
+    """A line for each task: victims per minute by stack size, and the processor's seconds that one victim takes."""
+    sizes = ("1", "2", "4", "8")
+    names = {"training": "training", "otbr": "OTBR", "disarm": "disarm, few steps"}
+    lines = []
+    for row in latest(rows, "network", "task"):
+        task = names[text(row, "task", among=names)]
+        for title, path, form in (
+            ("victims per minute", "victims_per_minute", ".1f"),
+            ("CPU seconds per victim", "cpu_seconds_per_victim", ".2f"),
+        ):
+            lines.append(
+                [f"{text(row, 'network')}, {task}", title, *(number(row, f"{path}.{size}", form) for size in sizes)]
+            )
+    return [Table(("", "", *(f"stack of {size}" for size in sizes)), lines)]
+
+
 def _second_start(rows: Sequence[Row]) -> list[Table]:
     """The latest row: the first start of the main job, and the two ways to start again."""
     row, lines = rows[-1], []
@@ -361,6 +378,7 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[Table]]] = {
     "recipes": _recipes,
     "transport": _transport,
     "sweep": _sweep,
+    "stacking": _stacking,
     "second_start": _second_start,
     "growth": growth.exponents,
     "thousand": growth.large,

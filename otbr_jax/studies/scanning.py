@@ -8,9 +8,10 @@ import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from otbr_jax import plan as plans
 from otbr_jax.data import sources
@@ -28,9 +29,12 @@ from otbr_jax.runs.networks import Subject, check_classes, open_network
 from otbr_jax.runs.numerics import as_usual
 from otbr_jax.studies.detection import given_clean
 from otbr_jax.studies.inspection import detector_of
+from otbr_jax.types import Variables
 
 SUFFIXES = (".pt", ".pth", ".pkl", ".bin", ".ckpt", ".tar", ".safetensors")
 """Of files that a folder is searched for."""
+Asking = Callable[[Sequence[Variables]], list[dict[str, Any]]]
+"""Variables of networks of one kind, at most a stack of them -> what a line says of each."""
 _ORBAX = ("_CHECKPOINT_METADATA", "_METADATA")
 
 
@@ -64,9 +68,22 @@ def _below(path: pathlib.Path) -> Iterator[pathlib.Path]:
             yield from _below(each)
 
 
+class Scanned(NamedTuple):
+    """A checkpoint that waits for its stack: its path, its variables, and the seconds that it has taken so far."""
+
+    path: pathlib.Path
+    variables: Variables
+    seconds: float
+
+
 @as_usual()
 def scan(
-    config: Any, paths: Sequence[pathlib.Path], *, detector: str = "", say: Callable[[dict[str, Any]], None]
+    config: Any,
+    paths: Sequence[pathlib.Path],
+    *,
+    detector: str = "",
+    stack: int = 1,
+    say: Callable[[dict[str, Any]], None],
 ) -> list[dict[str, Any]]:
     """Asks a detector about every checkpoint.
 
@@ -75,34 +92,52 @@ def scan(
         images are prepared; `clean` the images of a detector that needs any.
       paths: the checkpoints.
       detector: its name; empty for the defence's own.
-      say: takes each line as it is found.
+      stack: how many networks of one kind are asked about at once, at least 1. A stack that is not full at the end is
+        filled up with copies.
+      say: takes each line as it is found, those of a stack together.
 
     Returns:
-      A line for each checkpoint, plain JSON values: `checkpoint`, `network`, `detector`, `backdoored`, `suspect`,
-      `score`, `threshold`, `p_value`, `false_positive_rate` and `seconds`; or `checkpoint` and `error`.
+      A line for each checkpoint, in their order, plain JSON values: `checkpoint`, `network`, `detector`, `backdoored`,
+      `suspect`, `score`, `threshold`, `p_value`, `false_positive_rate` and `seconds`; or `checkpoint` and `error`.
 
     Raises:
-      InputError: if there is no such detector, or it needs clean images and there are none.
+      InputError: if there is no such detector, it needs clean images and there are none, or `stack` is less than 1.
     """
+    if stack < 1:
+        raise InputError(f"--stack: expected a whole number of at least 1, found {stack}")
     chosen, own = detector_of(config, detector)
-    known: dict[Any, tuple[Callable[..., dict[str, Any]], Mapping[str, Any]]] = {}
-    lines = []
+    asking: dict[Any, Asking] = {}
+    waiting: dict[Any, list[Scanned]] = {}
+    lines: dict[pathlib.Path, dict[str, Any]] = {}
+
+    def found(path: pathlib.Path, line: Mapping[str, Any], seconds: float) -> None:
+        lines[path] = {"checkpoint": str(path), **line, "seconds": round(seconds, 2)}
+        say(lines[path])
+
+    def ask(kind: Any) -> None:
+        began, members = time.monotonic(), waiting.pop(kind)
+        answers = asking[kind]([member.variables for member in members])
+        share = (time.monotonic() - began) / len(members)
+        for member, line in zip(members, answers, strict=True):
+            found(member.path, line, member.seconds + share)
+
     for path in paths:
         began = time.monotonic()
         try:
             model, subject = _opened(config.model, path)
             kind = (model, None if subject.template is None else str(subject.template.normalisation))
-            if kind not in known:
-                known[kind] = _programs(config, subject, chosen, own)
-            run, clean = known[kind]
-            values = run({"victim": subject.variables, **clean}, key=jax.random.key(config.seed))
-            line = _line(chosen.verdict(own, jax.device_get(values)), chosen, model)
+            if kind not in asking:
+                asking[kind] = _asking(config, model, subject, chosen, own, stack)
         except InputError as error:
-            line = {"error": str(error)}
-        line = {"checkpoint": str(path), **line, "seconds": round(time.monotonic() - began, 2)}
-        lines.append(line)
-        say(line)
-    return lines
+            found(path, {"error": str(error)}, time.monotonic() - began)
+            continue
+        assert subject.variables is not None
+        waiting.setdefault(kind, []).append(Scanned(path, subject.variables, time.monotonic() - began))
+        if len(waiting[kind]) == stack:
+            ask(kind)
+    for kind in [*waiting]:
+        ask(kind)
+    return [lines[path] for path in paths]
 
 
 def status(lines: Sequence[Mapping[str, Any]]) -> int:
@@ -129,16 +164,32 @@ def _opened(model: ModelConfig, path: pathlib.Path) -> tuple[ModelConfig, Subjec
     return model, subject
 
 
-def _programs(
-    config: Any, subject: Subject, chosen: Detector, own: Any
-) -> tuple[Callable[..., dict[str, Any]], Mapping[str, Any]]:
-    """The detector's programs for a kind of network, and the clean images that they take."""
+def _asking(config: Any, model: ModelConfig, subject: Subject, chosen: Detector, own: Any, stack: int) -> Asking:
+    """The detector's programs for a kind of network, as a function that asks about so many at once."""
     network = dataclasses.replace(subject.network, prepare=partial(sources.preprocess, config=config.data))
     setup = Setup(network, subject.graph, choose_layers(subject.graph, config.way.layers(config)))
-    plan = chosen.plan(own)
+    plan, clean = chosen.plan(own), given_clean(config, chosen, network)
     for step in plan:
         ahead.say(step, setup, subject.variables)
-    return plans.programs(plan, setup), given_clean(config, chosen, network)
+    key = jax.random.key(config.seed)
+    run = plans.programs(plan, setup) if stack == 1 else plans.stacked_programs(plan, setup)
+
+    def values_of(members: Sequence[Variables]) -> list[Mapping[str, Any]]:
+        if stack == 1:
+            return [jax.device_get(run({"victim": members[0], **clean}, key=key))]
+        full = plans.stacked([members[index % len(members)] for index in range(stack)])
+        values = jax.device_get(run({"victim": full}, clean, keys=jnp.broadcast_to(key, (stack,))))
+        return [plans.entry(values, index) for index in range(len(members))]
+
+    def ask(members: Sequence[Variables]) -> list[dict[str, Any]]:
+        try:
+            return [_line(chosen.verdict(own, values), chosen, model) for values in values_of(members)]
+        except InputError as error:
+            if len(members) == 1:
+                return [{"error": str(error)}]
+            return [line for member in members for line in ask([member])]  # one of them is at fault: each for itself
+
+    return ask
 
 
 def _line(found: Verdict, chosen: Detector, model: ModelConfig) -> dict[str, Any]:

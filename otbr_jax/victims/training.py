@@ -6,7 +6,6 @@ import pathlib
 import shutil
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -81,6 +80,10 @@ class TrainingSet(NamedTuple):
     labels: jax.Array
     goals: jax.Array
 
+    def axes(self) -> TrainingSet:
+        """Of a stack's: 0 for each array that has an axis for the networks, None for one that they share."""
+        return TrainingSet(*(0 if array.ndim in (5, 2) else None for array in self))  # type: ignore[arg-type]
+
 
 class History(NamedTuple):
     """What was seen on the way: loss `[epochs]`, and ACC and ASR `[measurements]` (ASR is NaN without a trigger)."""
@@ -117,10 +120,10 @@ class Training(NamedTuple):
     history: History
 
 
-def empty_history(config: TrainingConfig) -> History:
-    """A history in which nothing has happened yet: NaN everywhere."""
+def empty_history(config: TrainingConfig, stack: tuple[int, ...] = ()) -> History:
+    """A history in which nothing has happened yet: NaN everywhere; `[..., networks]` of a stack."""
     measured = len(config.measured_epochs())
-    return History(*(np.full(size, np.nan, np.float32) for size in (config.epochs, measured, measured)))
+    return History(*(np.full((size, *stack), np.nan, np.float32) for size in (config.epochs, measured, measured)))
 
 
 def train(
@@ -140,13 +143,14 @@ def train(
 ) -> Trained:
     """Trains a network on images that are on the devices as uint8.
 
-    One compiled program runs a whole epoch: it shuffles, poisons, crops, flips and normalises on the devices.
+    One compiled program runs a whole epoch: it shuffles, poisons, crops, flips and normalises on the devices. Several
+    keys train a stack, see `stacking.train_stack`: all but what networks share of the data then has an axis for them.
 
     Args:
       network: the functions of the network.
       variables: where training starts.
       data: the training set.
-      key: typed PRNG key: the order of the images, their augmentation, the attack's choices.
+      key: typed PRNG key: the order of the images, their augmentation, the attack's choices; `[networks]` for a stack.
       config: epochs, batch size, learning rate, ...
       mesh: devices that share each batch.
       assets: the arrays of the attack.
@@ -163,23 +167,26 @@ def train(
     Raises:
       InputError: if there are fewer images than one batch, or the loss is not finite.
     """
-    count = len(data.labels)
+    stack, count = key.shape, data.labels.shape[-1]
     check_batch_fits(config, images=count)
     steps = count // config.batch_size
     names = attack.trained if attack else ()
     trained_assets = {name: (assets or {})[name] for name in names}
     fixed_assets = {name: value for name, value in (assets or {}).items() if name not in trained_assets}
-    begin, epoch = programs(network, images=count, config=config, mesh=mesh, attack=attack)
+    fold_in = jax.vmap(jax.random.fold_in, (0, None)) if stack else jax.random.fold_in
+    begin, epoch = programs(
+        network, images=count, config=config, mesh=mesh, attack=attack, axes=data.axes() if stack else None
+    )
     # A fresh copy on every device: the first call then compiles the program of all calls, and may reuse its memory.
     carry = begin(variables, trained_assets)
     measured_epochs, times = config.measured_epochs(), list[float]()
 
     def one_epoch(now: Training) -> tuple[Training, dict[str, float]]:
         started, index, history = time.monotonic(), int(now.done), now.history
-        carry, loss = epoch(now.carry, jax.random.fold_in(key, index), data, fixed_assets)
+        carry, loss = epoch(now.carry, fold_in(key, index), data, fixed_assets)
         history.loss[index] = loss
         times.append(time.monotonic() - started)
-        if not np.isfinite(history.loss[index]):
+        if not np.isfinite(history.loss[index]).all():
             if progress is not None:
                 shutil.rmtree(progress, ignore_errors=True)
             raise InputError(
@@ -190,13 +197,14 @@ def train(
             place = measured_epochs.index(index + 1)
             found = measure({"params": carry[0], **carry[2]}, {**fixed_assets, **carry[1]})
             history.acc[place], history.asr[place] = found.acc, found.asr
-        last = {name: values[~np.isnan(values)][-1:] for name, values in history._asdict().items()}
+        means = {name: values.reshape(len(values), -1).mean(1) for name, values in history._asdict().items()}
+        last = {name: values[~np.isnan(values)][-1:] for name, values in means.items()}
         spent = np.float32(now.spent + time.monotonic() - started)
         shown = {name: float(value[0]) for name, value in last.items() if value.size}
         return Training(np.int32(index + 1), spent, carry, history), shown
 
     end = rounds(
-        Training(np.int32(0), np.float32(0), carry, empty_history(config)),
+        Training(np.int32(0), np.float32(0), carry, empty_history(config, stack)),
         one_epoch,
         done=lambda now: int(now.done) >= config.epochs,
         count=lambda now: int(now.done),
@@ -205,26 +213,28 @@ def train(
         place=lambda saved: saved._replace(carry=replicate(saved.carry, mesh)),
         on_round=on_epoch,
     )
-    speed = steps * config.batch_size / float(np.median(times[1:])) if len(times) > 1 else None
+    seen = steps * config.batch_size * key.size
+    speed = seen / float(np.median(times[1:])) if len(times) > 1 else None
     carry = end.carry
     trained = {"params": carry[0], **carry[2]}
     return Trained(trained, {**fixed_assets, **carry[1]}, end.history, float(end.spent), speed)
 
 
 def programs(
-    network: Network, *, images: int, config: TrainingConfig, mesh: Mesh, attack: InTraining | None = None
-) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    network: Network, *, images: int, config: TrainingConfig, mesh: Mesh, attack: InTraining | None = None,
+    axes: TrainingSet | None = None,
+) -> tuple[Callable[..., Any], Callable[..., Any]]:  # fmt: skip
     """The two programs of a training on so many images, which devices share.
 
     `begin(variables, trained assets) -> carry`; and `epoch(carry, key, data, other assets) -> (carry, mean loss)`. A
-    carry is `(params, trained assets, state, moments, moments of the assets)`.
+    carry is `(params, trained assets, state, moments, moments of the assets)`. With `axes` of the data they are about a
+    stack of networks, under one `jax.vmap`; see `TrainingSet.axes`.
     """
     steps = images // config.batch_size
     optimizer = _optimizer(config, steps)
     attack_optimizer = attack.optimizer(config.epochs * steps) if attack else optax.identity()
     dtype, copied = compute_dtype(config.precision, mesh), NamedSharding(mesh, PartitionSpec())
 
-    @partial(jax.jit, out_shardings=copied)
     def begin(variables: Variables, own: Assets) -> Any:
         params, state = split(variables)
         return jax.tree.map(jnp.copy, (params, own, state, optimizer.init(params), attack_optimizer.init(own)))
@@ -244,7 +254,6 @@ def programs(
 
     loss_and_grads = channels_last(jax.value_and_grad(loss_fn, has_aux=True))
 
-    @partial(jax.jit, out_shardings=copied, donate_argnums=0)
     def epoch(carry: Any, key: jax.Array, data: TrainingSet, fixed: Assets) -> tuple[Any, jax.Array]:
         order = jax.random.permutation(key, images)[: steps * config.batch_size]
         keys = jax.random.split(jax.random.fold_in(key, 2), steps)  # 0 and 1 are the shuffle's own
@@ -261,7 +270,10 @@ def programs(
         carry, losses = jax.lax.scan(step, carry, (order.reshape(steps, config.batch_size), keys))
         return carry, jnp.mean(losses)
 
-    return begin, epoch
+    both: tuple[Callable[..., Any], Callable[..., Any]] = (begin, epoch)
+    if axes is not None:
+        both = jax.vmap(begin), jax.vmap(epoch, in_axes=(0, 0, axes, 0))
+    return jax.jit(both[0], out_shardings=copied), jax.jit(both[1], out_shardings=copied, donate_argnums=0)
 
 
 def check_batch_fits(config: TrainingConfig, *, images: int) -> None:
