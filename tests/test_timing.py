@@ -115,7 +115,7 @@ def test_a_folder_of_ones_own_wins_and_one_that_cannot_be_made_ends_nothing(tmp_
     own = str(tmp_path / "own")
     assert child(JAX_COMPILATION_CACHE_DIR=own)[0][:3] == [own, own, compiled.WORTHWHILE]
     (tmp_path / "file").touch()
-    (_, kept, _, _), said = child(XDG_CACHE_HOME=str(tmp_path / "file"))
+    (_, kept, _, _), said = child(XDG_CACHE_HOME=str(tmp_path / "file"), MPLCONFIGDIR=str(tmp_path))
     assert (kept, said) == (None, "")
 
 

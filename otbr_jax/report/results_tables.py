@@ -280,7 +280,7 @@ def _second_start(rows: Sequence[Row]) -> list[Table]:
     for name, title in starts.items():
         spent = [number(row, f"{name}.spent.{part}", ".1f") for part in ("compile", "run", "disk")]
         seconds = [number(row, f"{name}.{measure}", ".0f") for measure in ("seconds", "cpu_seconds")]
-        ratio = "1.00" if name == "first" else number(row, f"ratio_{name}_cpu_seconds", ".2f")
+        ratio = NOTHING if name == "first" else number(row, f"ratio_{name}_cpu_seconds", ".2f")
         lines.append([title, *seconds, ratio, *spent])
     titles = ("start of the main job", "seconds", "CPU seconds", "ratio", "compiling", "running", "disk")
     return [Table(titles, lines)]
