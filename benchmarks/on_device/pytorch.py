@@ -5,7 +5,6 @@ pruning, transport layer by layer, interpolation. Plans come from POT: exact one
 Sinkhorn's on the device with the regularisation, threshold and iterations of ours.
 """
 
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -26,7 +25,6 @@ from otbr_jax.types import Variables, named_leaves
 sys.path.insert(0, str(ROOT / "tests"))
 from torch_networks import PreActBlock, PreActResNet
 
-torch.set_num_threads(os.cpu_count() or 1)
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 State = dict[str, torch.Tensor]
 
