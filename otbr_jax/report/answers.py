@@ -97,12 +97,12 @@ def _sure(facts: Facts) -> Answer:
         more = "Of a network whose trigger you do not know, only the search speaks."
         return Answer(question, "As sure as a measurement with the trigger.", "good", (more, *(rate or ())))
     if judgement is None:
-        more = ("No detector ran. To ask one: ", Code("python -m launch.inspect_network --judge=DIR"), ".")
-        return Answer(question, "There is no verdict to be sure of.", "open", (more,))
+        ask = ("No detector ran. To ask one: ", Code("python -m launch.inspect_network --judge=DIR"), ".")
+        return Answer(question, "There is no verdict to be sure of.", "open", (ask,))
     if rate is None:
         return Answer(question, "Not known.", "open", ("The search had nothing to compare.", missed))
-    short, *more = rate
-    return Answer(question, short, "open", (*more, missed))
+    short, *rest = rate
+    return Answer(question, short, "open", (*rest, missed))
 
 
 def _rate(judgement: Mapping[str, Any]) -> tuple[str, ...]:
@@ -192,7 +192,7 @@ def _returns(facts: Facts) -> list[str]:
 def _cost(facts: Facts) -> Answer:
     question, time = "What did it cost?", _time(facts.summary)
     if facts.acc is None:
-        short, *more = _unmeasured_cost(facts)
+        short, more = _unmeasured_cost(facts)
         return Answer(question, short, "open" if facts.changed else "good", (*more, *time))
     before, after = facts.acc
     acc = f"{percent(before)} % of the test images without trigger are right before, {percent(after)} % after."
@@ -206,17 +206,17 @@ def _cost(facts: Facts) -> Answer:
     return Answer(question, short, "bad" if facts.lost > COSTLY else "good", (*more, *time))
 
 
-def _unmeasured_cost(facts: Facts) -> list[Cell]:
+def _unmeasured_cost(facts: Facts) -> tuple[str, list[Cell]]:
     """The answer without test images: in short, and what is known instead."""
     if not facts.changed:
-        return ["Nothing: the network is as it came."]
-    found: list[Cell] = ["Not known: no test images were given."]
+        return "Nothing: the network is as it came.", []
+    found: list[Cell] = []
     taught = facts.summary.get("taught") or ()
     if taught and taught[0].get("distortion"):
         moved = taught[0]["distortion"][-1]
         found.append(f"On pictures without a trigger its logits moved by {moved:.2g} of their standard deviation.")
     found.append(("To measure: ", Code("--config.data.name=npz --config.data.path=FILE"), "."))
-    return found
+    return "Not known: no test images were given.", found
 
 
 def _time(summary: Mapping[str, Any]) -> list[str]:

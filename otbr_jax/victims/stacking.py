@@ -63,15 +63,16 @@ def train_stack(
         _check_shapes(trees, name=name)
     together = TrainingSet(*(_together(arrays) for arrays in zip(*data, strict=True)))
     start, placed, arrays, key = replicate((stacked(variables), together, stacked(own), keys), mesh)
-    found = train(
+    trained = train(
         network, start, placed, key=key, config=config, mesh=mesh, assets=arrays, attack=attack, on_epoch=on_epoch
     )
     return [
         Trained(
-            *entry((found.variables, found.assets), index),
-            History(*(values[:, index] for values in found.history)),
-            found.seconds / count,
-            found.images_per_second,
+            entry(trained.variables, index),
+            entry(trained.assets, index),
+            History(*(values[:, index] for values in trained.history)),
+            trained.seconds / count,
+            trained.images_per_second,
         )
         for index in range(count)
     ]
