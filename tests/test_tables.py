@@ -211,7 +211,23 @@ def watched(rng, seed):
     return row | {"scores": {name: value(rng) for name in activeness_page.SCORES}}
 
 
+def told(rng, seed):
+    """A row as devices.jsonl has it."""
+    found = {"instructions": int(rng.integers(1, 99)), "bytes": 5, "largest": int(rng.integers(100, 9999))}
+    shared = {"collectives": {"all-reduce": found}, "apart": value(rng)}
+    return {"devices": 8, "stages": {"otbr: unlearned": shared, "otbr: scores": {"collectives": {}, "apart": 0.0}}}
+
+
+def hosted(rng, seed):
+    """A row as hosts.jsonl has it; the second one without kills."""
+    row = {"processes": 2 * seed, "metrics_apart": value(rng)}
+    more = {"kills": 6, "clear_lines": 6, "same_bits": 5, "slowest_end_s": value(rng)}
+    return row | (more if seed == 1 else {})
+
+
 MADE = {
+    "devices": told,
+    "hosts": hosted,
     "activeness": watched,
     "bench_tsbd": chosen,
     "bench_otbr_plus": suspected,

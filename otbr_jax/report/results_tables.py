@@ -8,7 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from otbr_jax.errors import InputError
-from otbr_jax.report import ablation_page, choice_tables, defence_tables, detector_tables, growth, leaderboard
+from otbr_jax.report import (
+    ablation_page,
+    choice_tables,
+    defence_tables,
+    detector_tables,
+    growth,
+    leaderboard,
+    machine_tables,
+)
 from otbr_jax.report.activeness_page import SCORES
 from otbr_jax.report.cells import ATTACKS, bold, oracle_cell, oracle_title, repaired_cell, repaired_network
 from otbr_jax.report.correlation_page import CORRELATIONS
@@ -383,5 +391,7 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[Table]]] = {
     "growth": growth.exponents,
     "thousand": growth.large,
     "scanning": _scanning,
+    "devices": machine_tables.devices,
+    "hosts": machine_tables.hosts,
     "correlation": _correlation,
 }
