@@ -43,7 +43,7 @@ def exponents(rows: Sequence[Row]) -> list[Table]:
         for factor in FACTORS:
             row = found.get((stage, factor))
             pair = [NOTHING] if row is None else [number(row, f"exponent_{of}", ".1f") for of in ("time", "memory")]
-            cells.append(" / ".join(pair))
+            cells.append(" / ".join(pair).replace("-0.0", "0.0"))
         if any(cell != NOTHING for cell in cells):
             lines.append([stage, *cells])
     return [Table(("time / memory grow as", *FACTORS.values()), lines)]
