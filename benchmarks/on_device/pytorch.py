@@ -25,6 +25,7 @@ from otbr_jax.types import Variables, named_leaves
 sys.path.insert(0, str(ROOT / "tests"))
 from torch_networks import PreActBlock, PreActResNet
 
+torch.backends.cudnn.benchmark = True  # XLA, too, tries which algorithms are fast
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 State = dict[str, torch.Tensor]
 
