@@ -94,7 +94,7 @@ def test_any_number_of_devices_unlearns_as_one_does(small, devices):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), value, one[name][1])
 
 
-def test_a_batch_that_devices_cannot_share_is_filled_up_or_stays_whole(small):
+def test_a_batch_that_devices_cannot_share_stays_whole(small):
     network, variables, _ = small
     images = jax.random.uniform(jax.random.key(0), (13, 8, 8, 1))
     parted = shared(network, batch_mesh())

@@ -279,5 +279,5 @@ def test_a_layer_without_weight_change_is_named(otbr_run, tmp_path):
 
 def test_a_batch_the_devices_cannot_share(tmp_path):
     otbr = dataclasses.replace(CONFIG.otbr, unlearning=UnlearningConfig(batch_size=12))
-    with pytest.raises(InputError, match=r"unlearning.batch_size: expected a multiple of the 8 local devices"):
+    with pytest.raises(InputError, match=r"unlearning.batch_size: expected a multiple of the 8 devices"):
         run(tmp_path / "w", dataclasses.replace(CONFIG, otbr=otbr), devices=8)

@@ -84,7 +84,7 @@ def test_a_full_disk_ends_in_one_line_and_leaves_nothing(tmp_path, monkeypatch, 
     write_text(tmp_path / "t.json", "old")
     (tmp_path / "t.json.partial-notes").write_text("somebody's")
     monkeypatch.setattr("otbr_jax.runs.checkpoints.save_checkpoint", fails)
-    monkeypatch.setattr("otbr_jax.runs.store.save_checkpoint", fails)
+    monkeypatch.setattr("otbr_jax.runs.store.save_together", fails)
     monkeypatch.setattr("otbr_jax.files.os.fsync", fails)
     for write in (
         lambda: replace_checkpoint(tmp_path / "c", {"a": np.ones(3)}, name="repaired"),
@@ -105,7 +105,7 @@ def test_a_stage_that_cannot_be_written_leaves_the_others(tmp_path, monkeypatch)
     with open_workdir(tmp_path / "w", subject={"a": 1}) as workdir:
         workdir.run("first", lambda: {"a": np.ones(2)}, **settings)
         with monkeypatch.context() as patched:
-            patched.setattr("otbr_jax.runs.store.save_checkpoint", full_as_orbax_says_it)
+            patched.setattr("otbr_jax.runs.store.save_together", full_as_orbax_says_it)
             with pytest.raises(InputError, match=r"workdir: stage 'second': cannot write .*second-.* \(No space left"):
                 workdir.run("second", lambda: {"a": np.ones(2)}, **settings)
         assert [path.name.split("-")[0] for path in workdir.stages.iterdir()] == ["first"]

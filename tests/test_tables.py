@@ -87,7 +87,7 @@ def stacked(rng, seed):
     """A row as stacking.jsonl has it."""
     names = ("victims_per_minute", "cpu_seconds_per_victim")
     found = {name: {size: value(rng) for size in ("1", "2", "4", "8")} for name in names}
-    return {"network": "vgg7_bn-w4", "task": ("training", "otbr")[seed - 1]} | found
+    return {"network": "vgg7_bn-w4", "task": ("training", "otbr")[seed - 1], "sizes": [1, 2, 4, 8]} | found
 
 
 def started(rng, seed):

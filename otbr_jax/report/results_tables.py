@@ -262,7 +262,7 @@ def _sweep(rows: Sequence[Row]) -> list[Table]:
 
 def _stacking(rows: Sequence[Row]) -> list[Table]:
     """A line for each task: victims per minute by stack size, and the processor's seconds that one victim takes."""
-    sizes = ("1", "2", "4", "8")
+    sizes = [str(size) for size in field(rows[-1], "sizes")]
     names = {"training": "training", "otbr": "OTBR", "disarm": "disarm, few steps"}
     lines = []
     for row in latest(rows, "network", "task"):

@@ -90,20 +90,14 @@ def split_batch(batch: Any, mesh: Mesh) -> Any:
 def shared(network: Network, mesh: Mesh) -> Network:
     """A network that splits whatever images it is given over the devices of `mesh`, under `jax.jit`.
 
-    Evaluation mode fills up a batch that devices cannot share evenly; training mode leaves it whole, since its
-    statistics are about the batch (`check_batch_size` refuses batches that would stay whole).
+    A batch that devices cannot share evenly stays whole on each (`check_batch_size` refuses those that cost time).
     """
     if mesh.size == 1:
         return network
     run, train = network.apply, network.apply_train
 
     def apply(variables: Variables, images: jax.Array) -> jax.Array:
-        count = len(images)
-        full = -(-count // mesh.size) * mesh.size
-        if count < full < 2 * count:  # one image is not worth a copy for every device
-            whole = jax.lax.with_sharding_constraint(images, NamedSharding(mesh, PartitionSpec()))
-            images = whole[jnp.arange(full) % count]
-        return run(variables, split_batch(images, mesh))[:count]
+        return run(variables, split_batch(images, mesh))
 
     def apply_train(variables: Variables, images: jax.Array) -> Any:
         assert train is not None

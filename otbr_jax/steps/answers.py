@@ -8,13 +8,16 @@ import jax.numpy as jnp
 from otbr_jax.types import Network, Variables
 
 
+_SHARED = 8  # devices, or fewer, that divide a batch of fewer images
+
+
 def answers(network: Network, variables: Variables, images: jax.Array, *, batch_size: int = 512) -> jax.Array:
     """The classes int32 `[n]` that a network answers images `[n, h, w, c]` with, batch by batch.
 
-    The last batch is filled up with copies.
+    The last batch is filled up with copies, a small one so that devices can share it.
     """
     count = len(images)
-    batch_size = min(batch_size, count)
+    batch_size = min(batch_size, -(-count // _SHARED) * _SHARED)
     padded = -(-count // batch_size) * batch_size
     batches = images[jnp.arange(padded) % count].reshape(-1, batch_size, *images.shape[1:])
 
