@@ -7,7 +7,6 @@ import jax.numpy as jnp
 
 from otbr_jax.types import Network, Variables
 
-
 _SHARED = 8  # devices, or fewer, that divide a batch of fewer images
 
 
