@@ -160,7 +160,7 @@ def main(arguments: Sequence[str]) -> None:
                 trained = [one.variables for one in made]
             found = measured({size: a_repair(PLANS[name], victims, trained, size) for size in sizes}, times=1)
         row = {"network": f"{NAME.value}-w{WIDTH.value}", "dataset": "digits", "seed": 0, "task": name}
-        row |= {"epochs": TRAINING.epochs, "images": IMAGES, "rounds": ROUNDS.value}
+        row |= {"epochs": TRAINING.epochs, "images": IMAGES, "rounds": ROUNDS.value, "sizes": sizes}
         append_row(RESULTS, row | found | origin)
         print(name, found, flush=True)
 
