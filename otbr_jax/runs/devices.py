@@ -112,8 +112,8 @@ def check_batch_size(batch_size: int, mesh: Mesh, *, name: str) -> None:
         less = batch_size // mesh.size * mesh.size
         near = f"{less} or {less + mesh.size}" if less else f"{mesh.size}"
         raise InputError(
-            f"{name}: expected a multiple of the {mesh.size} devices, such as {near}, found {batch_size}; or fewer "
-            "--devices"
+            f"{name}: expected a multiple of the {mesh.size} devices, such as {near}, found {batch_size}; or take "
+            "fewer --devices"
         )
 
 
