@@ -72,7 +72,7 @@ def sizes(npz: pathlib.Path, *, reduced: bool) -> Sizes:
         unlearning=UnlearningConfig(steps=2, batch_size=16),
         sweep=SweepConfig(gamma=(0.1, 0.2), lam=(0.5, 1.0), screening_images=20),
         repeats=1,
-        backend="aot_eager",
+        backend="eager",
     )
 
 
