@@ -133,7 +133,7 @@ def test_layers_that_are_no_modules(untrained):
 
 def test_a_batch_that_devices_cannot_share(tmp_path):
     odd = dataclasses.replace(CONFIG.tsbd, finetuning=FinetuningConfig(epochs=1, batch_size=31))
-    with pytest.raises(InputError, match="tsbd.finetuning.batch_size: .* multiple of the 2 devices, such as 30 or 32, found 31"):
+    with pytest.raises(InputError, match="tsbd.finetuning.batch_size: .* multiple of the 2 devices, .* found 31"):
         run_study(ABLATION, dataclasses.replace(CONFIG, tsbd=odd), tmp_path / "w", devices=jax.local_devices()[:2])
     assert not (tmp_path / "w").exists()
 

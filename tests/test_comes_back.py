@@ -267,5 +267,5 @@ def test_bad_settings(values, message):
 def test_more_images_than_there_are(tmp_path):
     with pytest.raises(InputError, match="comes_back.images: expected at most 1297, as many as there are training"):
         run(tmp_path / "w", dataclasses.replace(PLAIN, comes_back=ComesBackConfig(images=1298)))
-    with pytest.raises(InputError, match="comes_back.batch_size: expected a multiple of the 8 devices, such as 8 or 16, found 10"):
+    with pytest.raises(InputError, match="comes_back.batch_size: .* 8 devices, such as 8 or 16, found 10"):
         run(tmp_path / "w", ASKED, devices=8)

@@ -150,7 +150,7 @@ def test_more_devices_than_there_are():
 
 
 def test_a_batch_says_what_would_fit():
-    with pytest.raises(InputError, match="x.batch_size: .* 8 devices, such as 16 or 24, found 20; or take fewer --devices"):
+    with pytest.raises(InputError, match="x.batch_size: .* 8 devices, such as 16 or 24, found 20; or take fewer"):
         check_batch_size(20, batch_mesh(), name="x.batch_size")
     with pytest.raises(InputError, match="such as 8, found 5"):
         check_batch_size(5, batch_mesh(), name="x.batch_size")
