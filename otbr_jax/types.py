@@ -133,7 +133,9 @@ def check_clean(clean: Batch | None, network: Network, *, name: str, data: str) 
             raise InputError(f"clean: expected clean images and labels, which {name!r} needs, found none")
         return
     if data == "none":
-        raise InputError(f"clean: expected none, since {name!r} takes no images, found {len(clean.labels)}")
+        raise InputError(f"clean: expected none, since {name!r} takes no images, found {len(clean[-1])}")
+    if not isinstance(clean, Batch):
+        raise InputError(f"clean: expected otbr_jax.Batch(images, labels), found {type(clean).__name__}")
     images, labels = clean.images, np.asarray(clean.labels)
     if np.ndim(images) != 4 or tuple(images.shape[1:]) != tuple(network.image_shape) or images.dtype != np.uint8:
         raise InputError(

@@ -59,3 +59,11 @@ def test_weights_that_are_no_numbers_are_named(moved):
     broken = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), variables)
     with pytest.raises(InputError, match="variables: expected finite weights, found"):
         defend("otbr", network, broken, key=jax.random.key(0), graph=graph)
+
+
+def test_clean_images_that_are_no_batch(moved):
+    network, _, variables, _ = moved
+    images, labels = np.zeros((10, 8, 8, 1), np.uint8), np.arange(10)
+    for clean in ((images, labels), [images, labels]):
+        with pytest.raises(InputError, match=r"^clean: expected otbr_jax.Batch\(images, labels\), found (tuple|list)$"):
+            defend("ft", network, variables, key=jax.random.key(0), clean=clean)
