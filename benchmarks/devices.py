@@ -9,6 +9,7 @@ finds. Appends a row to results/devices.jsonl. Bytes are those of one device; an
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -78,6 +79,20 @@ def apart(one: Any, other: Any) -> float:
     return max(jax.tree.leaves(jax.tree.map(leaf, one, other)), default=0.0)
 
 
+def wide() -> dict[str, dict[str, Any]]:
+    """The collectives of training and of random unlearning where layers are wide; compiled, not run."""
+    subject, mesh = open_network(dataclasses.replace(MODEL, width=64)), batch_mesh()
+    setup = set_up(shared(subject.network, mesh), subject.graph)
+    variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), subject.like)
+    step, *_ = otbr.plan(OTBRConfig())
+    key, victim = replicate((jax.random.key(1), variables), mesh)
+    compute = jax.jit(partial(plans.compute, step, setup), out_shardings=everywhere(mesh))
+    return {
+        "training: an epoch, width 64": training(subject, variables),
+        "otbr: unlearned, width 64": row_of(compute.lower(key=key, victim=victim).compile()),
+    }
+
+
 def training(subject: Subject, variables: Any) -> dict[str, Any]:
     """The collectives of an epoch of training."""
     mesh, config = batch_mesh(), TrainingConfig(batch_size=64, crop_padding=1, flip=True)
@@ -97,7 +112,8 @@ def main(arguments: Sequence[str]) -> None:
     variables = jax.device_get(jax.jit(subject.init)(jax.random.key(0)))
     image = int(np.prod(MODEL.image_shape)) * jnp.float32(0).nbytes
     row: dict[str, Any] = {"devices": DEVICES, "network": "vgg7_bn-w8", "image_bytes": image, "stages": {}}
-    row["stages"]["training: an epoch"] = {"collectives": training(subject, variables), "apart": None}
+    compiled = {"training: an epoch": training(subject, variables), **wide()}
+    row["stages"] |= {name: {"collectives": found, "apart": None} for name, found in compiled.items()}
     for method, (plan, given) in methods().items():
         given = {"victim": variables, **given}
         one, many = batch_mesh(jax.devices()[:1]), batch_mesh()

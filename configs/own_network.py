@@ -11,6 +11,7 @@ networks are in `otbr_jax/models/registry.py`. A network that is not there comes
 
 To measure the repair, bring test images: `--config.data.name=npz --config.data.path=FILE.npz`, with the mean and
 standard deviation that the network's inputs were normalised with in `--config.data.mean` and `--config.data.std`.
+If the trigger is known: `--config.attack.name=badnets` and its settings.
 
 A network in which no class stands out is left as it is. By another method: `--config=configs/otbr.py`, or
 `configs/clp.py`, or `configs/otbr_plus.py`, with `--config.data.name=none` and the same settings of the model.
@@ -20,10 +21,12 @@ import dataclasses
 
 import ml_collections
 
+from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.data.sources import DataConfig
 from otbr_jax.studies.repair_config import RepairConfig
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The settings; every field can be set on the command line as `--config.FIELD=VALUE`."""
-    return ml_collections.ConfigDict(dataclasses.asdict(RepairConfig(defense="disarm", data=DataConfig(name="none"))))
+    nothing = {"data": DataConfig(name="none"), "attack": AttackConfig(name="none")}
+    return ml_collections.ConfigDict(dataclasses.asdict(RepairConfig(defense="disarm", **nothing)))

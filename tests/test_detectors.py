@@ -99,7 +99,7 @@ def test_a_planted_short_cut_is_found(name, planted):
     assert found.score == max(found.scores) > found.threshold
     assert len(found.scores) == CLASSES
     assert (found.p_value is not None) == (name == "mm_bd")
-    said = verdict(judgement_of(found, DETECTORS[name]))
+    said = verdict(judgement_of(found, DETECTORS[name], SMALL[name]))
     assert said.startswith(f"class 1 stands out: {DETECTORS[name].score} {found.score:.2f}, threshold ")
 
 

@@ -14,6 +14,7 @@ from otbr_jax.defenses import disarm
 from otbr_jax.defenses.otbr import OTBRConfig
 from otbr_jax.defenses.otbr import plan as otbr_plan
 from otbr_jax.detectors.short_cuts import DetectionConfig, PicturesConfig
+from otbr_jax.models.registry import ModelConfig
 from otbr_jax.plan import set_up
 from otbr_jax.runs.devices import (
     batch_mesh,
@@ -24,6 +25,7 @@ from otbr_jax.runs.devices import (
     replicate,
     shared,
 )
+from otbr_jax.runs.networks import open_network
 from otbr_jax.steps.answers import answers
 from otbr_jax.steps.margin import MarginConfig
 from otbr_jax.steps.reach import ReachConfig
@@ -69,6 +71,19 @@ def test_devices_tell_each_other_gradients_and_answers_alone(small, plan):
         assert "all-gather" not in told or told["all-gather"].largest < 16 * IMAGE
         assert "all-reduce" not in told or told["all-reduce"].largest < 100 * IMAGE
         same(value, one[name][1])
+
+
+def test_wide_layers_neither():
+    """On CPUs their kernel gradients are products over chunks of images, where nobody shares them."""
+    subject, mesh = (
+        open_network(ModelConfig("vgg7_bn", width=64, depth=(1, 1, 1, 1), image_shape=(8, 8, 1))),
+        batch_mesh(),
+    )
+    setup, config = set_up(shared(subject.network, mesh), subject.graph), UnlearningConfig(steps=1, batch_size=64)
+    (step, *_) = otbr_plan(OTBRConfig(unlearning=config))
+    given = replicate((jax.random.key(0), jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), subject.like)), mesh)
+    compute = jax.jit(lambda key, victim: plans.compute(step, setup, key=key, victim=victim))
+    assert {*collectives(compute.lower(*given).compile())} == {"all-reduce"}
 
 
 def test_an_epoch_of_training_neither(small):

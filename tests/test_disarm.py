@@ -12,6 +12,7 @@ import tiny_runs
 from otbr_jax import Batch, InputError, Network
 from otbr_jax.defenses import disarm, disarm_clean
 from otbr_jax.defenses.disarm import DisarmSettings, short_cuts
+from otbr_jax.detectors import short_cuts as detecting
 from otbr_jax.detectors.out_of_line import ANSWERS, MARGIN, USUAL, out_of_line, suspect_by_short_cuts
 from otbr_jax.detectors.short_cuts import DetectionConfig, PicturesConfig
 from otbr_jax.runs.networks import check_classes
@@ -360,3 +361,18 @@ def test_wrong_settings():
         ReachConfig(among=2)
     with pytest.raises(InputError, match=r"^detection.families: expected at least one of"):
         DetectionConfig(families=())
+
+
+def test_another_search_than_the_calibrated_one_quotes_no_rate_of_clean_networks():
+    usual = DisarmSettings()
+    assert detecting.is_usual(usual)
+    assert detecting.is_usual(dataclasses.replace(usual, reach=ReachConfig(classes=3)))
+    assert detecting.is_usual(dataclasses.replace(usual, teaching=TeachingConfig(rounds=1)))
+    for other in (
+        {"reach": ReachConfig(steps=4)},
+        {"reach": ReachConfig(among=20)},
+        {"pictures": PicturesConfig(images=60)},
+        {"margin": MarginConfig(steps=2)},
+        {"detection": DetectionConfig(families=("patch",))},
+    ):
+        assert not detecting.is_usual(dataclasses.replace(usual, **other))

@@ -3,18 +3,17 @@
 import dataclasses
 import re
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from two_classes import NETWORK, init
 
 from otbr_jax import InputError, OTBRConfig, Step, UnlearningConfig, run, set_up, trace
 from otbr_jax.attacks.attack import InTraining
 from otbr_jax.data.sources import DataConfig, preprocess
 from otbr_jax.defenses.otbr import plan
-from otbr_jax.models import registry
 from otbr_jax.plan import entry, named_key, needs, stacked, stacked_programs
 from otbr_jax.runs.devices import batch_mesh
 from otbr_jax.victims import training
@@ -26,21 +25,10 @@ MESH = batch_mesh(jax.local_devices()[:1])
 KEYS = jax.random.split(jax.random.key(1), 2)
 
 
-class Small(nn.Module):
-    """A convolution with BatchNorm, and a classifier."""
-
-    @nn.compact
-    def __call__(self, x, *, train):
-        x = nn.BatchNorm(use_running_average=not train)(nn.Conv(8, (3, 3), name="conv")(x))
-        return nn.Dense(2)(nn.relu(x).mean((1, 2)))
-
-
 @pytest.fixture(scope="module")
 def two():
     """(network, variables of two)."""
-    network = registry.network_from_flax(Small(), image_shape=(8, 8, 1), num_classes=2)
-    init = jax.jit(lambda key: Small().init(key, jnp.zeros((1, 8, 8, 1)), train=True))
-    prepared = dataclasses.replace(network, prepare=lambda images: preprocess(images, DataConfig(name="none")))
+    prepared = dataclasses.replace(NETWORK, prepare=lambda images: preprocess(images, DataConfig(name="none")))
     return prepared, [init(jax.random.key(seed)) for seed in (0, 1)]
 
 

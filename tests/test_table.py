@@ -220,7 +220,9 @@ def test_a_verdict_compares_with_networks_that_were_judged_by_the_same_images():
     assert said.endswith(
         "false-positive rate at this score: 30 % (3 of the bench's 10 clean networks, of ten classes each)"
     )
-    assert verdict(judgement | {"by": "clean images"}).endswith("at this score: not measured for these images")
+    unlike = "at this score: not measured for these images and settings"
+    assert verdict(judgement | {"by": "clean images"}).endswith(unlike)
+    assert verdict(judgement | {"calibrated": False}).endswith(unlike)
     assert calibration.clean_scores("images made from the network", "another evidence") == ()
 
 

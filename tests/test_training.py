@@ -3,17 +3,16 @@
 import dataclasses
 
 import chex
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from two_classes import NETWORK, init
 
 from otbr_jax import InputError
 from otbr_jax.attacks.attack import InTraining
 from otbr_jax.data.sources import DataConfig, preprocess
 from otbr_jax.metrics import Metrics
-from otbr_jax.models import registry
 from otbr_jax.runs.devices import batch_mesh
 from otbr_jax.steps.augment import augment
 from otbr_jax.types import named_leaves
@@ -39,21 +38,10 @@ def train(tiny, config=CONFIG, devices=1, **options):
     return training.train(network, variables, data(), key=jax.random.key(1), config=config, mesh=mesh, **options)
 
 
-class Small(nn.Module):
-    """A convolution with BatchNorm, and a classifier."""
-
-    @nn.compact
-    def __call__(self, x, *, train):
-        x = nn.BatchNorm(use_running_average=not train)(nn.Conv(8, (3, 3), name="conv")(x))
-        return nn.Dense(2)(nn.relu(x).mean((1, 2)))
-
-
 @pytest.fixture(scope="module")
 def tiny():
     """(network, variables) of a network that compiles at once."""
-    network = registry.network_from_flax(Small(), image_shape=(8, 8, 1), num_classes=2)
-    variables = jax.jit(lambda key: Small().init(key, jnp.zeros((1, 8, 8, 1)), train=True))(jax.random.key(0))
-    return dataclasses.replace(network, prepare=prepare), variables
+    return dataclasses.replace(NETWORK, prepare=prepare), init(jax.random.key(0))
 
 
 @pytest.fixture(scope="module")

@@ -46,6 +46,7 @@ class Detector:
       plan: `config -> Plan`. Its steps may need `victim`, the suspicious network's variables, and where `data` says so
         `clean`, a batch of clean uint8 images.
       verdict: `(config, {step: value}) -> Verdict`; on the host.
+      is_usual: `config -> whether` its settings are those that scores of clean networks were measured with.
       triggers: `(config, {step: value}) -> (masks [classes, h, w, 1], patterns [classes, h, w, c])`, to be drawn; None
         where it finds none.
     """
@@ -58,3 +59,4 @@ class Detector:
     plan: Callable[[Any], Plan]
     verdict: Callable[[Any, Mapping[str, Any]], Verdict]
     triggers: Callable[[Any, Mapping[str, Any]], tuple[Any, Any]] | None = None
+    is_usual: Callable[[Any], bool] = lambda config: True

@@ -6,6 +6,7 @@ The threshold was settled on clean networks, which a p-value comes from too (`ot
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -276,6 +277,7 @@ def summarize(config: ShortCutsSettings, values: Mapping[str, Any]) -> dict[str,
 
     return {
         "by": PROCEDURAL,
+        "calibrated": is_usual(config),
         "stands_out": bool(found.stands_out),
         "suspect": suspect,
         "suspicion": [settled(value) for value in found.suspicion],
@@ -288,6 +290,14 @@ def summarize(config: ShortCutsSettings, values: Mapping[str, Any]) -> dict[str,
         },
         "answers": [settled(value) for value in values["pictures"].info],
     }
+
+
+def is_usual(config: ShortCutsSettings) -> bool:
+    """Whether a search is the one that clean networks were calibrated with: any other finds other costs and margins."""
+    usual = ShortCutsSettings()
+    reach = dataclasses.replace(config.reach, classes=usual.reach.classes)  # of memory alone
+    searched = (config.pictures, reach, config.margin, config.detection.families)
+    return searched == (usual.pictures, usual.reach, usual.margin, usual.detection.families)
 
 
 def telling_family(config: ShortCutsSettings, found: Suspicion) -> np.ndarray:
@@ -326,4 +336,5 @@ DETECTOR = Detector(
     plan=plan,
     verdict=verdict,
     triggers=pictured,
+    is_usual=is_usual,
 )

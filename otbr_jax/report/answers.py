@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from otbr_jax.report.calibration import clean_scores
+from otbr_jax.report.calibration import scores_for
 from otbr_jax.report.cells import own_stages
 from otbr_jax.report.facts import Facts, facts_of
 from otbr_jax.report.leaderboard import LEARNED, LEFT
@@ -110,9 +110,9 @@ def _rate(judgement: Mapping[str, Any]) -> tuple[str, ...]:
     if judgement.get("p_value") is not None:
         short = f"p-value {judgement['p_value']:.2g}: so often a clean network scores as high."
         return short, "That holds where the detector's assumption holds."
-    score, scores = judgement["suspicion"][judgement["suspect"]], clean_scores(judgement["by"])
+    score, scores = judgement["suspicion"][judgement["suspect"]], scores_for(judgement)
     if not scores:
-        return ("Not known: how often a clean network scores as high was not measured for these images.",)
+        return ("Not known: how often a clean network scores as high was not measured for these images and settings.",)
     higher = sum(clean >= score for clean in scores)
     rate = f"{higher or 'none'} of {len(scores)} clean networks {'score' if higher > 1 else 'scores'} as high"
     means = "A false alarm is possible" if judgement["stands_out"] else "A clean network may look like this"

@@ -32,7 +32,8 @@ def calibration(rows: Iterable[Row], *, seeds: int = 0) -> list[dict[str, Any]]:
         {name: row.values[name] for name in ("dataset", "network", "seed", "commit")}
         | {"by": row.values["judgement"]["by"], "suspicion": round(max(row.values["judgement"]["suspicion"]), 2)}
         for row in latest(rows, "cell")
-        if row.values["attack"] == "none" and row.values.get("judgement") and row.values["seed"] >= seeds
+        if row.values["attack"] == "none" and row.values["seed"] >= seeds
+        if (row.values.get("judgement") or {"calibrated": False}).get("calibrated", True)
     ]
     return sorted(found, key=lambda one: (one["suspicion"], one["dataset"], one["network"], one["seed"]))
 
@@ -58,6 +59,11 @@ def usual(rows: Iterable[Row], *, seeds: int = 0) -> dict[str, tuple[float, floa
 def written(networks: Iterable[Mapping[str, Any]]) -> str:
     """The text of the file, a network a line."""
     return "[\n" + ",\n".join(json.dumps(one) for one in networks) + "\n]\n"
+
+
+def scores_for(judgement: Mapping[str, Any]) -> tuple[float, ...]:
+    """Scores of clean networks that a judgement may be compared with; none where its search was another one."""
+    return clean_scores(judgement["by"]) if judgement.get("calibrated", True) else ()
 
 
 def p_value(by: str, score: float) -> float | None:

@@ -10,14 +10,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from otbr_jax.detectors.detector import Detector, Verdict
-from otbr_jax.report.calibration import clean_scores
+from otbr_jax.report.calibration import scores_for
 from otbr_jax.report.plots import BAD, BAD_INK, STYLE, displayable
 
 
-def judgement_of(found: Verdict, detector: Detector) -> dict[str, Any]:
-    """A detector's verdict as a judgement: what rows, `verdict` and `draw_triggers` take."""
+def judgement_of(found: Verdict, detector: Detector, config: Any) -> dict[str, Any]:
+    """A detector's verdict with these settings as a judgement: what rows, `verdict` and `draw_triggers` take."""
     return {
         "by": detector.by,
+        "calibrated": detector.is_usual(config),
         "stands_out": found.backdoored,
         "suspect": found.suspect,
         "suspicion": [*found.scores],
@@ -31,13 +32,13 @@ def verdict(judgement: Mapping[str, Any]) -> str:
     """A sentence: which class is most suspicious, how many clean networks are as suspicious, what follows."""
     if judgement["suspect"] is None:
         return f"nothing stands out, judged by {judgement['by']}"
-    score, rate = judgement["suspicion"][judgement["suspect"]], "not measured for these images"
+    score, rate = judgement["suspicion"][judgement["suspect"]], "not measured for these images and settings"
     what = (
         f"class {judgement['suspect']} stands out"
         if judgement["stands_out"]
         else f"nothing stands out; most suspicious is class {judgement['suspect']}"
     )
-    if scores := clean_scores(judgement["by"]):
+    if scores := scores_for(judgement):
         higher = sum(clean >= score for clean in scores)
         clean = f"{higher} of the bench's {len(scores)} clean networks, of ten classes each"
         rate = f"{100 * higher / len(scores):.0f} % ({clean})"

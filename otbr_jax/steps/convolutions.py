@@ -36,18 +36,20 @@ def channels_last(function: Callable[..., Any]) -> Callable[..., Any]:
 
     That is NHWC x HWIO layout; on CPUs large kernel gradients are sums of matrix products. Apply it to the outermost
     function (after `jax.grad`). The values change by no more than rounding. Convolutions inside the function's own
-    loops and `jax.checkpoint` regions are left as they are.
+    loops and `jax.checkpoint` regions are left as they are. Where devices share the images nothing becomes a product:
+    they would have to send each other chunks of images.
     """
 
     def rewritten(*args: Any) -> Any:
         closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
-        leaves = _run(closed.jaxpr, closed.consts, jax.tree.leaves(args))
+        convolve = _canonical if _is_shared(closed.jaxpr) else _convolve
+        leaves = _run(closed.jaxpr, closed.consts, jax.tree.leaves(args), convolve)
         return jax.tree.unflatten(jax.tree.structure(shape), leaves)
 
     return rewritten
 
 
-def _run(jaxpr: Any, consts: Any, args: Any) -> list[Any]:
+def _run(jaxpr: Any, consts: Any, args: Any, convolve: Callable[..., jax.Array]) -> list[Any]:
     values = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(zip(jaxpr.invars, args, strict=True))
 
     def read(atom: Any) -> Any:
@@ -58,9 +60,9 @@ def _run(jaxpr: Any, consts: Any, args: Any) -> list[Any]:
         inner = eqn.params.get("jaxpr") or eqn.params.get("call_jaxpr")
         if eqn.primitive.name == "conv_general_dilated":
             lhs, rhs = operands
-            results = [_convolve(lhs, rhs, eqn.params, eqn.outvars[0].aval)]
+            results = [convolve(lhs, rhs, eqn.params, eqn.outvars[0].aval)]
         elif eqn.primitive.name in _CALLS and hasattr(inner, "consts"):
-            results = _run(inner.jaxpr, inner.consts, operands)
+            results = _run(inner.jaxpr, inner.consts, operands, convolve)
         else:
             with eqn.ctx.manager:
                 outputs = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
@@ -69,8 +71,19 @@ def _run(jaxpr: Any, consts: Any, args: Any) -> list[Any]:
     return [read(atom) for atom in jaxpr.outvars]
 
 
+def _is_shared(jaxpr: Any) -> bool:
+    """Whether arrays are split over devices in it."""
+    for eqn in jaxpr.eqns:
+        inner = eqn.params.get("jaxpr") or eqn.params.get("call_jaxpr")
+        if eqn.primitive.name == "sharding_constraint" or (
+            hasattr(inner, "consts") and hasattr(inner, "jaxpr") and _is_shared(inner.jaxpr)
+        ):
+            return True
+    return False
+
+
 def _convolve(lhs: jax.Array, rhs: jax.Array, params: dict[str, Any], result: Any) -> jax.Array:
-    convolution = partial(_canonical, params=params)
+    convolution = partial(_canonical, params=params, result=result)
     if not _better_as_products(params, result):
         return convolution(lhs, rhs)
     products = partial(summed_products, params=params, result=result)
@@ -78,8 +91,9 @@ def _convolve(lhs: jax.Array, rhs: jax.Array, params: dict[str, Any], result: An
     return found
 
 
-def _canonical(lhs: jax.Array, rhs: jax.Array, *, params: dict[str, Any]) -> jax.Array:
+def _canonical(lhs: jax.Array, rhs: jax.Array, params: dict[str, Any], result: Any) -> jax.Array:
     """The convolution in NHWC x HWIO layout."""
+    del result
     numbers = params["dimension_numbers"]
     spatial = lhs.ndim - 2
     (batch, channel, *lhs_spatial), (out, into, *rhs_spatial) = numbers.lhs_spec, numbers.rhs_spec
@@ -91,8 +105,8 @@ def _canonical(lhs: jax.Array, rhs: jax.Array, *, params: dict[str, Any]) -> jax
         rhs_spec=(last, spatial, *range(spatial)),
         out_spec=(0, last, *range(1, last)),
     )
-    result = jax.lax.conv_general_dilated_p.bind(lhs, rhs, **params | {"dimension_numbers": canonical})
-    return _ordered(result, (0, last, *range(1, last)), numbers.out_spec)
+    found = jax.lax.conv_general_dilated_p.bind(lhs, rhs, **params | {"dimension_numbers": canonical})
+    return _ordered(found, (0, last, *range(1, last)), numbers.out_spec)
 
 
 def _better_as_products(params: dict[str, Any], result: Any) -> bool:

@@ -123,7 +123,9 @@ class DetectorCell(Cell):
             measured = program(variables, test)["metrics"]["victim"]
         found = chosen.verdict(self.own, {name: stage.value for name, stage in stages.items()})
         attacked = config.attack.name != "none"
-        chance = found.p_value if found.p_value is not None else p_value(chosen.by, found.score)
+        chance = found.p_value
+        if chance is None and chosen.is_usual(self.own):
+            chance = p_value(chosen.by, found.score)
         return {
             "dataset": config.data.name,
             "network": self.network,

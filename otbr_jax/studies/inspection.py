@@ -96,7 +96,7 @@ def _judged(
         run = Run(config, directory, subject, batch_mesh(devices), layers=layers, repetition=repetition)
         given = {"victim": open_victim(run, None).stage.value["variables"], **clean}
         values = {name: stage.value for name, stage in run.plan(chosen.plan(own), given).items()}
-        judgement = judgement_of(chosen.verdict(own, values), chosen)
+        judgement = judgement_of(chosen.verdict(own, values), chosen, own)
         if chosen.triggers is None:
             return verdict(judgement)
         picture = directory.path / "triggers.png"

@@ -31,6 +31,7 @@ from otbr_jax.runs.numerics import as_usual
 from otbr_jax.runs.run import Run
 from otbr_jax.runs.store import open_workdir
 from otbr_jax.settings import declarations
+from otbr_jax.studies.familiar import check_familiar
 from otbr_jax.studies.outputs import write_outputs
 from otbr_jax.studies.repair_config import AnyRepairConfig, clean_augmentation
 from otbr_jax.studies.results import Repair
@@ -85,6 +86,13 @@ def repair(
         check_batch_size(config.training.batch_size, mesh, name="training.batch_size")
     check_trainable(config, subject, dataset)
     clean = None if defense.data == "none" else clean_images(config, dataset, network)
+    if subject.variables is not None:
+        brought = dataclasses.replace(network, prepare=partial(sources.preprocess, config=config.data))
+        familiar = partial(check_familiar, brought, subject.variables)
+        if dataset is not None:
+            familiar(dataset.test, name="data.name", what=f"the test images of {config.data.name!r}")
+        if clean is not None:
+            familiar(clean.images, name="clean.name", what=clean.provenance)
     own = None if clean is None else Batch(*map(jax.numpy.asarray, clean.images))
     given = defense.given(config, own, config.clean_seed)
     comes_back.check_possible(config.comes_back, dataset, mesh)

@@ -183,7 +183,7 @@ def _asking(config: Any, model: ModelConfig, subject: Subject, chosen: Detector,
 
     def ask(members: Sequence[Variables]) -> list[dict[str, Any]]:
         try:
-            return [_line(chosen.verdict(own, values), chosen, model) for values in values_of(members)]
+            return [_line(chosen.verdict(own, values), chosen, own, model) for values in values_of(members)]
         except InputError as error:
             if len(members) == 1:
                 return [{"error": str(error)}]
@@ -192,8 +192,8 @@ def _asking(config: Any, model: ModelConfig, subject: Subject, chosen: Detector,
     return ask
 
 
-def _line(found: Verdict, chosen: Detector, model: ModelConfig) -> dict[str, Any]:
-    scores = clean_scores(chosen.by) if found.p_value is None else ()
+def _line(found: Verdict, chosen: Detector, own: Any, model: ModelConfig) -> dict[str, Any]:
+    scores = clean_scores(chosen.by) if found.p_value is None and chosen.is_usual(own) else ()
     rate = sum(score >= found.score for score in scores) / len(scores) if scores else None
     return {
         "network": model.name if ":" in model.name else f"{model.name}, width {model.width}",

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from otbr_jax.attacks.registry import ATTACKS
+from otbr_jax.attacks.registry import ATTACKS, AttackConfig
 from otbr_jax.data import sources
 from otbr_jax.data.sources import DataConfig, Dataset
 from otbr_jax.errors import InputError
@@ -130,7 +130,9 @@ def repair_flags(config: VictimConfig, workdir: str) -> list[str]:
         attack = dataclasses.replace(attack, assets=f"{workdir}/attack")
     wanted = dataclasses.asdict(VictimConfig(model=model, data=config.data, attack=attack))
     flags = [f"{name}={value}" for name, value in _changed(wanted, dataclasses.asdict(VictimConfig()), "--config")]
-    return flags + ([] if config.data.name != DataConfig().name else [f"--config.data.name={config.data.name}"])
+    # configs/own_network.py has neither data nor a trigger.
+    named = {"attack": (config.attack.name, AttackConfig().name), "data": (config.data.name, DataConfig().name)}
+    return flags + [f"--config.{part}.name={name}" for part, (name, default) in named.items() if name == default]
 
 
 def _changed(values: Mapping[str, Any], defaults: Mapping[str, Any], name: str) -> Iterator[tuple[str, Any]]:
