@@ -272,7 +272,8 @@ def test_a_layer_without_weight_change_is_named(otbr_run, tmp_path):
         "params/features.9/bias": np.full(32, -1, np.float32),
     }
     save_checkpoint(tmp_path / "c", replace_leaves(victim, dead))
-    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, checkpoint=str(tmp_path / "c")))
+    model = dataclasses.replace(CONFIG.model, checkpoint=str(tmp_path / "c"))
+    config = dataclasses.replace(CONFIG, model=model, data=DataConfig(name="none"))
     with pytest.raises(InputError, match=r"scores of params/.*kernel: expected a neuron whose weights"):
         run(tmp_path / "w", config)
 

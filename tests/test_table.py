@@ -222,7 +222,8 @@ def test_a_verdict_compares_with_networks_that_were_judged_by_the_same_images():
     )
     unlike = "at this score: not measured for these images and settings"
     assert verdict(judgement | {"by": "clean images"}).endswith(unlike)
-    assert verdict(judgement | {"calibrated": False}).endswith(unlike)
+    reduced = {"by": "images made from the network", "calibrated": False}
+    assert verdict(judgement | reduced).endswith(unlike)
     assert calibration.clean_scores("images made from the network", "another evidence") == ()
 
 
