@@ -136,8 +136,12 @@ def run(
         text = helping.program_help(module.__doc__ or "", own)
         if config:
             parse([argument for argument in sys.argv if argument not in HELP])
-            text += "\n" + helping.settings_help(describe(config.config_type, config.values()), file=config.file())
-        print(text)
+            settings, file = describe(config.config_type, config.values()), config.file()
+            text += "\n" + helping.settings_help(settings, file=file, whole="--helpfull" in sys.argv)
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:
+            _unread()
         sys.exit()
 
     def guarded(arguments: Sequence[str]) -> None:
@@ -157,9 +161,8 @@ def run(
             sys.stdout.flush()
         except InputError as error:
             fail(_one_line(str(error)))
-        except BrokenPipeError:  # whoever read this has read enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(141)
+        except BrokenPipeError:
+            _unread()
         except OSError as error:
             lost(error)
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -175,6 +178,12 @@ def run(
             raise
 
     app.run(guarded, flags_parser=parse)
+
+
+def _unread() -> NoReturn:
+    """Ends the program, since whoever read what it prints has read enough."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(141)
 
 
 def _parse_flags(arguments: Sequence[str], *, known: Sequence[str]) -> list[str]:

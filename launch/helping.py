@@ -15,6 +15,10 @@ from otbr_jax.settings import Setting
 
 WIDTH = 100
 """Columns of a terminal."""
+BROUGHT = ("model", "data", "clean")
+"""Groups of settings about what somebody brings; they come first."""
+TRAINED = ("attack", "training", "comes_back")
+"""Groups of settings that only a network that is trained here has a use for."""
 
 
 def program_help(usage: str, own: Iterable[flags.Flag]) -> str:
@@ -29,23 +33,37 @@ def program_help(usage: str, own: Iterable[flags.Flag]) -> str:
     return "\n\n".join([*paragraphs, "\n".join(["flags:", *entries])])
 
 
-def settings_help(settings: Sequence[Setting], *, file: str) -> str:
+def settings_help(settings: Sequence[Setting], *, file: str, whole: bool) -> str:
     """The flag `--config` and those of single settings.
 
     Args:
       settings: with the file's defaults, as `otbr_jax.settings.describe` gives them.
       file: the name of the config file.
+      whole: whether groups within groups, and those of what is trained here, are listed too, and not only named.
     """
     lines = [
         _entry("config", file, "Python file with the settings, here or in the checkout; below are its defaults."),
         "",
-        "settings:",
+        "settings (--helpfull lists all):" if not whole else "settings:",
     ]
-    for name, words, default, doc in settings:
+    groups = {setting.name for setting in settings if not setting.words}
+
+    def place(setting: Setting) -> int:
+        group = setting.name.partition(".")[0]
+        return BROUGHT.index(group) if group in BROUGHT else -1 if group not in groups else len(BROUGHT)
+
+    folded = set() if whole else {name for name in groups if "." in name or name in TRAINED}
+    for name, words, default, doc in sorted(settings, key=place):
+        group = name if name in groups else name.rpartition(".")[0]
+        if any(group == each or group.startswith(f"{each}.") for each in folded):
+            continue
         if words:
             lines.append(_entry(f"config.{name}", default, f"{doc} {words[0].upper()}{words[1:]}."))
         else:
             lines += ["", _fill(f"{name}: {doc}", later=2)]
+    if folded:
+        names = ", ".join(setting.name for setting in settings if setting.name in folded and "." not in setting.name)
+        lines += ["", _fill(f"--helpfull also lists the settings of {names}, and of groups within groups.")]
     return "\n".join(lines)
 
 
@@ -81,8 +99,10 @@ def _what(flag: flags.Flag) -> str:
 
 def _entry(name: str, default: Any, doc: str) -> str:
     """A flag with its default, and below it what it is."""
-    value = "" if default in (None, []) else f"={shlex.quote(_plain(default))}"
-    return f"{_fill(f'--{name}{value}', first=2, later=6)}\n{_fill(doc, first=6, later=6)}"
+    given = f"--{name}" if default in (None, []) else f"--{name}={_plain(default)}"
+    if shlex.quote(given) != given:
+        given = f'"{given}"'
+    return f"{_fill(given, first=2, later=6)}\n{_fill(doc, first=6, later=6)}"
 
 
 def _fill(text: str, *, first: int = 0, later: int = 0) -> str:

@@ -128,7 +128,6 @@ def join(coordinator: str, process_id: int | None, num_processes: int | None, pr
       InputError: if there is nobody at the coordinator's address, its port is taken, or others came with other
         settings, another program, or other code.
     """
-    os.environ["TQDM_DISABLE"] = "1"  # bars of many processes are no use to anybody
     _native_output_aside()
     _joined.update(phase="start", name=_name(process_id, num_processes))
     named = coordinator != "auto"

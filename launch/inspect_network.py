@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
+from tqdm import tqdm
 
 from launch import cli, hosts
 from otbr_jax.detectors.registry import DETECTORS
@@ -38,7 +39,8 @@ HOSTS = hosts.define_hosts()
 
 
 def _say(line: dict[str, Any]) -> None:
-    print(json.dumps(line), flush=True)
+    tqdm.write(json.dumps(line), file=sys.stdout)  # where a bar is shown, above it
+    sys.stdout.flush()
 
 
 def main(arguments: Sequence[str]) -> None:

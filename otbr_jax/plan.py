@@ -98,6 +98,7 @@ class Step:
       work: `setup -> Work`, from which it is said how long it takes before it starts; None where that is short.
       lighter: the setting that its memory shrinks with.
       check: `(settings, value)`, called on the host; raises InputError, or warns, if it cannot be used.
+      tell: `(settings, value) -> line`, called on the host: what is said as soon as it is known; empty for nothing.
     """
 
     name: str
@@ -112,6 +113,7 @@ class Step:
     work: Callable[[Setup], Work] | None = None
     lighter: str = ""
     check: Callable[[Any, Any], None] = lambda settings, value: None
+    tell: Callable[[Any, Any], str] = lambda settings, value: ""
 
 
 @dataclasses.dataclass(frozen=True)

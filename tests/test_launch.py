@@ -135,6 +135,7 @@ def test_a_config_file_without_a_setting_that_a_flag_changes(tmp_path):
     ("program", "flags"),
     [
         ("repair", ("--config=configs/otbr.py", "--config.seed=4", "-h")),
+        ("repair", ("--config=configs/otbr.py", "--config.seed=4", "--helpfull")),
         ("convert", ("--help",)),
         *(
             (program, ("--helpfull",))
@@ -151,11 +152,18 @@ def test_help(program, flags):
     assert f"python -m launch.{program}" in " ".join(done.stdout.split())
     assert "\nflags:\n  --" in done.stdout
     assert max(len(line) for line in done.stdout.splitlines()) <= 100
-    for noise in ("absl", "ml_collections", "tfds", "--helpfull", "--verbosity"):
+    for noise in ("absl", "ml_collections", "tfds", "--verbosity"):
         assert noise not in done.stdout
+    assert ("--helpfull" in done.stdout) == (program == "repair" and "--helpfull" not in flags)
     if program == "repair":
-        settings = [setting for setting in describe(repair_config_type()) if setting.words]
-        assert all(f"\n  --config.{setting.name}=" in done.stdout for setting in settings)
+        settings = [setting.name for setting in describe(repair_config_type()) if setting.words]
+        shown = {name: f"--config.{name}=" in done.stdout for name in settings}
+        if "--helpfull" in flags:
+            assert all(shown.values())
+        else:  # what is brought and the method's own, in a third of the lines
+            assert all(shown[name] for name in ("model.checkpoint", "otbr.gamma"))
+            assert not any(shown[name] for name in ("attack.target", "otbr.unlearning.steps"))
+            return
         assert "\n  --config=configs/otbr.py\n" in done.stdout
         assert "\n  --config.seed=4\n" in done.stdout
         assert (

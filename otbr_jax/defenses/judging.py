@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from otbr_jax.defenses.otbr import OTBRConfig
+from otbr_jax.detectors.detector import Verdict, in_a_line
 from otbr_jax.detectors.evidence import Answers
 from otbr_jax.detectors.judge import Judgement, SuspicionConfig, answers, judge
 from otbr_jax.metrics import settled
@@ -98,8 +99,16 @@ def judging_steps(config: SuspicionConfig, otbr: OTBRConfig, *, pictures: str) -
             total=len(config.gamma),
             unit="gamma",
             key="fused",
+            tell=lambda settings, found: in_a_line(concluded(settings.suspicion, found.judgement)),
         ),
     )
+
+
+def concluded(config: SuspicionConfig, found: Judgement) -> Verdict:
+    """What follows from a judgement."""
+    scores = tuple(_numbers(found.suspicion))
+    suspect = int(found.suspect)
+    return Verdict(scores[suspect], suspect, bool(found.stands_out), config.threshold, None, scores)
 
 
 def fuse_settings(

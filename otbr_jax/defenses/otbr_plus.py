@@ -21,6 +21,7 @@ from otbr_jax.defenses import otbr as published
 from otbr_jax.defenses.defense import Ask, Candidates, Defense, Outcome, Screening, count_neurons
 from otbr_jax.defenses.judging import (
     Judged,
+    concluded,
     grid,
     judging_steps,
     patches,
@@ -285,9 +286,7 @@ def judging_plan(config: OTBRSettings) -> Plan:
 
 def verdict(config: OTBRSettings, values: Mapping[str, Any]) -> Verdict:
     """The highest suspicion of any class."""
-    found = values["judged"].judgement
-    scores, suspect = tuple(settled(value) for value in found.suspicion), int(found.suspect)
-    return Verdict(scores[suspect], suspect, bool(found.stands_out), config.suspicion.threshold, None, scores)
+    return concluded(config.suspicion, values["judged"].judgement)
 
 
 JUDGE = Detector(

@@ -29,6 +29,12 @@ class Verdict(NamedTuple):
     scores: tuple[float, ...]
 
 
+def in_a_line(found: Verdict) -> str:
+    """A verdict in a line."""
+    what = "stands out" if found.backdoored else "is the most suspicious one, and does not stand out"
+    return f"class {found.suspect} {what}: {found.score:.2f}, threshold {found.threshold:g}"
+
+
 DATA = ("none", "clean images")
 """What a detector may need beside the network."""
 

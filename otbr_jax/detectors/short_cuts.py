@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from otbr_jax.detectors.detector import Detector, Verdict
+from otbr_jax.detectors.detector import Detector, Verdict, in_a_line
 from otbr_jax.detectors.out_of_line import ANSWERS, CLOSED, MARGIN, Suspicion, suspect_by_short_cuts, unusual
 from otbr_jax.metrics import settled
 from otbr_jax.plan import Plan, Report, Setup, Step, Work, needs
@@ -229,7 +229,14 @@ def plan(config: ShortCutsSettings) -> Plan:
             unit="class",
             lighter="margin.images",
         ),
-        Step("detected", detect, needs("pictures", "reached", "margins"), config.detection, "which class stands out"),
+        Step(
+            "detected",
+            detect,
+            needs("pictures", "reached", "margins"),
+            config.detection,
+            "which class stands out",
+            tell=lambda settings, found: in_a_line(concluded(settings, found)),
+        ),
     )
 
 
@@ -258,10 +265,14 @@ def _steps(config: ShortCutsSettings, setup: Setup) -> int:
 
 def verdict(config: ShortCutsSettings, values: Mapping[str, Any]) -> Verdict:
     """The highest suspicion of any class, in standard deviations; the p-value is left to who knows clean networks."""
-    found = values["detected"]
+    return concluded(config.detection, values["detected"])
+
+
+def concluded(settings: DetectionConfig, found: Suspicion) -> Verdict:
+    """What follows from the suspicion of each class."""
     suspect = int(found.suspect)
     scores = tuple(settled(value) for value in found.suspicion)
-    return Verdict(scores[suspect], suspect, bool(found.stands_out), config.detection.threshold, None, scores)
+    return Verdict(scores[suspect], suspect, bool(found.stands_out), settings.threshold, None, scores)
 
 
 def summarize(config: ShortCutsSettings, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,68 +1,123 @@
-"""What is shown of what takes longer than a few seconds: bars that count, and clocks."""
+"""What is said while something takes longer than a few seconds: bars and clocks where somebody looks, else lines.
+
+All of it goes to standard error, by the first of several processes. TQDM_DISABLE=1 says nothing.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from tqdm import tqdm
 
+from otbr_jax.runs import hosts
+
 WIDTH = 28
 """Letters of a description, so that bars stand below each other."""
+MINUTE = 60.0
+"""Seconds between two lines about the same thing, where nobody looks."""
+
+Advance = Callable[..., None]
 
 
-@contextmanager
-def step_progress(description: str, total: int, *, unit: str) -> Iterator[Callable[..., None] | None]:
-    """Shows on standard error for how long a step has been running; yields None.
+def say(line: str) -> None:
+    """A line, above a bar that is shown."""
+    if not _silent():
+        tqdm.write(line, file=sys.stderr)
 
-    With OTBR_JAX_BARS=parts in the environment it is a bar that counts the step's parts, and yields what they are to
-    call. Such a program holds a callback, so that JAX's compilation cache cannot keep it. TQDM_DISABLE=1 shows nothing.
+
+def step_progress(description: str, total: int, *, unit: str) -> AbstractContextManager[Advance | None]:
+    """Shows for how long a step has been running; gives None.
+
+    With OTBR_JAX_BARS=parts in the environment it is a bar that counts the step's parts, and gives what they are to
+    call. Such a program holds a callback, so that JAX's compilation cache cannot keep it.
     """
     if os.environ.get("OTBR_JAX_BARS") == "parts":
-        with progress_bar(description, total, unit=unit) as advance:
-            yield advance
-    else:
-        with clock(description):
-            yield None
+        return progress_bar(description, total, unit=unit)
+    return _clock(description)
 
 
 @contextmanager
-def clock(description: str) -> Iterator[None]:
-    """Shows for how long the block has been running; every second where somebody looks, else at its end."""
+def _clock(description: str) -> Iterator[None]:
+    with _shown(description, None, ""):
+        yield None
+
+
+def progress_bar(description: str, total: int, *, unit: str) -> AbstractContextManager[Advance]:
+    """Shows a bar, or a line a minute; gives `advance(**shown values)`, to be called `total` times.
+
+    It counts what was called, and is complete when the block ends without an exception.
+    """
+    return _shown(description, total, unit)
+
+
+def _shown(description: str, total: int | None, unit: str) -> AbstractContextManager[Advance]:
+    if _silent():
+        return _nothing()
+    return (_bar if sys.stderr.isatty() else _lines)(description, total, unit)
+
+
+def _silent() -> bool:
+    return os.environ.get("TQDM_DISABLE", "0") not in ("", "0") or not hosts.is_first()
+
+
+@contextmanager
+def _nothing() -> Iterator[Advance]:
+    yield lambda **values: None
+
+
+@contextmanager
+def _bar(description: str, total: int | None, unit: str) -> Iterator[Advance]:
+    """A bar, or without a total a clock, that moves every second."""
+    shape = None if total else "{desc}: {elapsed}"
     ended = threading.Event()
-    with tqdm(desc=f"{description:<{WIDTH}}", bar_format="{desc}: {elapsed}", leave=True) as bar:
+    shown = {"desc": f"{description:<{WIDTH}}", "unit": unit, "bar_format": shape}
+    with tqdm(total=total, **shown, dynamic_ncols=True, disable=False) as bar:
 
         def tick() -> None:
             while not ended.wait(1.0):
                 bar.refresh()
 
-        thread = threading.Thread(target=tick, daemon=True)
-        if sys.stderr.isatty() and not bar.disable:
-            thread.start()
+        def advance(**values: float) -> None:
+            if total and bar.n < total:
+                bar.update()
+            if values:
+                bar.set_postfix_str(_shown_values(values))
+
+        thread = threading.Thread(target=tick, name="clock", daemon=True)
+        thread.start()
         try:
-            yield
+            yield advance
         finally:
             ended.set()
-            if thread.is_alive():
-                thread.join()
+            thread.join()
+        bar.update(total - bar.n if total else 0)
 
 
 @contextmanager
-def progress_bar(description: str, total: int, *, unit: str) -> Iterator[Callable[..., None]]:
-    """Shows a bar on standard error; yields `advance(**shown values)`, to be called `total` times.
+def _lines(description: str, total: int | None, unit: str) -> Iterator[Advance]:
+    """A line at the end, and one a minute before: in files bars would be one line without an end."""
+    began = said = time.monotonic()
+    count, shown = 0, ""
 
-    The bar counts what was called, and is complete when the block ends without an exception.
-    """
-    with tqdm(total=total, desc=f"{description:<{WIDTH}}", unit=unit, leave=True, dynamic_ncols=True) as bar:
+    def line(done: str) -> None:
+        said = ", ".join(filter(None, (done, shown, f"{time.monotonic() - began:.0f} s")))
+        print(f"{description}: {said}", file=sys.stderr, flush=True)
 
-        def advance(**values: float) -> None:
-            if bar.n < total:
-                bar.update()
-            if values:
-                bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()})
+    def advance(**values: float) -> None:
+        nonlocal count, shown, said
+        count, shown = count + 1, _shown_values(values)
+        if total and count < total and time.monotonic() - said > MINUTE:
+            said = time.monotonic()
+            line(f"{unit} {count} of {total}")
 
-        yield advance
-        bar.update(total - bar.n)
+    yield advance
+    line("")
+
+
+def _shown_values(values: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in values.items())

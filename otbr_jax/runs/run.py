@@ -22,7 +22,7 @@ from otbr_jax.runs import ahead, identity, memory
 from otbr_jax.runs.devices import everywhere, replicate, shared
 from otbr_jax.runs.loop import rounds
 from otbr_jax.runs.networks import Subject
-from otbr_jax.runs.progress import progress_bar, step_progress
+from otbr_jax.runs.progress import progress_bar, say, step_progress
 from otbr_jax.runs.store import Stage, Workdir
 from otbr_jax.types import Augment, Network, unchanged
 
@@ -126,7 +126,7 @@ class Run(Generic[C]):
         inputs = {argument: stage.value for argument, stage in taken.items()}
         key = plans.step_key(self.root, step)
         compute: Callable[..., Any] = self._rounds if isinstance(step, LongStep) else self._at_once
-        return self.directory.run_long(
+        stage = self.directory.run_long(
             step.name,
             partial(compute, step, key, inputs),
             like=lambda: jax.eval_shape(partial(plans.compute, step, self.setup), key=key, **inputs),
@@ -136,6 +136,9 @@ class Run(Generic[C]):
             parents=tuple(stages[name] for name in step.needs.values()),
             check=partial(step.check, step.settings),
         )
+        if line := step.tell(step.settings, stage.value):
+            say(line)
+        return stage
 
     def _at_once(self, step: Step, key: jax.Array, inputs: Mapping[str, Any], progress: pathlib.Path) -> Any:
         """One program, with a clock; devices have copies of everything but what they share."""

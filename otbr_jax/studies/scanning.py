@@ -27,6 +27,7 @@ from otbr_jax.runs import ahead
 from otbr_jax.runs.identify import identify
 from otbr_jax.runs.networks import Subject, check_classes, open_network
 from otbr_jax.runs.numerics import as_usual
+from otbr_jax.runs.progress import progress_bar
 from otbr_jax.studies.detection import given_clean
 from otbr_jax.studies.inspection import detector_of
 from otbr_jax.types import Variables
@@ -113,6 +114,7 @@ def scan(
     def found(path: pathlib.Path, line: Mapping[str, Any], seconds: float) -> None:
         lines[path] = {"checkpoint": str(path), **line, "seconds": round(seconds, 2)}
         say(lines[path])
+        advance()
 
     def ask(kind: Any) -> None:
         began, members = time.monotonic(), waiting.pop(kind)
@@ -121,22 +123,23 @@ def scan(
         for member, line in zip(members, answers, strict=True):
             found(member.path, line, member.seconds + share)
 
-    for path in paths:
-        began = time.monotonic()
-        try:
-            model, subject = _opened(config.model, path)
-            kind = (model, None if subject.template is None else str(subject.template.normalisation))
-            if kind not in asking:
-                asking[kind] = _asking(config, model, subject, chosen, own, stack)
-        except InputError as error:
-            found(path, {"error": str(error)}, time.monotonic() - began)
-            continue
-        assert subject.variables is not None
-        waiting.setdefault(kind, []).append(Scanned(path, subject.variables, time.monotonic() - began))
-        if len(waiting[kind]) == stack:
+    with progress_bar("scanning", len(paths), unit="checkpoint") as advance:
+        for path in paths:
+            began = time.monotonic()
+            try:
+                model, subject = _opened(config.model, path)
+                kind = (model, None if subject.template is None else str(subject.template.normalisation))
+                if kind not in asking:
+                    asking[kind] = _asking(config, model, subject, chosen, own, stack)
+            except InputError as error:
+                found(path, {"error": str(error)}, time.monotonic() - began)
+                continue
+            assert subject.variables is not None
+            waiting.setdefault(kind, []).append(Scanned(path, subject.variables, time.monotonic() - began))
+            if len(waiting[kind]) == stack:
+                ask(kind)
+        for kind in [*waiting]:
             ask(kind)
-    for kind in [*waiting]:
-        ask(kind)
     return [lines[path] for path in paths]
 
 

@@ -1,0 +1,71 @@
+import contextlib
+import io
+import re
+import threading
+
+import pytest
+
+from otbr_jax.runs import hosts, progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture(params=[io.StringIO, Terminal], ids=["file", "terminal"])
+def stderr(request, monkeypatch):
+    monkeypatch.setenv("TQDM_DISABLE", "0")
+    monkeypatch.delenv("OTBR_JAX_BARS", raising=False)
+    return request.param()
+
+
+def once(count=3):
+    """A bar, a clock and a line."""
+    with progress.progress_bar("training", count, unit="epoch") as advance:
+        for epoch in range(count):
+            advance(loss=epoch / 2)
+    with progress.step_progress("pruning", 1, unit="step") as report:
+        assert report is None
+    progress.say("class 1 stands out")
+
+
+def test_a_file_has_a_line_for_each_step_and_a_terminal_bars(stderr):
+    with contextlib.redirect_stderr(stderr):
+        once()
+    said = stderr.getvalue()
+    assert "clock" not in {thread.name for thread in threading.enumerate()}
+    if isinstance(stderr, Terminal):
+        assert all(part in said for part in ("\r", "3/3", "loss 1.000"))
+        assert said.endswith("class 1 stands out\n")
+    else:
+        assert re.fullmatch(r"training: loss 1.000, 0 s\npruning: 0 s\nclass 1 stands out\n", said)
+
+
+def test_a_file_has_a_line_a_minute(monkeypatch, capsys):
+    monkeypatch.setenv("TQDM_DISABLE", "0")
+    monkeypatch.setattr(progress, "MINUTE", -1.0)
+    once(count=2)
+    assert capsys.readouterr().err.splitlines()[0] == "training: epoch 1 of 2, loss 0.000, 0 s"
+
+
+def test_what_did_not_end_is_not_said_to_have_ended(stderr):
+    with (
+        contextlib.redirect_stderr(stderr),
+        pytest.raises(KeyError),
+        progress.progress_bar("training", 2, unit="epoch"),
+    ):
+        raise KeyError
+    assert "2/2" not in stderr.getvalue()
+    assert isinstance(stderr, Terminal) or not stderr.getvalue()
+
+
+@pytest.mark.parametrize("silent", ["disabled", "another process"])
+def test_nothing_is_said(silent, stderr, monkeypatch):
+    if silent == "disabled":
+        monkeypatch.setenv("TQDM_DISABLE", "1")
+    else:
+        monkeypatch.setattr(hosts, "is_first", lambda: False)
+    with contextlib.redirect_stderr(stderr):
+        once()
+    assert not stderr.getvalue()
