@@ -4,7 +4,7 @@
         --config.model.name=preact_resnet18 --config.model.num_classes=10 "--config.model.image_shape=(32, 32, 3)"
 
 The checkpoint is a PyTorch or safetensors state dict, a BackdoorBench attack_result.pt or an Orbax directory; names of
-networks are in `otbr_jax/models/registry.py`. A network that is not there comes as Python code, a file or module with
+networks are in docs/bring.md, under "Networks". A network that is not there comes as Python code, a file or module with
 `(apply, variables)` in it:
 
     python -m launch.repair --config=configs/own_network.py --workdir=DIR --config.model.name=my_network.py:network

@@ -20,6 +20,7 @@ from otbr_jax.defenses import registry
 from otbr_jax.detectors import registry as detector_registry
 from otbr_jax.graph import rules
 from otbr_jax.models.registry import network_from_flax
+from otbr_jax.studies import repair_config
 
 PAGES = pathlib.Path(__file__).resolve().parent.parent / "docs" / "howto"
 
@@ -43,6 +44,15 @@ def house(tmp_path, monkeypatch):
         monkeypatch.delitem(sys.modules, f"{package.__name__}.{name}", raising=False)
 
     return put
+
+
+def again(module, monkeypatch):
+    """A fresh copy of a module, for this test alone: others keep the classes that they know."""
+    spec = importlib.util.spec_from_file_location(module.__name__, module.__file__)
+    own = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, own)
+    spec.loader.exec_module(own)
+    return own
 
 
 @pytest.fixture
@@ -70,7 +80,7 @@ def test_the_code_about_detection(moved, capsys):
 
 def test_a_defence_is_one_file(house, monkeypatch, moved, clean):
     network, _, variables, graph = moved
-    pruned, gentle, use = blocks("add_a_defence.md")
+    pruned, gentle, use, file = blocks("add_a_defence.md")
     for name, text in (("pruned", pruned), ("gentle", gentle)):
         house(defenses, name, text)
     monkeypatch.setattr(registry, "DEFENSES", registry._found())
@@ -79,6 +89,10 @@ def test_a_defence_is_one_file(house, monkeypatch, moved, clean):
     names = {"otbr_jax": otbr_jax, "jax": jax, "network": network, "variables": variables, "clean": clean}
     exec(use, names)
     assert names["found"].outcome.done == "all weights fine-tuned, 10 epochs"
+    again(repair_config, monkeypatch)
+    config = {}
+    exec(file, config)
+    assert config["get_config"]().finetuning.epochs == 10
     with pytest.raises(otbr_jax.InputError, match="clean: expected clean images and labels, which 'gentle' needs"):
         otbr_jax.defend("gentle", network, variables, key=jax.random.key(0))
 
@@ -99,11 +113,7 @@ def test_a_detector_is_one_file(house, monkeypatch, moved):
 def test_an_attack_is_one_file(house, clean, monkeypatch):
     (code,) = blocks("add_an_attack.md")
     house(attacks, "blinds", code)
-    # A copy of the registry: others keep the classes that they know.
-    spec = importlib.util.spec_from_file_location("attacks_again", attack_registry.__file__)
-    own = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, own)
-    spec.loader.exec_module(own)
+    own = again(attack_registry, monkeypatch)
     config = own.AttackConfig(name="blinds", poisoning_ratio=0.25)
     assert config.settings()["strength"] == 0.5
     labels, put = jnp.asarray(clean.labels), own.trigger(config, {})

@@ -161,6 +161,7 @@ def outcome(config: DisarmSettings, values: Mapping[str, Any]) -> Outcome:
     """What stood out, and what was taught."""
     found, info, changes = values["detected"], values["disarmed"].info, values["changes"]
     names, rounds = config.detection.families, int(np.sum(info.taught))
+    counted = "1 round" if rounds == 1 else f"{rounds} rounds"
     moved = {name: change > 0 for name, change in changes.items()}
     scored, touched = count_neurons(moved)
     closing = _closing(config, values)
@@ -170,10 +171,10 @@ def outcome(config: DisarmSettings, values: Mapping[str, Any]) -> Outcome:
     if len(found.suspicion) < FEWEST:
         done += f", since of {len(found.suspicion)} classes none can stand out"
     if rounds:
-        done = f"{taught} triggers were taught to mean nothing, {rounds} rounds"
+        done = f"{taught} triggers were taught to mean nothing, {counted}"
     if np.any(info.undone):
         done = (
-            f"nothing was changed: {rounds} rounds of lessons against {taught} triggers were in vain and are undone; "
+            f"nothing was changed: {counted} of lessons against {taught} triggers were in vain and are undone; "
             "the class may be what the network answers when in doubt, and no backdoor"
         )
     elif len(closing.family) and not rounds:

@@ -114,7 +114,7 @@ def lesson(taught: Mapping[str, Any]) -> str:
     """What was taught about one family of triggers, as `results.summarize` says."""
     before = ", ".join(f"{percent(share)} %" for share in taught["success"])
     return (
-        f"{taught['family'].replace('_', ' ')} triggers of at most {taught['budget']:.3g} ({taught['unit']}) turned so "
-        f"many of the pictures into class {taught['class']}, before each round's lesson: {before}; the first ones turn "
-        f"{percent(taught['left'][-1])} % after the last"
+        f"{taught['family'].replace('_', ' ')} triggers of at most {taught['budget']:.3g} ({taught['unit']}): share of "
+        f"pictures that they turned into class {taught['class']}, before each round of lessons: {before}; the first "
+        f"ones turn {percent(taught['left'][-1])} % after the last"
     )
