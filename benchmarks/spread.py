@@ -14,20 +14,15 @@ import jax
 import numpy as np
 from absl import flags
 
+from benchmarks.victims import opened
 from configs.bench.disarm import RESNET, VGG, digits
 from launch import cli
 from otbr_jax import plan as plans
-from otbr_jax.data import sources
 from otbr_jax.detectors import short_cuts
 from otbr_jax.report.rows import append_row
-from otbr_jax.runs.devices import batch_mesh
-from otbr_jax.runs.networks import open_network
 from otbr_jax.runs.provenance import ROOT, provenance
-from otbr_jax.runs.run import Run
-from otbr_jax.runs.store import open_workdir
 from otbr_jax.studies.bench import Cell
 from otbr_jax.studies.repair_config import repaired_by
-from otbr_jax.victims.victims import open_victim, subject_of
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/disarm", "Directory of the bench, with its victims.")
 SEEDS = flags.DEFINE_integer("seeds", 5, "Of the search, for each network.")
@@ -41,16 +36,9 @@ VICTIMS = (
 
 def judged(cell: Cell, seeds: int) -> list[np.ndarray]:
     """The suspicion of every class, `[classes]`, for each seed of the search."""
-    config = repaired_by("disarm", cell.config)
-    subject = open_network(config.model)
-    dataset = sources.load(
-        config.data, image_shape=subject.network.image_shape, num_classes=subject.network.num_classes
-    )
-    with open_workdir(pathlib.Path(WORKDIR.value) / cell.group, subject=subject_of(config)) as directory:
-        run = Run(config, directory, subject, batch_mesh(), layers=config.way.layers(config))
-        given = {"victim": open_victim(run, dataset).stage.value["variables"]}
+    config, setup, given = opened(cell, WORKDIR.value)
     steps = short_cuts.DETECTOR.plan(config)
-    program = jax.jit(lambda key: plans.run(steps, run.setup, given, key=key)["detected"].suspicion)
+    program = jax.jit(lambda key: plans.run(steps, setup, given, key=key)["detected"].suspicion)
     return [np.asarray(program(jax.random.key(seed))) for seed in range(seeds)]
 
 
