@@ -10,6 +10,8 @@ likeliest.
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,6 +23,7 @@ from configs.bench.otbr_plus import ATTACKS
 from launch import cli
 from otbr_jax import plan as plans
 from otbr_jax.detectors import short_cuts
+from otbr_jax.plan import Plan, Setup
 from otbr_jax.report.rows import append_row
 from otbr_jax.runs.provenance import ROOT, provenance
 
@@ -32,24 +35,30 @@ AMONG = (1, 2, 3, 5)
 VICTIMS = tuple(digits(*network, attack, 0) for network in (VGG, RESNET) for attack in ATTACKS if attack != "none")
 
 
-def main(arguments) -> None:
+def screenings(setup: Setup, steps: Plan, given: Mapping[str, Any]) -> list[np.ndarray]:
+    """The classes that each screening keeps."""
+    screened = jax.jit(lambda key: plans.run(steps, setup, given, key=key)["screened"].classes)
+    return [np.asarray(screened(jax.random.key(seed))) for seed in range(SEEDS.value)]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Screens every victim."""
     del arguments
     origin = provenance()
     for cell in (cell for cell in VICTIMS if ONLY.value in cell.name):
         config, setup, given = opened(cell, WORKDIR.value)
-        kept = {}
+        kept = []
         for among in AMONG:
             searched = dataclasses.replace(config, reach=dataclasses.replace(config.reach, among=among))
-            steps = short_cuts.plan(searched)[:2]
-            screened = jax.jit(lambda key, steps=steps: plans.run(steps, setup, given, key=key)["screened"].classes)
-            found = [np.asarray(screened(jax.random.key(seed))) for seed in range(SEEDS.value)]
-            kept[str(among)] = sum(config.attack.target in classes for classes in found)
+            found = screenings(setup, short_cuts.plan(searched)[:2], given)
+            kept.append(sum(config.attack.target in classes for classes in found))
         row = {
             "network": cell.network,
             "attack": config.attack.name,
             "seed": config.seed,
             "classes": setup.network.num_classes,
             "screenings": SEEDS.value,
+            "among": [*AMONG],
             "kept": kept,
         }
         print(json.dumps(row), flush=True)

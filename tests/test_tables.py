@@ -162,6 +162,12 @@ def searched(rng, seed):
     return row | {"stands_out": 4, "right": 3, "searches": 5}
 
 
+def screened(rng, seed):
+    """A row as screening.jsonl has it."""
+    row = {"network": "a-w8", "attack": "badnets", "seed": seed, "screenings": 5}
+    return row | {"among": [1, 3], "kept": [int(rng.integers(6)) for _ in range(2)]}
+
+
 def faulty(rng, seed):
     """A row as faults.jsonl has it; the second one is the bad inputs'."""
     if seed == 2:
@@ -236,6 +242,7 @@ MADE = {
     "bench_attacks": disarmed,
     "faults": faulty,
     "spread": searched,
+    "screening": screened,
     "bench_defences": defended,
     "bench_adaptive": defended,
     "bench_detectors": detected,

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from otbr_jax.report.numbers import NOTHING
 from otbr_jax.report.plots import STYLE
-from otbr_jax.report.rows import Row, field, latest, number, text
-from otbr_jax.report.table import Table
+from otbr_jax.report.rows import Row, field, integer, latest, number, text
+from otbr_jax.report.table import Cell, Table
 
 FACTORS = {
     "width": "width",
@@ -90,3 +90,15 @@ def growth_figure(rows: Sequence[Row]) -> Figure:
         shown = [stage for stage in STAGES if stage in lines]
         figure.legend([lines[stage] for stage in shown], shown, loc="outside lower center", ncols=len(shown))
         return figure
+
+
+def screening(rows: Sequence[Row]) -> list[Table]:
+    """A line for each network: how many screenings kept the attacker's class among so many."""
+    names = ("network", "attack", "seed")
+    found = {tuple(str(field(row, name)) for name in names): row for row in rows}.values()
+    among = field(rows[0], "among")
+    lines: list[list[Cell]] = []
+    for row in found:
+        counts = [f"{kept} of {integer(row, 'screenings')}" for kept in field(row, "kept")]
+        lines.append([text(row, "network"), f"{text(row, 'attack')}, seed {integer(row, 'seed')}", *counts])
+    return [Table(("network", "attack", *(f"kept among {each}" for each in among)), lines)]
