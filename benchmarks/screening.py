@@ -1,15 +1,17 @@
-"""How often a screening of classes leaves the attacker's one out: `reach.among` against a search of all classes.
+"""How often a screening leaves the attacker's class out: `reach.among` against a search of a hundred classes.
 
     python -m benchmarks.screening --workdir=runs/screening
 
-Victims of `configs/bench/disarm.py` on scikit-learn's digits, ten classes each, which are reloaded from that directory
-or trained there. Each is screened with several keys, which draw other pictures and other random triggers. Prints, and
-appends to results/screening.jsonl, how many of the screenings kept the attacker's class among the 3, 4 and 5
-likeliest.
+Pairs of scikit-learn's digits beside each other make a hundred classes. Victims are trained on them. Each is screened
+with several keys, which draw other pictures and other random triggers. Prints, and appends to results/screening.jsonl,
+in how many of the screenings the attacker's class was among the 5, 10 and 20 likeliest; and what the whole search says
+of all classes, and of the twenty.
 """
 
 import dataclasses
 import json
+import pathlib
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,49 +19,98 @@ import jax
 import numpy as np
 from absl import flags
 
-from benchmarks.victims import opened
-from configs.bench.disarm import RESNET, VGG, digits
-from configs.bench.otbr_plus import ATTACKS
+from benchmarks.victims import Opened, opened
+from configs.bench.disarm import WIDE, digits
 from launch import cli
 from otbr_jax import plan as plans
+from otbr_jax.data import sources
+from otbr_jax.data.sources import DataConfig, Images
 from otbr_jax.detectors import short_cuts
-from otbr_jax.plan import Plan, Setup
+from otbr_jax.metrics import settled
 from otbr_jax.report.rows import append_row
 from otbr_jax.runs.provenance import ROOT, provenance
+from otbr_jax.studies.bench import Cell
 
-WORKDIR = flags.DEFINE_string("workdir", "runs/screening", "Directory of the victims.")
+WORKDIR = flags.DEFINE_string("workdir", "runs/screening", "Directory of the images and the victims.")
 SEEDS = flags.DEFINE_integer("seeds", 5, "Screenings of each network.")
-ONLY = flags.DEFINE_string("only", "", "A part of the names of the victims' cells; empty for all.")
+ATTACKS = flags.DEFINE_list("attacks", ["badnets", "blended", "lf", "trojan", "input_aware", "none"], "Which attacks.")
 RESULTS = ROOT / "results" / "screening.jsonl"
-AMONG = (3, 4, 5)
-VICTIMS = tuple(digits(*network, attack, 0) for network in (VGG, RESNET) for attack in ATTACKS if attack != "none")
+AMONG = (5, 10, 20)
+CLASSES, SIDE = 100, 16
+PAIRS = {"train": 12_000, "test": 2_000}
 
 
-def screenings(setup: Setup, steps: Plan, given: Mapping[str, Any]) -> list[np.ndarray]:
-    """The classes that each screening keeps."""
-    screened = jax.jit(lambda key: plans.run(steps, setup, given, key=key)["screened"].classes)
-    return [np.asarray(screened(jax.random.key(seed))) for seed in range(SEEDS.value)]
+def pairs(images: Images, count: int, *, seed: int) -> dict[str, np.ndarray]:
+    """Random pairs of 8 x 8 digits beside each other, twice as high: uint8 `[count, 16, 16, 1]`, labels 0 to 99."""
+    chosen = np.random.default_rng(seed).integers(len(images.labels), size=(2, count))
+    beside = np.concatenate([images.images[index] for index in chosen], axis=2)
+    left, right = (images.labels[index] for index in chosen)
+    return {"images": np.repeat(beside, 2, axis=1), "labels": 10 * left + right}
+
+
+def write_pairs(path: pathlib.Path) -> None:
+    """Writes the images of all pairs, whose digits are split as the embedded default splits them."""
+    dataset = sources.load(DataConfig(name="digits"), image_shape=(8, 8, 1), num_classes=10)
+    parts = {name: pairs(getattr(dataset, name), count, seed=0) for name, count in PAIRS.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(
+        path,
+        **{f"{'x' if kind == 'images' else 'y'}_{name}": parts[name][kind] for name in parts for kind in parts[name]},
+    )
+
+
+def cell(attack: str, path: pathlib.Path) -> Cell:
+    """A victim on pairs of digits."""
+    config = digits(*WIDE, attack, 0).config
+    model = dataclasses.replace(config.model, num_classes=CLASSES, image_shape=(SIDE, SIDE, 1))
+    data = DataConfig(name="npz", path=str(path))
+    return Cell(dataclasses.replace(config, model=model, data=data), recipe="fast")
+
+
+def programs(victim: Opened, among: int, *, last: str) -> Any:
+    """`key -> values` of the steps up to that one."""
+    config = dataclasses.replace(victim.config, reach=dataclasses.replace(victim.config.reach, among=among))
+    steps = short_cuts.plan(config)
+    names = [step.name for step in steps]
+    run = plans.programs(steps[: names.index(last) + 1], victim.setup)
+    return lambda seed: jax.device_get(run({"victim": victim.variables}, key=jax.random.key(seed)))
+
+
+def searched(victim: Opened, among: int) -> Mapping[str, Any]:
+    """The verdict of a search among so many, and the processor's seconds."""
+    run, began = programs(victim, among, last="detected"), time.process_time()
+    found = run(0)["detected"]
+    return {
+        "suspect": int(found.suspect),
+        "suspicion": settled(found.suspicion[found.suspect]),
+        "stands_out": bool(found.stands_out),
+        "cpu_seconds": round(time.process_time() - began, 1),
+    }
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Screens every victim."""
+    """Screens and searches every victim."""
     del arguments
-    origin = provenance()
-    for cell in (cell for cell in VICTIMS if ONLY.value in cell.name):
-        config, setup, given = opened(cell, WORKDIR.value)
+    origin, path = provenance(), pathlib.Path(WORKDIR.value) / "pairs.npz"
+    write_pairs(path)
+    for attack in ATTACKS.value:
+        victim = opened(cell(attack, path.absolute()), WORKDIR.value)
+        attacked, target = attack != "none", victim.config.attack.target
         kept = []
         for among in AMONG:
-            searched = dataclasses.replace(config, reach=dataclasses.replace(config.reach, among=among))
-            found = screenings(setup, short_cuts.plan(searched)[:2], given)
-            kept.append(sum(config.attack.target in classes for classes in found))
+            screening = programs(victim, among, last="screened")
+            kept.append(sum(target in screening(seed)["screened"].classes for seed in range(SEEDS.value)))
         row = {
-            "network": cell.network,
-            "attack": config.attack.name,
-            "seed": config.seed,
-            "classes": setup.network.num_classes,
+            "attack": attack,
+            "classes": CLASSES,
+            "acc": settled(victim.metrics.acc),
+            "asr": settled(victim.metrics.asr) if attacked else None,
+            "target": target if attacked else None,
             "screenings": SEEDS.value,
             "among": [*AMONG],
-            "kept": kept,
+            "kept": kept if attacked else None,
+            "of_all": searched(victim, 0),
+            "of_some": searched(victim, AMONG[-1]),
         }
         print(json.dumps(row), flush=True)
         append_row(RESULTS, row | origin)

@@ -36,9 +36,10 @@ VICTIMS = (
 
 def judged(cell: Cell, seeds: int) -> list[np.ndarray]:
     """The suspicion of every class, `[classes]`, for each seed of the search."""
-    config, setup, given = opened(cell, WORKDIR.value)
-    steps = short_cuts.DETECTOR.plan(config)
-    program = jax.jit(lambda key: plans.run(steps, setup, given, key=key)["detected"].suspicion)
+    found = opened(cell, WORKDIR.value)
+    given = {"victim": found.variables}
+    steps = short_cuts.DETECTOR.plan(found.config)
+    program = jax.jit(lambda key: plans.run(steps, found.setup, given, key=key)["detected"].suspicion)
     return [np.asarray(program(jax.random.key(seed))) for seed in range(seeds)]
 
 
