@@ -11,6 +11,7 @@ import pytest
 
 from otbr_jax import InputError
 from otbr_jax.runs.checkpoints import replace_checkpoint, restore_checkpoint, save_checkpoint
+from otbr_jax.runs.identity import program_digest
 from otbr_jax.runs.orbax_folder import load_variables
 from otbr_jax.runs.store import content_digest, open_workdir
 
@@ -260,3 +261,21 @@ def test_provenance_is_readable_json(tmp_path):
         run(workdir, Counter())
         (file,) = workdir.stages.glob("*/provenance.json")
     assert json.loads(file.read_text())["name"] == "s"
+
+
+def test_where_a_program_prints_is_no_part_of_what_it_computes(monkeypatch):
+    """Terminals and notebooks colour what JAX prints."""
+    found = []
+    for colours in (False, True):
+        monkeypatch.setattr("jax._src.pretty_printer.CAN_USE_COLOR", colours)
+        assert ("\x1b[" in str(jax.make_jaxpr(jnp.sin)(1.0))) == colours
+        found.append(program_digest(jnp.sin, 1.0))
+    assert found[0] == found[1]
+
+
+def test_more_may_be_known_of_a_directory_than_what_it_is_about(tmp_path):
+    """A network that was brought is repaired, and later measured: its directory names the network alone."""
+    with open_workdir(tmp_path / "w", subject=SUBJECT | {"data": "none"}):
+        pass
+    with open_workdir(tmp_path / "w", subject=SUBJECT):
+        pass

@@ -100,7 +100,8 @@ def network_digest(network: Network, like: Variables) -> str:
 def program_digest(function: Callable[..., Any], *inputs: Any) -> str:
     """A hash of what a function computes of inputs like these: its jaxpr, and every constant that it closes over."""
     closed = jax.make_jaxpr(function)(*inputs)
-    digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(closed)).encode())
+    text = closed.pretty_print(use_color=False)  # `str` has colours where it is printed on a terminal
+    digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", text).encode())
     for constant in _constants(closed):
         array = np.ascontiguousarray(constant)
         digest.update(f"{array.dtype} {array.shape}\n".encode() + array.tobytes())

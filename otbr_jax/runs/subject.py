@@ -28,15 +28,14 @@ def check_subject(root: pathlib.Path, subject: Mapping[str, Any]) -> None:
         return
     try:
         found = json.loads(file.read_text())
-        names = sorted(subject.keys() | found.keys())
+        names = [name for name in sorted(subject) if found.get(name) != subject[name]]
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"workdir: {file} cannot be read ({error}); choose another workdir") from None
     for name in names:
-        if subject.get(name) != found.get(name):
-            raise InputError(
-                f"workdir: {root} belongs to another config: expected {name} = {subject.get(name)!r}, "
-                f"found {found.get(name)!r}; choose another workdir"
-            )
+        raise InputError(
+            f"workdir: {root} belongs to another config: expected {name} = {subject[name]!r}, "
+            f"found {found.get(name)!r}; choose another workdir"
+        )
 
 
 def write_subject(root: pathlib.Path, subject: Mapping[str, Any]) -> None:

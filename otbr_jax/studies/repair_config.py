@@ -16,7 +16,7 @@ from otbr_jax.defenses.registry import DEFENSES, defense
 from otbr_jax.errors import InputError
 from otbr_jax.settings import declarations, field, from_dict, settings
 from otbr_jax.steps.augment import augment
-from otbr_jax.types import Augment
+from otbr_jax.types import Augment, unchanged
 from otbr_jax.victims.comes_back import ComesBackConfig
 from otbr_jax.victims.config import VictimConfig
 
@@ -128,6 +128,8 @@ def config_type_of(values: Mapping[str, Any]) -> type[AnyRepairConfig]:
 def clean_augmentation(config: AnyRepairConfig) -> Augment:
     """How the clean images are varied: `(images, key) -> images`."""
     padding, flip = config.clean.crop_padding, config.clean.flip
+    if not (padding or flip):
+        return unchanged  # the same as where there are no clean images, so that stages are shared
     return lambda images, key: augment(images, key=key, crop_padding=padding, flip=flip)
 
 

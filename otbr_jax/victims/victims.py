@@ -67,13 +67,16 @@ def check_trainable(config: VictimConfig, subject: Subject, dataset: Dataset | N
 
 
 def subject_of(config: VictimConfig) -> dict[str, Any]:
-    """What a working directory is about; the rest of the settings may change from run to run."""
+    """What a working directory is about; the rest of the settings may change from run to run.
+
+    A network that was brought may be measured later, on images that were not there at first.
+    """
     model = dataclasses.asdict(config.model)
     if not config.model.entry:  # as directories from before there was this setting have it
         del model["entry"]
     if config.model.checkpoint:
         model["checkpoint"] = str(local_path(config.model.checkpoint, name="model.checkpoint"))
-    return {"model": model, "data": config.data.name}
+    return {"model": model} if config.model.checkpoint else {"model": model, "data": config.data.name}
 
 
 def open_victim(run: Run, dataset: Dataset | None) -> Victim:
