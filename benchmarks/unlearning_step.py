@@ -42,8 +42,8 @@ BATCH = flags.DEFINE_integer("batch", 256, "Images per step.")
 REPEATS = flags.DEFINE_integer("repeats", 3, "How often each is timed.")
 FORMULATIONS = flags.DEFINE_bool("formulations", False, "Time kernel gradients alone.")
 
-# Kernel gradients stay XLA's convolutions, in channels-last layout.
-PLAIN = partial(mock.patch.object, convolutions, "_better_as_products", lambda *_: False)
+# All stay XLA's convolutions, in channels-last layout.
+PLAIN = partial(mock.patch.object, convolutions, "_form", lambda *_: None)
 STEPS = 2  # more than one, so that the loop stays one
 # Channels in and out, height, kernel's size and stride, in units of the width; the images have three channels.
 LAYERS = ((3, 1, 32, 3, 1), (1, 1, 32, 3, 1), (1, 2, 32, 3, 2), (1, 2, 32, 1, 2), (2, 2, 16, 3, 1))
