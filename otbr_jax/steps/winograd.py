@@ -8,6 +8,7 @@ multiplications, but lose a digit in float32 and take longer to transform (measu
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -24,8 +25,6 @@ VALUES = 2**16
 _IMAGES = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))
 _KERNEL = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
 _OUTPUTS = ((1, 1, 1, 0), (0, 1, -1, -1))
-
-_Square = list[list[jax.Array]]
 
 
 def convolves_well(lhs: Any, rhs: Any, params: dict[str, Any], result: Any) -> bool:
@@ -74,22 +73,19 @@ def convolution(
     """
     numbers = params["dimension_numbers"]
     (batch, channel, *lhs_spatial), (out, into, *rhs_spatial) = numbers.lhs_spec, numbers.rhs_spec
+    lhs = jnp.transpose(lhs, (batch, *lhs_spatial, channel))
     rhs = jnp.transpose(rhs, (*rhs_spatial, into, out))
-    kernel = _transformed(_KERNEL, [list(row) for row in rhs])
     height, width = (result.shape[axis] for axis in numbers.out_spec[2:])
+    rows = _sums(_KERNEL, rhs)
+    kernel = _sums(_KERNEL, [rows[:, x] for x in range(3)])
 
     def convolved(images: jax.Array) -> jax.Array:
-        seen = _transformed(_IMAGES, _image_tiles(images, params["padding"]))
-        products = [
-            [jnp.matmul(a, b, precision=params["precision"]) for a, b in zip(*rows, strict=True)]
-            for rows in zip(seen, kernel, strict=True)
-        ]
-        rows = [jnp.stack(row, axis=3) for row in _transformed(_OUTPUTS, products)]
-        found = jnp.stack(rows, axis=2)
+        tiles = _tiles(images, params["padding"])
+        products = _products(tiles, kernel, 2, params["precision"]).reshape(*tiles.shape[:-1], -1)
+        found = _sums(_OUTPUTS, _sums(_OUTPUTS, products, axis=4), axis=2)
         n, high, _, wide, _, channels = found.shape
         return found.reshape(n, 2 * high, 2 * wide, channels)[:, :height, :width]
 
-    lhs = jnp.transpose(lhs, (batch, *lhs_spatial, channel))
     chunks = in_chunks(lhs, _images(height, width, lhs.shape[-1], values))
     found = jax.lax.map(convolved, chunks) if len(chunks) > 1 else convolved(chunks[0])[None]
     return ordered(found.reshape(-1, *found.shape[2:])[: len(lhs)], (0, 3, 1, 2), numbers.out_spec)
@@ -116,34 +112,28 @@ def kernel_gradient(
     lhs = jnp.transpose(lhs, (channel, *lhs_spatial, batch))
     lhs, rhs = (in_chunks(part, _images(*rhs.shape[1:3], lhs.shape[-1], values)) for part in (lhs, rhs))
 
-    def products(chunk: Any) -> _Square:
+    def products(chunk: Any) -> jax.Array:
         images, gradients = (jax.lax.dynamic_index_in_dim(part, chunk, keepdims=False) for part in (lhs, rhs))
-        seen = _transformed(_IMAGES, _image_tiles(images, params["padding"]))
         gradients = _padded(gradients, [(0, size % 2) for size in gradients.shape[1:3]])
-        parts = [[gradients[:, y::2, x::2] for x in range(2)] for y in range(2)]
-        pairs = zip(seen, _transformed(list(zip(*_OUTPUTS, strict=True)), parts), strict=True)
-        return [[_summed(a, b, params["precision"]) for a, b in zip(*rows, strict=True)] for rows in pairs]
+        rows = _sums(_transposed(_OUTPUTS), [gradients[:, y::2] for y in range(2)])
+        gradients = _sums(_transposed(_OUTPUTS), [rows[..., x::2, :] for x in range(2)])
+        return _products(_tiles(images, params["padding"]), gradients, 1, params["precision"])
 
     # From the first products on, not from zeros: on a mapped axis these would be of another type.
-    total = jax.lax.fori_loop(
-        1, len(lhs), lambda chunk, total: jax.tree.map(jnp.add, total, products(chunk)), products(0)
-    )
-    found = jnp.stack([jnp.stack(row) for row in _transformed(list(zip(*_KERNEL, strict=True)), total)])
+    total = jax.lax.fori_loop(1, len(lhs), lambda chunk, total: total + products(chunk), products(0))
+    found = _sums(_transposed(_KERNEL), _sums(_transposed(_KERNEL), total, axis=1))
     return ordered(found, (2, 3, 0, 1), numbers.out_spec)
 
 
-def _transformed(matrix: Sequence[Sequence[float]], square: _Square) -> _Square:
-    """`matrix @ square @ matrix.T`, whose elements are arrays."""
-    rows = [[_combined(weights, column) for column in zip(*square, strict=True)] for weights in matrix]
-    return [[_combined(weights, row) for weights in matrix] for row in rows]
+def _sums(matrix: Sequence[Sequence[float]], parts: Any, *, axis: int = 0) -> jax.Array:
+    """The weighted sums of `parts` that the matrix's rows say, stacked along `axis`."""
 
+    def one(row: Sequence[float]) -> jax.Array:
+        terms = [part if weight == 1 else weight * part for weight, part in zip(row, parts, strict=True) if weight]
+        return functools.reduce(jnp.add, terms)
 
-def _combined(weights: Sequence[float], arrays: Sequence[jax.Array]) -> jax.Array:
-    terms = [(weight, array) for weight, array in zip(weights, arrays, strict=True) if weight]
-    total = terms[0][1] if terms[0][0] == 1 else terms[0][0] * terms[0][1]
-    for weight, array in terms[1:]:
-        total = total + array if weight == 1 else total - array if weight == -1 else total + weight * array
-    return total
+    # Else XLA computes the sums of one axis again for every sum of the other.
+    return jax.lax.optimization_barrier(jnp.stack([one(row) for row in matrix], axis=axis))
 
 
 def _images(height: int, width: int, channels: int, values: int) -> int:
@@ -151,22 +141,28 @@ def _images(height: int, width: int, channels: int, values: int) -> int:
     return max(1, values // (math.ceil(height / 2) * math.ceil(width / 2) * channels))
 
 
-def _image_tiles(images: jax.Array, padding: Sequence[tuple[int, int]]) -> _Square:
-    """Every tile's pixel at each of its 4 x 4 places: `[n, tiles high, tiles wide, channels]`."""
+def _tiles(images: jax.Array, padding: Sequence[tuple[int, int]]) -> jax.Array:
+    """Every tile, transformed: `[4, 4, n, tiles high, tiles wide, channels]`, the places along x first."""
     sizes = [size + sum(amounts) for size, amounts in zip(images.shape[1:3], padding, strict=True)]
     padded = _padded(images, [(low, high + size % 2) for (low, high), size in zip(padding, sizes, strict=True)])
-    # Else every pixel of every tile would ask whether it is padding.
-    padded = jax.lax.optimization_barrier(padded)
     last_y, last_x = (size - 3 for size in padded.shape[1:3])
-    return [[padded[:, y : y + last_y : 2, x : x + last_x : 2] for x in range(4)] for y in range(4)]
+    rows = _sums(_IMAGES, [padded[:, y : y + last_y : 2] for y in range(4)])
+    return _sums(_IMAGES, [rows[..., x : x + last_x : 2, :] for x in range(4)])
 
 
 def _padded(images: jax.Array, amounts: Sequence[tuple[int, int]]) -> jax.Array:
     spatial = [(low, high, 0) for low, high in amounts]
-    return jax.lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), *spatial, (0, 0, 0)])
+    padded = jax.lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), *spatial, (0, 0, 0)])
+    # Else every pixel of every tile would ask whether it is padding.
+    return jax.lax.optimization_barrier(padded)
 
 
-def _summed(a: jax.Array, b: jax.Array, precision: Any) -> jax.Array:
-    """Products of channels, summed over images and tiles: `[into, out]`."""
-    a, b = (array.reshape(-1, array.shape[-1]) for array in (a, b))
-    return jax.lax.dot_general(a, b, (((0,), (0,)), ((), ())), precision=precision)
+def _products(a: jax.Array, b: jax.Array, contracted: int, precision: Any) -> jax.Array:
+    """The matrix products of each place: `contracted` is 2 for the channels of `a`, 1 for its tiles."""
+    a, b = (array.reshape(16, -1, array.shape[-1]) for array in (a, b))
+    found = jax.lax.dot_general(a, b, (((contracted,), (1,)), ((0,), (0,))), precision=precision)
+    return found.reshape(4, 4, *found.shape[1:])
+
+
+def _transposed(matrix: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:
+    return list(zip(*matrix, strict=True))
