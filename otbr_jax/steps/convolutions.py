@@ -2,9 +2,9 @@
 
 XLA brings convolutions into its library's layout only outside loops; in the body of a `lax.scan`, the transposed
 layouts that gradients have fall back to naive code, 14 times slower for a small residual network
-(https://github.com/jax-ml/jax/issues/12868; measured by `benchmarks/loops.py`). In every layout kernel gradients are
-slow: convolutions with windows as large as the images. On CPUs the large ones become matrix products here (measured by
-`benchmarks/unlearning_step.py`). Both is done in the jaxpr, which works for every network.
+(https://github.com/jax-ml/jax/issues/12868; measured by `benchmarks/loops.py`). Here all are in channels-last layout.
+On CPUs large ones become matrix products besides: 3x3 ones by `winograd`, other kernel gradients by `products`
+(measured by `benchmarks/unlearning_step.py`). All is done in the jaxpr, which works for every network.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _CALLS = frozenset(("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp
 def channels_last(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` with all its convolutions, gradients included, in the form that is fast on the device it runs on.
 
-    That is NHWC x HWIO layout; on CPUs large kernel gradients are sums of matrix products. Apply it to the outermost
-    function (after `jax.grad`). The values change by no more than rounding. Convolutions inside the function's own
+    That is NHWC x HWIO layout; on CPUs large ones are matrix products. Apply it to the outermost function (after
+    `jax.grad`). The values change by no more than rounding. Convolutions inside the function's own
     loops and `jax.checkpoint` regions are left as they are. Where devices share the images nothing becomes a product:
     they would have to send each other chunks of images.
     """

@@ -21,6 +21,8 @@ from otbr_jax.steps.products import FEWEST_CHANNELS, in_chunks, ordered
 VALUES = 2**16
 """Tiles that one matrix product takes, times their channels: as many as their transforms stay in a core's cache."""
 
+# Smaller images would be padded to twice their pixels. A result of 3 x 3 is a kernel gradient's.
+_SMALLEST = 4
 # The transforms of the paper's section 4.1 along one axis: B', G and A'.
 _IMAGES = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))
 _KERNEL = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
@@ -29,31 +31,34 @@ _OUTPUTS = ((1, 1, 1, 0), (0, 1, -1, -1))
 
 def convolves_well(lhs: Any, rhs: Any, params: dict[str, Any], result: Any) -> bool:
     """Whether `convolution` applies and is faster than XLA's: 3x3, in float32, nothing but padded, many channels."""
-    into, out, window, spatial = _sizes(rhs, params, result)
-    return _is_plain(lhs, rhs, params) and window == (3, 3) and min(into, out) >= FEWEST_CHANNELS and min(spatial) >= 4
+    images, _, *spatial = (result.shape[axis] for axis in params["dimension_numbers"].out_spec)
+    out, into, *kernel = (rhs.shape[axis] for axis in params["dimension_numbers"].rhs_spec)
+    return kernel == [3, 3] and _is_plain(lhs, rhs, params, result) and _is_large(into, out, images, spatial)
 
 
 def sums_well(lhs: Any, rhs: Any, params: dict[str, Any], result: Any) -> bool:
     """Whether `kernel_gradient` applies and is faster: to the kernel gradients of such convolutions."""
-    _, out, window, spatial = _sizes(rhs, params, result)
-    into = result.shape[params["dimension_numbers"].out_spec[0]]
-    return _is_plain(lhs, rhs, params) and spatial == (3, 3) and min(into, out) >= FEWEST_CHANNELS and min(window) >= 4
+    into, out, *kernel = (result.shape[axis] for axis in params["dimension_numbers"].out_spec)
+    _, images, *spatial = (rhs.shape[axis] for axis in params["dimension_numbers"].rhs_spec)
+    return kernel == [3, 3] and _is_plain(lhs, rhs, params, result) and _is_large(into, out, images, spatial)
 
 
-def _is_plain(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
+def _is_plain(lhs: Any, rhs: Any, params: dict[str, Any], result: Any) -> bool:
     """Whether a convolution in two dimensions and float32 has no strides, dilations and groups."""
     return (
-        lhs.dtype == rhs.dtype == jnp.float32
+        lhs.dtype == rhs.dtype == result.dtype == jnp.float32
         and params["window_strides"] == params["lhs_dilation"] == params["rhs_dilation"] == (1, 1)
         and params["feature_group_count"] == params["batch_group_count"] == 1
     )
 
 
-def _sizes(rhs: Any, params: dict[str, Any], result: Any) -> tuple[int, int, tuple[int, ...], tuple[int, ...]]:
-    """Channels in and out, and the sizes of window and result."""
-    (_, into, *window), (_, out, *spatial) = params["dimension_numbers"].rhs_spec, params["dimension_numbers"].out_spec
-    sizes = (tuple(rhs.shape[axis] for axis in window), tuple(result.shape[axis] for axis in spatial))
-    return rhs.shape[into], result.shape[out], *sizes
+def _is_large(into: int, out: int, images: int, spatial: list[int]) -> bool:
+    """Whether the products have enough columns and rows: these, to be worth the transform of the kernel."""
+    return (
+        min(into, out) >= FEWEST_CHANNELS
+        and min(spatial) >= _SMALLEST
+        and images * math.prod(spatial) >= max(into, out)
+    )
 
 
 def convolution(
@@ -110,7 +115,8 @@ def kernel_gradient(
     (batch, channel, *lhs_spatial), (out, into, *rhs_spatial) = numbers.lhs_spec, numbers.rhs_spec
     rhs = jnp.transpose(rhs, (into, *rhs_spatial, out))
     lhs = jnp.transpose(lhs, (channel, *lhs_spatial, batch))
-    lhs, rhs = (in_chunks(part, _images(*rhs.shape[1:3], lhs.shape[-1], values)) for part in (lhs, rhs))
+    images = _images(*rhs.shape[1:3], lhs.shape[-1], values)
+    lhs, rhs = in_chunks(lhs, images), in_chunks(rhs, images)
 
     def products(chunk: Any) -> jax.Array:
         images, gradients = (jax.lax.dynamic_index_in_dim(part, chunk, keepdims=False) for part in (lhs, rhs))
