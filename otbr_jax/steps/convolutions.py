@@ -27,9 +27,9 @@ def channels_last(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` with all its convolutions, gradients included, in the form that is fast on the device it runs on.
 
     That is NHWC x HWIO layout; on CPUs large ones are matrix products. Apply it to the outermost function (after
-    `jax.grad`). The values change by no more than rounding. Convolutions inside the function's own
-    loops and `jax.checkpoint` regions are left as they are. Where devices share the images nothing becomes a product:
-    they would have to send each other chunks of images.
+    `jax.grad`). The values change by no more than rounding. Convolutions inside the function's own loops and
+    `jax.checkpoint` regions are left as they are. Where devices share the images nothing becomes a product: they would
+    have to send each other chunks of images.
     """
 
     def rewritten(*args: Any) -> Any:
