@@ -2,8 +2,8 @@
 
 Winograd's minimal filtering F(2x2, 3x3), by Lavin and Gray (2016, https://arxiv.org/abs/1509.09308): tiles of 4 x 4
 pixels that overlap by two, and the kernel, are transformed; 16 matrix products follow, and a last transform gives
-tiles of 2 x 2. Kernel gradients are the same with the last transform at the other end. Larger tiles save more
-multiplications, but lose a digit in float32 and take longer to transform (measured).
+tiles of 2 x 2. Kernel gradients are the same, transposed. Larger tiles save more multiplications, but lose a digit in
+float32.
 """
 
 from __future__ import annotations
@@ -115,7 +115,8 @@ def kernel_gradient(
     (batch, channel, *lhs_spatial), (out, into, *rhs_spatial) = numbers.lhs_spec, numbers.rhs_spec
     rhs = jnp.transpose(rhs, (into, *rhs_spatial, out))
     lhs = jnp.transpose(lhs, (channel, *lhs_spatial, batch))
-    images = _images(*rhs.shape[1:3], lhs.shape[-1], values)
+    _, height, width, _ = rhs.shape
+    images = _images(height, width, lhs.shape[-1], values)
     lhs, rhs = in_chunks(lhs, images), in_chunks(rhs, images)
 
     def products(chunk: Any) -> jax.Array:
