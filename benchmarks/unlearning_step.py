@@ -6,8 +6,9 @@
 PreAct-ResNet18 at full width, batches of 256 images of 32 x 32 noise, SGD with momentum, uphill. PyTorch runs in its
 own memory format and in channels-last; the faster one counts. All take turns, on as many threads as there are cores.
 Prints, and appends to results/unlearning_step.jsonl, the median time of a step, and the least time of its processor,
-which other programs on the machine disturb less. `--formulations` times the kernel gradients of the network's layers
-alone: as XLA's convolutions, and as matrix products over several numbers of positions. Ratios are what carries over.
+which other programs on the machine disturb less. `--formulations` times the convolutions of the network's layers and
+their gradients alone: as XLA's convolutions, as sums of matrix products, by Winograd, and in PyTorch. Ratios are what
+carries over.
 """
 
 import contextlib
@@ -30,7 +31,7 @@ from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.report.rows import append_row
 from otbr_jax.runs.provenance import ROOT, provenance
-from otbr_jax.steps import convolutions
+from otbr_jax.steps import convolutions, products, winograd
 from otbr_jax.steps.unlearn import UnlearningConfig, random_unlearning
 
 sys.path.insert(0, str(ROOT / "tests"))
@@ -40,10 +41,10 @@ RESULTS = ROOT / "results" / "unlearning_step.jsonl"
 WIDTH = flags.DEFINE_integer("width", 64, "Channels of the first stage.")
 BATCH = flags.DEFINE_integer("batch", 256, "Images per step.")
 REPEATS = flags.DEFINE_integer("repeats", 3, "How often each is timed.")
-FORMULATIONS = flags.DEFINE_bool("formulations", False, "Time kernel gradients alone.")
+FORMULATIONS = flags.DEFINE_bool("formulations", False, "Time layers alone.")
 
-# Kernel gradients stay XLA's convolutions, in channels-last layout.
-PLAIN = partial(mock.patch.object, convolutions, "_better_as_products", lambda *_: False)
+# All stay XLA's convolutions, in channels-last layout.
+PLAIN = partial(mock.patch.object, convolutions, "_form", lambda *_: None)
 STEPS = 2  # more than one, so that the loop stays one
 # Channels in and out, height, kernel's size and stride, in units of the width; the images have three channels.
 LAYERS = ((3, 1, 32, 3, 1), (1, 1, 32, 3, 1), (1, 2, 32, 3, 2), (1, 2, 32, 1, 2), (2, 2, 16, 3, 1))
@@ -67,7 +68,7 @@ def timed(programs: dict[str, Callable[[], Any]]) -> dict[str, dict[str, float]]
 
 
 def in_jax(*, plain: bool) -> Callable[[], Any]:
-    """Steps of `random_unlearning`; `plain`: kernel gradients, too, are XLA's convolutions in channels-last layout."""
+    """Steps of `random_unlearning`; `plain`: all convolutions are XLA's, in channels-last layout."""
     network, init = registry.build(ModelConfig(name="preact_resnet18", width=WIDTH.value))
     config = UnlearningConfig(steps=STEPS, batch_size=BATCH.value)
     variables = init(jax.random.key(0))
@@ -100,7 +101,7 @@ def steps(origin: dict[str, Any]) -> None:
     found = timed(
         {
             "jax": in_jax(plain=False),
-            "jax, plain kernel gradients": in_jax(plain=True),
+            "jax, plain": in_jax(plain=True),
             "torch": in_torch(torch.contiguous_format),
             "torch, channels last": in_torch(torch.channels_last),
         }
@@ -117,51 +118,74 @@ def steps(origin: dict[str, Any]) -> None:
 
 
 def formulations() -> None:
-    """Prints the kernel gradient's processor time for each layer, in each formulation and in PyTorch."""
-    names = ("plain", "one product", "4096", "1024", "256")
-    print(f"{'in, out, height, size, stride':<32}{'torch':>12}" + "".join(f"{name:>12}" for name in names))
+    """Prints the processor time of each layer's convolutions in each form and in PyTorch; a star marks the choice."""
+    names = ("torch", "plain", "products", "winograd")
+    print(f"{'in, out, height, size, stride':<32}{'':<18}" + "".join(f"{name:>12}" for name in names))
     for into, out, height, size, stride in LAYERS:
-        into = into if into == 3 else into * WIDTH.value
-        out *= WIDTH.value
+        into, out = into if into == 3 else into * WIDTH.value, out * WIDTH.value
         rng = np.random.default_rng(0)
         x = rng.standard_normal((BATCH.value, height, height, into), np.float32)
+        kernel = rng.standard_normal((size, size, into, out), np.float32)
         gradient = rng.standard_normal((BATCH.value, height // stride, height // stride, out), np.float32)
-        programs = {"torch": _torch_gradient(x, gradient, size, stride)}
-        programs |= {name: _jax_gradient(x, gradient, size, stride, name) for name in names}
-        found = timed(programs)
-        cells = [f"{1000 * found[name]['processor_seconds']:9.0f} ms" for name in programs]
-        print(f"{f'{into}, {out}, {height}, {size}, {stride}':<32}" + "".join(cells), flush=True)
+        for wanted in ("outputs", "input gradient", "kernel gradient"):
+            forms: dict[str, Any] = {"plain": None}
+            if wanted == "kernel gradient":
+                forms["products"] = products.summed_products
+            if size == 3 and stride == 1:
+                forms["winograd"] = winograd.kernel_gradient if wanted == "kernel gradient" else winograd.convolution
+            programs = {"torch": _in_torch(x, kernel, gradient, stride, wanted)}
+            with mock.patch.object(convolutions, "_form", wraps=convolutions._form) as choice:
+                jax.eval_shape(*_in_jax(x, kernel, gradient, stride, wanted))
+                chosen = convolutions._form(*choice.call_args.args)
+            for name, form in forms.items():
+                with mock.patch.object(convolutions, "_form", lambda *_, form=form: form):
+                    programs[name] = _compiled(*_in_jax(x, kernel, gradient, stride, wanted))
+            found = timed(programs)
+            cells = [
+                f"{1000 * found[name]['processor_seconds']:8.0f} ms{'*' if forms.get(name, 0) is chosen else ' '}"
+                if name in found
+                else ""
+                for name in names
+            ]
+            print(
+                f"{f'{into}, {out}, {height}, {size}, {stride}':<32}{wanted:<18}" + "".join(f"{c:>12}" for c in cells)
+            )
 
 
-def _torch_gradient(x: Any, gradient: Any, size: int, stride: int) -> Callable[[], Any]:
+def _in_torch(x: Any, kernel: Any, gradient: Any, stride: int, wanted: str) -> Callable[[], Any]:
     x, gradient = (torch.from_numpy(part).permute(0, 3, 1, 2) for part in (x, gradient))
-    kernel = torch.zeros(gradient.shape[1], x.shape[1], size, size).contiguous(memory_format=torch.channels_last)
-    padding, wanted = (size // 2,) * 2, [False, True, False]
-    backward = torch.ops.aten.convolution_backward
-    arguments = (None, (stride,) * 2, padding, (1, 1), False, (0, 0), 1, wanted)
-    return lambda: backward(gradient, x, kernel, *arguments)
+    kernel = torch.from_numpy(kernel).permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
+    padding = (kernel.shape[2] // 2,) * 2
+    if wanted == "outputs":
+        return lambda: torch.nn.functional.conv2d(x, kernel, None, stride, padding)
+    which = [wanted == "input gradient", wanted == "kernel gradient", False]
+    arguments = (None, (stride,) * 2, padding, (1, 1), False, (0, 0), 1, which)
+    return lambda: torch.ops.aten.convolution_backward(gradient, x, kernel, *arguments)
 
 
-def _jax_gradient(x: Any, gradient: Any, size: int, stride: int, formulation: str) -> Callable[[], Any]:
-    def outputs(kernel: jax.Array, x: jax.Array) -> jax.Array:
-        padding = [(size // 2,) * 2] * 2
+def _in_jax(x: Any, kernel: Any, gradient: Any, stride: int, wanted: str) -> tuple[Callable[..., Any], Any, Any]:
+    def outputs(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        padding = [(len(kernel) // 2,) * 2] * 2
         layout = ("NHWC", "HWIO", "NHWC")
         return jax.lax.conv_general_dilated(x, kernel, (stride,) * 2, padding, dimension_numbers=layout)
 
-    def kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
-        kernel = jax.numpy.zeros((size, size, x.shape[-1], gradient.shape[-1]))
-        return jax.vjp(lambda kernel: outputs(kernel, x), kernel)[1](gradient)[0]
+    def input_gradient(kernel: jax.Array, gradient: jax.Array) -> jax.Array:
+        return jax.linear_transpose(lambda x: outputs(x, kernel), x)(gradient)[0]
 
-    positions = int(formulation) if formulation.isdigit() else sys.maxsize
-    summed = partial(convolutions.summed_products, positions=positions)
-    with (
-        PLAIN()
-        if formulation == "plain"
-        else mock.patch.multiple(convolutions, summed_products=summed, _FEWEST_CHANNELS=0)
-    ):
-        program = jax.jit(convolutions.channels_last(kernel_gradient)).lower(x, gradient).compile()
-    x, gradient = jax.device_put((x, gradient))
-    return lambda: jax.block_until_ready(program(x, gradient))
+    def kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
+        return jax.linear_transpose(lambda kernel: outputs(x, kernel), kernel)(gradient)[0]
+
+    return {
+        "outputs": (convolutions.channels_last(outputs), x, kernel),
+        "input gradient": (convolutions.channels_last(input_gradient), kernel, gradient),
+        "kernel gradient": (convolutions.channels_last(kernel_gradient), x, gradient),
+    }[wanted]
+
+
+def _compiled(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
+    program = jax.jit(function).lower(*arguments).compile()
+    arguments = jax.device_put(arguments)
+    return lambda: jax.block_until_ready(program(*arguments))
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -1,11 +1,12 @@
 """A network of your own, searched and repaired as `configs/disarm.py` does, without any image.
 
     python -m launch.repair --config=configs/own_network.py --workdir=DIR --config.model.checkpoint=victim.pt \\
-        --config.model.name=preact_resnet18 --config.model.num_classes=10 "--config.model.image_shape=(32, 32, 3)"
+        "--config.model.image_shape=(32, 32, 3)" "--config.data.mean=(.49, .48, .45)" "--config.data.std=(.25, .24, .26)"
 
-The checkpoint is a PyTorch or safetensors state dict, a BackdoorBench attack_result.pt or an Orbax directory; names of
-networks are in docs/bring.md, under "Networks". A network that is not there comes as Python code, a file or module with
-`(apply, variables)` in it:
+The checkpoint is a PyTorch or safetensors state dict, a BackdoorBench attack_result.pt or an Orbax directory. Which
+network a file holds is told from its tensors; an Orbax directory needs `--config.model.name`, and what else is not as
+published (`model.width`, `model.num_classes`). Names are in docs/bring.md, under "Networks". A network that is not there
+comes as Python code, a file or module with `(apply, variables)` in it:
 
     python -m launch.repair --config=configs/own_network.py --workdir=DIR --config.model.name=my_network.py:network
 
@@ -14,7 +15,7 @@ standard deviation that the network's inputs were normalised with in `--config.d
 If the trigger is known: `--config.attack.name=badnets` and its settings.
 
 A network in which no class stands out is left as it is. By another method: `--config=configs/otbr.py`, or
-`configs/clp.py`, or `configs/otbr_plus.py`, with `--config.data.name=none` and the same settings of the model.
+`configs/clp.py`, or `configs/otbr_plus.py`, with the same settings of the checkpoint and the name of its network.
 """
 
 import dataclasses
@@ -23,10 +24,11 @@ import ml_collections
 
 from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.data.sources import DataConfig
+from otbr_jax.models.registry import ModelConfig
 from otbr_jax.studies.repair_config import RepairConfig
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The settings; every field can be set on the command line as `--config.FIELD=VALUE`."""
-    nothing = {"data": DataConfig(name="none"), "attack": AttackConfig(name="none")}
+    nothing = {"data": DataConfig(name="none"), "attack": AttackConfig(name="none"), "model": ModelConfig(name="")}
     return ml_collections.ConfigDict(dataclasses.asdict(RepairConfig(defense="disarm", **nothing)))

@@ -64,10 +64,19 @@ class Config(Generic[T]):
             ) from None
         return found
 
+    def named(self, setting: str) -> bool:
+        """Whether a flag changes a setting, or one of a group; or the file is a user's own, which names what it wants."""
+        name = f"{self.holder.name}.{setting}"
+        found = (flag for flag in flags.FLAGS if flag == name or flag.startswith(f"{name}."))
+        return not self._path().is_relative_to(CONFIGS) or any(flags.FLAGS[flag].present for flag in found)
+
     def file(self) -> str:
         """The name of the file, short for one of this project."""
-        path = pathlib.Path(config_flags.get_config_filename(flags.FLAGS[self.holder.name]))
+        path = self._path()
         return str(path.relative_to(CHECKOUT) if path.is_relative_to(CHECKOUT) else path)
+
+    def _path(self) -> pathlib.Path:
+        return pathlib.Path(config_flags.get_config_filename(flags.FLAGS[self.holder.name])).resolve()
 
 
 def define_config(

@@ -15,7 +15,7 @@ from absl import flags
 from launch import cli, hosts
 from otbr_jax.report.summary import summary_table
 from otbr_jax.studies.repair import repair
-from otbr_jax.studies.repair_config import config_type_of, repair_config_types
+from otbr_jax.studies.repair_config import brought, config_type_of, repair_config_types
 from otbr_jax.studies.results import summarize
 
 CONFIG = cli.define_config("disarm.py", *repair_config_types(), choose=config_type_of)
@@ -29,7 +29,7 @@ HOSTS = hosts.define_hosts()
 def main(arguments: Sequence[str]) -> None:
     """Runs the pipeline, writes its results and prints the summary."""
     del arguments
-    config = CONFIG()
+    config = brought(CONFIG(), named=CONFIG.named)
     result = repair(config, WORKDIR.value, profile=PROFILE.value, devices=HOSTS.devices())
     print(f"\n{summary_table(summarize(result))}\n")
     for name, what in (

@@ -56,7 +56,7 @@ def timing(rng, seed):
 def stepped(rng, seed):
     """A row as unlearning_step.jsonl has it."""
     units = ("seconds", "processor_seconds")
-    programs = ("jax", "jax, plain kernel gradients", "torch", "torch, channels last")
+    programs = ("jax", "jax, plain", "torch", "torch, channels last")
     row = {program: {unit: value(rng) for unit in units} for program in programs}
     return row | {f"ratio_{unit}": value(rng) for unit in units}
 

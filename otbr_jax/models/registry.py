@@ -70,7 +70,8 @@ class ModelConfig:
 
     name: str = field(
         default="preact_resnet18",
-        doc="a name of `ARCHITECTURES`, or the user's own network, `package.module:attribute` or `file.py:attribute`.",
+        doc="a name of `ARCHITECTURES`, or the user's own network, `package.module:attribute` or `file.py:attribute`; "
+        "empty for the network whose tensors a checkpoint file holds.",
     )
     width: int = field(default=0, at_least=0, doc="channels of the first stage; 0 for as many as published.")
     depth: tuple[int, ...] = field(

@@ -25,7 +25,7 @@ def loops(rows: Sequence[Row]) -> list[Table]:
 
 def unlearning_step(rows: Sequence[Row]) -> list[Table]:
     """A line for each run and unit: JAX's time of a step, and PyTorch's in its two memory formats."""
-    programs = ("jax", "jax, plain kernel gradients", "torch", "torch, channels last")
+    programs = ("jax", "jax, plain", "torch", "torch, channels last")
     lines = [
         [
             unit.replace("_", " "),

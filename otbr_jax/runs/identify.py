@@ -12,10 +12,12 @@ import jax
 from otbr_jax.errors import InputError
 from otbr_jax.interop.locating import Shapes, known_shapes, locate, same_shape
 from otbr_jax.interop.state_dict import tensor_name, tensor_shape
+from otbr_jax.interop.tensor_files import is_tensor_folder, read_tensors
 from otbr_jax.interop.torch_files import Path, TensorSet
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.models.vit import PATCH
+from otbr_jax.paths import local_path
 from otbr_jax.types import named_leaves
 
 # Sizes that no network has by itself, so that the probe shows which axes they set.
@@ -32,6 +34,32 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     _, init = registry.build(config)
     leaves = named_leaves(jax.eval_shape(init, jax.random.key(0)))
     return {tensor_name(leaf): tensor_shape(leaf, spec.shape) for leaf, spec in leaves.items()}
+
+
+def named(model: ModelConfig) -> ModelConfig:
+    """The settings as they are, or where they name no network those that `told` finds; raises InputError as that."""
+    return model if model.name else told(model)
+
+
+def told(model: ModelConfig) -> ModelConfig:
+    """The settings of the network whose tensors the checkpoint file holds; sides of images and `entry` stay as given.
+
+    Raises:
+      InputError: if there is no checkpoint, it is no file of tensors, or of no network of the registry.
+    """
+    if not model.checkpoint:
+        raise InputError("model.checkpoint: expected a file to tell the network from, or a model.name, found neither")
+    root = local_path(model.checkpoint, name="model.checkpoint")
+    if root.is_dir() and not is_tensor_folder(root):
+        raise InputError(f"model.name: expected a name, which no Orbax checkpoint tells, found none beside {root}")
+    found = identify(read_tensors(model.checkpoint, name="model.checkpoint").sets)
+    if found is None:
+        raise InputError(
+            f"model.name: expected a name, since the tensors of {root} are those of no network that is known here, found "
+            "none; docs/bring.md lists them, and says how to bring another"
+        )
+    shape = (*model.image_shape[:2], found.image_shape[2])
+    return dataclasses.replace(found, image_shape=shape, checkpoint=model.checkpoint, entry=model.entry)
 
 
 def identify(

@@ -18,8 +18,8 @@ ASKED = 500
 _BEYOND = 0.1  # of the way from chance to all right: what a network has to have learned of its own images
 
 
-def check_familiar(network: Network, variables: Variables, images: Images, *, name: str, what: str) -> None:
-    """Raises InputError if a network is hardly better than chance on images that should be its own.
+def check_familiar(network: Network, variables: Variables, images: Images, *, name: str, what: str) -> str:
+    """A line about how many of them a network answers right; raises InputError if it is hardly better than chance.
 
     Images of another task, labels in another order and a wrong normalisation all end so; what is measured on such
     images, and repaired by them, would look like a success.
@@ -40,3 +40,4 @@ def check_familiar(network: Network, variables: Variables, images: Images, *, na
             f"right (chance is {100 * chance:.1f} %); name its own, in its order of classes, with its data.mean and "
             "data.std"
         )
+    return f"the network answers {100 * right:.1f} % of {what} right; if you expect more, check data.mean and data.std"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from otbr_jax.report.network import draw_network, network_table
 from otbr_jax.report.verdict import draw_triggers, judgement_of, verdict
 from otbr_jax.runs import hosts
 from otbr_jax.runs.devices import batch_mesh
+from otbr_jax.runs.identify import named
 from otbr_jax.runs.networks import Subject, check_classes, open_network
 from otbr_jax.runs.numerics import as_usual
 from otbr_jax.runs.run import Run
@@ -61,6 +63,7 @@ def inspect(
     picture = None if drawing is None else local_path(drawing, name="--out")
     if picture is not None and picture.suffix not in DRAWINGS:
         raise InputError(f"--out: expected a name that ends in one of {', '.join(DRAWINGS)}, found {str(drawing)!r}")
+    config = dataclasses.replace(config, model=named(config.model))
     subject = open_network(config.model)
     shapes = {name: tuple(leaf.shape) for name, leaf in named_leaves(subject.like).items()}
     layers = choose_layers(subject.graph, config.way.layers(config))

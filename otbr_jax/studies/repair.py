@@ -26,8 +26,10 @@ from otbr_jax.plan import ROOT, Setup, Step, named_key, needs
 from otbr_jax.runs import hosts, timing
 from otbr_jax.runs.checkpoints import numeric_leaves, replace_checkpoint
 from otbr_jax.runs.devices import batch_mesh, check_batch_size
+from otbr_jax.runs.identify import named
 from otbr_jax.runs.networks import check_classes, open_network
 from otbr_jax.runs.numerics import as_usual
+from otbr_jax.runs.progress import say
 from otbr_jax.runs.run import Run
 from otbr_jax.runs.store import open_workdir
 from otbr_jax.settings import declarations
@@ -73,6 +75,7 @@ def repair(
       InputError: names what is wrong with the settings, the checkpoint, the data or the working directory.
     """
     local_path(workdir, name="workdir")  # before any work
+    config = dataclasses.replace(config, model=named(config.model))
     mesh, defense = batch_mesh(devices), config.way
     for name, size in defense.batch_sizes(config).items():
         check_batch_size(size, mesh, name=name)
@@ -90,9 +93,9 @@ def repair(
         brought = dataclasses.replace(network, prepare=partial(sources.preprocess, config=config.data))
         familiar = partial(check_familiar, brought, subject.variables)
         if dataset is not None:
-            familiar(dataset.test, name="data.name", what=f"the test images of {config.data.name!r}")
+            say(familiar(dataset.test, name="data.name", what=f"the test images of {config.data.name!r}"))
         if clean is not None:
-            familiar(clean.images, name="clean.name", what=clean.provenance)
+            say(familiar(clean.images, name="clean.name", what=clean.provenance))
     own = None if clean is None else Batch(*map(jax.numpy.asarray, clean.images))
     given = defense.given(config, own, config.clean_seed)
     comes_back.check_possible(config.comes_back, dataset, mesh)

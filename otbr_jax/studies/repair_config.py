@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -103,6 +103,25 @@ def RepairConfig(*, defense: str = "otbr", **fields: Any) -> Any:  # noqa: N802 
         if name not in known:
             raise InputError(f"config.{name}: expected settings of {defense!r}, {sorted(known)}, found {name!r}")
     return repair_config_type(defense)(defense=defense, **fields)
+
+
+def brought(config: Any, *, named: Callable[[str], bool]) -> Any:
+    """The settings of a network that was brought, without what a configuration says of its own victim.
+
+    Its data and its attack are another network's: measured with them, a backdoor would seem to be gone.
+
+    Args:
+      config: the settings.
+      named: whether a setting, or one of a group, was named beside the configuration, such as `model.checkpoint`.
+    """
+    if not (named("model.checkpoint") or ":" in config.model.name):
+        return config
+    data, attack = config.data, config.attack
+    return dataclasses.replace(
+        config,
+        data=data if named("data.name") else dataclasses.replace(data, name="none"),
+        attack=attack if named("attack") else dataclasses.replace(attack, name="none"),
+    )
 
 
 def repaired_by(defense: str, victim: VictimConfig, **fields: Any) -> Any:

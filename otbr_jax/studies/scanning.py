@@ -18,13 +18,13 @@ from otbr_jax.data import sources
 from otbr_jax.detectors.detector import Detector, Verdict
 from otbr_jax.errors import InputError
 from otbr_jax.graph.choose import choose_layers
-from otbr_jax.interop.tensor_files import is_published_folder, is_tensor_folder, read_tensors
+from otbr_jax.interop.tensor_files import is_published_folder
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.paths import local_path
 from otbr_jax.plan import Setup
 from otbr_jax.report.calibration import clean_scores
 from otbr_jax.runs import ahead
-from otbr_jax.runs.identify import identify
+from otbr_jax.runs.identify import told
 from otbr_jax.runs.networks import Subject, check_classes, open_network
 from otbr_jax.runs.numerics import as_usual
 from otbr_jax.runs.progress import progress_bar
@@ -152,19 +152,17 @@ def status(lines: Sequence[Mapping[str, Any]]) -> int:
 
 def _opened(model: ModelConfig, path: pathlib.Path) -> tuple[ModelConfig, Subject]:
     """The network of a checkpoint, and its settings without the checkpoint: those given, or those of the file."""
+    model = dataclasses.replace(model, checkpoint=str(path))
     try:
-        subject = open_network(dataclasses.replace(model, checkpoint=str(path)))
-    except InputError:
-        if path.is_dir() and not is_tensor_folder(path):
-            raise
-        told = identify(read_tensors(path, name="model.checkpoint").sets)
-        if told is None:
-            raise
-        side, channels = model.image_shape[:2], told.image_shape[2]
-        model = dataclasses.replace(told, image_shape=(*side, channels), entry=model.entry)
-        subject = open_network(dataclasses.replace(model, checkpoint=str(path)))
+        subject = open_network(model)
+    except InputError as error:
+        try:
+            model = told(model)
+        except InputError as nothing:
+            raise (error if model.name else nothing) from None
+        subject = open_network(model)
     check_classes(subject.network)
-    return model, subject
+    return dataclasses.replace(model, checkpoint=""), subject
 
 
 def _asking(config: Any, model: ModelConfig, subject: Subject, chosen: Detector, own: Any, stack: int) -> Asking:

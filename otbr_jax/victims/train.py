@@ -17,6 +17,7 @@ from otbr_jax.data import sources
 from otbr_jax.data.sources import DataConfig, Dataset
 from otbr_jax.errors import InputError
 from otbr_jax.files import write_text
+from otbr_jax.models.registry import ModelConfig
 from otbr_jax.report import gallery
 from otbr_jax.report.gallery import Example
 from otbr_jax.runs import hosts, timing
@@ -130,9 +131,10 @@ def repair_flags(config: VictimConfig, workdir: str) -> list[str]:
         attack = dataclasses.replace(attack, assets=f"{workdir}/attack")
     wanted = dataclasses.asdict(VictimConfig(model=model, data=config.data, attack=attack))
     flags = [f"{name}={value}" for name, value in _changed(wanted, dataclasses.asdict(VictimConfig()), "--config")]
-    # configs/own_network.py has neither data nor a trigger.
-    named = {"attack": (config.attack.name, AttackConfig().name), "data": (config.data.name, DataConfig().name)}
-    return flags + [f"--config.{part}.name={name}" for part, (name, default) in named.items() if name == default]
+    # configs/own_network.py has no data and no trigger, and looks for the network in a file.
+    defaults = {"attack": AttackConfig(), "data": DataConfig(), "model": ModelConfig()}
+    names = {part: (getattr(config, part).name, default.name) for part, default in defaults.items()}
+    return flags + [f"--config.{part}.name={name}" for part, (name, default) in names.items() if name == default]
 
 
 def _changed(values: Mapping[str, Any], defaults: Mapping[str, Any], name: str) -> Iterator[tuple[str, Any]]:
