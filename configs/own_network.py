@@ -1,12 +1,12 @@
 """A network of your own, searched and repaired as `configs/disarm.py` does, without any image.
 
     python -m launch.repair --config=configs/own_network.py --workdir=DIR --config.model.checkpoint=victim.pt \\
-        "--config.model.image_shape=(32, 32, 3)" "--config.data.mean=(.49, .48, .45)" "--config.data.std=(.25, .24, .26)"
+        "--config.model.image_shape=(32, 32, 3)" "--config.data.mean=(.5, .5, .5)" "--config.data.std=(.2, .2, .2)"
 
 The checkpoint is a PyTorch or safetensors state dict, a BackdoorBench attack_result.pt or an Orbax directory. Which
 network a file holds is told from its tensors; an Orbax directory needs `--config.model.name`, and what else is not as
-published (`model.width`, `model.num_classes`). Names are in docs/bring.md, under "Networks". A network that is not there
-comes as Python code, a file or module with `(apply, variables)` in it:
+published (`model.width`, `model.num_classes`). Names are in docs/bring.md, under "Networks". A network that is not
+there comes as Python code, a file or module with `(apply, variables)` in it:
 
     python -m launch.repair --config=configs/own_network.py --workdir=DIR --config.model.name=my_network.py:network
 

@@ -65,7 +65,7 @@ class Config(Generic[T]):
         return found
 
     def named(self, setting: str) -> bool:
-        """Whether a flag changes a setting, or one of a group; or the file is a user's own, which names what it wants."""
+        """Whether a flag names a setting, or one of a group; a file of a user's own names all that it says."""
         name = f"{self.holder.name}.{setting}"
         found = (flag for flag in flags.FLAGS if flag == name or flag.startswith(f"{name}."))
         return not self._path().is_relative_to(CONFIGS) or any(flags.FLAGS[flag].present for flag in found)

@@ -55,8 +55,8 @@ def told(model: ModelConfig) -> ModelConfig:
     found = identify(read_tensors(model.checkpoint, name="model.checkpoint").sets)
     if found is None:
         raise InputError(
-            f"model.name: expected a name, since the tensors of {root} are those of no network that is known here, found "
-            "none; docs/bring.md lists them, and says how to bring another"
+            f"model.name: expected a name, since the tensors of {root} are those of no network that is known here, "
+            "found none; docs/bring.md lists them, and says how to bring another"
         )
     shape = (*model.image_shape[:2], found.image_shape[2])
     return dataclasses.replace(found, image_shape=shape, checkpoint=model.checkpoint, entry=model.entry)

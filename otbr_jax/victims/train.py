@@ -132,9 +132,9 @@ def repair_flags(config: VictimConfig, workdir: str) -> list[str]:
     wanted = dataclasses.asdict(VictimConfig(model=model, data=config.data, attack=attack))
     flags = [f"{name}={value}" for name, value in _changed(wanted, dataclasses.asdict(VictimConfig()), "--config")]
     # configs/own_network.py has no data and no trigger, and looks for the network in a file.
-    defaults = {"attack": AttackConfig(), "data": DataConfig(), "model": ModelConfig()}
-    names = {part: (getattr(config, part).name, default.name) for part, default in defaults.items()}
-    return flags + [f"--config.{part}.name={name}" for part, (name, default) in names.items() if name == default]
+    names = {"attack": AttackConfig().name, "data": DataConfig().name, "model": ModelConfig().name}
+    usual = [part for part, name in names.items() if getattr(config, part).name == name]
+    return [*flags, *(f"--config.{part}.name={names[part]}" for part in usual)]
 
 
 def _changed(values: Mapping[str, Any], defaults: Mapping[str, Any], name: str) -> Iterator[tuple[str, Any]]:

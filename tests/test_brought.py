@@ -1,0 +1,73 @@
+"""A network that somebody brings: told from its file, and measured with nothing that was not named."""
+
+import dataclasses
+
+import pytest
+import torch
+from launching import launch
+from torch_networks import PreActBlock, PreActResNet
+
+from otbr_jax import InputError
+from otbr_jax.models.registry import ModelConfig
+from otbr_jax.runs.checkpoints import save_checkpoint
+from otbr_jax.runs.identify import named
+from otbr_jax.studies.repair_config import RepairConfig, brought
+
+
+@pytest.fixture(scope="module")
+def victim(tmp_path_factory):
+    """A PyTorch file of a PreAct-ResNet18 of width 4 with seven classes."""
+    file = tmp_path_factory.mktemp("brought") / "victim.pt"
+    torch.save(PreActResNet(PreActBlock, (2, 2, 2, 2), 7, 4).state_dict(), file)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("model", "flags", "data", "attack"),
+    [
+        ({}, (), "digits", "badnets"),  # the configuration's own victim
+        ({"checkpoint": "v.pt"}, ("model.checkpoint",), "none", "none"),
+        ({"checkpoint": "v.pt"}, ("model.checkpoint", "data.name"), "digits", "none"),
+        ({"checkpoint": "v.pt"}, ("model.checkpoint", "attack"), "none", "badnets"),
+        ({"name": "own.py:network"}, ("model.name",), "none", "none"),
+        ({"checkpoint": "v.pt"}, (), "digits", "badnets"),  # a configuration that says so itself
+    ],
+)
+def test_data_and_trigger_of_a_configuration_are_its_own_victims(model, flags, data, attack):
+    config = RepairConfig(model=ModelConfig(**model))
+    found = brought(config, named=lambda name: name in flags)
+    assert (found.data.name, found.attack.name) == (data, attack)
+    same = dataclasses.replace(found, data=config.data, attack=config.attack)
+    assert same == config
+
+
+def test_a_file_tells_its_network(victim):
+    model = ModelConfig(name="", checkpoint=str(victim), image_shape=(16, 16, 3))
+    told = {"name": "preact_resnet18", "width": 4, "num_classes": 7, "image_shape": (16, 16, 3)}
+    assert named(model) == dataclasses.replace(model, **told)
+    assert named(ModelConfig()) == ModelConfig()
+
+
+def test_what_tells_no_network(tmp_path):
+    with pytest.raises(
+        InputError, match=r"^model.checkpoint: expected a file to tell the network from, or a model.name"
+    ):
+        named(ModelConfig(name=""))
+    save_checkpoint(tmp_path / "orbax", {"a": torch.zeros(2).numpy()})
+    with pytest.raises(InputError, match=r"^model.name: expected a name, which no Orbax checkpoint tells, found none"):
+        named(ModelConfig(name="", checkpoint=str(tmp_path / "orbax")))
+    torch.save({"a": torch.zeros(2)}, tmp_path / "a.pt")
+    with pytest.raises(InputError, match=r"^model.name: expected a name, since the tensors of .*a.pt are those of no"):
+        named(ModelConfig(name="", checkpoint=str(tmp_path / "a.pt")))
+
+
+def test_programs_ask_for_no_name_and_use_nothing_that_was_not_named(victim, tmp_path):
+    asked = launch("inspect_network", f"--config.model.checkpoint={victim}")
+    assert asked.returncode == 0, asked.stderr
+    assert "\n21 layers, 307 neurons, " in asked.stdout
+    model = (f"--config.model.checkpoint={victim}", "--config.model.name=preact_resnet18", "--config.model.width=4")
+    model += ("--config.model.num_classes=7", "--config.model.image_shape=(16, 16, 3)")
+    refused = launch("repair", "--config=configs/tsbd.py", f"--workdir={tmp_path / 'w'}", *model)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: clean.name: expected clean images of your own")
+    assert not (tmp_path / "w").exists()
