@@ -3,8 +3,7 @@
     python -m launch.repair --config=configs/bcu.py --workdir=runs/bcu
 
 As published, on procedural pictures in the place of unlabelled images. A network of your own:
-`--config.model.checkpoint=victim.pt --config.data.name=none` with its `--config.model...` settings, as in
-configs/own_network.py. What it does: docs/defences/bcu.md.
+`--config.model.checkpoint=victim.pt`, with what configs/own_network.py says of it. What it does: docs/defences/bcu.md.
 
 Expected: about a minute and a quarter on one core beside the training of the victim. The leaderboard says how it does
 (docs/leaderboard.md): the backdoors stay.

@@ -2,8 +2,8 @@
 
     python -m launch.repair --config=configs/clp.py --workdir=runs/clp
 
-As published (u = 3). A network of your own: `--config.model.checkpoint=victim.pt --config.data.name=none` with its
-`--config.model...` settings, as in configs/own_network.py. What it does and when: docs/defences/clp.md.
+As published (u = 3). A network of your own: `--config.model.checkpoint=victim.pt`, with what configs/own_network.py
+says of it. What it does and when: docs/defences/clp.md.
 
 Expected: a minute on two CPU cores, most of it the training of the victim.
 """

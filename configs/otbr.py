@@ -7,11 +7,9 @@ on other victims; a run does not look at any image to choose them.
 
 Expected: docs/results/otbr.md, whose rows stand in results/digits.jsonl. One to two minutes on two CPU cores.
 
-A network of your own, as an Orbax checkpoint of a network in `otbr_jax/models/registry.py`:
+A network of your own, with what configs/own_network.py says of it:
 
-    python -m launch.repair --config=configs/otbr.py --workdir=DIR --config.model.checkpoint=CHECKPOINT \\
-        --config.model.name=preact_resnet18 --config.model.width=64 "--config.model.image_shape=(32, 32, 3)" \\
-        --config.data.name=none
+    python -m launch.repair --config=configs/otbr.py --workdir=DIR --config.model.checkpoint=victim.pt
 """
 
 import dataclasses

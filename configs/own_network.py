@@ -15,7 +15,7 @@ standard deviation that the network's inputs were normalised with in `--config.d
 If the trigger is known: `--config.attack.name=badnets` and its settings.
 
 A network in which no class stands out is left as it is. By another method: `--config=configs/otbr.py`, or
-`configs/clp.py`, or `configs/otbr_plus.py`, with the same settings of the checkpoint and the name of its network.
+`configs/clp.py`, or `configs/otbr_plus.py`, with the same flags.
 """
 
 import dataclasses

@@ -14,10 +14,10 @@ cores.
 A network of your own, with clean images in CLEAN/CLASS/*.png:
 
     python -m launch.repair --config=configs/tsbd.py --workdir=DIR --config.model.checkpoint=victim.pt \\
-        --config.model.name=preact_resnet18 --config.model.width=64 "--config.model.image_shape=(32, 32, 3)" \\
-        --config.data.name=none --config.clean.name=folder --config.clean.path=CLEAN --config.clean.crop_padding=4 \\
-        --config.clean.flip --config.tsbd.unlearning.batch_size=256 --config.tsbd.finetuning.batch_size=256 \\
+        --config.clean.name=folder --config.clean.path=CLEAN --config.clean.crop_padding=4 --config.clean.flip \\
         --config.tsbd.finetuning.epochs=20 --config.selection.folds=1
+
+with `--config.data.mean` and `--config.data.std` of its training. With some thousand images: batches of 256.
 """
 
 import dataclasses

@@ -41,7 +41,8 @@ def _insist() -> None:
 
 def _end(received: signal.Signals) -> None:
     try:
-        said = f"error: {_SAID[received]}; the same command goes on from what is finished"
-        print(f"\n{said}", file=sys.stderr, flush=True)
+        scan = any(argument.lstrip("-").startswith("scan") for argument in sys.argv[1:])
+        then = "what was printed stands" if scan else "the same command goes on from what is finished"
+        print(f"\nerror: {_SAID[received]}; {then}", file=sys.stderr, flush=True)
     finally:
         os._exit(128 + received)

@@ -98,6 +98,8 @@ class Step:
       work: `setup -> Work`, from which it is said how long it takes before it starts; None where that is short.
       lighter: the setting that its memory shrinks with.
       check: `(settings, value)`, called on the host; raises InputError, or warns, if it cannot be used.
+      instead: `(settings, {argument: value}) -> run or None`, called on the host: another `run` that gives the same
+        value of these inputs, and compiles faster.
       tell: `(settings, value) -> line`, called on the host: what is said as soon as it is known; empty for nothing.
     """
 
@@ -113,6 +115,7 @@ class Step:
     work: Callable[[Setup], Work] | None = None
     lighter: str = ""
     check: Callable[[Any, Any], None] = lambda settings, value: None
+    instead: Callable[[Any, Mapping[str, Any]], Callable[..., Any] | None] = lambda settings, inputs: None
     tell: Callable[[Any, Any], str] = lambda settings, value: ""
 
 
@@ -163,6 +166,12 @@ def taken(step: Step, values: Mapping[str, Any]) -> dict[str, Any]:
     return {argument: values[name] for argument, name in step.needs.items()}
 
 
+def shortened(step: Step, inputs: Mapping[str, Any]) -> Step:
+    """The step as it suits concrete inputs; see `Step.instead`."""
+    other = step.instead(step.settings, inputs)
+    return step if other is None else dataclasses.replace(step, run=other)
+
+
 def compute(step: Step, setup: Setup, *, key: jax.Array, report: Report | None = None, **taken: Any) -> Any:
     """The value of a step; pure, traced as one program."""
     if isinstance(step, LongStep):
@@ -180,12 +189,15 @@ def programs(plan: Plan, setup: Setup) -> Callable[..., dict[str, Any]]:
 
     For many networks of one kind: whatever has the same shapes is compiled once.
     """
-    compiled = {step.name: jax.jit(partial(compute, step, setup)) for step in plan}
+    compiled: dict[Any, Callable[..., Any]] = {}
 
     def run(given: Mapping[str, Any], *, key: jax.Array) -> dict[str, Any]:
         values = dict(given)
         for step in plan:
-            value = compiled[step.name](key=step_key(key, step), **taken(step, values))
+            inputs = taken(step, values)
+            fitting = step if _is_traced((key, inputs)) else shortened(step, inputs)
+            program = compiled.setdefault((step.name, fitting.run), jax.jit(partial(compute, fitting, setup)))
+            value = program(key=step_key(key, step), **inputs)
             if not _is_traced(value):
                 step.check(step.settings, value)
             values[step.name] = value

@@ -37,7 +37,8 @@ def test_data_and_trigger_of_a_configuration_are_its_own_victims(model, flags, d
     config = RepairConfig(model=ModelConfig(**model))
     found = brought(config, named=lambda name: name in flags)
     assert (found.data.name, found.attack.name) == (data, attack)
-    same = dataclasses.replace(found, data=config.data, attack=config.attack)
+    assert found.model.name == ("" if flags[:1] == ("model.checkpoint",) else config.model.name)
+    same = dataclasses.replace(found, data=config.data, attack=config.attack, model=config.model)
     assert same == config
 
 
@@ -49,9 +50,7 @@ def test_a_file_tells_its_network(victim):
 
 
 def test_what_tells_no_network(tmp_path):
-    with pytest.raises(
-        InputError, match=r"^model.checkpoint: expected a file to tell the network from, or a model.name"
-    ):
+    with pytest.raises(InputError, match="^model.checkpoint: expected a file to tell the network from, or a model"):
         named(ModelConfig(name=""))
     save_checkpoint(tmp_path / "orbax", {"a": torch.zeros(2).numpy()})
     with pytest.raises(InputError, match=r"^model.name: expected a name, which no Orbax checkpoint tells, found none"):
@@ -65,9 +64,9 @@ def test_programs_ask_for_no_name_and_use_nothing_that_was_not_named(victim, tmp
     asked = launch("inspect_network", f"--config.model.checkpoint={victim}")
     assert asked.returncode == 0, asked.stderr
     assert "\n21 layers, 307 neurons, " in asked.stdout
-    model = (f"--config.model.checkpoint={victim}", "--config.model.name=preact_resnet18", "--config.model.width=4")
-    model += ("--config.model.num_classes=7", "--config.model.image_shape=(16, 16, 3)")
-    refused = launch("repair", "--config=configs/tsbd.py", f"--workdir={tmp_path / 'w'}", *model)
+    refused = launch(
+        "repair", "--config=configs/tsbd.py", f"--workdir={tmp_path / 'w'}", f"--config.model.checkpoint={victim}"
+    )
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: clean.name: expected clean images of your own")
     assert not (tmp_path / "w").exists()

@@ -3,17 +3,18 @@
 import dataclasses
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_runs
 
-from otbr_jax import Batch, InputError, Network
+from otbr_jax import Batch, InputError, Network, plan
 from otbr_jax.defenses import disarm, disarm_clean
 from otbr_jax.defenses.disarm import DisarmSettings, short_cuts
 from otbr_jax.detectors import short_cuts as detecting
-from otbr_jax.detectors.out_of_line import ANSWERS, MARGIN, USUAL, out_of_line, suspect_by_short_cuts
+from otbr_jax.detectors.out_of_line import ANSWERS, MARGIN, USUAL, Suspicion, out_of_line, suspect_by_short_cuts
 from otbr_jax.detectors.short_cuts import DetectionConfig, PicturesConfig
 from otbr_jax.runs.networks import check_classes
 from otbr_jax.steps.margin import MarginConfig, largest_margins
@@ -21,7 +22,7 @@ from otbr_jax.steps.passing import passing
 from otbr_jax.steps.procedural import balanced, procedural
 from otbr_jax.steps.reach import ReachConfig, Reached, at_once, reach_costs
 from otbr_jax.steps.screen import screen
-from otbr_jax.steps.teach import ShortCuts, TeachingConfig, teach
+from otbr_jax.steps.teach import ShortCuts, TeachingConfig, teach, untaught
 from otbr_jax.studies.repair_config import repaired_by
 from otbr_jax.studies.results import summarize
 from otbr_jax.triggers import FAMILIES, Bank
@@ -194,6 +195,18 @@ def test_nothing_wanted_is_nothing_changed(planted):
     same, info = taught_additive(planted, wanted=False, budget=0.1, config=config)
     jax.tree.map(np.testing.assert_array_equal, same, planted[1])
     assert not info.taught.any()
+    one = jnp.zeros(1)
+    closing = ShortCuts(one, one, one, one, one, jnp.zeros(1, bool))
+    at_once = jax.jit(lambda variables: untaught(variables, closing, config=config))(planted[1])[1]
+    chex.assert_trees_all_equal(at_once, info, strict=True)
+
+
+def test_a_step_that_has_nothing_to_do_compiles_nothing_large(planted):
+    """Where no class stands out the lessons are not compiled, and the value is the same."""
+    step = disarm.plan(DisarmSettings())[-2]
+    with_it, without = (Suspicion(*[None] * 4, np.array(wanted), None) for wanted in ([[True]], [[False]]))
+    assert plan.shortened(step, {"detected": with_it}) == step
+    assert plan.shortened(step, {"detected": without}).run is disarm.leave_alone
 
 
 def test_searches_in_chunks_are_the_same(planted):

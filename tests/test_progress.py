@@ -2,6 +2,7 @@ import contextlib
 import io
 import re
 import threading
+import time
 
 import pytest
 
@@ -44,9 +45,14 @@ def test_a_file_has_a_line_for_each_step_and_a_terminal_bars(stderr):
 
 def test_a_file_has_a_line_a_minute(monkeypatch, capsys):
     monkeypatch.setenv("TQDM_DISABLE", "0")
-    monkeypatch.setattr(progress, "MINUTE", -1.0)
-    once(count=2)
-    assert capsys.readouterr().err.splitlines()[0] == "training: epoch 1 of 2, loss 0.000, 0 s"
+    monkeypatch.setattr(progress, "MINUTE", 0.01)
+    with progress.progress_bar("training", 2, unit="epoch") as advance:
+        advance(loss=0.5)
+        for _ in range(500):
+            if "\n" in (said := capsys.readouterr().err):
+                break
+            time.sleep(0.01)
+    assert said.splitlines()[-1] == "training: epoch 1 of 2, loss 0.500, 0 s"
 
 
 def test_what_did_not_end_is_not_said_to_have_ended(stderr):

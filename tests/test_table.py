@@ -137,7 +137,7 @@ def test_tables_that_cannot_be(columns, rows, kinds, message):
 LEAST = {
     "metrics": {"victim": None, "scrubbed_once": None},
     "choice": {"chosen_by": "config"},
-    "neurons": {"scored": 4},
+    "neurons": {"scored": 4, "scrubbed": 1},
     "done": "1 of 4 neurons scrubbed",
     "did": "scrubbed",
 }
@@ -150,9 +150,14 @@ def measured(acc, asr=None):
 
 
 def test_the_least_that_a_method_can_say_makes_a_table_and_a_page():
-    text = summary_table(LEAST).text()
-    assert "repaired (scrubbed once)" in text
-    assert text.endswith("chosen by config; 1 of 4 neurons scrubbed")
+    done = "chosen by config; 1 of 4 neurons scrubbed"
+    assert summary_table(LEAST).text().splitlines()[0] == done
+    assert "ACC and ASR were not measured" in summary_table(LEAST).text()
+    some = LEAST | {"metrics": {"victim": measured(0.9), "scrubbed_once": measured(0.8)}}
+    assert "repaired (scrubbed once)" in summary_table(some).text()
+    assert summary_table(some).text().endswith(done)
+    same = some | {"neurons": {"scored": 4, "scrubbed": 0}, "metrics": {"victim": measured(0.9), "b": measured(0.9)}}
+    assert "\nunchanged " in summary_table(same).text()
     found = page.render(LEAST, scores=SCORES, chosen=CHOSEN)
     assert "not known" in found
     assert "Which neurons unlearning moved" in found

@@ -34,7 +34,7 @@ from otbr_jax.settings import field, settings
 from otbr_jax.steps.images import Pictures
 from otbr_jax.steps.reach import Reached
 from otbr_jax.steps.score import neuron_weight_changes
-from otbr_jax.steps.teach import ShortCuts, TeachingConfig, TeachingInfo, teach
+from otbr_jax.steps.teach import ShortCuts, TeachingConfig, TeachingInfo, teach, untaught
 from otbr_jax.triggers import FAMILIES
 from otbr_jax.types import Batch, Network, Variables
 
@@ -95,6 +95,15 @@ def disarm_suspect(
     )  # fmt: skip
 
 
+def leave_alone(
+    setup: Setup, settings: Lessons, *, victim: Variables, reached: Reached, detected: Suspicion, **_: Any
+) -> Disarmed:
+    """What `disarm_suspect` makes of a network in which nothing is to be closed."""
+    del setup
+    closing = short_cuts(Suspicion(*detected), Reached(*reached), settings.families)
+    return Disarmed(*untaught(victim, closing, config=settings.teaching))
+
+
 def change(setup: Setup, settings: None, *, victim: Variables, disarmed: Disarmed, **_: Any) -> dict[str, jax.Array]:
     """By how much each neuron's weights moved."""
     return neuron_weight_changes(victim, disarmed.variables, setup.layers)
@@ -114,6 +123,7 @@ def plan(config: DisarmSettings) -> Plan:
             total=teaching.rounds * (teaching.search.steps + teaching.steps),
             work=partial(lessons_work, config),
             lighter="teaching.batch_size",
+            instead=lambda settings, inputs: None if np.any(Suspicion(*inputs["detected"]).wanted) else leave_alone,
         ),
         Step("changes", change, needs("victim", "disarmed"), title="what moved"),
     )

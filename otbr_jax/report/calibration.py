@@ -66,6 +66,15 @@ def scores_for(judgement: Mapping[str, Any]) -> tuple[float, ...]:
     return clean_scores(judgement["by"]) if judgement.get("calibrated", True) else ()
 
 
+def false_positive_rate(judgement: Mapping[str, Any]) -> float | None:
+    """The share of clean networks that score as high as a judgement's suspect; None where that was not measured."""
+    scores = scores_for(judgement)
+    if judgement["suspect"] is None or not scores:
+        return None
+    score = judgement["suspicion"][judgement["suspect"]]
+    return sum(clean >= score for clean in scores) / len(scores)
+
+
 def p_value(by: str, score: float) -> float | None:
     """The chance that a clean network scores as high, from those that were judged by these images; None without any.
 

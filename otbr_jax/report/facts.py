@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from otbr_jax.report.leaderboard import LEARNED, LEFT
+from otbr_jax.report.summary import is_changed
 
 
 class Facts(NamedTuple):
@@ -61,7 +62,6 @@ def facts_of(summary: Mapping[str, Any]) -> Facts:
     """The facts of `results.summarize`; of its fields, `metrics` is enough."""
     before, after = ([*summary["metrics"].values()][place] or {} for place in (0, -1))
     judgement, taught = summary.get("judgement"), summary.get("taught") or ()
-    touched = [count for name, count in summary.get("neurons", {}).items() if name != "scored"]
 
     def both(metric: str) -> tuple[float, float] | None:
         first, last = before.get(metric), after.get(metric)
@@ -71,7 +71,7 @@ def facts_of(summary: Mapping[str, Any]) -> Facts:
         method=summary["defense"].upper() if "defense" in summary else "The method",
         judgement=judgement,
         accused=bool(judgement and judgement["stands_out"]),
-        changed=any(touched) or bool(summary.get("patched")) or "neurons" not in summary or before != after,
+        changed=is_changed(summary),
         undone=any(lesson["undone"] for lesson in taught),
         acc=both("acc"),
         asr=both("asr"),

@@ -31,7 +31,16 @@ def title(network: str) -> str:
 def titles(summary: Mapping[str, Any]) -> dict[str, str]:
     """Names of the networks of a summary and what they are called; the last one is the repaired one."""
     *names, last = summary["metrics"]
-    return {name: title(name) for name in names} | {last: f"repaired ({title(last)})"}
+    called = f"repaired ({title(last)})" if is_changed(summary) else "unchanged"
+    return {name: title(name) for name in names} | {last: called}
+
+
+def is_changed(summary: Mapping[str, Any]) -> bool:
+    """Whether the repaired network is another than the suspicious one."""
+    touched = [count for name, count in summary.get("neurons", {}).items() if name != "scored"]
+    measured = [*summary.get("metrics", {}).values()]
+    differ = bool(measured) and measured[0] != measured[-1]
+    return any(touched) or bool(summary.get("patched")) or "neurons" not in summary or differ
 
 
 def setting(choice: Mapping[str, Any]) -> dict[str, float]:
@@ -82,8 +91,11 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         notes.append(f"oracle: best {found} of the grid by test ACC and ASR, which a defender cannot know")
         if few := summary.get("screened"):
             notes.append(f"oracle: of the few settings that were best on {few['images']} of {few['of']} test images")
-    table = metrics_table(summary)
-    return Table(table.columns, table.rows, table.kinds, notes=(*notes, *summary.get("warnings", ())))
+    table, measured = metrics_table(summary), any(any((each or {}).values()) for each in summary["metrics"].values())
+    if not measured:
+        notes.append("without test images ACC and ASR were not measured; --config.data.name brings some, later, too")
+    rows, kinds = (table.rows, table.kinds) if measured else ((), ())
+    return Table(table.columns, rows, kinds, notes=(*notes, *summary.get("warnings", ())))
 
 
 def screening(summary: Mapping[str, Any]) -> str:

@@ -90,7 +90,9 @@ class Table:
         return [(columns[0].group, columns) for columns in found]
 
     def text(self) -> str:
-        """In letters of one width, a rule below the titles, and another above the notes."""
+        """In letters of one width, a rule below the titles, and another above the notes; notes alone without rows."""
+        if self.notes and not self.rows:
+            return "\n".join(self.notes)
         rows = [[_plain(cell) for cell in row] for row in self.rows]
         spans, (titles, *body) = self._laid_out(rows)
         length = max(map(len, (titles, *body)))

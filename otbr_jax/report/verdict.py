@@ -46,6 +46,12 @@ def verdict(judgement: Mapping[str, Any]) -> str:
         f"{what}: {judgement.get('score', 'suspicion')} {score:.2f}, threshold {judgement['threshold']:g}, judged by "
         f"{judgement['by']}"
     )
+    threshold = judgement["threshold"]
+    others = [label for label, one in enumerate(judgement["suspicion"]) if one is not None and one >= threshold]
+    if judgement["stands_out"] and len(others) > 1:
+        others.remove(judgement["suspect"])
+        more = ", ".join(f"{label} ({judgement['suspicion'][label]:.2f})" for label in others)
+        said += f", which class {more} reaches, too"
     if judgement.get("p_value") is not None:
         return f"{said}; p-value {judgement['p_value']:.2g}"
     return f"{said}; false-positive rate at this score: {rate}"

@@ -71,16 +71,29 @@ def _nothing() -> Iterator[Advance]:
 
 
 @contextmanager
+def _ticking(every: float, tick: Callable[[], None]) -> Iterator[None]:
+    """Calls `tick` again and again while the block runs."""
+    ended = threading.Event()
+
+    def run() -> None:
+        while not ended.wait(every):
+            tick()
+
+    thread = threading.Thread(target=run, name="clock", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+@contextmanager
 def _bar(description: str, total: int | None, unit: str) -> Iterator[Advance]:
     """A bar, or without a total a clock, that moves every second."""
     shape = None if total else "{desc}: {elapsed}"
-    ended = threading.Event()
     shown = {"desc": f"{description:<{WIDTH}}", "unit": unit, "bar_format": shape}
     with tqdm(total=total, **shown, dynamic_ncols=True, disable=False) as bar:
-
-        def tick() -> None:
-            while not ended.wait(1.0):
-                bar.refresh()
 
         def advance(**values: float) -> None:
             if total and bar.n < total:
@@ -88,34 +101,26 @@ def _bar(description: str, total: int | None, unit: str) -> Iterator[Advance]:
             if values:
                 bar.set_postfix_str(_shown_values(values))
 
-        thread = threading.Thread(target=tick, name="clock", daemon=True)
-        thread.start()
-        try:
+        with _ticking(1.0, bar.refresh):
             yield advance
-        finally:
-            ended.set()
-            thread.join()
         bar.update(total - bar.n if total else 0)
 
 
 @contextmanager
 def _lines(description: str, total: int | None, unit: str) -> Iterator[Advance]:
     """A line at the end, and one a minute before: in files bars would be one line without an end."""
-    began = said = time.monotonic()
-    count, shown = 0, ""
+    began, count, shown = time.monotonic(), 0, ""
 
     def line(done: str) -> None:
         said = ", ".join(filter(None, (done, shown, f"{time.monotonic() - began:.0f} s")))
         print(f"{description}: {said}", file=sys.stderr, flush=True)
 
     def advance(**values: float) -> None:
-        nonlocal count, shown, said
+        nonlocal count, shown
         count, shown = count + 1, _shown_values(values)
-        if total and count < total and time.monotonic() - said > MINUTE:
-            said = time.monotonic()
-            line(f"{unit} {count} of {total}")
 
-    yield advance
+    with _ticking(MINUTE, lambda: line(f"{unit} {count} of {total}" if total else "still running")):
+        yield advance
     line("")
 
 

@@ -143,6 +143,7 @@ class Run(Generic[C]):
     def _at_once(self, step: Step, key: jax.Array, inputs: Mapping[str, Any], progress: pathlib.Path) -> Any:
         """One program, with a clock; devices have copies of everything but what they share."""
         del progress
+        step = plans.shortened(step, inputs)
         total = step.total(self.setup) if callable(step.total) else step.total
         ahead.say(step, self._setup, inputs.get("victim"), devices=self.mesh.size)
         with step_progress(step.title, total, unit=step.unit) as report:

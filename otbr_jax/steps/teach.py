@@ -261,6 +261,13 @@ def teach(
     return {**state, "params": params}, info._replace(undone=undone)
 
 
+def untaught(variables: Variables, short_cuts: ShortCuts, *, config: TeachingConfig) -> tuple[Variables, TeachingInfo]:
+    """What `teach` gives where nothing is to be closed, without the lessons that it would compile."""
+    count, (rounds, triggers, steps) = len(short_cuts.family), (config.rounds, config.triggers, config.steps)
+    nothing = jnp.zeros((rounds, count, triggers)), jnp.zeros((rounds, count)), jnp.zeros(rounds)
+    return variables, TeachingInfo(*nothing, jnp.zeros((rounds, steps)), jnp.zeros(rounds, bool), jnp.zeros((), bool))
+
+
 def _lesson(
     network: Network,
     teacher: Variables,

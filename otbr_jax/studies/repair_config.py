@@ -14,6 +14,7 @@ from otbr_jax.data.clean import CleanConfig
 from otbr_jax.defenses.defense import Defense
 from otbr_jax.defenses.registry import DEFENSES, defense
 from otbr_jax.errors import InputError
+from otbr_jax.models.registry import ModelConfig
 from otbr_jax.settings import declarations, field, from_dict, settings
 from otbr_jax.steps.augment import augment
 from otbr_jax.types import Augment, unchanged
@@ -108,7 +109,8 @@ def RepairConfig(*, defense: str = "otbr", **fields: Any) -> Any:  # noqa: N802 
 def brought(config: Any, *, named: Callable[[str], bool]) -> Any:
     """The settings of a network that was brought, without what a configuration says of its own victim.
 
-    Its data and its attack are another network's: measured with them, a backdoor would seem to be gone.
+    Its data and its attack are another network's: measured with them, a backdoor would seem to be gone. Without a
+    `model.name` the checkpoint tells which network it is.
 
     Args:
       config: the settings.
@@ -116,9 +118,13 @@ def brought(config: Any, *, named: Callable[[str], bool]) -> Any:
     """
     if not (named("model.checkpoint") or ":" in config.model.name):
         return config
-    data, attack = config.data, config.attack
+    data, attack, model = config.data, config.attack, config.model
+    if not named("model.name"):
+        shape = model.image_shape if named("model.image_shape") else ModelConfig().image_shape
+        model = ModelConfig(name="", image_shape=shape, checkpoint=model.checkpoint, entry=model.entry)
     return dataclasses.replace(
         config,
+        model=model,
         data=data if named("data.name") else dataclasses.replace(data, name="none"),
         attack=attack if named("attack") else dataclasses.replace(attack, name="none"),
     )
