@@ -6,8 +6,7 @@ import os
 
 from otbr_jax.errors import InputError
 from otbr_jax.interop.matching import MismatchError, Template, load_tensors
-from otbr_jax.interop.tensor_files import TensorFile, is_tensor_folder, read_tensors
-from otbr_jax.paths import local_path
+from otbr_jax.interop.tensor_files import TensorFile, existing, is_tensor_folder, read_tensors
 from otbr_jax.runs.identify import describe, identify
 from otbr_jax.runs.orbax_folder import load_variables
 from otbr_jax.types import Variables
@@ -27,11 +26,7 @@ def load_checkpoint(
     Raises:
       InputError: if it is missing, of another kind, damaged, refused, or holds other arrays than the network's.
     """
-    root = local_path(path, name=name)
-    if not root.exists():
-        raise InputError(
-            f"{name}: expected an Orbax checkpoint directory, or a PyTorch or safetensors file, found nothing at {root}"
-        )
+    root = existing(path, name=name)
     if root.is_dir() and not is_tensor_folder(root):
         return load_variables(root, like, name=name), None
     return load_file(read_tensors(root, name=name), like, name=name, entry=entry)
