@@ -164,8 +164,10 @@ def searched(rng, seed):
 
 def screened(rng, seed):
     """A row as screening.jsonl has it."""
-    row = {"network": "a-w8", "attack": "badnets", "seed": seed, "screenings": 5}
-    return row | {"among": [1, 3], "kept": [int(rng.integers(6)) for _ in range(2)]}
+    row = {"attack": ("trojan", "none")[seed - 1], "acc": 0.98, "asr": (1.0, None)[seed - 1], "screenings": 5}
+    said = {"suspect": int(rng.integers(100)), "suspicion": round(float(rng.uniform(0, 9)), 4), "stands_out": seed == 1}
+    kept = [int(rng.integers(6)) for _ in range(2)]
+    return row | {"among": [1, 3], "kept": (kept, None)[seed - 1], "of_some": said, "of_all": (None, said)[seed - 1]}
 
 
 def faulty(rng, seed):

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from otbr_jax.report.numbers import NOTHING
+from otbr_jax.report.numbers import NOTHING, percent
 from otbr_jax.report.plots import STYLE
-from otbr_jax.report.rows import Row, field, integer, latest, number, text
+from otbr_jax.report.rows import Row, field, integer, joined, latest, number, text
 from otbr_jax.report.table import Cell, Table
 
 FACTORS = {
@@ -93,12 +93,28 @@ def growth_figure(rows: Sequence[Row]) -> Figure:
 
 
 def screening(rows: Sequence[Row]) -> list[Table]:
-    """A line for each network: how many screenings kept the attacker's class among so many."""
-    names = ("network", "attack", "seed")
-    found = {tuple(str(field(row, name)) for name in names): row for row in rows}.values()
-    among = field(rows[0], "among")
-    lines: list[list[Cell]] = []
-    for row in found:
-        counts = [f"{kept} of {integer(row, 'screenings')}" for kept in field(row, "kept")]
-        lines.append([text(row, "network"), f"{text(row, 'attack')}, seed {integer(row, 'seed')}", *counts])
-    return [Table(("network", "attack", *(f"kept among {each}" for each in among)), lines)]
+    """A line for each victim: how many screenings kept the attacker's class among so many, and what searches say."""
+    among, lines = field(rows[0], "among"), list[list[Cell]]()
+    for row in latest(rows, "attack"):
+        kept = row.values.get("kept") or [None] * len(among)
+        counts = [NOTHING if each is None else f"{each} of {integer(row, 'screenings')}" for each in kept]
+        searches = [_searched(row, name) for name in ("of_some", "of_all")]
+        lines.append(
+            [text(row, "attack"), joined([percent(field(row, name)) for name in ("acc", "asr")]), *counts, *searches]
+        )
+    titles = (
+        "attack",
+        "ACC / ASR",
+        *(f"kept among {each}" for each in among),
+        f"searched: {among[-1]}",
+        "searched: all",
+    )
+    return [Table(titles, lines)]
+
+
+def _searched(row: Row, name: str) -> str:
+    """What a search says, in a cell."""
+    if row.values.get(name) is None:
+        return NOTHING
+    said = f"class {integer(row, f'{name}.suspect')}, {number(row, f'{name}.suspicion', '.1f')}"
+    return said if field(row, f"{name}.stands_out") else f"none ({said})"

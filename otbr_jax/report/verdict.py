@@ -66,10 +66,10 @@ def draw_triggers(mask: np.ndarray, pattern: np.ndarray, judgement: Mapping[str,
       judgement: of `results.summarize`.
     """
     shown = np.argsort(-np.asarray(judgement["suspicion"]))[:20]
-    columns = min(len(shown), 10)
+    columns = min(len(shown), 5)
     rows = -(-len(shown) // columns)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(1.05 * columns, 1.6 * rows), layout="constrained")
+        figure = Figure(figsize=(1.6 * columns, 2.05 * rows), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False)
         for axis in axes.flat:
             axis.set_axis_off()

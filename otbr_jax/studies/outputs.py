@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pathlib
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -11,6 +12,17 @@ from otbr_jax.files import write_text
 from otbr_jax.report import page, plots
 from otbr_jax.studies.results import Repair, scores_table, summarize
 from otbr_jax.victims.examples import one_per_class
+
+
+def replacing(folder: pathlib.Path, defense: str) -> str:
+    """A line if a folder holds the results of another defence, which this one's will replace; else empty."""
+    try:
+        before = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["defense"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return ""
+    return (
+        "" if before == defense else f"{folder}: the results of {before} will be replaced; another workdir keeps both"
+    )
 
 
 def write_outputs(result: Repair) -> None:

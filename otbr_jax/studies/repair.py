@@ -34,7 +34,7 @@ from otbr_jax.runs.run import Run
 from otbr_jax.runs.store import open_workdir
 from otbr_jax.settings import declarations
 from otbr_jax.studies.familiar import check_familiar
-from otbr_jax.studies.outputs import write_outputs
+from otbr_jax.studies.outputs import replacing, write_outputs
 from otbr_jax.studies.repair_config import AnyRepairConfig, clean_augmentation
 from otbr_jax.studies.results import Repair
 from otbr_jax.types import Batch, Network, Variables, check_finite, unchanged
@@ -103,6 +103,9 @@ def repair(
         open_workdir(workdir, subject=subject_of(config), shared=shared) as directory,
         timing.profile(directory.path, wanted=profile) as trace,
     ):
+        folder = directory.path / results
+        if line := replacing(folder, config.defense):
+            say(line)
         varied = unchanged if clean is None else clean_augmentation(config)
         run = Run(config, directory, subject, mesh, layers=defense.layers(config), augment=varied)
         victim = open_victim(run, dataset)
@@ -112,7 +115,6 @@ def repair(
         repaired = defended[config.networks[-1]].value.variables
         check_finite(repaired, name="the repaired network")
         restored = subject.restore(repaired)
-        folder = directory.path / results
         files = [] if subject.template is None else [folder / file_name(subject.template)]
 
         def leave() -> None:
