@@ -56,6 +56,7 @@ def render(
         measured=all(summary["metrics"].values()),
         metrics=words.metrics_table(summary),
         examples=None if examples is None else html.picture(examples),
+        trigger_known=summary.get("config", {}).get("attack", {}).get("name") != "none",
         judged=None if judgement is None else _judged(summary, judgement),
         triggers=None if triggers is None else html.picture(draw_triggers(*triggers, judgement or {})),
         suspicions=_suspicions(judgement or {}),

@@ -32,7 +32,7 @@ STYLE: dict[Any, Any] = {
 
 def predictions(
     clean: np.ndarray,
-    triggered: np.ndarray,
+    triggered: np.ndarray | None,
     labels: np.ndarray,
     before: tuple[np.ndarray, np.ndarray],
     after: tuple[np.ndarray, np.ndarray],
@@ -43,17 +43,18 @@ def predictions(
 
     Args:
       clean: uint8 `[k, h, w, c]`.
-      triggered: the same with the trigger.
+      triggered: the same with the trigger; None where none is known.
       labels: int `[k]`, true classes.
       before: predictions `[k]` of the suspicious network on the clean and on the triggered images.
       after: the same of the repaired network.
       goals: int `[k]`, what the attacker wants of the triggered images.
     """
+    rows = [(clean, "clean")] + ([] if triggered is None else [(triggered, "triggered")])
     columns = len(clean)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(1.05 * columns, 3.5), layout="constrained")
-        axes = figure.subplots(2, columns, squeeze=False)
-        for row, (images, name) in enumerate(((clean, "clean"), (triggered, "triggered"))):
+        figure = Figure(figsize=(1.05 * columns, 1.75 * len(rows)), layout="constrained")
+        axes = figure.subplots(len(rows), columns, squeeze=False)
+        for row, (images, name) in enumerate(rows):
             for column in range(columns):
                 axis = axes[row, column]
                 axis.imshow(displayable(images[column]), cmap="gray", vmin=0, vmax=255, interpolation="nearest")

@@ -46,12 +46,13 @@ def write_outputs(result: Repair) -> None:
 def example_predictions(result: Repair, *, columns: int = 9) -> Figure | None:
     """The first test image of each class that the attacker does not want it to have, with answers before and after.
 
-    None without such images.
+    Where no trigger is known they are clean. None without such images.
     """
     if result.test is None:
         return None
     labels, goals = np.asarray(result.test.labels), np.asarray(result.test.goals)
-    others = np.unique(labels[labels != goals])
+    attacked = result.config.attack.name != "none"
+    others = np.unique(labels[labels != goals] if attacked else labels)
     if len(others) == 0:
         return None
     chosen = one_per_class(labels, list(others))[:columns]
@@ -59,7 +60,7 @@ def example_predictions(result: Repair, *, columns: int = 9) -> Figure | None:
     repaired = found[result.config.networks[-1]]
     return plots.predictions(
         np.asarray(result.test.clean)[chosen],
-        np.asarray(result.test.triggered)[chosen],
+        np.asarray(result.test.triggered)[chosen] if attacked else None,
         labels[chosen],
         (found["victim"].clean[chosen], found["victim"].triggered[chosen]),
         (repaired.clean[chosen], repaired.triggered[chosen]),
