@@ -8,6 +8,8 @@ known to answer; its scores say something beside those of others:
 
     python -m launch.activeness --workdir=DIR --config.model.checkpoint=victim.pt \\
         --config.attack.name=badnets --config.data.name=npz --config.data.path=FILE.npz
+
+and with the `model.name`, `width`, `num_classes` and `image_shape` of that network.
 """
 
 import dataclasses

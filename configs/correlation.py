@@ -9,6 +9,8 @@ your own, with the trigger that it is known to answer:
     python -m launch.correlation --workdir=DIR --config.model.checkpoint=victim.pt "--config.attacks=()" \\
         --config.attack.name=badnets --config.data.name=npz --config.data.path=FILE.npz
 
+and with the `model.name`, `width`, `num_classes` and `image_shape` of that network.
+
 Expected: docs/results/otbr.md, whose rows stand in results/correlation.jsonl.
 """
 

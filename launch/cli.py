@@ -146,7 +146,9 @@ def run(
         if config:
             parse([argument for argument in sys.argv if argument not in HELP])
             settings, file = describe(config.config_type, config.values()), config.file()
-            text += "\n" + helping.settings_help(settings, file=file, whole="--helpfull" in sys.argv)
+            text += "\n" + helping.settings_help(
+                settings, file=file, whole=not {"-helpfull", "--helpfull"}.isdisjoint(sys.argv)
+            )
         try:
             print(text, flush=True)
         except BrokenPipeError:

@@ -18,7 +18,7 @@ WIDTH = 100
 BROUGHT = ("model", "data", "clean")
 """Groups of settings about what somebody brings; they come first."""
 TRAINED = ("attack", "training", "comes_back")
-"""Groups of settings that only a network that is trained here has a use for."""
+"""Groups of settings about networks that are trained here, or whose trigger is known."""
 
 
 def program_help(usage: str, own: Iterable[flags.Flag]) -> str:

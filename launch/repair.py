@@ -1,9 +1,10 @@
 """Repairs a backdoored classifier: `python -m launch.repair [--config=configs/disarm.py] [--workdir=DIR]`.
 
 Without arguments it trains a backdoored network on small images that ship with scikit-learn and repairs it. With
-`--config.model.checkpoint=PATH` (an Orbax checkpoint, a PyTorch or a safetensors file) it repairs that network instead,
-with `--config.model.name=FILE.py:ATTRIBUTE` one of your own code: see configs/own_network.py. Every setting of the
-config file can be changed on the command line, such as `--config.teaching.rounds=3`.
+`--config.model.checkpoint=PATH` (a PyTorch or a safetensors file, or an Orbax checkpoint and its `model.name`) it
+repairs that network instead, with `--config.model.name=FILE.py:ATTRIBUTE` one of your own code: see
+configs/own_network.py. Every setting of the config file can be changed on the command line, such as
+`--config.teaching.rounds=3`.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from launch import cli, hosts
+from launch import bringing, cli, hosts
 from otbr_jax.report.summary import summary_table
 from otbr_jax.studies.repair import repair
-from otbr_jax.studies.repair_config import brought, config_type_of, repair_config_types
+from otbr_jax.studies.repair_config import config_type_of, repair_config_types
 from otbr_jax.studies.results import summarize
 
 CONFIG = cli.define_config("disarm.py", *repair_config_types(), choose=config_type_of)
@@ -29,7 +30,7 @@ HOSTS = hosts.define_hosts()
 def main(arguments: Sequence[str]) -> None:
     """Runs the pipeline, writes its results and prints the summary."""
     del arguments
-    config = brought(CONFIG(), named=CONFIG.named)
+    config = bringing.settings(CONFIG)
     result = repair(config, WORKDIR.value, profile=PROFILE.value, devices=HOSTS.devices())
     print(f"\n{summary_table(summarize(result))}\n")
     for name, what in (

@@ -41,7 +41,7 @@ def _insist() -> None:
 
 def _end(received: signal.Signals) -> None:
     try:
-        scan = any(argument.lstrip("-").startswith("scan") for argument in sys.argv[1:])
+        scan = any(argument.lstrip("-").partition("=")[0] == "scan" for argument in sys.argv if argument[:1] == "-")
         then = "what was printed stands" if scan else "the same command goes on from what is finished"
         print(f"\nerror: {_SAID[received]}; {then}", file=sys.stderr, flush=True)
     finally:

@@ -169,7 +169,7 @@ def taken(step: Step, values: Mapping[str, Any]) -> dict[str, Any]:
 def shortened(step: Step, inputs: Mapping[str, Any]) -> Step:
     """The step as it suits concrete inputs; see `Step.instead`."""
     other = step.instead(step.settings, inputs)
-    return step if other is None else dataclasses.replace(step, run=other)
+    return step if other is None else dataclasses.replace(step, run=other, work=None)
 
 
 def compute(step: Step, setup: Setup, *, key: jax.Array, report: Report | None = None, **taken: Any) -> Any:

@@ -2,16 +2,20 @@
 
 import dataclasses
 
+import jax
 import pytest
 import torch
 from launching import launch
 from torch_networks import PreActBlock, PreActResNet
 
 from otbr_jax import InputError
+from otbr_jax.interop.state_dict import tensor_name, tensor_shape
+from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.runs.checkpoints import save_checkpoint
 from otbr_jax.runs.identify import named
 from otbr_jax.studies.repair_config import RepairConfig, brought
+from otbr_jax.types import named_leaves
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +51,23 @@ def test_a_file_tells_its_network(victim):
     told = {"name": "preact_resnet18", "width": 4, "num_classes": 7, "image_shape": (16, 16, 3)}
     assert named(model) == dataclasses.replace(model, **told)
     assert named(ModelConfig()) == ModelConfig()
+    with pytest.raises(InputError, match=r"^model.width: expected 4, that of the network in .*victim.pt, found 64"):
+        named(dataclasses.replace(model, width=64))
+
+
+def test_what_a_file_tells_besides(tmp_path):
+    """The published width is none; a depth that is not published has to be given; a ViT tells the sides of images."""
+    torch.save(PreActResNet(PreActBlock, (1, 1, 1, 1), 10, 64).state_dict(), tmp_path / "thin.pt")
+    model = ModelConfig(name="", checkpoint=str(tmp_path / "thin.pt"), depth=(1, 1, 1, 1))
+    found = named(model)
+    assert (found.width, found.depth) == (0, (1, 1, 1, 1))
+    vit = ModelConfig(name="vit_b_16", width=64, depth=(1,), image_shape=(64, 64, 3))
+    _, init = registry.build(vit)
+    leaves = named_leaves(init(jax.random.key(0)))
+    tensors = {tensor_name(name): torch.zeros(tensor_shape(name, leaf.shape)) for name, leaf in leaves.items()}
+    torch.save(tensors, tmp_path / "vit.pt")
+    found = named(ModelConfig(name="", checkpoint=str(tmp_path / "vit.pt"), depth=(1,)))
+    assert (found.name, found.image_shape) == ("vit_b_16", (64, 64, 3))
 
 
 def test_what_tells_no_network(tmp_path):

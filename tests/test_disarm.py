@@ -193,7 +193,7 @@ def taught_additive(planted, *, wanted, budget, config):
 def test_nothing_wanted_is_nothing_changed(planted):
     config = TeachingConfig(rounds=2, triggers=2, search=ReachConfig(steps=2, starts=2), steps=2)
     same, info = taught_additive(planted, wanted=False, budget=0.1, config=config)
-    jax.tree.map(np.testing.assert_array_equal, same, planted[1])
+    chex.assert_trees_all_equal(same, planted[1], strict=True)
     assert not info.taught.any()
     one = jnp.zeros(1)
     closing = ShortCuts(one, one, one, one, one, jnp.zeros(1, bool))
@@ -201,12 +201,13 @@ def test_nothing_wanted_is_nothing_changed(planted):
     chex.assert_trees_all_equal(at_once, info, strict=True)
 
 
-def test_a_step_that_has_nothing_to_do_compiles_nothing_large(planted):
-    """Where no class stands out the lessons are not compiled, and the value is the same."""
+def test_lessons_are_compiled_only_where_a_class_stands_out():
+    """Else a smaller function takes their place, which `test_nothing_wanted_is_nothing_changed` compares with them."""
     step = disarm.plan(DisarmSettings())[-2]
     with_it, without = (Suspicion(*[None] * 4, np.array(wanted), None) for wanted in ([[True]], [[False]]))
     assert plan.shortened(step, {"detected": with_it}) == step
-    assert plan.shortened(step, {"detected": without}).run is disarm.leave_alone
+    other = plan.shortened(step, {"detected": without})
+    assert (other.run, other.work) == (disarm.leave_alone, None)
 
 
 def test_searches_in_chunks_are_the_same(planted):

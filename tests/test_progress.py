@@ -40,7 +40,7 @@ def test_a_file_has_a_line_for_each_step_and_a_terminal_bars(stderr):
         assert all(part in said for part in ("\r", "3/3", "loss 1.000"))
         assert said.endswith("class 1 stands out\n")
     else:
-        assert re.fullmatch(r"training: loss 1.000, 0 s\npruning: 0 s\nclass 1 stands out\n", said)
+        assert re.fullmatch(r"training: loss 1.000, \d+ s\npruning: \d+ s\nclass 1 stands out\n", said)
 
 
 def test_a_file_has_a_line_a_minute(monkeypatch, capsys):
@@ -49,10 +49,10 @@ def test_a_file_has_a_line_a_minute(monkeypatch, capsys):
     with progress.progress_bar("training", 2, unit="epoch") as advance:
         advance(loss=0.5)
         for _ in range(500):
-            if "\n" in (said := capsys.readouterr().err):
+            if "epoch 1" in (said := capsys.readouterr().err):
                 break
             time.sleep(0.01)
-    assert said.splitlines()[-1] == "training: epoch 1 of 2, loss 0.500, 0 s"
+    assert re.search(r"^training: epoch 1 of 2, loss 0.500, \d+ s$", said, re.MULTILINE)
 
 
 def test_what_did_not_end_is_not_said_to_have_ended(stderr):

@@ -50,8 +50,8 @@ def verdict(judgement: Mapping[str, Any]) -> str:
     others = [label for label, one in enumerate(judgement["suspicion"]) if one is not None and one >= threshold]
     if judgement["stands_out"] and len(others) > 1:
         others.remove(judgement["suspect"])
-        more = ", ".join(f"{label} ({judgement['suspicion'][label]:.2f})" for label in others)
-        said += f", which class {more} reaches, too"
+        more = " and ".join(f"class {label} ({judgement['suspicion'][label]:.2f})" for label in others)
+        said += f"; above the threshold, too: {more}"
     if judgement.get("p_value") is not None:
         return f"{said}; p-value {judgement['p_value']:.2g}"
     return f"{said}; false-positive rate at this score: {rate}"

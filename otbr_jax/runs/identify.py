@@ -41,24 +41,36 @@ def named(model: ModelConfig) -> ModelConfig:
 
 
 def told(model: ModelConfig) -> ModelConfig:
-    """The settings of the network whose tensors the checkpoint file holds; sides of images and `entry` stay as given.
+    """The settings of the network whose tensors the checkpoint file holds; what no tensor tells stays as given.
 
     Raises:
-      InputError: if there is no checkpoint, it is no file of tensors, or of no network of the registry.
+      InputError: if there is no checkpoint, it is no file of tensors, or of no network of the registry, of that `depth`
+        and, where it is given, that `width`.
     """
     if not model.checkpoint:
         raise InputError("model.checkpoint: expected a file to tell the network from, or a model.name, found neither")
     root = existing(model.checkpoint, name="model.checkpoint")
     if root.is_dir() and not is_tensor_folder(root):
         raise InputError(f"model.name: expected a name, which no Orbax checkpoint tells, found none beside {root}")
-    found = identify(read_tensors(model.checkpoint, name="model.checkpoint").sets)
+    stages = len(model.depth)
+    names = [name for name, made in registry.ARCHITECTURES.items() if stages in (0, len(made.keywords["depth"]))]
+    found = identify(read_tensors(model.checkpoint, name="model.checkpoint").sets, names=names, depth=model.depth)
     if found is None:
         raise InputError(
             f"model.name: expected a name, since the tensors of {root} are those of no network that is known here, "
             "found none; docs/bring.md lists them, and says how to bring another"
         )
-    shape = (*model.image_shape[:2], found.image_shape[2])
-    return dataclasses.replace(found, image_shape=shape, checkpoint=model.checkpoint, entry=model.entry)
+    if model.width not in (0, found.width):
+        raise InputError(f"model.width: expected {found.width}, that of the network in {root}, found {model.width}")
+    usual = ModelConfig().image_shape
+    sides = model.image_shape[:2] if found.image_shape[:2] == usual[:2] else found.image_shape[:2]  # a ViT tells them
+    published = dataclasses.replace(found, width=0)
+    return dataclasses.replace(
+        published if expected_shapes(published) == expected_shapes(found) else found,
+        image_shape=(*sides, found.image_shape[2]),
+        checkpoint=model.checkpoint,
+        entry=model.entry,
+    )
 
 
 def identify(

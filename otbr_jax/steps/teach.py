@@ -257,7 +257,9 @@ def teach(
     undone = jnp.max(course.left) > _VAIN
     beyond = jnp.min(jnp.where(short_cuts.wanted, bank.numbers("beyond")[short_cuts.family], jnp.inf))
     far = jnp.where(undone | ~info.taught[0], 0.0, beyond)
-    params = jax.tree.map(lambda new, old: jnp.where(far > 0, old + far * (new - old), old), course.params, params)
+    params = jax.tree.map(
+        lambda new, old: jnp.where(far > 0, old + far * (new - old), old).astype(old.dtype), course.params, params
+    )
     return {**state, "params": params}, info._replace(undone=undone)
 
 

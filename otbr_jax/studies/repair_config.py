@@ -121,11 +121,12 @@ def brought(config: Any, *, named: Callable[[str], bool]) -> Any:
     data, attack, model = config.data, config.attack, config.model
     if not named("model.name"):
         shape = model.image_shape if named("model.image_shape") else ModelConfig().image_shape
-        model = ModelConfig(name="", image_shape=shape, checkpoint=model.checkpoint, entry=model.entry)
+        width, depth = (getattr(model, name) if named(f"model.{name}") else () for name in ("width", "depth"))
+        model = ModelConfig("", width or 0, depth, shape, checkpoint=model.checkpoint, entry=model.entry)
     return dataclasses.replace(
         config,
         model=model,
-        data=data if named("data.name") else dataclasses.replace(data, name="none"),
+        data=data if named("data.name") or named("data.path") else dataclasses.replace(data, name="none"),
         attack=attack if named("attack") else dataclasses.replace(attack, name="none"),
     )
 
