@@ -157,7 +157,7 @@ def _opened(model: ModelConfig, path: pathlib.Path) -> tuple[ModelConfig, Subjec
         subject = open_network(model)
     except InputError as error:
         try:
-            model = told(model)
+            model = told(dataclasses.replace(model, width=0, depth=()))  # others than the ones expected
         except InputError as nothing:
             raise (error if model.name else nothing) from None
         subject = open_network(model)
