@@ -124,7 +124,8 @@ def _subject(summary: Mapping[str, Any]) -> list[str]:
     found = [summary["defense"].upper()] if "defense" in summary else []
     if model := summary.get("config", {}).get("model"):
         source = os.path.basename(os.path.normpath(model["checkpoint"] or "victim trained here"))
-        found.append(f"{model['name']}, width {model['width']} ({source})")
+        width = f", width {model['width']}" if model["width"] else ""
+        found.append(f"{model['name']}{width} ({source})")
     return found
 
 

@@ -197,7 +197,7 @@ def _line(found: Verdict, chosen: Detector, own: Any, model: ModelConfig) -> dic
     scores = clean_scores(chosen.by) if found.p_value is None and chosen.is_usual(own) else ()
     rate = sum(score >= found.score for score in scores) / len(scores) if scores else None
     return {
-        "network": model.name if ":" in model.name else f"{model.name}, width {model.width}",
+        "network": f"{model.name}, width {model.width}" if model.width else model.name,
         "detector": chosen.name,
         "backdoored": bool(found.backdoored),
         "suspect": found.suspect,
