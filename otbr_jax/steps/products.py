@@ -83,7 +83,7 @@ def in_chunks(array: jax.Array, images: int) -> jax.Array:
 
 
 def ordered(result: jax.Array, axes: tuple[int, ...], spec: tuple[int, ...]) -> jax.Array:
-    """Axes (batch, feature, *spatial) of `result`, put where a convolution's `out_spec` has them."""
+    """Axes `(batch, feature, *spatial)` of `result`, put where a convolution's `out_spec` has them."""
     order = [0] * result.ndim
     for position, axis in zip(spec, axes, strict=True):
         order[position] = axis
