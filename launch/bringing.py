@@ -16,5 +16,5 @@ def settings(config: Config[Any]) -> Any:
     left = [name for name in ("data", "attack") if getattr(found, name) != getattr(given, name)]
     if left:
         names = " and ".join(f"{name}.name={getattr(given, name).name}" for name in left)
-        say(f"{config.file()} is about a victim of its own: {names} do not count here; name them to use them")
+        say(f"{config.file()}: left out what is about its own victim ({names}); name it to use it")
     return found

@@ -170,7 +170,7 @@ def measuring_step(config: AnyRepairConfig) -> Step:
         measure,
         needs(*dict.fromkeys((*names, *more)), "test"),
         {"networks": names, "defense": config.defense, "method": method},
-        "measuring" if candidates is None else f"measuring, {' x '.join(candidates.axes)}",
+        "measuring" if candidates is None else f"measuring each {' x '.join(candidates.axes)}",
         total=1 if candidates is None else candidates.rounds,
         unit="step" if candidates is None else candidates.unit,
         key=ROOT,
