@@ -53,6 +53,8 @@ def test_a_file_tells_its_network(victim):
     assert named(ModelConfig()) == ModelConfig()
     with pytest.raises(InputError, match=r"^model.width: expected 4, that of the network in .*victim.pt, found 64"):
         named(dataclasses.replace(model, width=64))
+    with pytest.raises(InputError, match=r"^model.num_classes: expected 7, that of the network in .*, found 43"):
+        named(dataclasses.replace(model, num_classes=43))
 
 
 def test_what_a_file_tells_besides(tmp_path):

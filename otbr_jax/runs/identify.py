@@ -44,8 +44,8 @@ def told(model: ModelConfig) -> ModelConfig:
     """The settings of the network whose tensors the checkpoint file holds; what no tensor tells stays as given.
 
     Raises:
-      InputError: if there is no checkpoint, it is no file of tensors, or of no network of the registry, of that `depth`
-        and, where it is given, that `width`.
+      InputError: if there is no checkpoint, it is no file of tensors, or of no network of the registry of that `depth`;
+        or its `width` or `num_classes` is another than a given one that is not the default.
     """
     if not model.checkpoint:
         raise InputError("model.checkpoint: expected a file to tell the network from, or a model.name, found neither")
@@ -60,10 +60,13 @@ def told(model: ModelConfig) -> ModelConfig:
             f"model.name: expected a name, since the tensors of {root} are those of no network that is known here, "
             "found none; docs/bring.md lists them, and says how to bring another"
         )
-    if model.width not in (0, found.width):
-        raise InputError(f"model.width: expected {found.width}, that of the network in {root}, found {model.width}")
-    usual = ModelConfig().image_shape
-    sides = model.image_shape[:2] if found.image_shape[:2] == usual[:2] else found.image_shape[:2]  # a ViT tells them
+    usual = ModelConfig()
+    for name in ("width", "num_classes"):
+        given, own = getattr(model, name), getattr(found, name)
+        if given not in (getattr(usual, name), own):
+            raise InputError(f"model.{name}: expected {own}, that of the network in {root}, found {given}")
+    told_sides = found.image_shape[:2] != usual.image_shape[:2]  # by a ViT's positions
+    sides = found.image_shape[:2] if told_sides else model.image_shape[:2]
     published = dataclasses.replace(found, width=0)
     return dataclasses.replace(
         published if expected_shapes(published) == expected_shapes(found) else found,

@@ -31,10 +31,10 @@ def check_subject(root: pathlib.Path, subject: Mapping[str, Any]) -> None:
         names = [name for name in sorted(subject) if found.get(name) != subject[name]]
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"workdir: {file} cannot be read ({error}); choose another workdir") from None
-    for name in names:
+    if names:
         raise InputError(
-            f"workdir: {root} belongs to another config: expected {name} = {subject[name]!r}, "
-            f"found {found.get(name)!r}; choose another workdir"
+            f"workdir: {root} belongs to another config: expected {names[0]} = {subject[names[0]]!r}, "
+            f"found {found.get(names[0])!r}; choose another workdir"
         )
 
 

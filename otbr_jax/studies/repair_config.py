@@ -120,9 +120,9 @@ def brought(config: Any, *, named: Callable[[str], bool]) -> Any:
         return config
     data, attack, model = config.data, config.attack, config.model
     if not named("model.name"):
-        shape = model.image_shape if named("model.image_shape") else ModelConfig().image_shape
-        width, depth = (getattr(model, name) if named(f"model.{name}") else () for name in ("width", "depth"))
-        model = ModelConfig("", width or 0, depth, shape, checkpoint=model.checkpoint, entry=model.entry)
+        sizes = ("width", "depth", "image_shape", "num_classes")
+        given = {name: getattr(model, name) for name in sizes if named(f"model.{name}")}
+        model = ModelConfig(name="", checkpoint=model.checkpoint, entry=model.entry, **given)
     return dataclasses.replace(
         config,
         model=model,

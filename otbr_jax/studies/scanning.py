@@ -157,7 +157,8 @@ def _opened(model: ModelConfig, path: pathlib.Path) -> tuple[ModelConfig, Subjec
         subject = open_network(model)
     except InputError as error:
         try:
-            model = told(dataclasses.replace(model, width=0, depth=()))  # others than the ones expected
+            # Sizes may be others than expected; sides of images no tensor tells.
+            model = told(ModelConfig("", image_shape=model.image_shape, checkpoint=model.checkpoint, entry=model.entry))
         except InputError as nothing:
             raise (error if model.name else nothing) from None
         subject = open_network(model)
