@@ -56,10 +56,10 @@ def told(model: ModelConfig) -> ModelConfig:
     names = [name for name, made in registry.ARCHITECTURES.items() if stages in (0, len(made.keywords["depth"]))]
     found = identify(read_tensors(model.checkpoint, name="model.checkpoint").sets, names=names, depth=model.depth)
     if found is None:
+        at = f" at model.depth={model.depth}" if model.depth else ""
         raise InputError(
-            f"model.name: expected a name, since the tensors of {root} are those of no network that is known here"
-            f"{f' at model.depth={model.depth}' if model.depth else ''}, found none; docs/bring.md lists them, and says "
-            "how to bring another"
+            f"model.name: expected a name, since the tensors of {root} are those of no network that is known here{at}, "
+            "found none; docs/bring.md lists them, and says how to bring another"
         )
     usual = ModelConfig()
     for name in ("width", "num_classes"):
