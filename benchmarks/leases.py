@@ -72,7 +72,7 @@ class Quick(Logged):
 
         with open_workdir(root / "quick", subject={}, shared=True) as directory:
             like = lambda: {"a": jax.ShapeDtypeStruct((1000,), float)}
-            directory.run(self.victim, compute, like=like, config={}, key=None, code="otbr_jax.files")
+            directory.run(self.victim, compute, like=like, config={}, key=None, code="quick")
         time.sleep(random.expovariate(10))
         return {"config": self.settings()}
 

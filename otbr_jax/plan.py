@@ -94,7 +94,6 @@ class Step:
       total: how often `run` reports, or `setup -> how often`.
       unit: of what it reports.
       key: the name that its key is derived from; by default its own, `ROOT` for the run's key as it is.
-      code: more modules whose code its value depends on, beside that of `run`.
       work: `setup -> Work`, from which it is said how long it takes before it starts; None where that is short.
       lighter: the setting that its memory shrinks with.
       check: `(settings, value)`, called on the host; raises InputError, or warns, if it cannot be used.
@@ -111,7 +110,6 @@ class Step:
     total: int | Callable[[Setup], int] = 1
     unit: str = "step"
     key: str | None = None
-    code: tuple[str, ...] = ()
     work: Callable[[Setup], Work] | None = None
     lighter: str = ""
     check: Callable[[Any, Any], None] = lambda settings, value: None

@@ -180,7 +180,6 @@ def plan(config: BCUSettings) -> Plan:
             more=("victim",),
             own=Teaching(method.warmth, tuning.epochs, method.statistics),
             objective=objective,
-            code=(__name__,),
             seen=_network(method.statistics),
             by_epoch=True,
         ),

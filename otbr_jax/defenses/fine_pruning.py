@@ -221,7 +221,6 @@ def plan(config: FinePruningSettings) -> Plan:
             start="pruned",
             more=("pruned",),
             objective=objective,
-            code=(__name__,),
         ),
         changes_step("finetuned"),
     )

@@ -62,7 +62,6 @@ def tuning_step(
     own: Any = None,
     objective: MakeObjective | None = None,
     optimizer: MakeOptimizer = optimizer_of,
-    code: tuple[str, ...] = (),
     seen: Callable[[Network], Network] = lambda network: network,
     by_epoch: bool = False,
 ) -> LongStep:
@@ -80,7 +79,6 @@ def tuning_step(
       own: settings of the objective.
       objective: what is descended; by default the cross-entropy in training mode.
       optimizer: `(config, steps) -> optimizer`.
-      code: modules whose code the value depends on, beside this one's: those of `objective` and `optimizer`.
       seen: the network that the loop is given: how it prepares batches, and whether a pass moves the state.
       by_epoch: whether the objective is also given `epoch`, how many there were.
     """
@@ -133,7 +131,6 @@ def tuning_step(
         total=config.epochs,
         unit="epoch",
         check=check,
-        code=code,
         init=begin,
         body=epoch,
         done=lambda setup, settings, state: finetuning.ended(state.progress, settings.finetuning) | ~state.wanted,

@@ -132,7 +132,7 @@ class Run(Generic[C]):
             like=lambda: jax.eval_shape(partial(plans.compute, step, self.setup), key=key, **inputs),
             config={"settings": step.settings, "setup": self.setup_digest},
             key=key,
-            code=(step.run.__module__, *step.code),
+            code=identity.step_digest(step),
             parents=tuple(stages[name] for name in step.needs.values()),
             check=partial(step.check, step.settings),
         )

@@ -174,7 +174,6 @@ def measuring_step(config: AnyRepairConfig) -> Step:
         total=1 if candidates is None else candidates.rounds,
         unit="step" if candidates is None else candidates.unit,
         key=ROOT,
-        code=(config.way.plan.__module__,),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,12 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from otbr_jax import plan as plans
-from otbr_jax.attacks.attack import CleanNetwork, Materials
+from otbr_jax.attacks.attack import Assets, CleanNetwork, Materials
 from otbr_jax.attacks.registry import ATTACKS
 from otbr_jax.data.sources import Dataset
 from otbr_jax.errors import InputError
 from otbr_jax.graph.graph import Layer, NeuronGraph
-from otbr_jax.plan import Setup, Step, needs
+from otbr_jax.plan import Report, Setup, Step, needs
 from otbr_jax.runs.identity import content_digest
 from otbr_jax.runs.orbax_folder import load_variables
 from otbr_jax.runs.run import Run, givens
@@ -45,7 +46,7 @@ def trigger_stage(run: Run, dataset: Dataset, *, clean: Stage | None = None) -> 
         like = jax.eval_shape(partial(plans.compute, step, run.setup), key=run.key("attack"), **inputs)
         assets = load_variables(config.assets, like, name="attack.assets")
         return run.directory.run(
-            "attack", lambda: assets, like=lambda: assets, config=content_digest(assets), key=None, code=__name__
+            "attack", lambda: assets, like=lambda: assets, config=content_digest(assets), key=None, code=""
         )
     if run.subject.variables is not None:
         raise InputError(
@@ -67,19 +68,23 @@ def _making(run: Run, dataset: Dataset, clean: Stage | None) -> tuple[Step, dict
     if attack.needs_clean_network:
         given["clean"] = run.subject.like if clean is None else clean.value["variables"]
 
-    def make(setup: Setup, settings: Any, *, key: Any, report: Any, images: Any, labels: Any, clean: Any = None) -> Any:
-        del settings
-        network = None if clean is None else clean_network(setup, clean)
-        materials = Materials(images, labels, config.target, network, setup.network.num_classes)
-        return attack.make(materials, key, config.own, report)  # type: ignore[misc]
-
     settings = {"name": config.name, "settings": config.own}
     if attack.needs_clean_network:
         settings["target"] = config.target
     title = f"making {config.name}"
-    code = (attack.make.__module__,)
-    step = Step("attack", make, needs(*given), settings, title, total=attack.steps(config.own), code=code)
-    return step, given
+    make = partial(_make, attack.make, config.target)
+    return Step("attack", make, needs(*given), settings, title, total=attack.steps(config.own)), given
+
+
+def _make(
+    make: Callable[..., Assets], target: int, setup: Setup, settings: Any, *,
+    key: jax.Array, report: Report | None, images: jax.Array, labels: jax.Array, clean: Variables | None = None,
+) -> Assets:  # fmt: skip
+    """The arrays of an attack's trigger."""
+    network = None if clean is None else clean_network(setup, clean)
+    return make(
+        Materials(images, labels, target, network, setup.network.num_classes), key, settings["settings"], report
+    )
 
 
 def classifier(graph: NeuronGraph, num_classes: int) -> Layer:

@@ -12,14 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from otbr_jax.attacks import poisoning
-from otbr_jax.attacks.attack import Assets, InTraining, Trigger, goals
-from otbr_jax.attacks.registry import ATTACKS, AttackConfig, poisoner, trigger
+from otbr_jax.attacks.attack import Assets, Attack, InTraining, Trigger, goals
+from otbr_jax.attacks.registry import ATTACKS, AttackConfig, poisoner, trigger, trigger_of
 from otbr_jax.data.sources import Dataset, Images
 from otbr_jax.errors import InputError
 from otbr_jax.metrics import Metrics, evaluate_predictions
 from otbr_jax.paths import local_path
+from otbr_jax.runs.code import code_digest
 from otbr_jax.runs.devices import replicate
-from otbr_jax.runs.identity import content_digest
+from otbr_jax.runs.identity import content_digest, program_digest
 from otbr_jax.runs.networks import Subject
 from otbr_jax.runs.progress import progress_bar
 from otbr_jax.runs.provenance import hardware
@@ -96,7 +97,7 @@ def open_victim(run: Run, dataset: Dataset | None) -> Victim:
         like=lambda: {"variables": variables},
         config=content_digest(variables),
         key=None,
-        code=__name__,
+        code="",
     )
     if dataset is None or config.attack.name == "none":
         return Victim({"victim": stage}, None)
@@ -154,15 +155,16 @@ def _victim_stage(run: Run, dataset: Dataset, attack: Stage | None, *, clean: St
     init, assets = run.subject.init, attack.value if attack else {}
     init_key, poison_key, train_key = jax.random.split(key, 3)
     precision = str(training.compute_dtype(config.training.precision, run.mesh))
+    made = ATTACKS.get(config.attack.name)
 
     def compute(progress: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
-        data, in_training, poisoned = _training_set(run, train, assets, poison_key, clean)
+        data, in_training, poisoned = _training_set(made, run, train, assets, poison_key, clean)
         start, data, placed, key = replicate((jax.jit(init)(init_key), data, dict(assets), train_key), run.mesh)
         title = "training a clean network" if config.attack.name == "none" else f"training: {config.attack.name}"
         with progress_bar(title, config.training.epochs, unit="epoch") as advance:
             found = training.train(
                 run.shared_network, start, data, key=key, config=config.training, mesh=run.mesh,
-                assets=placed, attack=in_training, measure=_measure(run, dataset.test), on_epoch=advance,
+                assets=placed, attack=in_training, measure=_measure(made, run, dataset.test), on_epoch=advance,
                 progress=progress,
             )  # fmt: skip
         value = {"variables": found.variables, "history": found.history._asdict(), "poisoned": np.int32(poisoned)}
@@ -179,6 +181,7 @@ def _victim_stage(run: Run, dataset: Dataset, attack: Stage | None, *, clean: St
 
     settings = {
         "network": run.network_digest,
+        "init": program_digest(init, key),
         "model": dataclasses.asdict(config.model),
         "data": [content_digest(train), content_digest(dataset.test), config.data.mean, config.data.std],
         "attack": config.attack.settings(),
@@ -186,31 +189,38 @@ def _victim_stage(run: Run, dataset: Dataset, attack: Stage | None, *, clean: St
     }
     parents = tuple(stage for stage in (attack, clean) if stage)
     return run.directory.run_long(
-        "victim", compute, like=like, config=settings, key=key, code=__name__, parents=parents
+        "victim",
+        compute,
+        like=like,
+        config=settings,
+        key=key,
+        parents=parents,
+        # Of this attack alone: a change of another one trains no victim anew.
+        code=code_digest(made, training.train, _training_set, _measure),
     )
 
 
 def _training_set(
-    run: Run, train: Images, assets: Assets, key: jax.Array, clean: Stage | None
+    attack: Attack | None, run: Run, train: Images, assets: Assets, key: jax.Array, clean: Stage | None
 ) -> tuple[TrainingSet, InTraining | None, int]:
     """The data to learn from, what the attack does in training, and how many images (of an epoch) are poisoned."""
     config, images, labels = run.config.attack, jnp.asarray(train.images), jnp.asarray(train.labels)
     wanted = attacker_goals(config, labels, run.network.num_classes)
-    if config.name == "none":
+    if attack is None:
         return TrainingSet(images, labels, wanted), None, 0
-    attack = ATTACKS[config.name]
     if attack.in_training is not None:
         count = poisoning.poisoned_count(len(labels), config)
         return TrainingSet(images, labels, wanted), attack.in_training(config.poisoning_ratio, config.own), count
     network = None if clean is None else clean_network(run.setup, clean.value["variables"])
     poisoned = poisoning.poison(
-        images, labels, trigger(config, assets), key=key, config=config, num_classes=run.network.num_classes,
-        change=poisoner(config, assets, network) if attack.poison is not None else None,
+        images, labels, trigger_of(attack, config.own, assets), key=key, config=config,
+        num_classes=run.network.num_classes,
+        change=poisoner(attack, config.own, assets, network) if attack.poison is not None else None,
     )  # fmt: skip
     return TrainingSet(poisoned.images, poisoned.labels, wanted), None, int(poisoned.poisoned.sum())
 
 
-def _measure(run: Run, test: Images) -> Callable[[Variables, Assets], Metrics]:
+def _measure(made: Attack | None, run: Run, test: Images) -> Callable[[Variables, Assets], Metrics]:
     """ACC and ASR of a network under training; ASR is NaN without an attack."""
     config, network = run.config.attack, run.shared_network
     images, labels, key = replicate((test.images, test.labels, run.key("trigger")), run.mesh)
@@ -218,9 +228,9 @@ def _measure(run: Run, test: Images) -> Callable[[Variables, Assets], Metrics]:
     @jax.jit
     def measure(variables: Variables, assets: Assets, images: jax.Array, labels: jax.Array) -> Metrics:
         clean = answers(network, variables, images)
-        if config.name == "none":
+        if made is None:
             return Metrics(jnp.mean(clean == labels), jnp.nan, jnp.nan)  # type: ignore[arg-type]
-        put = trigger(config, assets)
+        put = trigger_of(made, config.own, assets)
         with_trigger = dataclasses.replace(network, prepare=lambda batch: network.prepare(put(batch, key)))
         triggered = answers(with_trigger, variables, images)
         wanted = attacker_goals(config, labels, run.network.num_classes)
