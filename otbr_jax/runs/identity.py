@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from otbr_jax.graph.evaluate import parts
 from otbr_jax.plan import Setup
 from otbr_jax.types import Network, Variables, named_leaves
 
@@ -113,11 +114,8 @@ def _constants(program: Any) -> list[Any]:
     found = [value for value in getattr(program, "consts", ()) if _is_array(value)]
     for equation in getattr(program, "jaxpr", program).eqns:
         found += [atom.val for atom in equation.invars if hasattr(atom, "val") and _is_array(atom.val)]
-        for value in equation.params.values():
-            inner = value if isinstance(value, (tuple, list)) else (value,)
-            for part in inner:
-                if hasattr(part, "eqns") or hasattr(part, "jaxpr"):
-                    found += _constants(part)
+        for part in parts(equation):
+            found += _constants(part)
     return found
 
 
