@@ -13,7 +13,7 @@ import pytest
 import rewriting
 
 from otbr_jax.defenses.tuning import tuning_step
-from otbr_jax.plan import Setup, Step, needs
+from otbr_jax.plan import Setup, Shown, Step, needs
 from otbr_jax.runs import identity
 from otbr_jax.runs.code import code_digest
 from otbr_jax.steps.finetune import FinetuningConfig
@@ -206,7 +206,9 @@ def test_how_a_step_is_shown_does_not_count():
     def run(setup: Setup, settings, *, key, report):
         return key
 
-    assert identity.step_digest(Step("s", run, title="one")) == identity.step_digest(Step("s", run, title="other"))
+    assert identity.step_digest(Step("s", run, shown=Shown("one"))) == identity.step_digest(
+        Step("s", run, shown=Shown("other"))
+    )
 
 
 def test_code_that_calls_itself_has_an_end():

@@ -11,7 +11,7 @@ import numpy as np
 
 from otbr_jax.defenses.defense import Outcome, count_neurons, settled
 from otbr_jax.errors import InputError
-from otbr_jax.plan import LongStep, Setup, Step, needs
+from otbr_jax.plan import LongStep, Setup, Shown, Step, needs
 from otbr_jax.steps import finetune as finetuning
 from otbr_jax.steps.finetune import FinetuningConfig, MakeOptimizer, optimizer_of
 from otbr_jax.steps.objective import Objective
@@ -127,14 +127,12 @@ def tuning_step(
         tuned,
         needs(*more, start=start, clean=clean) | ({"judged": judged} if judged else {}),
         TuningSettings(config, own),
-        title,
-        total=config.epochs,
-        unit="epoch",
         check=check,
         init=begin,
         body=epoch,
         done=lambda setup, settings, state: finetuning.ended(state.progress, settings.finetuning) | ~state.wanted,
         count=lambda state: state.progress.epochs,
+        shown=Shown(title, total=config.epochs, unit="epoch"),
     )
 
 
@@ -182,7 +180,7 @@ def takes_clean(batch_sizes: Callable[[Any], Mapping[str, int]]) -> Callable[...
 
 def changes_step(repaired: str) -> Step:
     """The step `changes`: by how much each neuron's weights moved, `{layer name: [neurons]}`."""
-    return Step("changes", _changes, needs("victim", repaired=repaired), title="what moved")
+    return Step("changes", _changes, needs("victim", repaired=repaired), shown=Shown("what moved"))
 
 
 def _changes(setup: Setup, settings: None, *, victim: Variables, repaired: Any, **_: Any) -> dict[str, jax.Array]:

@@ -16,14 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from otbr_jax.graph.evaluate import parts
 from otbr_jax.plan import Setup, Step
 from otbr_jax.runs.code import code_digest
 from otbr_jax.types import Network, Variables, named_leaves
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-
-SHOWING = ("title", "total", "unit", "work", "lighter", "tell")
-"""The fields of a step that say how it is shown: a change of theirs leaves its value as it is."""
 
 PACKAGES = ("otbr_jax", "jax", "jaxlib", "flax", "optax", "ott-jax", "orbax-checkpoint", "numpy")
 COMPUTING = ("jax", "jaxlib", "optax", "ott-jax")
@@ -109,11 +107,8 @@ def _constants(program: Any) -> list[Any]:
     found = [value for value in getattr(program, "consts", ()) if _is_array(value)]
     for equation in getattr(program, "jaxpr", program).eqns:
         found += [atom.val for atom in equation.invars if hasattr(atom, "val") and _is_array(atom.val)]
-        for value in equation.params.values():
-            inner = value if isinstance(value, (tuple, list)) else (value,)
-            for part in inner:
-                if hasattr(part, "eqns") or hasattr(part, "jaxpr"):
-                    found += _constants(part)
+        for part in parts(equation):
+            found += _constants(part)
     return found
 
 
@@ -123,7 +118,7 @@ def _is_array(value: Any) -> bool:
 
 def step_digest(step: Step) -> str:
     """A hash of the code that a step can reach, from whatever it holds; not of how it is shown."""
-    held = {field.name: getattr(step, field.name) for field in dataclasses.fields(step) if field.name not in SHOWING}
+    held = {field.name: getattr(step, field.name) for field in dataclasses.fields(step) if field.name != "shown"}
     computing = [held[name] for name in ("run", "init", "body", "done", "count") if name in held]
     return code_digest(held, Setup, entry=computing)
 

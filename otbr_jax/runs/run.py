@@ -136,7 +136,7 @@ class Run(Generic[C]):
             parents=tuple(stages[name] for name in step.needs.values()),
             check=partial(step.check, step.settings),
         )
-        if line := step.tell(step.settings, stage.value):
+        if line := step.shown.tell(step.settings, stage.value):
             say(line)
         return stage
 
@@ -144,14 +144,14 @@ class Run(Generic[C]):
         """One program, with a clock; devices have copies of everything but what they share."""
         del progress
         step = plans.shortened(step, inputs)
-        total = step.total(self.setup) if callable(step.total) else step.total
+        shown = step.shown
         ahead.say(step, self._setup, inputs.get("victim"), devices=self.mesh.size)
-        with step_progress(step.title, total, unit=step.unit) as report:
+        with step_progress(shown.title, shown.count(self.setup), unit=shown.unit) as report:
             began = time.perf_counter()
             key, inputs = jax.block_until_ready(replicate((key, dict(inputs)), self.mesh))
             moved = time.perf_counter() - began
             program = self._program(step, report).lower(key=key, **inputs).compile()
-            memory.warn(step.name, memory.megabytes(program), lighter=step.lighter)
+            memory.warn(step.name, memory.megabytes(program), lighter=step.shown.lighter)
             value = jax.block_until_ready(program(key=key, **inputs))
             jax.effects_barrier()  # the last parts that a bar counts
         return value, {"megabytes": memory.megabytes(program), "transfer": moved}
@@ -178,7 +178,7 @@ class Run(Generic[C]):
         def first(program: Any, *state: Any, **inputs: Any) -> Any:
             compiled = program.lower(*state, **inputs).compile()
             found.append(memory.megabytes(compiled))
-            memory.warn(step.name, found[-1], lighter=step.lighter)
+            memory.warn(step.name, found[-1], lighter=step.shown.lighter)
             return compiled(*state, **inputs)
 
         def one_round(state: Any) -> Any:
@@ -186,8 +186,8 @@ class Run(Generic[C]):
             call = body if len(found) > 1 else partial(first, body)
             return call(state, key=key, **inputs)
 
-        total = step.total(self.setup) if callable(step.total) else step.total
-        with progress_bar(step.title, total, unit=step.unit) as advance:
+        shown = step.shown
+        with progress_bar(shown.title, shown.count(self.setup), unit=shown.unit) as advance:
             state = rounds(
                 on_devices(first(begin, key=key, **inputs)),
                 one_round,

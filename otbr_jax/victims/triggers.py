@@ -15,7 +15,7 @@ from otbr_jax.attacks.registry import ATTACKS
 from otbr_jax.data.sources import Dataset
 from otbr_jax.errors import InputError
 from otbr_jax.graph.graph import Layer, NeuronGraph
-from otbr_jax.plan import Report, Setup, Step, needs
+from otbr_jax.plan import Report, Setup, Shown, Step, needs
 from otbr_jax.runs.identity import content_digest
 from otbr_jax.runs.orbax_folder import load_variables
 from otbr_jax.runs.run import Run, givens
@@ -73,7 +73,7 @@ def _making(run: Run, dataset: Dataset, clean: Stage | None) -> tuple[Step, dict
         settings["target"] = config.target
     title = f"making {config.name}"
     make = partial(_make, attack.make, config.target)
-    return Step("attack", make, needs(*given), settings, title, total=attack.steps(config.own)), given
+    return Step("attack", make, needs(*given), settings, shown=Shown(title, total=attack.steps(config.own))), given
 
 
 def _make(
