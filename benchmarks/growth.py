@@ -30,6 +30,7 @@ from otbr_jax.defenses import otbr
 from otbr_jax.defenses.otbr import OTBRConfig
 from otbr_jax.detectors.short_cuts import PicturesConfig, make_pictures
 from otbr_jax.files import write_figure
+from otbr_jax.inversion import ReachConfig, Screened, minimal_triggers
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.plan import Setup
@@ -42,11 +43,10 @@ from otbr_jax.steps import transport
 from otbr_jax.steps.convolutions import channels_last
 from otbr_jax.steps.fuse import FusionConfig
 from otbr_jax.steps.margin import MarginConfig, largest_margins
-from otbr_jax.steps.reach import ReachConfig, Screened, reach_costs
 from otbr_jax.steps.teach import ShortCuts, TeachingConfig, teach
 from otbr_jax.steps.transport import TransportConfig
 from otbr_jax.steps.unlearn import UnlearningConfig
-from otbr_jax.triggers import FAMILIES, Bank
+from otbr_jax.triggers import FAMILIES, FamilySwitch
 from otbr_jax.types import Batch, split
 
 RESULTS = flags.DEFINE_string("results", str(ROOT / "results" / "growth.jsonl"), "File of the rows.")
@@ -80,13 +80,13 @@ def programs(*, width: int, depth: int, batch: int, classes: int, side: int) -> 
     variables = jax.jit(registry.build(model)[1])(KEY)
     images = jax.random.uniform(KEY, (batch, side, side, 3))
     pictures = Batch(images, jnp.arange(batch) % classes)
-    bank = Bank(tuple(FAMILIES[name] for name in FEW), network.image_shape)
+    switch = FamilySwitch(tuple(FAMILIES[name] for name in FEW), network.image_shape)
     search = ReachConfig(steps=1, images=batch // 2, starts=8, finalists=1)
     every = Screened(jnp.arange(classes), jnp.zeros((len(FEW), classes), jnp.int32))
     margin = MarginConfig(steps=2, images=batch // 4)
 
     def searched(variables: Any, pictures: Batch) -> Any:
-        return reach_costs(network, variables, pictures, bank, every, key=KEY, config=search)
+        return minimal_triggers(network, variables, pictures, switch, every, key=KEY, config=search)
 
     def margins(variables: Any) -> Any:
         return largest_margins(network, variables, key=KEY, config=margin)
@@ -98,7 +98,7 @@ def programs(*, width: int, depth: int, batch: int, classes: int, side: int) -> 
         "pictures": (partial(made, setup), (variables,), 1),
         "search": (searched, (variables, pictures), len(FEW)),
         "margins": (margins, (variables,), 2),
-        "lessons": (partial(taught, setup, bank, batch), (variables, pictures), 1),
+        "lessons": (partial(taught, setup, switch, batch), (variables, pictures), 1),
     }
 
 
@@ -140,7 +140,7 @@ def made(setup: Setup, variables: Any) -> Any:
     return make_pictures(setup, PicturesConfig(made=128, images=64), victim=variables, key=KEY, report=None)
 
 
-def taught(setup: Setup, bank: Bank, batch: int, variables: Any, pictures: Batch) -> Any:
+def taught(setup: Setup, switch: FamilySwitch, batch: int, variables: Any, pictures: Batch) -> Any:
     """A round of lessons against additive triggers."""
     config = TeachingConfig(
         rounds=1, triggers=2, search=ReachConfig(steps=2, images=batch // 2, starts=8), steps=2, batch_size=batch
@@ -148,8 +148,8 @@ def taught(setup: Setup, bank: Bank, batch: int, variables: Any, pictures: Batch
     # What the network answers anyway: such triggers work, so that there always is a lesson.
     target = jnp.argmax(jnp.sum(setup.network.answer(variables, pictures.images), axis=0))[None]
     additive, large = jnp.ones(1, jnp.int32), jnp.array([0.4])
-    closing = ShortCuts(additive, target, large, large, jnp.zeros((1, bank.size)), jnp.array([True]))
-    return teach(setup.network, variables, pictures, bank, closing, key=KEY, config=config)
+    closing = ShortCuts(additive, target, large, large, jnp.zeros((1, switch.length)), jnp.array([True]))
+    return teach(setup.network, variables, pictures, switch, closing, key=KEY, config=config)
 
 
 def transported(neurons: int) -> Program:

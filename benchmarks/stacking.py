@@ -31,13 +31,13 @@ from otbr_jax.defenses import disarm, otbr
 from otbr_jax.defenses.disarm import DisarmSettings
 from otbr_jax.defenses.otbr import OTBRConfig
 from otbr_jax.detectors.short_cuts import PicturesConfig
+from otbr_jax.inversion import ReachConfig
 from otbr_jax.models.registry import ModelConfig, build
 from otbr_jax.plan import Plan
 from otbr_jax.report.rows import append_row
 from otbr_jax.runs.devices import batch_mesh
 from otbr_jax.runs.provenance import ROOT, provenance
 from otbr_jax.steps.margin import MarginConfig
-from otbr_jax.steps.reach import ReachConfig
 from otbr_jax.steps.teach import TeachingConfig
 from otbr_jax.types import Network, Variables
 from otbr_jax.victims import training

@@ -24,6 +24,7 @@ from otbr_jax import plan as plans
 from otbr_jax.data import sources
 from otbr_jax.data.sources import DataConfig
 from otbr_jax.defenses.otbr import OTBRConfig
+from otbr_jax.inversion import ReachConfig
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.report.rows import append_row
@@ -31,7 +32,6 @@ from otbr_jax.runs import ahead
 from otbr_jax.runs.memory import megabytes
 from otbr_jax.runs.networks import open_network
 from otbr_jax.runs.provenance import ROOT, provenance
-from otbr_jax.steps.reach import ReachConfig
 from otbr_jax.steps.teach import TeachingConfig
 from otbr_jax.steps.unlearn import UnlearningConfig
 from otbr_jax.studies.repair_config import RepairConfig

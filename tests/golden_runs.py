@@ -29,11 +29,11 @@ from otbr_jax.defenses import otbr_plus, tsbd
 from otbr_jax.defenses.tsbd import TSBDConfig
 from otbr_jax.detectors.judge import SuspicionConfig
 from otbr_jax.graph.graph import Vector
+from otbr_jax.inversion import InversionConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.steps.finetune import FinetuningConfig
 from otbr_jax.steps.harden import PatchingConfig
 from otbr_jax.steps.images import SyntheticConfig
-from otbr_jax.steps.search import InversionConfig
 from otbr_jax.steps.select import SelectionConfig
 from otbr_jax.steps.unlearn import CleanUnlearningConfig
 from otbr_jax.studies.repair import repair

@@ -9,11 +9,11 @@ import pytest
 from otbr_jax import plan as plans
 from otbr_jax.defenses.disarm import DEFENSE, DisarmSettings
 from otbr_jax.defenses.otbr import OTBRConfig, plan
+from otbr_jax.inversion import ReachConfig
 from otbr_jax.models.registry import ModelConfig, build
 from otbr_jax.runs import ahead, memory
 from otbr_jax.runs.networks import open_network
 from otbr_jax.steps.passing import passing
-from otbr_jax.steps.reach import ReachConfig
 
 MODEL = ModelConfig("preact_resnet10", width=2, image_shape=(8, 8, 1), num_classes=4)
 

@@ -21,6 +21,7 @@ from otbr_jax.detectors.registry import DETECTORS
 from otbr_jax.detectors.short_cuts import DetectionConfig, PicturesConfig, ShortCutsSettings
 from otbr_jax.graph.cut import cut
 from otbr_jax.graph.graph import NeuronGraph
+from otbr_jax.inversion import ReachConfig
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.report.calibration import clean_scores, p_value
@@ -34,7 +35,6 @@ from otbr_jax.runs.networks import open_network
 from otbr_jax.runs.run import Run
 from otbr_jax.runs.store import open_workdir
 from otbr_jax.steps.margin import MarginConfig
-from otbr_jax.steps.reach import ReachConfig
 from otbr_jax.studies.bench import Cell, Grid
 from otbr_jax.studies.detection import DetectorCell, detected_by
 from otbr_jax.studies.inspection import inspect

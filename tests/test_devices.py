@@ -14,6 +14,7 @@ from otbr_jax.defenses import disarm
 from otbr_jax.defenses.otbr import OTBRConfig
 from otbr_jax.defenses.otbr import plan as otbr_plan
 from otbr_jax.detectors.short_cuts import DetectionConfig, PicturesConfig
+from otbr_jax.inversion import ReachConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.plan import set_up
 from otbr_jax.runs.devices import (
@@ -28,7 +29,6 @@ from otbr_jax.runs.devices import (
 from otbr_jax.runs.networks import open_network
 from otbr_jax.steps.answers import answers
 from otbr_jax.steps.margin import MarginConfig
-from otbr_jax.steps.reach import ReachConfig
 from otbr_jax.steps.teach import TeachingConfig
 from otbr_jax.steps.unlearn import UnlearningConfig
 from otbr_jax.victims.training import TrainingConfig, TrainingSet, programs

@@ -16,16 +16,17 @@ from otbr_jax.defenses.disarm import DisarmSettings, short_cuts
 from otbr_jax.detectors import short_cuts as detecting
 from otbr_jax.detectors.out_of_line import ANSWERS, MARGIN, USUAL, Suspicion, out_of_line, suspect_by_short_cuts
 from otbr_jax.detectors.short_cuts import DetectionConfig, PicturesConfig
+from otbr_jax.inversion import MinimalTriggers, ReachConfig, minimal_triggers
+from otbr_jax.inversion.minimal import at_once
 from otbr_jax.runs.networks import check_classes
 from otbr_jax.steps.margin import MarginConfig, largest_margins
 from otbr_jax.steps.passing import passing
 from otbr_jax.steps.procedural import balanced, procedural
-from otbr_jax.steps.reach import ReachConfig, Reached, at_once, reach_costs
 from otbr_jax.steps.screen import screen
 from otbr_jax.steps.teach import ShortCuts, TeachingConfig, teach, untaught
 from otbr_jax.studies.repair_config import repaired_by
 from otbr_jax.studies.results import summarize
-from otbr_jax.triggers import FAMILIES, Bank
+from otbr_jax.triggers import FAMILIES, FamilySwitch
 
 SHAPE = (12, 12, 3)
 
@@ -80,7 +81,7 @@ def test_of_two_classes_none_stands_out():
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_trigger_stays_within_its_budget(name, pictures):
-    family, bank = FAMILIES[name], Bank(tuple(FAMILIES.values()), SHAPE)
+    family, switch = FAMILIES[name], FamilySwitch(tuple(FAMILIES.values()), SHAPE)
     index = [*FAMILIES].index(name)
     latent = jax.tree.map(lambda leaf: 3 * leaf + 0.1, family.init(jax.random.key(1), SHAPE))
     low, high = family.bounds
@@ -96,10 +97,10 @@ def test_a_trigger_stays_within_its_budget(name, pictures):
             assert jnp.mean(jnp.abs(change)) <= 1.001 * budget
         elif name != "warp":
             assert jnp.max(jnp.sqrt(jnp.mean(change**2, axis=(1, 2, 3)))) <= 1.001 * budget
-        # A bank of all families does the same with a row of numbers.
-        row = jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(latent)])
-        row = jnp.pad(row, (0, bank.size - len(row)))
-        np.testing.assert_allclose(bank.apply(jnp.int32(index), row, budget, middle), after, atol=1e-6)
+        # A switch of all families does the same with a flat latent.
+        flat = jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(latent)])
+        flat = jnp.pad(flat, (0, switch.length - len(flat)))
+        np.testing.assert_allclose(switch[jnp.int32(index)].apply(middle, flat, budget), after, atol=1e-6)
     small, large = (jnp.mean(jnp.abs(apply(middle, latent, b) - middle)) for b in (family.start / 4, family.start))
     assert small < large
 
@@ -134,26 +135,26 @@ def planted(pictures):
     return network, variables, Batch(pictures, jnp.argmax(network.answer(variables, pictures), -1).astype(jnp.int32))
 
 
-def searched(network, variables, batch, bank, config):
+def searched(network, variables, batch, switch, config):
     """Screened and searched with one key."""
     key, answers = jax.random.key(0), jnp.bincount(batch.labels, length=network.num_classes) / len(batch.labels)
-    screened = screen(network, variables, batch, answers, bank, key=key, config=config)
-    return reach_costs(network, variables, batch, bank, screened, key=key, config=config)
+    screened = screen(network, variables, batch, answers, switch, key=key, config=config)
+    return minimal_triggers(network, variables, batch, switch, screened, key=key, config=config)
 
 
 def test_a_planted_short_cut_is_found_and_taught_away(planted):
     network, variables, batch = planted
-    bank = Bank((FAMILIES["patch"], FAMILIES["additive"], FAMILIES["warp"]), SHAPE)
+    switch = FamilySwitch((FAMILIES["patch"], FAMILIES["additive"], FAMILIES["warp"]), SHAPE)
     config = ReachConfig(steps=30, starts=8, finalists=2)
-    found = jax.jit(lambda v: searched(network, v, batch, bank, config))(variables)
-    assert found.cost.shape == (3, 4)
-    assert jnp.argmin(found.cost[1]) == 1
+    found = jax.jit(lambda v: searched(network, v, batch, switch, config))(variables)
+    assert found.size.shape == (3, 4)
+    assert jnp.argmin(found.size[1]) == 1
     margins = largest_margins(network, variables, key=jax.random.key(2), config=MarginConfig(steps=20, images=2))
     assert jnp.argmax(margins) == 1
     answers = jnp.bincount(batch.labels, length=4) / len(batch.labels)
     families = ("patch", "additive", "warp")
     rule = {"families": families, "threshold": 0.5, "share": 0.1, "budget": 0.6, "closed": "suspect"}
-    suspicion = suspect_by_short_cuts(found.cost, margins, answers, **rule)
+    suspicion = suspect_by_short_cuts(found.size, margins, answers, **rule)
     assert (suspicion.suspect, bool(suspicion.stands_out), bool(suspicion.wanted[1, 1])) == (1, True, True)
 
     stamped = jnp.clip(batch.images + 0.03 * HIDDEN, 0, 1)
@@ -164,7 +165,7 @@ def test_a_planted_short_cut_is_found_and_taught_away(planted):
 
     lessons = TeachingConfig(rounds=5, triggers=4, search=config, steps=150, batch_size=32, learning_rate=1e-1)
     taught, info = jax.jit(
-        lambda v, closing: teach(network, v, batch, bank, closing, key=jax.random.key(1), config=lessons)
+        lambda v, closing: teach(network, v, batch, switch, closing, key=jax.random.key(1), config=lessons)
     )(variables, short_cuts(suspicion._replace(wanted=suspicion.wanted.at[::2].set(False)), found, families))
     assert turned(variables) > 0.6
     assert turned(taught) < 0.5 * turned(variables)
@@ -177,15 +178,15 @@ def test_a_planted_short_cut_is_found_and_taught_away(planted):
 def taught_additive(planted, *, wanted, budget, config):
     """(variables, info) of the planted network, after lessons against class 1's additive triggers if `wanted`."""
     network, variables, batch = planted
-    bank = Bank((FAMILIES["additive"],), SHAPE)
+    switch = FamilySwitch((FAMILIES["additive"],), SHAPE)
     zero, one = jnp.array([0]), jnp.array([1])
     closing = ShortCuts(
-        zero, one, jnp.array([budget]), jnp.array([budget]), jnp.ones((1, bank.size)), jnp.array([wanted])
+        zero, one, jnp.array([budget]), jnp.array([budget]), jnp.ones((1, switch.length)), jnp.array([wanted])
     )
 
     @jax.jit
     def lessons(variables):
-        return teach(network, variables, batch, bank, closing, key=jax.random.key(0), config=config)
+        return teach(network, variables, batch, switch, closing, key=jax.random.key(0), config=config)
 
     return lessons(variables)
 
@@ -212,12 +213,12 @@ def test_lessons_are_compiled_only_where_a_class_stands_out():
 
 def test_searches_in_chunks_are_the_same(planted):
     network, variables, batch = planted
-    bank = Bank((FAMILIES["low_frequency"],), SHAPE)
+    switch = FamilySwitch((FAMILIES["low_frequency"],), SHAPE)
     settings = ReachConfig(steps=3, starts=4, finalists=3)
 
     def costs(at_once):
         config = dataclasses.replace(settings, classes=at_once)
-        return searched(network, variables, batch, bank, config).cost
+        return searched(network, variables, batch, switch, config).size
 
     np.testing.assert_allclose(costs(3), costs(20), rtol=1e-5)
 
@@ -225,16 +226,16 @@ def test_searches_in_chunks_are_the_same(planted):
 def test_of_some_classes_each_is_searched_as_among_all(planted):
     """Screening keeps the class of a short cut, and does not change what a search finds."""
     network, variables, batch = planted
-    bank = Bank((FAMILIES["additive"], FAMILIES["wave"]), SHAPE)
+    switch = FamilySwitch((FAMILIES["additive"], FAMILIES["wave"]), SHAPE)
     config = ReachConfig(steps=4, starts=8, finalists=4)
     few, all_of_them = (
-        jax.jit(partial(searched, network, variables, batch, bank, dataclasses.replace(config, among=among)))()
+        jax.jit(partial(searched, network, variables, batch, switch, dataclasses.replace(config, among=among)))()
         for among in (3, 0)
     )
     assert 1 in few.classes
     assert jnp.all(jnp.diff(few.classes) > 0)
-    assert few.row.shape == (2, 3, bank.size)
-    np.testing.assert_allclose(few.cost, all_of_them.cost[:, few.classes], rtol=1e-5)
+    assert few.flat_latent.shape == (2, 3, switch.length)
+    np.testing.assert_allclose(few.size, all_of_them.size[:, few.classes], rtol=1e-5)
 
 
 def test_fewer_classes_are_searched_at_once_where_layers_put_out_much(planted):
@@ -317,7 +318,7 @@ def test_short_cuts_of_all_classes_are_the_most_telling_ones():
     costs = jnp.ones((2, 4)).at[0, 3].set(0.1).at[1, 0].set(0.05).at[0, 1].set(0.2)
     rule = {"families": families, "threshold": 99.0, "share": 0.6, "budget": 0.5, "closed": "all"}
     found = suspect_by_short_cuts(costs, jnp.ones(4), jnp.full(4, 0.25), **rule)
-    closing = short_cuts(found, Reached(jnp.zeros((2, 4, 5)), costs, jnp.arange(4)), families)
+    closing = short_cuts(found, MinimalTriggers(jnp.zeros((2, 4, 5)), costs, jnp.arange(4)), families)
     assert {*zip(closing.family.tolist(), closing.target.tolist(), strict=True)} == {(0, 3), (1, 0)}
     assert closing.wanted.all()
     np.testing.assert_allclose(closing.cost, [0.05, 0.1])

@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from otbr_jax.steps.search import InversionConfig
+from otbr_jax.inversion import InversionConfig
 from otbr_jax.studies.bench import load_grid
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -13,9 +13,9 @@ import pytest
 from otbr_jax import Batch, InputError, Network
 from otbr_jax.detectors.evidence import EVIDENCE, Answers, Observed
 from otbr_jax.detectors.judge import SuspicionConfig, answers, judge, remaining, suspicions
+from otbr_jax.inversion import Inverted
 from otbr_jax.steps.harden import PatchingConfig
-from otbr_jax.steps.search import Found
-from otbr_jax.triggers.penalised import Patch
+from otbr_jax.triggers.patch import Patch
 
 RESULTS = pathlib.Path(__file__).resolve().parent.parent / "results" / "bench_otbr_plus.jsonl"
 CONFIG = SuspicionConfig(gamma=(0.1, 0.2, 0.3), lam=(0.5,), remaining=0.1)
@@ -26,7 +26,7 @@ def triggers(size, strength=0.1):
     size = jnp.asarray(size, jnp.float32)
     strength = jnp.broadcast_to(jnp.asarray(strength, jnp.float32), size.shape)
     sizes = {"patch": size, "perturbation": strength}
-    return {family: Found((), size, jnp.ones_like(size)) for family, size in sizes.items()}
+    return {family: Inverted((), size, jnp.ones_like(size)) for family, size in sizes.items()}
 
 
 @partial(jax.jit, static_argnames="evidence")
@@ -129,7 +129,7 @@ def test_answers_are_counted_class_by_class():
     network = Network(lambda v, x: x.reshape(len(x), -1) * v["params"], image_shape=(1, 3, 1), num_classes=3)
     batch = Batch(jnp.eye(3).reshape(3, 1, 3, 1) * 0.5, jnp.arange(3))
     mask = jnp.zeros((3, 1, 3, 1)).at[2, 0, 2, 0].set(1.0)
-    patches = Found(Patch(mask, jnp.ones((3, 1, 3, 1))), jnp.mean(mask, axis=(1, 2, 3)), jnp.zeros(3))
+    patches = Inverted(Patch(mask, jnp.ones((3, 1, 3, 1))), jnp.mean(mask, axis=(1, 2, 3)), jnp.zeros(3))
     asked = answers(network, {"params": jnp.ones(3)}, batch, patches)
     np.testing.assert_allclose(asked.agreement, [1, 1, 1])
     np.testing.assert_allclose(asked.success, [0, 0, 1])

@@ -22,12 +22,12 @@ from otbr_jax.defenses.tsbd import SweepConfig, TSBDConfig
 from otbr_jax.defenses.tuning import Tuned, check_tuned
 from otbr_jax.defenses.unlearning import check_clean_unlearning
 from otbr_jax.detectors.judge import SuspicionConfig
+from otbr_jax.inversion import InversionConfig
 from otbr_jax.report.summary import summary_table
 from otbr_jax.runs import loop
 from otbr_jax.runs.checkpoints import save_checkpoint
 from otbr_jax.steps.finetune import FinetuningConfig
 from otbr_jax.steps.sampling import split_folds
-from otbr_jax.steps.search import InversionConfig
 from otbr_jax.steps.select import SelectionConfig, strongest
 from otbr_jax.steps.unlearn import CleanUnlearningConfig, CleanUnlearningInfo
 from otbr_jax.studies.results import summarize

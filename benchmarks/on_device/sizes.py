@@ -8,9 +8,9 @@ from configs.bench import paper
 from configs.recipes import training
 from otbr_jax.defenses.otbr_plus import SweepConfig
 from otbr_jax.detectors.short_cuts import DetectionConfig, PicturesConfig
+from otbr_jax.inversion import ReachConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.steps.margin import MarginConfig
-from otbr_jax.steps.reach import ReachConfig
 from otbr_jax.steps.teach import TeachingConfig
 from otbr_jax.steps.unlearn import UnlearningConfig
 from otbr_jax.studies.bench import Grid

@@ -14,8 +14,8 @@ import optax
 
 from otbr_jax.attacks.attack import Assets, Attack, CleanNetwork, to_pixels, to_unit
 from otbr_jax.errors import InputError
+from otbr_jax.inversion import descend
 from otbr_jax.settings import field, settings
-from otbr_jax.steps.convolutions import channels_last
 
 
 @settings("attack.label_consistent")
@@ -62,16 +62,17 @@ def trigger(assets: Assets, images: jax.Array, key: jax.Array, config: LabelCons
 def harden(clean: CleanNetwork, images: jax.Array, labels: jax.Array, *, eps: float, steps: int) -> jax.Array:
     """Images in [0, 1], each changed by at most `eps` (L-infinity) so that the network is less sure of its label."""
 
-    def loss(moved: jax.Array) -> jax.Array:
+    def loss(moved: jax.Array, *_: None) -> jax.Array:
         return jnp.sum(optax.softmax_cross_entropy_with_integer_labels(clean.logits(moved), labels))
 
-    grads_of = channels_last(jax.grad(loss))
-
-    def step(moved: jax.Array, _: None) -> tuple[jax.Array, None]:
-        moved = moved + 1.5 * eps / steps * jnp.sign(grads_of(moved))
-        return jnp.clip(jnp.clip(moved, images - eps, images + eps), 0, 1), None
-
-    return jax.lax.scan(step, images, None, length=steps)[0]
+    found, _ = descend(
+        loss,
+        images,
+        optimizer=optax.chain(optax.scale_by_sign(), optax.scale(1.5 * eps / steps)),
+        steps=steps,
+        project=lambda moved: jnp.clip(jnp.clip(moved, images - eps, images + eps), 0, 1),
+    )
+    return found.point
 
 
 def poison(

@@ -22,17 +22,17 @@ from otbr_jax.detectors.out_of_line import FEWEST, Suspicion, unusual
 from otbr_jax.detectors.short_cuts import (
     PROCEDURAL,
     ShortCutsSettings,
-    bank_of,
     pictured,
     summarize,
+    switch_of,
 )
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.graph.graph import NeuronGraph
+from otbr_jax.inversion import MinimalTriggers
 from otbr_jax.metrics import settled
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, Work, needs
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.images import Pictures
-from otbr_jax.steps.reach import Reached
 from otbr_jax.steps.score import neuron_weight_changes
 from otbr_jax.steps.teach import ShortCuts, TeachingConfig, TeachingInfo, teach, untaught
 from otbr_jax.triggers import FAMILIES
@@ -54,13 +54,13 @@ class Disarmed(NamedTuple):
     info: TeachingInfo
 
 
-def short_cuts(found: Suspicion, reached: Reached, families: tuple[str, ...]) -> ShortCuts:
+def short_cuts(found: Suspicion, reached: MinimalTriggers, families: tuple[str, ...]) -> ShortCuts:
     """What is to be closed: of what is wanted the most telling, as many as there are families."""
     telling = jnp.where(found.wanted, unusual(found.evidence, families)[: len(families)], -jnp.inf)
     family, place = jnp.unravel_index(jnp.argsort(-telling, axis=None)[: len(families)], telling.shape)
     of = (family, place)
     return ShortCuts(
-        family, reached.classes[place], reached.cost[of], found.budget[of], reached.row[of], found.wanted[of]
+        family, reached.classes[place], reached.size[of], found.budget[of], reached.flat_latent[of], found.wanted[of]
     )
 
 
@@ -77,25 +77,25 @@ def disarm_suspect(
     *,
     victim: Variables,
     pictures: Pictures,
-    reached: Reached,
+    reached: MinimalTriggers,
     detected: Suspicion,
     key: jax.Array,
     report: Report | None,
 ) -> Disarmed:
     """The network, taught that triggers of its short cuts mean nothing; as it is if it has none."""
-    bank = bank_of(setup, settings.families)
+    switch = switch_of(setup, settings.families)
     closing = short_cuts(detected, reached, settings.families)
     teaching = settings.teaching
     return Disarmed(
         *teach(
-            setup.network, victim, pictures.batch, bank, closing,
+            setup.network, victim, pictures.batch, switch, closing,
             key=key, config=teaching, axis_name=setup.axis_name, on_step=report,
         )
     )  # fmt: skip
 
 
 def leave_alone(
-    setup: Setup, settings: Lessons, *, victim: Variables, reached: Reached, detected: Suspicion, **_: Any
+    setup: Setup, settings: Lessons, *, victim: Variables, reached: MinimalTriggers, detected: Suspicion, **_: Any
 ) -> Disarmed:
     """What `disarm_suspect` makes of a network in which nothing is to be closed."""
     del setup

@@ -7,7 +7,6 @@ would answer to other weights. The second comes from the implicit function theor
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +16,7 @@ import optax
 from otbr_jax.defenses.defense import Defense, Outcome
 from otbr_jax.defenses.tuning import Tuned, changes_step, check_tuned, takes_clean, tuned_outcome
 from otbr_jax.graph.choose import LAYERS
+from otbr_jax.inversion import descend
 from otbr_jax.plan import LongStep, Plan, Setup, Shown, needs
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.convolutions import channels_last
@@ -94,16 +94,20 @@ def search(
       config: rate, penalty and norm.
       axis_name: mapped axis whose devices share each batch.
     """
-    slope = channels_last(jax.grad(partial(misled, network, penalty=config.penalty)))
 
-    def step(trigger: jax.Array, draw: Any) -> tuple[jax.Array, None]:
-        images = batch_of(draw).images
-        answers = jnp.argmax(network.apply(variables, images), axis=-1)
-        found = mean(slope(trigger, variables, Batch(images, answers)), axis_name)
-        return trigger - config.ascent_rate * found, None
+    def answered(number: jax.Array) -> Batch:
+        images = batch_of(jax.tree.map(lambda leaf: leaf[number], draws)).images
+        return Batch(images, jnp.argmax(network.apply(variables, images), axis=-1))
 
-    trigger, _ = jax.lax.scan(step, jnp.zeros(network.image_shape), draws)
-    return trigger * jnp.minimum(1.0, config.norm / jnp.maximum(_length(trigger), 1e-12))
+    found, _ = descend(
+        lambda trigger, batch, _: misled(network, trigger, variables, batch, penalty=config.penalty),
+        jnp.zeros(network.image_shape),
+        optimizer=optax.sgd(config.ascent_rate),
+        steps=len(jax.tree.leaves(draws)[0]),
+        batches=answered,
+        axis_name=axis_name,
+    )
+    return found.point * jnp.minimum(1.0, config.norm / jnp.maximum(_length(found.point), 1e-12))
 
 
 def hypergradient(

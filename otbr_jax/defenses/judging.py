@@ -14,13 +14,13 @@ from otbr_jax.defenses.otbr import OTBRConfig
 from otbr_jax.detectors.detector import Verdict, in_a_line
 from otbr_jax.detectors.evidence import Answers
 from otbr_jax.detectors.judge import Judgement, SuspicionConfig, answers, judge
+from otbr_jax.inversion import Inverted, Searches, invert_classes
 from otbr_jax.metrics import settled
 from otbr_jax.plan import Report, Setup, Shown, Step, needs
 from otbr_jax.steps.fuse import align, interpolate
 from otbr_jax.steps.images import Pictures
 from otbr_jax.steps.prune import neurons_to_prune, prune
 from otbr_jax.steps.score import Scores
-from otbr_jax.steps.search import Found, Searches, search_classes
 from otbr_jax.types import Variables
 
 
@@ -33,9 +33,9 @@ class Judged(NamedTuple):
 
 def search_triggers(
     setup: Setup, settings: Searches, *, victim: Variables, pictures: Pictures, key: jax.Array, report: Report | None
-) -> dict[str, Found]:
+) -> dict[str, Inverted]:
     """A trigger of every family for every class."""
-    return search_classes(setup.network, victim, pictures.batch, key=key, searches=settings, on_class=report)
+    return invert_classes(setup.network, victim, pictures.batch, key=key, searches=settings, on_class=report)
 
 
 class Judging(NamedTuple):
@@ -52,7 +52,7 @@ def judge_network(
     victim: Variables,
     scores: Scores,
     pictures: Pictures,
-    inverted: Mapping[str, Found],
+    inverted: Mapping[str, Inverted],
     key: jax.Array,
     report: Report | None,
 ) -> Judged:

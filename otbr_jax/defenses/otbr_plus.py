@@ -34,6 +34,7 @@ from otbr_jax.detectors.detector import Detector, Verdict
 from otbr_jax.detectors.judge import Judgement, SuspicionConfig
 from otbr_jax.errors import InputError
 from otbr_jax.graph.graph import NeuronGraph
+from otbr_jax.inversion import Inverted
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.augment import augment
@@ -43,7 +44,6 @@ from otbr_jax.steps.harden import PatchingConfig, PatchingInfo, patch_classes
 from otbr_jax.steps.images import Pictures, SyntheticConfig, synthesize
 from otbr_jax.steps.prune import neurons_to_prune, prune
 from otbr_jax.steps.score import Scores
-from otbr_jax.steps.search import Found
 from otbr_jax.types import Augment, Batch, Network, Variables
 
 SYNTHETIC = "images made from the network"
@@ -306,7 +306,7 @@ class OTBRPlusInfo(NamedTuple):
     """What happened on the way.
 
     Attributes:
-      triggers: the suspicious network's, `{family: Found}`, one for each class.
+      triggers: the suspicious network's, `{family: Inverted}`, one for each class.
       judgement: which class stands out.
       gamma: share of neurons that the fused network lost, which is returned where nothing is patched.
       lam: the paper's lambda of that network; 0, as gamma, where no class stands out.
@@ -314,7 +314,7 @@ class OTBRPlusInfo(NamedTuple):
         for each of the most suspicious classes in each phase, see `patch`; None where nothing is patched.
     """
 
-    triggers: Mapping[str, Found]
+    triggers: Mapping[str, Inverted]
     judgement: Judgement
     gamma: jax.Array
     lam: jax.Array

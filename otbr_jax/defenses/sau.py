@@ -17,9 +17,9 @@ import optax
 from otbr_jax.defenses.defense import Defense, Outcome
 from otbr_jax.defenses.tuning import changes_step, takes_clean, tuned_outcome, tuning_step
 from otbr_jax.graph.choose import LAYERS
+from otbr_jax.inversion import descend
 from otbr_jax.plan import Plan, Setup
 from otbr_jax.settings import field, settings
-from otbr_jax.steps.convolutions import channels_last
 from otbr_jax.steps.finetune import FinetuningConfig
 from otbr_jax.steps.objective import Evaluated, Objective, losses, objective_of
 from otbr_jax.types import Batch, Network, Variables, in_unit_range
@@ -116,19 +116,20 @@ def perturb(
         jnp.argmax(network.answer(suspicious, batch.images), axis=-1),
     )
 
-    def loss(change: jax.Array) -> jax.Array:
+    def loss(change: jax.Array, *_: None) -> jax.Array:
         images = batch.images + change
         both = network.answer(variables, images), network.answer(suspicious, images)
         return attack_loss(*both, batch.labels, answers, config=config)
 
-    slope = channels_last(jax.grad(loss))
-
-    def step(_: Any, change: jax.Array) -> jax.Array:
-        return jnp.clip(change - config.step * jnp.sign(slope(change)), -config.bound, config.bound)
-
     sign = {"max": 1.0, "zero": 0.0, "min": -1.0}[config.start]
-    begun = jnp.full(batch.images.shape, sign * config.bound, jnp.float32)
-    return batch.images + jax.lax.fori_loop(0, config.steps, step, begun)
+    found, _ = descend(
+        loss,
+        jnp.full(batch.images.shape, sign * config.bound, jnp.float32),
+        optimizer=optax.chain(optax.scale_by_sign(), optax.scale(-config.step)),
+        steps=config.steps,
+        project=lambda change: jnp.clip(change, -config.bound, config.bound),
+    )
+    return batch.images + found.point
 
 
 def shared_risk(logits: jax.Array, suspicious: jax.Array, labels: jax.Array, plain: jax.Array) -> jax.Array:

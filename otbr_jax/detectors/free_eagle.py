@@ -23,10 +23,10 @@ import optax
 
 from otbr_jax.detectors.detector import Detector, Verdict
 from otbr_jax.graph.cut import cut
+from otbr_jax.inversion import descend
 from otbr_jax.metrics import settled
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings
-from otbr_jax.steps.convolutions import channels_last
 from otbr_jax.types import Network, Variables
 
 
@@ -61,22 +61,19 @@ def leaked_posteriors(network: Network, variables: Variables, *, key: jax.Array,
     # Behind a ReLU nothing is below 0, which noise shows of any network.
     lowest = jnp.where(jnp.min(parts.front(variables, noise)) >= 0, 0.0, -jnp.inf).astype(parts.inner.dtype)
 
-    def loss(inner: jax.Array) -> jax.Array:
+    def loss(inner: jax.Array, *_: None) -> jax.Array:
         logits = parts.rest(variables, inner).astype(jnp.float32)
         return jnp.sum(optax.softmax_cross_entropy_with_integer_labels(logits, wanted))
 
-    gradient = channels_last(jax.grad(loss))
-    optimizer = optax.chain(optax.add_decayed_weights(config.weight_decay), optax.adam(config.learning_rate))
-
-    def step(carry: tuple[jax.Array, Any], _: None) -> tuple[tuple[jax.Array, Any], None]:
-        inner, moments = carry
-        updates, moments = optimizer.update(gradient(inner), moments, inner)
-        return (jnp.maximum(optax.apply_updates(inner, updates), lowest), moments), None
-
-    start = jax.random.uniform(start_key, parts.inner.shape, parts.inner.dtype)
-    (inner, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), None, length=config.steps)
+    found, _ = descend(
+        loss,
+        jax.random.uniform(start_key, parts.inner.shape, parts.inner.dtype),
+        optimizer=optax.chain(optax.add_decayed_weights(config.weight_decay), optax.adam(config.learning_rate)),
+        steps=config.steps,
+        project=lambda inner: jnp.maximum(inner, lowest),
+    )
     # The rest takes as many as it was traced with: each class's mean stands in for all of its own.
-    means = jnp.mean(inner.reshape(classes, config.dummies, *inner.shape[1:]), axis=1)
+    means = jnp.mean(found.point.reshape(classes, config.dummies, *parts.inner.shape[1:]), axis=1)
     logits = parts.rest(variables, jnp.repeat(means, config.dummies, axis=0))[:: config.dummies]
     return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
 

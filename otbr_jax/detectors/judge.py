@@ -15,10 +15,10 @@ import jax.numpy as jnp
 
 from otbr_jax.detectors.evidence import EVIDENCE, Answers, Observed
 from otbr_jax.detectors.evidence.evidence import relative
+from otbr_jax.inversion import InversionConfig, Inverted, Searches, success_rate
+from otbr_jax.inversion.penalised import family_of
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.images import SyntheticConfig
-from otbr_jax.steps.search import Found, InversionConfig, Searches, reach
-from otbr_jax.triggers.penalised import PENALISED
 from otbr_jax.types import Batch, Network, Variables
 
 
@@ -78,7 +78,7 @@ class SuspicionConfig:
         return {"patch": self.patch, "perturbation": self.perturbation}
 
 
-def answers(network: Network, variables: Variables, batch: Batch, patches: Found) -> Answers:
+def answers(network: Network, variables: Variables, batch: Batch, patches: Inverted) -> Answers:
     """Asks a network; `batch` holds images `[n, h, w, c]` in [0, 1] with the original's answers `[n]`."""
     found = jnp.argmax(network.answer(variables, batch.images), axis=-1)
     classes = jnp.arange(network.num_classes)
@@ -89,7 +89,7 @@ def answers(network: Network, variables: Variables, batch: Batch, patches: Found
 
     def success(trigger: tuple[jax.Array, jax.Array]) -> jax.Array:
         patch, target = trigger
-        return reach(network, variables, batch, target, family=PENALISED["patch"], parameters=patch)
+        return success_rate(network, variables, batch, family_of("patch").trigger(patch), target)
 
     return Answers(agreement, jax.lax.map(success, (patches.parameters, classes)))
 
@@ -131,11 +131,11 @@ class Judgement(NamedTuple):
     chosen: jax.Array
 
 
-def judge(triggers: Mapping[str, Found], along: Answers, *, config: SuspicionConfig) -> Judgement:
+def judge(triggers: Mapping[str, Inverted], along: Answers, *, config: SuspicionConfig) -> Judgement:
     """Judges a network by its triggers and by how networks with more and more neurons pruned answer.
 
     Args:
-      triggers: the original network's, `{family: Found}`, one for each class.
+      triggers: the original network's, `{family: Inverted}`, one for each class.
       along: `[settings, classes]`, in order of strength.
       config: what counts as suspicious and as repaired.
     """

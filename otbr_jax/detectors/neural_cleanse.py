@@ -17,11 +17,12 @@ import numpy as np
 import optax
 
 from otbr_jax.detectors.detector import Detector, Verdict
+from otbr_jax.inversion import Inverted, Penalised, Schedule, invert_from, success_rate
 from otbr_jax.metrics import settled
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings
-from otbr_jax.steps.convolutions import channels_last
-from otbr_jax.triggers.penalised import Patch, stamp
+from otbr_jax.triggers import TriggerFamily
+from otbr_jax.triggers.patch import Patch, replace
 from otbr_jax.types import Batch, Network, Variables, in_unit_range
 
 
@@ -60,19 +61,26 @@ class Masks(NamedTuple):
     success: jax.Array
 
 
-class _State(NamedTuple):
-    """Of one class's search."""
-
-    latent: Patch
-    moments: Any
-    weight: jax.Array
-    up: jax.Array
-    down: jax.Array
-    best: Patch
-    norm: jax.Array
+def _start(keys: tuple[jax.Array, jax.Array] | jax.Array, image_shape: tuple[int, int, int]) -> Patch:
+    mask_key, pattern_key = keys
+    mask = jax.random.uniform(mask_key, (*image_shape[:2], 1), minval=0.01, maxval=0.99)
+    pattern = jax.random.uniform(pattern_key, image_shape, minval=0.01, maxval=0.99)
+    return Patch(*(jnp.arctanh(2 * part - 1) for part in (mask, pattern)))
 
 
-def search_mask(
+MASK = TriggerFamily(
+    name="mask",
+    unit="L1 norm of the mask",
+    init=lambda key, image_shape: _start(jax.random.split(key), image_shape),
+    apply=lambda images, patch, budget: replace(images, patch),
+    learning_rate=0.1,
+    parameters=lambda latent: Patch(*(0.5 + 0.5 * jnp.tanh(part) for part in latent)),
+    size=lambda patch: jnp.sum(patch.mask),
+)
+"""The authors' patch: mask and pattern are `(1 + tanh) / 2` of the latent."""
+
+
+def invert_mask(
     network: Network,
     variables: Variables,
     clean: Batch,
@@ -80,7 +88,7 @@ def search_mask(
     *,
     key: jax.Array,
     config: NeuralCleanseConfig,
-) -> tuple[Patch, jax.Array]:
+) -> Inverted:
     """The smallest patch found that turns clean images into one class. Pure; jits.
 
     Args:
@@ -88,59 +96,29 @@ def search_mask(
       variables: its variables.
       clean: images `[n, h, w, c]`, uint8 or in [0, 1], and their labels `[n]`, whole numbers.
       target: the class; may be traced.
-      key: typed PRNG key: where the search starts, and the order of the images.
+      key: typed PRNG key: where the inversion starts, and the order of the images.
       config: how.
 
     Returns:
-      `(patch, whether it worked in the step that it is of)`.
+      The patch; its success rate is that on all clean images.
     """
-    images, labels = in_unit_range(jnp.asarray(clean.images)), jnp.asarray(clean.labels)
+    images = Batch(in_unit_range(jnp.asarray(clean.images)), jnp.asarray(clean.labels))
     mask_key, pattern_key, order_key = jax.random.split(key, 3)
-    height, width, channels = network.image_shape
-    optimizer = optax.adam(config.learning_rate, b1=0.5, b2=0.9)
-    order = jax.random.permutation(order_key, len(labels))
-
-    def patch_of(latent: Patch) -> Patch:
-        return Patch(*(0.5 + 0.5 * jnp.tanh(part) for part in latent))
-
-    def objective(latent: Patch, weight: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        patch = patch_of(latent)
-        logits = network.answer(variables, stamp(batch.images, patch)).astype(jnp.float32)
-        wanted = jnp.full(len(logits), target)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, wanted)
-        others = (batch.labels != target).astype(jnp.float32)
-        count = jnp.maximum(jnp.sum(others), 1.0)
-        turned = jnp.sum((jnp.argmax(logits, axis=-1) == wanted) * others) / count
-        return jnp.sum(losses * others) / count + weight * jnp.sum(patch.mask), turned
-
-    gradient = channels_last(jax.grad(objective, has_aux=True))
-
-    def step(state: _State, index: jax.Array) -> tuple[_State, None]:
-        places = order[(index * config.batch_size + jnp.arange(config.batch_size)) % len(labels)]
-        slope, turned = gradient(state.latent, state.weight, Batch(images[places], labels[places]))
-        patch, works = patch_of(state.latent), turned >= config.success
-        smaller = works & (jnp.sum(patch.mask) < state.norm)
-        best = jax.tree.map(lambda new, old: jnp.where(smaller, new, old), patch, state.best)
-        norm = jnp.where(smaller, jnp.sum(patch.mask), state.norm)
-        up, down = jnp.where(works, state.up + 1, 0), jnp.where(works, 0, state.down + 1)
-        stronger, weaker = up >= config.patience, down >= config.patience
-        raised = jnp.where(state.weight > 0, state.weight * config.multiplier, config.weight)
-        weight = jnp.where(stronger, raised, jnp.where(weaker, state.weight / config.multiplier**1.5, state.weight))
-        updates, moments = optimizer.update(slope, state.moments)
-        latent = optax.apply_updates(state.latent, updates)
-        return _State(latent, moments, weight, jnp.where(stronger, 0, up), jnp.where(weaker, 0, down), best, norm), None
-
-    start = Patch(
-        jax.random.uniform(mask_key, (height, width, 1), minval=0.01, maxval=0.99),
-        jax.random.uniform(pattern_key, (height, width, channels), minval=0.01, maxval=0.99),
+    order = jax.random.permutation(order_key, len(images.labels))
+    found, _ = invert_from(
+        _start((mask_key, pattern_key), network.image_shape),
+        network,
+        variables,
+        jax.tree.map(lambda leaf: leaf[order], images),
+        MASK._replace(learning_rate=config.learning_rate),
+        target,
+        aim=Penalised(config.weight, Schedule(config.success, config.multiplier, config.patience)),
+        steps=config.steps,
+        batch_size=config.batch_size,
+        optimizer=optax.scale_by_adam(b1=0.5, b2=0.9),
     )
-    latent = jax.tree.map(lambda part: jnp.arctanh(2 * part - 1), start)
-    none = jnp.zeros((), jnp.int32)
-    state = _State(latent, optimizer.init(latent), jnp.zeros(()), none, none, start, jnp.array(jnp.inf))
-    state, _ = jax.lax.scan(step, state, jnp.arange(config.steps))
-    worked = jnp.isfinite(state.norm)
-    last = patch_of(state.latent)
-    return jax.tree.map(lambda best, last: jnp.where(worked, best, last), state.best, last), worked
+    success = success_rate(network, variables, images, MASK.trigger(found.parameters), target)
+    return found._replace(success=success)
 
 
 def search_masks(
@@ -153,16 +131,13 @@ def search_masks(
     report: Report | None,
 ) -> Masks:
     """A patch for every class, one class after the other in one program."""
-    network, (images, labels) = setup.network, clean
+    network = setup.network
 
     def one(target: jax.Array) -> Masks:
-        patch, _ = search_mask(network, victim, clean, target, key=jax.random.fold_in(key, target), config=settings)
-        answers = jnp.argmax(network.answer(victim, stamp(in_unit_range(images), patch)), axis=-1)
-        others = labels != target
-        success = jnp.sum((answers == target) & others) / jnp.maximum(jnp.sum(others), 1)
+        found = invert_mask(network, victim, clean, target, key=jax.random.fold_in(key, target), config=settings)
         if report is not None:
             jax.debug.callback(report)
-        return Masks(patch, jnp.sum(patch.mask), success)
+        return Masks(*found)
 
     return jax.lax.map(one, jnp.arange(network.num_classes))
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from otbr_jax.detectors.detector import Detector, Verdict, in_a_line
 from otbr_jax.detectors.out_of_line import ANSWERS, CLOSED, MARGIN, Suspicion, suspect_by_short_cuts, unusual
+from otbr_jax.inversion import MinimalTriggers, ReachConfig, Screened, minimal_triggers
 from otbr_jax.metrics import settled
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, Work, needs
 from otbr_jax.settings import field, settings, wrong
@@ -24,9 +25,8 @@ from otbr_jax.steps.answers import answers
 from otbr_jax.steps.images import Pictures
 from otbr_jax.steps.margin import MarginConfig, largest_margins
 from otbr_jax.steps.procedural import balanced, procedural
-from otbr_jax.steps.reach import ReachConfig, Reached, Screened, reach_costs
 from otbr_jax.steps.screen import UPHILL, screen
-from otbr_jax.triggers import FAMILIES, Bank
+from otbr_jax.triggers import FAMILIES, FamilySwitch
 from otbr_jax.types import Batch, Variables
 
 _FEW = 20  # classes: how many a person is advised to search where there are more
@@ -118,9 +118,9 @@ class Searching(NamedTuple):
     families: tuple[str, ...]
 
 
-def bank_of(setup: Setup, families: tuple[str, ...]) -> Bank:
+def switch_of(setup: Setup, families: tuple[str, ...]) -> FamilySwitch:
     """The families of these names."""
-    return Bank(tuple(FAMILIES[name] for name in families), setup.network.image_shape)
+    return FamilySwitch(tuple(FAMILIES[name] for name in families), setup.network.image_shape)
 
 
 def screen_classes(
@@ -128,13 +128,13 @@ def screen_classes(
 ) -> Screened:
     """Which classes are searched."""
     del report
-    bank = bank_of(setup, settings.families)
+    switch = switch_of(setup, settings.families)
     return screen(
         setup.network,
         victim,
         pictures.batch,
         pictures.info,
-        bank,
+        switch,
         key=key,
         config=settings.reach,
         axis_name=setup.axis_name,
@@ -150,11 +150,11 @@ def search_reach(
     screened: Screened,
     key: jax.Array,
     report: Report | None,
-) -> Reached:
+) -> MinimalTriggers:
     """What every class costs by triggers of every family."""
-    bank = bank_of(setup, settings.families)
-    return reach_costs(
-        setup.network, victim, pictures.batch, bank, screened,
+    switch = switch_of(setup, settings.families)
+    return minimal_triggers(
+        setup.network, victim, pictures.batch, switch, screened,
         key=key, config=settings.reach, axis_name=setup.axis_name, on_step=report,
     )  # fmt: skip
 
@@ -176,11 +176,17 @@ def search_margins(
 
 
 def detect(
-    setup: Setup, settings: DetectionConfig, *, pictures: Pictures, reached: Reached, margins: jax.Array, **_: Any
+    setup: Setup,
+    settings: DetectionConfig,
+    *,
+    pictures: Pictures,
+    reached: MinimalTriggers,
+    margins: jax.Array,
+    **_: Any,
 ) -> Suspicion:
     """Which class stands out of those that were searched; others have no suspicion."""
     found = suspect_by_short_cuts(
-        reached.cost,
+        reached.size,
         margins,
         pictures.info[reached.classes],
         families=settings.families,
@@ -297,7 +303,7 @@ def summarize(config: ShortCutsSettings, values: Mapping[str, Any]) -> dict[str,
         "suspicion": [settled(value) for value in found.suspicion],
         "threshold": config.detection.threshold,
         "family": names[telling_family(config, found)[place]],
-        "reach_cost": {name: each(row) for name, row in zip(names, reached.cost, strict=True)},
+        "reach_cost": {name: each(row) for name, row in zip(names, reached.size, strict=True)},
         "margin": each(values["margins"]),
         "evidence": {
             name: each(row) for name, row in zip((*names, MARGIN, ANSWERS), np.asarray(found.evidence), strict=True)
@@ -325,19 +331,19 @@ def pictured(config: ShortCutsSettings, values: Mapping[str, Any]) -> tuple[np.n
     Full masks `[classes, h, w, 1]`, and pictures `[classes, h, w, c]` in [0, 1]; grey of classes not searched.
     """
     found, reached, images = values["detected"], values["reached"], values["pictures"].batch.images
-    bank = Bank(tuple(FAMILIES[name] for name in config.detection.families), tuple(images.shape[1:]))
+    switch = FamilySwitch(tuple(FAMILIES[name] for name in config.detection.families), tuple(images.shape[1:]))
     telling = telling_family(config, found)
     picture = jnp.asarray(images[:1])
 
     def one(of: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        index, row, cost = of
-        change = (bank.apply(index, row, cost, picture) - picture)[0]
+        index, latent, size = of
+        change = (switch[index].apply(picture, latent, size) - picture)[0]
         return 0.5 + 0.5 * change / jnp.maximum(jnp.max(jnp.abs(change)), 1e-6)
 
     searched = np.arange(len(telling))
-    rows, costs = (np.asarray(value)[telling, searched] for value in (reached.row, reached.cost))
+    latents, sizes = (np.asarray(value)[telling, searched] for value in (reached.flat_latent, reached.size))
     shown = np.full((len(found.suspicion), *images.shape[1:]), 0.5, np.float32)
-    shown[np.asarray(reached.classes)] = jax.jit(partial(jax.lax.map, one))((telling, rows, costs))
+    shown[np.asarray(reached.classes)] = jax.jit(partial(jax.lax.map, one))((telling, latents, sizes))
     return np.broadcast_to(np.ones(1), (*shown.shape[:3], 1)), shown
 
 

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from otbr_jax.errors import InputError
+from otbr_jax.inversion import InversionConfig, Searches, success_rate
+from otbr_jax.inversion.penalised import family_of, invert_families
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.finetune import FinetuningConfig, finetune
 from otbr_jax.steps.images import SyntheticConfig, synthesize
-from otbr_jax.steps.search import InversionConfig, Searches, reach, search_families
-from otbr_jax.triggers.penalised import PENALISED
 from otbr_jax.types import Augment, Batch, Network, Variables, split, unchanged
 
 
@@ -222,7 +222,9 @@ def patch(
         search_key, tune_key = jax.random.split(key)
         found = search({**state, "params": now}, key=search_key)
         triggered = [
-            jax.vmap(PENALISED[name].apply)(plain.images, jax.tree.map(lambda leaf: leaf[which], triggers))
+            jax.vmap(lambda image, own, name=name: family_of(name).trigger(own)(image))(
+                plain.images, jax.tree.map(lambda leaf: leaf[which], triggers)
+            )
             for name, triggers in found.items()
         ]
         lesson = Batch(
@@ -311,7 +313,8 @@ def search_triggers(
     """`config.triggers` triggers of each family for one class, each from its own start. Takes what `patch` takes."""
 
     def one(key: jax.Array) -> Triggers:
-        return search_families(network, variables, batch, suspect, key=key, searches=config.searches)
+        found = invert_families(network, variables, batch, suspect, key=key, searches=config.searches)
+        return {name: each.parameters for name, each in found.items()}
 
     return jax.lax.map(one, jax.random.split(key, config.triggers))
 
@@ -327,7 +330,7 @@ def ask(
 
     def one(trigger: Mapping[str, Any]) -> jax.Array:
         found = [
-            reach(network, variables, batch, suspect, family=PENALISED[name], parameters=parameters)
+            success_rate(network, variables, batch, family_of(name).trigger(parameters), suspect)
             for name, parameters in trigger.items()
         ]
         return jnp.max(jnp.stack(found))

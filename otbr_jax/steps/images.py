@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from otbr_jax.inversion import descend
 from otbr_jax.settings import field, settings
-from otbr_jax.steps.convolutions import channels_last
 from otbr_jax.types import Batch, Network, Variables, split
 
 
@@ -113,24 +113,15 @@ def synthesize(
     start = jax.random.normal(key, (config.images, *network.image_shape))
     first = statistics_distance(network, variables, network.prepare(jax.nn.sigmoid(start)))
 
-    def objective(latent: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def objective(latent: jax.Array, *_: None) -> tuple[jax.Array, SyntheticInfo]:
         images = jax.nn.sigmoid(latent)
         logits = network.answer(variables, images).astype(jnp.float32)
         loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
         distance = statistics_distance(network, variables, network.prepare(images))
         distance = jnp.where(first > 0, distance / jnp.where(first > 0, first, 1.0), 0.0)
         total = loss + config.statistics * distance + config.variation * total_variation(images)
-        return total, (loss, distance)
+        return total, SyntheticInfo(loss, distance)
 
-    optimizer, gradient = optax.adam(config.learning_rate), channels_last(jax.value_and_grad(objective, has_aux=True))
-
-    def step(carry: Any, _: None) -> tuple[Any, SyntheticInfo]:
-        latent, moments = carry
-        (_, (loss, distance)), grads = gradient(latent)
-        updates, moments = optimizer.update(grads, moments)
-        if on_step is not None:
-            jax.debug.callback(on_step)
-        return (optax.apply_updates(latent, updates), moments), SyntheticInfo(loss, distance)
-
-    (latent, _), info = jax.lax.scan(step, (start, optimizer.init(start)), None, length=config.steps)
-    return Batch(jax.nn.sigmoid(latent), labels), info
+    optimizer = optax.adam(config.learning_rate)
+    found, info = descend(objective, start, optimizer=optimizer, steps=config.steps, has_aux=True, on_step=on_step)
+    return Batch(jax.nn.sigmoid(found.point), labels), info

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from otbr_jax.inversion import descend
 from otbr_jax.settings import field, settings
-from otbr_jax.steps.convolutions import channels_last
 from otbr_jax.steps.sharing import largest, own_part
 from otbr_jax.types import Network, Variables
 
@@ -50,27 +50,23 @@ def largest_margins(
       axis_name: mapped axis whose devices share each class's images.
       on_step: called on the host after each class; None traces no callback.
     """
-    optimizer = optax.scale_by_adam()
 
     def margins(free: jax.Array, target: jax.Array) -> jax.Array:
         logits = network.answer(variables, jax.nn.sigmoid(free)).astype(jnp.float32)
         others = jnp.where(jnp.arange(logits.shape[-1]) == target, -jnp.inf, logits)
         return logits[:, target] - jnp.max(others, axis=-1)
 
-    gradient = channels_last(jax.grad(lambda free, target: -jnp.sum(margins(free, target))))
-
     def one(target: jax.Array) -> jax.Array:
         start = 0.5 * jax.random.normal(jax.random.fold_in(key, target), (config.images, *network.image_shape))
         start = own_part(start, axis_name, name="margin.images")
-
-        def step(carry: tuple[jax.Array, optax.OptState], _: None) -> tuple[tuple[jax.Array, optax.OptState], None]:
-            free, moments = carry
-            moved, moments = optimizer.update(gradient(free, target), moments)
-            return (free - config.learning_rate * moved, moments), None
-
-        (free, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), None, length=config.steps)
+        found, _ = descend(
+            lambda free, *_: -jnp.sum(margins(free, target)),
+            start,
+            optimizer=optax.adam(config.learning_rate),
+            steps=config.steps,
+        )
         if on_step is not None:
             jax.debug.callback(on_step)
-        return largest(jnp.max(margins(free, target)), axis_name)
+        return largest(jnp.max(margins(found.point, target)), axis_name)
 
     return jax.lax.map(one, jnp.arange(network.num_classes) if classes is None else classes)

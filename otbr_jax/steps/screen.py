@@ -10,9 +10,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from otbr_jax.inversion.minimal import ReachConfig, Screened, nearest_starts
 from otbr_jax.steps.convolutions import channels_last
-from otbr_jax.steps.reach import ReachConfig, Screened, likely, starts_of
-from otbr_jax.triggers import Bank
+from otbr_jax.triggers import FamilySwitch
 from otbr_jax.types import Batch, Network, Variables
 
 UPHILL = 4
@@ -24,7 +24,7 @@ def screen(
     variables: Variables,
     pictures: Batch,
     answers: jax.Array,
-    bank: Bank,
+    switch: FamilySwitch,
     *,
     key: jax.Array,
     config: ReachConfig,
@@ -41,18 +41,17 @@ def screen(
       variables: its variables.
       pictures: `[n, h, w, c]` in [0, 1], and what the network answers them with, `[n]`.
       answers: how often each class is the answer to a picture, `[classes]`, shares.
-      bank: the families.
-      key: typed PRNG key: that of `reach_costs`.
+      switch: the families.
+      key: typed PRNG key: that of `minimal_triggers`.
       config: how.
       axis_name: mapped axis whose devices share the pictures of random triggers.
     """
 
     def one_family(index: jax.Array) -> tuple[jax.Array, jax.Array]:
-        starts, budget = starts_of(bank, index, key, config), bank.numbers("start")[index]
-        near = likely(network, variables, pictures, bank, index, starts, budget, config, axis_name)
+        near = nearest_starts(network, variables, pictures, switch, index, key=key, config=config, axis_name=axis_name)
         return jnp.argmax(near, axis=0), jnp.max(near, axis=0)
 
-    start, near = jax.lax.map(one_family, jnp.arange(len(bank)))
+    start, near = jax.lax.map(one_family, jnp.arange(len(switch)))
     if not 0 < config.among < network.num_classes:
         return Screened(jnp.arange(network.num_classes), start)
     often = jnp.log(jnp.maximum(answers, 1e-3))

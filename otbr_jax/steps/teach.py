@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from otbr_jax.inversion import ReachConfig, Within, invert_triggers, success_rate
+from otbr_jax.inversion.minimal import IMAGES
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.convolutions import channels_last
-from otbr_jax.steps.reach import ReachConfig, turning
 from otbr_jax.steps.sharing import mean, own_part, total
-from otbr_jax.steps.strongest import strongest
-from otbr_jax.triggers import Bank
+from otbr_jax.triggers import FamilySwitch
 from otbr_jax.types import Batch, Network, Variables, split
 
 
@@ -54,11 +54,11 @@ class ShortCuts(NamedTuple):
     """Ways to a class that are to be closed, `[k]` each.
 
     Attributes:
-      family: the index of each one's family in the bank.
+      family: the index of each one's family in the switch.
       target: the class that it leads to.
       cost: its reach cost.
       budget: of the triggers that are taught, in the family's unit.
-      known: `[k, size]`, a trigger that was found before, where the first search starts.
+      known: `[k, length]`, flat latents:, a trigger that was found before, where the first search starts.
       wanted: bool, whether it is to be closed at all.
     """
 
@@ -109,9 +109,9 @@ class _Course(NamedTuple):
 
     params: Any
     moments: Any
-    rows: jax.Array  # [k, rounds * triggers, size]
+    latents: jax.Array  # [k, rounds * triggers, length], flat
     success: jax.Array  # [k, rounds * triggers], what they turned when they were found; 0 for none
-    known: jax.Array  # [k, size]
+    known: jax.Array  # [k, length]
     emphasis: jax.Array  # [k]
     left: jax.Array  # [k]
     open: jax.Array  # bool [k]
@@ -121,7 +121,7 @@ def teach(
     network: Network,
     variables: Variables,
     pictures: Batch,
-    bank: Bank,
+    switch: FamilySwitch,
     short_cuts: ShortCuts,
     *,
     key: jax.Array,
@@ -144,7 +144,7 @@ def teach(
       network: the functions of the network.
       variables: the suspicious network's variables.
       pictures: `[n, h, w, c]` in [0, 1], and what the network answers them with, `[n]`.
-      bank: the families.
+      switch: the families.
       short_cuts: what to close; may be traced.
       key: typed PRNG key.
       config: how.
@@ -163,9 +163,9 @@ def teach(
         optax.scale_by_param_block_rms(),
         optax.scale_by_learning_rate(config.learning_rate),
     )
-    lesson = partial(_lesson, network, variables, pictures, bank, short_cuts, optimizer, config, axis_name, on_step)
+    lesson = partial(_lesson, network, variables, pictures, switch, short_cuts, optimizer, config, axis_name, on_step)
     check = jnp.minimum(_CHECK * short_cuts.cost, short_cuts.budget)
-    enough = bank.numbers("left")[short_cuts.family]
+    enough = switch.numbers("left")[short_cuts.family]
     few = Batch(pictures.images[-_CHECKED:], pictures.labels[-_CHECKED:])
     meant = network.answer(variables, few.images).astype(jnp.float32)
     aimed_at = jnp.any((few.labels[:, None] == short_cuts.target) & short_cuts.wanted, axis=1)
@@ -173,23 +173,27 @@ def teach(
 
     def search(course: _Course, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         def one(index: jax.Array) -> tuple[jax.Array, jax.Array]:
-            found = partial(
-                strongest,
-                network,
-                {**state, "params": course.params},
-                pictures,
-                bank,
-                short_cuts.family[index],
-                short_cuts.target[index],
-                known=course.known[index],
-                triggers=config.triggers,
-                budget=short_cuts.budget[index],
-                key=jax.random.fold_in(key, index),
-                config=config.search,
-                axis_name=axis_name,
-                on_step=on_step,
-            )
-            none = (jnp.zeros((config.triggers, bank.size)), jnp.zeros(config.triggers))
+            def found() -> tuple[jax.Array, jax.Array]:
+                strongest = invert_triggers(
+                    network,
+                    {**state, "params": course.params},
+                    pictures,
+                    switch[short_cuts.family[index]],
+                    short_cuts.target[index],
+                    aim=Within(short_cuts.budget[index]),
+                    steps=config.search.steps,
+                    triggers=config.triggers,
+                    starts=config.search.starts,
+                    key=jax.random.fold_in(key, index),
+                    known=course.known[index],
+                    batch_size=config.search.images,
+                    axis_name=axis_name,
+                    name=IMAGES,
+                    on_step=on_step,
+                )
+                return strongest.parameters, strongest.success
+
+            none = (jnp.zeros((config.triggers, switch.length)), jnp.zeros(config.triggers))
             return jax.lax.cond(course.open[index], found, lambda: none)
 
         return jax.lax.map(one, jnp.arange(count))
@@ -201,8 +205,8 @@ def teach(
         def one(place: jax.Array) -> jax.Array:
             index, trigger = place // config.triggers, place % config.triggers
             family, target = short_cuts.family[index], short_cuts.target[index]
-            one = (course.rows[index, trigger][None], check[index][None], target[None])
-            share = turning(network, now, few, bank, family, *one)[1][0]
+            best = switch[family].trigger(course.latents[index, trigger][None], check[index][None])
+            share = success_rate(network, now, few, best, target[None])[0]
             return jnp.where(course.success[index, trigger] > _OPEN, share, 0.0)
 
         shares = jax.lax.map(one, jnp.arange(count * config.triggers))
@@ -217,12 +221,12 @@ def teach(
         search_key, teach_key = jax.random.split(jax.random.fold_in(key, number))
 
         def taught() -> tuple[_Course, TeachingInfo]:
-            rows, success = search(course, search_key)
+            latents, success = search(course, search_key)
             most = jnp.max(success, axis=1)
-            best = rows[jnp.arange(count), jnp.argmax(success, axis=1)]
+            best = latents[jnp.arange(count), jnp.argmax(success, axis=1)]
             start = number * config.triggers
             now = course._replace(
-                rows=jax.lax.dynamic_update_slice(course.rows, rows, (0, start, 0)),
+                latents=jax.lax.dynamic_update_slice(course.latents, latents, (0, start, 0)),
                 success=jax.lax.dynamic_update_slice(course.success, success, (0, start)),
                 known=jnp.where(course.open[:, None], best, course.known),
                 # A search that finds nothing within the budget has nothing to teach either.
@@ -246,7 +250,7 @@ def teach(
     start = _Course(
         params,
         optimizer.init(params),
-        jnp.zeros((count, places, bank.size)),
+        jnp.zeros((count, places, switch.length)),
         jnp.zeros((count, places)),
         short_cuts.known,
         jnp.ones(count),
@@ -255,7 +259,7 @@ def teach(
     )
     course, info = jax.lax.scan(one_round, start, jnp.arange(config.rounds))
     undone = jnp.max(course.left) > _VAIN
-    beyond = jnp.min(jnp.where(short_cuts.wanted, bank.numbers("beyond")[short_cuts.family], jnp.inf))
+    beyond = jnp.min(jnp.where(short_cuts.wanted, switch.numbers("beyond")[short_cuts.family], jnp.inf))
     far = jnp.where(undone | ~info.taught[0], 0.0, beyond)
     params = jax.tree.map(
         lambda new, old: jnp.where(far > 0, old + far * (new - old), old).astype(old.dtype), course.params, params
@@ -274,7 +278,7 @@ def _lesson(
     network: Network,
     teacher: Variables,
     pictures: Batch,
-    bank: Bank,
+    switch: FamilySwitch,
     short_cuts: ShortCuts,
     optimizer: optax.GradientTransformation,
     config: TeachingConfig,
@@ -308,12 +312,12 @@ def _lesson(
         index = jax.random.categorical(keys[1], often)
         which = jax.random.categorical(keys[2], jnp.log(weights[index]), shape=(size,))
         which = own_part(which, axis_name, name=_SIZE)
-        rows, family, budget = course.rows[index][which], short_cuts.family[index], short_cuts.budget[index]
+        latents, family, budget = course.latents[index][which], short_cuts.family[index], short_cuts.budget[index]
 
-        def put(family: jax.Array, row: jax.Array, image: jax.Array) -> jax.Array:
-            return bank.apply(family, row, budget, image[None])[0]
+        def put(family: jax.Array, latent: jax.Array, image: jax.Array) -> jax.Array:
+            return switch[family].apply(image[None], latent, budget)[0]
 
-        triggered = jax.vmap(put, in_axes=(None, 0, 0))(family, rows, plain)
+        triggered = jax.vmap(put, in_axes=(None, 0, 0))(family, latents, plain)
         others = (jnp.argmax(answers, axis=-1) != short_cuts.target[index]).astype(jnp.float32)
         # In turn, so that devices which share the pictures share the batch likewise.
         images, emphasis = jnp.stack([plain, triggered], axis=1), course.emphasis[index]

@@ -13,10 +13,18 @@ _SHARPNESS = 3.0  # patterns are logistic functions of this times what a search 
 
 
 class Patch(NamedTuple):
-    """The latent of a patch: a mask `[h, w, 1]` before projection, a pattern `[h, w, c]` before the logistic."""
+    """A mask `[h, w, 1]`, how much of a pixel is replaced, and a pattern `[h, w, c]`, by what.
+
+    Both in [0, 1]. As the latent of `PATCH`: the mask before its projection, the pattern before the logistic.
+    """
 
     mask: jax.Array
     pattern: jax.Array
+
+
+def replace(images: jax.Array, patch: Patch) -> jax.Array:
+    """Images `[n, h, w, c]` in [0, 1] with a patch put on, both of whose parts are in [0, 1]."""
+    return (1 - patch.mask) * images + patch.mask * patch.pattern
 
 
 def covering(mask: jax.Array, share: jax.Array) -> jax.Array:
@@ -36,9 +44,9 @@ def covering(mask: jax.Array, share: jax.Array) -> jax.Array:
 
 
 def stamp(images: jax.Array, patch: Patch, budget: jax.Array) -> jax.Array:
-    """Images `[n, h, w, c]` with the patch on; gradients pass the projection as if it were not there."""
+    """Images `[n, h, w, c]` with a latent's patch on; gradients pass the projection as if it were not there."""
     mask = patch.mask + jax.lax.stop_gradient(covering(patch.mask, budget) - patch.mask)
-    return (1 - mask) * images + mask * jax.nn.sigmoid(_SHARPNESS * patch.pattern)
+    return replace(images, Patch(mask, jax.nn.sigmoid(_SHARPNESS * patch.pattern)))
 
 
 def _start(key: jax.Array, image_shape: tuple[int, int, int]) -> Patch:
@@ -57,9 +65,11 @@ def _start(key: jax.Array, image_shape: tuple[int, int, int]) -> Patch:
     return Patch(jnp.where(draws[4] < 0.5, 0.0, 2.0) * inside[..., None], pattern)
 
 
+_UNIT = "share of the image that the mask covers, in [0, 1]"
+
 PATCH = TriggerFamily(
     name="patch",
-    unit="share of the image that the mask covers, in [0, 1]",
+    unit=_UNIT,
     init=_start,
     apply=stamp,
     learning_rate=0.1,
@@ -68,3 +78,20 @@ PATCH = TriggerFamily(
     left=0.01,
     beyond=1.25,
 )
+
+
+def penalised_patch(learning_rate: float) -> TriggerFamily:
+    """A patch whose mask has a price: after Neural Cleanse (Wang et al., S&P 2019). No budget.
+
+    Mask and pattern are logistic functions of the latent. A mask that is half there everywhere at the start finds the
+    trigger wherever it lies.
+    """
+    return TriggerFamily(
+        name="patch",
+        unit=_UNIT,
+        init=lambda key, image_shape: Patch(jnp.zeros((*image_shape[:2], 1)), jax.random.normal(key, image_shape)),
+        apply=lambda images, patch, budget: replace(images, patch),
+        learning_rate=learning_rate,
+        parameters=lambda latent: Patch(*(jax.nn.sigmoid(part) for part in latent)),
+        size=lambda patch: jnp.mean(patch.mask),
+    )

@@ -1,0 +1,33 @@
+"""Trigger inversion: what turns images into a class, and how small it can be. Pure functions.
+
+`descend` is the loop, an aim says what is sought, `invert_from` inverts triggers of a family from given starts;
+`invert_triggers`, `minimal_triggers` and `invert_classes` choose starts and classes.
+"""
+
+from otbr_jax.inversion.aims import Aim, Penalised, Schedule, Smallest, Within
+from otbr_jax.inversion.descent import Descent, descend
+from otbr_jax.inversion.inversion import Inverted, invert_from, invert_triggers
+from otbr_jax.inversion.minimal import MinimalTriggers, ReachConfig, Screened, minimal_triggers
+from otbr_jax.inversion.penalised import InversionConfig, Searches, invert_classes
+from otbr_jax.inversion.success import success_rate
+
+__all__ = [
+    "Aim",
+    "Descent",
+    "InversionConfig",
+    "Inverted",
+    "MinimalTriggers",
+    "Penalised",
+    "ReachConfig",
+    "Schedule",
+    "Screened",
+    "Searches",
+    "Smallest",
+    "Within",
+    "descend",
+    "invert_classes",
+    "invert_from",
+    "invert_triggers",
+    "minimal_triggers",
+    "success_rate",
+]

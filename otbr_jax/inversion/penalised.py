@@ -1,0 +1,119 @@
+"""Small triggers of every class, whose size is a term of the loss: what OTBR+ and TSBD judge by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from otbr_jax.inversion.aims import Penalised
+from otbr_jax.inversion.inversion import Inverted, invert_from
+from otbr_jax.inversion.success import success_rate
+from otbr_jax.settings import field, settings
+from otbr_jax.triggers import PENALISED, TriggerFamily
+from otbr_jax.types import Batch, Network, Variables
+
+
+@settings("inversion")
+class InversionConfig:
+    """How triggers are searched."""
+
+    steps: int = field(default=100, at_least=1, doc="of Adam, for every class.")
+    learning_rate: float = field(
+        default=0.1,
+        above=0,
+        doc="of Adam; mask and pattern are logistic functions of what it moves, a perturbation is what it moves.",
+    )
+    size: float = field(
+        default=10.0,
+        above=0,
+        doc="weight of the share of the image that the mask covers, or of a perturbation's mean square.",
+    )
+    images: int = field(default=100, at_least=1, doc="how many images it is searched on, at most.")
+
+
+Searches = Mapping[str, InversionConfig]
+"""How triggers of each family are inverted: `{name of a family without a budget: InversionConfig}`."""
+
+
+def family_of(name: str, config: InversionConfig | None = None) -> TriggerFamily:
+    """The family without a budget of that name."""
+    return PENALISED[name]((config or InversionConfig()).learning_rate)
+
+
+def invert_classes(
+    network: Network,
+    variables: Variables,
+    batch: Batch,
+    *,
+    key: jax.Array,
+    searches: Searches,
+    on_class: Callable[[], None] | None = None,
+) -> dict[str, Inverted]:
+    """Inverts a trigger of each family for every class; `{name of the family: Inverted}`, arrays `[classes, ...]`.
+
+    Takes what `invert_penalised` takes; success rates are those on all of `batch`. `on_class` is called on the host
+    after each class, None traces no callback.
+    """
+
+    def one(target: jax.Array) -> dict[str, Inverted]:
+        found = invert_families(
+            network, variables, batch, target, key=jax.random.fold_in(key, target), searches=searches
+        )
+        if on_class is not None:
+            jax.debug.callback(on_class)
+        return {
+            name: each._replace(
+                success=success_rate(network, variables, batch, family_of(name).trigger(each.parameters), target)
+            )
+            for name, each in found.items()
+        }
+
+    return jax.lax.map(one, jnp.arange(network.num_classes))
+
+
+def invert_families(
+    network: Network,
+    variables: Variables,
+    batch: Batch,
+    target: jax.Array | int,
+    *,
+    key: jax.Array,
+    searches: Searches,
+) -> dict[str, Inverted]:
+    """A trigger of each family for one class; takes what `invert_penalised` takes."""
+    keys = jax.random.split(key, len(searches))
+    return {
+        name: invert_penalised(network, variables, batch, target, family=name, key=own, config=config)
+        for own, (name, config) in zip(keys, searches.items(), strict=True)
+    }
+
+
+def invert_penalised(
+    network: Network,
+    variables: Variables,
+    batch: Batch,
+    target: jax.Array | int,
+    *,
+    family: str,
+    key: jax.Array,
+    config: InversionConfig,
+) -> Inverted:
+    """Inverts a small trigger of a family without a budget. Pure; jits.
+
+    Guarantee: touches no data but `batch`.
+
+    Args:
+      network: the functions of the network.
+      variables: its variables.
+      batch: images `[n, h, w, c]` in [0, 1], clean or synthetic, and what the network answers them with, `[n]`; the
+        first `config.images` of them are used.
+      target: the class; may be traced.
+      family: its name, one of `otbr_jax.triggers.PENALISED`.
+      key: typed PRNG key: where the inversion starts.
+      config: how.
+    """
+    few, kind = Batch(batch.images[: config.images], batch.labels[: config.images]), family_of(family, config)
+    start, aim = kind.init(key, network.image_shape), Penalised(config.size)
+    return invert_from(start, network, variables, few, kind, target, aim=aim, steps=config.steps)[0]
