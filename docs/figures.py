@@ -5,7 +5,6 @@ Numbers come from rows of `results/` and from the calibration, nothing is comput
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any

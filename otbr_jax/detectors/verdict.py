@@ -175,11 +175,11 @@ def in_words(verdict: Verdict) -> str:
 
 def p_value_in_words(verdict: Verdict) -> str:
     """The p-value, which is known, and the clean networks that it compares with."""
-    said = f"p-value {verdict.p_value:.2g}"
     if not verdict.clean_networks or verdict.p_value is None:
-        return said
+        return f"p-value {verdict.p_value:.2g}"
     higher = round(verdict.p_value * (1 + verdict.clean_networks)) - 1
-    return f"{said}: {higher or 'none'} of {verdict.clean_networks} clean networks score{'s' * (higher < 2)} as high"
+    which = f"{higher or 'none'} of {verdict.clean_networks} clean networks score{'s' * (higher < 2)}"
+    return f"{which} as high (p-value {verdict.p_value:.2g})"
 
 
 def p_value(score: float, clean: Sequence[float]) -> float:

@@ -146,7 +146,8 @@ def _unmeasured(facts: Facts) -> tuple[str, Tone, tuple[str, ...]]:
         done = facts.summary.get("done", "nothing was changed")
         return "No: nothing was changed.", "bad", (f"What was done: {done}.",)
     if not facts.changed:
-        return "Nothing was changed, since nothing was found.", "open", ("The network is as it came.",)
+        why = "nothing was found" if not facts.untold else "it cannot be told whether there is a backdoor"
+        return f"Nothing was changed, since {why}.", "open", ("The network is as it came.",)
     if facts.flagged:
         return "Weakened, as far as the search sees; not proven.", "open", (proof,)
     return "Not known: no trigger was measured.", "open", (proof,)
