@@ -364,7 +364,7 @@ def test_a_run_leaves_a_verdict_and_a_report(way, tmp_path):
     summary = summarize(result)
     assert [*summary["metrics"]] == ["victim", "disarmed"]
     verdict, measured = summary["verdict"], summary["detection"]
-    assert (verdict["detector"], verdict["backdoored"]) == ("short_cuts", "yes")
+    assert (verdict["detector"], verdict["backdoored"]) == ("short_cuts", "no")  # so short a search finds nothing
     assert verdict["p_value"] is None
     assert "other settings of the search" in verdict["why_not"]
     assert {*verdict["evidence"]} == {"patch", "wave", "margin", "answers"}

@@ -130,9 +130,9 @@ def test_a_p_value_counts_clean_networks():
     assert p_value(9.0, []) == 1
     found = calibrated(said([0.0, 2.0, 1.0]), Calibration((1.0, 2.0, 2.0, 5.0)))
     assert (found.p_value, found.clean_networks) == (0.8, 4)
-    assert in_words(found).endswith("3 of 4 clean networks score as high (p-value 0.8)")
+    assert in_words(found).endswith("; p-value 0.8: 3 of 4 clean networks score as high")
     assert in_words(calibrated(said([9.0, 2.0, 1.0]), Calibration((1.0,)))).endswith(
-        "none of 1 clean networks scores as high (p-value 0.5)"
+        "; p-value 0.5: none of 1 clean networks scores as high"
     )
     unknown = with_enough_classes(said([0.0, 2.0]), 3)
     assert calibrated(unknown, Calibration((1.0,))) == unknown

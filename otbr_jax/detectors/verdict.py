@@ -169,17 +169,17 @@ def in_words(verdict: Verdict) -> str:
         if others := [f"class {label} ({verdict.scores[label]:.2f})" for label in reaching if label != verdict.suspect]:
             said += f"; above the threshold, too: {' and '.join(others)}"
     if verdict.p_value is not None:
-        return f"{said}; {p_value_in_words(verdict)}"
+        compared = compared_in_words(verdict)
+        return f"{said}; p-value {verdict.p_value:.2g}" + (f": {compared}" if compared else "")
     return f"{said}; p-value not known: {verdict.why_not}" if verdict.why_not else said
 
 
-def p_value_in_words(verdict: Verdict) -> str:
-    """The p-value, which is known, and the clean networks that it compares with."""
+def compared_in_words(verdict: Verdict) -> str:
+    """How many of the clean networks that a p-value compares with score as high; empty where it compares with none."""
     if not verdict.clean_networks or verdict.p_value is None:
-        return f"p-value {verdict.p_value:.2g}"
+        return ""
     higher = round(verdict.p_value * (1 + verdict.clean_networks)) - 1
-    which = f"{higher or 'none'} of {verdict.clean_networks} clean networks score{'s' * (higher < 2)}"
-    return f"{which} as high (p-value {verdict.p_value:.2g})"
+    return f"{higher or 'none'} of {verdict.clean_networks} clean networks score{'s' * (higher < 2)} as high"
 
 
 def p_value(score: float, clean: Sequence[float]) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from otbr_jax.detectors.verdict import Backdoored, Verdict, p_value_in_words
+from otbr_jax.detectors.verdict import Backdoored, Verdict, compared_in_words
 from otbr_jax.report.cells import own_stages
 from otbr_jax.report.facts import Facts, facts_of
 from otbr_jax.report.leaderboard import LEARNED, LEFT
@@ -110,14 +110,14 @@ def _rate(verdict: Verdict) -> tuple[str, ...]:
     if verdict.p_value is None:
         why = verdict.why_not or "that was not measured"
         return (f"Not known how often a clean network scores as high: {why}.",)
-    said = p_value_in_words(verdict)
+    said = f"p-value {verdict.p_value:.2g}"
     if not verdict.clean_networks:
         return f"{said}: so often a clean network scores as high.", "That holds where the detector's assumption holds."
     means = (
         "A false alarm is possible" if verdict.backdoored == Backdoored.YES else "A clean network may look like this"
     )
     return (
-        f"{means}: {said}.",
+        f"{means}: {compared_in_words(verdict)} ({said}).",
         "Those are small networks of ten classes. Of networks unlike them the p-value is not known.",
     )
 
