@@ -26,6 +26,7 @@ from otbr_jax import plan as plans
 from otbr_jax.data import sources
 from otbr_jax.data.sources import DataConfig, Images
 from otbr_jax.detectors import short_cuts
+from otbr_jax.detectors.detector import conclude
 from otbr_jax.metrics import settled
 from otbr_jax.report.rows import append_row
 from otbr_jax.runs.provenance import ROOT, provenance
@@ -81,11 +82,11 @@ def programs(victim: Opened, among: int, *, last: str) -> Any:
 def searched(victim: Opened, among: int) -> Mapping[str, Any]:
     """The verdict of a search among so many, and the processor's seconds."""
     run, began = programs(victim, among, last="detected"), time.process_time()
-    found = run(0)["detected"]
+    verdict = conclude(short_cuts.DETECTOR, victim.config, run(0), draw=False)
     return {
-        "suspect": int(found.suspect),
-        "suspicion": settled(found.suspicion[found.suspect]),
-        "stands_out": bool(found.stands_out),
+        "suspect": verdict.suspect,
+        "score": verdict.score,
+        "backdoored": verdict.backdoored,
         "cpu_seconds": round(time.process_time() - began, 1),
     }
 

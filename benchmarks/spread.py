@@ -1,4 +1,4 @@
-"""How much a verdict of the default depends on the seed of its search: the same network, judged five times.
+"""How much a verdict of the default depends on the seed of its search: the same network, searched five times.
 
     python -m benchmarks.spread --workdir=runs/disarm
 
@@ -34,12 +34,12 @@ VICTIMS = (
 )
 
 
-def judged(cell: Cell, seeds: int) -> list[np.ndarray]:
+def searched(cell: Cell, seeds: int) -> list[np.ndarray]:
     """The suspicion of every class, `[classes]`, for each seed of the search."""
     found = opened(cell, WORKDIR.value)
     given = {"victim": found.variables}
     steps = short_cuts.DETECTOR.plan(found.config)
-    program = jax.jit(lambda key: plans.run(steps, found.setup, given, key=key)["detected"].suspicion)
+    program = jax.jit(lambda key: plans.run(steps, found.setup, given, key=key)["detected"].detected.scores)
     return [np.asarray(program(jax.random.key(seed))) for seed in range(seeds)]
 
 
@@ -47,7 +47,7 @@ def main(arguments) -> None:
     del arguments
     origin = provenance()
     for cell in VICTIMS:
-        found = judged(cell, SEEDS.value)
+        found = searched(cell, SEEDS.value)
         threshold = repaired_by("disarm", cell.config).detection.threshold
         attacked = cell.config.attack.name != "none"
         row = {
@@ -57,7 +57,7 @@ def main(arguments) -> None:
             "seed": cell.config.seed,
             "target": [round(float(each[0]), 2) for each in found] if attacked else None,
             "highest": [round(float(each.max()), 2) for each in found],
-            "stands_out": int(sum(each.max() >= threshold for each in found)),
+            "flagged": int(sum(each.max() >= threshold for each in found)),
             "right": int(sum(each.max() >= threshold and each.argmax() == 0 for each in found)) if attacked else None,
             "searches": len(found),
             "threshold": threshold,

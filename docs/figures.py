@@ -5,7 +5,6 @@ Numbers come from rows of `results/` and from the calibration, nothing is comput
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -38,7 +37,10 @@ CHOSEN = ((1, 1), (2, 3))
 
 def rows(name: str) -> list[dict[str, Any]]:
     """The rows of results/NAME.jsonl."""
-    return [json.loads(line) for line in (ROOT / "results" / f"{name}.jsonl").read_text().splitlines() if line.strip()]
+    from otbr_jax.report.rows import parse
+
+    path = ROOT / "results" / f"{name}.jsonl"
+    return [dict(row.values) for row in parse(path.read_text(), name=path.name)]
 
 
 def network(
@@ -157,15 +159,15 @@ def tsbd() -> Figure:
 
 
 def detection() -> Figure:
-    """Suspicions of calibration networks, and of the victims of the small bench, with the threshold."""
-    from otbr_jax.report.calibration import clean_scores
+    """Scores of calibration networks, and of the victims of the small bench, with the threshold."""
+    from otbr_jax.detectors.calibration import calibration_of
 
     bench = [row for row in rows("bench_disarm") if row["seed"] < 10]  # others are the calibration's
-    judged = [(row["attack"] != "none", row["judgement"]["suspicion"][row["judgement"]["suspect"]]) for row in bench]
+    scored = [(row["attack"] != "none", row["verdict"]["score"]) for row in bench]
     kinds = (
-        ("clean networks of the calibration", clean_scores("procedural pictures"), SOFT),
-        ("other clean networks", [score for bad, score in judged if not bad], GOOD),
-        ("backdoored networks", [score for bad, score in judged if bad], BAD),
+        ("clean networks of the calibration", calibration_of("short_cuts").scores, SOFT),
+        ("other clean networks", [score for bad, score in scored if not bad], GOOD),
+        ("backdoored networks", [score for bad, score in scored if bad], BAD),
     )
     figure = Figure(figsize=(7.2, 2.6), layout="constrained")
     axis = figure.subplots()
@@ -176,7 +178,7 @@ def detection() -> Figure:
     axis.axvline(3.5, color=INK, lw=1, ls="--")
     axis.text(3.65, 2.62, "threshold 3.5", fontsize=8, va="center")
     axis.set_yticks(range(3), [f"{name} ({len(scores)})" for name, scores, _ in kinds])
-    axis.set(xlabel="suspicion of the most suspicious class", ylim=(-0.5, 2.8), xlim=(-0.4, None))
+    axis.set(xlabel="highest score of a class", ylim=(-0.5, 2.8), xlim=(-0.4, None))
     axis.tick_params(axis="y", length=0)
     return figure
 

@@ -2,12 +2,13 @@
 
 The network is that of `--config.model...`, as for `launch.repair`: of the registry, from a checkpoint, or of your own
 code. `--verify` permutes every group of neurons and says how far the outputs move: in a right graph 0, but for
-rounding. `--judge=DIR` says whether a network looks backdoored, and for which class, from its weights alone; or by
+rounding. `--judge=DIR` says whether a network is backdoored, and for which class, from its weights alone; or by
 another method, `--detector=NAME`, which may need the clean images of `--config.clean...`, as `launch.repair` does.
 
 `--scan=PATH` asks about every checkpoint in a folder, or in a list with one path a line: a JSON line each. Networks are
-told from the files where they are others than `--config.model...`. Exit status 3: one looks backdoored; 2: none does,
-and one could not be read; 0: none does. `--stack=8` asks about eight networks of one kind at once.
+told from the files where they are others than `--config.model...`. Exit status 3: the answer is *yes* for one; 2: for
+none, and one could not be read or nobody can tell; 0: it is *no* for all. `--stack=8` asks about eight networks of one
+kind at once.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from otbr_jax.studies.scanning import checkpoints, scan, status
 
 CONFIG = cli.define_config("own_network.py", *repair_config_types(), choose=config_type_of)
 OUT = flags.DEFINE_string("out", None, "File for the drawing: .png, .svg or .pdf.")
-JUDGE = flags.DEFINE_string("judge", None, "Working directory; judges whether the network looks backdoored.")
-DETECTOR = flags.DEFINE_enum("detector", None, [*DETECTORS], "Which method judges; by default the defence's own.")
+JUDGE = flags.DEFINE_string("judge", None, "Working directory; asks whether the network is backdoored.")
+DETECTOR = flags.DEFINE_enum("detector", None, [*DETECTORS], "Which method is asked; by default the defence's own.")
 SCAN = flags.DEFINE_string("scan", None, "Folder, file or list of checkpoints; prints a JSON line for each.")
 STACK = flags.DEFINE_integer("stack", 1, "With --scan: how many networks of one kind are asked about at once.")
 VERIFY = flags.DEFINE_bool("verify", False, "Permutes every group and measures how far the outputs move.")

@@ -14,22 +14,22 @@ from scipy import stats
 
 from otbr_jax import Batch, InputError, Network, detect
 from otbr_jax.data.sources import DataConfig
+from otbr_jax.detectors.detector import conclude
 from otbr_jax.detectors.free_eagle import FreeEagleConfig, anomaly_metrics
 from otbr_jax.detectors.mm_bd import MMBDConfig, p_values
 from otbr_jax.detectors.neural_cleanse import NeuralCleanseConfig, anomaly_indices, search_mask
 from otbr_jax.detectors.registry import DETECTORS
 from otbr_jax.detectors.short_cuts import DetectionConfig, PicturesConfig, ShortCutsSettings
+from otbr_jax.detectors.verdict import in_words, read_verdict
 from otbr_jax.graph.cut import cut
 from otbr_jax.graph.graph import NeuronGraph
 from otbr_jax.inversion import ReachConfig
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
-from otbr_jax.report.calibration import clean_scores, p_value
 from otbr_jax.report.detector_tables import curves
 from otbr_jax.report.numbers import auc_interval
 from otbr_jax.report.results_tables import markdown
 from otbr_jax.report.rows import Row
-from otbr_jax.report.verdict import judgement_of, verdict
 from otbr_jax.runs.devices import batch_mesh
 from otbr_jax.runs.networks import open_network
 from otbr_jax.runs.run import Run
@@ -95,12 +95,16 @@ def clean_for(name, images):
 def test_a_planted_short_cut_is_found(name, planted):
     network, variables, images = planted
     found = detect(name, network, variables, key=jax.random.key(0), clean=clean_for(name, images), config=SMALL[name])
-    assert (found.suspect, found.backdoored) == (1, True), found
+    assert (found.detector, found.suspect, found.backdoored) == (name, 1, "yes"), found
     assert found.score == max(found.scores) > found.threshold
     assert len(found.scores) == CLASSES
     assert (found.p_value is not None) == (name == "mm_bd")
-    said = verdict(judgement_of(found, DETECTORS[name], SMALL[name]))
-    assert said.startswith(f"class 1 stands out: {DETECTORS[name].score} {found.score:.2f}, threshold ")
+    assert (found.why_not == "") == (name == "mm_bd")
+    assert in_words(found).startswith(f"class 1 is flagged: score {found.score:.2f}, threshold ")
+    assert read_verdict(json.loads(json.dumps(found.plain()))) == found._replace(triggers=None)
+    if DETECTORS[name].triggers is not None:
+        masks, patterns = found.triggers
+        assert (masks.shape, patterns.shape) == ((CLASSES, 8, 8, 1), (CLASSES, *SHAPE))
 
 
 def test_all_detectors_are_found_by_looking():
@@ -191,7 +195,7 @@ def test_memory_and_disk_say_the_same(name, tmp_path):
         run.plan(DETECTORS[name].plan(BRIEF[name]), given)
         again = run.plan(DETECTORS[name].plan(BRIEF[name]), given)
     assert all(stage.resumed for stage in again.values())
-    on_disk = DETECTORS[name].verdict(BRIEF[name], {step: stage.value for step, stage in again.items()})
+    on_disk = conclude(DETECTORS[name], BRIEF[name], {step: stage.value for step, stage in again.items()})
     in_memory = detect(
         name,
         run.network,
@@ -201,7 +205,7 @@ def test_memory_and_disk_say_the_same(name, tmp_path):
         config=BRIEF[name],
         graph=subject.graph,
     )
-    assert on_disk == in_memory
+    assert on_disk.plain() == in_memory.plain()
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +226,7 @@ def test_a_cell_says_what_a_detector_says_and_what_is_true(victim):
         assert json.loads(json.dumps(row)) == row
         assert (row["attack"], row["target"]) == ("badnets", 0)
         assert row["metrics"]["victim"]["asr"] > 0.9
-        assert row["score"] == max(row["scores"])
+        assert row["verdict"]["score"] == max(row["verdict"]["scores"])
         assert row["detector_seconds"] >= 0
         assert "of detection" in each.in_words(row)
     assert [row["clean_images"] for row in made] == [65, 0]
@@ -250,8 +254,8 @@ def test_inspecting_by_another_detector(otbr_run, tmp_path):
         data=DataConfig(name="none"),
     )
     said = inspect(config, judge_in=tmp_path / "w", detector="free_eagle").splitlines()[-1]
-    assert "anomaly metric" in said
-    assert "judged by inner representations" in said
+    assert "scores highest" in said or "is flagged: score" in said
+    assert "threshold 2 (free_eagle)" in said
     with pytest.raises(InputError, match=r"^clean.name: expected clean images of your own"):
         inspect(config, judge_in=tmp_path / "w", detector="neural_cleanse")
     with pytest.raises(InputError, match=r"^defense: expected one that looks for a backdoor, .* or name a --detector"):
@@ -308,8 +312,9 @@ def scored(detector, attack, seed, score, **fields):
         "recipe": "fast",
         "variant": "",
     }
-    row |= {"attack": attack, "seed": seed, "detector": detector, "needs": DETECTORS[detector].data, "score": score}
-    row |= {"target": None if attack == "none" else 0, "suspect": 0, "backdoored": score > 2, "detector_seconds": 3.0}
+    row |= {"attack": attack, "seed": seed, "detector": detector, "needs": DETECTORS[detector].data}
+    row |= {"target": None if attack == "none" else 0, "detector_seconds": 3.0}
+    row["verdict"] = {"suspect": 0, "backdoored": "yes" if score > 2 else "no", "score": score}
     row["metrics"] = {"victim": {"acc": 0.9, "asr": None if attack == "none" else 1.0}}
     return row | fields
 
@@ -321,7 +326,7 @@ def rows(values):
 def test_the_table_to_the_letter():
     values = [scored("mm_bd", "badnets", seed, score) for seed, score in enumerate((3.0, 9.0, 1.0))]
     values += [scored("mm_bd", "none", seed, score, detector_seconds=5.0) for seed, score in enumerate((0.5, 2.5))]
-    values[1]["suspect"] = 4
+    values[1]["verdict"]["suspect"] = 4
     weak = scored("mm_bd", "wanet", 0, 0.1)
     weak["metrics"]["victim"]["asr"] = 0.05
     values += [weak, scored("neural_cleanse", "badnets", 0, 8.0), scored("neural_cleanse", "badnets", 0, 9.0)]
@@ -353,10 +358,3 @@ def test_an_interval_of_an_auc_holds_it_and_narrows():
     low, _ = auc_interval(0.9, 12, 10)
     variance = low * (1 - low) * (1 + 10 * ((1 - low) / (2 - low) + low / (1 + low))) / 120
     np.testing.assert_allclose(0.9 - low, 1.959964 * variance**0.5, rtol=1e-9)
-
-
-def test_a_p_value_counts_clean_networks():
-    clean = clean_scores("procedural pictures")
-    assert p_value("procedural pictures", max(clean) + 1) == 1 / (1 + len(clean))
-    assert p_value("procedural pictures", 0.0) == 1
-    assert p_value("nobody", 3.0) is None

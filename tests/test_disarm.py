@@ -1,6 +1,8 @@
 """Disarm: pictures, families within their budgets, a planted short cut found and taught away, a whole run."""
 
+import copy
 import dataclasses
+import json
 from functools import partial
 
 import chex
@@ -14,10 +16,12 @@ from otbr_jax import Batch, InputError, Network, plan
 from otbr_jax.defenses import disarm, disarm_clean
 from otbr_jax.defenses.disarm import DisarmSettings, short_cuts
 from otbr_jax.detectors import short_cuts as detecting
-from otbr_jax.detectors.out_of_line import ANSWERS, MARGIN, USUAL, Suspicion, out_of_line, suspect_by_short_cuts
-from otbr_jax.detectors.short_cuts import DetectionConfig, PicturesConfig
+from otbr_jax.detectors.calibration import read_calibration
+from otbr_jax.detectors.out_of_line import ANSWERS, MARGIN, Anomalies, find_anomalies, out_of_line
+from otbr_jax.detectors.short_cuts import DetectionConfig, PicturesConfig, usual_evidence
 from otbr_jax.inversion import MinimalTriggers, ReachConfig, minimal_triggers
 from otbr_jax.inversion.minimal import at_once
+from otbr_jax.runs.identity import plain
 from otbr_jax.runs.networks import check_classes
 from otbr_jax.steps.margin import MarginConfig, largest_margins
 from otbr_jax.steps.passing import passing
@@ -62,20 +66,21 @@ def test_one_logit_is_refused(planted):
         check_classes(dataclasses.replace(planted[0], num_classes=1))
 
 
-def test_of_two_classes_none_stands_out():
+def test_of_two_classes_none_is_flagged():
     costs = jnp.array([[0.001, 0.9]])
-    found = suspect_by_short_cuts(
+    found = find_anomalies(
         costs,
         jnp.ones(2),
         jnp.array([0.9, 0.1]),
+        usual=usual_evidence(),
         families=("patch",),
         threshold=0.1,
         share=0.6,
         budget=0.5,
         closed="suspect",
     )
-    assert float(found.suspicion[0]) > 1
-    assert not found.stands_out
+    assert float(found.detected.scores[0]) > 1
+    assert not found.detected.flagged
     assert not found.wanted.any()
 
 
@@ -153,9 +158,11 @@ def test_a_planted_short_cut_is_found_and_taught_away(planted):
     assert jnp.argmax(margins) == 1
     answers = jnp.bincount(batch.labels, length=4) / len(batch.labels)
     families = ("patch", "additive", "warp")
-    rule = {"families": families, "threshold": 0.5, "share": 0.1, "budget": 0.6, "closed": "suspect"}
-    suspicion = suspect_by_short_cuts(found.size, margins, answers, **rule)
-    assert (suspicion.suspect, bool(suspicion.stands_out), bool(suspicion.wanted[1, 1])) == (1, True, True)
+    usual = usual_evidence()
+    rule = {"families": families, "threshold": 0.5, "share": 0.1, "budget": 0.6, "closed": "suspect", "usual": usual}
+    anomalies = find_anomalies(found.size, margins, answers, **rule)
+    (_, suspect, flagged), wanted = anomalies.detected, anomalies.wanted
+    assert (suspect, bool(flagged), bool(wanted[1, 1])) == (1, True, True)
 
     stamped = jnp.clip(batch.images + 0.03 * HIDDEN, 0, 1)
     others = batch.labels != 1
@@ -166,7 +173,7 @@ def test_a_planted_short_cut_is_found_and_taught_away(planted):
     lessons = TeachingConfig(rounds=5, triggers=4, search=config, steps=150, batch_size=32, learning_rate=1e-1)
     taught, info = jax.jit(
         lambda v, closing: teach(network, v, batch, switch, closing, key=jax.random.key(1), config=lessons)
-    )(variables, short_cuts(suspicion._replace(wanted=suspicion.wanted.at[::2].set(False)), found, families))
+    )(variables, short_cuts(anomalies._replace(wanted=wanted.at[::2].set(False)), found, families, usual))
     assert turned(variables) > 0.6
     assert turned(taught) < 0.5 * turned(variables)
     kept = jnp.argmax(network.answer(taught, batch.images), -1) == batch.labels
@@ -202,10 +209,10 @@ def test_nothing_wanted_is_nothing_changed(planted):
     chex.assert_trees_all_equal(at_once, info, strict=True)
 
 
-def test_lessons_are_compiled_only_where_a_class_stands_out():
+def test_lessons_are_compiled_only_where_a_class_is_flagged():
     """Else a smaller function takes their place, which `test_nothing_wanted_is_nothing_changed` compares with them."""
     step = disarm.plan(DisarmSettings())[-2]
-    with_it, without = (Suspicion(*[None] * 4, np.array(wanted), None) for wanted in ([[True]], [[False]]))
+    with_it, without = (Anomalies(*[None] * 3, np.array(wanted), None) for wanted in ([[True]], [[False]]))
     assert plan.shortened(step, {"detected": with_it}) == step
     other = plan.shortened(step, {"detected": without})
     assert (other.run, other.shown.work) == (disarm.leave_alone, None)
@@ -257,29 +264,29 @@ def test_out_of_line_by_hand():
 
 
 def test_every_kind_of_evidence_has_its_usual():
-    assert {*USUAL} == {*FAMILIES, MARGIN, ANSWERS}
+    assert {*usual_evidence()} == {*FAMILIES, MARGIN, ANSWERS}
 
 
-def test_suspicion_by_hand():
+def test_scores_by_hand():
     """All kinds count together, each by how far it is over what is usual; falling short of it counts for nothing."""
     families = ("patch", "wave")
     even, answers = jnp.ones((2, 5)), jnp.full(5, 0.2)
 
-    def judge(costs, margins, *, threshold=3.0, closed="suspect"):
+    def find(costs, margins, *, threshold=3.0, closed="suspect"):
         rule = {"families": families, "threshold": threshold, "share": 0.6, "budget": 0.5, "closed": closed}
-        return suspect_by_short_cuts(costs, margins, answers, **rule)
+        return find_anomalies(costs, margins, answers, usual=usual_evidence(), **rule)
 
-    assert not judge(even, jnp.ones(5)).suspicion.any()
-    unreachable = judge(even, jnp.array([3.0, -1, -1, -1, -1]))  # half of the classes can never be the answer
-    assert not unreachable.suspicion.any()
-    (patch, spread), (margin, margin_spread) = USUAL["patch"], USUAL[MARGIN]
+    assert not find(even, jnp.ones(5)).detected.scores.any()
+    unreachable = find(even, jnp.array([3.0, -1, -1, -1, -1]))  # half of the classes can never be the answer
+    assert not unreachable.detected.scores.any()
+    (patch, spread), (margin, margin_spread) = (usual_evidence()[kind] for kind in ("patch", MARGIN))
     costs = even.at[0, 3].set(jnp.exp(-patch - 2 * spread))
     margins = jnp.ones(5).at[3].set(jnp.exp(margin + 1.5 * margin_spread))
-    found = judge(costs, margins)
-    np.testing.assert_allclose(found.suspicion[3], 2.5, rtol=1e-4)
-    assert (found.suspect, bool(found.stands_out)) == (3, False)
+    found = find(costs, margins)
+    np.testing.assert_allclose(found.detected.scores[3], 2.5, rtol=1e-4)
+    assert (found.detected.suspect, bool(found.detected.flagged)) == (3, False)
     assert not found.wanted.any()
-    for wanted in (judge(costs, margins, threshold=2.0), judge(costs, margins, closed="all")):
+    for wanted in (find(costs, margins, threshold=2.0), find(costs, margins, closed="all")):
         np.testing.assert_array_equal(jnp.argwhere(wanted.wanted), [[0, 3]])
     np.testing.assert_allclose(found.budget[0, 3], jnp.sqrt(costs[0, 3]), rtol=1e-5)  # halfway, as logarithms
     np.testing.assert_allclose(found.budget[1, 3], 1.2, rtol=1e-5)  # above what the suspect costs
@@ -317,8 +324,9 @@ def test_short_cuts_of_all_classes_are_the_most_telling_ones():
     families = ("patch", "wave")
     costs = jnp.ones((2, 4)).at[0, 3].set(0.1).at[1, 0].set(0.05).at[0, 1].set(0.2)
     rule = {"families": families, "threshold": 99.0, "share": 0.6, "budget": 0.5, "closed": "all"}
-    found = suspect_by_short_cuts(costs, jnp.ones(4), jnp.full(4, 0.25), **rule)
-    closing = short_cuts(found, MinimalTriggers(jnp.zeros((2, 4, 5)), costs, jnp.arange(4)), families)
+    usual = usual_evidence()
+    found = find_anomalies(costs, jnp.ones(4), jnp.full(4, 0.25), usual=usual, **rule)
+    closing = short_cuts(found, MinimalTriggers(jnp.zeros((2, 4, 5)), costs, jnp.arange(4)), families, usual)
     assert {*zip(closing.family.tolist(), closing.target.tolist(), strict=True)} == {(0, 3), (1, 0)}
     assert closing.wanted.all()
     np.testing.assert_allclose(closing.cost, [0.05, 0.1])
@@ -356,15 +364,35 @@ def test_a_run_leaves_a_verdict_and_a_report(way, tmp_path):
     result = tiny_runs.run(tmp_path / "w", config)
     summary = summarize(result)
     assert [*summary["metrics"]] == ["victim", "disarmed"]
-    judgement = summary["judgement"]
-    assert judgement["by"] == "procedural pictures"
-    assert {*judgement["reach_cost"]} == {"patch", "wave"}
-    assert {*judgement["evidence"]} == {"patch", "wave", "margin", "answers"}
-    assert len(judgement["margin"]) == len(judgement["answers"]) == len(judgement["suspicion"])
-    assert judgement["suspicion"][judgement["suspect"]] == max(judgement["suspicion"])
+    verdict, measured = summary["verdict"], summary["detection"]
+    assert (verdict["detector"], verdict["backdoored"]) == ("short_cuts", "no")  # so short a search finds nothing
+    assert verdict["p_value"] is None
+    assert "other settings of the search" in verdict["why_not"]
+    assert {*verdict["evidence"]} == {"patch", "wave", "margin", "answers"}
+    assert {*measured["trigger_size"]} == {"patch", "wave"}
+    assert measured["family"] in measured["trigger_size"]
+    assert len(measured["margin"]) == len(measured["answers"]) == len(verdict["scores"])
+    assert verdict["scores"][verdict["suspect"]] == max(verdict["scores"]) == verdict["score"]
+    assert json.loads((tmp_path / "w" / "metrics.json").read_text())["verdict"] == verdict
     assert (tmp_path / "w" / "report.html").read_text().count("Is it backdoored?") == 1
     again = tiny_runs.run(tmp_path / "w", config)
     assert tiny_runs.resumed(again) == {*again.stages}
+
+
+def test_other_clean_networks_are_another_result(monkeypatch):
+    """The usual evidence is among the settings of the steps that count in it, and so in what their results hang on."""
+
+    def hashed():
+        return {step.name: json.dumps(plain(step.settings)) for step in disarm.plan(DisarmSettings())}
+
+    before = hashed()
+    file = copy.deepcopy(dict(read_calibration()))
+    file["short_cuts"]["usual"]["patch"][0] += 0.01
+    monkeypatch.setattr("otbr_jax.detectors.calibration.read_calibration", lambda: file)
+    after = hashed()
+    assert [name for name in before if before[name] != after[name]] == ["detected", "disarmed"]
+    file["short_cuts"]["networks"].pop()
+    assert hashed() == after  # the p-value is no part of any step
 
 
 def test_wrong_settings():
@@ -378,7 +406,7 @@ def test_wrong_settings():
         DetectionConfig(families=())
 
 
-def test_another_search_than_the_calibrated_one_quotes_no_rate_of_clean_networks():
+def test_another_search_than_the_calibrated_one_has_no_p_value():
     usual = DisarmSettings()
     assert detecting.is_usual(usual)
     assert detecting.is_usual(dataclasses.replace(usual, reach=ReachConfig(classes=3)))

@@ -80,7 +80,7 @@ def test_the_public_functions_run_the_plans(name, finished):
     network, graph, variables, _ = opened(config, result)
     if name == "unchanged":
         repaired, info = otbr_plus(network, variables, graph, key=jax.random.key(0), config=config)
-        assert not bool(info.judgement.stands_out)
+        assert not bool(info.findings.detected.flagged)
     else:
         repaired, _ = otbr(network, variables, graph, key=jax.random.key(0), config=config.otbr)
     jax.tree.map(np.testing.assert_array_equal, repaired, result.variables)

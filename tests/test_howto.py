@@ -67,7 +67,7 @@ def test_the_code_of_readme(moved, capsys):
     (code,) = re.findall(r"^```python\n(.*?)^```", (PAGES.parent.parent / "README.md").read_text(), re.S | re.M)
     names = {"apply": network.apply, "apply_train": network.apply_train, "variables": variables}
     exec(code, names)
-    assert re.fullmatch(r"(True|False) (\d|None) \d+ of \d+ channels pruned\n", capsys.readouterr().out)
+    assert re.fullmatch(r"(yes|no|cannot tell) \d \d+ of \d+ channels pruned\n", capsys.readouterr().out)
     assert jax.tree.structure(names["repaired"]) == jax.tree.structure(variables)
 
 
@@ -75,7 +75,7 @@ def test_the_code_about_detection(moved, capsys):
     network, _, variables, _ = moved
     (code,) = blocks("../concepts/detection.md")
     exec(code, {"network": network, "variables": variables})
-    assert re.fullmatch(r"(True|False) (\d|None) [\d.]+ ([\d.e-]+|None)\n", capsys.readouterr().out)
+    assert re.fullmatch(r"(yes|no|cannot tell) \d [\d.]+ ([\d.e-]+|None)\n", capsys.readouterr().out)
 
 
 def test_a_defence_is_one_file(house, monkeypatch, moved, clean):
@@ -107,7 +107,7 @@ def test_a_detector_is_one_file(house, monkeypatch, moved):
     found = names["verdict"]
     np.testing.assert_allclose(sum(found.scores), 1, rtol=1e-6)
     assert found.score == max(found.scores) == found.scores[found.suspect]
-    assert found.backdoored == (found.score >= 0.9)
+    assert found.backdoored == ("yes" if found.score >= 0.9 else "no")
 
 
 def test_an_attack_is_one_file(house, clean, monkeypatch):

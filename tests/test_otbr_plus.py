@@ -61,28 +61,29 @@ def finished(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_suspicious_network_is_judged_fused_and_patched(finished):
+def test_a_suspicious_network_is_flagged_fused_and_patched(finished):
     workdir, _, summary = finished
-    judgement = summary["judgement"]
-    assert judgement["stands_out"]
-    assert judgement["suspect"] == int(np.argmax(judgement["suspicion"]))
-    assert {(row["gamma"], row["lambda"]) for row in judgement["settings"]} == {
+    verdict, settings = summary["verdict"], summary["detection"]["settings"]
+    assert (verdict["detector"], verdict["backdoored"]) == ("otbr_plus", "yes")
+    assert verdict["suspect"] == int(np.argmax(verdict["scores"]))
+    assert {*summary["detection"]["trigger_size"]} == {"patch", "perturbation"}
+    assert {(row["gamma"], row["lambda"]) for row in settings} == {
         (0.1, 0.5), (0.1, 1.0), (0.3, 0.5), (0.3, 1.0)
     }  # fmt: skip
     assert (summary["choice"]["gamma"], summary["choice"]["lambda"]) in {
-        (row["gamma"], row["lambda"]) for row in judgement["settings"]
+        (row["gamma"], row["lambda"]) for row in settings
     }
     assert [*summary["metrics"]] == ["victim", "unlearned", "pruned", "fused", "patched"]
-    assert [found["class"] for found in summary["patched"]] == [*np.argsort(judgement["suspicion"])[:-3:-1]]
+    assert [found["class"] for found in summary["patched"]] == [*np.argsort(verdict["scores"])[:-3:-1]]
     assert all(share in PATCHING.shares for f in summary["patched"] for share in (f["share"], *f["recovered"]))
     table = summary_table(summary).text()
-    assert f"class {judgement['suspect']} stands out" in table
-    assert "false-positive rate" in table
+    assert f"class {verdict['suspect']} is flagged" in table
+    assert "p-value not known: clean networks were scored with other settings" in table
     assert "of the way" in table
     page = (workdir / "report.html").read_text()
     assert "Is it backdoored?" in page
     assert page.count(": triggers not taught") == 2
-    assert json.loads((workdir / "metrics.json").read_text())["judgement"] == judgement
+    assert json.loads((workdir / "metrics.json").read_text())["verdict"] == verdict
 
 
 @pytest.mark.slow
@@ -94,31 +95,31 @@ def test_a_second_run_reloads_everything(finished):
 
 
 @pytest.mark.slow
-def test_where_nothing_stands_out_the_network_stays_as_it_is(finished):
+def test_where_no_class_is_flagged_the_network_stays_as_it_is(finished):
     workdir, first, _ = finished
     alone = dataclasses.replace(PLUS, suspicion=dataclasses.replace(PLUS.suspicion, threshold=2.0))
     result = run(workdir, alone)
     summary = summarize(result)
-    assert summary["choice"] == {"gamma": 0.0, "lambda": 0.0, "chosen_by": "no class standing out"}
+    assert summary["choice"] == {"gamma": 0.0, "lambda": 0.0, "chosen_by": "no class flagged"}
     assert summary["patched"] is None
-    assert "nothing stands out" in summary_table(summary).text()
+    assert "no class is flagged" in summary_table(summary).text()
     victim = first.stages["victim"].value["variables"]
     jax.tree.map(np.testing.assert_array_equal, result.variables, victim)
     assert result.stages["inverted"].resumed
 
 
 @pytest.mark.slow
-def test_inspecting_judges_without_a_repair(finished, tmp_path):
+def test_inspecting_asks_without_a_repair(finished, tmp_path):
     workdir, _, _ = finished
     config = dataclasses.replace(
         PLUS,
         model=dataclasses.replace(PLUS.model, checkpoint=str(workdir / "repaired")),
         data=dataclasses.replace(PLUS.data, name="none"),
     )
-    said = inspect(config, judge_in=tmp_path / "judged")
-    assert "stands out" in said
-    assert (tmp_path / "judged" / "triggers.png").stat().st_size > 0
-    with pytest.raises(InputError, match=r"model.checkpoint: expected a network to judge"):
+    said = inspect(config, judge_in=tmp_path / "asked")
+    assert "is flagged" in said
+    assert (tmp_path / "asked" / "triggers.png").stat().st_size > 0
+    with pytest.raises(InputError, match=r"model.checkpoint: expected a network to ask about"):
         inspect(dataclasses.replace(config, model=PLUS.model), judge_in=tmp_path / "none")
     with pytest.raises(InputError, match=r"defense: expected one that looks for a backdoor"):
         inspect(
@@ -254,10 +255,10 @@ def test_only_otbr_patches():
 
 
 @pytest.mark.slow
-def test_two_devices_judge_as_one_does(finished, tmp_path):
+def test_two_devices_say_what_one_does(finished, tmp_path):
     _, _, one = finished
     two = summarize(run(tmp_path / "w", PLUS, devices=2))
-    assert two["judgement"]["suspect"] == one["judgement"]["suspect"]
+    assert two["verdict"]["suspect"] == one["verdict"]["suspect"]
     assert two["choice"] == one["choice"]
     assert [*two["metrics"]] == [*one["metrics"]]
 
@@ -271,7 +272,7 @@ def test_as_a_pure_function(small):
     assert info.share is None
     assert [*info.triggers] == ["patch", "perturbation"]
     same = [np.array_equal(a, b) for a, b in zip(jax.tree.leaves(repaired), jax.tree.leaves(variables), strict=True)]
-    assert bool(info.judgement.stands_out)
+    assert bool(info.findings.detected.flagged)
     assert round(float(info.gamma), 4) in suspicion.gamma
     assert float(info.lam) in suspicion.lam
     assert not all(same)

@@ -22,10 +22,11 @@ def metrics(acc, asr=None, ra=None):
     return {"acc": acc, "asr": asr, "ra": ra, "der": None if asr is None else 0.5}
 
 
-def judgement(score, *, stands_out, by="procedural pictures", **more):
-    suspicion = [score, *np.linspace(0, min(score, 1), 9).tolist()]
-    found = {"by": by, "stands_out": stands_out, "suspect": 0, "suspicion": suspicion, "threshold": 3.5}
-    return found | {"evidence": {"patch": suspicion, "margin": suspicion}} | more
+def verdict(score, backdoored, **more):
+    scores = [score, *np.linspace(0, min(score, 1), 9).tolist()]
+    found = {"detector": "short_cuts", "backdoored": backdoored, "suspect": 0, "score": score, "scores": scores}
+    found |= {"threshold": 3.5, "evidence": {"patch": scores, "margin": scores}}
+    return found | (more or {"p_value": 0.0328, "clean_networks": 60})
 
 
 def lesson(*, undone=False):
@@ -34,12 +35,12 @@ def lesson(*, undone=False):
 
 
 def summary(before, after, **more):
-    """Of a run of `disarm` in which class 0 stands out and is taught, but for `more`."""
+    """Of a run of `disarm` in which class 0 is flagged and taught, but for `more`."""
     found = {
         "defense": "disarm",
         "metrics": {"victim": before, "disarmed": after},
         "choice": {"chosen_by": "procedural pictures"},
-        "judgement": judgement(10.2, stands_out=True),
+        "verdict": verdict(10.2, "yes"),
         "taught": [lesson()],
         "neurons": {"scored": 24, "moved": 24},
         "did": "moved",
@@ -60,14 +61,14 @@ REPAIRED = summary(metrics(0.996, 1.0, 0.0), metrics(0.992, 0.011, 0.978))
 UNMEASURED = summary(None, None)
 NOTHING_CHANGED = {"taught": None, "neurons": {"scored": 24, "moved": 0}, "done": "nothing was changed"}
 NOTHING_FOUND = summary(
-    metrics(0.98), metrics(0.98), **NOTHING_CHANGED, judgement=judgement(0.4, stands_out=False), warnings=["a warning"]
+    metrics(0.98), metrics(0.98), **NOTHING_CHANGED, verdict=verdict(0.4, "no"), warnings=["a warning"]
 )
 UNDONE = summary(None, None, taught=[lesson(undone=True)], neurons={"scored": 24, "moved": 0}, done="nothing: in vain")
 OTBR = summary(
     metrics(0.95, 1.0, 0.0),
     metrics(0.8, 0.4, 0.5),
     defense="otbr",
-    judgement=None,
+    verdict=None,
     taught=None,
     axes=["gamma", "lambda"],
     along=["gamma"],
@@ -94,8 +95,8 @@ def told(found, **options):
 def test_a_repair_that_was_measured():
     backdoored, sure, gone, cost, use = told(REPAIRED, files=("repaired", "net.pt"))
     assert backdoored[0] == "Yes: its trigger works."
-    assert "accuses class 0, the attacker's: suspicion 10.20, threshold 3.5" in backdoored[1]
-    assert "clean networks score" in sure[1]
+    assert "flags class 0, the attacker's: score 10.20, threshold 3.5" in backdoored[1]
+    assert "1 of 60 clean networks scores as high" in sure[1]
     assert gone[0] == "Yes: the trigger now turns 1.1 % of the images (100.0 % before)."
     assert "still found triggers that turn 36.0 %" in gone[1]
     assert cost[0] == "0.4 points of accuracy."
@@ -107,10 +108,10 @@ def test_a_repair_that_was_measured():
     assert "class 0, but the attacker's is class 3" in told(other)[0][1]
 
 
-def test_an_accused_network_without_data():
+def test_a_flagged_network_without_data():
     backdoored, sure, gone, cost, use = told(UNMEASURED)
-    assert backdoored[0] == "Probably: class 0 stands out."
-    assert re.fullmatch(r"A false alarm is possible: \d+ of 60 clean networks score as high \(\d+ %\)\.", sure[0])
+    assert backdoored[0] == "Probably: class 0 is flagged."
+    assert sure[0] == "A false alarm is possible: 1 of 60 clean networks scores as high (p-value 0.033)."
     assert "missed" in sure[1]
     assert gone[0].endswith("not proven.")
     assert "turned 99.0 % of the pictures into class 0; these turn 1.1 %" in gone[1]
@@ -123,22 +124,22 @@ def test_nothing_was_found():
     backdoored, sure, gone, cost, use = told(NOTHING_FOUND, files=("repaired",))
     assert backdoored[0] == "No sign of it was found."
     assert "no proof" in backdoored[1]
-    assert re.match(r"A clean network may look like this: \d+ of 60 clean networks score", sure[0])
+    assert sure[0].startswith("A clean network may look like this: 1 of 60 clean networks scores as high")
     assert gone[0] == "Nothing was changed, since nothing was found."
     assert cost[0] == "Nothing: the network is as it came."
     assert use[0] == "As far as you trust its source."
     assert "as it came: repaired" in use[1]
-    near = told(NOTHING_FOUND | {"judgement": judgement(3.0, stands_out=False)})
+    near = told(NOTHING_FOUND | {"verdict": verdict(3.0, "no")})
     assert near[-1][0] == "Not before a second search."
     still = metrics(0.9, 1.0, 0.0)
-    missed = told(summary(still, still, **NOTHING_CHANGED, judgement=judgement(0.4, stands_out=False)))
+    missed = told(summary(still, still, **NOTHING_CHANGED, verdict=verdict(0.4, "no")))
     assert "missed it" in missed[0][1]
     assert missed[-1][0] == "No."
 
 
 def test_lessons_in_vain():
     backdoored, _, gone, cost, use = told(UNDONE)
-    assert backdoored[0] == "Probably: class 0 stands out."
+    assert backdoored[0] == "Probably: class 0 is flagged."
     assert gone[0] == "No: the repair failed."
     assert gone[1].count("undone") == 1
     assert "after the last lesson" not in gone[1]
@@ -161,15 +162,25 @@ def test_a_defence_that_does_not_ask():
     assert told(costly)[-1][0] == "Not as it is."
 
 
-def test_other_judges_say_how_sure_they_are():
-    by_value = judgement(4.0, stands_out=True, p_value=0.01)
-    assert told(UNMEASURED | {"judgement": by_value})[1][0].startswith("p-value 0.01")
-    unknown = judgement(4.0, stands_out=True, by="other images")
-    assert told(UNMEASURED | {"judgement": unknown})[1][0].startswith("Not known")
-    nobody = {"by": "procedural pictures", "stands_out": False, "suspect": None, "suspicion": [], "threshold": 3.5}
-    found = told(NOTHING_FOUND | {"judgement": nobody})
-    assert "no class is more suspicious" in found[0][1]
-    assert found[1][0] == "Not known."
+def test_other_detectors_say_how_sure_they_are():
+    by_value = verdict(4.0, "yes", p_value=0.01)
+    assert told(UNMEASURED | {"verdict": by_value})[1][0].startswith("p-value 0.01: so often")
+    unknown = verdict(4.0, "yes", why_not="no clean networks were scored by x")
+    assert told(UNMEASURED | {"verdict": unknown})[1][0] == (
+        "Not known how often a clean network scores as high: no clean networks were scored by x."
+    )
+
+
+def test_nobody_can_tell():
+    few = verdict(9.0, "cannot tell", why_not="the network has 2 classes, and at least 3 are compared")
+    found = NOTHING_FOUND | {"verdict": few}
+    backdoored, sure, gone, _, use = told(found)
+    assert backdoored[0] == "Cannot tell."
+    assert backdoored[1] == "The network has 2 classes, and at least 3 are compared."
+    assert sure[0] == "There is no verdict to be sure of."
+    assert gone[0] == "Nothing was changed, since it cannot be told whether there is a backdoor."
+    assert use[0] == "Not on this report alone."
+    assert "<p>Cannot tell whether it is backdoored: the network has 2 classes" in rendered(found)
 
 
 def test_a_trigger_that_does_not_work_and_a_backdoor_that_comes_back():
@@ -192,7 +203,7 @@ def rendered(found):
         scores=scores,
         chosen={name: values > 0.5 for name, values in scores.items()},
         plan=("params/a/kernel", np.eye(12) / 12),
-        triggers=triggers if found["judgement"] else None,
+        triggers=triggers if found["verdict"] else None,
         examples=plots.predictions(images, images, labels, (labels, zeros), (labels, labels), goals=zeros)
         if measured
         else None,

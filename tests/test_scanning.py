@@ -9,7 +9,8 @@ import pytest
 import torch
 from launching import launch
 
-from otbr_jax import Detector, InputError, Step, Verdict, detect
+from otbr_jax import Detector, InputError, Step, detect
+from otbr_jax.detectors.verdict import verdict_of
 from otbr_jax.interop.state_dict import tensor_name
 from otbr_jax.models.registry import ModelConfig, build
 from otbr_jax.plan import needs
@@ -62,11 +63,14 @@ def test_what_is_compiled_serves_all_networks_of_a_kind(folder, monkeypatch):
     for line, (network, variables) in zip((lines[0], lines[3]), two, strict=True):
         found = detect("mm_bd", network, variables, key=jax.random.key(0))
         assert line["score"] == pytest.approx(found.score, rel=1e-3)
-        assert (line["suspect"], line["backdoored"]) == (found.suspect, found.backdoored)
+        assert (
+            (line["suspect"], line["backdoored"]) == (found.suspect, "cannot tell") == (found.suspect, found.backdoored)
+        )
+        assert line["why_not"].startswith("the network has 4 classes, and at least 6 are compared")
 
 
 def asks_cheaply(monkeypatch, refuses=()):
-    """A detector that looks at the logits of one picture; it cannot judge networks with these scores."""
+    """A detector that looks at the logits of one picture; it refuses networks with these scores."""
     asked = []
 
     def logits(setup, settings, *, victim, key, report):
@@ -78,11 +82,9 @@ def asks_cheaply(monkeypatch, refuses=()):
         asked.append(max(scores))
         if any(abs(max(scores) - refused) < 1e-3 for refused in refuses):
             raise InputError("logits: expected others")
-        return Verdict(max(scores), int(np.argmax(scores)), max(scores) > 0, 0.0, 0.5, scores)
+        return verdict_of(scores, threshold=0.0, p_value=0.5)
 
-    detector = Detector(
-        "cheap", object, "none", "logits", "logit", lambda _: (Step("logits", logits, needs("victim")),), verdict
-    )
+    detector = Detector("cheap", object, "none", lambda _: (Step("logits", logits, needs("victim")),), verdict)
     monkeypatch.setattr(scanning, "detector_of", lambda config, name: (detector, None))
     return asked
 
@@ -114,6 +116,18 @@ def test_what_cannot_be_judged_spoils_no_stack(folder, monkeypatch):
     assert len(asked) == 3  # the first in the stack, then each for itself
 
 
+def test_a_line_says_what_its_threshold_says(folder, monkeypatch):
+    """And it holds no more of a verdict than fits a line."""
+    root, _ = folder
+    asks_cheaply(monkeypatch)
+    for line in scanning.scan(CONFIG, [root / "a.pt", root / "c.pth"], say=lambda line: None):
+        assert (line["score"] >= line["threshold"]) == (line["backdoored"] == "yes")
+        assert [*line] == [
+            "checkpoint", "network", "detector", "backdoored", "suspect", "score", "threshold", "p_value",
+            "clean_networks", "why_not", "seconds",
+        ]  # fmt: skip
+
+
 def test_a_list_and_what_is_no_place_of_checkpoints(folder, tmp_path):
     root, _ = folder
     (tmp_path / "zoo.txt").write_text(f"# two of them\n{root}/a.pt\n\n{root}/c.pth\n")
@@ -128,9 +142,10 @@ def test_a_list_and_what_is_no_place_of_checkpoints(folder, tmp_path):
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [
-        ([{"backdoored": False}], 0),
-        ([{"backdoored": False}, {"error": "x"}], 2),
-        ([{"error": "x"}, {"backdoored": True}], 3),
+        ([{"backdoored": "no"}], 0),
+        ([{"backdoored": "no"}, {"error": "x"}], 2),
+        ([{"backdoored": "no"}, {"backdoored": "cannot tell"}], 2),
+        ([{"error": "x"}, {"backdoored": "cannot tell"}, {"backdoored": "yes"}], 3),
     ],
 )
 def test_the_exit_status(lines, expected):

@@ -1,7 +1,6 @@
-"""Which class stands out, what remains of it, and which setting is chosen."""
+"""Which class is flagged, what remains of it, and which setting is chosen."""
 
 import dataclasses
-import json
 import pathlib
 from functools import partial
 
@@ -12,8 +11,9 @@ import pytest
 
 from otbr_jax import Batch, InputError, Network
 from otbr_jax.detectors.evidence import EVIDENCE, Answers, Observed
-from otbr_jax.detectors.judge import SuspicionConfig, answers, judge, remaining, suspicions
+from otbr_jax.detectors.judge import SuspicionConfig, answers, find_suspect, remaining, suspicions
 from otbr_jax.inversion import Inverted
+from otbr_jax.report.rows import field, parse
 from otbr_jax.steps.harden import PatchingConfig
 from otbr_jax.triggers.patch import Patch
 
@@ -34,7 +34,7 @@ def suspicion(triggers, along, evidence=tuple(EVIDENCE)):
     return suspicions(Observed(triggers, along, agreement=0.9), evidence=evidence)
 
 
-judged = jax.jit(judge, static_argnames="config")
+find = jax.jit(find_suspect, static_argnames="config")
 
 
 def along(agreement, success):
@@ -49,20 +49,20 @@ FALLEN = along(
 
 
 def test_a_network_whose_classes_are_alike_is_left_alone():
-    found = judged(triggers([0.2] * 4), SAME, config=CONFIG)
-    np.testing.assert_allclose(found.suspicion, 0, atol=1e-6)
-    assert not found.stands_out
+    found = find(triggers([0.2] * 4), SAME, config=CONFIG)
+    np.testing.assert_allclose(found.detected.scores, 0, atol=1e-6)
+    assert not found.detected.flagged
 
 
-@pytest.mark.parametrize("function", [judge, judged], ids=["no jit", "jit"])
-def test_a_class_that_falls_first_and_has_a_small_trigger_stands_out(function):
+@pytest.mark.parametrize("function", [find_suspect, find], ids=["no jit", "jit"])
+def test_a_class_that_falls_first_and_has_a_small_trigger_is_flagged(function):
     found = function(triggers([0.2, 0.1, 0.2, 0.2]), FALLEN, config=CONFIG)
     # Half the median size; and, over the two settings that keep 90 % of the answers, nothing lost in the first, all but
     # 0.7 of the answers and a tenth of the trigger's success in the second, where the others lose nothing. By half.
     score = 0.5 + (1 - 0.7 * 0.1) / 2 / 2
-    np.testing.assert_allclose(found.suspicion, [0, score, 0, 0], atol=1e-6)
-    assert found.suspect == 1
-    assert found.stands_out
+    np.testing.assert_allclose(found.detected.scores, [0, score, 0, 0], atol=1e-6)
+    assert found.detected.suspect == 1
+    assert found.detected.flagged
     np.testing.assert_allclose(found.remaining, [1, 0.07, 0], atol=1e-6)
     assert found.chosen == 1  # of the two that leave little, the one that agrees more
 
@@ -77,11 +77,17 @@ def test_neither_the_order_of_classes_nor_of_settings_matters():
     np.testing.assert_allclose(remaining(turned, 1), remaining(FALLEN, 1)[::-1], atol=1e-6)
 
 
-def test_two_classes_that_fall_alike_do_not_stand_out():
+def test_of_two_classes_that_fall_alike_none_is_flagged():
     twice = Answers(*(values.at[:, 2].set(values[:, 1]) for values in FALLEN))
-    found = judged(triggers([0.2] * 4), twice, config=dataclasses.replace(CONFIG, agreement=0.8))
-    np.testing.assert_allclose(found.suspicion, 0, atol=1e-6)
-    assert not found.stands_out
+    found = find(triggers([0.2] * 4), twice, config=dataclasses.replace(CONFIG, agreement=0.8))
+    np.testing.assert_allclose(found.detected.scores, 0, atol=1e-6)
+    assert not found.detected.flagged
+
+
+def test_of_two_classes_none_is_flagged():
+    found = find(triggers([0.2, 0.01]), along(jnp.ones((3, 2)), jnp.ones((3, 2))), config=CONFIG)
+    assert found.detected.scores[1] > CONFIG.threshold
+    assert not found.detected.flagged
 
 
 def test_a_small_trigger_is_evidence_without_a_fall_and_the_reverse():
@@ -99,18 +105,18 @@ def test_where_nothing_clears_the_suspect_what_leaves_least_is_chosen():
     config = dataclasses.replace(CONFIG, remaining=0.0)
     success = FALLEN.success.at[2, 1].set(0.2)
     kept = FALLEN.agreement.at[2, 1].set(0.1)
-    found = judged(triggers([0.2, 0.1, 0.2, 0.2]), Answers(kept, success), config=config)
+    found = find(triggers([0.2, 0.1, 0.2, 0.2]), Answers(kept, success), config=config)
     assert int(jnp.argmin(found.remaining)) == 2
     assert found.chosen == 1  # the last setting has lost too many answers
     lenient = dataclasses.replace(config, least_agreement=0.0)
-    assert judged(triggers([0.2, 0.1, 0.2, 0.2]), Answers(kept, success), config=lenient).chosen == 2
+    assert find(triggers([0.2, 0.1, 0.2, 0.2]), Answers(kept, success), config=lenient).chosen == 2
 
 
 def test_no_setting_that_agrees_and_triggers_that_never_worked():
     lost = along(jnp.zeros((2, 4)), jnp.zeros((2, 4)))
-    found = judged(triggers([0.0] * 4), lost, config=CONFIG)
-    assert all(bool(jnp.isfinite(values).all()) for values in (found.suspicion, found.remaining))
-    assert not found.stands_out
+    found = find(triggers([0.0] * 4), lost, config=CONFIG)
+    assert all(bool(jnp.isfinite(values).all()) for values in (found.detected.scores, found.remaining))
+    assert not found.detected.flagged
 
 
 def test_evidence_is_the_sum_of_what_is_asked():
@@ -121,7 +127,7 @@ def test_evidence_is_the_sum_of_what_is_asked():
         np.testing.assert_allclose(values, expected, atol=1e-6)
     np.testing.assert_allclose(suspicion(found, fallen), sum(each.values()), atol=1e-6)
     config = dataclasses.replace(CONFIG, evidence=("fall",))
-    np.testing.assert_allclose(judged(found, fallen, config=config).suspicion, each["fall"], atol=1e-6)
+    np.testing.assert_allclose(find(found, fallen, config=config).detected.scores, each["fall"], atol=1e-6)
 
 
 def test_answers_are_counted_class_by_class():
@@ -155,12 +161,12 @@ def test_wrong_settings(settings, message):
     assert str(error.value) == message
 
 
-def test_rows_judged_at_another_threshold_come_out_the_same_at_the_default_one():
+def test_rows_with_another_threshold_come_out_the_same_at_the_default_one():
     default, classes = SuspicionConfig().threshold, PatchingConfig().classes
-    for row in map(json.loads, RESULTS.read_text().splitlines()):
-        scores = sorted(row["judgement"]["suspicion"])[-classes:]
-        then, now = ([score >= limit for score in scores] for limit in (row["judgement"]["threshold"], default))
-        assert then == now, row["cell"]
+    for row in parse(RESULTS.read_text(), name=RESULTS.name):
+        scores = sorted(field(row, "verdict.scores"))[-classes:]
+        then, now = ([score >= limit for score in scores] for limit in (field(row, "verdict.threshold"), default))
+        assert then == now, row.place
 
 
 def test_somebody_is_asked():

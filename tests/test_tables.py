@@ -140,8 +140,8 @@ def suspected(rng, seed):
     """A row as bench_otbr_plus.jsonl has it; of a clean network, which is left alone, the second one."""
     row = cell(rng, "none" if seed == 2 else "badnets", seed=seed)
     row["metrics"] = metrics(rng, "victim", "fused", "patched", clean=seed == 2)
-    row["judgement"] = {"stands_out": seed == 1, "suspect": 0, "suspicion": [0.7 - 0.4 * (seed == 2), 0.1]}
-    row["judgement"]["threshold"] = 0.5
+    row["verdict"] = {"backdoored": ("yes", "no")[seed - 1], "suspect": 0, "scores": [0.7 - 0.4 * (seed == 2), 0.1]}
+    row["verdict"]["threshold"] = 0.5
     row["sweep"] = [{"gamma": 0.1, "lambda": 0.5} | metrics(rng, "fused", clean=seed == 2)]
     row["config"] = {"attack": {"target": 0}}
     return row if seed == 2 else row | {"oracle": {"gamma": 0.25, "lambda": 0.5} | metrics(rng, "fused")}
@@ -151,7 +151,7 @@ def disarmed(rng, seed):
     """A row as bench_disarm.jsonl has it; of a clean network, which the threshold is set on, the second one."""
     row = suspected(rng, seed) | {"seed": (1, 12)[seed - 1]}
     row["metrics"] = metrics(rng, "victim", "disarmed", clean=seed == 2)
-    row["judgement"]["family"] = "low_frequency"
+    row["detection"] = {"family": "low_frequency"}
     return row | {"stage_seconds": {"pictures": 5.0, "reached": 40.2, "disarmed": 30.0}}
 
 
@@ -159,13 +159,14 @@ def searched(rng, seed):
     """A row as spread.jsonl has it; the second one is a clean network's."""
     row = {"dataset": "digits", "network": "a-w8", "attack": ("badnets", "none")[seed - 1], "seed": seed}
     row |= {name: [round(float(one), 1) for one in rng.uniform(0, 9, 5)] for name in ("target", "highest")}
-    return row | {"stands_out": 4, "right": 3, "searches": 5}
+    return row | {"flagged": 4, "right": 3, "searches": 5}
 
 
 def screened(rng, seed):
     """A row as screening.jsonl has it."""
     row = {"attack": ("trojan", "none")[seed - 1], "acc": 0.98, "asr": (1.0, None)[seed - 1], "screenings": 5}
-    said = {"suspect": int(rng.integers(100)), "suspicion": round(float(rng.uniform(0, 9)), 4), "stands_out": seed == 1}
+    said = {"suspect": int(rng.integers(100)), "score": round(float(rng.uniform(0, 9)), 4)}
+    said["backdoored"] = ("yes", "no")[seed - 1]
     kept = [int(rng.integers(6)) for _ in range(2)]
     return row | {"among": [1, 3], "kept": (kept, None)[seed - 1], "of_some": said, "of_all": (None, said)[seed - 1]}
 
@@ -189,8 +190,8 @@ def detected(rng, seed):
     """A row as bench_detectors.jsonl has it; the second one is a clean network's, by another detector."""
     row = {"cell": f"cell{seed}", "dataset": "digits", "network": "a-w8", "attack": ("badnets", "none")[seed - 1]}
     row |= {"recipe": "fast", "variant": "", "seed": seed, "detector": ("mm_bd", "neural_cleanse")[seed - 1]}
-    row |= {"needs": ("none", "clean images")[seed - 1], "score": value(rng), "suspect": 0, "target": 0}
-    row |= {"backdoored": seed == 1, "detector_seconds": round(60 * rng.random(), 1)}
+    row |= {"needs": ("none", "clean images")[seed - 1], "target": 0, "detector_seconds": round(60 * rng.random(), 1)}
+    row["verdict"] = {"backdoored": ("yes", "no")[seed - 1], "score": value(rng), "suspect": 0}
     return row | {"metrics": {"victim": {"acc": value(rng), "asr": 1.0}}}
 
 
@@ -370,10 +371,10 @@ def test_suspicions_to_the_letter():
     rng = np.random.default_rng(0)
     guilty, clean = suspected(rng, 1), suspected(rng, 2)
     missed = suspected(rng, 1) | {"cell": "another"}
-    missed["judgement"] = {"threshold": 0.5, "stands_out": False, "suspect": 1, "suspicion": [0.1, 0.3]}
-    accused = suspected(rng, 2) | {"cell": "a clean one"}
-    accused["judgement"] = {"threshold": 0.5, "stands_out": True, "suspect": 1, "suspicion": [0.1, 0.5]}
-    found = table("bench_otbr_plus", [guilty, clean, missed, accused])
+    missed["verdict"] = {"threshold": 0.5, "backdoored": "no", "suspect": 1, "scores": [0.1, 0.3]}
+    alarm = suspected(rng, 2) | {"cell": "a clean one"}
+    alarm["verdict"] = {"threshold": 0.5, "backdoored": "yes", "suspect": 1, "scores": [0.1, 0.5]}
+    found = table("bench_otbr_plus", [guilty, clean, missed, alarm])
     assert [line[3:5] for line in lines_of(found, "| cifar10")] == [
         ["0: 0.70", "0.1, 0.5"], ["0: 0.30", "left alone"], ["1: 0.30", "left alone"], ["1: 0.50", "0.1, 0.5"]
     ]  # fmt: skip
@@ -689,13 +690,11 @@ def test_a_broken_row_leaves_the_page_alone(work):
 def test_what_each_part_says_of_the_attackers_class():
     row = defended(np.random.default_rng(0), 1)
     row |= {"attack": "adaptive_reach", "defense": "disarm", "config": {"attack": {"target": 2}}}
-    row["judgement"] = {
-        "reach_cost": {"patch": [0.4, 0.4, 0.1, 0.8], "wave": [1.0, 1.0, 0.2, 1.0]},
+    row["detection"] = {
+        "trigger_size": {"patch": [0.4, 0.4, 0.1, 0.8], "wave": [1.0, 1.0, 0.2, 1.0]},
         "margin": [2.0, 2.0, 3.0, 2.0],
         "answers": [0.1, 0.2, 0.4, 0.3],
-        "suspicion": [0.0, 0.5, 2.5, 0.1],
-        "stands_out": True,
-        "suspect": 2,
     }
+    row["verdict"] = {"backdoored": "yes", "suspect": 2, "scores": [0.0, 0.5, 2.5, 0.1]}
     text = table("bench_adaptive.evidence", [row])
     assert text.splitlines()[-1] == "| adaptive_reach | 0.25 | wave, 0.20 | 1.50 | 40 | 2.50 | yes |"

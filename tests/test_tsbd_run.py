@@ -62,22 +62,23 @@ def test_what_a_run_leaves(tsbd_run):
 
 
 @pytest.mark.slow
-def test_clean_images_may_say_that_nothing_stands_out(tsbd_run, tmp_path):
+def test_clean_images_may_flag_no_class(tsbd_run, tmp_path):
     workdir, first, _ = tsbd_run
     shutil.copytree(workdir, tmp_path / "w")
     tiny = InversionConfig(steps=4, images=10)
-    judged = SuspicionConfig(gamma=(0.1, 0.3), lam=(0.5,), patch=tiny, perturbation=tiny, threshold=9.0)
-    config = dataclasses.replace(CONFIG, suspicion=judged, sweep=SweepConfig())
+    asked = SuspicionConfig(gamma=(0.1, 0.3), lam=(0.5,), patch=tiny, perturbation=tiny, threshold=9.0)
+    config = dataclasses.replace(CONFIG, suspicion=asked, sweep=SweepConfig())
     result = run(tmp_path / "w", config)
     summary = summarize(result)
-    assert summary["choice"] == {"n": 0.0, "m": 0.0, "chosen_by": "no class standing out"}
+    assert summary["choice"] == {"n": 0.0, "m": 0.0, "chosen_by": "no class flagged"}
     assert summary["selection"] is None
     assert {"answered", "judged"} <= set(result.stages)
-    assert "judged by clean images; false-positive rate at this score: not measured" in summary_table(summary).text()
-    assert "reverse-engineered for each class on clean images" in (tmp_path / "w" / "report.html").read_text()
+    assert summary["verdict"]["backdoored"] == "no"
+    assert "(tsbd); p-value not known: no clean networks were scored by tsbd" in summary_table(summary).text()
+    assert "trigger that was inverted for each class" in (tmp_path / "w" / "report.html").read_text()
     jax.tree.map(np.testing.assert_array_equal, result.variables, first.stages["victim"].value["variables"])
-    # And with a class that stands out everything goes on as without judging.
-    suspected = dataclasses.replace(config, suspicion=dataclasses.replace(judged, threshold=-9.0))
+    # And with a class that is flagged everything goes on as without asking.
+    suspected = dataclasses.replace(config, suspicion=dataclasses.replace(asked, threshold=-9.0))
     again = run(tmp_path / "w", suspected)
     jax.tree.map(np.testing.assert_array_equal, again.variables, first.variables)
 

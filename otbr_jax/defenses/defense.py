@@ -10,6 +10,7 @@ import jax
 
 from otbr_jax.defenses.grid import Grid
 from otbr_jax.detectors.detector import Detector
+from otbr_jax.detectors.verdict import Verdict
 from otbr_jax.metrics import settled as settled  # defences import it from here
 from otbr_jax.plan import Plan, Setup
 from otbr_jax.steps.score import Scores
@@ -29,9 +30,9 @@ class Outcome(NamedTuple):
       score: what a score is, in words.
       scored: what a score says, a heading.
       warnings: what went less well than it should, a sentence each.
+      verdict: whether the network is backdoored; None of a defence that does not ask.
       more: what only this method has to say, by name.
       plan: the transport plan to show, `(layer name, [neurons, neurons])`, None without.
-      triggers: what was found for each class, to be drawn: masks `[classes, h, w, 1]`, patterns `[classes, h, w, c]`.
     """
 
     choice: Mapping[str, Any]
@@ -43,9 +44,9 @@ class Outcome(NamedTuple):
     score: str = "neuron weight change (L1)"
     scored: str = "Which neurons unlearning moved"
     warnings: Sequence[str] = ()
+    verdict: Verdict | None = None
     more: Mapping[str, Any] = {}
     plan: tuple[str, Any] | None = None
-    triggers: Any = None
 
 
 def nothing_more(config: Any, clean: Batch | None, seed: int) -> Mapping[str, Any]:

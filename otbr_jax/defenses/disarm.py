@@ -18,14 +18,11 @@ import numpy as np
 from otbr_jax import plan as plans
 from otbr_jax.defenses.defense import Defense, Outcome, count_neurons
 from otbr_jax.detectors import short_cuts as detecting
-from otbr_jax.detectors.out_of_line import FEWEST, Suspicion, unusual
-from otbr_jax.detectors.short_cuts import (
-    PROCEDURAL,
-    ShortCutsSettings,
-    pictured,
-    summarize,
-    switch_of,
-)
+from otbr_jax.detectors.calibration import Usual
+from otbr_jax.detectors.detector import conclude
+from otbr_jax.detectors.out_of_line import Anomalies, unusual
+from otbr_jax.detectors.short_cuts import PROCEDURAL, ShortCutsSettings, measured, switch_of, usual_evidence
+from otbr_jax.detectors.verdict import Backdoored
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.graph.graph import NeuronGraph
 from otbr_jax.inversion import MinimalTriggers
@@ -54,9 +51,9 @@ class Disarmed(NamedTuple):
     info: TeachingInfo
 
 
-def short_cuts(found: Suspicion, reached: MinimalTriggers, families: tuple[str, ...]) -> ShortCuts:
+def short_cuts(found: Anomalies, reached: MinimalTriggers, families: tuple[str, ...], usual: Usual) -> ShortCuts:
     """What is to be closed: of what is wanted the most telling, as many as there are families."""
-    telling = jnp.where(found.wanted, unusual(found.evidence, families)[: len(families)], -jnp.inf)
+    telling = jnp.where(found.wanted, unusual(found.evidence, families, usual)[: len(families)], -jnp.inf)
     family, place = jnp.unravel_index(jnp.argsort(-telling, axis=None)[: len(families)], telling.shape)
     of = (family, place)
     return ShortCuts(
@@ -65,10 +62,11 @@ def short_cuts(found: Suspicion, reached: MinimalTriggers, families: tuple[str, 
 
 
 class Lessons(NamedTuple):
-    """What `disarm_suspect` is given."""
+    """What `disarm_suspect` is given: how it teaches, which families, and what is usual in clean networks."""
 
     teaching: TeachingConfig
     families: tuple[str, ...]
+    usual: Usual
 
 
 def disarm_suspect(
@@ -78,13 +76,13 @@ def disarm_suspect(
     victim: Variables,
     pictures: Pictures,
     reached: MinimalTriggers,
-    detected: Suspicion,
+    detected: Anomalies,
     key: jax.Array,
     report: Report | None,
 ) -> Disarmed:
     """The network, taught that triggers of its short cuts mean nothing; as it is if it has none."""
     switch = switch_of(setup, settings.families)
-    closing = short_cuts(detected, reached, settings.families)
+    closing = short_cuts(detected, reached, settings.families, settings.usual)
     teaching = settings.teaching
     return Disarmed(
         *teach(
@@ -95,11 +93,11 @@ def disarm_suspect(
 
 
 def leave_alone(
-    setup: Setup, settings: Lessons, *, victim: Variables, reached: MinimalTriggers, detected: Suspicion, **_: Any
+    setup: Setup, settings: Lessons, *, victim: Variables, reached: MinimalTriggers, detected: Anomalies, **_: Any
 ) -> Disarmed:
     """What `disarm_suspect` makes of a network in which nothing is to be closed."""
     del setup
-    closing = short_cuts(detected, reached, settings.families)
+    closing = short_cuts(detected, reached, settings.families, settings.usual)
     return Disarmed(*untaught(victim, closing, config=settings.teaching))
 
 
@@ -117,7 +115,7 @@ def plan(config: DisarmSettings) -> Plan:
             "disarmed",
             disarm_suspect,
             needs("victim", "pictures", "reached", "detected"),
-            Lessons(teaching, config.detection.families),
+            Lessons(teaching, config.detection.families, usual_evidence()),
             instead=lambda settings, inputs: None if np.any(inputs["detected"].wanted) else leave_alone,
             shown=Shown(
                 "searching and teaching",
@@ -131,13 +129,13 @@ def plan(config: DisarmSettings) -> Plan:
 
 
 def lessons_work(config: DisarmSettings, setup: Setup) -> Work:
-    """What lessons take at most: those against one short cut; none where no class stands out."""
+    """What lessons take at most: those against one short cut; none where no class is flagged."""
     del setup
     teaching = config.teaching
     search = teaching.search
     answers = search.starts * search.images + teaching.steps * teaching.batch_size
     gradients = teaching.triggers * search.steps * search.images + 3 * teaching.steps * teaching.batch_size
-    what = f"{teaching.rounds} rounds of lessons, if a class stands out,"
+    what = f"{teaching.rounds} rounds of lessons, if a class is flagged,"
     return Work(what, teaching.rounds * answers, teaching.rounds * gradients, "--config.teaching.rounds=2")
 
 
@@ -149,7 +147,7 @@ def disarm(
     key: jax.Array,
     config: DisarmSettings,
     axis_name: str | None = None,
-) -> tuple[Variables, Suspicion]:
+) -> tuple[Variables, Anomalies]:
     """Repairs a network without any data, or leaves it as it is. Pure; jits; runs on a mapped axis with `axis_name`.
 
     Args:
@@ -161,7 +159,7 @@ def disarm(
       axis_name: mapped axis whose devices share each step's pictures.
 
     Returns:
-      `(repaired variables, Suspicion)`.
+      `(repaired variables, Anomalies)`.
     """
     setup = plans.set_up(network, graph, layers=config.layers, axis_name=axis_name)
     found = plans.run(plan(config), setup, {"victim": variables}, key=key)
@@ -169,8 +167,9 @@ def disarm(
 
 
 def outcome(config: DisarmSettings, values: Mapping[str, Any]) -> Outcome:
-    """What stood out, and what was taught."""
-    found, info, changes = values["detected"], values["disarmed"].info, values["changes"]
+    """What was flagged, and what was taught."""
+    verdict = conclude(detecting.DETECTOR, config, values)
+    info, changes = values["disarmed"].info, values["changes"]
     names, rounds = config.detection.families, int(np.sum(info.taught))
     counted = "1 round" if rounds == 1 else f"{rounds} rounds"
     moved = {name: change > 0 for name, change in changes.items()}
@@ -179,8 +178,8 @@ def outcome(config: DisarmSettings, values: Mapping[str, Any]) -> Outcome:
     pairs = zip(closing.family, closing.target, strict=True)
     taught = ", ".join(f"class {target}'s {names[family]}" for family, target in pairs)
     done = "nothing was changed"
-    if len(found.suspicion) < FEWEST:
-        done += f", since of {len(found.suspicion)} classes none can stand out"
+    if verdict.backdoored == Backdoored.CANNOT_TELL:
+        done += ", since nobody can tell whether there is a backdoor"
     if rounds:
         done = f"{taught} triggers were taught to mean nothing, {counted}"
     if np.any(info.undone):
@@ -191,15 +190,15 @@ def outcome(config: DisarmSettings, values: Mapping[str, Any]) -> Outcome:
     elif len(closing.family) and not rounds:
         done += ", since no trigger within the budget of a lesson works"
     return Outcome(
-        choice={"chosen_by": PROCEDURAL if bool(found.stands_out) else "no class standing out"},
+        choice={"chosen_by": PROCEDURAL if verdict.backdoored == Backdoored.YES else "no class flagged"},
         done=done,
         did="moved",
         neurons={"scored": scored, "moved": touched},
         touched=moved,
         scores=changes,
         scored="Which neurons the lessons moved",
-        more={"judgement": summarize(config, values), "taught": _lessons(config, values)},
-        triggers=pictured(config, values),
+        verdict=verdict,
+        more={"detection": measured(config, values), "taught": _lessons(config, values)},
     )
 
 
@@ -226,7 +225,7 @@ def _lessons(config: DisarmSettings, values: Mapping[str, Any]) -> list[dict[str
 
 def _closing(config: DisarmSettings, values: Mapping[str, Any]) -> ShortCuts:
     """What was closed, without what was not wanted."""
-    closing = short_cuts(values["detected"], values["reached"], config.detection.families)
+    closing = short_cuts(values["detected"], values["reached"], config.detection.families, usual_evidence())
     wanted = np.asarray(closing.wanted)
     return ShortCuts(*(np.asarray(leaf)[wanted] for leaf in closing))
 

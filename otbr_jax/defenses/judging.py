@@ -11,24 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from otbr_jax.defenses.otbr import OTBRConfig
-from otbr_jax.detectors.detector import Verdict, in_a_line
-from otbr_jax.detectors.evidence import Answers
-from otbr_jax.detectors.judge import Judgement, SuspicionConfig, answers, judge
+from otbr_jax.detectors.detector import Detector
+from otbr_jax.detectors.judge import Findings, SuspicionConfig, answers, find_suspect
+from otbr_jax.detectors.verdict import FEWEST, Verdict, in_words, verdict_of, with_enough_classes
 from otbr_jax.inversion import Inverted, Searches, invert_classes
 from otbr_jax.metrics import settled
-from otbr_jax.plan import Report, Setup, Shown, Step, needs
+from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.steps.fuse import align, interpolate
 from otbr_jax.steps.images import Pictures
 from otbr_jax.steps.prune import neurons_to_prune, prune
 from otbr_jax.steps.score import Scores
 from otbr_jax.types import Variables
-
-
-class Judged(NamedTuple):
-    """How networks with more and more neurons pruned and fused answer, and what follows."""
-
-    answers: Answers
-    judgement: Judgement
 
 
 def search_triggers(
@@ -39,13 +32,13 @@ def search_triggers(
 
 
 class Judging(NamedTuple):
-    """What `judge_network` is given: how networks are pruned and fused, and judged."""
+    """What `try_settings` is given: how networks are pruned and fused, and what counts as evidence."""
 
     otbr: OTBRConfig
     suspicion: SuspicionConfig
 
 
-def judge_network(
+def try_settings(
     setup: Setup,
     settings: Judging,
     *,
@@ -55,8 +48,8 @@ def judge_network(
     inverted: Mapping[str, Inverted],
     key: jax.Array,
     report: Report | None,
-) -> Judged:
-    """Which class stands out, and which setting leaves little of it."""
+) -> Findings:
+    """Which class is flagged, and which setting leaves little of it."""
     counts, lams = sizes(setup, settings.suspicion)
     along = fuse_settings(
         setup,
@@ -69,7 +62,7 @@ def judge_network(
         key=key,
         on_setting=report,
     )
-    return Judged(along, judge(inverted, along, config=settings.suspicion))
+    return find_suspect(inverted, along, config=settings.suspicion)
 
 
 def sizes(setup: Setup, config: SuspicionConfig) -> tuple[jax.Array, jax.Array]:
@@ -79,7 +72,7 @@ def sizes(setup: Setup, config: SuspicionConfig) -> tuple[jax.Array, jax.Array]:
 
 
 def judging_steps(config: SuspicionConfig, otbr: OTBRConfig, *, pictures: str) -> tuple[Step, Step]:
-    """The steps `inverted` and `judged`; `pictures` is the step whose images the network is judged by."""
+    """The steps `inverted` and `judged`; `pictures` is the step whose images the network is asked about."""
     return (
         Step(
             "inverted",
@@ -90,25 +83,52 @@ def judging_steps(config: SuspicionConfig, otbr: OTBRConfig, *, pictures: str) -
         ),
         Step(
             "judged",
-            judge_network,
+            try_settings,
             needs("victim", "scores", "inverted", pictures=pictures),
             Judging(otbr, config),
             key="fused",
             shown=Shown(
-                "judging gamma x lambda",
+                "trying gamma x lambda",
                 total=len(config.gamma),
                 unit="gamma",
-                tell=lambda settings, found: in_a_line(concluded(settings.suspicion, found.judgement)),
+                tell=lambda settings, found: in_words(with_enough_classes(_verdict(settings.suspicion, found), FEWEST)),
             ),
         ),
     )
 
 
-def concluded(config: SuspicionConfig, found: Judgement) -> Verdict:
-    """What follows from a judgement."""
-    scores = tuple(_numbers(found.suspicion))
-    suspect = int(found.suspect)
-    return Verdict(scores[suspect], suspect, bool(found.stands_out), config.threshold, None, scores)
+def pruning_detector(
+    name: str, config: type, *, data: str, plan: Callable[[Any], Plan], is_usual: Callable[[Any], bool]
+) -> Detector:
+    """How a defence with these steps, and settings `suspicion`, tells whether there is a backdoor.
+
+    Args:
+      name: of the defence.
+      config: its settings.
+      data: what it needs beside the network.
+      plan: its own, of which the steps up to `judged` count: they change nothing that is returned.
+      is_usual: see `Detector`.
+    """
+
+    def detecting(config: Any) -> Plan:
+        steps = plan(config)
+        return steps[: [step.name for step in steps].index("judged") + 1]
+
+    return Detector(
+        name=name,
+        Config=config,
+        data=data,
+        plan=detecting,
+        verdict=lambda config, values: _verdict(config.suspicion, values["judged"]),
+        fewest_classes=FEWEST,
+        triggers=lambda config, values: patches(values),
+        is_usual=is_usual,
+    )
+
+
+def _verdict(config: SuspicionConfig, found: Findings) -> Verdict:
+    scores, suspect, flagged = found.detected
+    return verdict_of(scores, threshold=config.threshold, suspect=int(suspect), flagged=bool(flagged))
 
 
 def fuse_settings(
@@ -148,29 +168,23 @@ def fuse_settings(
     return jax.tree.map(lambda found: found.reshape(-1, *found.shape[2:]), jax.lax.map(one_gamma, counts))
 
 
-def stands_out(values: Mapping[str, Any]) -> bool:
-    """Whether a run may change the network: where it was judged, some class stands out."""
-    return "judged" not in values or bool(values["judged"].judgement.stands_out)
+def is_flagged(values: Mapping[str, Any]) -> bool:
+    """Whether a run may change the network: where it looked for a backdoor, some class is flagged."""
+    return "judged" not in values or bool(values["judged"].detected.flagged)
 
 
-def summarize_judgement(config: SuspicionConfig, values: Mapping[str, Any], *, by: str) -> dict[str, Any]:
-    """How suspicious each class is and how the settings did, as plain JSON values; `by` names the images."""
-    (along, judgement), triggers = values["judged"], values["inverted"]
+def measured(config: SuspicionConfig, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The triggers of each class, by family, and how the settings did, as plain JSON values."""
+    found, triggers = values["judged"], values["inverted"]
     return {
-        "by": by,
-        "stands_out": bool(judgement.stands_out),
-        "suspect": int(judgement.suspect),
-        "suspicion": _numbers(judgement.suspicion),
-        "threshold": config.threshold,
-        "trigger_size": _numbers(triggers["patch"].size),
-        "trigger_success": _numbers(triggers["patch"].success),
-        "perturbation_strength": _numbers(triggers["perturbation"].size),
+        "trigger_size": {name: _numbers(each.size) for name, each in triggers.items()},
+        "trigger_success": {name: _numbers(each.success) for name, each in triggers.items()},
         "settings": [
             {
                 "gamma": gamma,
                 "lambda": lam,
-                "agreement": settled(np.mean(along.agreement[index])),
-                "remaining": settled(judgement.remaining[index]),
+                "agreement": settled(np.mean(found.answers.agreement[index])),
+                "remaining": settled(found.remaining[index]),
             }
             for index, (gamma, lam) in enumerate(itertools.product(config.gamma, config.lam))
         ],

@@ -1,6 +1,6 @@
 """OTBR with everything around it: whether to repair, gamma and lambda are chosen by images made from the network.
 
-With its defaults the defence `otbr` is the published method. With `suspicion.gamma` it judges the network first and
+With its defaults the defence `otbr` is the published method. With `suspicion.gamma` it looks for a backdoor first and
 chooses for itself; with `patching.triggers` it returns the patched network, with `distillation.targets` the distilled.
 """
 
@@ -20,18 +20,11 @@ from otbr_jax import plan as plans
 from otbr_jax.defenses import otbr as published
 from otbr_jax.defenses.defense import Defense, Outcome, count_neurons
 from otbr_jax.defenses.grid import Built, Grid
-from otbr_jax.defenses.judging import (
-    Judged,
-    concluded,
-    judging_steps,
-    patches,
-    sizes,
-    stands_out,
-    summarize_judgement,
-)
+from otbr_jax.defenses.judging import is_flagged, judging_steps, measured, pruning_detector, sizes
 from otbr_jax.defenses.otbr import Fused, OTBRConfig, Pruned, fuse_pruned
-from otbr_jax.detectors.detector import Detector, Verdict
-from otbr_jax.detectors.judge import Judgement, SuspicionConfig
+from otbr_jax.detectors.detector import conclude
+from otbr_jax.detectors.judge import Findings, SuspicionConfig
+from otbr_jax.detectors.verdict import FEWEST
 from otbr_jax.errors import InputError
 from otbr_jax.graph.graph import NeuronGraph
 from otbr_jax.inversion import Inverted
@@ -47,7 +40,7 @@ from otbr_jax.steps.score import Scores
 from otbr_jax.types import Augment, Batch, Network, Variables
 
 SYNTHETIC = "images made from the network"
-"""What a network is judged by, in words."""
+"""What gamma and lambda are chosen by, in words."""
 
 
 @settings("sweep")
@@ -78,13 +71,13 @@ class OTBRSettings:
     otbr: OTBRConfig = field(default=OTBRConfig(), doc="the published method.")
     suspicion: SuspicionConfig = field(
         default=SuspicionConfig(),
-        doc="whether anything is repaired at all, and gamma and lambda, judged by images made from the network.",
+        doc="whether anything is repaired at all, and gamma and lambda, by images made from the network.",
     )
     distillation: DistillationConfig = field(
         default=DistillationConfig(), doc="how the suspicious network teaches the fused one."
     )
     patching: PatchingConfig = field(
-        default=PatchingConfig(), doc="how a network in which a class stands out is patched, instead of fused."
+        default=PatchingConfig(), doc="how a network in which a class is flagged is patched, instead of fused."
     )
     sweep: SweepConfig = field(default=SweepConfig(), doc="settings that the report shows beside the chosen one.")
 
@@ -92,7 +85,7 @@ class OTBRSettings:
         """Patching and distillation exclude each other, and have as many images as they ask for."""
         patches, made = bool(self.patching.triggers), self.suspicion.synthetic.images
         if patches and not self.suspicion.gamma:
-            raise wrong(self, "suspicion.gamma", "settings to judge beside patching.triggers", found="none")
+            raise wrong(self, "suspicion.gamma", "settings to try beside patching.triggers", found="none")
         if self.distills and patches:
             expected = "'none', since only the fused network is taught and patching returns another"
             raise wrong(self, "distillation.targets", expected)
@@ -107,7 +100,7 @@ class OTBRSettings:
 
     @property
     def judges(self) -> bool:
-        """Whether the network is judged, and gamma and lambda are chosen."""
+        """Whether a backdoor is looked for, and gamma and lambda are chosen."""
         return bool(self.suspicion.gamma)
 
     @property
@@ -144,12 +137,11 @@ def make_pictures(
 
 
 def prune_chosen(
-    setup: Setup, settings: SuspicionConfig, *, victim: Variables, scores: Scores, judged: Judged, **_: Any
+    setup: Setup, settings: SuspicionConfig, *, victim: Variables, scores: Scores, judged: Findings, **_: Any
 ) -> Pruned:
-    """Prunes the chosen share of neurons; none where no class stands out."""
-    judgement = judged.judgement
+    """Prunes the chosen share of neurons; none where no class is flagged."""
     counts, lams = sizes(setup, settings)
-    count = jnp.where(judgement.stands_out, counts[judgement.chosen // len(lams)], 0)
+    count = jnp.where(judged.detected.flagged, counts[judged.chosen // len(lams)], 0)
     return Pruned(*prune(victim, scores, setup.layers, count=count))
 
 
@@ -161,12 +153,11 @@ class Fusing(NamedTuple):
 
 
 def fuse_chosen(
-    setup: Setup, settings: Fusing, *, judged: Judged, victim: Variables, scores: Scores, pruned: Pruned, **given: Any
+    setup: Setup, settings: Fusing, *, judged: Findings, victim: Variables, scores: Scores, pruned: Pruned, **given: Any
 ) -> Fused:
-    """Fuses with the chosen lambda; 0 where no class stands out."""
-    judgement = judged.judgement
+    """Fuses with the chosen lambda; 0 where no class is flagged."""
     _, lams = sizes(setup, settings.suspicion)
-    lam = jnp.where(judgement.stands_out, lams[judgement.chosen % len(lams)], 0.0)
+    lam = jnp.where(judged.detected.flagged, lams[judged.chosen % len(lams)], 0.0)
     return fuse_pruned(setup, settings.fusion, victim=victim, scores=scores, pruned=pruned, lam=lam, **given)
 
 
@@ -179,9 +170,9 @@ def distill_fused(
     synthetic: Pictures,
     key: jax.Array,
     report: Report | None,
-    judged: Judged | None = None,
+    judged: Findings | None = None,
 ) -> Taught:
-    """The fused network, taught what the victim answers its images; as it is if no class stands out."""
+    """The fused network, taught what the victim answers its images; as it is if no class is flagged."""
     del report
 
     def taught() -> Variables:
@@ -189,7 +180,7 @@ def distill_fused(
 
     if judged is None:
         return Taught(taught())
-    return Taught(jax.lax.cond(judged.judgement.stands_out, taught, lambda: fused.variables))
+    return Taught(jax.lax.cond(judged.detected.flagged, taught, lambda: fused.variables))
 
 
 def taught_by(
@@ -214,7 +205,7 @@ def taught_by(
 
 
 class Patching(NamedTuple):
-    """What `patch_suspects` is given: how networks are patched, images made, and from where a class stands out."""
+    """What `patch_suspects` is given: how networks are patched, images made, and from where a class is flagged."""
 
     patching: PatchingConfig
     synthetic: SyntheticConfig
@@ -227,17 +218,20 @@ def patch_suspects(
     *,
     victim: Variables,
     synthetic: Pictures,
-    judged: Judged,
+    judged: Findings,
     key: jax.Array,
     report: Report | None,
 ) -> Patched:
-    """The network, taught that suspicious classes' triggers mean nothing; as it is if no class stands out."""
+    """The network, taught that suspicious classes' triggers mean nothing; as it is if no class is flagged."""
     del report
+    scores = judged.detected.scores
+    if len(scores) < FEWEST:
+        scores = jnp.full_like(scores, -jnp.inf)  # of so few classes none is flagged
     patched, info = patch_classes(
         setup.network,
         victim,
         synthetic.batch,
-        judged.judgement.suspicion,
+        scores,
         threshold=settings.threshold,
         key=key,
         config=settings.patching,
@@ -278,28 +272,17 @@ def plan(config: OTBRSettings) -> Plan:
     return tuple(steps)
 
 
-def judging_plan(config: OTBRSettings) -> Plan:
-    """The steps up to `judged`, which change nothing that is returned."""
-    names = [step.name for step in plan(config)]
-    return plan(config)[: names.index("judged") + 1]
+def is_usual(config: OTBRSettings) -> bool:
+    """Whether a search is the one of `configs/otbr_plus.py`, which clean networks were scored with."""
+    usual = SuspicionConfig(gamma=(0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3), lam=(0.5, 0.75))
+    found, scored = config.suspicion, ("gamma", "lam", "synthetic", "patch", "perturbation", "agreement", "evidence")
+    return config.otbr.unlearning == OTBRConfig().unlearning and all(
+        getattr(found, name) == getattr(usual, name) for name in scored
+    )
 
 
-def verdict(config: OTBRSettings, values: Mapping[str, Any]) -> Verdict:
-    """The highest suspicion of any class."""
-    return concluded(config.suspicion, values["judged"].judgement)
-
-
-JUDGE = Detector(
-    name="otbr",
-    Config=OTBRSettings,
-    data="none",
-    by=SYNTHETIC,
-    score="suspicion",
-    plan=judging_plan,
-    verdict=verdict,
-    triggers=lambda config, values: patches(values),
-)
-"""How this defence tells whether there is a backdoor, where it judges at all: by pruning and fusing."""
+DETECTOR = pruning_detector("otbr_plus", OTBRSettings, data="none", plan=plan, is_usual=is_usual)
+"""How this defence tells whether there is a backdoor, where it asks at all: by pruning and fusing, on made images."""
 
 
 class OTBRPlusInfo(NamedTuple):
@@ -307,15 +290,15 @@ class OTBRPlusInfo(NamedTuple):
 
     Attributes:
       triggers: the suspicious network's, `{family: Inverted}`, one for each class.
-      judgement: which class stands out.
+      findings: which class is flagged, and which setting was chosen.
       gamma: share of neurons that the fused network lost, which is returned where nothing is patched.
-      lam: the paper's lambda of that network; 0, as gamma, where no class stands out.
+      lam: the paper's lambda of that network; 0, as gamma, where no class is flagged.
       share: `[patching.classes, 1 + patching.recoveries]`, at most one row for each class: how much of the way was gone
         for each of the most suspicious classes in each phase, see `patch`; None where nothing is patched.
     """
 
     triggers: Mapping[str, Inverted]
-    judgement: Judgement
+    findings: Findings
     gamma: jax.Array
     lam: jax.Array
     share: jax.Array | None
@@ -340,16 +323,16 @@ def otbr_plus(
         raise InputError("suspicion.gamma: expected at least one, found none")
     setup = plans.set_up(network, graph, layers=config.otbr.layers)
     found = plans.run(plan(config), setup, {"victim": variables}, key=key)
-    judgement, lams = found["judged"].judgement, config.suspicion.lam
+    findings, lams = found["judged"], config.suspicion.lam
     gamma, lam = (
-        jnp.where(judgement.stands_out, jnp.array(values)[place], 0.0)
+        jnp.where(findings.detected.flagged, jnp.array(values)[place], 0.0)
         for values, place in (
-            (config.suspicion.gamma, judgement.chosen // len(lams)),
-            (lams, judgement.chosen % len(lams)),
+            (config.suspicion.gamma, findings.chosen // len(lams)),
+            (lams, findings.chosen % len(lams)),
         )
     )
     share = found["patched"].info.share if "patched" in found else None
-    return found[networks(config)[-1]].variables, OTBRPlusInfo(found["inverted"], judgement, gamma, lam, share)
+    return found[networks(config)[-1]].variables, OTBRPlusInfo(found["inverted"], findings, gamma, lam, share)
 
 
 def networks(config: OTBRSettings) -> tuple[str, ...]:
@@ -408,13 +391,11 @@ def grid(config: OTBRSettings) -> Grid | None:
 def outcome(config: OTBRSettings, values: Mapping[str, Any]) -> Outcome:
     """What was chosen and done, and how transport went."""
     choice: dict[str, Any] = {"gamma": config.otbr.gamma, "lambda": config.otbr.fusion.lam, "chosen_by": "config"}
-    judgement = None
     if config.judges:
-        judgement = summarize_judgement(config.suspicion, values, by=SYNTHETIC)
-        choice = {"gamma": 0.0, "lambda": 0.0, "chosen_by": "no class standing out"}
-        if judgement["stands_out"]:
+        choice = {"gamma": 0.0, "lambda": 0.0, "chosen_by": "no class flagged"}
+        if is_flagged(values):
             tried = tuple(itertools.product(config.suspicion.gamma, config.suspicion.lam))
-            gamma, lam = tried[int(values["judged"].judgement.chosen)]
+            gamma, lam = tried[int(values["judged"].chosen)]
             choice = {"gamma": gamma, "lambda": lam, "chosen_by": SYNTHETIC}
     info, pruned = values["fused"].info, values["pruned"].info.pruned
     used = [info.plans[name] for name, fused in info.fused.items() if fused]
@@ -434,9 +415,13 @@ def outcome(config: OTBRSettings, values: Mapping[str, Any]) -> Outcome:
         scores=values["scores"],
         scored="Which neurons random unlearning moved",
         warnings=_warnings(transport),
-        more={"judgement": judgement, "patched": _patching(config, values), "transport": transport},
+        verdict=conclude(DETECTOR, config, values) if config.judges else None,
+        more={
+            "detection": measured(config.suspicion, values) if config.judges else None,
+            "patched": _patching(config, values),
+            "transport": transport,
+        },
         plan=(shown, info.plans[shown].matrix) if taken else None,
-        triggers=patches(values) if config.judges else None,
     )
 
 
@@ -450,11 +435,11 @@ def _warnings(transport: Mapping[str, Any]) -> list[str]:
 
 
 def _patching(config: OTBRSettings, values: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """How far a network was patched for each class that stands out, and what is left; None where it was not."""
-    if "patched" not in values or not stands_out(values):
+    """How far a network was patched for each class that is flagged, and what is left; None where it was not."""
+    if "patched" not in values or not is_flagged(values):
         return None
     shares, info = config.patching.shares, values["patched"].info
-    suspicion, found = np.asarray(values["judged"].judgement.suspicion), []
+    suspicion, found = np.asarray(values["judged"].detected.scores), []
     for index, suspect in enumerate(np.argsort(-suspicion, stable=True)[: len(info.share)]):
         if suspicion[suspect] >= config.suspicion.threshold:
             chosen = [int(np.argmin(np.abs(np.array(shares) - share))) for share in info.share[index]]
@@ -475,7 +460,7 @@ DEFENSE = Defense(
     networks=networks,
     outcome=outcome,
     grid=grid,
-    detector=lambda config: JUDGE if config.judges else None,
+    detector=lambda config: DETECTOR if config.judges else None,
     # Patching's and distillation's few images are not worth splitting: every device has all of them.
     batch_sizes=lambda config: {"otbr.unlearning.batch_size": config.otbr.unlearning.batch_size},
     source="arXiv 2408.15861",

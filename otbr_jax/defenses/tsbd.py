@@ -14,11 +14,12 @@ import numpy as np
 from otbr_jax import plan as plans
 from otbr_jax.defenses.defense import Defense, Outcome, count_neurons
 from otbr_jax.defenses.grid import Built, Grid
-from otbr_jax.defenses.judging import Judged, judging_steps, stands_out, summarize_judgement
+from otbr_jax.defenses.judging import is_flagged, judging_steps, measured, pruning_detector
 from otbr_jax.defenses.otbr import SCORES, OTBRConfig, Unlearned
 from otbr_jax.defenses.tuning import plain_history, tuning_step
 from otbr_jax.defenses.unlearning import clean_unlearning_step, unlearning_warnings
-from otbr_jax.detectors.judge import SuspicionConfig
+from otbr_jax.detectors.detector import conclude
+from otbr_jax.detectors.judge import Findings, SuspicionConfig
 from otbr_jax.errors import InputError
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.graph.graph import NeuronGraph
@@ -36,9 +37,6 @@ from otbr_jax.steps.unlearn import CleanUnlearningConfig, CleanUnlearningInfo
 from otbr_jax.types import Augment, Batch, Network, Variables, unchanged
 
 log = logging.getLogger(__name__)
-
-CLEAN = "clean images"
-"""What a network is judged by, in words."""
 
 
 @settings("tsbd")
@@ -90,10 +88,10 @@ class TSBDSettings:
 
     tsbd: TSBDConfig = field(default=TSBDConfig(), doc="the published method.")
     suspicion: SuspicionConfig = field(
-        default=SuspicionConfig(), doc="whether anything is repaired at all, judged by the clean images."
+        default=SuspicionConfig(), doc="whether anything is repaired at all, as the clean images say."
     )
     otbr: OTBRConfig = field(
-        default=OTBRConfig(), doc="how networks are pruned and fused to see what falls, where they are judged."
+        default=OTBRConfig(), doc="how networks are pruned and fused to see what falls, where a backdoor is looked for."
     )
     selection: SelectionConfig = field(default=SelectionConfig(), doc="how n and m are chosen with the clean images.")
     sweep: SweepConfig = field(default=SweepConfig(), doc="settings that the report shows beside the chosen one.")
@@ -145,9 +143,9 @@ def select(
     folds: tuple[jax.Array, jax.Array],
     key: jax.Array,
     report: Report | None,
-    judged: Judged | None = None,
+    judged: Findings | None = None,
 ) -> Selection:
-    """Chooses n and m by clean images that are held out; none of them where no class stands out."""
+    """Chooses n and m by clean images that are held out; none of them where no class is flagged."""
     counts, shares = sizes(setup, settings.pairs)
 
     def selected() -> Selection:
@@ -173,7 +171,7 @@ def select(
         return selected()
     rest = jax.eval_shape(selected)
     none = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), rest)
-    return jax.lax.cond(judged.judgement.stands_out, selected, lambda: none)
+    return jax.lax.cond(judged.detected.flagged, selected, lambda: none)
 
 
 def sizes(setup: Setup, pairs: Sequence[tuple[float, float]]) -> tuple[jax.Array, jax.Array]:
@@ -197,7 +195,7 @@ def zero(
     unlearned: Unlearned,
     scores: Scores,
     selected: Selection | None = None,
-    judged: Judged | None = None,
+    judged: Findings | None = None,
     **_: Any,
 ) -> Reinitialized:
     """Step 2: the weights that changed most, of the neurons that changed most, are set to zero."""
@@ -205,7 +203,7 @@ def zero(
     chosen = 0 if selected is None else selected.chosen
     count, share = counts[chosen], shares[chosen]
     if judged is not None:
-        count = jnp.where(judged.judgement.stands_out, count, 0)
+        count = jnp.where(judged.detected.flagged, count, 0)
     found = reinitialize(
         victim, unlearned.variables, scores, setup.layers, count=count, share=share, scheme=settings.scheme
     )
@@ -364,8 +362,8 @@ def grid(config: TSBDSettings) -> Grid | None:
 
 
 def chosen_setting(config: TSBDSettings, values: Mapping[str, Any]) -> tuple[float, float]:
-    """The n and m of a run: those that were chosen, or the settings; 0, 0 where nothing stands out."""
-    if not stands_out(values):
+    """The n and m of a run: those that were chosen, or the settings; 0, 0 where no class is flagged."""
+    if not is_flagged(values):
         return 0.0, 0.0
     if "selected" not in values:
         return config.tsbd.n, config.tsbd.shares()[0]
@@ -374,7 +372,7 @@ def chosen_setting(config: TSBDSettings, values: Mapping[str, Any]) -> tuple[flo
 
 def outcome(config: TSBDSettings, values: Mapping[str, Any]) -> Outcome:
     """What was chosen and done, and how unlearning and fine-tuning went."""
-    changed = stands_out(values)
+    changed = is_flagged(values)
     unlearning, reinit = values["unlearned"].info, values["reinitialized"].info
     epochs = int(unlearning.epochs)
     accuracy = settled(unlearning.accuracy[epochs - 1])
@@ -386,13 +384,11 @@ def outcome(config: TSBDSettings, values: Mapping[str, Any]) -> Outcome:
             for (n, m), accuracy, loss in zip(config.pairs(config.selection), found.accuracy, found.loss, strict=True)
         ]
     n, m = chosen_setting(config, values)
-    chosen_by = "no class standing out" if not changed else "held-out clean images" if selection else "config"
+    chosen_by = "no class flagged" if not changed else "held-out clean images" if selection else "config"
     scored, taken = count_neurons(reinit.neurons)
     zeroed = sum(int(mask.sum()) for mask in reinit.zeroed.values())
     history = plain_history(values["finetuned"])
-    judgement = None
-    if "judged" in values:
-        judgement = summarize_judgement(config.suspicion, values, by=CLEAN)
+    looked = "judged" in values
     return Outcome(
         choice={"n": n, "m": m, "chosen_by": chosen_by},
         done=f"{zeroed:,} weights of {taken} of {scored} neurons re-initialised, {len(history['loss'])} epochs of "
@@ -403,14 +399,18 @@ def outcome(config: TSBDSettings, values: Mapping[str, Any]) -> Outcome:
         scores=values["scores"],
         scored="Which neurons clean unlearning moved",
         warnings=unlearning_warnings(unlearning, name="tsbd.unlearning"),
+        verdict=conclude(DETECTOR, config, values) if looked else None,
         more={
-            "judgement": judgement,
+            "detection": measured(config.suspicion, values) if looked else None,
             "selection": selection,
             "unlearning": {"epochs": epochs, "accuracy": accuracy, "reached_chance": bool(unlearning.reached)},
             "finetuning": history,
         },
     )
 
+
+DETECTOR = pruning_detector("tsbd", TSBDSettings, data="clean images", plan=plan, is_usual=lambda config: True)
+"""How this defence tells whether there is a backdoor, where it asks at all: by pruning and fusing, on clean images."""
 
 DEFENSE = Defense(
     name="tsbd",
@@ -422,6 +422,7 @@ DEFENSE = Defense(
     outcome=outcome,
     given=given,
     grid=grid,
+    detector=lambda config: DETECTOR if config.suspicion.gamma else None,
     batch_sizes=lambda config: {
         f"tsbd.{stage}.batch_size": getattr(config.tsbd, stage).batch_size for stage in ("unlearning", "finetuning")
     },

@@ -85,7 +85,7 @@ def tuning_step(
 
     def begin(setup: Setup, settings: TuningSettings, *, start: Any, clean: Any, key: jax.Array, **rest: Any) -> Tuning:
         del key
-        wanted = rest["judged"].judgement.stands_out if judged else jnp.bool_(True)
+        wanted = rest["judged"].detected.flagged if judged else jnp.bool_(True)
         progress = finetuning.start(
             variables_in(start),
             settings.finetuning,

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from otbr_jax import plan as plans
-from otbr_jax.detectors.detector import Verdict
+from otbr_jax.detectors.detector import conclude
 from otbr_jax.detectors.registry import detector
+from otbr_jax.detectors.verdict import Verdict
 from otbr_jax.errors import InputError
 from otbr_jax.graph.graph import NeuronGraph
 from otbr_jax.graph.trace import trace
@@ -60,4 +61,4 @@ def detect(
     if graph is None:
         graph = trace(network.apply, variables, jax.ShapeDtypeStruct((2, *network.image_shape), jnp.float32))
     values = plans.run(chosen.plan(config), Setup(network, graph, graph.hidden_layers), given, key=key)
-    return chosen.verdict(config, values)
+    return conclude(chosen, config, values)

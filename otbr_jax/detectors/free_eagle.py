@@ -21,13 +21,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from otbr_jax.detectors.detector import Detector, Verdict
+from otbr_jax.detectors.detector import Detector
+from otbr_jax.detectors.verdict import Verdict, verdict_of
 from otbr_jax.graph.cut import cut
 from otbr_jax.inversion import descend
-from otbr_jax.metrics import settled
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings
 from otbr_jax.types import Network, Variables
+
+FEWEST = 4
+"""Classes of which one can be far beyond the quartiles: of three the metric is at most 1, of two always a half."""
 
 
 @settings("free_eagle")
@@ -41,7 +44,7 @@ class FreeEagleConfig:
     steps: int = field(default=1000, at_least=1, doc="of Adam.")
     learning_rate: float = field(default=0.01, above=0, doc="of Adam.")
     weight_decay: float = field(default=5e-3, at_least=0, doc="added to the gradients, as PyTorch's Adam does.")
-    threshold: float = field(default=2.0, above=0, doc="the anomaly metric from which a class stands out.")
+    threshold: float = field(default=2.0, above=0, doc="the anomaly metric from which a class is flagged.")
 
 
 def leaked_posteriors(network: Network, variables: Variables, *, key: jax.Array, config: FreeEagleConfig) -> jax.Array:
@@ -109,17 +112,14 @@ def plan(config: FreeEagleConfig) -> Plan:
 
 def verdict(config: FreeEagleConfig, values: Mapping[str, Any]) -> Verdict:
     """The largest anomaly metric."""
-    metrics = anomaly_metrics(np.asarray(values["posteriors"], np.float64))
-    suspect, scores = int(np.argmax(metrics)), tuple(settled(metric) for metric in metrics)
-    return Verdict(scores[suspect], suspect, scores[suspect] > config.threshold, config.threshold, None, scores)
+    return verdict_of(anomaly_metrics(np.asarray(values["posteriors"], np.float64)), threshold=config.threshold)
 
 
 DETECTOR = Detector(
     name="free_eagle",
     Config=FreeEagleConfig,
     data="none",
-    by="inner representations",
-    score="anomaly metric",
     plan=plan,
     verdict=verdict,
+    fewest_classes=FEWEST,
 )

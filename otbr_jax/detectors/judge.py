@@ -1,4 +1,4 @@
-"""Is there a backdoor, for which class, and is it gone? Judged by images that were made from the network itself.
+"""Is there a backdoor, for which class, and is it gone? By how triggers fare while neurons are pruned.
 
 Evidence (`otbr_jax.detectors.evidence`) is of several kinds. Each is found in clean networks too, where one
 class is easier to imitate and another falls first by chance; so what a class has of all of them is added, each with its
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from otbr_jax.detectors.evidence import EVIDENCE, Answers, Observed
 from otbr_jax.detectors.evidence.evidence import relative
+from otbr_jax.detectors.verdict import FEWEST, Detected
 from otbr_jax.inversion import InversionConfig, Inverted, Searches, success_rate
 from otbr_jax.inversion.penalised import family_of
 from otbr_jax.settings import field, settings, wrong
@@ -24,13 +25,13 @@ from otbr_jax.types import Batch, Network, Variables
 
 @settings("suspicion")
 class SuspicionConfig:
-    """How a network is judged, and gamma and lambda are chosen, without data."""
+    """How a network is looked at, and gamma and lambda are chosen, without data."""
 
     gamma: tuple[float, ...] = field(
         default=(),
         at_least=0,
         at_most=1,
-        doc="shares of neurons to try; empty for no judgement: gamma and lambda are then the method's.",
+        doc="shares of neurons to try; empty for no verdict: gamma and lambda are then the method's.",
     )
     lam: tuple[float, ...] = field(default=(0.5, 0.75), at_least=0, at_most=1, doc="the paper's lambdas to try.")
     synthetic: SyntheticConfig = field(default=SyntheticConfig(), doc="how images are made from the network.")
@@ -54,7 +55,7 @@ class SuspicionConfig:
         doc="settings at which fewer of the images of other classes than the suspicious one keep their answer are not "
         "chosen.",
     )
-    threshold: float = field(default=0.41, doc="the suspicion from which a class stands out.")
+    threshold: float = field(default=0.41, doc="the score from which a class is flagged.")
     remaining: float = field(
         default=0.02,
         at_least=0,
@@ -95,7 +96,7 @@ def answers(network: Network, variables: Variables, batch: Batch, patches: Inver
 
 
 def suspicions(observed: Observed, *, evidence: Sequence[str]) -> jax.Array:
-    """How far every class stands out, `[classes]`: the weighted sum of the evidence of these kinds."""
+    """The score of every class, `[classes]`: the weighted sum of the evidence of these kinds."""
     total = jnp.zeros(())
     # The last first: sums of the published three round as they always did.
     for kind in reversed([EVIDENCE[name] for name in evidence]):
@@ -112,40 +113,39 @@ def remaining(along: Answers, suspect: jax.Array | int) -> jax.Array:
     return along.agreement[:, suspect] * relative(along.success)[:, suspect]
 
 
-class Judgement(NamedTuple):
-    """What was found, and which setting was chosen.
+class Findings(NamedTuple):
+    """How networks with more and more neurons pruned and fused answer, and what follows.
 
     Attributes:
-      suspicion: `[classes]`, see `suspicions`.
-      suspect: the class with the highest one.
-      stands_out: whether that reaches the threshold: nothing to repair otherwise.
-      remaining: `[settings]`, of the suspect.
+      answers: of every setting, `[settings, classes]`.
+      detected: the score of each class, see `suspicions`; none is flagged of fewer than `FEWEST` classes.
+      remaining: `[settings]`, of the suspect, see `remaining`.
       chosen: index of the setting with the highest agreement among those that leave little of the suspect; where none
         does, of the one that leaves least among those that still agree enough.
     """
 
-    suspicion: jax.Array
-    suspect: jax.Array
-    stands_out: jax.Array
+    answers: Answers
+    detected: Detected
     remaining: jax.Array
     chosen: jax.Array
 
 
-def judge(triggers: Mapping[str, Inverted], along: Answers, *, config: SuspicionConfig) -> Judgement:
-    """Judges a network by its triggers and by how networks with more and more neurons pruned answer.
+def find_suspect(triggers: Mapping[str, Inverted], along: Answers, *, config: SuspicionConfig) -> Findings:
+    """Which class a network's triggers, and its answers with more and more neurons pruned, speak against.
 
     Args:
       triggers: the original network's, `{family: Inverted}`, one for each class.
       along: `[settings, classes]`, in order of strength.
-      config: what counts as suspicious and as repaired.
+      config: what counts as evidence and as repaired.
     """
-    suspicion = suspicions(Observed(triggers, along, config.agreement), evidence=config.evidence)
-    suspect = jnp.argmax(suspicion)
+    scores = suspicions(Observed(triggers, along, config.agreement), evidence=config.evidence)
+    suspect = jnp.argmax(scores)
     left = remaining(along, suspect)
     gone = left <= config.remaining
     agreement = jnp.mean(along.agreement, axis=1)
-    others = jnp.mean(along.agreement, axis=1, where=jnp.arange(len(suspicion)) != suspect)
+    others = jnp.mean(along.agreement, axis=1, where=jnp.arange(len(scores)) != suspect)
     sound = (others >= config.least_agreement) | (others == jnp.max(others))
     least = jnp.argmin(jnp.where(sound, left, jnp.inf))
     chosen = jnp.where(jnp.any(gone & sound), jnp.argmax(jnp.where(gone & sound, agreement, -1.0)), least)
-    return Judgement(suspicion, suspect, suspicion[suspect] >= config.threshold, left, chosen)
+    flagged = (scores[suspect] >= config.threshold) & (len(scores) >= FEWEST)
+    return Findings(along, Detected(scores, suspect, flagged), left, chosen)

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from otbr_jax.detectors.detector import Detector, Verdict
+from otbr_jax.detectors.detector import Detector
+from otbr_jax.detectors.verdict import FEWEST, Verdict, verdict_of
 from otbr_jax.inversion import Inverted, Penalised, Schedule, invert_from, success_rate
 from otbr_jax.metrics import settled
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
@@ -44,7 +45,7 @@ class NeuralCleanseConfig:
     success: float = field(
         default=0.99, above=0, at_most=1, doc="share of a step's images of other classes that a patch has to turn."
     )
-    threshold: float = field(default=2.0, above=0, doc="the anomaly index from which a class stands out.")
+    threshold: float = field(default=2.0, above=0, doc="the anomaly index from which a class is flagged.")
 
 
 class Masks(NamedTuple):
@@ -168,9 +169,9 @@ def plan(config: NeuralCleanseConfig) -> Plan:
 
 def verdict(config: NeuralCleanseConfig, values: Mapping[str, Any]) -> Verdict:
     """The largest anomaly index of a class whose mask is smaller than the median."""
-    indices = anomaly_indices(np.asarray(values["masks"].norm, np.float64))
-    suspect, scores = int(np.argmax(indices)), tuple(settled(index) for index in indices)
-    return Verdict(scores[suspect], suspect, scores[suspect] > config.threshold, config.threshold, None, scores)
+    norms = np.asarray(values["masks"].norm, np.float64)
+    evidence = {"mask_norm": tuple(settled(norm) for norm in norms)}
+    return verdict_of(anomaly_indices(norms), threshold=config.threshold, evidence=evidence)
 
 
 def patches(config: NeuralCleanseConfig, values: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -184,9 +185,8 @@ DETECTOR = Detector(
     name="neural_cleanse",
     Config=NeuralCleanseConfig,
     data="clean images",
-    by="clean images",
-    score="anomaly index",
     plan=plan,
     verdict=verdict,
+    fewest_classes=FEWEST,
     triggers=patches,
 )

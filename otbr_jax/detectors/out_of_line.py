@@ -7,60 +7,40 @@ in clean networks says how much counts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-CLOSED = ("suspect", "all")
-"""Whose short cuts a repair closes: those of a class that stands out, or all, whether one does or not."""
+from otbr_jax.detectors.calibration import Usual
+from otbr_jax.detectors.verdict import FEWEST, Detected
 
-FEWEST = 3
-"""Classes of which one can stand out: half of two are no majority to compare with."""
+CLOSED = ("suspect", "all")
+"""Whose short cuts a repair closes: those of a class that is flagged, or all, whether one is or not."""
 
 MARGIN, ANSWERS = "margin", "answers"
 """The names of the evidence that is no family's."""
 
-USUAL: Mapping[str, tuple[float, float]] = {
-    "patch": (0.68, 0.23),
-    "additive": (0.51, 0.17),
-    "low_frequency": (0.52, 0.15),
-    "wave": (0.87, 0.28),
-    "warp": (0.53, 0.30),
-    "generator": (1.24, 0.31),
-    MARGIN: (0.37, 0.20),
-    ANSWERS: (2.26, 0.87),
-}
-"""The largest evidence of a class in clean networks, by kind: the median, and what is counted as a standard deviation.
-
-Settled on 58 calibration networks of configs/bench/disarm.py as an earlier state of the search had measured them; those
-rows are not kept. The deviation is 1.48 times the median distance from the median, at least 0.15; for warps and
-margins, which differ more between data sets than digits show, 0.3 and 0.2. What the kept rows say: `launch.calibrate`.
-"""
-
 _MARGIN = 1.2  # of a lesson's budget over what the suspect costs
 
 
-class Suspicion(NamedTuple):
+class Anomalies(NamedTuple):
     """What reach costs, margins and answers say of each class.
 
     Attributes:
-      evidence: `[families + 2, classes]`, natural logarithms: by what factor each family is cheaper than expected, the
+      detected: the score of each class, 0 of those that were not searched. A score is how far the evidence is above the
+        largest of clean networks, all kinds together: the root of the sum of squares, in standard deviations.
+      classes: int `[searched]`, the classes that what follows is of.
+      evidence: `[families + 2, searched]`, natural logarithms: by what factor each family is cheaper than expected, the
         largest margin is larger than other classes', and the odds of being the answer to a picture are over even.
-      suspicion: `[classes]`, how far the evidence is above the largest of clean networks, all kinds together: the root
-        of the sum of squares, in standard deviations.
-      suspect: the class with the highest suspicion.
-      stands_out: whether that reaches the threshold.
-      wanted: bool `[families, classes]`, the short cuts that are to be closed: the suspect's most telling families, if
-        it stands out; or whatever is cheaper than in clean networks.
-      budget: `[families, classes]`, to teach with: between what a class costs and what classes do in the median.
+      wanted: bool `[families, searched]`, the short cuts that are to be closed: the suspect's most telling families, if
+        it is flagged; or whatever is cheaper than in clean networks.
+      budget: `[families, searched]`, to teach with: between what a class costs and what classes do in the median.
     """
 
+    detected: Detected
+    classes: jax.Array
     evidence: jax.Array
-    suspicion: jax.Array
-    suspect: jax.Array
-    stands_out: jax.Array
     wanted: jax.Array
     budget: jax.Array
 
@@ -84,51 +64,58 @@ def out_of_line(costs: jax.Array) -> jax.Array:
     return jnp.maximum(others, 0.0) - residual
 
 
-def unusual(evidence: jax.Array, families: tuple[str, ...]) -> jax.Array:
-    """Evidence `[families + 2, classes]` in standard deviations from the largest in clean networks."""
+def unusual(evidence: jax.Array, families: tuple[str, ...], usual: Usual) -> jax.Array:
+    """Evidence `[families + 2, classes]` in standard deviations from what is usual in clean networks."""
     names = (*families, MARGIN, ANSWERS)
-    usual, spread = (jnp.array([USUAL[name][place] for name in names])[:, None] for place in (0, 1))
-    return (evidence - usual) / spread
+    middle, spread = (jnp.array([usual[name][place] for name in names])[:, None] for place in (0, 1))
+    return (evidence - middle) / spread
 
 
-def suspect_by_short_cuts(
+def find_anomalies(
     costs: jax.Array,
     margins: jax.Array,
     answers: jax.Array,
     *,
+    usual: Usual,
     families: tuple[str, ...],
     threshold: float,
     share: float,
     budget: float,
     closed: str,
+    classes: jax.Array | None = None,
     of: int | None = None,
-) -> Suspicion:
-    """Which class stands out, and how it is to be taught. Pure; jits.
+) -> Anomalies:
+    """Which class is flagged, and how it is to be taught. Pure; jits.
 
     Args:
-      costs: reach costs, `[families, classes]`.
-      margins: the largest margins, `[classes]`.
-      answers: how often each class is the answer to a procedural picture, `[classes]`, shares.
+      costs: reach costs, `[families, searched]`.
+      margins: the largest margins, `[searched]`.
+      answers: how often each class is the answer to a procedural picture, `[searched]`, shares.
+      usual: the largest evidence of a class in clean networks.
       families: their names.
-      threshold: the suspicion from which a class stands out.
-      share: families with at least this share of the most telling family's suspicion of the suspect are taught.
+      threshold: the score from which a class is flagged.
+      share: families with at least this share of the most telling family's evidence against the suspect are taught.
       budget: to teach with: where between a class's cost (0) and the median of all (1), as logarithms.
       closed: whose short cuts are to be closed, one of `CLOSED`.
+      classes: int `[searched]`, which were searched; by default all.
       of: how many classes the network has, where these are some of them.
     """
+    of = of or len(answers)
+    classes = jnp.arange(of) if classes is None else classes
     middle = jnp.median(margins)
     # Where half of the classes can never be the answer, a factor over the median says nothing.
     further = jnp.where(middle > 0, jnp.log(jnp.maximum(margins, 1e-3) / jnp.where(middle > 0, middle, 1.0)), 0.0)
     often = jnp.clip(answers, 1e-3, 1 - 1e-3)
-    odds = jnp.log(often / (1 - often)) + jnp.log((of or len(answers)) - 1.0)
+    odds = jnp.log(often / (1 - often)) + jnp.log(of - 1.0)
     evidence = jnp.concatenate([out_of_line(costs), further[None], odds[None]])
-    deviations = unusual(evidence, families)
-    suspicion = jnp.sqrt(jnp.sum(jnp.maximum(deviations, 0) ** 2, axis=0))
-    suspect = jnp.argmax(suspicion)
-    stands_out = (suspicion[suspect] >= threshold) & (len(answers) >= FEWEST)
+    deviations = unusual(evidence, families, usual)
+    scores = jnp.sqrt(jnp.sum(jnp.maximum(deviations, 0) ** 2, axis=0))
+    place = jnp.argmax(scores)
+    flagged = (scores[place] >= threshold) & (len(answers) >= FEWEST)
     telling = deviations[: len(families)]
     budgets = jnp.maximum(costs ** (1 - budget) * jnp.median(costs, axis=1, keepdims=True) ** budget, _MARGIN * costs)
-    best = jnp.max(telling[:, suspect])
-    of_suspect = jnp.where(best > 0, telling >= share * best, telling >= best) & stands_out
-    wanted = telling > 0 if closed == "all" else of_suspect & (jnp.arange(costs.shape[1]) == suspect)
-    return Suspicion(evidence, suspicion, suspect, stands_out, wanted, budgets)
+    best = jnp.max(telling[:, place])
+    of_suspect = jnp.where(best > 0, telling >= share * best, telling >= best) & flagged
+    wanted = telling > 0 if closed == "all" else of_suspect & (jnp.arange(costs.shape[1]) == place)
+    detected = Detected(jnp.zeros(of).at[classes].set(scores), classes[place], flagged)
+    return Anomalies(detected, classes, evidence, wanted, budgets)

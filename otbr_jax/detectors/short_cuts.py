@@ -1,7 +1,7 @@
 """Short cuts: the class that some trigger of some family reaches too cheaply, or that some picture lifts too far.
 
 No data. Procedural pictures take the place of images; `otbr_jax.detectors.out_of_line` says what is compared with what.
-The threshold was settled on clean networks, which a p-value comes from too (`otbr_jax.report.calibration`).
+The threshold was settled on clean networks, which a p-value comes from too (`otbr_jax.detectors.calibration`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from otbr_jax.detectors.detector import Detector, Verdict, in_a_line
-from otbr_jax.detectors.out_of_line import ANSWERS, CLOSED, MARGIN, Suspicion, suspect_by_short_cuts, unusual
+from otbr_jax.detectors.calibration import Usual, calibration_of
+from otbr_jax.detectors.detector import Detector
+from otbr_jax.detectors.out_of_line import ANSWERS, CLOSED, MARGIN, Anomalies, find_anomalies, unusual
+from otbr_jax.detectors.verdict import FEWEST, Verdict, in_words, verdict_of, with_enough_classes
 from otbr_jax.inversion import MinimalTriggers, ReachConfig, Screened, minimal_triggers
 from otbr_jax.metrics import settled
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, Work, needs
@@ -29,6 +31,7 @@ from otbr_jax.steps.screen import UPHILL, screen
 from otbr_jax.triggers import FAMILIES, FamilySwitch
 from otbr_jax.types import Batch, Variables
 
+NAME = "short_cuts"
 _FEW = 20  # classes: how many a person is advised to search where there are more
 PROCEDURAL = "procedural pictures"
 """What a network is searched and taught on, in words."""
@@ -51,7 +54,7 @@ class PicturesConfig:
 
 @settings("detection")
 class DetectionConfig:
-    """When a class stands out."""
+    """When a class is flagged."""
 
     families: tuple[str, ...] = field(
         default=tuple(FAMILIES), choices=tuple(FAMILIES), doc="what triggers may be; see `otbr_jax.triggers`."
@@ -59,13 +62,13 @@ class DetectionConfig:
     threshold: float = field(
         default=3.5,
         above=0,
-        doc="the suspicion from which a class stands out, in standard deviations over what is usual in clean networks.",
+        doc="the score from which a class is flagged, in standard deviations over what is usual in clean networks.",
     )
     share: float = field(
         default=0.6,
         at_least=0,
         at_most=1,
-        doc="triggers of each family with at least this share of the most telling family's suspicion are taught.",
+        doc="triggers of each family with at least this share of the most telling family's evidence are taught.",
     )
     budget: float = field(
         default=0.5,
@@ -77,7 +80,7 @@ class DetectionConfig:
     closed: str = field(
         default="suspect",
         choices=CLOSED,
-        doc="whose short cuts are closed: those of the class that stands out, or those of `all` classes that are "
+        doc="whose short cuts are closed: those of the class that is flagged, or those of `all` classes that are "
         "cheaper than in clean networks, whatever the verdict; as many as there are families, the most telling ones.",
     )
 
@@ -94,7 +97,7 @@ class ShortCutsSettings:
     pictures: PicturesConfig = field(default=PicturesConfig(), doc="what takes the place of images.")
     reach: ReachConfig = field(default=ReachConfig(), doc="how the cheapest triggers are searched.")
     margin: MarginConfig = field(default=MarginConfig(), doc="how the largest margins are searched.")
-    detection: DetectionConfig = field(default=DetectionConfig(), doc="when a class stands out.")
+    detection: DetectionConfig = field(default=DetectionConfig(), doc="when a class is flagged.")
 
 
 def make_pictures(
@@ -175,29 +178,36 @@ def search_margins(
     )  # fmt: skip
 
 
+class Detecting(NamedTuple):
+    """What `detect` is given: when a class is flagged, and what is usual in clean networks."""
+
+    detection: DetectionConfig
+    usual: Usual
+
+
 def detect(
-    setup: Setup,
-    settings: DetectionConfig,
-    *,
-    pictures: Pictures,
-    reached: MinimalTriggers,
-    margins: jax.Array,
-    **_: Any,
-) -> Suspicion:
-    """Which class stands out of those that were searched; others have no suspicion."""
-    found = suspect_by_short_cuts(
+    setup: Setup, settings: Detecting, *, pictures: Pictures, reached: MinimalTriggers, margins: jax.Array, **_: Any
+) -> Anomalies:
+    """Which class is flagged of those that were searched; others have the score 0."""
+    detection = settings.detection
+    return find_anomalies(
         reached.size,
         margins,
         pictures.info[reached.classes],
-        families=settings.families,
-        threshold=settings.threshold,
-        share=settings.share,
-        budget=settings.budget,
-        closed=settings.closed,
+        usual=settings.usual,
+        families=detection.families,
+        threshold=detection.threshold,
+        share=detection.share,
+        budget=detection.budget,
+        closed=detection.closed,
+        classes=reached.classes,
         of=setup.network.num_classes,
     )
-    suspicion = jnp.zeros(setup.network.num_classes).at[reached.classes].set(found.suspicion)
-    return found._replace(suspicion=suspicion, suspect=reached.classes[found.suspect])
+
+
+def usual_evidence() -> Usual:
+    """What evidence is usual in clean networks, as the file of the calibration says."""
+    return calibration_of(NAME).usual
 
 
 def plan(config: ShortCutsSettings) -> Plan:
@@ -243,8 +253,11 @@ def plan(config: ShortCutsSettings) -> Plan:
             "detected",
             detect,
             needs("pictures", "reached", "margins"),
-            config.detection,
-            shown=Shown("which class stands out", tell=lambda settings, found: in_a_line(concluded(settings, found))),
+            Detecting(config.detection, usual_evidence()),
+            shown=Shown(
+                "which class is flagged",
+                tell=lambda settings, found: in_words(with_enough_classes(_verdict(settings.detection, found), FEWEST)),
+            ),
         ),
     )
 
@@ -273,56 +286,62 @@ def _steps(config: ShortCutsSettings, setup: Setup) -> int:
 
 
 def verdict(config: ShortCutsSettings, values: Mapping[str, Any]) -> Verdict:
-    """The highest suspicion of any class, in standard deviations; the p-value is left to who knows clean networks."""
-    return concluded(config.detection, values["detected"])
+    """The highest score of any class, in standard deviations."""
+    return _verdict(config.detection, values["detected"])
 
 
-def concluded(settings: DetectionConfig, found: Suspicion) -> Verdict:
-    """What follows from the suspicion of each class."""
-    suspect = int(found.suspect)
-    scores = tuple(settled(value) for value in found.suspicion)
-    return Verdict(scores[suspect], suspect, bool(found.stands_out), settings.threshold, None, scores)
-
-
-def summarize(config: ShortCutsSettings, values: Mapping[str, Any]) -> dict[str, Any]:
-    """How suspicious each class is and why, as plain JSON values."""
-    found, reached, names = values["detected"], values["reached"], config.detection.families
-    suspect, classes = int(found.suspect), len(found.suspicion)
-    place = int(np.flatnonzero(np.asarray(reached.classes) == suspect)[0])
-
-    def each(row: Any) -> list[float | None]:
-        """A number of every class, None of those that were not searched."""
-        known = dict(zip(np.asarray(reached.classes).tolist(), row, strict=True))
-        return [settled(known[index]) if index in known else None for index in range(classes)]
-
-    return {
-        "by": PROCEDURAL,
-        "calibrated": is_usual(config),
-        "stands_out": bool(found.stands_out),
-        "suspect": suspect,
-        "suspicion": [settled(value) for value in found.suspicion],
-        "threshold": config.detection.threshold,
-        "family": names[telling_family(config, found)[place]],
-        "reach_cost": {name: each(row) for name, row in zip(names, reached.size, strict=True)},
-        "margin": each(values["margins"]),
-        "evidence": {
-            name: each(row) for name, row in zip((*names, MARGIN, ANSWERS), np.asarray(found.evidence), strict=True)
+def _verdict(config: DetectionConfig, found: Anomalies) -> Verdict:
+    kinds, classes = (*config.families, MARGIN, ANSWERS), len(found.detected.scores)
+    return verdict_of(
+        found.detected.scores,
+        threshold=config.threshold,
+        suspect=int(found.detected.suspect),
+        flagged=bool(found.detected.flagged),
+        evidence={
+            kind: _each(found.classes, row, classes)
+            for kind, row in zip(kinds, np.asarray(found.evidence), strict=True)
         },
+    )
+
+
+def _each(searched: Any, row: Any, classes: int) -> tuple[float | None, ...]:
+    """A number of every class, None of those that were not searched."""
+    known = dict(zip(np.asarray(searched).tolist(), row, strict=True))
+    return tuple(settled(known[label]) if label in known else None for label in range(classes))
+
+
+def measured(config: ShortCutsSettings, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the evidence comes from, as plain JSON values: numbers of each class, None of those not searched.
+
+    `family`: the most telling one of the suspect. `trigger_size`: by family, what the cheapest trigger costs.
+    `margin`: the largest. `answers`: shares of the procedural pictures. `usual`: whether the search is the one that
+    clean networks were scored with.
+    """
+    found, reached, names = values["detected"], values["reached"], config.detection.families
+    classes = len(found.detected.scores)
+    place = int(np.flatnonzero(np.asarray(found.classes) == int(found.detected.suspect))[0])
+    return {
+        "family": names[telling_family(config, found)[place]],
+        "trigger_size": {
+            name: [*_each(found.classes, row, classes)] for name, row in zip(names, reached.size, strict=True)
+        },
+        "margin": [*_each(found.classes, values["margins"], classes)],
         "answers": [settled(value) for value in values["pictures"].info],
+        "usual": is_usual(config),
     }
 
 
 def is_usual(config: ShortCutsSettings) -> bool:
-    """Whether a search is the one that clean networks were calibrated with: any other finds other costs and margins."""
+    """Whether a search is the one that clean networks were scored with: any other finds other costs and margins."""
     usual = ShortCutsSettings()
     reach = dataclasses.replace(config.reach, classes=usual.reach.classes)  # of memory alone
     searched = (config.pictures, reach, config.margin, config.detection.families)
     return searched == (usual.pictures, usual.reach, usual.margin, usual.detection.families)
 
 
-def telling_family(config: ShortCutsSettings, found: Suspicion) -> np.ndarray:
+def telling_family(config: ShortCutsSettings, found: Anomalies) -> np.ndarray:
     """The most telling family of each class that was searched, by its index."""
-    return np.argmax(np.asarray(unusual(found.evidence, config.detection.families))[:-2], axis=0)
+    return np.argmax(np.asarray(unusual(found.evidence, config.detection.families, usual_evidence()))[:-2], axis=0)
 
 
 def pictured(config: ShortCutsSettings, values: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -342,19 +361,18 @@ def pictured(config: ShortCutsSettings, values: Mapping[str, Any]) -> tuple[np.n
 
     searched = np.arange(len(telling))
     latents, sizes = (np.asarray(value)[telling, searched] for value in (reached.flat_latent, reached.size))
-    shown = np.full((len(found.suspicion), *images.shape[1:]), 0.5, np.float32)
+    shown = np.full((len(found.detected.scores), *images.shape[1:]), 0.5, np.float32)
     shown[np.asarray(reached.classes)] = jax.jit(partial(jax.lax.map, one))((telling, latents, sizes))
     return np.broadcast_to(np.ones(1), (*shown.shape[:3], 1)), shown
 
 
 DETECTOR = Detector(
-    name="short_cuts",
+    name=NAME,
     Config=ShortCutsSettings,
     data="none",
-    by=PROCEDURAL,
-    score="suspicion",
     plan=plan,
     verdict=verdict,
+    fewest_classes=FEWEST,
     triggers=pictured,
     is_usual=is_usual,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from otbr_jax.report.calibration import scores_for
+from otbr_jax.detectors.verdict import Backdoored, Verdict, compared_in_words
 from otbr_jax.report.cells import own_stages
 from otbr_jax.report.facts import Facts, facts_of
 from otbr_jax.report.leaderboard import LEARNED, LEFT
@@ -16,7 +16,7 @@ COSTLY = 0.05
 """The loss of accuracy from which a repaired network is not recommended as it is."""
 
 NEAR = 0.5
-"""The share of the threshold from which a network in which nothing stands out is to be searched again."""
+"""The share of the threshold from which a network in which no class is flagged is to be searched again."""
 
 Tone = Literal["good", "bad", "open"]
 
@@ -54,10 +54,12 @@ def _backdoored(facts: Facts) -> Answer:
         works = f"it turns {percent(facts.asr[0])} % of the test images into the attacker's class"
         more = f"The trigger is known here: {works}."
         return Answer(question, "Yes: its trigger works.", "bad", (more, found))
-    if facts.judgement is None:
+    if facts.verdict is None:
         return Answer(question, "Not asked.", "open", (found, *_weak_trigger(facts)))
-    if facts.accused:
-        short = f"Probably: class {facts.judgement['suspect']} stands out."
+    if facts.untold:
+        return Answer(question, "Cannot tell.", "open", (found, *_weak_trigger(facts)))
+    if facts.flagged:
+        short = f"Probably: class {facts.verdict.suspect} is flagged."
         return Answer(question, short, "bad", (found, *_weak_trigger(facts)))
     caution = "That is no proof that it is clean."
     return Answer(question, "No sign of it was found.", "open", (found, caution, *_weak_trigger(facts)))
@@ -65,22 +67,20 @@ def _backdoored(facts: Facts) -> Answer:
 
 def _found(facts: Facts) -> str:
     """What the method itself found, without the trigger; a sentence."""
-    judgement, known = facts.judgement, facts.known
-    if judgement is None:
+    verdict, known = facts.verdict, facts.known
+    if verdict is None:
         return f"{facts.method} looks for no backdoor: it repairs whatever it is given."
-    if judgement["suspect"] is None:
-        return f"Judged by {judgement['by']}, no class is more suspicious than another."
-    name = judgement.get("score", "suspicion")
-    score, threshold = judgement["suspicion"][judgement["suspect"]], judgement["threshold"]
-    numbers = f"{name} {score:.2f}, threshold {threshold:g}, judged by {judgement['by']}"
-    if not facts.accused:
-        missed = "The search, which knows no trigger, missed it" if known else "Nothing stands out"
-        return f"{missed}: most suspicious is class {judgement['suspect']}, {numbers}."
+    if facts.untold:
+        return f"{verdict.why_not[:1].upper()}{verdict.why_not[1:]}."
+    numbers = f"score {verdict.score:.2f}, threshold {verdict.threshold:g}"
+    if not facts.flagged:
+        missed = "The detector, which knows no trigger, missed it" if known else "No class is flagged"
+        return f"{missed}: class {verdict.suspect} scores highest, {numbers}."
     target = facts.target if known else None
     whose = ""
     if target is not None:
-        whose = ", the attacker's" if target == judgement["suspect"] else f", but the attacker's is class {target}"
-    return f"Without any trigger the search accuses class {judgement['suspect']}{whose}: {numbers}."
+        whose = ", the attacker's" if target == verdict.suspect else f", but the attacker's is class {target}"
+    return f"Without any trigger the detector flags class {verdict.suspect}{whose}: {numbers}."
 
 
 def _weak_trigger(facts: Facts) -> list[str]:
@@ -90,35 +90,35 @@ def _weak_trigger(facts: Facts) -> list[str]:
 
 
 def _sure(facts: Facts) -> Answer:
-    question, judgement = "How sure is that?", facts.judgement
+    question, verdict = "How sure is that?", facts.verdict
     missed = "Some backdoors are missed: all-to-all ones, and those of a maker who knows this search."
-    rate = None if judgement is None or judgement["suspect"] is None else _rate(judgement)
     if facts.known:
-        more = "Of a network whose trigger you do not know, only the search speaks."
-        return Answer(question, "As sure as a measurement with the trigger.", "good", (more, *(rate or ())))
-    if judgement is None:
+        more = "Of a network whose trigger you do not know, only the detector speaks."
+        rate = () if verdict is None or facts.untold else _rate(verdict)
+        return Answer(question, "As sure as a measurement with the trigger.", "good", (more, *rate))
+    if verdict is None:
         ask = ("No detector ran. To ask one: ", Code("python -m launch.inspect_network --judge=DIR"), ".")
         return Answer(question, "There is no verdict to be sure of.", "open", (ask,))
-    if rate is None:
-        return Answer(question, "Not known.", "open", ("The search had nothing to compare.", missed))
-    short, *rest = rate
+    if facts.untold:
+        return Answer(question, "There is no verdict to be sure of.", "open", (missed,))
+    short, *rest = _rate(verdict)
     return Answer(question, short, "open", (*rest, missed))
 
 
-def _rate(judgement: Mapping[str, Any]) -> tuple[str, ...]:
+def _rate(verdict: Verdict) -> tuple[str, ...]:
     """How often a clean network scores as high: in short, and what that assumes."""
-    if judgement.get("p_value") is not None:
-        short = f"p-value {judgement['p_value']:.2g}: so often a clean network scores as high."
-        return short, "That holds where the detector's assumption holds."
-    score, scores = judgement["suspicion"][judgement["suspect"]], scores_for(judgement)
-    if not scores:
-        return ("Not known: how often a clean network scores as high was not measured for these images and settings.",)
-    higher = sum(clean >= score for clean in scores)
-    rate = f"{higher or 'none'} of {len(scores)} clean networks {'score' if higher > 1 else 'scores'} as high"
-    means = "A false alarm is possible" if judgement["stands_out"] else "A clean network may look like this"
+    if verdict.p_value is None:
+        why = verdict.why_not or "that was not measured"
+        return (f"Not known how often a clean network scores as high: {why}.",)
+    said = f"p-value {verdict.p_value:.2g}"
+    if not verdict.clean_networks:
+        return f"{said}: so often a clean network scores as high.", "That holds where the detector's assumption holds."
+    means = (
+        "A false alarm is possible" if verdict.backdoored == Backdoored.YES else "A clean network may look like this"
+    )
     return (
-        f"{means}: {rate} ({100 * higher / len(scores):.0f} %).",
-        "Those are small networks of ten classes. Of networks unlike them the share is not known.",
+        f"{means}: {compared_in_words(verdict)} ({said}).",
+        "Those are small networks of ten classes. Of networks unlike them the p-value is not known.",
     )
 
 
@@ -142,12 +142,13 @@ def _unmeasured(facts: Facts) -> tuple[str, Tone, tuple[str, ...]]:
     proof = "Only somebody with the attacker's trigger can measure that."
     if facts.undone:
         return "No: the repair failed.", "bad", ()
-    if not facts.changed and facts.accused:
+    if not facts.changed and facts.flagged:
         done = facts.summary.get("done", "nothing was changed")
         return "No: nothing was changed.", "bad", (f"What was done: {done}.",)
     if not facts.changed:
-        return "Nothing was changed, since nothing was found.", "open", ("The network is as it came.",)
-    if facts.accused:
+        why = "nothing was found" if not facts.untold else "it cannot be told whether there is a backdoor"
+        return f"Nothing was changed, since {why}.", "open", ("The network is as it came.",)
+    if facts.flagged:
         return "Weakened, as far as the search sees; not proven.", "open", (proof,)
     return "Not known: no trigger was measured.", "open", (proof,)
 
@@ -237,7 +238,7 @@ def _use(facts: Facts, files: Sequence[str]) -> Answer:
 
 
 def _recommended(facts: Facts) -> tuple[str, Tone, tuple[Cell, ...]]:
-    check: Cell = "First measure it on images of your own, class by class: an accused class pays most."
+    check: Cell = "First measure it on images of your own, class by class: a flagged class pays most."
     again: Cell = ("Try a few clean images, ", Code("--config.defense=disarm_clean"), ", or another defence.")
     if facts.left:
         return "No.", "bad", (again,)
@@ -245,20 +246,19 @@ def _recommended(facts: Facts) -> tuple[str, Tone, tuple[Cell, ...]]:
         return "Not as it is.", "bad", ("It lost much accuracy. Fine-tune it on images that you trust.",)
     if facts.known:
         return "The repaired one, with care.", "good", (check,)
-    if facts.accused:
+    if facts.flagged:
         return "Only the repaired one, and only after a test of yours.", "open", (check,)
-    if facts.judgement is None:
+    if facts.verdict is None or facts.untold:
         return "Not on this report alone.", "open", ("It does not say whether there is a backdoor.", check)
-    if _near(facts.judgement):
+    if _near(facts.verdict):
         again = ("The score is near the threshold. Search again with another ", Code("--config.seed"), ".")
         return "Not before a second search.", "open", (again,)
     return "As far as you trust its source.", "open", ("No finding is no guarantee.",)
 
 
-def _near(judgement: Mapping[str, Any]) -> bool:
-    """Whether another search might accuse the network."""
-    suspect = judgement["suspect"]
-    return suspect is not None and judgement["suspicion"][suspect] >= NEAR * judgement["threshold"] > 0
+def _near(verdict: Verdict) -> bool:
+    """Whether another search might flag a class."""
+    return verdict.score is not None and verdict.score >= NEAR * verdict.threshold > 0
 
 
 def _where(facts: Facts, files: Sequence[str]) -> Cell:

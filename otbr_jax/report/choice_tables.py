@@ -12,7 +12,7 @@ from otbr_jax.detectors.scores import roc
 from otbr_jax.errors import InputError
 from otbr_jax.report.cells import ATTACKS, oracle_cell, oracle_title, repaired_cell, repaired_network, swept_network
 from otbr_jax.report.numbers import NOTHING, formatted, share
-from otbr_jax.report.rows import Row, field, grouped, integer, joined, number, percents, text
+from otbr_jax.report.rows import Row, field, grouped, integer, is_flagged, joined, number, percents, text
 from otbr_jax.report.table import Cell, Table
 
 PUBLISHED = "published: gamma 0.1, lambda 0.5"
@@ -50,7 +50,7 @@ def otbr_plus(rows: Sequence[Row]) -> list[Table]:
     lines = []
     for row in rows:
         choice = "left alone"
-        if _stands_out(row):
+        if is_flagged(row):
             choice = ", ".join(number(row, f"choice.{name}", "g") for name in ("gamma", "lambda"))
         attack, recipe = text(row, "attack", among=ATTACKS), text(row, "recipe")
         poisoned = recipe.partition(", ")[2]
@@ -59,7 +59,7 @@ def otbr_plus(rows: Sequence[Row]) -> list[Table]:
                 f"{text(row, 'dataset')}, {text(row, 'network')}",
                 ", ".join(part for part in (attack, f"seed {integer(row, 'seed')}", poisoned) if part),
                 percents(row, "metrics.victim", "acc", "asr"),
-                f"{integer(row, 'judgement.suspect')}: {suspicion(row):.2f}",
+                f"{integer(row, 'verdict.suspect')}: {suspicion(row):.2f}",
                 choice,
                 percents(row, "metrics.fused", "acc", "asr"),
                 repaired_cell(row, repaired_network(row)),
@@ -86,8 +86,8 @@ def disarm(rows: Sequence[Row]) -> list[Table]:
             f"{text(row, 'dataset')}, {text(row, 'network')}",
             ", ".join((text(row, "attack", among=ATTACKS), f"seed {integer(row, 'seed')}", *_how(row))),
             percents(row, "metrics.victim", "acc", "asr"),
-            f"{integer(row, 'judgement.suspect')}: {suspicion(row):.2f}",
-            text(row, "judgement.family").replace("_", " ") if _stands_out(row) else "left alone",
+            f"{integer(row, 'verdict.suspect')}: {suspicion(row):.2f}",
+            text(row, "detection.family").replace("_", " ") if is_flagged(row) else "left alone",
             repaired_cell(row, repaired_network(row)),
             " + ".join(number(row, f"stage_seconds.{stage}", ".0f") for stage in ("reached", "disarmed")),
         ]
@@ -112,7 +112,7 @@ def spread(rows: Sequence[Row]) -> list[Table]:
     for row in {tuple(str(field(row, name)) for name in names): row for row in rows}.values():
         attacked = text(row, "attack", among=ATTACKS) != "none"
         values = field(row, "target" if attacked else "highest")
-        said = f"{integer(row, 'right' if attacked else 'stands_out')} of {integer(row, 'searches')}"
+        said = f"{integer(row, 'right' if attacked else 'flagged')} of {integer(row, 'searches')}"
         lines.append(
             [
                 f"{text(row, 'dataset')}, {text(row, 'network')}",
@@ -163,8 +163,8 @@ def _scored(clean: Sequence[Row], reported: Sequence[Row]) -> str:
     """How many are found, and how networks score on which the threshold is set."""
     found = [row for row in reported if text(row, "attack") != "none" and _learned(row)]
     untold = [row for row in reported if text(row, "attack") == "none"]
-    right = sum(_stands_out(row) and field(row, "judgement.suspect") == 0 for row in found)
-    accused = sum(_stands_out(row) for row in untold)
+    right = sum(is_flagged(row) and field(row, "verdict.suspect") == 0 for row in found)
+    accused = sum(is_flagged(row) for row in untold)
     shares = [
         f"{share(count, len(group))} {what}"
         for count, group, what in (
@@ -176,7 +176,7 @@ def _scored(clean: Sequence[Row], reported: Sequence[Row]) -> str:
     said = f"{'; '.join(shares)}. " if shares else ""
     if clean:
         scores = sorted(suspicion(row) for row in clean)
-        threshold = field((reported or clean)[-1], "judgement.threshold")  # of the latest state
+        threshold = field((reported or clean)[-1], "verdict.threshold")  # of the latest state
         over = sum(score >= threshold for score in scores)
         said += (
             f"{len(scores)} clean networks, on which the threshold {threshold:g} is set and which are not in the "
@@ -197,7 +197,7 @@ def recovery(rows: Sequence[Row]) -> list[Table]:
             repaired_cell(row, repaired_network(row)),
         ]
         for row in rows
-        if _stands_out(row)
+        if is_flagged(row)
     ]
     titles = ("victim", "attack", "victim ACC / ASR", "recovered ACC / ASR / RA")
     return [Table(titles, lines, notes=(_regrets(rows),)), _frontier(rows)]
@@ -252,20 +252,16 @@ def _middle_and_worst(values: Sequence[float], metric: str) -> str:
 
 def suspicion(row: Row) -> float:
     """The highest suspicion of any class."""
-    return max(field(row, "judgement.suspicion"))
-
-
-def _stands_out(row: Row) -> bool:
-    return bool(field(row, "judgement.stands_out"))
+    return max(field(row, "verdict.scores"))
 
 
 def _detection(rows: Sequence[Row]) -> str:
     backdoored = [field(row, "oracle") is not None for row in rows]
     curve = roc(jnp.array([suspicion(row) for row in rows]), jnp.array(backdoored))
-    accused = [_stands_out(row) for row in rows]
+    accused = [is_flagged(row) for row in rows]
     found = sum(a and b for a, b in zip(accused, backdoored, strict=True))
     right = sum(
-        field(row, "judgement.suspicion")[field(row, "config.attack.target")] >= field(row, "judgement.threshold")
+        field(row, "verdict.scores")[field(row, "config.attack.target")] >= field(row, "verdict.threshold")
         for row, guilty in zip(rows, backdoored, strict=True)
         if guilty
     )

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from otbr_jax.errors import InputError
 from otbr_jax.report.cells import ATTACKS, oracle_title, repaired_network
 from otbr_jax.report.numbers import NOTHING, formatted
-from otbr_jax.report.rows import Row, field, percents, text
+from otbr_jax.report.rows import Row, field, is_flagged, percents, text
 from otbr_jax.report.table import Table
 
 DEFAULT, ORACLE = "disarm", "otbr"
@@ -68,9 +68,9 @@ def evidence(rows: Sequence[Row]) -> list[Table]:
     for row in {text(row, "cell"): row for row in rows}.values():
         if text(row, "defense") != DEFAULT or text(row, "attack") == "none":
             continue
-        target, costs = int(field(row, "config.attack.target")), field(row, "judgement.reach_cost")
+        target, costs = int(field(row, "config.attack.target")), field(row, "detection.trigger_size")
         cheapest = min(costs, key=lambda family: costs[family][target] / statistics.median(costs[family]))
-        margin, answers = field(row, "judgement.margin"), field(row, "judgement.answers")
+        margin, answers = field(row, "detection.margin"), field(row, "detection.answers")
         lines.append(
             [
                 text(row, "attack", among=ATTACKS),
@@ -78,8 +78,8 @@ def evidence(rows: Sequence[Row]) -> list[Table]:
                 f"{cheapest.replace('_', ' ')}, {costs[cheapest][target] / statistics.median(costs[cheapest]):.2f}",
                 f"{margin[target] / statistics.median(margin):.2f}",
                 f"{100 * answers[target]:.0f}",
-                f"{field(row, 'judgement.suspicion')[target]:.2f}",
-                "yes" if field(row, "judgement.stands_out") and field(row, "judgement.suspect") == target else "no",
+                f"{field(row, 'verdict.scores')[target]:.2f}",
+                "yes" if is_flagged(row) and field(row, "verdict.suspect") == target else "no",
             ]
         )
     columns = (

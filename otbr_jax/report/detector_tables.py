@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from otbr_jax.detectors.scores import roc
 from otbr_jax.report.cells import ATTACKS
 from otbr_jax.report.numbers import NOTHING, auc_interval, formatted, share
-from otbr_jax.report.rows import Row, field, grouped, integer, latest, text
+from otbr_jax.report.rows import Row, field, grouped, integer, is_flagged, latest, text
 from otbr_jax.report.table import Table
 
 LEARNED = 0.1
@@ -63,8 +63,8 @@ def _line(name: str, own: Sequence[Row]) -> list[str]:
         value = float(_roc(counted).auc)
         low, high = auc_interval(value, len(backdoored), len(clean))
         auc = f"{value:.3f} ({100 * low:.0f} to {100 * high:.0f} %)"
-    found = [row for row in backdoored if field(row, "backdoored")]
-    right = sum(field(row, "suspect") == integer(row, "target") for row in found)
+    found = [row for row in backdoored if is_flagged(row)]
+    right = sum(field(row, "verdict.suspect") == integer(row, "target") for row in found)
     seconds = [float(field(row, "detector_seconds")) for row in own]
     return [
         _way(name, text(own[0], "variant")),
@@ -73,7 +73,7 @@ def _line(name: str, own: Sequence[Row]) -> list[str]:
         auc,
         share(len(found), len(backdoored)),
         share(right, len(backdoored)),
-        share(sum(bool(field(row, "backdoored")) for row in clean), len(clean)),
+        share(sum(is_flagged(row) for row in clean), len(clean)),
         formatted(statistics.median(seconds), ".0f"),
     ]
 
@@ -83,7 +83,7 @@ def _way(name: str, variant: str) -> str:
 
 
 def _roc(rows: Sequence[Row]) -> Any:
-    scores = jnp.array([float(field(row, "score")) for row in rows])
+    scores = jnp.array([float(field(row, "verdict.score")) for row in rows])
     return roc(scores, jnp.array([_attacked(row) for row in rows]))
 
 

@@ -1,10 +1,11 @@
-"""What a run knows, as the answers of a report need it: who accused what, what changed, what was measured."""
+"""What a run knows, as the answers of a report need it: what was flagged, what changed, what was measured."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from otbr_jax.detectors.verdict import Backdoored, Verdict, read_verdict
 from otbr_jax.report.leaderboard import LEARNED, LEFT
 from otbr_jax.report.summary import is_changed
 
@@ -14,8 +15,7 @@ class Facts(NamedTuple):
 
     Attributes:
       method: its name in capitals.
-      judgement: of `results.summarize`, or None where nothing was judged.
-      accused: whether a class stands out.
+      verdict: whether it is backdoored; None where nobody asked.
       changed: whether the network afterwards is another one.
       undone: whether it was taught in vain.
       acc: before and after, shares in [0, 1]; None where it was not measured.
@@ -25,14 +25,23 @@ class Facts(NamedTuple):
     """
 
     method: str
-    judgement: Mapping[str, Any] | None
-    accused: bool
+    verdict: Verdict | None
     changed: bool
     undone: bool
     acc: tuple[float, float] | None
     asr: tuple[float, float] | None
     ra: tuple[float, float] | None
     summary: Mapping[str, Any]
+
+    @property
+    def flagged(self) -> bool:
+        """Whether a class is flagged."""
+        return self.verdict is not None and self.verdict.backdoored == Backdoored.YES
+
+    @property
+    def untold(self) -> bool:
+        """Whether there is no verdict: nobody asked, or nobody can tell."""
+        return self.verdict is None or self.verdict.backdoored == Backdoored.CANNOT_TELL
 
     @property
     def known(self) -> bool:
@@ -44,7 +53,7 @@ class Facts(NamedTuple):
         """Whether the backdoor is known to be there still, or was found and not touched."""
         if self.known and self.asr is not None:
             return self.asr[1] > LEFT
-        return self.accused and not self.changed
+        return self.flagged and not self.changed
 
     @property
     def lost(self) -> float:
@@ -61,7 +70,7 @@ class Facts(NamedTuple):
 def facts_of(summary: Mapping[str, Any]) -> Facts:
     """The facts of `results.summarize`; of its fields, `metrics` is enough."""
     before, after = ([*summary["metrics"].values()][place] or {} for place in (0, -1))
-    judgement, taught = summary.get("judgement"), summary.get("taught") or ()
+    verdict, taught = summary.get("verdict"), summary.get("taught") or ()
 
     def both(metric: str) -> tuple[float, float] | None:
         first, last = before.get(metric), after.get(metric)
@@ -69,8 +78,7 @@ def facts_of(summary: Mapping[str, Any]) -> Facts:
 
     return Facts(
         method=summary["defense"].upper() if "defense" in summary else "The method",
-        judgement=judgement,
-        accused=bool(judgement and judgement["stands_out"]),
+        verdict=None if verdict is None else read_verdict(verdict),
         changed=is_changed(summary),
         undone=any(lesson["undone"] for lesson in taught),
         acc=both("acc"),

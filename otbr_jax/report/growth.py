@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from otbr_jax.report.numbers import NOTHING, percent
 from otbr_jax.report.plots import STYLE
-from otbr_jax.report.rows import Row, field, integer, joined, latest, number, text
+from otbr_jax.report.rows import Row, field, integer, is_flagged, joined, latest, number, text
 from otbr_jax.report.table import Cell, Table
 
 FACTORS = {
@@ -116,5 +116,5 @@ def _searched(row: Row, name: str) -> str:
     """What a search says, in a cell."""
     if row.values.get(name) is None:
         return NOTHING
-    said = f"class {integer(row, f'{name}.suspect')}, {number(row, f'{name}.suspicion', '.1f')}"
-    return said if field(row, f"{name}.stands_out") else f"none ({said})"
+    said = f"class {integer(row, f'{name}.suspect')}, {number(row, f'{name}.score', '.1f')}"
+    return said if is_flagged(row, name) else f"none ({said})"

@@ -11,13 +11,14 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from otbr_jax.detectors.verdict import Verdict, in_words, read_verdict
 from otbr_jax.report import html, plots
 from otbr_jax.report import summary as words
 from otbr_jax.report.answers import answers
 from otbr_jax.report.html import Picture
 from otbr_jax.report.numbers import formatted, percent, rates
 from otbr_jax.report.table import Cell, Code, Column, Table, markup
-from otbr_jax.report.verdict import draw_triggers, verdict
+from otbr_jax.report.verdict import draw_triggers
 
 _PARTS = ("compile", "run", "transfer", "disk")
 
@@ -39,11 +40,11 @@ def render(
       scores: of neurons, layer name -> `[neurons]`, in execution order; may be empty.
       chosen: bool masks of the same shapes: the neurons that something was done to.
       plan: name and plan `[neurons, neurons]` of the layer to show, or None if nothing was fused.
-      triggers: masks and patterns that were reverse-engineered, a class each, or None.
+      triggers: `Verdict.triggers`, which a summary leaves out, or None.
       examples: images with predictions, or None without data.
       files: names of the files beside the page that hold the network.
     """
-    judgement, neurons = summary.get("judgement"), None
+    verdict, neurons = None if summary.get("verdict") is None else read_verdict(summary["verdict"]), None
     if scores:
         named = {"score": summary["score"]} if "score" in summary else {}
         neurons = html.picture(plots.nwc_by_layer(scores, chosen, label=summary["did"], **named))
@@ -57,9 +58,9 @@ def render(
         metrics=words.metrics_table(summary),
         examples=None if examples is None else html.picture(examples),
         trigger_known=summary.get("config", {}).get("attack", {}).get("name") != "none",
-        judged=None if judgement is None else _judged(summary, judgement),
-        triggers=None if triggers is None else html.picture(draw_triggers(*triggers, judgement or {})),
-        suspicions=_suspicions(judgement or {}),
+        detected=None if verdict is None else _detected(summary, verdict),
+        triggers=None if triggers is None or verdict is None else html.picture(draw_triggers(verdict, triggers)),
+        scored=None if verdict is None else _scored(verdict),
         selection=_selection(summary),
         grid=_grid(summary),
         tradeoff=_tradeoff(summary),
@@ -87,24 +88,20 @@ def _shown(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "attack": own} if own else dict(config)
 
 
-def _judged(summary: Mapping[str, Any], judgement: Mapping[str, Any]) -> list[str]:
+def _detected(summary: Mapping[str, Any], verdict: Verdict) -> list[str]:
     """The verdict, and what was done about it, a sentence each."""
     patched, taught = (summary.get(name) or () for name in ("patched", "taught"))
-    said = (verdict(judgement), *map(words.patching, patched), *map(words.lesson, taught))
+    said = (in_words(verdict), *map(words.patching, patched), *map(words.lesson, taught))
     return [f"{clause[:1].upper()}{clause[1:]}." for clause in said]
 
 
-def _suspicions(judgement: Mapping[str, Any]) -> Table | None:
-    """The suspicion of every class, the highest first, and the evidence that it is made of."""
-    scores = judgement.get("suspicion") or ()
-    if not len(scores):
-        return None
-    kinds = {kind: values for kind, values in (judgement.get("evidence") or {}).items() if len(values) == len(scores)}
-    order = sorted(range(len(scores)), key=lambda label: -scores[label])
-    columns = (scores, *kinds.values())
+def _scored(verdict: Verdict) -> Table:
+    """The score of every class, the highest first, and the evidence that it is made of."""
+    order = sorted(range(len(verdict.scores)), key=lambda label: -(verdict.scores[label] or 0))
+    columns = (verdict.scores, *verdict.evidence.values())
     rows = [(f"class {label}", *(formatted(values[label], ".2f") for values in columns)) for label in order]
-    titles = (Column(kind.replace("_", " "), group="evidence") for kind in kinds)
-    return Table(("class", judgement.get("score", "suspicion"), *titles), rows)
+    titles = (Column(kind.replace("_", " "), group="evidence") for kind in verdict.evidence)
+    return Table(("class", "score", *titles), rows)
 
 
 def _sweep(summary: Mapping[str, Any]) -> Table | None:

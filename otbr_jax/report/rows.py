@@ -47,10 +47,80 @@ def parse(text: str, *, name: str) -> list[Row]:
                 raise InputError(f"{place}: expected a JSON object, found a broken line ({error})") from None
             if not isinstance(values, dict):
                 raise InputError(f"{place}: expected a JSON object, found {line.strip()[:40]}")
-            rows.append(Row(place, values))
+            rows.append(Row(place, current(values)))
     if not rows:
         raise InputError(f"{name}: expected rows, found none")
     return rows
+
+
+_DETECTED_BY = {
+    "procedural pictures": "short_cuts",
+    "images made from the network": "otbr_plus",
+    "clean images": "tsbd",
+}
+"""Detectors by the images that older rows name instead."""
+_OF_VERDICTS = ("backdoored", "suspect", "score", "scores", "threshold", "p_value")
+
+
+def current(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row as it would be written today: with a `verdict`, as `Verdict.plain` says it, whatever it was written with.
+
+    Older rows of repairs have a `judgement`, which holds what is now `verdict` and `detection`; older rows of detectors
+    have a verdict's fields beside their own; those of a spread and of screenings say what `stands_out`.
+    """
+    if "judgement" in values:
+        return _of_judgement(
+            {name: value for name, value in values.items() if name != "judgement"}, values["judgement"]
+        )
+    if isinstance(values.get("backdoored"), bool) and "detector" in values:
+        rest = {name: value for name, value in values.items() if name not in _OF_VERDICTS}
+        found = {name: values[name] for name in _OF_VERDICTS if name in values}
+        return rest | {"verdict": {"detector": values["detector"], **found, "backdoored": _said(found["backdoored"])}}
+    if "stands_out" in values:
+        rest = {name: value for name, value in values.items() if name != "stands_out"}
+        said = values["stands_out"]
+        if isinstance(said, bool):
+            return {"suspect": rest["suspect"], "score": rest["suspicion"], "backdoored": _said(said)}
+        return rest | {"flagged": said}
+    searches = {name: current(values[name]) for name in ("of_some", "of_all") if values.get(name)}
+    return {**values, **searches} if searches else values
+
+
+def _of_judgement(rest: dict[str, Any], judgement: Mapping[str, Any] | None) -> dict[str, Any]:
+    if judgement is None:
+        return rest | {"verdict": None, "detection": None}
+    known, scores = dict(judgement), judgement["suspicion"]
+    for name in ("stands_out", "suspicion", "false_positive_rate", "score"):
+        known.pop(name, None)
+    verdict = {
+        "detector": _DETECTED_BY.get(known.pop("by", ""), ""),
+        "backdoored": _said(judgement["stands_out"]),
+        "suspect": known.pop("suspect"),
+        "score": scores[judgement["suspect"]],
+        "scores": scores,
+        "threshold": known.pop("threshold", None),
+        "p_value": known.pop("p_value", None),
+        "evidence": known.pop("evidence", {}),
+    }
+    if "reach_cost" in known:
+        known["trigger_size"] = known.pop("reach_cost")
+    elif "trigger_size" in known:
+        known["trigger_size"] = {"patch": known["trigger_size"]}
+        if "perturbation_strength" in known:
+            known["trigger_size"] |= {"perturbation": known.pop("perturbation_strength")}
+        known["trigger_success"] = {"patch": known["trigger_success"]}
+    if "calibrated" in known:
+        known["usual"] = known.pop("calibrated")
+    return rest | {"verdict": verdict, "detection": known}
+
+
+def _said(flagged: bool) -> str:
+    return "yes" if flagged else "no"
+
+
+def is_flagged(row: Row, path: str = "verdict") -> bool:
+    """Whether the verdict at a path is *yes*; raises InputError if the row has none."""
+    return bool(field(row, f"{path}.backdoored") == "yes")
 
 
 def _refuse(constant: str) -> NoReturn:

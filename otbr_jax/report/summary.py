@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from otbr_jax.detectors.verdict import in_words, read_verdict
 from otbr_jax.report.numbers import formatted, percent
 from otbr_jax.report.table import Column, Table
-from otbr_jax.report.verdict import verdict
 
 TITLES = {
     "victim": "suspicious network",
@@ -77,10 +77,10 @@ def _row(name: str, measured: Mapping[str, float | None] | None) -> list[str]:
 
 
 def summary_table(summary: Mapping[str, Any]) -> Table:
-    """What is printed at the end of a run: the metrics, and below what was chosen, done, judged, used and warned of."""
+    """What is printed at the end of a run: the metrics, and below what was chosen, done, found, used and warned of."""
     notes = ["; ".join((chosen(summary), summary["done"]))]
-    if summary.get("judgement"):
-        notes.append(verdict(summary["judgement"]))
+    if summary.get("verdict"):
+        notes.append(in_words(read_verdict(summary["verdict"])))
     notes += map(patching, summary.get("patched") or ())
     notes += map(lesson, summary.get("taught") or ())
     if summary.get("clean"):

@@ -13,12 +13,11 @@ import jax.numpy as jnp
 
 from otbr_jax.data import sources
 from otbr_jax.data.sources import Dataset
-from otbr_jax.detectors.detector import Detector
+from otbr_jax.detectors.detector import Detector, conclude
 from otbr_jax.detectors.registry import detector
 from otbr_jax.errors import InputError
 from otbr_jax.files import write_figure
 from otbr_jax.metrics import settled
-from otbr_jax.report.calibration import p_value
 from otbr_jax.report.detector_tables import curves
 from otbr_jax.report.plots import roc_curves
 from otbr_jax.report.rows import Row
@@ -121,11 +120,8 @@ class DetectorCell(Cell):
             test = test_set(run, dataset.test, victim)
             program = jax.jit(lambda variables, test: measure_networks(run.setup, {"victim": variables}, test))
             measured = program(variables, test)["metrics"]["victim"]
-        found = chosen.verdict(self.own, {name: stage.value for name, stage in stages.items()})
+        values = {name: stage.value for name, stage in stages.items()}
         attacked = config.attack.name != "none"
-        chance = found.p_value
-        if chance is None and chosen.is_usual(self.own):
-            chance = p_value(chosen.by, found.score)
         return {
             "dataset": config.data.name,
             "network": self.network,
@@ -136,12 +132,7 @@ class DetectorCell(Cell):
             "variant": self.variant,
             "seed": config.seed,
             "target": config.attack.target if attacked else None,
-            "score": found.score,
-            "scores": [*found.scores],
-            "suspect": found.suspect,
-            "backdoored": found.backdoored,
-            "threshold": found.threshold,
-            "p_value": None if chance is None else float(f"{chance:.4g}"),
+            "verdict": conclude(chosen, self.own, values, draw=False).plain(),
             "clean_images": len(clean["clean"].labels) if clean else 0,
             "metrics": {
                 "victim": {"acc": settled(measured.acc), "asr": settled(measured.asr) if attacked else None},
@@ -153,11 +144,12 @@ class DetectorCell(Cell):
 
     def in_words(self, row: Mapping[str, Any]) -> str:
         """A row in a line."""
-        said = "backdoored" if row["backdoored"] else "clean"
+        found = row["verdict"]
         asr = row["metrics"]["victim"]["asr"]
         truth = "a clean network" if asr is None else f"attacked on class {row['target']}, ASR {100 * asr:.1f}"
         return (
-            f"{said}, class {row['suspect']} scores {row['score']:.2f} of {row['threshold']:.2f}; {truth}; "
+            f"backdoored: {found['backdoored']}, class {found['suspect']} scores {found['score']:.2f} of "
+            f"{found['threshold']:.2f}; {truth}; "
             f"{row['detector_seconds']:.0f} s of detection"
         )
 

@@ -10,16 +10,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from otbr_jax.detectors.detector import Detector
+from otbr_jax.detectors.detector import Detector, conclude
 from otbr_jax.detectors.registry import DETECTORS
 from otbr_jax.detectors.registry import detector as detector_named
+from otbr_jax.detectors.verdict import in_words
 from otbr_jax.errors import InputError
 from otbr_jax.files import write_figure
 from otbr_jax.graph.choose import choose_layers
 from otbr_jax.graph.graph import permutation_error
 from otbr_jax.paths import local_path
 from otbr_jax.report.network import draw_network, network_table
-from otbr_jax.report.verdict import draw_triggers, judgement_of, verdict
+from otbr_jax.report.verdict import draw_triggers
 from otbr_jax.runs import hosts
 from otbr_jax.runs.devices import batch_mesh
 from otbr_jax.runs.identify import named
@@ -51,10 +52,10 @@ def inspect(
       config: names the network (`config.model`) and the layers to repair.
       drawing: a file for a picture of the graph; its suffix is one of `DRAWINGS`.
       verify: whether to permute every group of neurons and measure how far the outputs move.
-      judge_in: a working directory, to judge whether the network looks backdoored; the picture of triggers stays there.
-      detector: the name of the detector that judges; empty for the defence's own. One that needs clean images takes
+      judge_in: a working directory, to ask whether the network is backdoored; the picture of triggers stays there.
+      detector: the name of the detector that is asked; empty for the defence's own. One that needs clean images takes
         those that `config.clean` names.
-      devices: the devices that share the judging; by default all there are.
+      devices: the devices that share the detector's steps; by default all there are.
 
     Raises:
       InputError: if the network cannot be opened or traced, a permuted group moves its outputs, or the picture cannot
@@ -73,16 +74,16 @@ def inspect(
         f"repaired: {len(layers)} layers ({kinds}) with {sum(layer.neurons for layer in layers):,} neurons",
     ]
     if verify:
-        lines.append(_verdict(subject))
+        lines.append(_verified(subject))
     if judge_in is not None:
-        lines.append(_judged(config, subject, judge_in, detector, devices))
+        lines.append(_detected(config, subject, judge_in, detector, devices))
     if picture is not None and hosts.is_first():
         write_figure(picture, draw_network(subject.graph, title=config.model.name), name="--out", dpi=150)
         lines.append(f"drawn in {drawing}")
     return "\n".join(lines)
 
 
-def _judged(
+def _detected(
     config: Any,
     subject: Subject,
     workdir: str | os.PathLike[str],
@@ -90,7 +91,7 @@ def _judged(
     devices: Sequence[jax.Device] | None,
 ) -> str:
     if subject.variables is None:
-        raise InputError("model.checkpoint: expected a network to judge, found none; random weights hide nothing")
+        raise InputError("model.checkpoint: expected a network to ask about, found none; random weights hide nothing")
     check_classes(subject.network)
     chosen, own = detector_of(config, name)
     clean = given_clean(config, chosen, subject.network)
@@ -99,14 +100,13 @@ def _judged(
         run = Run(config, directory, subject, batch_mesh(devices), layers=layers, repetition=repetition)
         given = {"victim": open_victim(run, None).stage.value["variables"], **clean}
         values = {name: stage.value for name, stage in run.plan(chosen.plan(own), given).items()}
-        judgement = judgement_of(chosen.verdict(own, values), chosen, own)
-        if chosen.triggers is None:
-            return verdict(judgement)
+        verdict = conclude(chosen, own, values)
+        if verdict.triggers is None:
+            return in_words(verdict)
         picture = directory.path / "triggers.png"
-        mask, pattern = chosen.triggers(own, values)
         if hosts.is_first():
-            write_figure(picture, draw_triggers(mask, pattern, judgement), name="--judge", dpi=150)
-    return f"{verdict(judgement)}\ntriggers drawn in {picture}"
+            write_figure(picture, draw_triggers(verdict, verdict.triggers), name="--judge", dpi=150)
+    return f"{in_words(verdict)}\ntriggers drawn in {picture}"
 
 
 def detector_of(config: Any, name: str) -> tuple[Detector, Any]:
@@ -123,7 +123,7 @@ def detector_of(config: Any, name: str) -> tuple[Detector, Any]:
     return chosen, config
 
 
-def _verdict(subject: Subject) -> str:
+def _verified(subject: Subject) -> str:
     if not subject.graph.groups:
         return "nothing to verify: the neuron graph states no groups of neurons that may change places"
     network = subject.network

@@ -36,7 +36,7 @@ def write_outputs(result: Repair) -> None:
         scores={name: np.asarray(outcome.scores[name]) for name in in_order},
         chosen={name: np.asarray(mask) for name, mask in outcome.touched.items()},
         plan=outcome.plan,
-        triggers=outcome.triggers,
+        triggers=None if outcome.verdict is None else outcome.verdict.triggers,
         examples=example_predictions(result),
         files=("repaired", *(file.name for file in result.files)),
     )

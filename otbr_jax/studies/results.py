@@ -19,7 +19,6 @@ from otbr_jax.defenses.defense import Outcome
 from otbr_jax.defenses.grid import rows
 from otbr_jax.graph.graph import Layer
 from otbr_jax.metrics import Metrics, defense_effectiveness, settled
-from otbr_jax.report.calibration import false_positive_rate
 from otbr_jax.runs.identity import content_digest, versions
 from otbr_jax.runs.store import Stage
 from otbr_jax.steps.score import ranks
@@ -82,8 +81,8 @@ def summarize(result: Repair) -> dict[str, Any]:
         "defense": config.defense,
         "metrics": dict.fromkeys(names),
         "choice": dict(outcome.choice),
+        "verdict": None if outcome.verdict is None else outcome.verdict.plain(),
         **outcome.more,
-        **_rated(outcome.more),
         "neurons": dict(outcome.neurons),
         "did": outcome.did,
         "done": outcome.done,
@@ -183,12 +182,3 @@ def scores_table(result: Repair) -> str:
             # 9 significant digits give back the same float32.
             writer.writerow([name, neuron, f"{score:.9g}", rank, int(is_touched)])
     return text.getvalue()
-
-
-def _rated(more: Mapping[str, Any]) -> dict[str, Any]:
-    """The judgement, if there is one, with the share of clean networks that score as high."""
-    judgement = more.get("judgement")
-    if judgement is None:
-        return {}
-    rate = false_positive_rate(judgement)
-    return {"judgement": {**judgement, "false_positive_rate": None if rate is None else round(rate, 4)}}

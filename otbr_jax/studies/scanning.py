@@ -15,14 +15,14 @@ import jax.numpy as jnp
 
 from otbr_jax import plan as plans
 from otbr_jax.data import sources
-from otbr_jax.detectors.detector import Detector, Verdict
+from otbr_jax.detectors.detector import Detector, conclude
+from otbr_jax.detectors.verdict import Backdoored, Verdict
 from otbr_jax.errors import InputError
 from otbr_jax.graph.choose import choose_layers
 from otbr_jax.interop.tensor_files import is_published_folder
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.paths import local_path
 from otbr_jax.plan import Setup
-from otbr_jax.report.calibration import clean_scores
 from otbr_jax.runs import ahead
 from otbr_jax.runs.identify import told
 from otbr_jax.runs.networks import Subject, check_classes, open_network
@@ -98,8 +98,8 @@ def scan(
       say: takes each line as it is found, those of a stack together.
 
     Returns:
-      A line for each checkpoint, in their order, plain JSON values: `checkpoint`, `network`, `detector`, `backdoored`,
-      `suspect`, `score`, `threshold`, `p_value`, `false_positive_rate` and `seconds`; or `checkpoint` and `error`.
+      A line for each checkpoint, in their order, plain JSON values: `checkpoint`, `network`, the verdict without scores
+      and evidence of each class (see `Verdict`), and `seconds`; or `checkpoint` and `error`.
 
     Raises:
       InputError: if there is no such detector, it needs clean images and there are none, or `stack` is less than 1.
@@ -144,10 +144,15 @@ def scan(
 
 
 def status(lines: Sequence[Mapping[str, Any]]) -> int:
-    """The exit status of a scan: 3 if a network looks backdoored, 2 if none does but one could not be read, else 0."""
-    if any(line.get("backdoored") for line in lines):
+    """The exit status of a scan.
+
+    3: the answer is *yes* for one network; 2: for none, and a file could not be read or nobody can tell; 0: it is *no*
+    for all.
+    """
+    said = {line.get("backdoored", "error") for line in lines}
+    if Backdoored.YES in said:
         return 3
-    return 2 if any("error" in line for line in lines) else 0
+    return 0 if said <= {Backdoored.NO} else 2
 
 
 def _opened(model: ModelConfig, path: pathlib.Path) -> tuple[ModelConfig, Subject]:
@@ -185,7 +190,7 @@ def _asking(config: Any, model: ModelConfig, subject: Subject, chosen: Detector,
 
     def ask(members: Sequence[Variables]) -> list[dict[str, Any]]:
         try:
-            return [_line(chosen.verdict(own, values), chosen, own, model) for values in values_of(members)]
+            return [_line(conclude(chosen, own, values, draw=False), model) for values in values_of(members)]
         except InputError as error:
             if len(members) == 1:
                 return [{"error": str(error)}]
@@ -194,16 +199,7 @@ def _asking(config: Any, model: ModelConfig, subject: Subject, chosen: Detector,
     return ask
 
 
-def _line(found: Verdict, chosen: Detector, own: Any, model: ModelConfig) -> dict[str, Any]:
-    scores = clean_scores(chosen.by) if found.p_value is None and chosen.is_usual(own) else ()
-    rate = sum(score >= found.score for score in scores) / len(scores) if scores else None
-    return {
-        "network": f"{model.name}, width {model.width}" if model.width else model.name,
-        "detector": chosen.name,
-        "backdoored": bool(found.backdoored),
-        "suspect": found.suspect,
-        "score": round(float(found.score), 4),
-        "threshold": found.threshold,
-        "p_value": found.p_value,
-        "false_positive_rate": None if rate is None else round(rate, 4),
-    }
+def _line(found: Verdict, model: ModelConfig) -> dict[str, Any]:
+    network = f"{model.name}, width {model.width}" if model.width else model.name
+    said = {name: value for name, value in found.plain().items() if name not in ("scores", "evidence")}
+    return {"network": network, **said}
