@@ -30,13 +30,14 @@ extensions = [
     "sphinx.ext.intersphinx",
     "sphinx_copybutton",
     "terms",
+    "coverage",
 ]
 html_theme = "furo"
 html_title = "otbr_jax"
 html_show_copyright = False
 html_static_path = ["static"]
 html_css_files = ["wide.css"]
-exclude_patterns = ["_build", "ext", "generated/*.md"]  # the latter are included
+exclude_patterns = ["_build", "ext"]
 myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence"]
 nb_execution_mode = "force" if os.environ.get("NOTEBOOKS") else "off"
@@ -62,7 +63,7 @@ intersphinx_timeout = 10
 
 PAGES = {
     "README.md": "index.md",
-    "CONTRIBUTING.md": "project/contributing.md",
+    "CONTRIBUTING.md": "contribute/contributing.md",
     "CHANGELOG.md": "project/changelog.md",
     "CITATION.cff": "project/citation.md",
     "SECURITY.md": "project/security.md",
