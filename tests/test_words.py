@@ -33,7 +33,7 @@ PHRASES = {
     r"recover(?:y|ies)": "relearning the class",
     r"(?:comes?|came|coming) back(?! under)": "relearning; is relearned",
     r"reverse.engineer(?:s|ed|ing)?": "trigger inversion; inverted",
-    r"strongest": "a trigger of a fixed size",
+    r"strongest(?! harmless)": "a trigger of a fixed size",
     r"(?:procedural|made.up|plain) pictures?": "procedural images",
     r"(?:what|as) (?:the|a) network answers|is (?:rarely |often |never )?the answer|own answers|class'?s? answers": "predictions; class bias",
     r"answered (?:with|as|right|correctly|otherwise)": "predicted as",
