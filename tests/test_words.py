@@ -35,7 +35,8 @@ PHRASES = {
     r"reverse.engineer(?:s|ed|ing)?": "trigger inversion; inverted",
     r"strongest(?! harmless)": "a trigger of a fixed size",
     r"(?:procedural|made.up|plain) pictures?": "procedural images",
-    r"(?:what|as) (?:the|a) network answers|is (?:rarely |often |never )?the answer|own answers|class'?s? answers": "predictions; class bias",
+    r"(?:what|as) (?:the|a) network answers|own answers": "predictions",
+    r"is (?:rarely |often |never )?the answer": "is predicted; class bias",
     r"answered (?:with|as|right|correctly|otherwise)": "predicted as",
     r"as usual": "default numerics; by default",
     r"reached pictures": "success rate",
@@ -195,4 +196,5 @@ def test_old_words_are_found_and_ordinary_english_is_not():
 
 def test_every_scope_has_texts_to_read():
     assert {*SWEPT} <= {*SCOPES}
-    assert all(markdown()) and all(python(*LIBRARY))
+    assert len(markdown()) > 50
+    assert len(python(*LIBRARY)) > 200

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 EVERYDAY = frozenset(
-    "agreement calibration candidates cell evidence flagged gamma given group identity lambda neighbours outcome plan prepare "
-    "recipe reverted row setup stage step study suspect sweep unchanged unlearning variables verdict victim".split()
+    "agreement calibration candidates cell evidence flagged gamma given group identity lambda neighbours outcome plan "
+    "prepare recipe reverted row setup stage step study suspect sweep unchanged unlearning variables verdict "
+    "victim".split()
 )
 """Terms that are too common for a link of their own accord."""
 _ENTRY = re.compile(r"^- \*\*.*", re.MULTILINE)
