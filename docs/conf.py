@@ -102,6 +102,12 @@ def _with_badge(text: str, page: str) -> str:
     return re.sub(r'("# [^"\\]+)(\\n")', rf"\1\\n\\n{link}\2", text, count=1)
 
 
+def _without_places(app, kind, name, value, skip, options):
+    """Leaves out the fields of named tuples, of which Python says "Alias for field number 0"; their class says more."""
+    return True if type(value).__name__ == "_tuplegetter" else None
+
+
 def setup(app):
     """Called by Sphinx."""
+    app.connect("autodoc-skip-member", _without_places)
     app.connect("source-read", _on_the_site)
