@@ -30,7 +30,7 @@ extensions = [
     "sphinx.ext.intersphinx",
     "sphinx_copybutton",
     "terms",
-    "coverage",
+    "every_name",
 ]
 html_theme = "furo"
 html_title = "otbr_jax"
