@@ -127,7 +127,7 @@ def otbr() -> Figure:
     (row,) = (row for row in rows("digits") if row["seed"] == 0)
     return steps(
         [
-            {"title": "1  unlearn noise:\nsome weights move far", "moved": True},
+            {"title": "1  unlearn noise:\nsome weights change most", "moved": True},
             {"title": "2  score neurons,\nprune the highest", "moved": True, "gone": True},
             {"title": "3  align it with the\noriginal by transport", "gone": True, "ghosts": True},
             {"title": "4  average both:\nwhat was pruned is diluted", "thin": CHOSEN},
@@ -149,7 +149,7 @@ def tsbd() -> Figure:
     return steps(
         [
             {"title": "1  unlearn clean images\ndown to chance", "moved": True},
-            {"title": "2  set to zero the\nneurons that moved most", "moved": True, "gone": True},
+            {"title": "2  zero the neurons\nthat changed most", "moved": True, "gone": True},
             {"title": "3  fine-tune, and keep\ngradients small", "thin": CHOSEN},
         ],
         ("as it came", "unlearned", "set to zero", "fine-tuned"),
@@ -178,7 +178,7 @@ def detection() -> Figure:
     axis.axvline(3.5, color=INK, lw=1, ls="--")
     axis.text(3.65, 2.62, "threshold 3.5", fontsize=8, va="center")
     axis.set_yticks(range(3), [f"{name} ({len(scores)})" for name, scores, _ in kinds])
-    axis.set(xlabel="highest score of a class", ylim=(-0.5, 2.8), xlim=(-0.4, None))
+    axis.set(xlabel="highest anomaly score of any class", ylim=(-0.5, 2.8), xlim=(-0.4, None))
     axis.tick_params(axis="y", length=0)
     return figure
 

@@ -1,4 +1,4 @@
-"""The how-to pages: their code is run as it stands, as the one file that a page says it takes."""
+"""The how-to pages, for users and contributors: their code is run as it stands, as the one file that a page names."""
 
 import importlib
 import importlib.util
@@ -22,12 +22,13 @@ from otbr_jax.graph import rules
 from otbr_jax.models.registry import network_from_flax
 from otbr_jax.studies import repair_config
 
-PAGES = pathlib.Path(__file__).resolve().parent.parent / "docs" / "howto"
+PAGES = pathlib.Path(__file__).resolve().parent.parent / "docs"
 
 
 def blocks(page):
-    """The Python of a page, block by block."""
-    return re.findall(r"^```python\n(.*?)^```", (PAGES / page).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    """The Python of a page, in whichever folder of `docs/` it is, block by block."""
+    (path,) = (found for found in PAGES.rglob(page) if "_build" not in found.parts)
+    return re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def clean():
 
 def test_the_code_of_readme(moved, capsys):
     network, _, variables, _ = moved
-    (code,) = re.findall(r"^```python\n(.*?)^```", (PAGES.parent.parent / "README.md").read_text(), re.S | re.M)
+    (code,) = re.findall(r"^```python\n(.*?)^```", (PAGES.parent / "README.md").read_text(), re.S | re.M)
     names = {"apply": network.apply, "apply_train": network.apply_train, "variables": variables}
     exec(code, names)
     assert re.fullmatch(r"(yes|no|cannot tell) \d \d+ of \d+ channels pruned\n", capsys.readouterr().out)
@@ -73,7 +74,7 @@ def test_the_code_of_readme(moved, capsys):
 
 def test_the_code_about_detection(moved, capsys):
     network, _, variables, _ = moved
-    (code,) = blocks("../concepts/detection.md")
+    (code,) = blocks("detection.md")
     exec(code, {"network": network, "variables": variables})
     assert re.fullmatch(r"(yes|no|cannot tell) \d [\d.]+ ([\d.e-]+|None)\n", capsys.readouterr().out)
 

@@ -1,9 +1,9 @@
 """Writes the pages that the code itself can say: `python docs/ext/generate.py FOLDER`.
 
-`commands.md` has every program of `launch/`, with its docstring and flags; `settings.md` every setting that a repair,
-a victim, a study or a detector may have, with what it may be, its default and what it is; `colabs/` the notebooks.
-`docs/conf.py` calls it in a process of its own, before the site is built: programs define flags where they are
-imported.
+`reference/commands.md` has every program of `launch/`, with its docstring and flags; `reference/settings.md` every
+setting that a repair, a victim, a study or a detector may have, with what it may be, its default and what it is. The
+other pages of `reference/` are those of `reference.py`; `colabs/` has the notebooks. `docs/conf.py` calls it in a
+process of its own, before the site is built: programs define flags where they are imported.
 """
 
 from __future__ import annotations
@@ -16,11 +16,23 @@ import sys
 from collections.abc import Collection, Iterator
 from typing import Any
 
+import reference
 from absl import flags
 from ml_collections import config_flags
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 REPAIR = "settings-of-a-repair"
+COMMANDS = """# Command line
+
+Every program of `launch/` runs from a clone: `python -m launch.NAME`. `--help` prints its flags and settings,
+`--helpfull` all of them. Bad input ends in one line with status 2.
+"""
+SETTINGS = """# Settings
+
+Every setting is a flag: `--config.GROUP.NAME=VALUE`. It is declared once, in the code, by `field(...)` of
+`otbr_jax/settings.py`. Checks, `--help` and this page come from there. A config file of `configs/` says where its
+defaults differ from those below.
+"""
 
 
 def programs() -> list[str]:
@@ -30,7 +42,7 @@ def programs() -> list[str]:
 
 def commands() -> str:
     """Every program: its docstring, its flags with defaults, and the settings that `--config` takes."""
-    parts = []
+    parts = [COMMANDS]
     for name in programs():
         parts += [f"(command-{name})=\n## launch.{name}\n", *_program(name)]
     return "\n".join(parts)
@@ -74,7 +86,7 @@ def settings() -> str:
 
     repairs, groups = repair_config_types(), {}
     shared = set.intersection(*(set(declarations(each)) for each in repairs))
-    parts = [f"({REPAIR})=\n## A repair, whatever the defence\n", _about(repairs[0])]
+    parts = [SETTINGS, f"({REPAIR})=\n## A repair, whatever the defence\n", _about(repairs[0])]
     parts += _table(repairs[0], groups, {*shared} - {"defense"})
     parts += ["\n## A repair, by defence\n", "`defense` names the method. Each has settings of its own.\n"]
     for each in repairs:
@@ -147,8 +159,9 @@ def _prose(docstring: str) -> str:
 
 
 def notebooks(folder: pathlib.Path) -> None:
-    """Copies the notebooks, unless they are there as they are."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Copies the notebooks."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     for path in sorted((ROOT / "colabs").glob("*.ipynb")):
         _put(folder / path.name, path.read_text(encoding="utf-8"))
 
@@ -160,11 +173,15 @@ def _put(path: pathlib.Path, text: str) -> None:
 
 
 def main(folder: pathlib.Path) -> None:
-    """Writes all of it."""
-    shutil.rmtree(folder / "colabs", ignore_errors=True)
+    """Writes all of it, and takes away what is no longer written."""
     notebooks(folder / "colabs")
-    _put(folder / "commands.md", commands())
-    _put(folder / "settings.md", settings())
+    pages = reference.pages() | {"commands": commands(), "settings": settings()}
+    (folder / "reference").mkdir(parents=True, exist_ok=True)
+    for name, text in pages.items():
+        _put(folder / "reference" / f"{name}.md", text)
+    for path in [*folder.glob("*.md"), *(folder / "reference").glob("*.md")]:
+        if path.parent == folder or path.stem not in pages:
+            path.unlink()
 
 
 if __name__ == "__main__":
