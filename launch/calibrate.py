@@ -13,17 +13,18 @@ from absl import flags
 
 from launch import cli
 from otbr_jax.errors import InputError
-from otbr_jax.files import write_text
 from otbr_jax.paths import local_path
-from otbr_jax.report import rows
-from otbr_jax.report.calibration import FILE, SOURCES, calibration, usual, written
 
 RESULTS = flags.DEFINE_string("results", "results", "The folder of the benches' rows, one JSON object per line.")
-OUT = flags.DEFINE_string("out", f"otbr_jax/report/{FILE}", "The file to write.")
+OUT = flags.DEFINE_string("out", "otbr_jax/report/calibration.json", "The file to write.")
 
 
 def main(arguments: Sequence[str]) -> None:
     """Reads, writes and says how many networks."""
+    from otbr_jax.files import write_text
+    from otbr_jax.report import rows
+    from otbr_jax.report.calibration import SOURCES, calibration, usual, written
+
     del arguments
     try:
         networks: list[dict[str, Any]] = []
