@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from launch import cli, hosts, studying
-from otbr_jax.studies.ablation import ABLATION
 
-CONFIG = cli.define_config("ablate.py", ABLATION.Config)
+CONFIG = cli.define_config("ablate.py", "ablation")
 WORKDIR = studying.define_workdir("runs/ablate")
 RESULTS = studying.define_results()
 HOSTS = hosts.define_hosts()
@@ -20,6 +19,8 @@ HOSTS = hosts.define_hosts()
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the study and prints its table."""
+    from otbr_jax.studies.ablation import ABLATION
+
     del arguments
     studying.run(ABLATION, CONFIG(), workdir=WORKDIR.value, results=RESULTS.value, devices=HOSTS.devices())
 

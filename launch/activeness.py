@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from launch import cli, hosts, studying
-from otbr_jax.studies.activeness import ACTIVENESS
 
-CONFIG = cli.define_config("activeness.py", ACTIVENESS.Config)
+CONFIG = cli.define_config("activeness.py", "activeness")
 WORKDIR = studying.define_workdir("runs/activeness")
 RESULTS = studying.define_results()
 HOSTS = hosts.define_hosts()
@@ -20,6 +19,8 @@ HOSTS = hosts.define_hosts()
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the study and prints its table."""
+    from otbr_jax.studies.activeness import ACTIVENESS
+
     del arguments
     studying.run(ACTIVENESS, CONFIG(), workdir=WORKDIR.value, results=RESULTS.value, devices=HOSTS.devices())
 

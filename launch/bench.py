@@ -18,14 +18,15 @@ The shared folder needs locks that reach all hosts: NFS 4 has them, Lustre with 
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Sequence
 
 from absl import flags
 
 from launch import cli
 from otbr_jax.errors import InputError
-from otbr_jax.studies.bench import load_grid
-from otbr_jax.studies.filling import run_bench
+from otbr_jax.paths import GRID as A_GRID
+from otbr_jax.paths import existing
 
 GRID = flags.DEFINE_multi_string(
     "grid", ["configs/bench/cpu.py"], "Python file whose get_grid() returns the cells, here or in the checkout."
@@ -40,15 +41,26 @@ NOTES = flags.DEFINE_multi_string("note", [], "DATA=TEXT: what a reader has to k
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the cells that have no row yet."""
+    from otbr_jax.studies.bench import load_grid
+    from otbr_jax.studies.filling import run_bench
+
     del arguments
-    if RESULTS.value and len(GRID.value) > 1:
-        raise InputError(f"--results: expected none beside {len(GRID.value)} grids, found {RESULTS.value!r}")
     notes = dict(_pair(note) for note in NOTES.value)
     grids = [load_grid(cli.in_checkout(path), only=ONLY.value, notes=notes) for path in GRID.value]
     for grid in grids:
         results = RESULTS.value or f"results/bench_{grid.name}.jsonl"
         written = run_bench(grid, WORKDIR.value, results, say=lambda line: print(line, flush=True))
         print(f"{written} rows written to {results}")
+
+
+def check() -> None:
+    """What is wrong with the flags."""
+    if RESULTS.value and len(GRID.value) > 1:
+        raise InputError(f"--results: expected none beside {len(GRID.value)} grids, found {RESULTS.value!r}")
+    for note in NOTES.value:
+        _pair(note)
+    for path in GRID.value:
+        existing(cli.in_checkout(path), name="--grid", expected=A_GRID, is_there=pathlib.Path.is_file)
 
 
 def _pair(note: str) -> tuple[str, str]:
@@ -59,4 +71,4 @@ def _pair(note: str) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, check=check)

@@ -9,7 +9,7 @@ from otbr_jax.runs.progress import say
 from otbr_jax.studies.repair_config import brought
 
 
-def settings(config: Config[Any]) -> Any:
+def settings(config: Config) -> Any:
     """A program's settings; a line says what of its configuration does not count for a network that is brought."""
     given = config()
     found = brought(given, named=config.named)

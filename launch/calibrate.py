@@ -12,20 +12,21 @@ from collections.abc import Sequence
 from absl import flags
 
 from launch import cli
-from otbr_jax.detectors.calibration import FILE, read_calibration
 from otbr_jax.errors import InputError
-from otbr_jax.files import write_text
 from otbr_jax.paths import local_path
-from otbr_jax.report import rows
-from otbr_jax.report.calibration import SOURCES, updated, usual, written
 
 RESULTS = flags.DEFINE_string("results", "results", "The folder of the benches' rows, one JSON object per line.")
-OUT = flags.DEFINE_string("out", f"otbr_jax/detectors/{FILE}", "The file to write.")
+OUT = flags.DEFINE_string("out", "otbr_jax/detectors/calibration.json", "The file to write.")
 EVIDENCE = flags.DEFINE_bool("evidence", False, "Replaces what evidence is usual, too: scores are others afterwards.")
 
 
 def main(arguments: Sequence[str]) -> None:
     """Reads, writes and says how many networks."""
+    from otbr_jax.detectors.calibration import read_calibration
+    from otbr_jax.files import write_text
+    from otbr_jax.report import rows
+    from otbr_jax.report.calibration import SOURCES, updated, usual, written
+
     del arguments
     out, folder = local_path(OUT.value, name="--out"), local_path(RESULTS.value, name="--results")
     try:

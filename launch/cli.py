@@ -1,4 +1,8 @@
-"""What all launchers share: the config flag, help, and bad input ending in one line."""
+"""What all launchers share: the config flag, help, and bad input ending in one line.
+
+A program imports what it computes with in its `main`, or later. So help, and what is wrong with flags, settings and
+paths, are said at once, from `launch.index`; with a config file of the user's own, after JAX was imported.
+"""
 
 from __future__ import annotations
 
@@ -9,97 +13,89 @@ import pathlib
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch import compiled, helping
+from launch import early, helping, index, kinds
 from launch.hosts import Hosts, end, joined, lost
+from launch.index import CHECKOUT, CONFIGS
 from otbr_jax.errors import InputError
-from otbr_jax.runs.numerics import as_usual
-from otbr_jax.settings import describe, from_dict
-
-T = TypeVar("T")
-CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
-CONFIGS = CHECKOUT / "configs"
-
+from otbr_jax.settings import Setting, describe, from_dict
 
 HELP = {f"{dashes}{name}" for dashes in ("-", "--") for name in ("h", "help", "helpshort", "helpfull")}
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Generic[T]):
+class Config:
     """The flag `--config`; calling it gives the settings, once flags are parsed.
 
     Attributes:
-      types: the classes that the settings may be of.
-      choose: which of them a nested dictionary of settings is about.
-      holder: the flag.
+      default: a file of `configs/`.
+      kind: what the settings are of, a name of `launch.kinds.KINDS`.
     """
 
-    types: Sequence[type[T]]
-    choose: Callable[[Mapping[str, Any]], type[T]]
-    holder: flags.FlagHolder[Any]
+    default: str
+    kind: str
 
-    def __call__(self) -> T:
+    def __call__(self) -> Any:
         """The settings of the file, with what flags change of them."""
-        return from_dict(self.config_type, self.values())
+        values = self.values()
+        return from_dict(kinds.KINDS[self.kind]().choose(values), values)
 
-    @property
-    def config_type(self) -> type[T]:
-        """The class of the settings."""
-        return self.choose(self.values())
+    def names(self) -> list[str]:
+        """The names of the flags of all settings."""
+        known = index.current()
+        names = known.names(self.kind) if known else kinds.KINDS[self.kind]().names()
+        return [f"config.{name}" for name in names]
+
+    def describe(self) -> list[Setting]:
+        """All settings, with the values of the file and of flags."""
+        values = self.values()
+        return describe(kinds.KINDS[self.kind]().choose(values), values)
 
     def values(self) -> dict[str, Any]:
         """The same as a nested dictionary, not checked yet."""
         try:
-            found: dict[str, Any] = self.holder.value.to_dict()
+            chosen: Any = flags.FLAGS["config"].value
+            found: dict[str, Any] = chosen.to_dict()
         except Exception as error:  # whatever a user's file does
-            raise InputError(
-                f"--config: expected a file whose get_config() returns a ConfigDict: {_last_line(error)}"
-            ) from None
+            raise InputError(_unusable(error)) from None
         return found
 
     def named(self, setting: str) -> bool:
         """Whether a flag names a setting, or one of a group; a file of a user's own names all that it says."""
-        name = f"{self.holder.name}.{setting}"
+        name = f"config.{setting}"
         found = (flag for flag in flags.FLAGS if flag == name or flag.startswith(f"{name}."))
         return not self._path().is_relative_to(CONFIGS) or any(flags.FLAGS[flag].present for flag in found)
 
     def file(self) -> str:
         """The name of the file, short for one of this project."""
-        path = self._path()
-        return str(path.relative_to(CHECKOUT) if path.is_relative_to(CHECKOUT) else path)
+        return _short(str(self._path()))
+
+    def define(self) -> None:
+        """Defines the flag; ml_collections then runs the file, or where a flag names another does so as it parses."""
+        try:
+            config_flags.DEFINE_config_file("config", str(CONFIGS / self.default), "Python file with the settings.")
+        except (AttributeError, KeyError) as error:
+            fail(_missing(error))
 
     def _path(self) -> pathlib.Path:
-        return pathlib.Path(config_flags.get_config_filename(flags.FLAGS[self.holder.name])).resolve()
+        return pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).resolve()
 
 
-def define_config(
-    default: str, *types: type[T], choose: Callable[[Mapping[str, Any]], type[T]] | None = None
-) -> Config[T]:
-    """Defines `--config`, a file of `configs/` by default, whose fields are flags such as `--config.seed=1`.
+def define_config(default: str, kind: str) -> Config:
+    """The flag `--config`, a file of `configs/` by default, whose fields are flags such as `--config.seed=1`.
 
     Args:
       default: the name of the file.
-      types: the classes that its settings may be of.
-      choose: says which of several they are of.
+      kind: what its settings are of, a name of `launch.kinds.KINDS`.
     """
-    known = _flags_of(types)
-    for argument in sys.argv[1:]:  # ml_collections looks fields up before flags are parsed
-        given = re.match(r"--?(?:no)?(config\.[\w.]+)", argument)
-        if given and given[1] not in known:
-            fail(helping.unknown_flag(given[1], known))
-    sys.argv[1:] = with_config_found(sys.argv[1:])
-    try:
-        holder = config_flags.DEFINE_config_file("config", str(CONFIGS / default), "Python file with the settings.")
-    except (AttributeError, KeyError) as error:
-        fail(_missing(error))
-    return Config(types, choose or (lambda values: types[0]), holder)
+    return Config(default, kind)
 
 
 def in_checkout(path: str) -> str:
@@ -123,12 +119,18 @@ def with_config_found(arguments: Sequence[str]) -> list[str]:
     return found
 
 
-def _flags_of(types: Sequence[type]) -> list[str]:
-    return [f"config.{setting.name}" for each in types for setting in describe(each) if setting.words]
+def choices(name: str) -> list[str]:
+    """The names that a flag is chosen from, one of `launch.kinds.CHOICES`."""
+    known = index.current()
+    return [*known.choices[name]] if known else kinds.CHOICES[name]()
 
 
 def run(
-    main: Callable[[Sequence[str]], None], *, config: Config[Any] | None = None, hosts: Hosts | None = None
+    main: Callable[[Sequence[str]], None],
+    *,
+    config: Config | None = None,
+    hosts: Hosts | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Runs an absl main; bad input prints one line `error: ...` and exits with status 2.
 
@@ -136,24 +138,47 @@ def run(
       main: the main function of the program's module.
       config: the program's `--config`, if it has one.
       hosts: the flags with which several processes run the program together, if they can.
+      check: raises InputError where parsed flags do not go together, or name what is not there; it imports little.
     """
     module = sys.modules[main.__module__]
     own = flags.FLAGS.get_key_flags_for_module(module)
-    known = [flag.name for flag in own] + (["config", *_flags_of(config.types)] if config else [])
+    known = [flag.name for flag in own]
+    if config:
+        names = config.names()
+        for argument in sys.argv[1:]:  # ml_collections looks fields up before flags are parsed
+            given = re.match(r"--?(?:no)?(config\.[\w.]+)", argument)
+            if given and given[1] not in names:
+                fail(helping.unknown_flag(given[1], names))
+        known += ["config", *names]
+        sys.argv[1:] = with_config_found(sys.argv[1:])
     parse = partial(_parse_flags, known=known)
-    if not HELP.isdisjoint(sys.argv):
-        text = helping.program_help(module.__doc__ or "", own)
+    show_help = partial(_show_help, module.__doc__ or "", own)
+    arguments = [argument for argument in sys.argv if argument not in HELP]
+    wants_help = len(arguments) < len(sys.argv)
+    with early.flags_as_before():
+        settings: Sequence[Setting] | None = ()
+        file, rest = early.taken_out(arguments, default=str(CONFIGS / config.default) if config else "")
         if config:
-            parse([argument for argument in sys.argv if argument not in HELP])
-            settings, file = describe(config.config_type, config.values()), config.file()
-            text += "\n" + helping.settings_help(
-                settings, file=file, whole=not {"-helpfull", "--helpfull"}.isdisjoint(sys.argv)
-            )
-        try:
-            print(text, flush=True)
-        except BrokenPipeError:
-            _unread()
-        sys.exit()
+            settings = _settings_of(config, file, rest, parse=parse, exactly=wants_help)
+        elif not wants_help:
+            parse(arguments)
+        if settings is not None and wants_help:
+            show_help(settings, file)
+        if settings is not None:
+            try:
+                early.check(settings)
+                if hosts:
+                    hosts.asked()
+                check()
+            except InputError as error:
+                fail(_one_line(str(error)))
+    if sys.stderr.isatty() and "jax" not in sys.modules:
+        print("loading JAX ...", file=sys.stderr, flush=True)
+    if config:
+        config.define()
+        if wants_help:
+            parse(arguments)
+            show_help(config.describe(), file)
 
     def guarded(arguments: Sequence[str]) -> None:
         # After absl has put its own handler in place: one readable line for each warning, no news from libraries.
@@ -161,6 +186,9 @@ def run(
         # Orbax's remarks, and errors that it raises, too; this project's own loggers are not absl's.
         logging.get_absl_logger().setLevel("CRITICAL")
         logging.get_absl_handler().setFormatter(None)
+        from launch import compiled  # imports JAX
+        from otbr_jax.runs.numerics import as_usual
+
         compiled.keep_programs()
         try:
             with as_usual():
@@ -189,6 +217,38 @@ def run(
             raise
 
     app.run(guarded, flags_parser=parse)
+
+
+def _settings_of(
+    config: Config, file: str, arguments: Sequence[str], *, parse: Callable[[Sequence[str]], Any], exactly: bool
+) -> list[Setting] | None:
+    """As `early.settings_of`; what follows the file's colon changes values, but not what they may be."""
+    name, colon, _ = file.partition(":")
+    try:
+        open(name).close()
+    except OSError as error:
+        fail(_unusable(error))
+    if colon and exactly:
+        return None
+    return early.settings_of(config.kind, pathlib.Path(name).resolve(), arguments, parse=parse)
+
+
+def _show_help(usage: str, own: Sequence[flags.Flag], settings: Sequence[Setting], file: str) -> NoReturn:
+    text = helping.program_help(usage, own)
+    if file:
+        whole = not {"-helpfull", "--helpfull"}.isdisjoint(sys.argv)
+        text += "\n" + helping.settings_help(settings, file=_short(file), whole=whole)
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        _unread()
+    sys.exit()
+
+
+def _short(file: str) -> str:
+    """The name of a config file, short for one of this project."""
+    path = pathlib.Path(file).resolve()
+    return str(path.relative_to(CHECKOUT) if path.is_relative_to(CHECKOUT) else path)
 
 
 def _unread() -> NoReturn:
@@ -220,8 +280,9 @@ def _missing(error: Exception) -> str:
     return f"--config: expected a file with every setting that a flag changes, found: {_one_line(str(inner.args[0]))}"
 
 
-def _last_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+def _unusable(error: Exception) -> str:
+    last = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+    return f"--config: expected a file whose get_config() returns a ConfigDict: {last}"
 
 
 def _one_line(message: str) -> str:

@@ -14,7 +14,7 @@ from absl import flags
 
 from launch import cli
 from otbr_jax.errors import InputError
-from otbr_jax.studies.convert import convert
+from otbr_jax.paths import CHECKPOINT, existing
 
 FROM = flags.DEFINE_string("from", None, "Checkpoint to read.", required=True)
 TO = flags.DEFINE_string("to", None, "Checkpoint to write; its suffix, or that it has none, says how.", required=True)
@@ -29,11 +29,20 @@ OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replaces a checkpoint at --to
 
 def main(arguments: Sequence[str]) -> None:
     """Converts and prints one line."""
+    from otbr_jax.studies.convert import convert
+
     del arguments
     given: dict[str, Any] = {"width": WIDTH.value, "num_classes": CLASSES.value}
     given |= {"depth": _integers(DEPTH), "image_shape": _integers(IMAGE)}
     settings = {field: value for field, value in given.items() if value is not None}
     print(convert(FROM.value, TO.value, MODEL.value, settings, entry=ENTRY.value, overwrite=OVERWRITE.value))
+
+
+def check() -> None:
+    """What is wrong with the flags."""
+    for flag in (DEPTH, IMAGE):
+        _integers(flag)
+    existing(FROM.value, name="--from", expected=CHECKPOINT)
 
 
 def _integers(flag: flags.FlagHolder[list[str] | None]) -> tuple[int, ...] | None:
@@ -46,4 +55,4 @@ def _integers(flag: flags.FlagHolder[list[str] | None]) -> tuple[int, ...] | Non
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, check=check)

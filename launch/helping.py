@@ -53,7 +53,7 @@ def settings_help(settings: Sequence[Setting], *, file: str, whole: bool) -> str
         return BROUGHT.index(group) if group in BROUGHT else -1 if group not in groups else len(BROUGHT)
 
     folded = set() if whole else {name for name in groups if "." in name or name in TRAINED}
-    for name, words, default, doc in sorted(settings, key=place):
+    for name, words, default, doc, *_ in sorted(settings, key=place):
         group = name if name in groups else name.rpartition(".")[0]
         if any(group == each or group.startswith(f"{each}.") for each in folded):
             continue

@@ -22,15 +22,14 @@ import socket
 import sys
 import tempfile
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
 from absl import flags
 
 from otbr_jax.errors import InputError
-from otbr_jax.runs import hosts
-from otbr_jax.runs.devices import first_devices
-from otbr_jax.runs.identity import package_digest, versions
+
+if TYPE_CHECKING:
+    import jax
 
 WAIT = 60
 """Seconds that processes wait for each other at the start."""
@@ -60,6 +59,8 @@ class Hosts:
 
     def devices(self) -> list[jax.Device] | None:
         """The devices that `--devices` asks for; None for all; raises InputError if there are fewer."""
+        from otbr_jax.runs.devices import first_devices
+
         return first_devices(self.local.value)
 
     @property
@@ -128,6 +129,11 @@ def join(coordinator: str, process_id: int | None, num_processes: int | None, pr
       InputError: if there is nobody at the coordinator's address, its port is taken, or others came with other
         settings, another program, or other code.
     """
+    import jax
+
+    from otbr_jax.runs import hosts
+    from otbr_jax.runs.identity import package_digest, versions
+
     _native_output_aside()
     _joined.update(phase="start", name=_name(process_id, num_processes))
     named = coordinator != "auto"

@@ -19,19 +19,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
-from tqdm import tqdm
 
-from launch import bringing, cli, hosts
-from otbr_jax.detectors.registry import DETECTORS
+from launch import cli, hosts
 from otbr_jax.errors import InputError
-from otbr_jax.studies.inspection import inspect
-from otbr_jax.studies.repair_config import config_type_of, repair_config_types
-from otbr_jax.studies.scanning import checkpoints, scan, status
+from otbr_jax.paths import CHECKPOINTS, existing
 
-CONFIG = cli.define_config("own_network.py", *repair_config_types(), choose=config_type_of)
+CONFIG = cli.define_config("own_network.py", "repair")
 OUT = flags.DEFINE_string("out", None, "File for the drawing: .png, .svg or .pdf.")
 JUDGE = flags.DEFINE_string("judge", None, "Working directory; asks whether the network is backdoored.")
-DETECTOR = flags.DEFINE_enum("detector", None, [*DETECTORS], "Which method is asked; by default the defence's own.")
+DETECTOR = flags.DEFINE_enum(
+    "detector", None, cli.choices("detectors"), "Which method is asked; by default the defence's own."
+)
 SCAN = flags.DEFINE_string("scan", None, "Folder, file or list of checkpoints; prints a JSON line for each.")
 STACK = flags.DEFINE_integer("stack", 1, "With --scan: how many networks of one kind are asked about at once.")
 VERIFY = flags.DEFINE_bool("verify", False, "Permutes every group and measures how far the outputs move.")
@@ -40,12 +38,18 @@ HOSTS = hosts.define_hosts()
 
 
 def _say(line: dict[str, Any]) -> None:
+    from tqdm import tqdm
+
     tqdm.write(json.dumps(line), file=sys.stdout)  # where a bar is shown, above it
     sys.stdout.flush()
 
 
 def main(arguments: Sequence[str]) -> None:
     """Traces the network and prints its table."""
+    from launch import bringing
+    from otbr_jax.studies.inspection import inspect
+    from otbr_jax.studies.scanning import checkpoints, scan, status
+
     del arguments
     config = bringing.settings(CONFIG)
     if DETECTOR.value and not (JUDGE.value or SCAN.value):
@@ -65,5 +69,11 @@ def main(arguments: Sequence[str]) -> None:
     )
 
 
+def check() -> None:
+    """What is wrong with the flags."""
+    if SCAN.value:
+        existing(SCAN.value, name="--scan", expected=CHECKPOINTS)
+
+
 if __name__ == "__main__":
-    cli.run(main, config=CONFIG, hosts=HOSTS)
+    cli.run(main, config=CONFIG, hosts=HOSTS, check=check)

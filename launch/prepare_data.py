@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from absl import flags
 
 from launch import cli
-from otbr_jax.data.prepare import prepare
 
 NAME = flags.DEFINE_string("name", None, "Data set: cifar10, mnist, gtsrb or tiny_imagenet.", required=True)
 DATA_DIR = flags.DEFINE_string(
@@ -23,6 +22,8 @@ MANUAL_DIR = flags.DEFINE_string("manual_dir", "", "Folder of archives that are 
 
 def main(arguments: Sequence[str]) -> None:
     """Prepares and prints one line."""
+    from otbr_jax.data.prepare import prepare
+
     del arguments
     print(prepare(NAME.value, DATA_DIR.value, MANUAL_DIR.value))
 

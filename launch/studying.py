@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
 from absl import flags
 
 from launch.hosts import own_flag
-from otbr_jax.files import write_figure
 from otbr_jax.paths import local_path
-from otbr_jax.report.rows import append_row, mend
-from otbr_jax.runs import hosts
-from otbr_jax.runs.provenance import provenance
-from otbr_jax.studies.study import Study, run_study
+
+if TYPE_CHECKING:
+    import jax
+
+    from otbr_jax.studies.study import Study
 
 
 def define_workdir(default: str) -> flags.FlagHolder[str]:
@@ -32,6 +31,12 @@ def define_results() -> flags.FlagHolder[str]:
 
 def run(study: Study, config: Any, *, workdir: str, results: str, devices: Sequence[jax.Device] | None) -> None:
     """Runs a study in `workdir`; its rows go into the file `results`, where one is named, with figures beside it."""
+    from otbr_jax.files import write_figure
+    from otbr_jax.report.rows import append_row, mend
+    from otbr_jax.runs import hosts
+    from otbr_jax.runs.provenance import provenance
+    from otbr_jax.studies.study import run_study
+
     origin = provenance() if results else {}
     path = local_path(results, name="--results")
     if results:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -17,19 +18,22 @@ from launch import cli
 from otbr_jax.errors import InputError
 from otbr_jax.files import write_text
 from otbr_jax.paths import local_path
-from otbr_jax.report import blocks, leaderboard, rows
-from otbr_jax.report.results_tables import TABLES, markdown
+
+if TYPE_CHECKING:
+    from otbr_jax.report import blocks
 
 PAGES = flags.DEFINE_list(
     "pages", [], "Pages with tables to write; by default README.md and all of docs/ that have any."
 )
 RESULTS = flags.DEFINE_string("results", "results", "Folder of NAME.jsonl, one JSON object per line.")
 CHECK = flags.DEFINE_bool("check", False, "Changes nothing; fails if a table is not what the rows say.")
-PRINT = flags.DEFINE_enum("print", None, [*TABLES], "Prints that table and leaves the page alone.")
+PRINT = flags.DEFINE_enum("print", None, cli.choices("tables"), "Prints that table and leaves the page alone.")
 
 
 def main(arguments: Sequence[str]) -> None:
     """Writes, checks or prints."""
+    from otbr_jax.report import blocks
+
     del arguments
     if PRINT.value:
         print(_table(PRINT.value))
@@ -61,6 +65,8 @@ def _pages() -> list[pathlib.Path]:
 
 def _write_entries() -> None:
     """results/leaderboard.jsonl, or what is wrong with it; nothing where no such bench was run."""
+    from otbr_jax.report import leaderboard, rows
+
     folder = local_path(RESULTS.value, name="--results")
     source, path = folder / "bench_leaderboard.jsonl", folder / "leaderboard.jsonl"
     if not source.exists():
@@ -75,11 +81,17 @@ def _write_entries() -> None:
 
 
 def _made(path: pathlib.Path) -> tuple[pathlib.Path, str, dict[blocks.Block, str]]:
+    from otbr_jax.report import blocks
+    from otbr_jax.report.results_tables import TABLES
+
     page = _read(path, name="--pages")
     return path, page, {block: _table(block.name) for block in blocks.find(page, name=str(path), known=TABLES)}
 
 
 def _table(name: str) -> str:
+    from otbr_jax.report import rows
+    from otbr_jax.report.results_tables import markdown
+
     path = local_path(RESULTS.value, name="--results") / f"{name.partition('.')[0]}.jsonl"
     return markdown(name, rows.parse(_read(path, name="--results"), name=str(path)))
 

@@ -5,8 +5,19 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+from collections.abc import Callable
 
 from otbr_jax.errors import InputError
+
+CHECKPOINT = "an Orbax checkpoint directory, or a PyTorch or safetensors file"
+CHECKPOINTS = "a folder, a file or a list of checkpoints"
+CLASSES = "a folder of classes"
+GRID = "a Python file with get_grid()"
+NPZ = "a .npz file"
+PICTURES = "a folder with test/CLASS/*.png"
+PYTHON = "a Python file"
+REFERENCE = "an .npz file"
+"""What is expected at a path; see `existing`."""
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/+", re.IGNORECASE)
 
@@ -31,3 +42,27 @@ def local_path(path: str | os.PathLike[str], *, name: str) -> pathlib.Path:
             "it"
         )
     return pathlib.Path(os.path.expanduser(given)).absolute()
+
+
+def existing(
+    path: str | os.PathLike[str],
+    *,
+    name: str,
+    expected: str,
+    is_there: Callable[[pathlib.Path], bool] = pathlib.Path.exists,
+) -> pathlib.Path:
+    """An absolute path at which something lies.
+
+    Args:
+      path: as it was given.
+      name: the argument's name, for messages.
+      expected: what it should be, in words.
+      is_there: says whether it is, such as `pathlib.Path.is_file`.
+
+    Raises:
+      InputError: if it is not, or the path is empty or not local.
+    """
+    found = local_path(path, name=name)
+    if not os.fspath(path) or not is_there(found):
+        raise InputError(f"{name}: expected {expected}, found nothing at {os.fspath(path)!r}")
+    return found

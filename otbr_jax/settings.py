@@ -63,12 +63,16 @@ class Setting(NamedTuple):
       words: what it may be, such as `a number in [0, 1]`; empty for a group, whose fields follow.
       default: its default; None for a group.
       doc: what it is.
+      kind: its type; None for a group.
+      rule: its bounds and choices; None for a group.
     """
 
     name: str
     words: str
     default: Any
     doc: str
+    kind: Any = None
+    rule: Rule | None = None
 
 
 def field(
@@ -130,14 +134,19 @@ def settings(group: str) -> Callable[[type[T]], type[T]]:
 
 def _check(config: Any) -> None:
     """Checks every field, and then how they fit together; it is every class's `__post_init__`."""
+    group = f"{config.__group__}." if config.__group__ else ""
     for name, (kind, _, rule) in config.__settings__.items():
-        try:
-            value = _fit(kind, rule, getattr(config, name))
-        except _UnfitError as found:
-            raise wrong(config, name, in_words(kind, rule), found=str(found)) from None
-        object.__setattr__(config, name, value)
+        object.__setattr__(config, name, fitted(f"{group}{name}", kind, rule, getattr(config, name)))
     if hasattr(config, "check"):
         config.check()
+
+
+def fitted(name: str, kind: Any, rule: Rule, value: Any) -> Any:
+    """A value as the kind that a field of that name has; raises InputError if it is none that the field may have."""
+    try:
+        return _fit(kind, rule, value)
+    except _UnfitError as found:
+        raise InputError(f"{name}: expected {in_words(kind, rule)}, found {found}") from None
 
 
 class _UnfitError(Exception):
@@ -250,7 +259,7 @@ def _describe(config_type: type, values: Any, prefix: str) -> list[Setting]:
         if declarations(kind):
             groups += [Setting(f"{prefix}{name}", "", None, rule.doc), *_describe(kind, default, f"{prefix}{name}.")]
         else:
-            own.append(Setting(f"{prefix}{name}", in_words(kind, rule), default, rule.doc))
+            own.append(Setting(f"{prefix}{name}", in_words(kind, rule), default, rule.doc, kind, rule))
     return own + groups
 
 

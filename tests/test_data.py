@@ -383,7 +383,7 @@ def test_what_is_left_out_of_a_folder_is_counted(tmp_path, caplog):
 
 def test_no_folder(tmp_path):
     for path in ("", str(tmp_path / "nowhere")):
-        with pytest.raises(InputError, match=r"data.path: expected a folder with test/CLASS/\*.png, found none at"):
+        with pytest.raises(InputError, match=r"data.path: expected a folder with test/CLASS/\*.png, found nothing at"):
             sources.load(DataConfig(name="folder", path=path), image_shape=(4, 4, 1), num_classes=2)
     (tmp_path / "test").mkdir()
     with pytest.raises(InputError, match=r"test: expected a folder for every class, found none"):

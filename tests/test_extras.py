@@ -26,7 +26,7 @@ sys.meta_path.insert(0, Missing())
 import otbr_jax.defenses.registry, otbr_jax.attacks.registry, otbr_jax.models.registry
 import otbr_jax.data.sources, otbr_jax.interop.tensor_files, otbr_jax.runs.run
 try:
-    import launch.repair
+    import otbr_jax.studies.repair
 except otbr_jax.InputError as error:
     print(error)
 """

@@ -100,6 +100,12 @@ def started(rng, seed):
     return row | {f"ratio_{name}_cpu_seconds": value(rng) for name in ("again", "elsewhere")}
 
 
+def begun(rng, seed):
+    names = ("python", "jax", "otbr_jax", "public_names", "defences", "help", "wrong_flag", "missing_file")
+    row = {name: {measure: value(rng) for measure in ("seconds", "cpu_seconds")} for name in names}
+    return row | {f"ratio_{other}": {name: value(rng) for name in names} for other in ("jax", "python")}
+
+
 def grown(rng, seed):
     """A row as growth.jsonl has it."""
     row = {"stage": ("search", "transport")[seed - 1], "factor": ("width", "neurons")[seed - 1], "values": [8, 16]}
@@ -258,6 +264,7 @@ MADE = {
     "sweep": swept,
     "stacking": stacked,
     "second_start": started,
+    "start": begun,
     "growth": grown,
     "thousand": largest,
     "scanning": scanned,

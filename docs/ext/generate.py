@@ -18,7 +18,6 @@ from typing import Any
 
 import reference
 from absl import flags
-from ml_collections import config_flags
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 REPAIR = "settings-of-a-repair"
@@ -57,8 +56,9 @@ def _program(name: str) -> Iterator[str]:
         if flag.name != "config":
             yield f"| `--{flag.name}` | {_value(flag.default)} | {_cell(_what(flag))} |"
     if hasattr(module, "CONFIG"):
-        file = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).relative_to(ROOT)
-        types = module.CONFIG.types
+        from launch.kinds import KINDS
+
+        file, types = f"configs/{module.CONFIG.default}", KINDS[module.CONFIG.kind]().types
         title, anchor = ("a repair", REPAIR) if len(types) > 1 else (types[0].__name__, _anchor(types[0]))
         yield f"| `--config` | `{file}` | Python file with the settings. |\n"
         yield f"`--config.NAME=VALUE` changes one of the settings of [{title}](settings.md#{anchor}).\n"
@@ -81,6 +81,7 @@ def _what(flag: flags.Flag[Any]) -> str:
 
 def settings() -> str:
     """Every class of settings that a program reads, each group once."""
+    from launch.kinds import KINDS
     from otbr_jax.settings import declarations
     from otbr_jax.studies.repair_config import repair_config_types
 
@@ -95,7 +96,8 @@ def settings() -> str:
     parts.append("## Other programs\n")
     for name in programs():
         config = getattr(importlib.import_module(f"launch.{name}"), "CONFIG", None)
-        for each in () if config is None or len(config.types) > 1 else config.types:
+        types = () if config is None else KINDS[config.kind]().types
+        for each in types if len(types) == 1 else ():
             parts += [f"({_anchor(each)})=\n### launch.{name}\n", _about(each), *_table(each, groups), ""]
     parts.append("## Groups\n")
     done: set[type] = set()

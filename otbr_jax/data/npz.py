@@ -12,7 +12,7 @@ import numpy as np
 
 from otbr_jax.data.stored import Part, Stored, part
 from otbr_jax.errors import InputError
-from otbr_jax.paths import local_path
+from otbr_jax.paths import NPZ, existing
 
 _LOG = logging.getLogger(__name__)
 _TEST = (("images", "labels"), ("test_images", "test_labels"), ("x_test", "y_test"), ("X_test", "y_test"))
@@ -30,9 +30,7 @@ def read_npz(path: str, image_shape: tuple[int, int, int]) -> Stored:
     Raises:
       InputError: names the file, if it is missing, no .npz, or its arrays are of another kind.
     """
-    file_path = local_path(path, name="data.path")
-    if not file_path.is_file():
-        raise InputError(f"data.path: expected a .npz file, found nothing at {path!r}")
+    file_path = existing(path, name="data.path", expected=NPZ, is_there=pathlib.Path.is_file)
     try:
         with open(file_path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             test = _arrays(file_path, file, _named(file, _TEST) or _TEST[0], image_shape)

@@ -12,7 +12,8 @@ from otbr_jax.errors import InputError
 
 def _found() -> dict[str, Defense]:
     names = sorted(module.name for module in pkgutil.iter_modules(defenses.__path__))
-    modules = [importlib.import_module(f"{defenses.__name__}.{name}") for name in names if name != "registry"]
+    others = ("registry", "defend")  # which look at all the rest
+    modules = [importlib.import_module(f"{defenses.__name__}.{name}") for name in names if name not in others]
     return {module.DEFENSE.name: module.DEFENSE for module in modules if hasattr(module, "DEFENSE")}
 
 

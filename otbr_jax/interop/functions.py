@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import pathlib
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ import numpy as np
 
 from otbr_jax.errors import InputError
 from otbr_jax.graph.graph import NeuronGraph, check_graph
-from otbr_jax.paths import local_path
+from otbr_jax.paths import PYTHON, existing
 from otbr_jax.types import Network, Variables, named_leaves, replace_leaves
 
 
@@ -214,9 +215,7 @@ def _import(module_name: str, *, name: str) -> Any:
     try:
         if not module_name.endswith(".py"):
             return importlib.import_module(module_name)
-        file = local_path(module_name, name=name)
-        if not file.is_file():
-            raise InputError(f"{name}: expected a Python file, found nothing at {file}")
+        file = existing(module_name, name=name, expected=PYTHON, is_there=pathlib.Path.is_file)
         spec = importlib.util.spec_from_file_location(file.stem, file)
         assert spec is not None
         assert spec.loader is not None

@@ -99,16 +99,6 @@ def read_tensors(path: str | os.PathLike[str], *, name: str) -> TensorFile:
     return _read_one(root, name=name)
 
 
-def existing(path: str | os.PathLike[str], *, name: str) -> pathlib.Path:
-    """Where a checkpoint of any kind lies; raises InputError if there is nothing."""
-    root = local_path(path, name=name)
-    if not root.exists():
-        raise InputError(
-            f"{name}: expected an Orbax checkpoint directory, or a PyTorch or safetensors file, found nothing at {root}"
-        )
-    return root
-
-
 def is_tensor_folder(folder: pathlib.Path) -> bool:
     """Whether a folder holds a file of weights, and no Orbax checkpoint."""
     return bool(_files_in(folder))

@@ -256,6 +256,7 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[Table]]] = {
     "sweep": time_tables.sweep,
     "stacking": time_tables.stacking,
     "second_start": time_tables.second_start,
+    "start": time_tables.start,
     "growth": growth.exponents,
     "thousand": growth.large,
     "scanning": time_tables.scanning,

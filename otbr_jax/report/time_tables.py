@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from otbr_jax.report.numbers import NOTHING
 from otbr_jax.report.rows import Row, field, integer, latest, number, percents, text
-from otbr_jax.report.table import Table
+from otbr_jax.report.table import Code, Table
 
 
 def loops(rows: Sequence[Row]) -> list[Table]:
@@ -118,7 +118,7 @@ def stacking(rows: Sequence[Row]) -> list[Table]:
 def second_start(rows: Sequence[Row]) -> list[Table]:
     """The latest row: the first start of the main job, and the two ways to start again."""
     row, lines = rows[-1], []
-    starts = {
+    starts: dict[str, str] = {
         "first": "the first start",
         "elsewhere": "programs kept, another working directory",
         "again": "programs and working directory kept",
@@ -130,6 +130,30 @@ def second_start(rows: Sequence[Row]) -> list[Table]:
         lines.append([title, *seconds, ratio, *spent])
     titles = ("start of the main job", "seconds", "CPU seconds", "ratio", "compiling", "running", "disk")
     return [Table(titles, lines)]
+
+
+def start(rows: Sequence[Row]) -> list[Table]:
+    """The latest row: what it takes until the library is imported, and until a program answers."""
+    row = rows[-1]
+    starts: dict[str, str] = {
+        "python": Code("python -c pass"),
+        "jax": Code("import jax"),
+        "otbr_jax": Code("import otbr_jax"),
+        "public_names": Code("from otbr_jax import *"),
+        "defences": Code("import otbr_jax.defenses.registry"),
+        "help": Code("launch.repair --help"),
+        "wrong_flag": "a wrong flag",
+        "missing_file": "a missing file",
+    }
+    lines: list[list[str | tuple[str, ...]]] = [
+        [
+            (title,),
+            *(number(row, f"{name}.{measure}", ".2f") for measure in ("seconds", "cpu_seconds")),
+            *(number(row, f"ratio_{other}.{name}", ".2f") for other in ("jax", "python")),
+        ]
+        for name, title in starts.items()
+    ]
+    return [Table(("start", "seconds", "CPU seconds", "to JAX alone", "to Python alone"), lines)]
 
 
 def scanning(rows: Sequence[Row]) -> list[Table]:

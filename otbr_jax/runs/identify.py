@@ -12,11 +12,12 @@ import jax
 from otbr_jax.errors import InputError
 from otbr_jax.interop.locating import Shapes, known_shapes, locate, same_shape
 from otbr_jax.interop.state_dict import tensor_name, tensor_shape
-from otbr_jax.interop.tensor_files import existing, is_tensor_folder, read_tensors
+from otbr_jax.interop.tensor_files import is_tensor_folder, read_tensors
 from otbr_jax.interop.torch_files import Path, TensorSet
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.models.vit import PATCH
+from otbr_jax.paths import CHECKPOINT, existing
 from otbr_jax.types import named_leaves
 
 # Sizes that no network has by itself, so that the probe shows which axes they set.
@@ -49,7 +50,7 @@ def told(model: ModelConfig) -> ModelConfig:
     """
     if not model.checkpoint:
         raise InputError("model.checkpoint: expected a file to tell the network from, or a model.name, found neither")
-    root = existing(model.checkpoint, name="model.checkpoint")
+    root = existing(model.checkpoint, name="model.checkpoint", expected=CHECKPOINT)
     if root.is_dir() and not is_tensor_folder(root):
         raise InputError(f"model.name: expected a name, which no Orbax checkpoint tells, found none beside {root}")
     stages = len(model.depth)

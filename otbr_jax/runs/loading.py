@@ -6,7 +6,8 @@ import os
 
 from otbr_jax.errors import InputError
 from otbr_jax.interop.matching import MismatchError, Template, load_tensors
-from otbr_jax.interop.tensor_files import TensorFile, existing, is_tensor_folder, read_tensors
+from otbr_jax.interop.tensor_files import TensorFile, is_tensor_folder, read_tensors
+from otbr_jax.paths import CHECKPOINT, existing
 from otbr_jax.runs.identify import describe, identify
 from otbr_jax.runs.orbax_folder import load_variables
 from otbr_jax.types import Variables
@@ -26,7 +27,7 @@ def load_checkpoint(
     Raises:
       InputError: if it is missing, of another kind, damaged, refused, or holds other arrays than the network's.
     """
-    root = existing(path, name=name)
+    root = existing(path, name=name, expected=CHECKPOINT)
     if root.is_dir() and not is_tensor_folder(root):
         return load_variables(root, like, name=name), None
     return load_file(read_tensors(root, name=name), like, name=name, entry=entry)

@@ -11,10 +11,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ott.geometry.geometry import Geometry
-from ott.problems.linear.linear_problem import LinearProblem
-from ott.solvers.linear.acceleration import Momentum
-from ott.solvers.linear.sinkhorn import Sinkhorn
 
 from otbr_jax.errors import InputError
 from otbr_jax.extras import needed
@@ -138,6 +134,11 @@ def plan(cost: jax.Array, source: jax.Array, target: jax.Array, *, config: Trans
 def _sinkhorn(
     cost: jax.Array, source: jax.Array, target: jax.Array, config: TransportConfig
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    from ott.geometry.geometry import Geometry  # seconds that no other step needs
+    from ott.problems.linear.linear_problem import LinearProblem
+    from ott.solvers.linear.acceleration import Momentum
+    from ott.solvers.linear.sinkhorn import Sinkhorn
+
     scale = jnp.mean(cost)
     scale = jnp.where(scale > 0, scale, 1.0)  # all rows identical: any plan is optimal
     geometry = Geometry(cost_matrix=cost / scale, epsilon=config.epsilon)

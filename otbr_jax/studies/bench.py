@@ -18,6 +18,7 @@ import numpy as np
 
 from otbr_jax.errors import InputError
 from otbr_jax.files import write_bytes, write_figure, write_text
+from otbr_jax.paths import GRID, existing
 from otbr_jax.report import gallery
 from otbr_jax.report.gallery import Example
 from otbr_jax.report.quality import Quality
@@ -176,8 +177,7 @@ def load_grid(path: str | os.PathLike[str], *, only: str = "", notes: Mapping[st
     Raises:
       InputError: names the file, or what `only` or `notes` do not match.
     """
-    if not pathlib.Path(path).is_file():
-        raise InputError(f"--grid: expected a Python file with get_grid(), found nothing at {os.fspath(path)!r}")
+    existing(path, name="--grid", expected=GRID, is_there=pathlib.Path.is_file)
     try:
         grid = runpy.run_path(os.fspath(path))["get_grid"]()
     except InputError:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import pathlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from otbr_jax.files import write_text
 from otbr_jax.report import page, plots
 from otbr_jax.studies.results import Repair, scores_table, summarize
 from otbr_jax.victims.examples import one_per_class
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def replacing(folder: pathlib.Path, defense: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 import re
 import zipfile
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from otbr_jax.errors import InputError
 from otbr_jax.interop.state_dict import from_state_dict, tensor_name, tensor_shape, to_state_dict
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
-from otbr_jax.paths import local_path
+from otbr_jax.paths import REFERENCE, existing
 from otbr_jax.types import Batch, Network, Variables, named_leaves
 
 ARCHITECTURES = {"preact": "preact_resnet18", "vgg": "vgg7_bn"}
@@ -93,9 +94,7 @@ def load_reference(path: str | os.PathLike[str]) -> Reference:
     Raises:
       InputError: names the file and what is wrong with it.
     """
-    file = local_path(path, name="--reference")
-    if not file.is_file():
-        raise InputError(f"--reference: expected an .npz file, found nothing at {os.fspath(path)!r}")
+    file = existing(path, name="--reference", expected=REFERENCE, is_there=pathlib.Path.is_file)
     try:
         with np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}

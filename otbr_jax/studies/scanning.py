@@ -21,7 +21,7 @@ from otbr_jax.errors import InputError
 from otbr_jax.graph.choose import choose_layers
 from otbr_jax.interop.tensor_files import is_published_folder
 from otbr_jax.models.registry import ModelConfig
-from otbr_jax.paths import local_path
+from otbr_jax.paths import CHECKPOINTS, existing
 from otbr_jax.plan import Setup
 from otbr_jax.runs import ahead
 from otbr_jax.runs.identify import told
@@ -47,9 +47,7 @@ def checkpoints(path: str | os.PathLike[str]) -> list[pathlib.Path]:
     Raises:
       InputError: if there is nothing at that path, or no checkpoint.
     """
-    root = local_path(path, name="--scan")
-    if not root.exists():
-        raise InputError(f"--scan: expected a folder, a file or a list of checkpoints, found nothing at {root}")
+    root = existing(path, name="--scan", expected=CHECKPOINTS)
     if root.suffix in (".txt", ".lst"):
         lines = [line.strip() for line in root.read_text(encoding="utf-8").splitlines()]
         found = [root.parent / os.path.expanduser(line) for line in lines if line and not line.startswith("#")]
