@@ -66,7 +66,7 @@ def test_what_is_compiled_serves_all_networks_of_a_kind(folder, monkeypatch):
         assert (
             (line["suspect"], line["backdoored"]) == (found.suspect, "cannot tell") == (found.suspect, found.backdoored)
         )
-        assert line["why_not"].startswith("the network has 4 classes, and at least 6 are compared")
+        assert line["why_not"].startswith("the network has 4 classes, and the detector needs at least 6")
 
 
 def asks_cheaply(monkeypatch, refuses=()):
