@@ -25,7 +25,7 @@ from launch import early, helping, index, kinds
 from launch.hosts import Hosts, end, joined, lost
 from launch.index import CHECKOUT, CONFIGS
 from otbr_jax.errors import InputError
-from otbr_jax.settings import Setting, describe, from_dict
+from otbr_jax.settings import Setting, from_dict
 
 HELP = {f"{dashes}{name}" for dashes in ("-", "--") for name in ("h", "help", "helpshort", "helpfull")}
 
@@ -55,8 +55,7 @@ class Config:
 
     def describe(self) -> list[Setting]:
         """All settings, with the values of the file and of flags."""
-        values = self.values()
-        return describe(kinds.KINDS[self.kind]().choose(values), values)
+        return kinds.KINDS[self.kind]().describe(self.values())
 
     def values(self) -> dict[str, Any]:
         """The same as a nested dictionary, not checked yet."""
@@ -163,7 +162,7 @@ def run(
         elif not wants_help:
             parse(arguments)
         if settings is not None and wants_help:
-            show_help(settings, file)
+            show_help(settings, _short(file) if config else "")
         if settings is not None:
             try:
                 early.check(settings)
@@ -178,7 +177,7 @@ def run(
         config.define()
         if wants_help:
             parse(arguments)
-            show_help(config.describe(), file)
+            show_help(config.describe(), config.file())
 
     def guarded(arguments: Sequence[str]) -> None:
         # After absl has put its own handler in place: one readable line for each warning, no news from libraries.
@@ -237,7 +236,7 @@ def _show_help(usage: str, own: Sequence[flags.Flag], settings: Sequence[Setting
     text = helping.program_help(usage, own)
     if file:
         whole = not {"-helpfull", "--helpfull"}.isdisjoint(sys.argv)
-        text += "\n" + helping.settings_help(settings, file=_short(file), whole=whole)
+        text += "\n" + helping.settings_help(settings, file=file, whole=whole)
     try:
         print(text, flush=True)
     except BrokenPipeError:
