@@ -49,19 +49,18 @@ class Logged(Cell):
 
 def config(seed):
     cell = embedded(0)
-    return dataclasses.replace(
-        cell.config,
+    return change(cell.config,
         seed=seed,
-        model=dataclasses.replace(cell.config.model, width=4),
-        data=dataclasses.replace(cell.config.data, train_images=640),
-        training=dataclasses.replace(cell.config.training, epochs=4),
+        model=dataclasses.replace(cell.config.victim.model, width=4),
+        data=dataclasses.replace(cell.config.victim.data, train_images=640),
+        training=dataclasses.replace(cell.config.victim.training, epochs=4),
     )
 """
 QUICK = """
 class Quick(Logged):
     @property
     def victim(self):
-        return f"stage{self.config.seed // 5}"
+        return f"stage{self.config.victim.seed // 5}"
 
     def filled(self, root, devices):
         def compute():

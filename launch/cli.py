@@ -9,7 +9,7 @@ import pathlib
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, NoReturn, TypeVar
@@ -21,7 +21,7 @@ from launch import compiled, helping
 from launch.hosts import Hosts, end, joined, lost
 from otbr_jax.errors import InputError
 from otbr_jax.runs.numerics import as_usual
-from otbr_jax.settings import describe, from_dict
+from otbr_jax.settings import all_names, describe, from_dict
 
 T = TypeVar("T")
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
@@ -36,23 +36,16 @@ class Config(Generic[T]):
     """The flag `--config`; calling it gives the settings, once flags are parsed.
 
     Attributes:
-      types: the classes that the settings may be of.
-      choose: which of them a nested dictionary of settings is about.
+      kind: the class of the settings.
       holder: the flag.
     """
 
-    types: Sequence[type[T]]
-    choose: Callable[[Mapping[str, Any]], type[T]]
+    kind: type[T]
     holder: flags.FlagHolder[Any]
 
     def __call__(self) -> T:
         """The settings of the file, with what flags change of them."""
-        return from_dict(self.config_type, self.values())
-
-    @property
-    def config_type(self) -> type[T]:
-        """The class of the settings."""
-        return self.choose(self.values())
+        return from_dict(self.kind, self.values())
 
     def values(self) -> dict[str, Any]:
         """The same as a nested dictionary, not checked yet."""
@@ -79,17 +72,14 @@ class Config(Generic[T]):
         return pathlib.Path(config_flags.get_config_filename(flags.FLAGS[self.holder.name])).resolve()
 
 
-def define_config(
-    default: str, *types: type[T], choose: Callable[[Mapping[str, Any]], type[T]] | None = None
-) -> Config[T]:
+def define_config(default: str, kind: type[T]) -> Config[T]:
     """Defines `--config`, a file of `configs/` by default, whose fields are flags such as `--config.seed=1`.
 
     Args:
       default: the name of the file.
-      types: the classes that its settings may be of.
-      choose: says which of several they are of.
+      kind: the class of its settings.
     """
-    known = _flags_of(types)
+    known = _flags_of(kind)
     for argument in sys.argv[1:]:  # ml_collections looks fields up before flags are parsed
         given = re.match(r"--?(?:no)?(config\.[\w.]+)", argument)
         if given and given[1] not in known:
@@ -99,7 +89,7 @@ def define_config(
         holder = config_flags.DEFINE_config_file("config", str(CONFIGS / default), "Python file with the settings.")
     except (AttributeError, KeyError) as error:
         fail(_missing(error))
-    return Config(types, choose or (lambda values: types[0]), holder)
+    return Config(kind, holder)
 
 
 def in_checkout(path: str) -> str:
@@ -123,8 +113,8 @@ def with_config_found(arguments: Sequence[str]) -> list[str]:
     return found
 
 
-def _flags_of(types: Sequence[type]) -> list[str]:
-    return [f"config.{setting.name}" for each in types for setting in describe(each) if setting.words]
+def _flags_of(kind: type) -> list[str]:
+    return [f"config.{name}" for name in all_names(kind)]
 
 
 def run(
@@ -139,13 +129,13 @@ def run(
     """
     module = sys.modules[main.__module__]
     own = flags.FLAGS.get_key_flags_for_module(module)
-    known = [flag.name for flag in own] + (["config", *_flags_of(config.types)] if config else [])
+    known = [flag.name for flag in own] + (["config", *_flags_of(config.kind)] if config else [])
     parse = partial(_parse_flags, known=known)
     if not HELP.isdisjoint(sys.argv):
         text = helping.program_help(module.__doc__ or "", own)
         if config:
             parse([argument for argument in sys.argv if argument not in HELP])
-            settings, file = describe(config.config_type, config.values()), config.file()
+            settings, file = describe(config.kind, config.values()), config.file()
             text += "\n" + helping.settings_help(
                 settings, file=file, whole=not {"-helpfull", "--helpfull"}.isdisjoint(sys.argv)
             )

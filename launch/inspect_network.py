@@ -20,14 +20,14 @@ from typing import Any
 from absl import flags
 from tqdm import tqdm
 
-from launch import bringing, cli, hosts
+from launch import cli, hosts, user_network
 from otbr_jax.detectors.registry import DETECTORS
 from otbr_jax.errors import InputError
 from otbr_jax.studies.inspection import inspect
-from otbr_jax.studies.repair_config import config_type_of, repair_config_types
+from otbr_jax.studies.repair_config import RepairConfig
 from otbr_jax.studies.scanning import checkpoints, scan, status
 
-CONFIG = cli.define_config("own_network.py", *repair_config_types(), choose=config_type_of)
+CONFIG = cli.define_config("own_network.py", RepairConfig)
 OUT = flags.DEFINE_string("out", None, "File for the drawing: .png, .svg or .pdf.")
 JUDGE = flags.DEFINE_string("judge", None, "Working directory; judges whether the network looks backdoored.")
 DETECTOR = flags.DEFINE_enum("detector", None, [*DETECTORS], "Which method judges; by default the defence's own.")
@@ -46,7 +46,7 @@ def _say(line: dict[str, Any]) -> None:
 def main(arguments: Sequence[str]) -> None:
     """Traces the network and prints its table."""
     del arguments
-    config = bringing.settings(CONFIG)
+    config = user_network.settings(CONFIG)
     if DETECTOR.value and not (JUDGE.value or SCAN.value):
         raise InputError(f"--detector: expected --judge=DIR or --scan=PATH beside it, found {DETECTOR.value!r} alone")
     if STACK.value != 1 and not SCAN.value:

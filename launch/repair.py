@@ -13,13 +13,13 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from launch import bringing, cli, hosts
+from launch import cli, hosts, user_network
 from otbr_jax.report.summary import summary_table
 from otbr_jax.studies.repair import repair
-from otbr_jax.studies.repair_config import config_type_of, repair_config_types
+from otbr_jax.studies.repair_config import RepairConfig
 from otbr_jax.studies.results import summarize
 
-CONFIG = cli.define_config("disarm.py", *repair_config_types(), choose=config_type_of)
+CONFIG = cli.define_config("disarm.py", RepairConfig)
 WORKDIR = flags.DEFINE_string("workdir", "runs/repair", "Directory for stages and results; a run is resumed there.")
 PROFILE = flags.DEFINE_bool(
     "profile", False, "Writes a JAX trace of the run to WORKDIR/profile, for xprof or Perfetto."
@@ -30,7 +30,7 @@ HOSTS = hosts.define_hosts()
 def main(arguments: Sequence[str]) -> None:
     """Runs the pipeline, writes its results and prints the summary."""
     del arguments
-    config = bringing.settings(CONFIG)
+    config = user_network.settings(CONFIG)
     result = repair(config, WORKDIR.value, profile=PROFILE.value, devices=HOSTS.devices())
     print(f"\n{summary_table(summarize(result))}\n")
     for name, what in (

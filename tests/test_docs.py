@@ -11,8 +11,8 @@ import pytest
 
 import otbr_jax
 from otbr_jax.defenses.registry import DEFENSES
-from otbr_jax.settings import describe
-from otbr_jax.studies.repair_config import repair_config_types
+from otbr_jax.settings import all_names
+from otbr_jax.studies.repair_config import RepairConfig
 
 DOCS = pathlib.Path(__file__).resolve().parent.parent / "docs"
 PAGES = [page for page in DOCS.rglob("*.md") if not {"generated", "_build"} & {*page.relative_to(DOCS).parts}]
@@ -64,7 +64,7 @@ def test_every_setting_is_on_a_page(generated):
     page = (generated / "settings.md").read_text()
     assert {*re.findall(r"^### The defence (\w+)$", page, re.MULTILINE)} == {*DEFENSES}
     named = {*re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)}
-    declared = {setting.name.rpartition(".")[2] for each in repair_config_types() for setting in describe(each)}
+    declared = {name.rpartition(".")[2] for name in all_names(RepairConfig)}
     assert declared - {"defense"} <= named
     anchors = {*re.findall(r"^\((\S+)\)=$", page, re.MULTILINE)}
     assert {*re.findall(r"\]\(#([^)]+)\)", page)} <= anchors

@@ -26,12 +26,13 @@ from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.runs.networks import open_network
 from otbr_jax.runs.orbax_folder import load_variables
+from otbr_jax.settings import change
 from otbr_jax.studies.inspection import inspect
 from otbr_jax.studies.repair import repair
-from otbr_jax.studies.repair_config import RepairConfig
+from otbr_jax.studies.repair_config import repair_config
 
 MODEL = ModelConfig(name="preact_resnet10", width=4, image_shape=(8, 8, 1))
-CONFIG = RepairConfig(
+CONFIG = repair_config(
     model=MODEL,
     data=DataConfig(name="none"),
     otbr=OTBRConfig(unlearning=UnlearningConfig(steps=2, batch_size=8), gamma=0.2),
@@ -40,7 +41,7 @@ CONFIG = RepairConfig(
 
 
 def repaired(workdir, **model):
-    config = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, **model))
+    config = change(CONFIG, model=dataclasses.replace(MODEL, **model))
     return repair(config, workdir, devices=jax.local_devices()[:1])
 
 
@@ -317,9 +318,9 @@ network = Network(lambda v, x: apply(v["params"], x), (8, 8, 1), 10)
 misled = (network, {"params": variables}, NeuronGraph(graph.layers, (wrong_group,)))
 """
     )
-    config = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, name=f"{file}:stated"))
+    config = change(CONFIG, model=dataclasses.replace(MODEL, name=f"{file}:stated"))
     assert "nothing to verify: the neuron graph states no groups" in inspect(config, verify=True)
-    config = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, name=f"{file}:misled"))
+    config = change(CONFIG, model=dataclasses.replace(MODEL, name=f"{file}:misled"))
     with pytest.raises(InputError, match=r"graph is wrong: permuting 8 neurons \(on params/first axis 1, ...\) moves"):
         inspect(config, verify=True)
 
