@@ -102,7 +102,8 @@ def field(
       below: upper bound, which it may not reach.
       choices: the values it may have; empty for no such list.
       unit: of a number, such as `pixels`.
-      beside: of a group, whether its fields stand beside those of the class in dictionaries and flags.
+      beside: of a group, whether its fields stand beside those of the class in dictionaries and flags. Its class then
+        has no name of its own, `settings("")`.
       kinds: the classes that a group may be of, where there are several.
       by: the field whose value says which of `kinds` a group is of.
     """

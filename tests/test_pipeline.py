@@ -254,7 +254,7 @@ def test_bad_input_is_refused_before_anything_is_written(otbr_run, tmp_path):
         tmp_path,
     )
     bad(model(num_classes=7), r"data 'digits': expected labels in 0..6", tmp_path)
-    classes = dataclasses.replace(model(checkpoint=str(checkpoint), num_classes=12), data=DataConfig(name="none"))
+    classes = change(model(checkpoint=str(checkpoint), num_classes=12), data=DataConfig(name="none"))
     bad(classes, r"expected params/classifier/kernel of shape \(64, 12\) as the model's settings say, found \(64, 10\)"
         "|expected params/classifier/bias of shape", tmp_path)  # fmt: skip
     bad(

@@ -168,10 +168,10 @@ def test_bad_choices(message, values):
 
 
 def test_whole_neurons_have_one_share():
-    neurons = change(CONFIG, tsbd=dataclasses.replace(CONFIG.method.tsbd, scheme="neurons"))
+    neurons = change(CONFIG.method, tsbd=dataclasses.replace(CONFIG.method.tsbd, scheme="neurons"))
     assert neurons.pairs(neurons.selection) == ((0.1, 1.0), (0.4, 1.0))
     assert tsbd.chosen_setting(neurons, {}) == (0.15, 1.0)
-    assert tsbd.chosen_setting(CONFIG, {}) == (0.15, 0.7)
+    assert tsbd.chosen_setting(CONFIG.method, {}) == (0.15, 0.7)
     with pytest.raises(InputError, match=r"tsbd.scheme: expected one of \['weights', 'neurons'\], found 'filters'"):
         TSBDConfig(scheme="filters")
 

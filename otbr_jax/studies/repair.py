@@ -85,23 +85,22 @@ def repair(
         if line := replacing(folder, config.defense):
             say(line)
         run = Run(session, directory, config.victim.seed, layers=means.layers, augment=means.augment)
+        again = dataclasses.replace(run, repetition=config.repetition) if config.repetition else run
         victim = open_victim(run, config.victim.attack, config.victim.training)
-        defending = dataclasses.replace(run, repetition=config.repetition) if config.repetition else run
         given = {"victim": victim.variables, **means.given}
-        stages = defending.plan(means.plan, given)
-        repaired = stages[means.networks[-1]].value.variables
+        defended = again.plan(means.plan, given)
+        repaired = defended[means.networks[-1]].value.variables
         check_finite(repaired, name="the repaired network")
-        names = hosts.first(lambda: leave_network(session.source, repaired, folder))
-        files = tuple(folder / name for name in names)
-        test = None if session.dataset is None else test_set(run, victim)
-        if test is not None:
-            stages |= defending.plan((measuring_step(config),), {**given, **stages, "test": test})
-            asked, seen = config.comes_back, means.seen
-            training = config.victim.training
-            stages |= comes_back.measured(run, victim, repaired, test, asked, training=training, seen=seen)
+        files = hosts.first(lambda: leave_network(session.source, repaired, folder))
+        test, stages = None, {**victim.stages, **defended}
+        if session.dataset is not None:
+            test = test_set(run, victim)
+            stages |= again.plan((measuring_step(config),), {**given, **defended, "test": test})
+            recipe, asked = config.victim.training, config.comes_back
+            stages |= comes_back.measured(run, victim, repaired, test, asked, recipe=recipe, seen=means.seen)
         result = Repair(
-            session.source.restore(repaired), session.source.network, run.setup.layers, {**victim.stages, **stages},
-            session.dataset, test, config, folder, files, means.clean, trace,
+            session.source.restore(repaired), session.source.network, run.setup.layers, stages, session.dataset, test,
+            config, folder, tuple(folder / name for name in files), means.clean, trace,
         )  # fmt: skip
         hosts.first(lambda: write_outputs(result))
         return result

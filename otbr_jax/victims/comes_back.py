@@ -110,7 +110,7 @@ def measured(
     test: TestSet,
     config: ComesBackConfig,
     *,
-    training: TrainingConfig,
+    recipe: TrainingConfig,
     seen: Images | None = None,
 ) -> dict[str, Stage]:
     """How a repaired network, and one that never had the backdoor, take to a few images.
@@ -121,7 +121,7 @@ def measured(
       repaired: the repaired network.
       test: what is measured on.
       config: the settings.
-      training: how a clean network is trained to compare with.
+      recipe: how a clean network is trained to compare with.
       seen: what the defence took as clean images; left out as long as there are others.
 
     Returns:
@@ -136,7 +136,7 @@ def measured(
     given = {"bait": _bait(plain, dataset.train, victim, config, seen), "test": test}
     stages = plain.plan((_step("comes_back", config),), {"network": repaired, **given})
     if run.session.source.variables is None:
-        clean = victim.stages.get("clean") or without_backdoor(plain, training)
+        clean = victim.stages.get("clean") or without_backdoor(plain, recipe)
         stages |= {"clean": clean}
         stages |= plain.plan((_step("comes_back_never", config),), {"network": clean.value["variables"], **given})
     return stages

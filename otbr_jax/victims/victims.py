@@ -57,11 +57,11 @@ class Victim(NamedTuple):
         return found
 
 
-def check_trainable(session: Session, attack: AttackConfig, config: TrainingConfig) -> None:
+def check_trainable(session: Session, attack: AttackConfig, recipe: TrainingConfig) -> None:
     """Raises InputError, before anything is written, if a network without weights cannot be made a victim of."""
     if session.source.variables is not None:
         return
-    check_batch_size(config.batch_size, session.mesh, name="training.batch_size")
+    check_batch_size(recipe.batch_size, session.mesh, name="training.batch_size")
     dataset = session.dataset
     if dataset is None or dataset.train is None:
         raise InputError(
@@ -69,20 +69,20 @@ def check_trainable(session: Session, attack: AttackConfig, config: TrainingConf
             "for a victim; found none"
         )
     labels = dataset.train.labels
-    training.check_batch_fits(config, images=len(labels))
+    training.check_batch_fits(recipe, images=len(labels))
     if attack.name != "none":
         poisoning.check_possible(labels, attack)
 
 
-def open_victim(run: Run, attack: AttackConfig, config: TrainingConfig) -> Victim:
+def open_victim(run: Run, attack: AttackConfig, recipe: TrainingConfig) -> Victim:
     """The network of a run: the user's checkpoint, or a victim trained for the purpose.
 
     Raises:
       InputError: if there is no checkpoint and nothing to train on, or the attack's trigger is not known.
     """
-    check_trainable(run.session, attack, config)
+    check_trainable(run.session, attack, recipe)
     if run.session.source.variables is None:
-        return _trained(run, attack, config)
+        return _trained(run, attack, recipe)
     stage = as_it_came(run)
     if run.session.dataset is None or attack.name == "none":
         return Victim({"victim": stage}, attack, None)
@@ -124,33 +124,33 @@ def attacker_goals(attack: AttackConfig, labels: jax.Array, num_classes: int) ->
     return goals(labels, mode=attack.label_mode, target=attack.target, num_classes=num_classes)
 
 
-def _trained(run: Run, attack: AttackConfig, config: TrainingConfig) -> Victim:
+def _trained(run: Run, attack: AttackConfig, recipe: TrainingConfig) -> Victim:
     """The attack is made (against a clean network of the same training, if it needs one) and the victim trained."""
     if attack.name == "none":
-        return Victim({"victim": without_backdoor(run, config)}, attack, None)
+        return Victim({"victim": without_backdoor(run, recipe)}, attack, None)
     stages: dict[str, Stage] = {}
     kind = ATTACKS[attack.name]
     if kind.needs_clean_network and (kind.poison is not None or not attack.assets):
         classifier(run.session.source.graph, run.network.num_classes)
-        stages["clean"] = without_backdoor(run, config)
+        stages["clean"] = without_backdoor(run, recipe)
     made = trigger_stage(run, attack, clean=stages.get("clean"))
     if made is not None:
         stages["attack"] = made
     clean = stages.get("clean") if kind.poison else None
-    stages["victim"] = _victim_stage(run, attack, config, made, clean=clean)
+    stages["victim"] = _victim_stage(run, attack, recipe, made, clean=clean)
     return Victim(stages, attack, trigger(attack, stages["victim"].value.get("assets", {})))
 
 
-def without_backdoor(run: Run, config: TrainingConfig) -> Stage:
+def without_backdoor(run: Run, recipe: TrainingConfig) -> Stage:
     """The clean network of the same images, order and start as the victim's, which attackers and comparisons want.
 
     It is the victim of the attack `none`, trained once for each seed of a working directory.
     """
-    return _victim_stage(run, AttackConfig(name="none"), config, None)
+    return _victim_stage(run, AttackConfig(name="none"), recipe, None)
 
 
 def _victim_stage(
-    run: Run, attack: AttackConfig, config: TrainingConfig, made: Stage | None, *, clean: Stage | None = None
+    run: Run, attack: AttackConfig, recipe: TrainingConfig, made: Stage | None, *, clean: Stage | None = None
 ) -> Stage:
     """The stage `victim`; `clean` is the clean network that training images are poisoned with, if they are."""
     source, dataset, key = run.session.source, run.session.dataset, run.key("victim")
@@ -159,15 +159,15 @@ def _victim_stage(
     assert source.init is not None
     train, init, assets = dataset.train, source.init, made.value if made else {}
     init_key, poison_key, train_key = jax.random.split(key, 3)
-    precision = str(training.compute_dtype(config.precision, run.mesh))
+    precision = str(training.compute_dtype(recipe.precision, run.mesh))
 
     def compute(progress: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
         data, in_training, poisoned = _training_set(run, attack, train, assets, poison_key, clean)
         start, data, placed, key = replicate((jax.jit(init)(init_key), data, dict(assets), train_key), run.mesh)
         title = "training a clean network" if attack.name == "none" else f"training: {attack.name}"
-        with progress_bar(title, config.epochs, unit="epoch") as advance:
+        with progress_bar(title, recipe.epochs, unit="epoch") as advance:
             found = training.train(
-                run.shared_network, start, data, key=key, config=config, mesh=run.mesh,
+                run.shared_network, start, data, key=key, config=recipe, mesh=run.mesh,
                 assets=placed, attack=in_training, measure=_measure(run, attack, dataset.test), on_epoch=advance,
                 progress=progress,
             )  # fmt: skip
@@ -180,7 +180,7 @@ def _victim_stage(
 
     def like() -> dict[str, Any]:
         value = {"variables": jax.eval_shape(init, key), "poisoned": np.int32(0)}
-        value["history"] = training.empty_history(config)._asdict()
+        value["history"] = training.empty_history(recipe)._asdict()
         return value | ({"assets": assets} if assets else {})
 
     settings = {
@@ -188,7 +188,7 @@ def _victim_stage(
         "model": dataclasses.asdict(source.config),
         "data": [content_digest(train), content_digest(dataset.test), run.session.data.mean, run.session.data.std],
         "attack": attack.settings(),
-        "training": dataclasses.asdict(config) | {"precision": precision},
+        "training": dataclasses.asdict(recipe) | {"precision": precision},
     }
     parents = tuple(stage for stage in (made, clean) if stage)
     return run.directory.run_long(
@@ -197,21 +197,21 @@ def _victim_stage(
 
 
 def _training_set(
-    run: Run, config: AttackConfig, train: Images, assets: Assets, key: jax.Array, clean: Stage | None
+    run: Run, attack: AttackConfig, train: Images, assets: Assets, key: jax.Array, clean: Stage | None
 ) -> tuple[TrainingSet, InTraining | None, int]:
     """The data to learn from, what the attack does in training, and how many images (of an epoch) are poisoned."""
     images, labels = jnp.asarray(train.images), jnp.asarray(train.labels)
-    wanted = attacker_goals(config, labels, run.network.num_classes)
-    if config.name == "none":
+    wanted = attacker_goals(attack, labels, run.network.num_classes)
+    if attack.name == "none":
         return TrainingSet(images, labels, wanted), None, 0
-    attack = ATTACKS[config.name]
-    if attack.in_training is not None:
-        count = poisoning.poisoned_count(len(labels), config)
-        return TrainingSet(images, labels, wanted), attack.in_training(config.poisoning_ratio, config.own), count
+    kind = ATTACKS[attack.name]
+    if kind.in_training is not None:
+        count = poisoning.poisoned_count(len(labels), attack)
+        return TrainingSet(images, labels, wanted), kind.in_training(attack.poisoning_ratio, attack.own), count
     network = None if clean is None else clean_network(run.setup, clean.value["variables"])
     poisoned = poisoning.poison(
-        images, labels, trigger(config, assets), key=key, config=config, num_classes=run.network.num_classes,
-        change=poisoner(config, assets, network) if attack.poison is not None else None,
+        images, labels, trigger(attack, assets), key=key, config=attack, num_classes=run.network.num_classes,
+        change=poisoner(attack, assets, network) if kind.poison is not None else None,
     )  # fmt: skip
     return TrainingSet(poisoned.images, poisoned.labels, wanted), None, int(poisoned.poisoned.sum())
 
