@@ -34,6 +34,7 @@ from configs.bench.disarm import embedded
 from otbr_jax.runs.store import open_workdir
 from otbr_jax.studies.bench import Cell, Grid
 from otbr_jax.studies.repair_config import repaired_by
+from otbr_jax.settings import change
 
 def note(what, subject):
     log = os.open({log!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -71,7 +72,7 @@ class Quick(Logged):
 
         with open_workdir(root / "quick", subject={}, shared=True) as directory:
             like = lambda: {"a": jax.ShapeDtypeStruct((1000,), float)}
-            directory.run(self.victim, compute, like=like, config={}, key=None, code="otbr_jax.files")
+            directory.run(self.victim, compute, like=like, config={}, key=None, code="quick")
         time.sleep(random.expovariate(10))
         return {"config": self.settings()}
 

@@ -25,7 +25,7 @@ from configs.otbr import get_config
 from launch import cli
 from otbr_jax import trace
 from otbr_jax.defenses import otbr_plus
-from otbr_jax.defenses.defense import Screening
+from otbr_jax.defenses.grid import Screening, measure
 from otbr_jax.defenses.otbr import OTBRConfig
 from otbr_jax.defenses.otbr_plus import OTBRSettings, SweepConfig
 from otbr_jax.models.registry import ModelConfig
@@ -59,9 +59,9 @@ def program(setup: Setup, gammas, lams, images: int, traces: list[None]) -> Call
         key = jax.random.key(0)
         ask = lambda test: partial(evaluation.measure, setup.network, test=test)  # noqa: E731
         few = Screening(ask(evaluation.balanced(test, images, key=key)), images, len(test.labels)) if images else None
-        return otbr_plus.sweep(
-            config, setup, ask(test),
-            victim=variables, scores=scores, key=key, report=None, screening=few,
+        return measure(
+            otbr_plus.grid(config), setup, ask(test),
+            victim=variables, scores=scores, key=key, screening=few,
         )  # fmt: skip
 
     return jax.jit(function)

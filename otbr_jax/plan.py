@@ -81,6 +81,32 @@ class Work(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
+class Shown:
+    """What is said of a step while it runs; none of it changes what it computes.
+
+    Attributes:
+      title: a line for a progress bar.
+      total: how often `run` reports, or `setup -> how often`.
+      unit: of what it reports.
+      work: `setup -> Work`, from which it is said how long it takes before it starts; None where that is short.
+      tell: `(settings, value) -> line`, called on the host: what is said as soon as it is known; empty for nothing.
+      lighter: the setting that its memory shrinks with.
+    """
+
+    title: str = ""
+    _: dataclasses.KW_ONLY
+    total: int | Callable[[Setup], int] = 1
+    unit: str = "step"
+    work: Callable[[Setup], Work] | None = None
+    tell: Callable[[Any, Any], str] = lambda settings, value: ""
+    lighter: str = ""
+
+    def count(self, setup: Setup) -> int:
+        """How often `run` reports."""
+        return self.total(setup) if callable(self.total) else self.total
+
+
+@dataclasses.dataclass(frozen=True)
 class Step:
     """One step of a plan.
 
@@ -90,33 +116,22 @@ class Step:
         looks.
       needs: `{argument of run: name of an earlier step or of what is given}`. Nothing else is passed.
       settings: the only part of the configuration that `run` is given: a dataclass, or plain values.
-      title: a line for a progress bar.
-      total: how often `run` reports, or `setup -> how often`.
-      unit: of what it reports.
       key: the name that its key is derived from; by default its own, `ROOT` for the run's key as it is.
-      code: more modules whose code its value depends on, beside that of `run`.
-      work: `setup -> Work`, from which it is said how long it takes before it starts; None where that is short.
-      lighter: the setting that its memory shrinks with.
       check: `(settings, value)`, called on the host; raises InputError, or warns, if it cannot be used.
       instead: `(settings, {argument: value}) -> run or None`, called on the host: another `run` that gives the same
         value of these inputs, and compiles faster.
-      tell: `(settings, value) -> line`, called on the host: what is said as soon as it is known; empty for nothing.
+      shown: what is said of it while it runs.
     """
 
     name: str
     run: Callable[..., Any]
     needs: Mapping[str, str] = dataclasses.field(default_factory=dict)
     settings: Any = None
-    title: str = ""
-    total: int | Callable[[Setup], int] = 1
-    unit: str = "step"
+    _: dataclasses.KW_ONLY
     key: str | None = None
-    code: tuple[str, ...] = ()
-    work: Callable[[Setup], Work] | None = None
-    lighter: str = ""
     check: Callable[[Any, Any], None] = lambda settings, value: None
     instead: Callable[[Any, Mapping[str, Any]], Callable[..., Any] | None] = lambda settings, inputs: None
-    tell: Callable[[Any, Any], str] = lambda settings, value: ""
+    shown: Shown = Shown()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +184,9 @@ def taken(step: Step, values: Mapping[str, Any]) -> dict[str, Any]:
 def shortened(step: Step, inputs: Mapping[str, Any]) -> Step:
     """The step as it suits concrete inputs; see `Step.instead`."""
     other = step.instead(step.settings, inputs)
-    return step if other is None else dataclasses.replace(step, run=other, work=None)
+    if other is None:
+        return step
+    return dataclasses.replace(step, run=other, shown=dataclasses.replace(step.shown, work=None))
 
 
 def compute(step: Step, setup: Setup, *, key: jax.Array, report: Report | None = None, **taken: Any) -> Any:

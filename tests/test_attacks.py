@@ -353,7 +353,7 @@ def test_label_consistent_makes_training_images_hard_and_test_images_not():
     config = AttackConfig(name="label_consistent", labels="all_to_one", poisoning_ratio=1.0)
     found = poison(
         images, labels, trigger(config, {}), key=KEY, config=config, num_classes=5,
-        change=poisoner(config, {}, network),
+        change=poisoner(ATTACKS[config.name], config.own, {}, network),
     )  # fmt: skip
     inside = np.s_[:, 3:-3, 3:-3]
     moved = np.abs(np.asarray(found.images, int) - np.asarray(images, int))[inside]
@@ -417,7 +417,10 @@ def test_ctrl_is_learned_at_half_the_strength_at_which_it_is_used():
     config = AttackConfig(name="ctrl")
     used, learned = (
         np.asarray(each, float) - 128
-        for each in (trigger(config, {})(images, KEY), poisoner(config, {})(images, jnp.zeros(2, int), KEY))
+        for each in (
+            trigger(config, {})(images, KEY),
+            poisoner(ATTACKS[config.name], config.own, {})(images, jnp.zeros(2, int), KEY),
+        )
     )
     np.testing.assert_allclose(used, 2 * learned, atol=1.01)
     assert ctrl.CTRLConfig().magnitude == 2 * ctrl.CTRLConfig().train_magnitude

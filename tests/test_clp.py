@@ -74,7 +74,7 @@ def test_a_run_leaves_a_report(tmp_path):
     assert summary["sweep"][1]["pruned"] == summary["metrics"]["pruned"]
     assert "channels pruned" in (tmp_path / "w" / "report.html").read_text()
     none = change(config, sweep=SweepConfig(u=()))
-    assert method.candidates(none) is None
+    assert method.grid(none.method) is None
 
 
 def test_the_chosen_u_leaves_the_answers_and_the_next_does_not():

@@ -207,7 +207,7 @@ def test_lessons_are_compiled_only_where_a_class_stands_out():
     with_it, without = (Suspicion(*[None] * 4, np.array(wanted), None) for wanted in ([[True]], [[False]]))
     assert plan.shortened(step, {"detected": with_it}) == step
     other = plan.shortened(step, {"detected": without})
-    assert (other.run, other.work) == (disarm.leave_alone, None)
+    assert (other.run, other.shown.work) == (disarm.leave_alone, None)
 
 
 def test_searches_in_chunks_are_the_same(planted):

@@ -189,7 +189,7 @@ def test_plans_of_all_defences_are_in_order_and_their_networks_are_steps(name):
     for step in plan:
         assert set(step.needs.values()) <= known, step.name
         known.add(step.name)
-        assert step.title
+        assert step.shown.title
     networks = way.networks(config)
     assert networks[0] == "victim"
     assert set(networks[1:]) < known

@@ -39,7 +39,7 @@ class Counter:
 
 def run(workdir, compute, *, config=1, seed=0, parents=()):
     return workdir.run(
-        "s", compute, like=like, config={"c": config}, key=jax.random.key(seed), code=__name__, parents=parents
+        "s", compute, like=like, config={"c": config}, key=jax.random.key(seed), code="counting", parents=parents
     )
 
 

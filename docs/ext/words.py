@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 EVERYDAY = frozenset(
-    "agreement candidates cell defence distilled finetuned fused gamma given grid group identity lambda layer m "
+    "agreement cell defence distilled finetuned fused gamma given grid group identity lambda layer m "
     "neighbours never n outcome patched plan prepare pruned reach recovery remaining row run score setup stage step "
     "study sweep threshold unchanged unlearned variables".split()
 )

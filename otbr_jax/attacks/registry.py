@@ -101,25 +101,29 @@ def trigger(config: AttackConfig, assets: Assets) -> Trigger:
     """
     if config.name == "none":
         raise InputError("attack.name: expected an attack with a trigger, found 'none'")
-    attack = ATTACKS[config.name]
+    return trigger_of(ATTACKS[config.name], config.own, assets)
+
+
+def trigger_of(attack: Attack, own: Any, assets: Assets) -> Trigger:
+    """The same of an attack and its own settings."""
 
     def put(images: jax.Array, key: jax.Array) -> jax.Array:
         if images.dtype != jnp.uint8 or images.ndim != 4:
             raise InputError(f"images: expected uint8 [n, h, w, c], found {images.dtype} {list(images.shape)}")
-        return attack.trigger(assets, images, key, config.own)
+        return attack.trigger(assets, images, key, own)
 
     return put
 
 
 def poisoner(
-    config: AttackConfig, assets: Assets, clean: CleanNetwork | None = None
+    attack: Attack, own: Any, assets: Assets, clean: CleanNetwork | None = None
 ) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
     """`(images uint8, labels, key) -> images`: what training images become; with the trigger, and more if need be."""
-    put, attack = trigger(config, assets), ATTACKS[config.name]
+    put = trigger_of(attack, own, assets)
 
     def change(images: jax.Array, labels: jax.Array, key: jax.Array) -> jax.Array:
         if attack.poison is None:
             return put(images, key)
-        return attack.poison(assets, images, labels, key, config.own, clean)
+        return attack.poison(assets, images, labels, key, own, clean)
 
     return change

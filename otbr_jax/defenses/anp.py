@@ -17,7 +17,7 @@ from otbr_jax.defenses import gating
 from otbr_jax.defenses.defense import Defense, Outcome
 from otbr_jax.defenses.gating import Learning, Masks, ThresholdConfig, ThresholdSweepConfig
 from otbr_jax.graph.choose import LAYERS
-from otbr_jax.plan import Plan, Report, Setup, Step, needs
+from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.gates import Factors, Gates, Passed, descend, factors_objective, open_gates
 from otbr_jax.steps.sharing import per_device
@@ -125,7 +125,7 @@ def learn(
     report: Report | None,
 ) -> Masks:
     """Learns masks in one program."""
-    images, labels = Batch(*clean)
+    images, labels = clean
     size = per_device(settings.batch_size, setup.axis_name, name="anp.learning.batch_size")
     step = step_fn(setup.network, victim, gates, config=settings, axis_name=setup.axis_name)
     masks = open_gates(victim, gates)
@@ -154,9 +154,8 @@ def plan(config: ANPSettings) -> Plan:
             learn,
             needs("victim", "gates", "clean"),
             learning,
-            "learning masks",
-            total=learning.steps,
             check=partial(gating.check_masks, name="anp.learning"),
+            shown=Shown("learning masks", total=learning.steps),
         ),
         *gating.closing_steps(config.anp.threshold, config.selection),
     )
@@ -178,7 +177,7 @@ DEFENSE = Defense(
     networks=lambda config: ("victim", "pruned"),
     outcome=outcome,
     check=lambda setup, config: gating.check(setup, name="anp"),
-    candidates=lambda config: gating.candidates(config.sweep),
+    grid=lambda config: gating.grid(config.sweep),
     batch_sizes=lambda config: {"anp.learning.batch_size": config.anp.learning.batch_size},
     source="arXiv 2110.14430",
 )

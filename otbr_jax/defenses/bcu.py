@@ -19,7 +19,7 @@ from otbr_jax.detectors.short_cuts import PROCEDURAL, PicturesConfig, make_pictu
 from otbr_jax.errors import InputError
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.graph.graph import Layer
-from otbr_jax.plan import Plan, Report, Setup, Step, needs
+from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.finetune import FinetuningConfig
 from otbr_jax.steps.objective import Objective, objective_of
@@ -168,8 +168,8 @@ def plan(config: BCUSettings) -> Plan:
     """pictures -> redrawn -> taught -> changes."""
     method, tuning = config.bcu, config.bcu.finetuning
     return (
-        Step("pictures", make_pictures, needs("victim"), config.pictures, "making pictures"),
-        Step("redrawn", make_student, needs("victim"), method.shares, "drawing weights anew"),
+        Step("pictures", make_pictures, needs("victim"), config.pictures, shown=Shown("making pictures")),
+        Step("redrawn", make_student, needs("victim"), method.shares, shown=Shown("drawing weights anew")),
         tuning_step(
             "taught",
             tuning,
@@ -180,7 +180,6 @@ def plan(config: BCUSettings) -> Plan:
             more=("victim",),
             own=Teaching(method.warmth, tuning.epochs, method.statistics),
             objective=objective,
-            code=(__name__,),
             seen=_network(method.statistics),
             by_epoch=True,
         ),

@@ -7,27 +7,26 @@ is bounded by the largest singular value of its kernel, times what the normalisa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from otbr_jax import plan as plans
-from otbr_jax.defenses.defense import Ask, Candidates, Defense, Outcome, count_neurons, settled
+from otbr_jax.defenses.defense import Defense, Outcome, count_neurons, settled
+from otbr_jax.defenses.grid import Built, Grid
 from otbr_jax.detectors.short_cuts import PROCEDURAL, PicturesConfig, make_pictures
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.graph.graph import Layer, NeuronGraph
-from otbr_jax.metrics import Metrics
-from otbr_jax.plan import Plan, Report, Setup, Step, needs
+from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.gates import matching, pairs_of
 from otbr_jax.steps.images import Pictures
 from otbr_jax.steps.prune import reinitialize
 from otbr_jax.steps.score import Scores
-from otbr_jax.steps.select import share_right, strongest_harmless
-from otbr_jax.types import Batch, Network, Variables, named_leaves
+from otbr_jax.steps.select import shares_right, strongest_harmless
+from otbr_jax.types import Network, Variables, named_leaves
 
 
 @settings("clp")
@@ -139,16 +138,13 @@ def select(
 ) -> Agreement:
     """The smallest u down to which no more pictures than tolerated are answered otherwise than before."""
     highest = jnp.max(jnp.stack([jnp.max(score) for score in scores.values()]))
-    batch, u = Batch(*pictures.batch), jnp.array([jnp.inf, *sorted({*settings.u}, reverse=True)])
+    u = jnp.array([jnp.inf, *sorted({*settings.u}, reverse=True)])
     u = jnp.minimum(u, highest)
 
-    def one(u: jax.Array) -> jax.Array:
-        found = share_right(setup.network, prune(setup, u, victim=victim, scores=scores).variables, batch)
-        if report is not None:
-            jax.debug.callback(report)
-        return found
+    def pruned(u: jax.Array) -> Variables:
+        return prune(setup, u, victim=victim, scores=scores).variables
 
-    agreement = jax.lax.map(one, u)
+    agreement = shares_right(setup.network, pruned, u, pictures.batch, report=report)
     chosen = strongest_harmless(agreement, reference=jnp.float32(1), tolerance=settings.tolerance)
     return Agreement(u, agreement, chosen)
 
@@ -169,22 +165,20 @@ def prune(setup: Setup, settings: float | jax.Array, *, victim: Variables, score
 
 def plan(config: CLPSettings) -> Plan:
     """scores (-> pictures -> selected) -> pruned."""
-    scores, tried = Step("scores", score, needs("victim"), title="channel Lipschitz constants"), config.selection
+    scores, tried = Step("scores", score, needs("victim"), shown=Shown("channel Lipschitz constants")), config.selection
     if not tried.u:
-        return scores, Step("pruned", prune, needs("victim", "scores"), config.clp.u, "pruning")
+        return scores, Step("pruned", prune, needs("victim", "scores"), config.clp.u, shown=Shown("pruning"))
     return (
         scores,
-        Step("pictures", make_pictures, needs("victim"), config.pictures, "making pictures"),
+        Step("pictures", make_pictures, needs("victim"), config.pictures, shown=Shown("making pictures")),
         Step(
             "selected",
             select,
             needs("victim", "scores", "pictures"),
             tried,
-            "choosing u, procedural pictures only",
-            total=1 + len({*tried.u}),
-            unit="u",
+            shown=Shown("choosing u, procedural pictures only", total=1 + len({*tried.u}), unit="u"),
         ),
-        Step("pruned", prune_chosen, needs("victim", "scores", "selected"), title="pruning"),
+        Step("pruned", prune_chosen, needs("victim", "scores", "selected"), shown=Shown("pruning")),
     )
 
 
@@ -211,47 +205,27 @@ def clp(
     return found["pruned"].variables, found["pruned"]
 
 
-def sweep(
-    config: CLPSettings,
-    setup: Setup,
-    ask: Ask,
-    *,
-    victim: Variables,
-    scores: Scores,
-    key: jax.Array,
-    report: Report | None,
-) -> Metrics:
-    """Prunes and measures at every threshold, `[thresholds]`."""
+def build(setup: Setup, setting: jax.Array, *, victim: Variables, scores: Scores, key: jax.Array) -> Built:
+    """The network without the channels above a threshold."""
     del key
-
-    def one(u: jax.Array) -> Metrics:
-        found = ask(prune(setup, u, victim=victim, scores=scores).variables)
-        if report is not None:
-            jax.debug.callback(report)
-        return found
-
-    return jax.lax.map(one, jnp.array(config.sweep.u))
+    return Built({"pruned": prune(setup, setting, victim=victim, scores=scores).variables})
 
 
-def candidates(config: CLPSettings) -> Candidates | None:
-    """The thresholds of the grid."""
-    if not config.sweep.u:
+def grid(config: CLPSettings) -> Grid | None:
+    """The thresholds that are measured."""
+    u = config.sweep.u
+    if not u:
         return None
-
-    def rows(found: Metrics, row: Callable[[Metrics], dict[str, Any]]) -> list[dict[str, Any]]:
-        each = enumerate(config.sweep.u)
-        return [{"u": u, "pruned": row(Metrics(*(values[place] for values in found)))} for place, u in each]
-
-    return Candidates(
-        axes={"u": config.sweep.u},
+    return Grid(
+        axes={"u": u},
+        settings=tuple((each,) for each in u),
+        arrays=lambda setup: jnp.array(u),
+        build=build,
         needs=("victim", "scores"),
         along=("u",),
         strength="u, standard deviations above the mean",
         network="pruned",
-        rounds=len(config.sweep.u),
         unit="u",
-        measure=partial(sweep, config),
-        rows=rows,
     )
 
 
@@ -286,6 +260,6 @@ DEFENSE = Defense(
     plan=plan,
     networks=lambda config: ("victim", "pruned"),
     outcome=outcome,
-    candidates=candidates,
+    grid=grid,
     source="arXiv 2208.03111",
 )

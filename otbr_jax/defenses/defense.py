@@ -8,60 +8,12 @@ from typing import Any, NamedTuple
 
 import jax
 
+from otbr_jax.defenses.grid import Grid
 from otbr_jax.detectors.detector import Detector
-from otbr_jax.metrics import Metrics
 from otbr_jax.metrics import settled as settled  # defences import it from here
 from otbr_jax.plan import Plan, Setup
 from otbr_jax.steps.score import Scores
-from otbr_jax.types import Batch, Variables
-
-Ask = Callable[[Variables], Metrics]
-"""How a network does on a test set."""
-
-
-class Screening(NamedTuple):
-    """How the settings of a grid are measured first, where that is not on all test images.
-
-    Attributes:
-      ask: how a network does on some of the images.
-      images: on how many.
-      whole: how many there are.
-    """
-
-    ask: Ask
-    images: int
-    whole: int
-
-
-class Candidates(NamedTuple):
-    """The settings of a grid, to be compared with the chosen one.
-
-    Attributes:
-      axes: `{name: values}`, such as gamma and lambda.
-      needs: names of steps that `measure` is given.
-      along: the axes whose product says how strongly is repaired.
-      strength: that product in words.
-      network: the network that a setting is judged by, a name of `Defense.networks`.
-      rounds: how often `measure` reports.
-      unit: of what it reports.
-      measure: `(setup, ask, *, key, report, **needs) -> pytree`: what `ask` says of the networks of all settings, in
-        one program that holds one network at a time. `key` is the run's; see `plan.named_key`.
-      rows: `(what measure found, Metrics -> plain values) -> [plain values]`, one for each setting, with its value of
-        each of `axes`.
-      screening: on how many images all settings are measured first, 0 for all; `measure` then takes `screening`, a
-        `Screening`, asks about few settings in full, and its rows say `images` of each network.
-    """
-
-    axes: Mapping[str, tuple[float, ...]]
-    needs: tuple[str, ...]
-    along: tuple[str, ...]
-    strength: str
-    network: str
-    rounds: int
-    unit: str
-    measure: Callable[..., Any]
-    rows: Callable[[Any, Callable[[Metrics], dict[str, Any]]], list[dict[str, Any]]]
-    screening: int = 0
+from otbr_jax.types import Batch
 
 
 class Outcome(NamedTuple):
@@ -132,7 +84,7 @@ class Defense:
     outcome: Callable[[Any, Mapping[str, Any]], Outcome]
     check: Callable[[Setup, Any], None] = lambda setup, config: None
     given: Callable[[Any, Batch | None, int], Mapping[str, Any]] = nothing_more
-    candidates: Callable[[Any], Candidates | None] = lambda config: None
+    grid: Callable[[Any], Grid | None] = lambda config: None
     detector: Callable[[Any], Detector | None] = lambda config: None
     batch_sizes: Callable[[Any], Mapping[str, int]] = lambda config: {}
     source: str = "otbr_jax"

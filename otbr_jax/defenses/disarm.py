@@ -29,14 +29,14 @@ from otbr_jax.detectors.short_cuts import (
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.graph.graph import NeuronGraph
 from otbr_jax.metrics import settled
-from otbr_jax.plan import Plan, Report, Setup, Step, Work, needs
+from otbr_jax.plan import Plan, Report, Setup, Shown, Step, Work, needs
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.images import Pictures
 from otbr_jax.steps.reach import Reached
 from otbr_jax.steps.score import neuron_weight_changes
 from otbr_jax.steps.teach import ShortCuts, TeachingConfig, TeachingInfo, teach, untaught
 from otbr_jax.triggers import FAMILIES
-from otbr_jax.types import Batch, Network, Variables
+from otbr_jax.types import Network, Variables
 
 
 @settings("")
@@ -84,12 +84,11 @@ def disarm_suspect(
 ) -> Disarmed:
     """The network, taught that triggers of its short cuts mean nothing; as it is if it has none."""
     bank = bank_of(setup, settings.families)
-    closing = short_cuts(Suspicion(*detected), Reached(*reached), settings.families)
-    batch = Batch(*pictures.batch)
+    closing = short_cuts(detected, reached, settings.families)
     teaching = settings.teaching
     return Disarmed(
         *teach(
-            setup.network, victim, batch, bank, closing,
+            setup.network, victim, pictures.batch, bank, closing,
             key=key, config=teaching, axis_name=setup.axis_name, on_step=report,
         )
     )  # fmt: skip
@@ -100,7 +99,7 @@ def leave_alone(
 ) -> Disarmed:
     """What `disarm_suspect` makes of a network in which nothing is to be closed."""
     del setup
-    closing = short_cuts(Suspicion(*detected), Reached(*reached), settings.families)
+    closing = short_cuts(detected, reached, settings.families)
     return Disarmed(*untaught(victim, closing, config=settings.teaching))
 
 
@@ -119,13 +118,15 @@ def plan(config: DisarmSettings) -> Plan:
             disarm_suspect,
             needs("victim", "pictures", "reached", "detected"),
             Lessons(teaching, config.detection.families),
-            "searching and teaching",
-            total=teaching.rounds * (teaching.search.steps + teaching.steps),
-            work=partial(lessons_work, config),
-            lighter="teaching.batch_size",
-            instead=lambda settings, inputs: None if np.any(Suspicion(*inputs["detected"]).wanted) else leave_alone,
+            instead=lambda settings, inputs: None if np.any(inputs["detected"].wanted) else leave_alone,
+            shown=Shown(
+                "searching and teaching",
+                total=teaching.rounds * (teaching.search.steps + teaching.steps),
+                work=partial(lessons_work, config),
+                lighter="teaching.batch_size",
+            ),
         ),
-        Step("changes", change, needs("victim", "disarmed"), title="what moved"),
+        Step("changes", change, needs("victim", "disarmed"), shown=Shown("what moved")),
     )
 
 

@@ -41,7 +41,7 @@ def disarm_suspect(
     setup: Setup, settings: Lessons, *, clean: Batch, pictures: Pictures, victim: Variables, **rest: Any
 ) -> Disarmed:
     """As `disarm.disarm_suspect`, with clean images among the pictures."""
-    mixed = pictures._replace(batch=beside(Batch(*pictures.batch), Batch(*clean).images, setup.network, victim))
+    mixed = pictures._replace(batch=beside(pictures.batch, clean.images, setup.network, victim))
     return disarm.disarm_suspect(setup, settings, pictures=mixed, victim=victim, **rest)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,19 +11,19 @@ import jax
 import jax.numpy as jnp
 
 from otbr_jax import plan as plans
-from otbr_jax.defenses.defense import Ask, Candidates, Defense, Outcome, settled
+from otbr_jax.defenses.defense import Defense, Outcome, settled
 from otbr_jax.defenses.ft import PUBLISHED, batch_sizes
+from otbr_jax.defenses.grid import Built, Grid
 from otbr_jax.defenses.tuning import changes_step, plain_history, takes_clean, tuned_outcome, tuning_step
 from otbr_jax.errors import InputError
 from otbr_jax.graph.graph import Layer
 from otbr_jax.graph.taps import tapped
-from otbr_jax.metrics import Metrics
-from otbr_jax.plan import Plan, Report, Setup, Step, needs
+from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.finetune import FinetuningConfig, finetune
 from otbr_jax.steps.objective import Objective, cross_entropy
 from otbr_jax.steps.prune import neurons_to_prune
-from otbr_jax.steps.select import share_right, strongest_harmless
+from otbr_jax.steps.select import shares_right, strongest_harmless
 from otbr_jax.types import Batch, Variables, named_leaves, replace_leaves, split
 
 _AT_ONCE = 200  # images
@@ -104,8 +104,7 @@ def activations(
     del key, report
     name = classifier_of(setup).name
     seen = tapped(setup.network.answer, [name])
-    images = Batch(*clean).images
-    found = jax.lax.map(lambda image: seen(victim, image[None])[1][name][0], images, batch_size=_AT_ONCE)
+    found = jax.lax.map(lambda image: seen(victim, image[None])[1][name][0], clean.images, batch_size=_AT_ONCE)
     found = found.astype(jnp.float32)
     return {name: jnp.mean(found, axis=tuple(range(found.ndim - 1)))}
 
@@ -148,15 +147,12 @@ def select(
 ) -> Shares:
     """Chooses how many channels are pruned: as many as clean images do not miss."""
     del key
-    layer, batch = classifier_of(setup), Batch(*clean)
+    layer = classifier_of(setup)
 
-    def judged(count: jax.Array) -> jax.Array:
-        found = share_right(setup.network, without(victim, layer, activations[layer.name], count=count)[0], batch)
-        if report is not None:
-            jax.debug.callback(report)
-        return found
+    def pruned(count: jax.Array) -> Variables:
+        return without(victim, layer, activations[layer.name], count=count)[0]
 
-    accuracy = jax.lax.map(judged, jnp.array(counts_of(setup, settings.step)))
+    accuracy = shares_right(setup.network, pruned, jnp.array(counts_of(setup, settings.step)), clean, report=report)
     return Shares(accuracy, strongest_harmless(accuracy, reference=accuracy[0], tolerance=settings.tolerance))
 
 
@@ -195,7 +191,9 @@ def objective(setup: Setup, like: Any, own: None, *, pruned: Pruned) -> Objectiv
 
 def plan(config: FinePruningSettings) -> Plan:
     """activations (-> selected) -> pruned -> finetuned -> changes."""
-    steps = [Step("activations", activations, needs("victim", "clean"), title="mean activations of clean images")]
+    steps = [
+        Step("activations", activations, needs("victim", "clean"), shown=Shown("mean activations of clean images"))
+    ]
     selected: list[str] = []
     if config.pruning.step:
         selected = ["selected"]
@@ -205,14 +203,16 @@ def plan(config: FinePruningSettings) -> Plan:
                 select,
                 needs("victim", "activations", "clean"),
                 config.pruning,
-                "choosing how many channels are pruned, clean images only",
-                total=lambda setup: len(counts_of(setup, config.pruning.step)),
-                unit="share",
+                shown=Shown(
+                    "choosing how many channels are pruned, clean images only",
+                    total=lambda setup: len(counts_of(setup, config.pruning.step)),
+                    unit="share",
+                ),
             )
         )
     return (
         *steps,
-        Step("pruned", prune, needs("victim", "activations", *selected), config.pruning, "pruning"),
+        Step("pruned", prune, needs("victim", "activations", *selected), config.pruning, shown=Shown("pruning")),
         tuning_step(
             "finetuned",
             config.finetuning,
@@ -221,66 +221,51 @@ def plan(config: FinePruningSettings) -> Plan:
             start="pruned",
             more=("pruned",),
             objective=objective,
-            code=(__name__,),
         ),
         changes_step("finetuned"),
     )
 
 
-def sweep(
-    config: FinePruningSettings,
+def build(
     setup: Setup,
-    ask: Ask,
+    setting: jax.Array,
     *,
+    config: FinePruningSettings,
     victim: Variables,
     activations: Mapping[str, jax.Array],
     clean: Batch,
     key: jax.Array,
-    report: Report | None,
-) -> dict[str, Metrics]:
-    """Prunes, fine-tunes and measures for every share, `[shares]`."""
+) -> Built:
+    """Prunes so many channels, and fine-tunes what remains."""
     layer = classifier_of(setup)
-
-    def one(count: jax.Array) -> dict[str, Metrics]:
-        start, lost = without(victim, layer, activations[layer.name], count=count)
-        repaired, _ = finetune(
-            setup.network,
-            start,
-            Batch(*clean),
-            key=plans.named_key(key, "finetuned"),
-            config=config.finetuning,
-            objective=objective(setup, split(start)[0], None, pruned=Pruned(start, {layer.name: lost})),
-            augment=setup.augment,
-        )
-        found = {"pruned": ask(start), "finetuned": ask(repaired)}
-        if report is not None:
-            jax.debug.callback(report)
-        return found
-
-    return jax.lax.map(one, jnp.array([neurons_to_prune(share, layer.inputs) for share in config.sweep.share]))
+    start, lost = without(victim, layer, activations[layer.name], count=setting)
+    repaired, _ = finetune(
+        setup.network,
+        start,
+        clean,
+        key=plans.named_key(key, "finetuned"),
+        config=config.finetuning,
+        objective=objective(setup, split(start)[0], None, pruned=Pruned(start, {layer.name: lost})),
+        augment=setup.augment,
+    )
+    return Built({"pruned": start, "finetuned": repaired})
 
 
-def candidates(config: FinePruningSettings) -> Candidates | None:
-    """The shares of the grid."""
-    if not config.sweep.share:
+def grid(config: FinePruningSettings) -> Grid | None:
+    """The shares that are measured."""
+    shares = config.sweep.share
+    if not shares:
         return None
-
-    def rows(found: Any, row: Callable[[Metrics], dict[str, Any]]) -> list[dict[str, Any]]:
-        return [
-            {"share": share} | {name: row(Metrics(*(values[place] for values in by))) for name, by in found.items()}
-            for place, share in enumerate(config.sweep.share)
-        ]
-
-    return Candidates(
-        axes={"share": config.sweep.share},
+    return Grid(
+        axes={"share": shares},
+        settings=tuple((share,) for share in shares),
+        arrays=lambda setup: jnp.array([neurons_to_prune(share, classifier_of(setup).inputs) for share in shares]),
+        build=partial(build, config=config),
         needs=("victim", "activations", "clean"),
         along=("share",),
         strength="share of channels pruned",
         network="finetuned",
-        rounds=len(config.sweep.share),
         unit="run",
-        measure=partial(sweep, config),
-        rows=rows,
     )
 
 
@@ -317,7 +302,7 @@ DEFENSE = Defense(
     outcome=outcome,
     check=check,
     given=takes_clean(batch_sizes),
-    candidates=candidates,
+    grid=grid,
     batch_sizes=batch_sizes,
     source="arXiv 1805.12185",
 )

@@ -71,7 +71,6 @@ def plan(config: FTSAMSettings) -> Plan:
             own=config.sam,  # `rho` too, so that another one is another stage
             objective=objective,
             optimizer=partial(sharpness_optimizer, rho=config.sam.rho),
-            code=(__name__, sharpness_optimizer.__module__),
         ),
         changes_step("finetuned"),
     )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from otbr_jax.defenses.defense import Ask, Candidates, Outcome, count_neurons, settled
+from otbr_jax.defenses.defense import Outcome, count_neurons, settled
+from otbr_jax.defenses.grid import Built, Grid
 from otbr_jax.errors import InputError
-from otbr_jax.metrics import Metrics
-from otbr_jax.plan import Report, Setup, Step, needs
+from otbr_jax.plan import Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.gates import Factors, Gates, by_layer, check_gates, close_gates, gates_of
-from otbr_jax.steps.select import share_right, strongest_harmless
+from otbr_jax.steps.select import share_right, shares_right, strongest_harmless
 from otbr_jax.steps.sharing import mean
 from otbr_jax.types import Batch, Variables
 
@@ -118,7 +117,7 @@ def gates_step(name: str) -> Step:
                 f"{name} gates, found none among {len(gates)} parameters"
             )
 
-    return Step("gates", find_gates, needs("victim"), title="finding normalisations", check=found_some)
+    return Step("gates", find_gates, needs("victim"), check=found_some, shown=Shown("finding normalisations"))
 
 
 def find_gates(setup: Setup, settings: None, *, victim: Variables, key: jax.Array, **_: Any) -> Gates:
@@ -156,18 +155,13 @@ def select(
     **_: Any,
 ) -> Chosen:
     """The highest threshold up to which pruning costs no more accuracy on the clean images than tolerated."""
-    batch = Batch(*clean)
 
-    def right(variables: Variables) -> jax.Array:
-        return mean(share_right(setup.network, variables, batch), setup.axis_name)
+    def pruned(threshold: jax.Array) -> Variables:
+        return close_gates(victim, gates, masks.masks, threshold)
 
-    def one(threshold: jax.Array) -> jax.Array:
-        found = right(close_gates(victim, gates, masks.masks, threshold))
-        if report is not None:
-            jax.debug.callback(report)
-        return found
-
-    accuracy, reference = jax.lax.map(one, jnp.array(settings.thresholds)), right(victim)
+    thresholds, axis_name = jnp.array(settings.thresholds), setup.axis_name
+    accuracy = shares_right(setup.network, pruned, thresholds, clean, report=report, axis_name=axis_name)
+    reference = mean(share_right(setup.network, victim, clean), axis_name)
     chosen = strongest_harmless(accuracy, reference=reference, tolerance=settings.tolerance)
     return Chosen(accuracy, reference, chosen)
 
@@ -193,7 +187,7 @@ def close(
 def closing_steps(threshold: float, selection: ThresholdConfig) -> tuple[Step, ...]:
     """(selected ->) pruned, behind `gates` and `masks`; the threshold is the method's own one."""
     tried = selection.tried(threshold)
-    pruned = Step("pruned", close, needs("victim", "gates", "masks"), tried, "pruning")
+    pruned = Step("pruned", close, needs("victim", "gates", "masks"), tried, shown=Shown("pruning"))
     if not selection.thresholds:
         return (pruned,)
     selected = Step(
@@ -201,59 +195,32 @@ def closing_steps(threshold: float, selection: ThresholdConfig) -> tuple[Step, .
         select,
         needs("victim", "gates", "masks", "clean"),
         Selecting(tried, selection.tolerance),
-        "choosing the threshold, clean images only",
-        total=len(tried),
-        unit="threshold",
+        shown=Shown("choosing the threshold, clean images only", total=len(tried), unit="threshold"),
     )
-    return selected, Step("pruned", close, needs("victim", "gates", "masks", "selected"), tried, "pruning")
+    return selected, Step("pruned", close, needs("victim", "gates", "masks", "selected"), tried, shown=Shown("pruning"))
 
 
-def sweep(
-    thresholds: Sequence[float],
-    setup: Setup,
-    ask: Ask,
-    *,
-    victim: Variables,
-    gates: Gates,
-    masks: Masks,
-    key: jax.Array,
-    report: Report | None,
-) -> Metrics:
-    """Prunes and measures at every threshold, `[thresholds]`."""
+def build(setup: Setup, setting: jax.Array, *, victim: Variables, gates: Gates, masks: Masks, key: jax.Array) -> Built:
+    """The network pruned at a threshold."""
     del setup, key
-
-    def one(threshold: jax.Array) -> Metrics:
-        found = ask(close_gates(victim, gates, masks.masks, threshold))
-        if report is not None:
-            jax.debug.callback(report)
-        return found
-
-    return jax.lax.map(one, jnp.array(thresholds))
+    return Built({"pruned": close_gates(victim, gates, masks.masks, setting)})
 
 
-def candidates(config: ThresholdSweepConfig) -> Candidates | None:
-    """The thresholds of the grid."""
+def grid(config: ThresholdSweepConfig) -> Grid | None:
+    """The thresholds that are measured."""
     thresholds = config.thresholds
     if not thresholds:
         return None
-
-    def rows(found: Metrics, row: Callable[[Metrics], dict[str, Any]]) -> list[dict[str, Any]]:
-        each = enumerate(thresholds)
-        return [
-            {"threshold": threshold, "pruned": row(Metrics(*(values[place] for values in found)))}
-            for place, threshold in each
-        ]
-
-    return Candidates(
+    return Grid(
         axes={"threshold": thresholds},
+        settings=tuple((threshold,) for threshold in thresholds),
+        arrays=lambda setup: jnp.array(thresholds),
+        build=build,
         needs=("victim", "gates", "masks"),
         along=("threshold",),
         strength="threshold of masks",
         network="pruned",
-        rounds=len(thresholds),
         unit="threshold",
-        measure=partial(sweep, thresholds),
-        rows=rows,
     )
 
 

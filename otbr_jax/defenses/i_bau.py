@@ -17,7 +17,7 @@ import optax
 from otbr_jax.defenses.defense import Defense, Outcome
 from otbr_jax.defenses.tuning import Tuned, changes_step, check_tuned, takes_clean, tuned_outcome
 from otbr_jax.graph.choose import LAYERS
-from otbr_jax.plan import LongStep, Plan, Setup, needs
+from otbr_jax.plan import LongStep, Plan, Setup, Shown, needs
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.convolutions import channels_last
 from otbr_jax.steps.finetune import Finetuning, FinetuningConfig, begin, variables_of
@@ -165,7 +165,7 @@ def next_round(
 
     Batches of the search are drawn anew in each round, those that unlearn once for all rounds, as published.
     """
-    network, clean, axis_name = setup.network, Batch(*clean), setup.axis_name
+    network, axis_name = setup.network, setup.axis_name
     like, _ = split(victim)
     size = per_device(config.batch_size, axis_name, name="i_bau.batch_size")
     carrying = max(1, int(config.portion * size))
@@ -254,14 +254,12 @@ def plan(config: IBAUSettings) -> Plan:
             unlearned,
             needs("victim", "clean"),
             config.i_bau,
-            "searching and unlearning triggers",
-            total=config.i_bau.rounds,
-            unit="round",
             check=check_unlearned,
             init=start,
             body=next_round,
             done=ended,
             count=lambda state: state.rounds,
+            shown=Shown("searching and unlearning triggers", total=config.i_bau.rounds, unit="round"),
         ),
         changes_step("unlearned"),
     )

@@ -15,13 +15,13 @@ from otbr_jax.detectors.detector import Verdict, in_a_line
 from otbr_jax.detectors.evidence import Answers
 from otbr_jax.detectors.judge import Judgement, SuspicionConfig, answers, judge
 from otbr_jax.metrics import settled
-from otbr_jax.plan import Report, Setup, Step, needs
+from otbr_jax.plan import Report, Setup, Shown, Step, needs
 from otbr_jax.steps.fuse import align, interpolate
 from otbr_jax.steps.images import Pictures
 from otbr_jax.steps.prune import neurons_to_prune, prune
 from otbr_jax.steps.score import Scores
 from otbr_jax.steps.search import Found, Searches, search_classes
-from otbr_jax.types import Batch, Variables
+from otbr_jax.types import Variables
 
 
 class Judged(NamedTuple):
@@ -35,7 +35,7 @@ def search_triggers(
     setup: Setup, settings: Searches, *, victim: Variables, pictures: Pictures, key: jax.Array, report: Report | None
 ) -> dict[str, Found]:
     """A trigger of every family for every class."""
-    return search_classes(setup.network, victim, Batch(*pictures.batch), key=key, searches=settings, on_class=report)
+    return search_classes(setup.network, victim, pictures.batch, key=key, searches=settings, on_class=report)
 
 
 class Judging(NamedTuple):
@@ -57,12 +57,12 @@ def judge_network(
     report: Report | None,
 ) -> Judged:
     """Which class stands out, and which setting leaves little of it."""
-    counts, lams = grid(setup, settings.suspicion)
+    counts, lams = sizes(setup, settings.suspicion)
     along = fuse_settings(
         setup,
         victim,
         scores,
-        lambda fused: answers(setup.network, fused, Batch(*pictures.batch), inverted["patch"]),
+        lambda fused: answers(setup.network, fused, pictures.batch, inverted["patch"]),
         counts=counts,
         lams=lams,
         config=settings.otbr,
@@ -72,7 +72,7 @@ def judge_network(
     return Judged(along, judge(inverted, along, config=settings.suspicion))
 
 
-def grid(setup: Setup, config: SuspicionConfig) -> tuple[jax.Array, jax.Array]:
+def sizes(setup: Setup, config: SuspicionConfig) -> tuple[jax.Array, jax.Array]:
     """The numbers of neurons `[gammas]` and the lambdas `[lambdas]` that are tried."""
     counts = [neurons_to_prune(gamma, setup.neurons) for gamma in config.gamma]
     return jnp.array(counts, jnp.int32), jnp.array(config.lam, jnp.float32)
@@ -86,20 +86,20 @@ def judging_steps(config: SuspicionConfig, otbr: OTBRConfig, *, pictures: str) -
             search_triggers,
             needs("victim", pictures=pictures),
             config.searches,
-            "reverse-engineering triggers",
-            total=lambda setup: setup.network.num_classes,
-            unit="class",
+            shown=Shown("reverse-engineering triggers", total=lambda setup: setup.network.num_classes, unit="class"),
         ),
         Step(
             "judged",
             judge_network,
             needs("victim", "scores", "inverted", pictures=pictures),
             Judging(otbr, config),
-            "judging gamma x lambda",
-            total=len(config.gamma),
-            unit="gamma",
             key="fused",
-            tell=lambda settings, found: in_a_line(concluded(settings.suspicion, found.judgement)),
+            shown=Shown(
+                "judging gamma x lambda",
+                total=len(config.gamma),
+                unit="gamma",
+                tell=lambda settings, found: in_a_line(concluded(settings.suspicion, found.judgement)),
+            ),
         ),
     )
 

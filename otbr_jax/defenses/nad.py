@@ -140,7 +140,6 @@ def plan(config: NADSettings) -> Plan:
             more=("teacher",),
             own=Attending(method.betas, method.power),
             objective=objective,
-            code=(__name__,),
         ),
         changes_step("finetuned"),
     )

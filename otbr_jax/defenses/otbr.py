@@ -10,7 +10,7 @@ import jax
 from otbr_jax import plan as plans
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.graph.graph import NeuronGraph
-from otbr_jax.plan import Plan, Report, Setup, Step, Work, needs
+from otbr_jax.plan import Plan, Report, Setup, Shown, Step, Work, needs
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.fuse import FusionConfig, FusionInfo, fuse
 from otbr_jax.steps.prune import PruningInfo, neurons_to_prune, prune
@@ -122,15 +122,17 @@ def unlearning_step(config: UnlearningConfig) -> Step:
         unlearn_noise,
         needs("victim"),
         config,
-        title,
-        total=config.steps,
-        work=lambda setup: Work(
-            f"{config.steps} steps of unlearning on {config.batch_size} images",
-            0,
-            1.5 * config.steps * config.batch_size,  # gradients by weights too
-            "--config.otbr.unlearning.steps=5",
+        shown=Shown(
+            title,
+            total=config.steps,
+            work=lambda setup: Work(
+                f"{config.steps} steps of unlearning on {config.batch_size} images",
+                0,
+                1.5 * config.steps * config.batch_size,  # gradients by weights too
+                "--config.otbr.unlearning.steps=5",
+            ),
+            lighter="unlearning.batch_size",
         ),
-        lighter="unlearning.batch_size",
     )
 
 
@@ -138,8 +140,8 @@ SCORES = Step(
     "scores",
     score,
     needs("victim", "unlearned"),
-    title="neuron weight changes",
     check=lambda _, scores: check_scores(scores),
+    shown=Shown("neuron weight changes"),
 )
 """Neuron weight changes; ends a run whose layers cannot be scored."""
 
@@ -149,8 +151,14 @@ def plan(config: OTBRConfig) -> Plan:
     return (
         unlearning_step(config.unlearning),
         SCORES,
-        Step("pruned", prune_share, needs("victim", "scores"), config.gamma, "pruning"),
-        Step("fused", fuse_pruned, needs("victim", "scores", "pruned"), config.fusion, "transport and fusion"),
+        Step("pruned", prune_share, needs("victim", "scores"), config.gamma, shown=Shown("pruning")),
+        Step(
+            "fused",
+            fuse_pruned,
+            needs("victim", "scores", "pruned"),
+            config.fusion,
+            shown=Shown("transport and fusion"),
+        ),
     )
 
 

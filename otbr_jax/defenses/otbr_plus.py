@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,13 +18,14 @@ import numpy as np
 
 from otbr_jax import plan as plans
 from otbr_jax.defenses import otbr as published
-from otbr_jax.defenses.defense import Ask, Candidates, Defense, Outcome, Screening, count_neurons
+from otbr_jax.defenses.defense import Defense, Outcome, count_neurons
+from otbr_jax.defenses.grid import Built, Grid
 from otbr_jax.defenses.judging import (
     Judged,
     concluded,
-    grid,
     judging_steps,
     patches,
+    sizes,
     stands_out,
     summarize_judgement,
 )
@@ -33,12 +34,11 @@ from otbr_jax.detectors.detector import Detector, Verdict
 from otbr_jax.detectors.judge import Judgement, SuspicionConfig
 from otbr_jax.errors import InputError
 from otbr_jax.graph.graph import NeuronGraph
-from otbr_jax.metrics import Metrics, defense_effectiveness, settled
-from otbr_jax.plan import Plan, Report, Setup, Step, needs
+from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.augment import augment
 from otbr_jax.steps.distill import DistillationConfig, distill
-from otbr_jax.steps.fuse import Alignment, FusionConfig, align, interpolate
+from otbr_jax.steps.fuse import FusionConfig, align, interpolate
 from otbr_jax.steps.harden import PatchingConfig, PatchingInfo, patch_classes
 from otbr_jax.steps.images import Pictures, SyntheticConfig, synthesize
 from otbr_jax.steps.prune import neurons_to_prune, prune
@@ -46,8 +46,6 @@ from otbr_jax.steps.score import Scores
 from otbr_jax.steps.search import Found
 from otbr_jax.types import Augment, Batch, Network, Variables
 
-FINALISTS = 3
-"""How many settings of a grid are measured on all images, where all settings are measured on fewer."""
 SYNTHETIC = "images made from the network"
 """What a network is judged by, in words."""
 
@@ -150,7 +148,7 @@ def prune_chosen(
 ) -> Pruned:
     """Prunes the chosen share of neurons; none where no class stands out."""
     judgement = judged.judgement
-    counts, lams = grid(setup, settings)
+    counts, lams = sizes(setup, settings)
     count = jnp.where(judgement.stands_out, counts[judgement.chosen // len(lams)], 0)
     return Pruned(*prune(victim, scores, setup.layers, count=count))
 
@@ -167,7 +165,7 @@ def fuse_chosen(
 ) -> Fused:
     """Fuses with the chosen lambda; 0 where no class stands out."""
     judgement = judged.judgement
-    _, lams = grid(setup, settings.suspicion)
+    _, lams = sizes(setup, settings.suspicion)
     lam = jnp.where(judgement.stands_out, lams[judgement.chosen % len(lams)], 0.0)
     return fuse_pruned(setup, settings.fusion, victim=victim, scores=scores, pruned=pruned, lam=lam, **given)
 
@@ -208,7 +206,7 @@ def taught_by(
         setup.network,
         variables,
         teacher,
-        pictures.batch[0],
+        pictures.batch.images,
         key=key,
         config=config,
         augment=moved_by(config.crop_padding),
@@ -238,7 +236,7 @@ def patch_suspects(
     patched, info = patch_classes(
         setup.network,
         victim,
-        Batch(*synthetic.batch),
+        synthetic.batch,
         judged.judgement.suspicion,
         threshold=settings.threshold,
         key=key,
@@ -261,7 +259,7 @@ def plan(config: OTBRSettings) -> Plan:
     suspicion, made = config.suspicion, config.suspicion.synthetic
     if config.judges or config.distills:
         title = "making images from the network"
-        steps.append(Step("synthetic", make_pictures, needs("victim"), made, title, total=made.steps))
+        steps.append(Step("synthetic", make_pictures, needs("victim"), made, shown=Shown(title, total=made.steps)))
     if config.judges:
         steps += judging_steps(suspicion, config.otbr, pictures="synthetic")
         known = {**pruned.needs, "judged": "judged"}
@@ -271,10 +269,12 @@ def plan(config: OTBRSettings) -> Plan:
     steps += [pruned, fused]
     if config.distills:
         known = needs("victim", "fused", "synthetic", *(["judged"] if config.judges else []))
-        steps.append(Step("distilled", distill_fused, known, config.distillation, "distillation"))
+        steps.append(Step("distilled", distill_fused, known, config.distillation, shown=Shown("distillation")))
     if config.patching.triggers:
         settings = Patching(config.patching, made, suspicion.threshold)
-        steps.append(Step("patched", patch_suspects, needs("victim", "synthetic", "judged"), settings, "patching"))
+        steps.append(
+            Step("patched", patch_suspects, needs("victim", "synthetic", "judged"), settings, shown=Shown("patching"))
+        )
     return tuple(steps)
 
 
@@ -358,125 +358,51 @@ def networks(config: OTBRSettings) -> tuple[str, ...]:
     return ("victim", "unlearned", "pruned", "fused", *(name for name, wanted in more.items() if wanted))
 
 
-class Sweep(NamedTuple):
-    """What each setting of a grid gives.
-
-    Attributes:
-      pruned: metrics `[gammas]` of the pruned network.
-      repaired: metrics `[gammas, lambdas]` of the fused network, distilled if the run's is.
-      converged: bool `[gammas]`, whether all plans of its fused layers converged.
-      marginal_error: `[gammas]`, the worst of them.
-      images: int32 `[gammas, lambdas]`, on how many images `repaired` was measured, the fewest of which `pruned` was;
-        None where all were on all.
-    """
-
-    pruned: Metrics
-    repaired: Metrics
-    converged: jax.Array
-    marginal_error: jax.Array
-    images: jax.Array | None = None
-
-
-def sweep(
-    config: OTBRSettings,
+def build(
     setup: Setup,
-    ask: Ask,
+    setting: jax.Array,
     *,
+    config: OTBRSettings,
     victim: Variables,
     scores: Scores,
     key: jax.Array,
-    report: Report | None,
     synthetic: Pictures | None = None,
-    screening: Screening | None = None,
-) -> Sweep:
-    """Prunes, fuses and measures for every pair of a gamma and a lambda in one program.
+) -> Built:
+    """Prunes and aligns once for all lambdas, which only interpolate: transport does not depend on them."""
+    pruned, removed = prune(victim, scores, setup.layers, count=setting)
+    fuse_key = plans.named_key(key, "fused")
+    alignment = align(pruned, victim, scores, removed.pruned, setup.layers, config=config.otbr.fusion, key=fuse_key)
 
-    Transport does not depend on lambda: each gamma is pruned and aligned once, and its lambdas only interpolate.
-    One setting is held in memory at a time, so that a grid needs no more of it than a single setting. With `screening`
-    only the settings with the highest DER on its images are made again, and measured by `ask`.
-    """
-    first = ask if screening is None else screening.ask
-    counts = jnp.array([neurons_to_prune(gamma, setup.neurons) for gamma in config.sweep.gamma], jnp.int32)
-    lams = jnp.array(config.lams, jnp.float32)
-    fuse_key, teach_key = (plans.named_key(key, name) for name in ("fused", "distilled"))
-
-    def finished(fused: Variables) -> Variables:
+    def finish(lam: jax.Array) -> Variables:
+        fused = interpolate(victim, alignment, lam=lam)
         if synthetic is None:
             return fused
-        return taught_by(setup, config.distillation, fused, victim, synthetic, key=teach_key)
+        return taught_by(setup, config.distillation, fused, victim, synthetic, key=plans.named_key(key, "distilled"))
 
-    def aligned(count: jax.Array) -> tuple[Variables, Alignment]:
-        pruned, info = prune(victim, scores, setup.layers, count=count)
-        return pruned, align(pruned, victim, scores, info.pruned, setup.layers, config=config.otbr.fusion, key=fuse_key)
-
-    def one_gamma(count: jax.Array) -> Sweep:
-        pruned, alignment = aligned(count)
-        repaired = jax.lax.map(lambda lam: first(finished(interpolate(victim, alignment, lam=lam))), lams)
-        found = [(alignment.info.fused[name], found) for name, found in alignment.info.plans.items()]
-        converged = jnp.all(jnp.stack([plan.converged | ~used for used, plan in found]))
-        error = jnp.max(jnp.stack([jnp.where(used, plan.marginal_error, 0.0) for used, plan in found]))
-        result = Sweep(first(pruned), repaired, converged, error)
-        if report is not None:
-            jax.debug.callback(report)
-        return result
-
-    found = jax.lax.map(one_gamma, counts)
-    if screening is None:
-        return found
-
-    def in_full(place: tuple[jax.Array, jax.Array]) -> Metrics:
-        gamma, lam = place
-        return ask(finished(interpolate(victim, aligned(counts[gamma])[1], lam=lams[lam])))
-
-    der = defense_effectiveness(screening.ask(victim), found.repaired)
-    best = jnp.unravel_index(jax.lax.top_k(der.ravel(), FINALISTS)[1], der.shape)
-    whole = jax.lax.map(in_full, best)
-    repaired = Metrics(*(every.at[best].set(own) for every, own in zip(found.repaired, whole, strict=True)))
-    images = jnp.full(der.shape, screening.images, jnp.int32).at[best].set(screening.whole)
-    return found._replace(repaired=repaired, images=images)
+    found = [(alignment.info.fused[name], found) for name, found in alignment.info.plans.items()]
+    converged = jnp.all(jnp.stack([plan.converged | ~used for used, plan in found]))
+    error = jnp.max(jnp.stack([jnp.where(used, plan.marginal_error, 0.0) for used, plan in found]))
+    return Built({"pruned": pruned}, finish, {"converged": converged, "marginal_error": error})
 
 
-def candidates(config: OTBRSettings) -> Candidates | None:
-    """The grid gamma x lambda."""
+def grid(config: OTBRSettings) -> Grid | None:
+    """The pairs of a gamma and a lambda that are measured."""
+    gammas = config.sweep.gamma
     if not config.lams:
         return None
-    taught = ("synthetic",) if config.distills else ()
-    network = "distilled" if config.distills else "fused"
-    return Candidates(
-        axes={"gamma": config.sweep.gamma, "lambda": config.lams},
-        needs=("victim", "scores", *taught),
+    return Grid(
+        axes={"gamma": gammas, "lambda": config.lams},
+        settings=tuple((gamma,) for gamma in gammas),
+        arrays=lambda setup: jnp.array([neurons_to_prune(gamma, setup.neurons) for gamma in gammas], jnp.int32),
+        build=partial(build, config=config),
+        needs=("victim", "scores", *(("synthetic",) if config.distills else ())),
         along=("gamma",),
         strength="gamma, share of neurons pruned",
-        network=network,
-        rounds=len(config.sweep.gamma),
+        network="distilled" if config.distills else "fused",
         unit="gamma",
-        measure=partial(sweep, config),
-        rows=partial(_sweep_rows, config, network),
-        screening=config.sweep.screening_images if len(config.sweep.gamma) * len(config.lams) > FINALISTS else 0,
+        inner=config.lams,
+        screening=config.sweep.screening_images,
     )
-
-
-def _sweep_rows(
-    config: OTBRSettings, network: str, found: Sweep, row: Callable[[Metrics], dict[str, Any]]
-) -> list[dict[str, Any]]:
-    def measured(metrics: Metrics, place: Any, images: Any) -> dict[str, Any]:
-        values = row(Metrics(*(field[place] for field in metrics)))
-        return values if images is None else values | {"images": int(images)}
-
-    images = None if found.images is None else np.asarray(found.images)
-    fewest = None if images is None else images.min()
-    return [
-        {
-            "gamma": gamma,
-            "lambda": lam,
-            "pruned": measured(found.pruned, i, fewest),
-            network: measured(found.repaired, (i, j), None if images is None else images[i, j]),
-            "converged": bool(found.converged[i]),
-            "marginal_error": settled(found.marginal_error[i]),
-        }
-        for i, gamma in enumerate(config.sweep.gamma)
-        for j, lam in enumerate(config.lams)
-    ]
 
 
 def outcome(config: OTBRSettings, values: Mapping[str, Any]) -> Outcome:
@@ -548,7 +474,7 @@ DEFENSE = Defense(
     plan=plan,
     networks=networks,
     outcome=outcome,
-    candidates=candidates,
+    grid=grid,
     detector=lambda config: JUDGE if config.judges else None,
     # Patching's and distillation's few images are not worth splitting: every device has all of them.
     batch_sizes=lambda config: {"otbr.unlearning.batch_size": config.otbr.unlearning.batch_size},

@@ -21,7 +21,7 @@ from otbr_jax.defenses.otbr import Unlearned
 from otbr_jax.defenses.tuning import takes_clean
 from otbr_jax.defenses.unlearning import clean_unlearning_step, unlearning_warnings
 from otbr_jax.graph.choose import LAYERS
-from otbr_jax.plan import Plan, Report, Setup, Step, needs
+from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.gates import Gates, Passed, descend, factors_objective, open_gates
 from otbr_jax.steps.sharing import per_device
@@ -105,7 +105,7 @@ def recover(
     report: Report | None,
 ) -> Masks:
     """Step 2: learns masks with which the unlearned network answers clean images again."""
-    images, labels = Batch(*clean)
+    images, labels = clean
     size = per_device(settings.batch_size, setup.axis_name, name="rnp.recovering.batch_size")
     step = step_fn(setup.network, unlearned.variables, gates, config=settings, axis_name=setup.axis_name)
     masks = open_gates(unlearned.variables, gates)
@@ -137,10 +137,8 @@ def plan(config: RNPSettings) -> Plan:
             recover,
             needs("unlearned", "gates", "clean"),
             method.recovering,
-            "recovering with masks",
-            total=method.recovering.epochs,
-            unit="epoch",
             check=partial(gating.check_masks, name="rnp.recovering"),
+            shown=Shown("recovering with masks", total=method.recovering.epochs, unit="epoch"),
         ),
         *gating.closing_steps(method.threshold, config.selection),
     )
@@ -176,7 +174,7 @@ DEFENSE = Defense(
     outcome=outcome,
     check=lambda setup, config: gating.check(setup, name="rnp"),
     given=takes_clean(batch_sizes),
-    candidates=lambda config: gating.candidates(config.sweep),
+    grid=lambda config: gating.grid(config.sweep),
     batch_sizes=batch_sizes,
     source="arXiv 2305.14876",
 )

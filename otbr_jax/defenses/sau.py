@@ -204,7 +204,6 @@ def plan(config: SAUSettings) -> Plan:
             own=config.sau,
             objective=objective,
             optimizer=adam,
-            code=(__name__,),
             seen=as_pictures,
         ),
         changes_step("unlearned"),

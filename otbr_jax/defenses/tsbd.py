@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from otbr_jax import plan as plans
-from otbr_jax.defenses.defense import Ask, Candidates, Defense, Outcome, count_neurons
+from otbr_jax.defenses.defense import Defense, Outcome, count_neurons
+from otbr_jax.defenses.grid import Built, Grid
 from otbr_jax.defenses.judging import Judged, judging_steps, stands_out, summarize_judgement
 from otbr_jax.defenses.otbr import SCORES, OTBRConfig, Unlearned
 from otbr_jax.defenses.tuning import plain_history, tuning_step
@@ -21,8 +22,8 @@ from otbr_jax.detectors.judge import SuspicionConfig
 from otbr_jax.errors import InputError
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.graph.graph import NeuronGraph
-from otbr_jax.metrics import Metrics, settled
-from otbr_jax.plan import Plan, Report, Setup, Step, needs
+from otbr_jax.metrics import settled
+from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.finetune import FinetuningConfig, finetune
 from otbr_jax.steps.images import Pictures
@@ -120,7 +121,7 @@ class TSBDInfo(NamedTuple):
 
 def answer_clean(setup: Setup, settings: None, *, victim: Variables, clean: Batch, **_: Any) -> Pictures:
     """The clean images in [0, 1], and what the network answers them with."""
-    images = jnp.asarray(clean[0]).astype(jnp.float32) / 255
+    images = jnp.asarray(clean.images).astype(jnp.float32) / 255
     return Pictures(Batch(images, jnp.argmax(setup.network.answer(victim, images), axis=-1).astype(jnp.int32)))
 
 
@@ -147,7 +148,7 @@ def select(
     judged: Judged | None = None,
 ) -> Selection:
     """Chooses n and m by clean images that are held out; none of them where no class stands out."""
-    counts, shares = grid(setup, settings.pairs)
+    counts, shares = sizes(setup, settings.pairs)
 
     def selected() -> Selection:
         return select_reinitialization(
@@ -156,7 +157,7 @@ def select(
             unlearned.variables,
             scores,
             setup.layers,
-            Batch(*clean),
+            clean,
             folds,
             counts=counts,
             shares=shares,
@@ -175,7 +176,7 @@ def select(
     return jax.lax.cond(judged.judgement.stands_out, selected, lambda: none)
 
 
-def grid(setup: Setup, pairs: Sequence[tuple[float, float]]) -> tuple[jax.Array, jax.Array]:
+def sizes(setup: Setup, pairs: Sequence[tuple[float, float]]) -> tuple[jax.Array, jax.Array]:
     """Numbers of neurons and shares of weights of all settings, `[settings]` each."""
     counts = jnp.array([neurons_to_prune(n, setup.neurons) for n, _ in pairs], jnp.int32)
     return counts, jnp.array([m for _, m in pairs], jnp.float32)
@@ -200,7 +201,7 @@ def zero(
     **_: Any,
 ) -> Reinitialized:
     """Step 2: the weights that changed most, of the neurons that changed most, are set to zero."""
-    counts, shares = grid(setup, settings.pairs)
+    counts, shares = sizes(setup, settings.pairs)
     chosen = 0 if selected is None else selected.chosen
     count, share = counts[chosen], shares[chosen]
     if judged is not None:
@@ -220,7 +221,9 @@ def plan(config: TSBDSettings) -> Plan:
     ]
     judged = []
     if config.suspicion.gamma:
-        steps.append(Step("answered", answer_clean, needs("victim", "clean"), title="what clean images are answered"))
+        steps.append(
+            Step("answered", answer_clean, needs("victim", "clean"), shown=Shown("what clean images are answered"))
+        )
         steps += judging_steps(config.suspicion, config.otbr, pictures="answered")
         judged = ["judged"]
     pairs: tuple[tuple[float, float], ...] = ((method.n, method.shares()[0]),)
@@ -233,10 +236,8 @@ def plan(config: TSBDSettings) -> Plan:
                 select,
                 needs("victim", "unlearned", "scores", "clean", "folds", *judged),
                 Selecting(pairs, method.scheme, method.finetuning, chosen.tolerance),
-                "choosing n and m, clean images only",
-                total=len(pairs) * chosen.folds,
-                unit="run",
                 key="finetuned",
+                shown=Shown("choosing n and m, clean images only", total=len(pairs) * chosen.folds, unit="run"),
             )
         )
     return (
@@ -246,7 +247,7 @@ def plan(config: TSBDSettings) -> Plan:
             zero,
             needs("victim", "unlearned", "scores", *selected, *judged),
             Zeroing(pairs, method.scheme),
-            "zero re-initialisation",
+            shown=Shown("zero re-initialisation"),
         ),
         tuning_step(
             "finetuned",
@@ -317,64 +318,48 @@ def given(config: TSBDSettings, clean: Batch | None, seed: int) -> Mapping[str, 
     return {"clean": clean, "folds": folds}
 
 
-def sweep(
-    config: TSBDSettings,
+def build(
     setup: Setup,
-    ask: Ask,
+    setting: tuple[jax.Array, jax.Array],
     *,
+    config: TSBDSettings,
     victim: Variables,
     unlearned: Unlearned,
     scores: Scores,
     clean: Batch,
     key: jax.Array,
-    report: Report | None,
-) -> dict[str, Metrics]:
-    """Re-initialises, fine-tunes and measures for every pair (n, m), `[pairs]`."""
-    tune_key = plans.named_key(key, "finetuned")
-
-    def one(candidate: tuple[jax.Array, jax.Array]) -> dict[str, Metrics]:
-        count, share = candidate
-        start, _ = reinitialize(
-            victim, unlearned.variables, scores, setup.layers, count=count, share=share, scheme=config.tsbd.scheme
-        )
-        repaired, _ = finetune(
-            setup.network,
-            start,
-            Batch(*clean),
-            key=tune_key,
-            config=config.tsbd.finetuning,
-            augment=setup.augment,
-        )
-        found = {"reinitialized": ask(start), "finetuned": ask(repaired)}
-        if report is not None:
-            jax.debug.callback(report)
-        return found
-
-    return jax.lax.map(one, grid(setup, config.pairs(config.sweep)))
+) -> Built:
+    """Re-initialises so many neurons and weights, and fine-tunes what remains."""
+    count, share = setting
+    start, _ = reinitialize(
+        victim, unlearned.variables, scores, setup.layers, count=count, share=share, scheme=config.tsbd.scheme
+    )
+    repaired, _ = finetune(
+        setup.network,
+        start,
+        clean,
+        key=plans.named_key(key, "finetuned"),
+        config=config.tsbd.finetuning,
+        augment=setup.augment,
+    )
+    return Built({"reinitialized": start, "finetuned": repaired})
 
 
-def candidates(config: TSBDSettings) -> Candidates | None:
-    """The grid of pairs (n, m)."""
+def grid(config: TSBDSettings) -> Grid | None:
+    """The pairs (n, m) that are measured."""
     pairs = config.pairs(config.sweep)
     if not pairs:
         return None
-
-    def rows(found: Any, row: Callable[[Metrics], dict[str, Any]]) -> list[dict[str, Any]]:
-        return [
-            {"n": n, "m": m} | {name: row(Metrics(*(field[i] for field in by))) for name, by in found.items()}
-            for i, (n, m) in enumerate(pairs)
-        ]
-
-    return Candidates(
+    return Grid(
         axes={"n": config.sweep.n, "m": config.tsbd.shares(config.sweep.m)},
+        settings=pairs,
+        arrays=lambda setup: sizes(setup, pairs),
+        build=partial(build, config=config),
         needs=("victim", "unlearned", "scores", "clean"),
         along=("n", "m"),
         strength="n m, share of weights re-initialised",
         network="finetuned",
-        rounds=len(pairs),
         unit="run",
-        measure=partial(sweep, config),
-        rows=rows,
     )
 
 
@@ -436,7 +421,7 @@ DEFENSE = Defense(
     networks=lambda config: ("victim", "unlearned", "reinitialized", "finetuned"),
     outcome=outcome,
     given=given,
-    candidates=candidates,
+    grid=grid,
     batch_sizes=lambda config: {
         f"tsbd.{stage}.batch_size": getattr(config.tsbd, stage).batch_size for stage in ("unlearning", "finetuning")
     },

@@ -11,7 +11,7 @@ import numpy as np
 
 from otbr_jax.defenses.defense import Outcome, count_neurons, settled
 from otbr_jax.errors import InputError
-from otbr_jax.plan import LongStep, Setup, Step, needs
+from otbr_jax.plan import LongStep, Setup, Shown, Step, needs
 from otbr_jax.steps import finetune as finetuning
 from otbr_jax.steps.finetune import FinetuningConfig, MakeOptimizer, optimizer_of
 from otbr_jax.steps.objective import Objective
@@ -62,7 +62,6 @@ def tuning_step(
     own: Any = None,
     objective: MakeObjective | None = None,
     optimizer: MakeOptimizer = optimizer_of,
-    code: tuple[str, ...] = (),
     seen: Callable[[Network], Network] = lambda network: network,
     by_epoch: bool = False,
 ) -> LongStep:
@@ -80,7 +79,6 @@ def tuning_step(
       own: settings of the objective.
       objective: what is descended; by default the cross-entropy in training mode.
       optimizer: `(config, steps) -> optimizer`.
-      code: modules whose code the value depends on, beside this one's: those of `objective` and `optimizer`.
       seen: the network that the loop is given: how it prepares batches, and whether a pass moves the state.
       by_epoch: whether the objective is also given `epoch`, how many there were.
     """
@@ -129,15 +127,12 @@ def tuning_step(
         tuned,
         needs(*more, start=start, clean=clean) | ({"judged": judged} if judged else {}),
         TuningSettings(config, own),
-        title,
-        total=config.epochs,
-        unit="epoch",
         check=check,
-        code=code,
         init=begin,
         body=epoch,
         done=lambda setup, settings, state: finetuning.ended(state.progress, settings.finetuning) | ~state.wanted,
         count=lambda state: state.progress.epochs,
+        shown=Shown(title, total=config.epochs, unit="epoch"),
     )
 
 
@@ -185,7 +180,7 @@ def takes_clean(batch_sizes: Callable[[Any], Mapping[str, int]]) -> Callable[...
 
 def changes_step(repaired: str) -> Step:
     """The step `changes`: by how much each neuron's weights moved, `{layer name: [neurons]}`."""
-    return Step("changes", _changes, needs("victim", repaired=repaired), title="what moved")
+    return Step("changes", _changes, needs("victim", repaired=repaired), shown=Shown("what moved"))
 
 
 def _changes(setup: Setup, settings: None, *, victim: Variables, repaired: Any, **_: Any) -> dict[str, jax.Array]:

@@ -24,7 +24,7 @@ import optax
 from otbr_jax.detectors.detector import Detector, Verdict
 from otbr_jax.graph.cut import cut
 from otbr_jax.metrics import settled
-from otbr_jax.plan import Plan, Report, Setup, Step, needs
+from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.convolutions import channels_last
 from otbr_jax.types import Network, Variables
@@ -107,7 +107,7 @@ def anomaly_metrics(posteriors: np.ndarray) -> np.ndarray:
 
 def plan(config: FreeEagleConfig) -> Plan:
     """One step, `posteriors`."""
-    return (Step("posteriors", leak, needs("victim"), config, "optimising inner representations"),)
+    return (Step("posteriors", leak, needs("victim"), config, shown=Shown("optimising inner representations")),)
 
 
 def verdict(config: FreeEagleConfig, values: Mapping[str, Any]) -> Verdict:

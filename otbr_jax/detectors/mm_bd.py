@@ -21,7 +21,7 @@ import numpy as np
 
 from otbr_jax.detectors.detector import Detector, Verdict
 from otbr_jax.metrics import settled
-from otbr_jax.plan import Plan, Report, Setup, Step, needs
+from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.margin import MarginConfig, largest_margins
 from otbr_jax.types import Variables
@@ -88,9 +88,7 @@ def plan(config: MMBDConfig) -> Plan:
             search_margins,
             needs("victim"),
             config.margin,
-            "searching the largest margins",
-            total=lambda setup: setup.network.num_classes,
-            unit="class",
+            shown=Shown("searching the largest margins", total=lambda setup: setup.network.num_classes, unit="class"),
         ),
     )
 

@@ -18,7 +18,7 @@ import optax
 
 from otbr_jax.detectors.detector import Detector, Verdict
 from otbr_jax.metrics import settled
-from otbr_jax.plan import Plan, Report, Setup, Step, needs
+from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.convolutions import channels_last
 from otbr_jax.triggers.penalised import Patch, stamp
@@ -153,12 +153,12 @@ def search_masks(
     report: Report | None,
 ) -> Masks:
     """A patch for every class, one class after the other in one program."""
-    network, batch = setup.network, Batch(*clean)
+    network, (images, labels) = setup.network, clean
 
     def one(target: jax.Array) -> Masks:
-        patch, _ = search_mask(network, victim, batch, target, key=jax.random.fold_in(key, target), config=settings)
-        answers = jnp.argmax(network.answer(victim, stamp(in_unit_range(batch.images), patch)), axis=-1)
-        others = batch.labels != target
+        patch, _ = search_mask(network, victim, clean, target, key=jax.random.fold_in(key, target), config=settings)
+        answers = jnp.argmax(network.answer(victim, stamp(in_unit_range(images), patch)), axis=-1)
+        others = labels != target
         success = jnp.sum((answers == target) & others) / jnp.maximum(jnp.sum(others), 1)
         if report is not None:
             jax.debug.callback(report)
@@ -186,9 +186,7 @@ def plan(config: NeuralCleanseConfig) -> Plan:
             search_masks,
             needs("victim", "clean"),
             config,
-            "reverse-engineering patches",
-            total=lambda setup: setup.network.num_classes,
-            unit="class",
+            shown=Shown("reverse-engineering patches", total=lambda setup: setup.network.num_classes, unit="class"),
         ),
     )
 
@@ -203,7 +201,7 @@ def verdict(config: NeuralCleanseConfig, values: Mapping[str, Any]) -> Verdict:
 def patches(config: NeuralCleanseConfig, values: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Each class's mask and pattern."""
     del config
-    found = Patch(*values["masks"].patch)
+    found = values["masks"].patch
     return np.asarray(found.mask), np.asarray(found.pattern)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from otbr_jax.detectors.detector import Detector, Verdict, in_a_line
 from otbr_jax.detectors.out_of_line import ANSWERS, CLOSED, MARGIN, Suspicion, suspect_by_short_cuts, unusual
 from otbr_jax.metrics import settled
-from otbr_jax.plan import Plan, Report, Setup, Step, Work, needs
+from otbr_jax.plan import Plan, Report, Setup, Shown, Step, Work, needs
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.answers import answers
 from otbr_jax.steps.images import Pictures
@@ -128,9 +128,16 @@ def screen_classes(
 ) -> Screened:
     """Which classes are searched."""
     del report
-    bank, batch = bank_of(setup, settings.families), Batch(*pictures.batch)
+    bank = bank_of(setup, settings.families)
     return screen(
-        setup.network, victim, batch, pictures.info, bank, key=key, config=settings.reach, axis_name=setup.axis_name
+        setup.network,
+        victim,
+        pictures.batch,
+        pictures.info,
+        bank,
+        key=key,
+        config=settings.reach,
+        axis_name=setup.axis_name,
     )
 
 
@@ -145,9 +152,9 @@ def search_reach(
     report: Report | None,
 ) -> Reached:
     """What every class costs by triggers of every family."""
-    bank, batch, own = bank_of(setup, settings.families), Batch(*pictures.batch), Screened(*screened)
+    bank = bank_of(setup, settings.families)
     return reach_costs(
-        setup.network, victim, batch, bank, own,
+        setup.network, victim, pictures.batch, bank, screened,
         key=key, config=settings.reach, axis_name=setup.axis_name, on_step=report,
     )  # fmt: skip
 
@@ -163,7 +170,7 @@ def search_margins(
 ) -> jax.Array:
     """How far any picture can lift each class that is searched, `[searched]`."""
     return largest_margins(
-        setup.network, victim, classes=Screened(*screened).classes,
+        setup.network, victim, classes=screened.classes,
         key=key, config=settings, axis_name=setup.axis_name, on_step=report,
     )  # fmt: skip
 
@@ -172,7 +179,6 @@ def detect(
     setup: Setup, settings: DetectionConfig, *, pictures: Pictures, reached: Reached, margins: jax.Array, **_: Any
 ) -> Suspicion:
     """Which class stands out of those that were searched; others have no suspicion."""
-    reached = Reached(*reached)
     found = suspect_by_short_cuts(
         reached.cost,
         margins,
@@ -197,45 +203,42 @@ def plan(config: ShortCutsSettings) -> Plan:
             make_pictures,
             needs("victim"),
             config.pictures,
-            "making pictures",
-            work=partial(scan_work, config),
-            lighter="pictures.made",
+            shown=Shown("making pictures", work=partial(scan_work, config), lighter="pictures.made"),
         ),
         Step(
             "screened",
             screen_classes,
             needs("victim", "pictures"),
             searching,
-            "screening classes",
             key="reached",
-            lighter="reach.images",
+            shown=Shown("screening classes", lighter="reach.images"),
         ),
         Step(
             "reached",
             search_reach,
             needs("victim", "pictures", "screened"),
             searching,
-            "searching the cheapest triggers",
-            total=partial(_steps, config),
-            lighter="reach.among, reach.images or detection.families",
+            shown=Shown(
+                "searching the cheapest triggers",
+                total=partial(_steps, config),
+                lighter="reach.among, reach.images or detection.families",
+            ),
         ),
         Step(
             "margins",
             search_margins,
             needs("victim", "screened"),
             config.margin,
-            "searching the largest margins",
-            total=partial(_searched, config),
-            unit="class",
-            lighter="margin.images",
+            shown=Shown(
+                "searching the largest margins", total=partial(_searched, config), unit="class", lighter="margin.images"
+            ),
         ),
         Step(
             "detected",
             detect,
             needs("pictures", "reached", "margins"),
             config.detection,
-            "which class stands out",
-            tell=lambda settings, found: in_a_line(concluded(settings, found)),
+            shown=Shown("which class stands out", tell=lambda settings, found: in_a_line(concluded(settings, found))),
         ),
     )
 
@@ -321,7 +324,7 @@ def pictured(config: ShortCutsSettings, values: Mapping[str, Any]) -> tuple[np.n
 
     Full masks `[classes, h, w, 1]`, and pictures `[classes, h, w, c]` in [0, 1]; grey of classes not searched.
     """
-    found, reached, images = values["detected"], values["reached"], values["pictures"].batch[0]
+    found, reached, images = values["detected"], values["reached"], values["pictures"].batch.images
     bank = Bank(tuple(FAMILIES[name] for name in config.detection.families), tuple(images.shape[1:]))
     telling = telling_family(config, found)
     picture = jnp.asarray(images[:1])

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
+from otbr_jax.graph.evaluate import CUSTOM, RECOMPUTED, equations, evaluate, parts
 from otbr_jax.types import ApplyFn, Variables
 
-_INLINED = frozenset(("jit", "pjit", "closed_call"))
 _KERNELS = frozenset(("conv_general_dilated", "dot_general"))
 
 
@@ -50,71 +50,47 @@ def cut(apply: ApplyFn, variables: Variables, images: jax.ShapeDtypeStruct, *, s
         return logits
 
     closed = jax.make_jaxpr(inlined)(variables, images)
-    jaxpr, equations = closed.jaxpr, closed.jaxpr.eqns
+    jaxpr, eqns = closed.jaxpr, closed.jaxpr.eqns
     (logits,), image = jaxpr.outvars, jaxpr.invars[-1]
-    seen, depends, used = {image}, [], {logits: len(equations)}
-    for place, eqn in enumerate(equations):
+    seen, depends, used = {image}, [], {logits: len(eqns)}
+    for place, eqn in enumerate(eqns):
         own = [atom for atom in eqn.invars if not isinstance(atom, Literal)]
         used |= dict.fromkeys(own, place)
         depends.append(any(atom in seen for atom in own))
         if depends[-1]:
             seen.update(eqn.outvars)
-    kernels = [depends[place] and _has_kernel(eqn) for place, eqn in enumerate(equations)]
+    kernels = [depends[place] and _has_kernel(eqn) for place, eqn in enumerate(eqns)]
     places: list[tuple[float, int, Any, int]] = []
     alive, before = {image}, 0
-    for place, eqn in enumerate(equations):
+    for place, eqn in enumerate(eqns):
         alive = {atom for atom in alive if used.get(atom, -1) >= place}
         if len(alive) == 1 and jnp.issubdtype((one := next(iter(alive))).aval.dtype, jnp.inexact):
             places.append((abs(before - share * sum(kernels)), -place, one, before))
         before += kernels[place]
         alive |= set(eqn.outvars) if depends[place] else set()
     _, where, inner, before = min(places, key=lambda found: found[:2])
+    still = [eqn for place, eqn in enumerate(eqns) if place >= -where or not depends[place]]
+    before_it = jaxpr.replace(eqns=eqns[:-where], outvars=[inner])
+    after_it = jaxpr.replace(eqns=still, invars=[*jaxpr.invars[:-1], inner])
 
     def front(variables: Variables, images: jax.Array) -> jax.Array:
-        values = _values(jaxpr, closed.consts, variables) | {image: images}
-        return _continue(equations[:-where], values)[inner]
+        (array,) = _evaluate(before_it, closed.consts, [*jax.tree.leaves(variables), images])
+        return array
 
     def rest(variables: Variables, array: jax.Array) -> jax.Array:
-        values = _values(jaxpr, closed.consts, variables) | {inner: array}
-        still = [eqn for place, eqn in enumerate(equations) if place >= -where or not depends[place]]
-        return _continue(still, values)[logits]
+        (found,) = _evaluate(after_it, closed.consts, [*jax.tree.leaves(variables), array])
+        return found
 
     return Cut(jax.ShapeDtypeStruct(inner.aval.shape, inner.aval.dtype), front, rest, before)
 
 
 def _has_kernel(eqn: Any) -> bool:
     """Whether an equation, or one inside it, is a convolution or a product."""
-    inner = [part for value in eqn.params.values() for part in (value if isinstance(value, tuple) else (value,))]
-    jaxprs = [getattr(part, "jaxpr", part) for part in inner if hasattr(part, "eqns") or hasattr(part, "jaxpr")]
-    return eqn.primitive.name in _KERNELS or any(_has_kernel(each) for jaxpr in jaxprs for each in jaxpr.eqns)
-
-
-def _values(jaxpr: Any, consts: Sequence[Any], variables: Variables) -> dict[Any, Any]:
-    return dict(zip(jaxpr.constvars, consts, strict=True)) | dict(
-        zip(jaxpr.invars[:-1], jax.tree.leaves(variables), strict=True)
+    return eqn.primitive.name in _KERNELS or any(
+        each.primitive.name in _KERNELS for part in parts(eqn) for each in equations(part)
     )
 
 
 def _evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
-    values = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(zip(jaxpr.invars, args, strict=True))
-    values = _continue(jaxpr.eqns, values)
-    return [_read(values, atom) for atom in jaxpr.outvars]
-
-
-def _continue(equations: Sequence[Any], values: dict[Any, Any]) -> dict[Any, Any]:
-    """All values after these equations; calls are entered."""
-    for eqn in equations:
-        operands = [_read(values, atom) for atom in eqn.invars]
-        if eqn.primitive.name in _INLINED:
-            inner = eqn.params.get("jaxpr") or eqn.params["call_jaxpr"]
-            results = _evaluate(inner.jaxpr, inner.consts, operands)
-        else:
-            with eqn.ctx.manager:
-                found = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
-            results = found if eqn.primitive.multiple_results else [found]
-        values = values | dict(zip(eqn.outvars, results, strict=True))
-    return values
-
-
-def _read(values: dict[Any, Any], atom: Any) -> Any:
-    return atom.val if isinstance(atom, Literal) else values[atom]
+    # The rest is differentiated: derivatives of functions' own, and what is computed again, stay.
+    return evaluate(jaxpr, consts, args, closed=CUSTOM | RECOMPUTED)

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from otbr_jax.errors import InputError
+from otbr_jax.graph.evaluate import compute
 from otbr_jax.graph.slots import CannotMergeError, Label, Slots
 
 
@@ -185,8 +186,7 @@ _SMALL = 4096  # numbers: of an index, not of an activation
 def _computed(eqn: Any, operands: Sequence[Value]) -> list[Any]:
     """What an equation makes of known constants."""
     with jax.ensure_compile_time_eval():
-        found = eqn.primitive.bind(*(operand.known for operand in operands), **eqn.params)
-    return [*found] if eqn.primitive.multiple_results else [found]
+        return compute(eqn, [operand.known for operand in operands])
 
 
 # --- rules --------------------------------------------------------------------------------------------------------
@@ -683,8 +683,6 @@ def _concatenate(state: Tracing, eqn: Any, *operands: Value) -> Value:
 def _identity(state: Tracing, eqn: Any, *operands: Value) -> list[Value]:
     return list(operands)
 
-
-CALLS = frozenset("jit pjit closed_call core_call custom_jvp_call custom_vjp_call remat remat2 checkpoint".split())
 
 _RULES: Mapping[str, Callable[..., Value | list[Value]]] = {
     "conv_general_dilated": _convolution,

@@ -5,7 +5,7 @@ operations unite the slots that must move together: a BatchNorm scale with the c
 kernel with the outputs that feed it, both sides of an addition. What remains are groups of slots, and each slot is one
 neuron wherever it appears. No layer's name or class is looked at.
 
-This file walks the jaxpr and reads off the result; what each operation does to slots is in `otbr_jax.graph.rules`.
+This file reads off the result; what each operation does to slots is in `otbr_jax.graph.rules`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from otbr_jax.graph.evaluate import Rule, evaluate, inside
 from otbr_jax.graph.graph import Layer, NeuronGraph, Vector
-from otbr_jax.graph.rules import CALLS, Kernel, Tracing, Value, follow
+from otbr_jax.graph.rules import Kernel, Tracing, Value, follow
 from otbr_jax.graph.slots import CannotMergeError, groups
 from otbr_jax.types import ApplyFn, Variables, named_leaves
 
@@ -42,34 +43,27 @@ def trace(apply: ApplyFn, variables: Variables, images: Any) -> NeuronGraph:
     state = Tracing()
     inputs = [state.parameter(name, np.shape(leaf)) for name, leaf in named_leaves(variables).items()]
     inputs.append(state.image(batch))
-    outputs = _run(state, jaxpr.jaxpr, [state.constant(value) for value in jaxpr.consts], inputs)
+    outputs = evaluate(jaxpr.jaxpr, jaxpr.consts, inputs, _following(state), constant=state.constant)
     return _graph(state, outputs)
 
 
-def _run(state: Tracing, jaxpr: Any, consts: Sequence[Value], args: Sequence[Value]) -> list[Value]:
-    values: dict[Any, Value] = dict(zip(jaxpr.constvars, consts, strict=True))
-    values.update(zip(jaxpr.invars, args, strict=True))
+def _following(state: Tracing) -> Rule:
+    """Follows what is known of arrays, and where the network's author wrote the operation."""
 
-    def read(atom: Any) -> Value:
-        return state.constant(atom.val) if hasattr(atom, "val") else values[atom]
-
-    outside = state.where
-    for eqn in jaxpr.eqns:
+    def rule(eqn: Any, operands: Sequence[Value]) -> list[Value]:
+        outside = state.where
         state.where = _source_line(eqn) or outside
-        operands = [read(atom) for atom in eqn.invars]
-        inner = next((eqn.params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in eqn.params), None)
-        if inner is not None and eqn.primitive.name in CALLS:
-            closed = hasattr(inner, "jaxpr")
-            consts = [state.constant(value) for value in inner.consts] if closed else []
-            results = _run(state, inner.jaxpr if closed else inner, consts, operands)
+        if called := inside(eqn):
+            results = evaluate(*called, operands, rule, constant=state.constant)
         else:
             try:
                 results = follow(state, eqn, operands)
             except CannotMergeError:
                 raise state.cannot("neurons whose axes are split differently on two sides", eqn) from None
-        values.update(zip(eqn.outvars, results, strict=True))
-    state.where = outside
-    return [read(atom) for atom in jaxpr.outvars]
+        state.where = outside
+        return results
+
+    return rule
 
 
 def _source_line(eqn: Any) -> str | None:

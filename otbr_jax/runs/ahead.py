@@ -30,14 +30,14 @@ def say(step: Step, setup: Setup, variables: Variables | None, *, devices: int =
     networks are only counted, and nothing is compiled for them.
 
     Args:
-      step: says what it takes (`Step.work`).
+      step: says what it takes (`Shown.work`).
       setup: of the run, for one device.
       variables: the network's; None where there is none yet.
       devices: how many will share the work.
     """
-    if step.work is None or variables is None:
+    if step.shown.work is None or variables is None:
         return None
-    work = step.work(setup)
+    work = step.shown.work(setup)
     if passing(setup.network, variables).operations * (work.answers + 2 * work.gradients) < _WORTH:
         return None
     answers, gradients = _timed(setup, variables)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import ast
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import importlib.metadata
-import inspect
 import json
 import pathlib
 import re
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,14 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from otbr_jax.plan import Setup
+from otbr_jax.graph.evaluate import parts
+from otbr_jax.plan import Setup, Step
+from otbr_jax.runs.code import code_digest
 from otbr_jax.types import Network, Variables, named_leaves
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PACKAGE = ROOT.name
-
-SHOWING = ("report", "interop")
-"""Rooms that only show or exchange results: a change of theirs leaves every stage as it is."""
 
 PACKAGES = ("otbr_jax", "jax", "jaxlib", "flax", "optax", "ott-jax", "orbax-checkpoint", "numpy")
 COMPUTING = ("jax", "jaxlib", "optax", "ott-jax")
@@ -113,11 +107,8 @@ def _constants(program: Any) -> list[Any]:
     found = [value for value in getattr(program, "consts", ()) if _is_array(value)]
     for equation in getattr(program, "jaxpr", program).eqns:
         found += [atom.val for atom in equation.invars if hasattr(atom, "val") and _is_array(atom.val)]
-        for value in equation.params.values():
-            inner = value if isinstance(value, (tuple, list)) else (value,)
-            for part in inner:
-                if hasattr(part, "eqns") or hasattr(part, "jaxpr"):
-                    found += _constants(part)
+        for part in parts(equation):
+            found += _constants(part)
     return found
 
 
@@ -125,93 +116,17 @@ def _is_array(value: Any) -> bool:
     return hasattr(value, "dtype") and not jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended)
 
 
-@functools.cache
-def code_digest(module: str) -> str:
-    """A hash of a module's code and of what it imports, directly or not, from this package; comments do not count.
-
-    A stage does not outlive a change of the code that computed it, and outlives every other: its row of results may
-    carry the commit of today, and a victim is not trained anew for a change of a defence.
-
-    Args:
-      module: its dotted name; for one outside this package, which may call anything, the whole package counts too.
-    """
-    modules = closure(module) if _file(module) else _all()
-    digest = hashlib.sha256()
-    for name in sorted(modules):
-        file = _file(name)
-        assert file is not None
-        digest.update(f"{name}\n{_code(file.read_bytes())}".encode())
-    if not _file(module) and (own := sys.modules.get(module)) is not None:
-        with contextlib.suppress(OSError, TypeError):  # nobody can say what code of a terminal is
-            digest.update(_code(inspect.getsource(own)).encode())
-    return digest.hexdigest()
-
-
-@functools.cache
-def _code(source: str | bytes) -> str:
-    """A module's syntax tree without docstrings: what it does, however it is written and explained."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            node.body = [part for part in body if not _is_remark(part)]  # type: ignore[attr-defined]
-    return ast.dump(tree)
-
-
-def _is_remark(node: ast.AST) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-
-
-def closure(module: str) -> frozenset[str]:
-    """Dotted names of a module of this package and of all that it imports from it, without `SHOWING`."""
-    found: set[str] = set()
-    waiting = [module]
-    while waiting:
-        name = waiting.pop()
-        if name not in found and not _shows(name):
-            found.add(name)
-            waiting += _imports(name)
-    return frozenset(found)
+def step_digest(step: Step) -> str:
+    """A hash of the code that a step can reach, from whatever it holds; not of how it is shown."""
+    held = {field.name: getattr(step, field.name) for field in dataclasses.fields(step) if field.name != "shown"}
+    computing = [held[name] for name in ("run", "init", "body", "done", "count") if name in held]
+    return code_digest(held, Setup, entry=computing)
 
 
 @functools.cache
 def package_digest() -> str:
-    """A hash of the code of the whole package."""
+    """A hash of the files of the whole package."""
     digest = hashlib.sha256()
-    for name in sorted(_all()):
-        digest.update(code_digest(name).encode())
+    for path in sorted(ROOT.rglob("*.py")):
+        digest.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
     return digest.hexdigest()
-
-
-def _all() -> frozenset[str]:
-    files = (path.relative_to(ROOT.parent).with_suffix("") for path in ROOT.rglob("*.py"))
-    names = (".".join(file.parts).removesuffix(".__init__") for file in files)
-    return frozenset(name for name in names if not _shows(name))
-
-
-def _shows(name: str) -> bool:
-    return len(parts := name.split(".")) > 1 and parts[1] in SHOWING
-
-
-@functools.cache
-def _imports(name: str) -> tuple[str, ...]:
-    """Modules of this package that a module imports, inside functions too."""
-    file = _file(name)
-    assert file is not None
-    found = []
-    for node in ast.walk(ast.parse(file.read_bytes())):
-        if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            inside = [f"{node.module}.{alias.name}" for alias in node.names]
-            found += [each if _file(each) else node.module for each in inside]
-    return tuple(each for each in found if _file(each))
-
-
-def _file(name: str) -> pathlib.Path | None:
-    """The file of a module of this package; None for any other."""
-    first, *rest = name.split(".")
-    if first != PACKAGE:
-        return None
-    path = ROOT.joinpath(*rest)
-    return next((file for file in (path.with_name(f"{path.name}.py"), path / "__init__.py") if file.is_file()), None)

@@ -118,11 +118,11 @@ class Run:
             like=lambda: jax.eval_shape(partial(plans.compute, step, self.setup), key=key, **inputs),
             config={"settings": step.settings, "setup": self.setup_digest},
             key=key,
-            code=(step.run.__module__, *step.code),
+            code=identity.step_digest(step),
             parents=tuple(stages[name] for name in step.needs.values()),
             check=partial(step.check, step.settings),
         )
-        if line := step.tell(step.settings, stage.value):
+        if line := step.shown.tell(step.settings, stage.value):
             say(line)
         return stage
 
@@ -130,14 +130,14 @@ class Run:
         """One program, with a clock; devices have copies of everything but what they share."""
         del progress
         step = plans.shortened(step, inputs)
-        total = step.total(self.setup) if callable(step.total) else step.total
+        shown = step.shown
         ahead.say(step, self._setup, inputs.get("victim"), devices=self.mesh.size)
-        with step_progress(step.title, total, unit=step.unit) as report:
+        with step_progress(shown.title, shown.count(self.setup), unit=shown.unit) as report:
             began = time.perf_counter()
             key, inputs = jax.block_until_ready(replicate((key, dict(inputs)), self.mesh))
             moved = time.perf_counter() - began
             program = self._program(step, report).lower(key=key, **inputs).compile()
-            memory.warn(step.name, memory.megabytes(program), lighter=step.lighter)
+            memory.warn(step.name, memory.megabytes(program), lighter=step.shown.lighter)
             value = jax.block_until_ready(program(key=key, **inputs))
             jax.effects_barrier()  # the last parts that a bar counts
         return value, {"megabytes": memory.megabytes(program), "transfer": moved}
@@ -164,7 +164,7 @@ class Run:
         def first(program: Any, *state: Any, **inputs: Any) -> Any:
             compiled = program.lower(*state, **inputs).compile()
             found.append(memory.megabytes(compiled))
-            memory.warn(step.name, found[-1], lighter=step.lighter)
+            memory.warn(step.name, found[-1], lighter=step.shown.lighter)
             return compiled(*state, **inputs)
 
         def one_round(state: Any) -> Any:
@@ -172,8 +172,8 @@ class Run:
             call = body if len(found) > 1 else partial(first, body)
             return call(state, key=key, **inputs)
 
-        total = step.total(self.setup) if callable(step.total) else step.total
-        with progress_bar(step.title, total, unit=step.unit) as advance:
+        shown = step.shown
+        with progress_bar(shown.title, shown.count(self.setup), unit=shown.unit) as advance:
             state = rounds(
                 on_devices(first(begin, key=key, **inputs)),
                 one_round,

@@ -30,7 +30,7 @@ from otbr_jax.locks import locked
 from otbr_jax.paths import local_path
 from otbr_jax.runs import hosts, identity, structure, timing
 from otbr_jax.runs.checkpoints import restore_checkpoint, save_together
-from otbr_jax.runs.identity import code_digest, content_digest
+from otbr_jax.runs.identity import content_digest
 from otbr_jax.runs.subject import LOCK, LOCKS, OWNER, check_subject, owner_of, write_subject
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class Workdir:
         like: Callable[[], Any],
         config: Any,
         key: jax.Array | None,
-        code: str | tuple[str, ...],
+        code: str,
         parents: tuple[Stage, ...] = (),
     ) -> Stage:
         """Reloads the stage if it is finished and whole; computes and saves it otherwise.
@@ -104,7 +104,7 @@ class Workdir:
             `structure` cannot describe.
           config: the settings that the value depends on: a dataclass or plain JSON values.
           key: typed PRNG key that the value depends on, or None.
-          code: dotted name of the module that computes it, or of several; see `code_digest`.
+          code: a hash of the code that computes it, see `identity.step_digest` and `code.code_digest`.
           parents: the stages that `compute` reads.
 
         Returns:
@@ -122,7 +122,7 @@ class Workdir:
         like: Callable[[], Any],
         config: Any,
         key: jax.Array | None,
-        code: str | tuple[str, ...],
+        code: str,
         parents: tuple[Stage, ...] = (),
         check: Callable[[Any], None] = lambda value: None,
     ) -> Stage:
@@ -137,7 +137,7 @@ class Workdir:
             "config": identity.plain(config),
             "key": None if key is None else np.asarray(jax.random.key_data(key)).tolist(),
             "parents": {parent.name: parent.digest for parent in parents},
-            "code": [code_digest(module) for module in ((code,) if isinstance(code, str) else code)],
+            "code": code,
             "libraries": identity.computing_versions(),
         }
         inputs = json.loads(json.dumps(inputs))  # as they will be read back

@@ -9,18 +9,15 @@ On CPUs large ones become matrix products besides: 3x3 ones by `winograd`, other
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Literal
 
+from otbr_jax.graph.evaluate import RECOMPUTED, equations, evaluate
 from otbr_jax.steps import products, winograd
-
-# Calls that compute what their inner jaxpr says; rules for differentiating them have served by now.
-_CALLS = frozenset(("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"))
 
 
 def channels_last(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -35,43 +32,22 @@ def channels_last(function: Callable[..., Any]) -> Callable[..., Any]:
     def rewritten(*args: Any) -> Any:
         closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
         convolve = _canonical if _is_shared(closed.jaxpr) else _convolve
-        leaves = _run(closed.jaxpr, closed.consts, jax.tree.leaves(args), convolve)
+
+        def rule(eqn: Any, operands: Sequence[Any]) -> list[Any] | None:
+            if eqn.primitive.name != "conv_general_dilated":
+                return None  # calls are entered: rules for differentiating them have served by now
+            lhs, rhs = operands
+            return [convolve(lhs, rhs, eqn.params, eqn.outvars[0].aval)]
+
+        leaves = evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args), rule, closed=RECOMPUTED)
         return jax.tree.unflatten(jax.tree.structure(shape), leaves)
 
     return rewritten
 
 
-def _run(jaxpr: Any, consts: Any, args: Any, convolve: Callable[..., jax.Array]) -> list[Any]:
-    values = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(zip(jaxpr.invars, args, strict=True))
-
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, Literal) else values[atom]
-
-    for eqn in jaxpr.eqns:
-        operands = [read(atom) for atom in eqn.invars]
-        inner = eqn.params.get("jaxpr") or eqn.params.get("call_jaxpr")
-        if eqn.primitive.name == "conv_general_dilated":
-            lhs, rhs = operands
-            results = [convolve(lhs, rhs, eqn.params, eqn.outvars[0].aval)]
-        elif eqn.primitive.name in _CALLS and hasattr(inner, "consts"):
-            results = _run(inner.jaxpr, inner.consts, operands, convolve)
-        else:
-            with eqn.ctx.manager:
-                outputs = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
-            results = outputs if eqn.primitive.multiple_results else [outputs]
-        values.update(zip(eqn.outvars, results, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
-
-
-def _is_shared(jaxpr: Any) -> bool:
+def _is_shared(program: Any) -> bool:
     """Whether arrays are split over devices in it."""
-    for eqn in jaxpr.eqns:
-        inner = eqn.params.get("jaxpr") or eqn.params.get("call_jaxpr")
-        if eqn.primitive.name == "sharding_constraint" or (
-            hasattr(inner, "consts") and hasattr(inner, "jaxpr") and _is_shared(inner.jaxpr)
-        ):
-            return True
-    return False
+    return any(eqn.primitive.name == "sharding_constraint" for eqn in equations(program))
 
 
 def _convolve(lhs: jax.Array, rhs: jax.Array, params: dict[str, Any], result: Any) -> jax.Array:

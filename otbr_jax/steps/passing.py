@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from otbr_jax.graph.evaluate import parts
 from otbr_jax.types import Network, Variables
 
 
@@ -33,18 +33,18 @@ def passing(network: Network, variables: Variables) -> Passing:
     """
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), variables)
     picture = jax.ShapeDtypeStruct((1, *network.image_shape), jnp.float32)
-    return _count(jax.make_jaxpr(network.answer)(like, picture).jaxpr)
+    return _count(jax.make_jaxpr(network.answer)(like, picture))
 
 
-def _count(jaxpr: Any) -> Passing:
+def _count(program: Any) -> Passing:
     operations, size = 0.0, 0.0
-    for eqn in jaxpr.eqns:
+    for eqn in program.eqns:
         if eqn.primitive.name in ("conv_general_dilated", "dot_general"):
             out = eqn.outvars[0].aval
             operations += 2 * out.size * _summed(eqn)
             size += out.size * out.dtype.itemsize
         times = eqn.params.get("length", 1)
-        for inner in _inner(eqn.params.values()):
+        for inner in parts(eqn):
             found = _count(inner)
             operations, size = operations + times * found.operations, size + times * found.bytes
     return Passing(operations, size)
@@ -57,13 +57,3 @@ def _summed(eqn: Any) -> int:
         return math.prod(left[axis] for axis in eqn.params["dimension_numbers"][0][0])
     out_axis = eqn.params["dimension_numbers"].rhs_spec[0]
     return math.prod(right) // right[out_axis]
-
-
-def _inner(values: Any) -> Iterator[Any]:
-    for value in values:
-        if isinstance(value, tuple | list):
-            yield from _inner(value)
-        elif hasattr(value, "eqns"):
-            yield value
-        elif hasattr(value, "jaxpr"):
-            yield value.jaxpr

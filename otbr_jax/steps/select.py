@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.finetune import FinetuningConfig, finetune
 from otbr_jax.steps.prune import reinitialize
 from otbr_jax.steps.score import Scores
+from otbr_jax.steps.sharing import mean
 from otbr_jax.types import Augment, Batch, Network, Variables, unchanged
 
 DRAWS = 8
@@ -107,6 +108,37 @@ def share_right(network: Network, variables: Variables, batch: Batch, *, part: i
         lambda image: jnp.argmax(network.answer(variables, image[None])[0]), batch.images, batch_size=part
     )
     return jnp.mean((answers == batch.labels).astype(jnp.float32))
+
+
+def shares_right(
+    network: Network,
+    build: Callable[[Any], Variables],
+    settings: Any,
+    batch: Batch,
+    *,
+    report: Callable[[], None] | None = None,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """The share of images that the network of each setting answers with their labels, `[settings]` in [0, 1].
+
+    One program for all settings, one network in memory at a time.
+
+    Args:
+      network: the functions of the network.
+      build: `setting -> variables`.
+      settings: arrays `[settings, ...]`.
+      batch: images `[n, h, w, c]`, before `prepare`, and labels; on a mapped axis each device's own part.
+      report: called on the host after each setting.
+      axis_name: mapped axis whose devices share the images.
+    """
+
+    def one(setting: Any) -> jax.Array:
+        found = mean(share_right(network, build(setting), batch), axis_name)
+        if report is not None:
+            jax.debug.callback(report)
+        return found
+
+    return jax.lax.map(one, settings)
 
 
 def select_reinitialization(

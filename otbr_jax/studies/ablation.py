@@ -22,7 +22,7 @@ from otbr_jax.defenses import tsbd
 from otbr_jax.defenses.otbr import Unlearned
 from otbr_jax.defenses.tsbd import TSBDConfig, TSBDSettings
 from otbr_jax.metrics import Metrics
-from otbr_jax.plan import ROOT, Plan, Report, Setup, Step, needs
+from otbr_jax.plan import ROOT, Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.report import ablation_page
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.finetune import FinetuningConfig, finetune
@@ -206,10 +206,8 @@ def plan(case: Case, given: Mapping[str, Any]) -> Plan:
         repair_in_every_way,
         needs("victim", "unlearned", "scores", "clean", "test"),
         settings,
-        f"variants: {case.config.attack.name}",
-        total=len(variants) * len(ns),
-        unit="run",
         key=ROOT,
+        shown=Shown(f"variants: {case.config.attack.name}", total=len(variants) * len(ns), unit="run"),
     )
     return unlearned, scores, step
 
@@ -227,7 +225,6 @@ def repair_in_every_way(
     report: Report | None,
 ) -> Ablated:
     """Re-initialises, fine-tunes and measures a victim in every way, for every n, in one program."""
-    clean, test = Batch(*clean), TestSet(*test)
     choices = _choices(setup, scores, victim, clean, key=key)
     change = _changes(setup, victim, test)
     overlap = {

@@ -22,7 +22,7 @@ from otbr_jax.detectors.scores import DetectionScores, detection_scores, roc
 from otbr_jax.errors import InputError
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.graph.graph import Layer
-from otbr_jax.plan import Plan, Report, Setup, Step, needs
+from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.report import activeness_page
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.activeness import Activeness, gradient_norms, over_batches
@@ -120,7 +120,7 @@ def watch(
     report: Report | None,
 ) -> Watched:
     """A victim is unlearned on batches drawn from uint8 images, and its neurons watched."""
-    make = partial(drawn, batch=Batch(*clean), size=settings.batch_size, network=setup.network)
+    make = partial(drawn, batch=clean, size=settings.batch_size, network=setup.network)
     return Watched(
         *activeness_and_nwc(
             setup.network,
@@ -143,9 +143,11 @@ def plan(case: Case, given: Mapping[str, Any]) -> Plan:
             watch,
             needs("victim", "clean"),
             case.study.unlearning,
-            f"clean unlearning: {case.config.attack.name}, seed {case.config.seed}",
-            total=case.study.unlearning.steps,
             check=lambda _, found: check_scores(found.nwc),
+            shown=Shown(
+                f"clean unlearning: {case.config.attack.name}, seed {case.config.seed}",
+                total=case.study.unlearning.steps,
+            ),
         ),
     )
 

@@ -19,7 +19,7 @@ import numpy as np
 from otbr_jax.attacks.poisoning import apply_trigger
 from otbr_jax.attacks.registry import ATTACKS
 from otbr_jax.graph.choose import LAYERS
-from otbr_jax.plan import Plan, Report, Setup, Step, needs
+from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.report import correlation_page
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.score import Correlation, Scores, check_scores, correlations, neuron_weight_changes
@@ -92,7 +92,7 @@ def weight_changes(
     if images is None:
         make: BatchFn = noise_batches(setup.network, batch_size=size)
     else:
-        make = partial(drawn, batch=Batch(*images), size=size, network=setup.network)
+        make = partial(drawn, batch=images, size=size, network=setup.network)
     after, _ = unlearn(setup.network, victim, make, key=key, config=settings, on_step=report)
     return neuron_weight_changes(victim, after, setup.layers)
 
@@ -106,9 +106,8 @@ def plan(case: Case, given: Mapping[str, Any]) -> Plan:
             weight_changes,
             needs("victim", **({"images": kind} if kind in given else {})),
             config,
-            f"{kind} unlearning: {case.config.attack.name}",
-            total=config.steps,
             check=lambda _, scores: check_scores(scores),
+            shown=Shown(f"{kind} unlearning: {case.config.attack.name}", total=config.steps),
         )
         for kind in KINDS
     )

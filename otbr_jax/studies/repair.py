@@ -18,12 +18,12 @@ import jax
 from otbr_jax.data.check import check_data
 from otbr_jax.data.clean import Clean, clean_augmentation
 from otbr_jax.data.sources import Images
-from otbr_jax.defenses.defense import Screening
+from otbr_jax.defenses import grid as grids
 from otbr_jax.defenses.registry import defense
 from otbr_jax.interop.matching import file_name, write_like
 from otbr_jax.metrics import Metrics, evaluate_predictions
 from otbr_jax.paths import local_path
-from otbr_jax.plan import ROOT, Plan, Setup, Step, named_key, needs, set_up
+from otbr_jax.plan import ROOT, Plan, Setup, Shown, Step, named_key, needs, set_up
 from otbr_jax.runs import hosts, timing
 from otbr_jax.runs.checkpoints import numeric_leaves, replace_checkpoint
 from otbr_jax.runs.devices import check_batch_size
@@ -177,21 +177,20 @@ def leave_network(source: Source, repaired: Variables, folder: pathlib.Path) -> 
 def measuring_step(config: RepairConfig) -> Step:
     """The last step: metrics and predictions of all networks, and of the defence's grid of settings, in one program."""
     way = defense(config.defense)
-    candidates, names = way.candidates(config.method), way.networks(config.method)
-    more = () if candidates is None else candidates.needs
+    grid, names = way.grid(config.method), way.networks(config.method)
+    more = () if grid is None else grid.needs
 
     def measure(setup: Setup, settings: Any, *, key: jax.Array, report: Any, test: Any, **values: Any) -> Any:
         del settings
         networks = {name: values[name] if name == "victim" else values[name].variables for name in names}
-        measured = measure_networks(setup, networks, evaluation.TestSet(*test))
-        if candidates is not None:
-            own = {name: values[name] for name in candidates.needs}
-            whole, some = evaluation.TestSet(*test), candidates.screening
-            ask = partial(_ask, setup, whole)
-            if 0 < some < len(whole.labels):
-                few = evaluation.balanced(whole, some, key=named_key(key, "screening"))
-                own["screening"] = Screening(partial(_ask, setup, few), some, len(whole.labels))
-            measured["sweep"] = candidates.measure(setup, ask, key=key, report=report, **own)
+        measured = measure_networks(setup, networks, test)
+        if grid is not None:
+            some, screening = grid.screening, None
+            if 0 < some < len(test.labels):
+                few = evaluation.balanced(test, some, key=named_key(key, "screening"))
+                screening = grids.Screening(partial(_ask, setup, few), some, len(test.labels))
+            ask, own = partial(_ask, setup, test), {name: values[name] for name in grid.needs}
+            measured["sweep"] = grids.measure(grid, setup, ask, key=key, report=report, screening=screening, **own)
         return measured
 
     return Step(
@@ -199,11 +198,12 @@ def measuring_step(config: RepairConfig) -> Step:
         measure,
         needs(*dict.fromkeys((*names, *more)), "test"),
         {"networks": names, "defense": config.defense, "method": config.method},
-        "measuring" if candidates is None else f"measuring each {' x '.join(candidates.axes)}",
-        total=1 if candidates is None else candidates.rounds,
-        unit="step" if candidates is None else candidates.unit,
         key=ROOT,
-        code=(way.plan.__module__,),
+        shown=Shown(
+            "measuring" if grid is None else f"measuring each {' x '.join(grid.axes)}",
+            total=1 if grid is None else len(grid.settings),
+            unit="step" if grid is None else grid.unit,
+        ),
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from otbr_jax.data.sources import Dataset
 from otbr_jax.defenses.defense import Outcome
+from otbr_jax.defenses.grid import rows
 from otbr_jax.defenses.registry import defense
 from otbr_jax.graph.graph import Layer
 from otbr_jax.metrics import Metrics, defense_effectiveness, settled
@@ -83,7 +84,7 @@ def summarize(result: Repair) -> dict[str, Any]:
     """
     config, outcome = result.config, result.outcome
     names, final = result.networks, result.networks[-1]
-    candidates = defense(config.defense).candidates(config.method) if "evaluation" in result.stages else None
+    grid = defense(config.defense).grid(config.method) if "evaluation" in result.stages else None
     summary: dict[str, Any] = {
         "defense": config.defense,
         "metrics": dict.fromkeys(names),
@@ -100,10 +101,10 @@ def summarize(result: Repair) -> dict[str, Any]:
         "oracle": None,
         "sweep": [],
         "screened": None,
-        "swept": None if candidates is None else candidates.network,
-        "axes": [] if candidates is None else [*candidates.axes],
-        "along": [] if candidates is None else [*candidates.along],
-        "strength": None if candidates is None else candidates.strength,
+        "swept": None if grid is None else grid.network,
+        "axes": [] if grid is None else [*grid.axes],
+        "along": [] if grid is None else [*grid.along],
+        "strength": None if grid is None else grid.strength,
         "comes_back": comes_back.curves(result.stages, config.comes_back),
         "repaired": content_digest(result.stages[final].value.variables),
         "data": None if result.dataset is None else result.dataset.provenance,
@@ -128,18 +129,18 @@ def summarize(result: Repair) -> dict[str, Any]:
         triggered, victim = config.victim.attack.name != "none", measured["metrics"]["victim"]
         row = partial(_row, victim=victim, triggered=triggered)
         summary["metrics"] = {name: row(measured["metrics"][name]) for name in names}
-        if candidates is not None:
+        if grid is not None:
             images = len(measured["predictions"]["victim"].clean)
-            sweep = _with_chosen(candidates.rows(measured["sweep"], row), summary, images)
+            sweep = _with_chosen(rows(grid, measured["sweep"], row), summary, images)
             summary["sweep"] = sweep
             summary["warnings"] += _not_converged(sweep)
-            fewest = min(found[candidates.network].get("images", images) for found in sweep)
+            fewest = min(found[grid.network].get("images", images) for found in sweep)
             summary["screened"] = {"images": fewest, "of": images} if fewest < images else None
-        if triggered and candidates is not None:
-            whole = [found for found in sweep if found[candidates.network].get("images", images) == images]
-            best = max(whole, key=lambda row: row[candidates.network]["der"])
-            setting = {name: best[name] for name in candidates.axes}
-            summary["oracle"] = setting | {"chosen_by": ORACLE, candidates.network: best[candidates.network]}
+        if triggered and grid is not None:
+            whole = [found for found in sweep if found[grid.network].get("images", images) == images]
+            best = max(whole, key=lambda row: row[grid.network]["der"])
+            setting = {name: best[name] for name in grid.axes}
+            summary["oracle"] = setting | {"chosen_by": ORACLE, grid.network: best[grid.network]}
     return summary
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from otbr_jax.attacks import poisoning
 from otbr_jax.data.sources import Images
 from otbr_jax.errors import InputError
-from otbr_jax.plan import Setup, Step, needs
+from otbr_jax.plan import Setup, Shown, Step, needs
 from otbr_jax.runs.devices import check_batch_size
 from otbr_jax.runs.run import Run
 from otbr_jax.runs.session import Session
@@ -212,7 +212,7 @@ def _step(name: str, config: ComesBackConfig) -> Step:
         setup: Setup, settings: ComesBackConfig, *, key: Any, report: Any, network: Any, bait: Any, test: Any
     ) -> Any:
         del report
-        tuning, goals = settings.tuning, TestSet(*test)
+        tuning = settings.tuning
 
         def curve(batch: Batch) -> Curves:
             def one_epoch(_: Any, progress: finetune.Progress) -> finetune.Progress:
@@ -221,7 +221,7 @@ def _step(name: str, config: ComesBackConfig) -> Step:
             def until(progress: finetune.Progress, epochs: jax.Array) -> tuple[finetune.Progress, Curves]:
                 progress = jax.lax.fori_loop(0, epochs, one_epoch, progress)
                 now = finetune.variables_of(progress.tuning)
-                found = evaluation.measure(setup.network, now, goals)
+                found = evaluation.measure(setup.network, now, test)
                 # Logits that are no numbers would all be answered with class 0, often the attacker's.
                 finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(now)]))
                 return progress, Curves(*(jnp.where(finite, value, jnp.nan) for value in (found.acc, found.asr)))
@@ -229,6 +229,8 @@ def _step(name: str, config: ComesBackConfig) -> Step:
             begun = finetune.start(network, tuning, images=settings.images)
             return jax.lax.scan(until, begun, jnp.diff(jnp.array([0, *settings.measured_epochs()])))[1]
 
-        return jax.lax.map(curve, Batch(*bait))
+        return jax.lax.map(curve, bait)
 
-    return Step(name, run, needs("network", "bait", "test"), config, "whether it comes back", key="comes_back")
+    return Step(
+        name, run, needs("network", "bait", "test"), config, key="comes_back", shown=Shown("whether it comes back")
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,11 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from otbr_jax import plan as plans
-from otbr_jax.attacks.attack import CleanNetwork, Materials
+from otbr_jax.attacks.attack import Assets, CleanNetwork, Materials
 from otbr_jax.attacks.registry import ATTACKS, AttackConfig
 from otbr_jax.errors import InputError
 from otbr_jax.graph.graph import Layer, NeuronGraph
-from otbr_jax.plan import Setup, Step, needs
+from otbr_jax.plan import Report, Setup, Shown, Step, needs
 from otbr_jax.runs.identity import content_digest
 from otbr_jax.runs.orbax_folder import load_variables
 from otbr_jax.runs.run import Run, givens
@@ -43,7 +44,7 @@ def trigger_stage(run: Run, attack: AttackConfig, *, clean: Stage | None = None)
         like = jax.eval_shape(partial(plans.compute, step, run.setup), key=run.key("attack"), **inputs)
         assets = load_variables(attack.assets, like, name="attack.assets")
         return run.directory.run(
-            "attack", lambda: assets, like=lambda: assets, config=content_digest(assets), key=None, code=__name__
+            "attack", lambda: assets, like=lambda: assets, config=content_digest(assets), key=None, code=""
         )
     if run.session.source.variables is not None:
         raise InputError(
@@ -66,19 +67,23 @@ def _making(run: Run, attack: AttackConfig, clean: Stage | None) -> tuple[Step, 
     if kind.needs_clean_network:
         given["clean"] = run.session.source.like if clean is None else clean.value["variables"]
 
-    def make(setup: Setup, settings: Any, *, key: Any, report: Any, images: Any, labels: Any, clean: Any = None) -> Any:
-        del settings
-        network = None if clean is None else clean_network(setup, clean)
-        materials = Materials(images, labels, attack.target, network, setup.network.num_classes)
-        return kind.make(materials, key, attack.own, report)  # type: ignore[misc]
-
     settings = {"name": attack.name, "settings": attack.own}
     if kind.needs_clean_network:
         settings["target"] = attack.target
     title = f"making {attack.name}"
-    code = (kind.make.__module__,)
-    step = Step("attack", make, needs(*given), settings, title, total=kind.steps(attack.own), code=code)
-    return step, given
+    make = partial(_make, kind.make, attack.target)
+    return Step("attack", make, needs(*given), settings, shown=Shown(title, total=kind.steps(attack.own))), given
+
+
+def _make(
+    make: Callable[..., Assets], target: int, setup: Setup, settings: Any, *,
+    key: jax.Array, report: Report | None, images: jax.Array, labels: jax.Array, clean: Variables | None = None,
+) -> Assets:  # fmt: skip
+    """The arrays of an attack's trigger."""
+    network = None if clean is None else clean_network(setup, clean)
+    return make(
+        Materials(images, labels, target, network, setup.network.num_classes), key, settings["settings"], report
+    )
 
 
 def classifier(graph: NeuronGraph, num_classes: int) -> Layer:

@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from otbr_jax.attacks import poisoning
-from otbr_jax.attacks.attack import Assets, InTraining, Trigger, goals
-from otbr_jax.attacks.registry import ATTACKS, AttackConfig, poisoner, trigger
+from otbr_jax.attacks.attack import Assets, Attack, InTraining, Trigger, goals
+from otbr_jax.attacks.registry import ATTACKS, AttackConfig, poisoner, trigger, trigger_of
 from otbr_jax.data.sources import Images
 from otbr_jax.errors import InputError
 from otbr_jax.metrics import Metrics, evaluate_predictions
+from otbr_jax.runs.code import code_digest
 from otbr_jax.runs.devices import check_batch_size, replicate
-from otbr_jax.runs.identity import content_digest
+from otbr_jax.runs.identity import content_digest, program_digest
 from otbr_jax.runs.progress import progress_bar
 from otbr_jax.runs.provenance import hardware
 from otbr_jax.runs.run import Run
@@ -100,7 +101,7 @@ def as_it_came(run: Run) -> Stage:
         like=lambda: {"variables": variables},
         config=content_digest(variables),
         key=None,
-        code=__name__,
+        code="",
     )
 
 
@@ -160,15 +161,17 @@ def _victim_stage(
     train, init, assets = dataset.train, source.init, made.value if made else {}
     init_key, poison_key, train_key = jax.random.split(key, 3)
     precision = str(training.compute_dtype(recipe.precision, run.mesh))
+    kind = ATTACKS.get(attack.name)
 
     def compute(progress: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
-        data, in_training, poisoned = _training_set(run, attack, train, assets, poison_key, clean)
+        data, in_training, poisoned = _training_set(kind, run, attack, train, assets, poison_key, clean)
         start, data, placed, key = replicate((jax.jit(init)(init_key), data, dict(assets), train_key), run.mesh)
         title = "training a clean network" if attack.name == "none" else f"training: {attack.name}"
         with progress_bar(title, recipe.epochs, unit="epoch") as advance:
             found = training.train(
                 run.shared_network, start, data, key=key, config=recipe, mesh=run.mesh,
-                assets=placed, attack=in_training, measure=_measure(run, attack, dataset.test), on_epoch=advance,
+                assets=placed, attack=in_training, measure=_measure(kind, run, attack, dataset.test),
+                on_epoch=advance,
                 progress=progress,
             )  # fmt: skip
         value = {"variables": found.variables, "history": found.history._asdict(), "poisoned": np.int32(poisoned)}
@@ -185,6 +188,7 @@ def _victim_stage(
 
     settings = {
         "network": run.network_digest,
+        "init": program_digest(init, key),
         "model": dataclasses.asdict(source.config),
         "data": [content_digest(train), content_digest(dataset.test), run.session.data.mean, run.session.data.std],
         "attack": attack.settings(),
@@ -192,31 +196,46 @@ def _victim_stage(
     }
     parents = tuple(stage for stage in (made, clean) if stage)
     return run.directory.run_long(
-        "victim", compute, like=like, config=settings, key=key, code=__name__, parents=parents
+        "victim",
+        compute,
+        like=like,
+        config=settings,
+        key=key,
+        parents=parents,
+        # Of this attack alone: a change of another one trains no victim anew.
+        code=code_digest(kind, training.train, _training_set, _measure),
     )
 
 
 def _training_set(
-    run: Run, attack: AttackConfig, train: Images, assets: Assets, key: jax.Array, clean: Stage | None
+    kind: Attack | None,
+    run: Run,
+    attack: AttackConfig,
+    train: Images,
+    assets: Assets,
+    key: jax.Array,
+    clean: Stage | None,
 ) -> tuple[TrainingSet, InTraining | None, int]:
     """The data to learn from, what the attack does in training, and how many images (of an epoch) are poisoned."""
     images, labels = jnp.asarray(train.images), jnp.asarray(train.labels)
     wanted = attacker_goals(attack, labels, run.network.num_classes)
-    if attack.name == "none":
+    if kind is None:
         return TrainingSet(images, labels, wanted), None, 0
-    kind = ATTACKS[attack.name]
     if kind.in_training is not None:
         count = poisoning.poisoned_count(len(labels), attack)
         return TrainingSet(images, labels, wanted), kind.in_training(attack.poisoning_ratio, attack.own), count
     network = None if clean is None else clean_network(run.setup, clean.value["variables"])
     poisoned = poisoning.poison(
-        images, labels, trigger(attack, assets), key=key, config=attack, num_classes=run.network.num_classes,
-        change=poisoner(attack, assets, network) if kind.poison is not None else None,
+        images, labels, trigger_of(kind, attack.own, assets), key=key, config=attack,
+        num_classes=run.network.num_classes,
+        change=poisoner(kind, attack.own, assets, network) if kind.poison is not None else None,
     )  # fmt: skip
     return TrainingSet(poisoned.images, poisoned.labels, wanted), None, int(poisoned.poisoned.sum())
 
 
-def _measure(run: Run, attack: AttackConfig, test: Images) -> Callable[[Variables, Assets], Metrics]:
+def _measure(
+    kind: Attack | None, run: Run, attack: AttackConfig, test: Images
+) -> Callable[[Variables, Assets], Metrics]:
     """ACC and ASR of a network under training; ASR is NaN without an attack."""
     network = run.shared_network
     images, labels, key = replicate((test.images, test.labels, run.key("trigger")), run.mesh)
@@ -224,9 +243,9 @@ def _measure(run: Run, attack: AttackConfig, test: Images) -> Callable[[Variable
     @jax.jit
     def measure(variables: Variables, assets: Assets, images: jax.Array, labels: jax.Array) -> Metrics:
         clean = answers(network, variables, images)
-        if attack.name == "none":
+        if kind is None:
             return Metrics(jnp.mean(clean == labels), jnp.nan, jnp.nan)  # type: ignore[arg-type]
-        put = trigger(attack, assets)
+        put = trigger_of(kind, attack.own, assets)
         with_trigger = dataclasses.replace(network, prepare=lambda batch: network.prepare(put(batch, key)))
         triggered = answers(with_trigger, variables, images)
         wanted = attacker_goals(attack, labels, run.network.num_classes)
