@@ -25,7 +25,7 @@ from launch import early, helping, index, kinds
 from launch.hosts import Hosts, end, joined, lost
 from launch.index import CHECKOUT, CONFIGS
 from otbr_jax.errors import InputError
-from otbr_jax.settings import Setting, from_dict
+from otbr_jax.settings import Setting, all_names, describe, from_dict
 
 HELP = {f"{dashes}{name}" for dashes in ("-", "--") for name in ("h", "help", "helpshort", "helpfull")}
 
@@ -45,17 +45,17 @@ class Config:
     def __call__(self) -> Any:
         """The settings of the file, with what flags change of them."""
         values = self.values()
-        return from_dict(kinds.KINDS[self.kind]().choose(values), values)
+        return from_dict(kinds.KINDS[self.kind]().Config, values)
 
     def names(self) -> list[str]:
         """The names of the flags of all settings."""
         known = index.current()
-        names = known.names(self.kind) if known else kinds.KINDS[self.kind]().names()
+        names = known.names(self.kind) if known else all_names(kinds.KINDS[self.kind]().Config)
         return [f"config.{name}" for name in names]
 
     def describe(self) -> list[Setting]:
         """All settings, with the values of the file and of flags."""
-        return kinds.KINDS[self.kind]().describe(self.values())
+        return describe(kinds.KINDS[self.kind]().Config, self.values())
 
     def values(self) -> dict[str, Any]:
         """The same as a nested dictionary, not checked yet."""

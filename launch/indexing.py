@@ -11,7 +11,7 @@ from typing import Any
 from launch import index
 from launch.index import File, Index
 from launch.kinds import CHOICES, KINDS
-from otbr_jax.settings import Setting
+from otbr_jax.settings import Setting, describe
 
 
 def text() -> str:
@@ -21,7 +21,7 @@ def text() -> str:
     for kind, made in KINDS.items():
         kinds[kind] = {}
         for variant, values in made().variants.items():
-            found = _parts(made().describe(values))
+            found = _parts(describe(made().Config, values))
             kinds[kind][variant] = [_shared(parts, part, f"{kind} {variant}".strip()) for part in found]
     whole = Index(index.digest(), {name: names() for name, names in CHOICES.items()}, parts, kinds, {})
     return _lines(whole._replace(files=dict(_files(whole))))
