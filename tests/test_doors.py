@@ -12,6 +12,7 @@ from launching import launch
 import otbr_jax
 from launch import index, indexing
 from launch.kinds import KINDS
+from otbr_jax.settings import all_names, describe
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 HEAVY = ("flax", "jaxopt", "lineax", "matplotlib", "orbax", "ott", "PIL", "scipy.stats", "sklearn", "torch")
@@ -122,8 +123,8 @@ def test_the_index_has_every_setting_as_it_is_declared():
     known = index.current()
     for kind, made in KINDS.items():
         for variant, values in made().variants.items():
-            assert known.settings(kind, variant) == made().describe(values)
-        assert known.names(kind) == made().names()
+            assert known.settings(kind, variant) == describe(made().Config, values)
+        assert known.names(kind) == all_names(made().Config)
 
 
 def test_the_index_has_the_values_of_config_files():
