@@ -1,10 +1,12 @@
 """The how-to pages, for users and contributors: their code is run as it stands, as the one file that a page names."""
 
+import dataclasses
 import importlib
 import importlib.util
 import pathlib
 import re
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -129,8 +131,18 @@ def test_an_attack_is_one_file(house, clean, monkeypatch):
         np.testing.assert_array_equal(poisoned.images[image][::2], np.round(rows[::2] * 0.5))
 
 
-def test_a_trigger_family_changes_pictures_within_its_budget():
-    (code,) = blocks("add_a_trigger_family.md")
+@pytest.fixture
+def asked(monkeypatch, moved, clean):
+    """What pages about inversion ask: a network that answers several classes; inversions take two steps."""
+    monkeypatch.setattr(otbr_jax, "invert", partial(otbr_jax.invert, steps=2, triggers=2, starts=2))
+    network, _, variables, _ = moved
+    usual = network.answer(variables, clean.images).mean(0)
+    network = dataclasses.replace(network, apply=lambda *given: moved[0].apply(*given) - usual)
+    return {"otbr_jax": otbr_jax, "network": network, "variables": variables, "images": clean.images}
+
+
+def test_a_trigger_family_changes_pictures_within_its_budget(asked):
+    code, use = blocks("add_a_trigger_family.md")
     names = {}
     exec(code, names)
     family, images = names["ROWS"], jax.random.uniform(jax.random.key(0), (5, 8, 6, 3), minval=0.4, maxval=0.6)
@@ -140,6 +152,23 @@ def test_a_trigger_family_changes_pictures_within_its_budget():
         assert float(jnp.sqrt(jnp.mean((changed - images) ** 2))) == pytest.approx(budget, rel=1e-3)
         np.testing.assert_allclose(changed - images, (changed - images)[:1, :, :1, :1] + 0 * images, atol=1e-6)
     assert jnp.all(jnp.abs(family.apply(images, latent, 9.0) - 0.5) <= 0.5)
+    exec(use, names := names | asked)
+    assert names["found"].family is family
+
+
+def test_a_trigger_is_inverted_in_three_lines(asked, capsys):
+    first, *others = blocks("invert_a_trigger.md")
+    assert len([line for line in first.splitlines() if "found" in line]) == 3
+    exec(first, names := dict(asked))
+    assert re.fullmatch(r"0\.\d{3} [01]\.\d\d\n", capsys.readouterr().out)
+    assert names["triggered"].shape == asked["images"].shape
+    for code in others:
+        exec(code, names)
+    assert len(names["sizes"]) == 10
+    assert float(jnp.mean(names["mask"])) <= float(names["found"].size) * 1.001
+    assert float(names["strongest"].size) == pytest.approx(0.05)
+    assert names["cleansed"].parameters.mask.shape == (8, 8, 1)
+    assert float(names["rate"]) == pytest.approx(float(names["found"].success), abs=0.03)
 
 
 def test_a_data_set_is_one_function(monkeypatch):

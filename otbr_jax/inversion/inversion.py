@@ -156,7 +156,7 @@ def invert_triggers(
     axis_name: str | None = None,
     name: str = "batch_size",
     on_step: Callable[[], None] | None = None,
-) -> Inverted:
+) -> tuple[Inverted, Descent]:
     """Inverts several triggers of one class, each from its own start. Pure; jits.
 
     Every other one starts from the random triggers that come nearest to the class, the rest from any: what is nearest
@@ -180,7 +180,7 @@ def invert_triggers(
       on_step: see there.
 
     Returns:
-      `Inverted`, with a leading axis `[triggers]`.
+      As `invert_from`, with a leading axis `[triggers]`.
     """
     tried = random_starts(family, network.image_shape, count=max(starts, triggers), key=key)
     budget = aim.budget(aim.begin(family, None))
@@ -204,4 +204,4 @@ def invert_triggers(
         axis_name=axis_name,
         name=name,
         on_step=on_step,
-    )[0]
+    )

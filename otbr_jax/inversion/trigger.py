@@ -63,7 +63,7 @@ def invert(
     batch_size: int = 32,
     key: jax.Array | None = None,
 ) -> InvertedTrigger:
-    """Inverts a trigger: what turns images into a class, and how small it can be. One compiled program.
+    """Inverts a trigger: what turns images into a class, and how small it can be. Not to be jitted.
 
     Several triggers are inverted from different starts. Of those that work, the smallest is the answer; where none
     does, or the size is fixed, it is the one that works best.
@@ -91,20 +91,31 @@ def invert(
     """
     aim = Smallest() if aim is None else aim
     kind = _family(family, aim)
-    images = _check(network, variables, images, target, aim, steps=steps, triggers=triggers, starts=starts)
-    if batch_size < 1:
-        raise InputError(f"batch_size: expected at least 1, found {batch_size}")
-    # What is compiled once serves all classes and all networks of the kind.
-    network = dataclasses.replace(network, image_shape=tuple(network.image_shape))
-    program = _search(network, kind, aim, steps, triggers, max(starts, triggers), min(batch_size, len(images)))
+    counts = {"steps": steps, "triggers": triggers, "starts": starts, "batch_size": batch_size}
+    images = _check(network, variables, images, target, aim, **counts)
+    if isinstance(aim, Within):
+        aim = Within(float(aim.size))
+    # What is compiled once serves all classes and all networks of the kind, whose shapes may be lists.
+    height, width, channels = network.image_shape
+    network = dataclasses.replace(network, image_shape=(height, width, channels))
     target_class, key = jnp.int32(target), jax.random.key(0) if key is None else key
-    found, others = program(variables, images, target_class, key)
-    if not isinstance(others, jax.core.Tracer) and not others:
+    found, others = _search(
+        variables, images, target_class, key,
+        network=network, family=kind, aim=aim, steps=steps, triggers=triggers, starts=starts,
+        batch_size=min(batch_size, len(images)),
+    )  # fmt: skip
+    if not others:
         raise InputError(f"images: expected some that the network does not take for class {target}, found none")
     return InvertedTrigger(kind, target_class, *found)
 
 
+@partial(jax.jit, static_argnames=("network", "family", "aim", "steps", "triggers", "starts", "batch_size"))
 def _search(
+    variables: Variables,
+    images: jax.Array,
+    target: jax.Array,
+    key: jax.Array,
+    *,
     network: Network,
     family: TriggerFamily,
     aim: Aim,
@@ -112,10 +123,6 @@ def _search(
     triggers: int,
     starts: int,
     batch_size: int,
-    variables: Variables,
-    images: jax.Array,
-    target: jax.Array,
-    key: jax.Array,
 ) -> tuple[Inverted, jax.Array]:
     """The best of several triggers, and how many images are of other classes."""
     images = in_unit_range(images)
@@ -128,7 +135,7 @@ def _search(
 
     batch = Batch(images, answers(lambda images: images))
     others, same = batch.labels != target, jnp.full(triggers, target)
-    found = invert_triggers(
+    found, descent = invert_triggers(
         network,
         variables,
         batch,
@@ -144,7 +151,7 @@ def _search(
     if isinstance(aim, Smallest):
         # Each goes on at its own size: on the way there it was mostly larger.
         fixed = Within(0.0)
-        start = begin(found.parameters, family, same, aim=fixed)._replace(state=found.size)
+        start = begin(descent.point, family, same, aim=fixed)._replace(state=found.size)
         found, _ = invert_from(
             start, network, variables, batch, family, same, aim=fixed, steps=-(-steps // 2), batch_size=batch_size
         )
@@ -191,7 +198,7 @@ def _check(network: Network, variables: Variables, images: Any, target: int, aim
     for name, count in counts.items():
         if count < 1:
             raise InputError(f"{name}: expected at least 1, found {count}")
-    if isinstance(aim, Within) and not isinstance(aim.size, jax.core.Tracer) and not 0 < aim.size < jnp.inf:
+    if isinstance(aim, Within) and not 0 < aim.size < jnp.inf:
         raise InputError(f"aim.size: expected a finite size above 0, found {aim.size}")
     check_finite(variables)
     expected, shape = (*network.image_shape,), jnp.shape(images)

@@ -174,7 +174,7 @@ def teach(
     def search(course: _Course, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         def one(index: jax.Array) -> tuple[jax.Array, jax.Array]:
             def found() -> tuple[jax.Array, jax.Array]:
-                strongest = invert_triggers(
+                strongest, _ = invert_triggers(
                     network,
                     {**state, "params": course.params},
                     pictures,
