@@ -16,8 +16,8 @@ import dataclasses
 
 import ml_collections
 
+from otbr_jax.contrib.otbr_plus import SweepConfig
 from otbr_jax.defenses.otbr import OTBRConfig
-from otbr_jax.defenses.otbr_plus import SweepConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.steps.fuse import FusionConfig
 from otbr_jax.studies.repair_config import RepairConfig

@@ -24,9 +24,9 @@ import dataclasses
 
 import ml_collections
 
+from otbr_jax.contrib.judge import SuspicionConfig
 from otbr_jax.data.clean import CleanConfig
 from otbr_jax.defenses.tsbd import SweepConfig, TSBDConfig
-from otbr_jax.detectors.judge import SuspicionConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.steps.finetune import FinetuningConfig
 from otbr_jax.steps.select import SelectionConfig
