@@ -28,7 +28,7 @@ from otbr_jax.models.registry import ModelConfig
 from otbr_jax.plan import Plan, Setup, set_up
 from otbr_jax.report.rows import append_row
 from otbr_jax.runs.devices import Collective, batch_mesh, collectives, everywhere, replicate, shared
-from otbr_jax.runs.networks import Subject, open_network
+from otbr_jax.runs.networks import Source, open_network
 from otbr_jax.runs.provenance import ROOT, provenance
 from otbr_jax.types import Batch
 from otbr_jax.victims.training import TrainingConfig, TrainingSet, programs
@@ -93,7 +93,7 @@ def wide() -> dict[str, dict[str, Any]]:
     }
 
 
-def training(subject: Subject, variables: Any) -> dict[str, Any]:
+def training(subject: Source, variables: Any) -> dict[str, Any]:
     """The collectives of an epoch of training."""
     mesh, config = batch_mesh(), TrainingConfig(batch_size=64, crop_padding=1, flip=True)
     begin, epoch = programs(shared(subject.network, mesh), images=CLEAN, config=config, mesh=mesh)

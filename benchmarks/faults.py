@@ -42,11 +42,10 @@ from otbr_jax.studies.repair_config import repaired_by
 
 def get_grid():
     cell = embedded(0)
-    small = dataclasses.replace(
-        cell.config,
-        model=dataclasses.replace(cell.config.model, width=4),
-        data=dataclasses.replace(cell.config.data, train_images=640),
-        training=dataclasses.replace(cell.config.training, epochs=4),
+    small = change(cell.config,
+        model=dataclasses.replace(cell.config.victim.model, width=4),
+        data=dataclasses.replace(cell.config.victim.data, train_images=640),
+        training=dataclasses.replace(cell.config.victim.training, epochs=4),
     )
     return Grid("faults", tuple(Cell(repaired_by("clp", dataclasses.replace(small, seed=seed))) for seed in (0, 1)))
 """

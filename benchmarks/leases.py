@@ -34,6 +34,7 @@ from configs.bench.disarm import embedded
 from otbr_jax.runs.store import open_workdir
 from otbr_jax.studies.bench import Cell, Grid
 from otbr_jax.studies.repair_config import repaired_by
+from otbr_jax.settings import change
 
 def note(what, subject):
     log = os.open({log!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -49,19 +50,18 @@ class Logged(Cell):
 
 def config(seed):
     cell = embedded(0)
-    return dataclasses.replace(
-        cell.config,
+    return change(cell.config,
         seed=seed,
-        model=dataclasses.replace(cell.config.model, width=4),
-        data=dataclasses.replace(cell.config.data, train_images=640),
-        training=dataclasses.replace(cell.config.training, epochs=4),
+        model=dataclasses.replace(cell.config.victim.model, width=4),
+        data=dataclasses.replace(cell.config.victim.data, train_images=640),
+        training=dataclasses.replace(cell.config.victim.training, epochs=4),
     )
 """
 QUICK = """
 class Quick(Logged):
     @property
     def victim(self):
-        return f"stage{self.config.seed // 5}"
+        return f"stage{self.config.victim.seed // 5}"
 
     def filled(self, root, devices):
         def compute():

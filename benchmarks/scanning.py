@@ -25,7 +25,7 @@ from otbr_jax.interop.state_dict import tensor_name
 from otbr_jax.models.registry import ModelConfig, build
 from otbr_jax.report.rows import append_row
 from otbr_jax.runs.provenance import ROOT, provenance
-from otbr_jax.studies.repair_config import RepairConfig
+from otbr_jax.studies.repair_config import repair_config
 from otbr_jax.studies.scanning import checkpoints, scan
 from otbr_jax.types import named_leaves
 
@@ -55,7 +55,7 @@ def scanned(folder: pathlib.Path, detector: str) -> dict[str, Any]:
         wall.append(time.perf_counter())
         cpu.append(time.process_time())
 
-    scan(RepairConfig(defense="disarm", model=MODEL), checkpoints(folder), detector=detector, say=say)
+    scan(repair_config(defense="disarm", model=MODEL), checkpoints(folder), detector=detector, say=say)
     first, *others = (after - before for before, after in itertools.pairwise(wall))
     first_cpu, *others_cpu = (after - before for before, after in itertools.pairwise(cpu))
     each, each_cpu = statistics.median(others), statistics.median(others_cpu)

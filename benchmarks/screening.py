@@ -30,6 +30,7 @@ from otbr_jax.detectors.detector import conclude
 from otbr_jax.metrics import settled
 from otbr_jax.report.rows import append_row
 from otbr_jax.runs.provenance import ROOT, provenance
+from otbr_jax.settings import change
 from otbr_jax.studies.bench import Cell
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/screening", "Directory of the images and the victims.")
@@ -64,15 +65,15 @@ def write_pairs(path: pathlib.Path) -> None:
 def cell(attack: str, path: pathlib.Path) -> Cell:
     """A victim on pairs of digits."""
     config = digits(*WIDE, attack, 0).config
-    model = dataclasses.replace(config.model, num_classes=CLASSES, image_shape=(SIDE, SIDE, 1))
+    model = dataclasses.replace(config.victim.model, num_classes=CLASSES, image_shape=(SIDE, SIDE, 1))
     data = DataConfig(name="npz", path=str(path))
-    training = dataclasses.replace(config.training, epochs=5)
-    return Cell(dataclasses.replace(config, model=model, data=data, training=training), recipe="fast")
+    training = dataclasses.replace(config.victim.training, epochs=5)
+    return Cell(change(config, model=model, data=data, training=training), recipe="fast")
 
 
 def programs(victim: Opened, among: int, *, last: str) -> Any:
     """`key -> values` of the steps up to that one."""
-    config = dataclasses.replace(victim.config, reach=dataclasses.replace(victim.config.reach, among=among))
+    config = change(victim.config, reach=dataclasses.replace(victim.config.method.reach, among=among))
     steps = short_cuts.plan(config)
     names = [step.name for step in steps]
     run = plans.programs(steps[: names.index(last) + 1], victim.setup)
@@ -98,7 +99,7 @@ def main(arguments: Sequence[str]) -> None:
     write_pairs(path)
     for attack in ATTACKS.value:
         victim = opened(cell(attack, path.absolute()), WORKDIR.value)
-        attacked, target = attack != "none", victim.config.attack.target
+        attacked, target = attack != "none", victim.config.victim.attack.target
         kept = []
         for among in AMONG:
             screening = programs(victim, among, last="screened")

@@ -49,12 +49,12 @@ def main(arguments) -> None:
     for cell in VICTIMS:
         found = searched(cell, SEEDS.value)
         threshold = repaired_by("disarm", cell.config).detection.threshold
-        attacked = cell.config.attack.name != "none"
+        attacked = cell.config.victim.attack.name != "none"
         row = {
-            "dataset": cell.config.data.name,
+            "dataset": cell.config.victim.data.name,
             "network": cell.network,
-            "attack": cell.config.attack.name,
-            "seed": cell.config.seed,
+            "attack": cell.config.victim.attack.name,
+            "seed": cell.config.victim.seed,
             "target": [round(float(each[0]), 2) for each in found] if attacked else None,
             "highest": [round(float(each.max()), 2) for each in found],
             "flagged": int(sum(each.max() >= threshold for each in found)),

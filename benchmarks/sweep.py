@@ -33,10 +33,11 @@ from otbr_jax.plan import Setup, set_up
 from otbr_jax.report.rows import append_row
 from otbr_jax.runs.networks import open_network
 from otbr_jax.runs.provenance import ROOT, provenance
+from otbr_jax.settings import change, from_dict
 from otbr_jax.steps.fuse import FusionConfig, align, interpolate
 from otbr_jax.steps.prune import neurons_to_prune, prune
 from otbr_jax.studies.repair import repair
-from otbr_jax.studies.repair_config import repair_config
+from otbr_jax.studies.repair_config import RepairConfig
 from otbr_jax.types import Network
 from otbr_jax.victims import evaluation
 from otbr_jax.victims.evaluation import TestSet
@@ -119,13 +120,13 @@ def vgg19(gammas, lams, few: int) -> float:
 def main(arguments: Sequence[str]) -> None:
     del arguments
     origin = provenance()
-    config = repair_config(get_config().to_dict())
-    result = repair(dataclasses.replace(config, sweep=SweepConfig(gamma=())), WORKDIR.value)
-    single = ((config.otbr.gamma,), (config.otbr.fusion.lam,))
-    few = config.sweep.screening_images
+    config = from_dict(RepairConfig, get_config().to_dict())
+    result = repair(change(config, sweep=SweepConfig(gamma=())), WORKDIR.value)
+    single = ((config.method.otbr.gamma,), (config.method.otbr.fusion.lam,))
+    few = config.method.sweep.screening_images
     settings = {"single": (*single, 0), "grid": (GRID.gamma, GRID.lam, few), "grid_on_all": (GRID.gamma, GRID.lam, 0)}
     graph = trace(result.network.apply, result.variables, jnp.zeros((2, *result.network.image_shape)))
-    setup = set_up(_prepared(result.network), graph, layers=config.otbr.layers)
+    setup = set_up(_prepared(result.network), graph, layers=config.method.otbr.layers)
     victim, scores, test = result.stages["victim"].value["variables"], result.stages["scores"].value, result.test
     traces: dict[str, list[None]] = {name: [] for name in settings}
     whole = {
@@ -137,7 +138,11 @@ def main(arguments: Sequence[str]) -> None:
     took = seconds({name: partial(function, victim, scores, test) for name, function in whole.items()})
     bare = seconds({name: partial(function, victim, scores) for name, function in alone.items()})
     print(took, bare, flush=True)
-    row: dict[str, Any] = {"network": f"{config.model.name}-w{config.model.width}", "dataset": "digits", "seed": 0}
+    row: dict[str, Any] = {
+        "network": f"{config.victim.model.name}-w{config.victim.model.width}",
+        "dataset": "digits",
+        "seed": 0,
+    }
     row |= {"test_images": len(test.labels), "settings": len(GRID.gamma) * len(GRID.lam), "screening_images": few}
     for name, own in settings.items():
         row[name] = {

@@ -28,13 +28,14 @@ from otbr_jax.defenses.otbr import OTBRConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.report.rows import append_row
 from otbr_jax.runs.provenance import ROOT, provenance
+from otbr_jax.settings import change
 from otbr_jax.steps import fuse as fusion
 from otbr_jax.steps import transport
 from otbr_jax.steps.fuse import Alignment, FusionConfig, FusionInfo
 from otbr_jax.steps.score import by_neuron
 from otbr_jax.steps.transport import Plan, TransportConfig
 from otbr_jax.studies.repair import repair
-from otbr_jax.studies.repair_config import RepairConfig
+from otbr_jax.studies.repair_config import repair_config
 from otbr_jax.studies.results import Repair
 from otbr_jax.types import Variables, named_leaves
 from otbr_jax.victims import evaluation
@@ -44,14 +45,14 @@ RESULTS = ROOT / "results" / "transport.jsonl"
 WORKDIR = flags.DEFINE_string("workdir", "runs/transport", "Directory for the runs, one folder per network.")
 EPSILONS = (1e-1, 3e-2, 1e-2, 3e-3)
 EXACT = TransportConfig(solver="exact")
-_REPAIR = RepairConfig(otbr=OTBRConfig(fusion=FusionConfig(transport=EXACT)), sweep=SweepConfig(gamma=()))
+_REPAIR = repair_config(otbr=OTBRConfig(fusion=FusionConfig(transport=EXACT)), sweep=SweepConfig(gamma=()))
 NETWORKS = {
-    "preact_resnet10-w64": dataclasses.replace(
+    "preact_resnet10-w64": change(
         _REPAIR,
         model=ModelConfig("preact_resnet10", 64, image_shape=(16, 16, 1)),
         training=TrainingConfig(epochs=5),
     ),
-    "mlp": dataclasses.replace(
+    "mlp": change(
         _REPAIR,
         model=ModelConfig(str(pathlib.Path(mlp.__file__)) + ":network", image_shape=mlp.SHAPE),
         attack=mlp.ATTACK,
@@ -89,7 +90,8 @@ def fused(result: Repair, found: dict[str, Plan], *, everywhere: bool = False) -
     }
     kernels = fusion.map_neurons(result.stages["pruned"].value.variables, result.layers, maps)
     alignment = Alignment(kernels, FusionInfo(found, used))
-    return fusion.interpolate(result.stages["victim"].value["variables"], alignment, lam=result.config.otbr.fusion.lam)
+    victim, method = result.stages["victim"].value["variables"], result.config.method
+    return fusion.interpolate(victim, alignment, lam=method.otbr.fusion.lam)
 
 
 def measured(result: Repair, variables: Variables) -> dict[str, float]:
@@ -135,13 +137,13 @@ def main(arguments: Sequence[str]) -> None:
         exact = plans(result, EXACT)
         row = {
             "network": name,
-            "dataset": "digits, {} x {}".format(*settings.model.image_shape),
-            "seed": settings.seed,
-            "gamma": settings.otbr.gamma,
-            "lambda": settings.otbr.fusion.lam,
+            "dataset": "digits, {} x {}".format(*settings.victim.model.image_shape),
+            "seed": settings.victim.seed,
+            "gamma": settings.method.otbr.gamma,
+            "lambda": settings.method.otbr.fusion.lam,
             "victim": measured(result, result.stages["victim"].value["variables"]),
             "exact": measured(result, fused(result, exact[0])),
-            "training": None if name == "mlp" else dataclasses.asdict(settings.training),
+            "training": None if name == "mlp" else dataclasses.asdict(settings.victim.training),
         }
         for epsilon in EPSILONS:
             found = compare(result, epsilon, exact)

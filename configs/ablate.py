@@ -27,9 +27,9 @@ def get_config(data: str = "digits") -> ml_collections.ConfigDict:
     cell = tsbd.digits("badnets", 0) if data == "digits" else tsbd.with_tsbd(cpu.cell(data, "badnets"))
     repair = cell.config
     config = AblationConfig(
-        **{field.name: getattr(repair, field.name) for field in dataclasses.fields(VictimConfig)},
+        **{field.name: getattr(repair.victim, field.name) for field in dataclasses.fields(VictimConfig)},
         attacks=ATTACKS[data],
-        tsbd=dataclasses.replace(repair.tsbd, n=0.2),
+        tsbd=dataclasses.replace(repair.method.tsbd, n=0.2),
         clean=repair.clean,
     )
     return ml_collections.ConfigDict(dataclasses.asdict(config))

@@ -10,24 +10,23 @@ Expected: two minutes on two CPU cores, half of them the training of the victim;
 with the published 2,000 steps.
 """
 
-import dataclasses
-
 import ml_collections
 
 from configs import otbr
 from otbr_jax.data.clean import CleanConfig
 from otbr_jax.defenses.anp import AdversarialConfig, ANPConfig
 from otbr_jax.defenses.gating import THRESHOLDS, ThresholdConfig
-from otbr_jax.studies.repair_config import repair_config, repaired_by
+from otbr_jax.settings import as_dict, from_dict
+from otbr_jax.studies.repair_config import RepairConfig, repaired_by
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The settings; every field can be set on the command line as `--config.FIELD=VALUE`."""
     config = repaired_by(
         "anp",
-        repair_config(otbr.get_config().to_dict()),
+        from_dict(RepairConfig, otbr.get_config().to_dict()),
         clean=CleanConfig(fraction=0.05, crop_padding=1),
         anp=ANPConfig(learning=AdversarialConfig(steps=500, batch_size=32)),
         selection=ThresholdConfig(thresholds=THRESHOLDS),
     )
-    return ml_collections.ConfigDict(dataclasses.asdict(config))
+    return ml_collections.ConfigDict(as_dict(config))

@@ -9,12 +9,11 @@ Expected: about a minute and a quarter on one core beside the training of the vi
 (docs/leaderboard.md): the backdoors stay.
 """
 
-import dataclasses
-
 import ml_collections
 
 from configs import otbr
-from otbr_jax.studies.repair_config import repair_config, repaired_by
+from otbr_jax.settings import as_dict, from_dict
+from otbr_jax.studies.repair_config import RepairConfig, repaired_by
 
 SETTINGS = dict[str, object]()
 """The defaults."""
@@ -22,5 +21,5 @@ SETTINGS = dict[str, object]()
 
 def get_config() -> ml_collections.ConfigDict:
     """The settings; every field can be set on the command line as `--config.FIELD=VALUE`."""
-    config = repaired_by("bcu", repair_config(otbr.get_config().to_dict()), **SETTINGS)
-    return ml_collections.ConfigDict(dataclasses.asdict(config))
+    config = repaired_by("bcu", from_dict(RepairConfig, otbr.get_config().to_dict()), **SETTINGS)
+    return ml_collections.ConfigDict(as_dict(config))

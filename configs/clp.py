@@ -8,15 +8,14 @@ says of it. What it does and when: docs/defences/clp.md.
 Expected: a minute on two CPU cores, most of it the training of the victim.
 """
 
-import dataclasses
-
 import ml_collections
 
 from configs import otbr
-from otbr_jax.studies.repair_config import repair_config, repaired_by
+from otbr_jax.settings import as_dict, from_dict
+from otbr_jax.studies.repair_config import RepairConfig, repaired_by
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The settings; every field can be set on the command line as `--config.FIELD=VALUE`."""
-    config = repaired_by("clp", repair_config(otbr.get_config().to_dict()))
-    return ml_collections.ConfigDict(dataclasses.asdict(config))
+    config = repaired_by("clp", from_dict(RepairConfig, otbr.get_config().to_dict()))
+    return ml_collections.ConfigDict(as_dict(config))

@@ -14,15 +14,14 @@ results/bench_disarm.jsonl; `configs/otbr_plus.py` finds some that it misses.
 A network of your own: configs/own_network.py.
 """
 
-import dataclasses
-
 import ml_collections
 
 from configs import otbr
-from otbr_jax.studies.repair_config import repair_config, repaired_by
+from otbr_jax.settings import as_dict, from_dict
+from otbr_jax.studies.repair_config import RepairConfig, repaired_by
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The settings; every field can be set on the command line as `--config.FIELD=VALUE`."""
-    config = repaired_by("disarm", repair_config(otbr.get_config().to_dict()))
-    return ml_collections.ConfigDict(dataclasses.asdict(config))
+    config = repaired_by("disarm", from_dict(RepairConfig, otbr.get_config().to_dict()))
+    return ml_collections.ConfigDict(as_dict(config))

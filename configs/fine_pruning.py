@@ -11,20 +11,19 @@ Expected: 172 of 192 channels are pruned, ASR falls from 100 % to 54 %, ACC from
 CPU cores, most of it the training of the victim and the other shares.
 """
 
-import dataclasses
-
 import ml_collections
 
 from configs import otbr
 from configs.ft import CLEAN, FEW
 from otbr_jax.defenses.fine_pruning import SweepConfig
-from otbr_jax.studies.repair_config import repair_config, repaired_by
+from otbr_jax.settings import as_dict, from_dict
+from otbr_jax.studies.repair_config import RepairConfig, repaired_by
 
 SWEEP = SweepConfig(share=(0.0, 0.5, 0.8, 0.9, 0.95))
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The settings; every field can be set on the command line as `--config.FIELD=VALUE`."""
-    victim = repair_config(otbr.get_config().to_dict())
+    victim = from_dict(RepairConfig, otbr.get_config().to_dict())
     config = repaired_by("fine_pruning", victim, clean=CLEAN, finetuning=FEW, sweep=SWEEP)
-    return ml_collections.ConfigDict(dataclasses.asdict(config))
+    return ml_collections.ConfigDict(as_dict(config))

@@ -9,16 +9,15 @@ Expected: ASR falls from 100 % to 88 %, ACC from 99.4 % to 97.8 %. One to two mi
 training of the victim.
 """
 
-import dataclasses
-
 import ml_collections
 
 from configs import otbr
 from configs.ft import CLEAN, FEW
-from otbr_jax.studies.repair_config import repair_config, repaired_by
+from otbr_jax.settings import as_dict, from_dict
+from otbr_jax.studies.repair_config import RepairConfig, repaired_by
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The settings; every field can be set on the command line as `--config.FIELD=VALUE`."""
-    config = repaired_by("ft_sam", repair_config(otbr.get_config().to_dict()), clean=CLEAN, finetuning=FEW)
-    return ml_collections.ConfigDict(dataclasses.asdict(config))
+    config = repaired_by("ft_sam", from_dict(RepairConfig, otbr.get_config().to_dict()), clean=CLEAN, finetuning=FEW)
+    return ml_collections.ConfigDict(as_dict(config))

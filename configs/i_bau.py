@@ -14,19 +14,18 @@ Expected: a few seconds beside the training of the victim. The leaderboard says 
 so few images most of the backdoor stays.
 """
 
-import dataclasses
-
 import ml_collections
 
 from configs import tsbd
 from otbr_jax.defenses.i_bau import IBAUConfig
-from otbr_jax.studies.repair_config import repair_config, repaired_by
+from otbr_jax.settings import as_dict, from_dict
+from otbr_jax.studies.repair_config import RepairConfig, repaired_by
 
 SETTINGS = IBAUConfig(rounds=25, batch_size=32, norm=2.9, learning_rate=1e-3)
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The settings; every field can be set on the command line as `--config.FIELD=VALUE`."""
-    victim = repair_config(tsbd.get_config().to_dict())
+    victim = from_dict(RepairConfig, tsbd.get_config().to_dict())
     config = repaired_by("i_bau", victim, clean=victim.clean, i_bau=SETTINGS)
-    return ml_collections.ConfigDict(dataclasses.asdict(config))
+    return ml_collections.ConfigDict(as_dict(config))

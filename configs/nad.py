@@ -16,7 +16,8 @@ import ml_collections
 from configs import otbr
 from configs.ft import CLEAN
 from otbr_jax.defenses.nad import NADConfig
-from otbr_jax.studies.repair_config import repair_config, repaired_by
+from otbr_jax.settings import as_dict, from_dict
+from otbr_jax.studies.repair_config import RepairConfig, repaired_by
 
 
 def few(config: NADConfig) -> NADConfig:
@@ -27,5 +28,5 @@ def few(config: NADConfig) -> NADConfig:
 
 def get_config() -> ml_collections.ConfigDict:
     """The settings; every field can be set on the command line as `--config.FIELD=VALUE`."""
-    config = repaired_by("nad", repair_config(otbr.get_config().to_dict()), clean=CLEAN, nad=few(NADConfig()))
-    return ml_collections.ConfigDict(dataclasses.asdict(config))
+    config = repaired_by("nad", from_dict(RepairConfig, otbr.get_config().to_dict()), clean=CLEAN, nad=few(NADConfig()))
+    return ml_collections.ConfigDict(as_dict(config))

@@ -22,22 +22,23 @@ import ml_collections
 from configs import otbr
 from otbr_jax.contrib.harden import PatchingConfig
 from otbr_jax.contrib.judge import SuspicionConfig
-from otbr_jax.studies.repair_config import AnyRepairConfig, repair_config
+from otbr_jax.settings import as_dict, change, from_dict
+from otbr_jax.studies.repair_config import RepairConfig
 
 GAMMA, LAM = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3), (0.5, 0.75)
 
 
-def plus(config: AnyRepairConfig) -> AnyRepairConfig:
+def plus(config: RepairConfig) -> RepairConfig:
     """The same victim, repaired this way; the sweep is the grid that is chosen from."""
-    return dataclasses.replace(
+    return change(
         config,
         suspicion=SuspicionConfig(gamma=GAMMA, lam=LAM, least_agreement=0.95),
         patching=PatchingConfig(triggers=4),
-        sweep=dataclasses.replace(config.sweep, gamma=GAMMA, lam=LAM),
+        sweep=dataclasses.replace(config.method.sweep, gamma=GAMMA, lam=LAM),
     )
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The settings; every field can be set on the command line as `--config.FIELD=VALUE`."""
-    config = repair_config(otbr.get_config().to_dict())
-    return ml_collections.ConfigDict(dataclasses.asdict(plus(config)))
+    config = from_dict(RepairConfig, otbr.get_config().to_dict())
+    return ml_collections.ConfigDict(as_dict(plus(config)))

@@ -18,17 +18,16 @@ A network in which no class stands out is left as it is. By another method: `--c
 `configs/clp.py`, or `configs/otbr_plus.py`, with the same flags.
 """
 
-import dataclasses
-
 import ml_collections
 
 from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.data.sources import DataConfig
 from otbr_jax.models.registry import ModelConfig
-from otbr_jax.studies.repair_config import RepairConfig
+from otbr_jax.settings import as_dict
+from otbr_jax.studies.repair_config import repair_config
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The settings; every field can be set on the command line as `--config.FIELD=VALUE`."""
     nothing = {"data": DataConfig(name="none"), "attack": AttackConfig(name="none"), "model": ModelConfig(name="")}
-    return ml_collections.ConfigDict(dataclasses.asdict(RepairConfig(defense="disarm", **nothing)))
+    return ml_collections.ConfigDict(as_dict(repair_config(defense="disarm", **nothing)))

@@ -11,23 +11,22 @@ does and when: docs/defences/rnp.md. These rates were settled on one victim, dig
 Expected: one to two minutes on two CPU cores, most of them the training of the victim.
 """
 
-import dataclasses
-
 import ml_collections
 
 from configs import otbr
 from otbr_jax.data.clean import CleanConfig
 from otbr_jax.defenses.gating import THRESHOLDS, ThresholdConfig
 from otbr_jax.defenses.rnp import RecoveringConfig, RNPConfig
+from otbr_jax.settings import as_dict, from_dict
 from otbr_jax.steps.unlearn import CleanUnlearningConfig
-from otbr_jax.studies.repair_config import repair_config, repaired_by
+from otbr_jax.studies.repair_config import RepairConfig, repaired_by
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The settings; every field can be set on the command line as `--config.FIELD=VALUE`."""
     config = repaired_by(
         "rnp",
-        repair_config(otbr.get_config().to_dict()),
+        from_dict(RepairConfig, otbr.get_config().to_dict()),
         clean=CleanConfig(fraction=0.05, crop_padding=1),
         rnp=RNPConfig(
             unlearning=CleanUnlearningConfig(max_epochs=500, batch_size=32, learning_rate=0.001, stop_accuracy=0.2),
@@ -35,4 +34,4 @@ def get_config() -> ml_collections.ConfigDict:
         ),
         selection=ThresholdConfig(thresholds=THRESHOLDS),
     )
-    return ml_collections.ConfigDict(dataclasses.asdict(config))
+    return ml_collections.ConfigDict(as_dict(config))

@@ -10,19 +10,18 @@ Expected: about a minute and a half on one core beside the training of the victi
 (docs/leaderboard.md): of four backdoors it ends one.
 """
 
-import dataclasses
-
 import ml_collections
 
 from configs import tsbd
 from otbr_jax.defenses.sau import SAUConfig
-from otbr_jax.studies.repair_config import repair_config, repaired_by
+from otbr_jax.settings import as_dict, from_dict
+from otbr_jax.studies.repair_config import RepairConfig, repaired_by
 
 SETTINGS = SAUConfig(rounds=500, batch_size=32)
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The settings; every field can be set on the command line as `--config.FIELD=VALUE`."""
-    victim = repair_config(tsbd.get_config().to_dict())
+    victim = from_dict(RepairConfig, tsbd.get_config().to_dict())
     config = repaired_by("sau", victim, clean=victim.clean, sau=SETTINGS)
-    return ml_collections.ConfigDict(dataclasses.asdict(config))
+    return ml_collections.ConfigDict(as_dict(config))

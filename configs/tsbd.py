@@ -20,18 +20,17 @@ A network of your own, with clean images in CLEAN/CLASS/*.png:
 with `--config.data.mean` and `--config.data.std` of its training. With some thousand images: batches of 256.
 """
 
-import dataclasses
-
 import ml_collections
 
 from otbr_jax.contrib.judge import SuspicionConfig
 from otbr_jax.data.clean import CleanConfig
 from otbr_jax.defenses.tsbd import SweepConfig, TSBDConfig
 from otbr_jax.models.registry import ModelConfig
+from otbr_jax.settings import as_dict
 from otbr_jax.steps.finetune import FinetuningConfig
 from otbr_jax.steps.select import SelectionConfig
 from otbr_jax.steps.unlearn import CleanUnlearningConfig
-from otbr_jax.studies.repair_config import RepairConfig
+from otbr_jax.studies.repair_config import repair_config
 from otbr_jax.victims.training import TrainingConfig
 
 N, M = (0.1, 0.2, 0.3), (0.7, 1.0)
@@ -40,7 +39,7 @@ GAMMA, LAM = (0.02, 0.05, 0.1, 0.15, 0.2), (0.5, 0.75)
 
 def get_config() -> ml_collections.ConfigDict:
     """The settings; every field can be set on the command line as `--config.FIELD=VALUE`."""
-    config = RepairConfig(
+    config = repair_config(
         defense="tsbd",
         model=ModelConfig(name="preact_resnet10", width=24, image_shape=(16, 16, 1), num_classes=10),
         training=TrainingConfig(epochs=20),
@@ -54,4 +53,4 @@ def get_config() -> ml_collections.ConfigDict:
         selection=SelectionConfig(n=N, m=M, held_out=0.25, folds=2, tolerance=0.05),
         sweep=SweepConfig(n=N, m=M),
     )
-    return ml_collections.ConfigDict(dataclasses.asdict(config))
+    return ml_collections.ConfigDict(as_dict(config))

@@ -25,7 +25,7 @@ from launch import early, helping, index, kinds
 from launch.hosts import Hosts, end, joined, lost
 from launch.index import CHECKOUT, CONFIGS
 from otbr_jax.errors import InputError
-from otbr_jax.settings import Setting, describe, from_dict
+from otbr_jax.settings import Setting, all_names, describe, from_dict
 
 HELP = {f"{dashes}{name}" for dashes in ("-", "--") for name in ("h", "help", "helpshort", "helpfull")}
 
@@ -45,18 +45,17 @@ class Config:
     def __call__(self) -> Any:
         """The settings of the file, with what flags change of them."""
         values = self.values()
-        return from_dict(kinds.KINDS[self.kind]().choose(values), values)
+        return from_dict(kinds.KINDS[self.kind]().Config, values)
 
     def names(self) -> list[str]:
         """The names of the flags of all settings."""
         known = index.current()
-        names = known.names(self.kind) if known else kinds.KINDS[self.kind]().names()
+        names = known.names(self.kind) if known else all_names(kinds.KINDS[self.kind]().Config)
         return [f"config.{name}" for name in names]
 
     def describe(self) -> list[Setting]:
         """All settings, with the values of the file and of flags."""
-        values = self.values()
-        return describe(kinds.KINDS[self.kind]().choose(values), values)
+        return describe(kinds.KINDS[self.kind]().Config, self.values())
 
     def values(self) -> dict[str, Any]:
         """The same as a nested dictionary, not checked yet."""
@@ -163,7 +162,7 @@ def run(
         elif not wants_help:
             parse(arguments)
         if settings is not None and wants_help:
-            show_help(settings, file)
+            show_help(settings, _short(file) if config else "")
         if settings is not None:
             try:
                 early.check(settings)
@@ -178,7 +177,7 @@ def run(
         config.define()
         if wants_help:
             parse(arguments)
-            show_help(config.describe(), file)
+            show_help(config.describe(), config.file())
 
     def guarded(arguments: Sequence[str]) -> None:
         # After absl has put its own handler in place: one readable line for each warning, no news from libraries.
@@ -237,7 +236,7 @@ def _show_help(usage: str, own: Sequence[flags.Flag], settings: Sequence[Setting
     text = helping.program_help(usage, own)
     if file:
         whole = not {"-helpfull", "--helpfull"}.isdisjoint(sys.argv)
-        text += "\n" + helping.settings_help(settings, file=_short(file), whole=whole)
+        text += "\n" + helping.settings_help(settings, file=file, whole=whole)
     try:
         print(text, flush=True)
     except BrokenPipeError:

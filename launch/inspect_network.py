@@ -46,12 +46,12 @@ def _say(line: dict[str, Any]) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Traces the network and prints its table."""
-    from launch import bringing
+    from launch import user_network
     from otbr_jax.studies.inspection import inspect
     from otbr_jax.studies.scanning import checkpoints, scan, status
 
     del arguments
-    config = bringing.settings(CONFIG)
+    config = user_network.settings(CONFIG)
     if DETECTOR.value and not (JUDGE.value or SCAN.value):
         raise InputError(f"--detector: expected --judge=DIR or --scan=PATH beside it, found {DETECTOR.value!r} alone")
     if STACK.value != 1 and not SCAN.value:

@@ -2,66 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
-
-from otbr_jax.settings import Setting, describe
 
 
 class Kind(NamedTuple):
-    """The classes that settings of one kind may be of.
+    """Settings of one kind.
 
     Attributes:
-      types: all of them.
-      choose: which of them a nested dictionary of settings is about.
+      Config: their class.
+      variants: dictionaries that choose all there are: by defence, or a single one with an empty name.
     """
 
-    types: Sequence[type[Any]]
-    choose: Callable[[Mapping[str, Any]], type[Any]]
-
-    def variants(self) -> Iterator[tuple[str, list[Setting]]]:
-        """All settings of each class, with the defence that it is about, or an empty text."""
-        for each in self.types:
-            found = describe(each)
-            yield next((one.default for one in found if one.name == "defense"), ""), found
-
-    def names(self) -> list[str]:
-        """The dotted names of all settings, of whichever class; without groups."""
-        return [*dict.fromkeys(one.name for _, settings in self.variants() for one in settings if one.words)]
+    Config: type[Any]
+    variants: Mapping[str, Mapping[str, Any]] = {"": {}}
 
 
 def _repair() -> Kind:
-    from otbr_jax.studies.repair_config import config_type_of, repair_config_types
+    from otbr_jax.studies.repair_config import KINDS, RepairConfig
 
-    return Kind(repair_config_types(), config_type_of)
+    return Kind(RepairConfig, {name: {"defense": name} for name in KINDS})
 
 
 def _victim() -> Kind:
     from otbr_jax.victims.config import VictimConfig
 
-    return _single(VictimConfig)
+    return Kind(VictimConfig)
 
 
 def _ablation() -> Kind:
     from otbr_jax.studies.ablation import ABLATION
 
-    return _single(ABLATION.Config)
+    return Kind(ABLATION.Config)
 
 
 def _activeness() -> Kind:
     from otbr_jax.studies.activeness import ACTIVENESS
 
-    return _single(ACTIVENESS.Config)
+    return Kind(ACTIVENESS.Config)
 
 
 def _correlation() -> Kind:
     from otbr_jax.studies.correlation import CORRELATION
 
-    return _single(CORRELATION.Config)
-
-
-def _single(config_type: type[Any]) -> Kind:
-    return Kind((config_type,), lambda values: config_type)
+    return Kind(CORRELATION.Config)
 
 
 KINDS: Mapping[str, Callable[[], Kind]] = {

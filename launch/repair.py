@@ -25,13 +25,13 @@ HOSTS = hosts.define_hosts()
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the pipeline, writes its results and prints the summary."""
-    from launch import bringing
+    from launch import user_network
     from otbr_jax.report.summary import summary_table
     from otbr_jax.studies.repair import repair
     from otbr_jax.studies.results import summarize
 
     del arguments
-    config = bringing.settings(CONFIG)
+    config = user_network.settings(CONFIG)
     result = repair(config, WORKDIR.value, profile=PROFILE.value, devices=HOSTS.devices())
     print(f"\n{summary_table(summarize(result))}\n")
     for name, what in (

@@ -10,6 +10,7 @@ from otbr_jax.errors import InputError
 from otbr_jax.graph.choose import choose_layers
 from otbr_jax.graph.graph import Group, Layer, NeuronGraph, check_graph, permutation_error, permute
 from otbr_jax.graph.trace import trace
+from otbr_jax.inversion import InvertedTrigger, Penalised, Smallest, Within, invert, success_rate
 from otbr_jax.plan import LongStep, Setup, Step, run, set_up
 from otbr_jax.steps.activeness import Activeness, activeness
 from otbr_jax.steps.finetune import FinetuningConfig, activeness_aware, finetune
@@ -25,6 +26,7 @@ from otbr_jax.steps.unlearn import (
     random_unlearning,
     unlearn,
 )
+from otbr_jax.triggers import TriggerFamily
 from otbr_jax.types import Batch, Network, Variables
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "FusionConfig",
     "Group",
     "InputError",
+    "InvertedTrigger",
     "Layer",
     "LongStep",
     "Network",
@@ -46,15 +49,19 @@ __all__ = [
     "OTBRPlusInfo",
     "OTBRSettings",
     "PatchingConfig",
+    "Penalised",
     "Setup",
+    "Smallest",
     "Step",
     "SuspicionConfig",
     "TSBDConfig",
     "TSBDInfo",
     "TransportConfig",
+    "TriggerFamily",
     "UnlearningConfig",
     "Variables",
     "Verdict",
+    "Within",
     "activeness",
     "activeness_aware",
     "check_graph",
@@ -65,6 +72,7 @@ __all__ = [
     "detect",
     "finetune",
     "fuse",
+    "invert",
     "neuron_weight_changes",
     "neurons_to_prune",
     "noise_batches",
@@ -78,6 +86,7 @@ __all__ = [
     "reinitialize",
     "run",
     "set_up",
+    "success_rate",
     "trace",
     "tsbd",
     "unlearn",

@@ -9,6 +9,9 @@
 Such a class is a frozen dataclass that checks every field when it is made: `TrainingConfig(epochs=0)` raises
 `InputError("training.epochs: expected a whole number of at least 1, found 0")`. `help()` and `describe` read the same
 declaration. Fields are whole numbers, numbers, texts, switches, tuples of one of these, or groups: other such classes.
+
+Classes compose. A group that is declared with `beside=True` has no name of its own in dictionaries and flags: its
+fields stand beside those of the class. `as_dict`, `from_dict`, `describe` and `change` know them by these flat names.
 """
 
 from __future__ import annotations
@@ -39,6 +42,9 @@ class Rule(NamedTuple):
     below: float | None = None
     choices: tuple[Any, ...] = ()
     unit: str = ""
+    beside: bool = False
+    kinds: Mapping[str, type] = {}
+    by: str = ""
 
 
 class Declared(NamedTuple):
@@ -85,6 +91,9 @@ def field(
     below: float | None = None,
     choices: tuple[Any, ...] = (),
     unit: str = "",
+    beside: bool = False,
+    kinds: Mapping[str, type] | None = None,
+    by: str = "",
 ) -> T:
     """Declares a field of a class of settings. Bounds and choices are those of each item, if it is a tuple.
 
@@ -97,8 +106,12 @@ def field(
       below: upper bound, which it may not reach.
       choices: the values it may have; empty for no such list.
       unit: of a number, such as `pixels`.
+      beside: of a group, whether its fields stand beside those of the class in dictionaries and flags. Its class then
+        has no name of its own, `settings("")`.
+      kinds: the classes that a group may be of, where there are several.
+      by: the field whose value says which of `kinds` a group is of.
     """
-    rule = Rule(doc, at_least, above, at_most, below, tuple(choices), unit)
+    rule = Rule(doc, at_least, above, at_most, below, tuple(choices), unit, beside, kinds or {}, by)
     return dataclasses.field(default=default, metadata={"rule": rule})
 
 
@@ -163,7 +176,8 @@ def _fit(kind: Any, rule: Rule, value: Any) -> Any:
             return tuple(_fit(item, rule, one) for one in value)
         except _UnfitError as found:
             raise _UnfitError(f"{found} among them") from None
-    if not isinstance(value, _ABSTRACT.get(kind, kind)) or (isinstance(value, bool) and kind is not bool):
+    allowed = tuple(rule.kinds.values()) or _ABSTRACT.get(kind, kind)
+    if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
         raise _UnfitError(repr(value))
     if kind in (int, float):
         value = kind(value)
@@ -216,27 +230,80 @@ def from_dict(config_type: type[T], values: Mapping[str, Any], *, name: str = "c
 
 
 def _build(config_type: type[T], values: Mapping[str, Any], name: str, path: str) -> T:
-    known, fields = declarations(config_type), {}
+    beside = _beside(config_type, values)
+    places = {key: outer for outer, kind in beside.items() for key in declarations(kind)}
+    known = {key: each for key, each in declarations(config_type).items() if key not in beside}
+    fields: dict[str, Any] = {}
     for key, value in values.items():
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {name}.{near[0]}?" if near else f"; expected one of {sorted(known)}"
+        if key not in known and key not in places:
+            near = difflib.get_close_matches(key, [*known, *places], n=1)
+            hint = f"; did you mean {name}.{near[0]}?" if near else f"; expected one of {sorted({*known, *places})}"
             raise InputError(f"{name}.{key}: unknown config field{hint}")
-        kind, inner = known[key].kind, f"{path}.{key}" if path else key
-        if declarations(kind):
-            if not isinstance(value, Mapping):
-                raise InputError(f"{inner}: expected a group of settings, found {value!r}")
-            value = _build(kind, value, f"{name}.{key}", inner)
-        fields[key] = value
+        if key in known:
+            kind, inner = known[key].kind, f"{path}.{key}" if path else key
+            if declarations(kind):
+                if not isinstance(value, Mapping):
+                    raise InputError(f"{inner}: expected a group of settings, found {value!r}")
+                value = _build(kind, value, f"{name}.{key}", inner)
+            fields[key] = value
+    for outer, kind in beside.items():
+        own = {key: value for key, value in values.items() if places.get(key) == outer}
+        fields[outer] = _build(kind, own, name, path)
     try:
         return config_type(**fields)
     except InputError as error:
         # A class knows the name of its kind only: there are several groups of one, such as suspicion.patch and
         # patching.patch.
-        own = f"{getattr(config_type, '__group__')}."  # noqa: B009
-        if not path or not str(error).startswith(own):
+        own_name = f"{getattr(config_type, '__group__')}."  # noqa: B009
+        if not path or not str(error).startswith(own_name):
             raise
-        raise InputError(f"{path}.{str(error).removeprefix(own)}") from None
+        raise InputError(f"{path}.{str(error).removeprefix(own_name)}") from None
+
+
+def _beside(config_type: type, values: Mapping[str, Any]) -> dict[str, type]:
+    """The classes of the groups whose fields stand beside the class's own, as `values` choose them."""
+    return {
+        name: _chosen(config_type, each.rule, values) if each.rule.kinds else each.kind
+        for name, each in declarations(config_type).items()
+        if each.rule.beside
+    }
+
+
+def _chosen(config_type: type, rule: Rule, values: Mapping[str, Any]) -> type:
+    kind, default, by = declarations(config_type)[rule.by]
+    chosen = values.get(rule.by, default)
+    if not isinstance(chosen, str) or chosen not in rule.kinds:
+        raise InputError(f"{rule.by}: expected {in_words(kind, by)}, found {chosen!r}")
+    return rule.kinds[chosen]
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """Settings as the nested dictionary that `from_dict` reads, groups and all."""
+    found: dict[str, Any] = {}
+    for name, each in declarations(type(config)).items():
+        value = getattr(config, name)
+        plain = as_dict(value) if declarations(type(value)) else value
+        found |= plain if each.rule.beside else {name: plain}
+    return found
+
+
+def change(config: T, **fields: Any) -> T:
+    """The same settings but for these fields, by the flat names that dictionaries know them by.
+
+    Raises:
+      InputError: if there is no such field, or the settings do not fit together.
+    """
+    known, own = declarations(type(config)), {}
+    for outer, each in known.items():
+        group = getattr(config, outer)
+        inner = {key: fields[key] for key in declarations(type(group)) if key in fields} if each.rule.beside else {}
+        if inner:
+            own[outer] = dataclasses.replace(group, **inner)
+            fields = {key: value for key, value in fields.items() if key not in inner}
+    for key in fields:
+        if key not in known:
+            raise InputError(f"config.{key}: unknown config field; expected one of {sorted(as_dict(config))}")
+    return dataclasses.replace(config, **fields, **own)  # type: ignore[type-var]
 
 
 def describe(config_type: type, values: Any = None) -> list[Setting]:
@@ -250,22 +317,35 @@ def describe(config_type: type, values: Any = None) -> list[Setting]:
 
 
 def _describe(config_type: type, values: Any, prefix: str) -> list[Setting]:
-    own, groups = [], []
+    own: list[Setting] = []
+    groups: list[Setting] = []
+    beside = _beside(config_type, values if isinstance(values, Mapping) else {})
     for name, (kind, default, rule) in declarations(config_type).items():
         if isinstance(values, Mapping):
-            default = values.get(name, default)
+            default = values if name in beside else values.get(name, default)
         elif values is not None:
             default = getattr(values, name)
-        if declarations(kind):
+        if name in beside:
+            inner = _describe(type(default) if declarations(type(default)) else beside[name], default, prefix)
+            count = next((place for place, each in enumerate(inner) if not each.words), len(inner))
+            own, groups = own + inner[:count], groups + inner[count:]
+        elif declarations(kind):
             groups += [Setting(f"{prefix}{name}", "", None, rule.doc), *_describe(kind, default, f"{prefix}{name}.")]
         else:
             own.append(Setting(f"{prefix}{name}", in_words(kind, rule), default, rule.doc, kind, rule))
     return own + groups
 
 
+def all_names(config_type: type) -> list[str]:
+    """The dotted names of all settings that a class may have, whichever kinds its groups are of; without groups."""
+    choices = [{rule.by: name} for _, _, rule in declarations(config_type).values() for name in rule.kinds]
+    found = [setting for values in choices or [{}] for setting in describe(config_type, values)]
+    return [*dict.fromkeys(setting.name for setting in found if setting.words)]
+
+
 def in_words(kind: Any, rule: Rule) -> str:
     """What a field may be, such as `a list of numbers in [0, 1]`."""
-    if declarations(kind):
+    if declarations(kind) or rule.kinds:
         return "a group of settings"
     if typing.get_origin(kind) is tuple:
         item, *more = typing.get_args(kind)
@@ -302,7 +382,7 @@ def _attributes(declared: Mapping[str, Declared]) -> str:
     lines = []
     for name, (kind, default, rule) in declared.items():
         words = in_words(kind, rule)
-        what = "" if declarations(kind) else f" {words[0].upper()}{words[1:]}."
+        what = "" if declarations(kind) or rule.kinds else f" {words[0].upper()}{words[1:]}."
         lines.append(f"{name}: {rule.doc}{what} Default: {_shown(default)}.")
     return "\n".join(
         textwrap.fill(line, 100, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)

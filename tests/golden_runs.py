@@ -34,11 +34,12 @@ from otbr_jax.defenses.tsbd import TSBDConfig
 from otbr_jax.graph.graph import Vector
 from otbr_jax.inversion import InversionConfig
 from otbr_jax.models.registry import ModelConfig
+from otbr_jax.settings import change
 from otbr_jax.steps.finetune import FinetuningConfig
 from otbr_jax.steps.select import SelectionConfig
 from otbr_jax.steps.unlearn import CleanUnlearningConfig
 from otbr_jax.studies.repair import repair
-from otbr_jax.studies.repair_config import RepairConfig
+from otbr_jax.studies.repair_config import repair_config
 from otbr_jax.types import named_leaves
 from otbr_jax.victims.training import TrainingConfig
 
@@ -57,7 +58,7 @@ VICTIM = {
     "attack": AttackConfig(badnets=BadNetsConfig(size=2)),
     "training": TrainingConfig(epochs=2, batch_size=128),
 }
-OTBR = RepairConfig(
+OTBR = repair_config(
     **VICTIM,
     otbr=OTBRConfig(unlearning=UnlearningConfig(steps=3, batch_size=16), gamma=0.2),
     sweep=otbr_plus.SweepConfig(gamma=(0.05, 0.2), lam=(0.5, 1.0)),
@@ -72,9 +73,9 @@ PATCHING = PatchingConfig(
     finetuning=FinetuningConfig(epochs=1, batch_size=10),
     shares=(0.0, 0.5, 1.0),
 )
-OTBR_PLUS = dataclasses.replace(OTBR, suspicion=SUSPICION, patching=PATCHING)
-UNCHANGED = dataclasses.replace(OTBR_PLUS, suspicion=dataclasses.replace(SUSPICION, threshold=2.0))
-TSBD = RepairConfig(
+OTBR_PLUS = change(OTBR, suspicion=SUSPICION, patching=PATCHING)
+UNCHANGED = change(OTBR_PLUS, suspicion=dataclasses.replace(SUSPICION, threshold=2.0))
+TSBD = repair_config(
     **VICTIM,
     defense="tsbd",
     clean=CleanConfig(crop_padding=1),
@@ -86,7 +87,7 @@ TSBD = RepairConfig(
     selection=SelectionConfig(n=(0.1, 0.4), m=(0.5, 1.0), folds=2),
     sweep=tsbd.SweepConfig(n=(0.1,), m=(0.5,)),
 )
-OWN_NETWORK = RepairConfig(
+OWN_NETWORK = repair_config(
     model=ModelConfig(name=f"{pathlib.Path(__file__)}:stated", image_shape=(6, 6, 1), num_classes=3),
     data=DataConfig(name="none"),
     otbr=OTBRConfig(unlearning=UnlearningConfig(steps=2, batch_size=8), gamma=0.3),

@@ -14,17 +14,18 @@ from torch.nn import functional
 
 from otbr_jax import InputError, set_up, trace
 from otbr_jax import plan as plans
-from otbr_jax.data.clean import CleanConfig
+from otbr_jax.data.clean import CleanConfig, clean_augmentation
 from otbr_jax.defenses import anp as method
 from otbr_jax.defenses import gating
 from otbr_jax.defenses.anp import AdversarialConfig, ANPConfig, ANPSettings
 from otbr_jax.defenses.gating import NOTHING, Masks, ThresholdConfig, ThresholdSweepConfig
+from otbr_jax.defenses.registry import defense
 from otbr_jax.models.layers import BatchNorm
 from otbr_jax.models.registry import network_from_flax
 from otbr_jax.steps import gates
 from otbr_jax.steps.select import strongest_harmless
 from otbr_jax.studies.repair import repair
-from otbr_jax.studies.repair_config import clean_augmentation, repaired_by
+from otbr_jax.studies.repair_config import repaired_by
 from otbr_jax.studies.results import summarize
 from otbr_jax.types import Batch, Network, named_leaves
 
@@ -219,8 +220,10 @@ def test_a_run_leaves_a_report_and_memory_equals_disk(tmp_path):
     assert "threshold" in summary["oracle"]
     assert "channels of normalisations pruned" in (tmp_path / "w" / "report.html").read_text()
     network, graph, variables, clean = opened(RUN, result)
-    setup = set_up(network, graph, layers=RUN.way.layers(RUN), augment=clean_augmentation(RUN))
-    given = {"victim": variables, **RUN.way.given(RUN, clean, RUN.seed)}
-    found = plans.run(RUN.way.plan(RUN), setup, given, key=jax.random.key(RUN.seed))
+    setup = set_up(
+        network, graph, layers=defense(RUN.defense).layers(RUN.method), augment=clean_augmentation(RUN.clean)
+    )
+    given = {"victim": variables, **defense(RUN.defense).given(RUN.method, clean, RUN.victim.seed)}
+    found = plans.run(defense(RUN.defense).plan(RUN.method), setup, given, key=jax.random.key(RUN.victim.seed))
     for step, value in found.items():
         jax.tree.map(np.testing.assert_array_equal, value, result.stages[step].value)

@@ -8,14 +8,21 @@ import torch
 from launching import launch
 from torch_networks import PreActBlock, PreActResNet
 
+from launch.user_network import about_user_network
 from otbr_jax import InputError
 from otbr_jax.interop.state_dict import tensor_name, tensor_shape
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.runs.checkpoints import save_checkpoint
-from otbr_jax.runs.identify import named
-from otbr_jax.studies.repair_config import RepairConfig, brought
+from otbr_jax.runs.networks import open_network
+from otbr_jax.settings import change
+from otbr_jax.studies.repair_config import repair_config
 from otbr_jax.types import named_leaves
+
+
+def opened(model):
+    """The settings of a network with what its file says of it."""
+    return open_network(model).config
 
 
 @pytest.fixture(scope="module")
@@ -38,49 +45,49 @@ def victim(tmp_path_factory):
     ],
 )
 def test_data_and_trigger_of_a_configuration_are_its_own_victims(model, flags, data, attack):
-    config = RepairConfig(model=ModelConfig(**model))
-    found = brought(config, named=lambda name: name in flags)
-    assert (found.data.name, found.attack.name) == (data, attack)
-    assert found.model.name == ("" if flags[:1] == ("model.checkpoint",) else config.model.name)
-    same = dataclasses.replace(found, data=config.data, attack=config.attack, model=config.model)
+    config = repair_config(model=ModelConfig(**model))
+    found = about_user_network(config, named=lambda name: name in flags)
+    assert (found.victim.data.name, found.victim.attack.name) == (data, attack)
+    assert found.victim.model.name == ("" if flags[:1] == ("model.checkpoint",) else config.victim.model.name)
+    same = change(found, data=config.victim.data, attack=config.victim.attack, model=config.victim.model)
     assert same == config
 
 
 def test_a_file_tells_its_network(victim):
     model = ModelConfig(name="", checkpoint=str(victim), image_shape=(16, 16, 3))
     told = {"name": "preact_resnet18", "width": 4, "num_classes": 7, "image_shape": (16, 16, 3)}
-    assert named(model) == dataclasses.replace(model, **told)
-    assert named(ModelConfig()) == ModelConfig()
+    assert opened(model) == dataclasses.replace(model, **told)
+    assert opened(ModelConfig()) == ModelConfig()
     with pytest.raises(InputError, match=r"^model.width: expected 4, that of the network in .*victim.pt, found 64"):
-        named(dataclasses.replace(model, width=64))
+        opened(dataclasses.replace(model, width=64))
     with pytest.raises(InputError, match=r"^model.num_classes: expected 7, that of the network in .*, found 43"):
-        named(dataclasses.replace(model, num_classes=43))
+        opened(dataclasses.replace(model, num_classes=43))
 
 
 def test_what_a_file_tells_besides(tmp_path):
     """The published width is none; a depth that is not published has to be given; a ViT tells the sides of images."""
     torch.save(PreActResNet(PreActBlock, (1, 1, 1, 1), 10, 64).state_dict(), tmp_path / "thin.pt")
     model = ModelConfig(name="", checkpoint=str(tmp_path / "thin.pt"), depth=(1, 1, 1, 1))
-    found = named(model)
+    found = opened(model)
     assert (found.width, found.depth) == (0, (1, 1, 1, 1))
     vit = ModelConfig(name="vit_b_16", width=64, depth=(1,), image_shape=(64, 64, 3))
     _, init = registry.build(vit)
     leaves = named_leaves(init(jax.random.key(0)))
     tensors = {tensor_name(name): torch.zeros(tensor_shape(name, leaf.shape)) for name, leaf in leaves.items()}
     torch.save(tensors, tmp_path / "vit.pt")
-    found = named(ModelConfig(name="", checkpoint=str(tmp_path / "vit.pt"), depth=(1,)))
+    found = opened(ModelConfig(name="", checkpoint=str(tmp_path / "vit.pt"), depth=(1,)))
     assert (found.name, found.image_shape) == ("vit_b_16", (64, 64, 3))
 
 
 def test_what_tells_no_network(tmp_path):
     with pytest.raises(InputError, match="^model.checkpoint: expected a file to tell the network from, or a model"):
-        named(ModelConfig(name=""))
+        opened(ModelConfig(name=""))
     save_checkpoint(tmp_path / "orbax", {"a": torch.zeros(2).numpy()})
     with pytest.raises(InputError, match=r"^model.name: expected a name, which no Orbax checkpoint tells, found none"):
-        named(ModelConfig(name="", checkpoint=str(tmp_path / "orbax")))
+        opened(ModelConfig(name="", checkpoint=str(tmp_path / "orbax")))
     torch.save({"a": torch.zeros(2)}, tmp_path / "a.pt")
     with pytest.raises(InputError, match=r"^model.name: expected a name, since the tensors of .*a.pt are those of no"):
-        named(ModelConfig(name="", checkpoint=str(tmp_path / "a.pt")))
+        opened(ModelConfig(name="", checkpoint=str(tmp_path / "a.pt")))
 
 
 def test_programs_ask_for_no_name_and_use_nothing_that_was_not_named(victim, tmp_path):
@@ -88,7 +95,10 @@ def test_programs_ask_for_no_name_and_use_nothing_that_was_not_named(victim, tmp
     assert asked.returncode == 0, asked.stderr
     assert "\n21 layers, 307 neurons, " in asked.stdout
     refused = launch(
-        "repair", "--config=configs/tsbd.py", f"--workdir={tmp_path / 'w'}", f"--config.model.checkpoint={victim}"
+        "repair",
+        "--config=configs/tsbd.py",
+        f"--workdir={tmp_path / 'w'}",
+        f"--config.model.checkpoint={victim}",
     )
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: clean.name: expected clean images of your own")

@@ -17,23 +17,20 @@ from otbr_jax.data.sources import Images
 from otbr_jax.plan import LongStep, Setup, Step, named_key, needs
 from otbr_jax.plan import run as plan_run
 from otbr_jax.report.rows import parse
-from otbr_jax.runs.devices import batch_mesh
 from otbr_jax.runs.memory import largest, megabytes
-from otbr_jax.runs.networks import open_network
 from otbr_jax.runs.run import Run
-from otbr_jax.runs.store import open_workdir
+from otbr_jax.runs.session import open_session
+from otbr_jax.settings import change, from_dict
 from otbr_jax.studies.bench import Cell, make_row
-from otbr_jax.studies.repair_config import plain_config, repair_config
+from otbr_jax.studies.repair_config import RepairConfig, plain_config
 from otbr_jax.studies.results import summarize
 from otbr_jax.types import Batch, Network
 from otbr_jax.victims import comes_back, evaluation
 from otbr_jax.victims.comes_back import ComesBackConfig
 from otbr_jax.victims.victims import Victim
 
-PLAIN = dataclasses.replace(OTBR, sweep=SweepConfig(gamma=()))
-ASKED = dataclasses.replace(
-    PLAIN, comes_back=ComesBackConfig(images=20, poisoned=4, epochs=3, batch_size=10, measure_every=2)
-)
+PLAIN = change(OTBR, sweep=SweepConfig(gamma=()))
+ASKED = change(PLAIN, comes_back=ComesBackConfig(images=20, poisoned=4, epochs=3, batch_size=10, measure_every=2))
 REPAIR = {"unlearned", "scores", "pruned", "fused"}
 STAGES = {"victim", *REPAIR, "evaluation"}
 
@@ -124,8 +121,9 @@ def test_a_long_step_says_it_too_and_nothing_is_compiled_twice(tmp_path):
         if event == "/jax/core/compile/backend_compile_duration":
             compiled.append(more.get("fun_name"))
 
-    with open_workdir(tmp_path / "w", subject={}) as directory:
-        own = Run(PLAIN, directory, open_network(PLAIN.model), batch_mesh(jax.local_devices()[:1]))
+    session = open_session(PLAIN.victim.model, PLAIN.victim.data, devices=jax.local_devices()[:1])
+    with session.directory(tmp_path / "w") as directory:
+        own = Run(session, directory, PLAIN.victim.seed)
         own.setup_digest  # noqa: B018  compiles what it needs
         own.plan((dataclasses.replace(step, name="warm"), dataclasses.replace(once, name="warm once")), given)
         jax.monitoring.register_event_duration_secs_listener(heard)
@@ -155,7 +153,7 @@ def test_a_backend_that_does_not_say():
 
 def test_another_repetition_shares_the_victim_alone(otbr_run, asked, tmp_path):
     workdir, first = asked
-    second = run(copy(workdir, tmp_path), dataclasses.replace(ASKED, repetition=1))
+    second = run(copy(workdir, tmp_path), change(ASKED, repetition=1))
     assert resumed(second) == {"victim", "clean", "comes_back_never"}
     assert digests(second)["victim"] == digests(first)["victim"]
     for name in ("unlearned", "fused"):
@@ -169,9 +167,7 @@ def test_another_repetition_shares_the_victim_alone(otbr_run, asked, tmp_path):
 
 def test_another_repetition_draws_other_clean_images(otbr_run):
     dataset = otbr_run[1].dataset
-    seeds = [
-        dataclasses.replace(TSBD, seed=seed, repetition=r).clean_seed for seed, r in ((0, 0), (3, 0), (0, 1), (0, 2))
-    ]
+    seeds = [change(TSBD, seed=seed, repetition=r).clean_seed for seed, r in ((0, 0), (3, 0), (0, 1), (0, 2))]
     assert seeds[:2] == [0, 3]
     assert len({*seeds}) == 4
     drawn = [
@@ -184,7 +180,7 @@ def test_another_repetition_draws_other_clean_images(otbr_run):
 
 def test_rows_and_cells_of_repetitions():
     cell = Cell(PLAIN, recipe="fast")
-    second = Cell(dataclasses.replace(PLAIN, repetition=2), recipe="fast")
+    second = Cell(change(PLAIN, repetition=2), recipe="fast")
     assert cell.name.endswith("/fast/badnets/otbr/seed0")
     assert second.name == f"{cell.name}/run2"
     config = plain_config(PLAIN)
@@ -193,7 +189,7 @@ def test_rows_and_cells_of_repetitions():
     assert cell.is_of(row)  # from before there were such settings
     assert not Cell(ASKED, recipe="fast").is_of(row)
     assert not second.is_of(row | {"cell": second.name})
-    assert repair_config({"repetition": 2}).repetition == 2
+    assert from_dict(RepairConfig, {"repetition": 2}).repetition == 2
 
 
 def test_which_images_are_drawn():
@@ -222,9 +218,10 @@ def test_bait_is_clean_and_partly_poisoned(otbr_run, tmp_path):
     def trigger(images, key):
         return images.at[:, 0].set(255)
 
-    with open_workdir(tmp_path / "w", subject={}) as directory:
-        own = Run(ASKED, directory, open_network(ASKED.model), batch_mesh(jax.local_devices()[:1]))
-        (clean, poisoned), (labels, changed) = comes_back._bait(own, train, trigger, config, seen)
+    session = open_session(ASKED.victim.model, ASKED.victim.data, devices=jax.local_devices()[:1])
+    with session.directory(tmp_path / "w") as directory:
+        own, victim = Run(session, directory, ASKED.victim.seed), Victim({}, ASKED.victim.attack, trigger)
+        (clean, poisoned), (labels, changed) = comes_back._bait(own, train, victim, config, seen)
     assert clean.shape == (20, 8, 8, 1)
     known = {image.tobytes() for image in seen.images}
     assert not any(image.tobytes() in known for image in np.asarray(clean))
@@ -266,6 +263,6 @@ def test_bad_settings(values, message):
 
 def test_more_images_than_there_are(tmp_path):
     with pytest.raises(InputError, match="comes_back.images: expected at most 1297, as many as there are training"):
-        run(tmp_path / "w", dataclasses.replace(PLAIN, comes_back=ComesBackConfig(images=1298)))
+        run(tmp_path / "w", change(PLAIN, comes_back=ComesBackConfig(images=1298)))
     with pytest.raises(InputError, match="comes_back.batch_size: .* 8 devices, such as 8 or 16, found 10"):
         run(tmp_path / "w", ASKED, devices=8)

@@ -30,10 +30,9 @@ from otbr_jax.report.detector_tables import curves
 from otbr_jax.report.numbers import auc_interval
 from otbr_jax.report.results_tables import markdown
 from otbr_jax.report.rows import Row
-from otbr_jax.runs.devices import batch_mesh
-from otbr_jax.runs.networks import open_network
 from otbr_jax.runs.run import Run
-from otbr_jax.runs.store import open_workdir
+from otbr_jax.runs.session import open_session
+from otbr_jax.settings import change
 from otbr_jax.steps.margin import MarginConfig
 from otbr_jax.studies.bench import Cell, Grid
 from otbr_jax.studies.detection import DetectorCell, detected_by
@@ -185,12 +184,12 @@ SLOW = pytest.param("short_cuts", marks=pytest.mark.slow)  # `disarm` has its st
 @pytest.mark.parametrize("name", [SLOW if name == "short_cuts" else name for name in BRIEF])
 def test_memory_and_disk_say_the_same(name, tmp_path):
     config = tiny_runs.OTBR
-    subject = open_network(config.model)
-    variables = jax.jit(subject.init)(jax.random.key(3))
+    session = open_session(config.victim.model, config.victim.data, devices=tiny_runs.DEVICES)
+    variables = jax.jit(session.source.init)(jax.random.key(3))
     images = np.random.default_rng(2).integers(0, 256, (20, 8, 8, 1), dtype=np.uint8)
     batch = Batch(images, np.arange(20, dtype=np.int32) % 10)
-    with open_workdir(tmp_path / "w", subject="test") as directory:
-        run = Run(config, directory, subject, batch_mesh(tiny_runs.DEVICES))
+    with session.directory(tmp_path / "w") as directory:
+        run = Run(session, directory, config.victim.seed)
         given = {"victim": variables} | ({} if DETECTORS[name].data == "none" else {"clean": batch})
         run.plan(DETECTORS[name].plan(BRIEF[name]), given)
         again = run.plan(DETECTORS[name].plan(BRIEF[name]), given)
@@ -203,7 +202,7 @@ def test_memory_and_disk_say_the_same(name, tmp_path):
         key=run.root,
         clean=clean_for(name, batch),
         config=BRIEF[name],
-        graph=subject.graph,
+        graph=session.source.graph,
     )
     assert on_disk.plain() == in_memory.plain()
 
@@ -238,7 +237,7 @@ def test_a_cell_says_what_a_detector_says_and_what_is_true(victim):
     other = Cell(repaired_by("disarm", tiny_runs.OTBR), recipe="tiny")
     assert detected_by("mm_bd", other, own=BRIEF["mm_bd"]).is_of(row)
     assert not detected_by("mm_bd", cell).is_of(row)
-    assert not dataclasses.replace(cells[1], config=dataclasses.replace(cell.config, seed=1)).is_of(row)
+    assert not dataclasses.replace(cells[1], config=change(cell.config, seed=1)).is_of(row)
     clean_too = [
         row | {"cell": f"{row['detector']}{attack}", "attack": attack} for attack in ("none", "badnets") for row in made
     ]
@@ -248,9 +247,9 @@ def test_a_cell_says_what_a_detector_says_and_what_is_true(victim):
 
 def test_inspecting_by_another_detector(otbr_run, tmp_path):
     workdir, _, _ = otbr_run
-    config = dataclasses.replace(
+    config = change(
         tiny_runs.OTBR,
-        model=dataclasses.replace(tiny_runs.OTBR.model, checkpoint=str(workdir / "repaired")),
+        model=dataclasses.replace(tiny_runs.OTBR.victim.model, checkpoint=str(workdir / "repaired")),
         data=DataConfig(name="none"),
     )
     said = inspect(config, judge_in=tmp_path / "w", detector="free_eagle").splitlines()[-1]

@@ -1,7 +1,5 @@
 """Distillation: what the suspicious network answers is taught to the fused one, without data."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +15,7 @@ from otbr_jax.contrib.judge import SuspicionConfig
 from otbr_jax.contrib.otbr_plus import SweepConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.report.summary import summary_table
+from otbr_jax.settings import change
 from otbr_jax.steps.finetune import FinetuningConfig
 from otbr_jax.steps.objective import cross_entropy
 from otbr_jax.studies.repair_config import repaired_by
@@ -81,11 +80,11 @@ def test_certain_probabilities_are_labels(small, images):
 
 @pytest.mark.slow
 def test_a_repair_with_distillation_says_so_everywhere(tmp_path):
-    config = dataclasses.replace(
+    config = change(
         CONFIG,
         model=SMALL,
         training=TrainingConfig(epochs=1),
-        sweep=SweepConfig(gamma=(CONFIG.otbr.gamma,), lam=(CONFIG.otbr.fusion.lam,)),
+        sweep=SweepConfig(gamma=(CONFIG.method.otbr.gamma,), lam=(CONFIG.method.otbr.fusion.lam,)),
         suspicion=SuspicionConfig(synthetic=SyntheticConfig(images=20, steps=4)),
         distillation=DistillationConfig("probabilities", FinetuningConfig(epochs=2, batch_size=20, alpha=0.0)),
     )
@@ -96,7 +95,9 @@ def test_a_repair_with_distillation_says_so_everywhere(tmp_path):
     assert summary["oracle"]["distilled"] in [row["distilled"] for row in summary["sweep"]]
     # The grid's programs are the stages': at the chosen setting both say the same.
     chosen = next(
-        row for row in summary["sweep"] if (row["gamma"], row["lambda"]) == (config.otbr.gamma, config.otbr.fusion.lam)
+        row
+        for row in summary["sweep"]
+        if (row["gamma"], row["lambda"]) == (config.method.otbr.gamma, config.method.otbr.fusion.lam)
     )
     assert chosen["distilled"]["acc"] == pytest.approx(summary["metrics"]["distilled"]["acc"], abs=0.01)
     assert "repaired (after distillation)" in summary_table(summary).text()
@@ -133,7 +134,7 @@ def test_unknown_settings(settings, message):
 )
 def test_what_cannot_be_distilled(changes, message):
     with pytest.raises(InputError, match=message):
-        dataclasses.replace(CONFIG, distillation=DistillationConfig("labels"), **changes)
+        change(CONFIG, distillation=DistillationConfig("labels"), **changes)
 
 
 def test_only_otbr_distills():

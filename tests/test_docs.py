@@ -13,8 +13,8 @@ import otbr_jax
 from otbr_jax.attacks.registry import ATTACKS
 from otbr_jax.defenses.registry import DEFENSES
 from otbr_jax.detectors.registry import DETECTORS
-from otbr_jax.settings import describe
-from otbr_jax.studies.repair_config import repair_config_types
+from otbr_jax.settings import all_names
+from otbr_jax.studies.repair_config import RepairConfig
 from otbr_jax.triggers import FAMILIES
 
 DOCS = pathlib.Path(__file__).resolve().parent.parent / "docs"
@@ -102,7 +102,7 @@ def test_every_setting_is_on_a_page(generated):
     page = (generated / "reference" / "settings.md").read_text()
     assert {*re.findall(r"^### The defence (\w+)$", page, re.MULTILINE)} == {*DEFENSES}
     named = {*re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)}
-    declared = {setting.name.rpartition(".")[2] for each in repair_config_types() for setting in describe(each)}
+    declared = {name.rpartition(".")[2] for name in all_names(RepairConfig)}
     assert declared - {"defense"} <= named
     anchors = {*re.findall(r"^\((\S+)\)=$", page, re.MULTILINE)}
     assert {*re.findall(r"\]\(#([^)]+)\)", page)} <= anchors

@@ -10,9 +10,8 @@ import pytest
 from launching import launch
 
 import otbr_jax
-from launch import index, write_index
+from launch import index, indexing
 from launch.kinds import KINDS
-from otbr_jax.settings import describe
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 HEAVY = ("flax", "jaxopt", "lineax", "matplotlib", "orbax", "ott", "PIL", "scipy.stats", "sklearn", "torch")
@@ -115,16 +114,16 @@ def test_the_answers_are_those_of_the_code_itself(program, arguments, monkeypatc
 
 
 def test_the_index_is_current():
-    assert index.FILE.read_text() == write_index.text(), "python -m launch.write_index"
+    assert index.FILE.read_text() == indexing.text(), "python -m launch.write_index"
     assert index.current() is not None
 
 
 def test_the_index_has_every_setting_as_it_is_declared():
     known = index.current()
     for kind, made in KINDS.items():
-        for variant, settings in made().variants():
-            assert known.settings(kind, variant) == settings
-            assert describe(made().choose({"defense": variant}), {}) == settings
+        for variant, values in made().variants.items():
+            assert known.settings(kind, variant) == made().describe(values)
+        assert known.names(kind) == made().names()
 
 
 def test_the_index_has_the_values_of_config_files():

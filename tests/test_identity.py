@@ -15,6 +15,7 @@ from otbr_jax import Batch, FusionConfig, OTBRConfig
 from otbr_jax.contrib.distill import DistillationConfig
 from otbr_jax.contrib.harden import patch
 from otbr_jax.runs import identity
+from otbr_jax.settings import change
 from otbr_jax.studies.bench import Cell
 from otbr_jax.studies.repair import repair
 
@@ -30,8 +31,8 @@ def own_network(tmp_path, attribute, text=""):
     """The settings of the golden run's own network, from a copy of its file with more text."""
     file = tmp_path / "golden_copy.py"
     file.write_text((ROOT / "tests" / "golden_runs.py").read_text().replace("__file__", repr(str(file))) + text)
-    model = dataclasses.replace(golden_runs.OWN_NETWORK.model, name=f"{file}:{attribute}")
-    return dataclasses.replace(golden_runs.OWN_NETWORK, model=model)
+    model = dataclasses.replace(golden_runs.OWN_NETWORK.victim.model, name=f"{file}:{attribute}")
+    return change(golden_runs.OWN_NETWORK, model=model)
 
 
 def test_a_corrected_graph_runs_anew_what_reads_it(tmp_path):
@@ -59,7 +60,7 @@ def own():
 
 @pytest.mark.slow
 def test_measuring_names_the_synthetic_images_that_it_teaches_with(tmp_path):
-    config = dataclasses.replace(
+    config = change(
         golden_runs.OTBR,
         suspicion=dataclasses.replace(golden_runs.SUSPICION, gamma=()),
         distillation=DistillationConfig("labels", dataclasses.replace(golden_runs.PATCHING.finetuning)),
@@ -70,7 +71,7 @@ def test_measuring_names_the_synthetic_images_that_it_teaches_with(tmp_path):
 
 def test_a_cell_of_tsbd_is_told_by_the_settings_that_it_is_judged_with():
     config = golden_runs.TSBD
-    other = dataclasses.replace(config, otbr=OTBRConfig(fusion=FusionConfig(lam=0.4)))
+    other = change(config, otbr=OTBRConfig(fusion=FusionConfig(lam=0.4)))
     assert Cell(config).id != Cell(other).id
 
 

@@ -1,6 +1,5 @@
 """The command line: bad input ends in one clear line, status 2 and no traceback."""
 
-import dataclasses
 import pathlib
 import subprocess
 import sys
@@ -11,8 +10,8 @@ from launching import launch
 from launch.helping import unknown_flag
 from otbr_jax import InputError
 from otbr_jax.contrib.otbr_plus import SweepConfig
-from otbr_jax.settings import describe
-from otbr_jax.studies.repair_config import RepairConfig, repair_config, repair_config_type
+from otbr_jax.settings import as_dict, describe, from_dict
+from otbr_jax.studies.repair_config import RepairConfig, repair_config
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -115,7 +114,7 @@ def test_a_mistyped_flag_ends_with_the_nearest_one(program, flag, message):
     ],
 )
 def test_the_nearest_flag(given, meant):
-    known = ["workdir", *(f"config.{setting.name}" for setting in describe(repair_config_type()) if setting.words)]
+    known = ["workdir", *(f"config.{setting.name}" for setting in describe(RepairConfig) if setting.words)]
     assert unknown_flag(given, known) == f"unknown flag --{given}; did you mean --{meant}?"
 
 
@@ -156,7 +155,7 @@ def test_help(program, flags):
         assert noise not in done.stdout
     assert ("--helpfull" in done.stdout) == (program == "repair" and "--helpfull" not in flags)
     if program == "repair":
-        settings = [setting.name for setting in describe(repair_config_type()) if setting.words]
+        settings = [setting.name for setting in describe(RepairConfig) if setting.words]
         shown = {name: f"--config.{name}=" in done.stdout for name in settings}
         if "--helpfull" in flags:
             assert all(shown.values())
@@ -193,9 +192,9 @@ def test_help(program, flags):
 )
 def test_bad_config(values, message):
     with pytest.raises(InputError, match=message):
-        repair_config(values)
+        from_dict(RepairConfig, values)
 
 
 def test_a_config_survives_the_way_through_a_dictionary():
-    config = RepairConfig(seed=3, sweep=SweepConfig(gamma=(0.1, 0.2)))
-    assert repair_config(dataclasses.asdict(config)) == config
+    config = repair_config(seed=3, sweep=SweepConfig(gamma=(0.1, 0.2)))
+    assert from_dict(RepairConfig, as_dict(config)) == config

@@ -17,6 +17,7 @@ from otbr_jax.contrib.otbr_plus import SweepConfig
 from otbr_jax.inversion import InversionConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.report.summary import summary_table
+from otbr_jax.settings import change
 from otbr_jax.steps.finetune import FinetuningConfig
 from otbr_jax.studies.inspection import inspect
 from otbr_jax.studies.repair_config import repaired_by
@@ -35,7 +36,7 @@ PATCHING = PatchingConfig(
     perturbation=TINY,
     finetuning=FinetuningConfig(epochs=1, batch_size=20),
 )
-PLUS = dataclasses.replace(
+PLUS = change(
     CONFIG,
     model=ModelConfig("vgg7_bn", width=4, depth=(1, 1, 1, 1), image_shape=(8, 8, 1)),
     training=TrainingConfig(epochs=1),
@@ -97,7 +98,7 @@ def test_a_second_run_reloads_everything(finished):
 @pytest.mark.slow
 def test_where_no_class_is_flagged_the_network_stays_as_it_is(finished):
     workdir, first, _ = finished
-    alone = dataclasses.replace(PLUS, suspicion=dataclasses.replace(PLUS.suspicion, threshold=2.0))
+    alone = change(PLUS, suspicion=dataclasses.replace(PLUS.method.suspicion, threshold=2.0))
     result = run(workdir, alone)
     summary = summarize(result)
     assert summary["choice"] == {"gamma": 0.0, "lambda": 0.0, "chosen_by": "no class flagged"}
@@ -111,19 +112,19 @@ def test_where_no_class_is_flagged_the_network_stays_as_it_is(finished):
 @pytest.mark.slow
 def test_inspecting_asks_without_a_repair(finished, tmp_path):
     workdir, _, _ = finished
-    config = dataclasses.replace(
+    config = change(
         PLUS,
-        model=dataclasses.replace(PLUS.model, checkpoint=str(workdir / "repaired")),
-        data=dataclasses.replace(PLUS.data, name="none"),
+        model=dataclasses.replace(PLUS.victim.model, checkpoint=str(workdir / "repaired")),
+        data=dataclasses.replace(PLUS.victim.data, name="none"),
     )
     said = inspect(config, judge_in=tmp_path / "asked")
     assert "is flagged" in said
     assert (tmp_path / "asked" / "triggers.png").stat().st_size > 0
     with pytest.raises(InputError, match=r"model.checkpoint: expected a network to ask about"):
-        inspect(dataclasses.replace(config, model=PLUS.model), judge_in=tmp_path / "none")
+        inspect(change(config, model=PLUS.victim.model), judge_in=tmp_path / "none")
     with pytest.raises(InputError, match=r"defense: expected one that looks for a backdoor"):
         inspect(
-            dataclasses.replace(config, suspicion=SuspicionConfig(), patching=PatchingConfig()),
+            change(config, suspicion=SuspicionConfig(), patching=PatchingConfig()),
             judge_in=tmp_path / "none",
         )
 
@@ -208,7 +209,7 @@ def test_how_far_a_network_is_patched_and_recovered(success, own, recovery, expe
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("changes", "message"),
     [
         ({"suspicion": SuspicionConfig()}, "suspicion.gamma: expected settings to judge beside patching.triggers"),
         (
@@ -224,9 +225,9 @@ def test_how_far_a_network_is_patched_and_recovered(success, own, recovery, expe
         ),
     ],
 )
-def test_patching_that_cannot_be_ends_before_anything_is_made(change, message):
+def test_patching_that_cannot_be_ends_before_anything_is_made(changes, message):
     with pytest.raises(InputError) as error:
-        dataclasses.replace(PLUS, **change)
+        change(PLUS, **changes)
     assert str(error.value).startswith(message)
 
 
@@ -265,8 +266,8 @@ def test_two_devices_say_what_one_does(finished, tmp_path):
 
 def test_as_a_pure_function(small):
     network, variables, graph = small
-    suspicion = dataclasses.replace(PLUS.suspicion, gamma=(0.3, 0.5))  # of 7 neurons
-    config = OTBRSettings(otbr=CONFIG.otbr, suspicion=suspicion)
+    suspicion = dataclasses.replace(PLUS.method.suspicion, gamma=(0.3, 0.5))  # of 7 neurons
+    config = OTBRSettings(otbr=CONFIG.method.otbr, suspicion=suspicion)
     repair = lambda v, key: otbr_plus(network, v, graph, key=key, config=config)  # noqa: E731
     repaired, info = jax.jit(repair)(variables, jax.random.key(0))
     assert info.share is None

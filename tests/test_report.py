@@ -172,11 +172,11 @@ def test_other_detectors_say_how_sure_they_are():
 
 
 def test_nobody_can_tell():
-    few = verdict(9.0, "cannot tell", why_not="the network has 2 classes, and at least 3 are compared")
+    few = verdict(9.0, "cannot tell", why_not="the network has 2 classes, and the detector needs at least 3")
     found = NOTHING_FOUND | {"verdict": few}
     backdoored, sure, gone, _, use = told(found)
     assert backdoored[0] == "Cannot tell."
-    assert backdoored[1] == "The network has 2 classes, and at least 3 are compared."
+    assert backdoored[1] == "The network has 2 classes, and the detector needs at least 3."
     assert sure[0] == "There is no verdict to be sure of."
     assert gone[0] == "Nothing was changed, since it cannot be told whether there is a backdoor."
     assert use[0] == "Not on this report alone."

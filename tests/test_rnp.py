@@ -15,17 +15,18 @@ from torch.nn import functional
 
 from otbr_jax import InputError, set_up
 from otbr_jax import plan as plans
-from otbr_jax.data.clean import CleanConfig
+from otbr_jax.data.clean import CleanConfig, clean_augmentation
 from otbr_jax.defenses import gating
 from otbr_jax.defenses import rnp as method
 from otbr_jax.defenses.gating import ThresholdConfig, ThresholdSweepConfig
 from otbr_jax.defenses.otbr import Unlearned
+from otbr_jax.defenses.registry import defense
 from otbr_jax.defenses.rnp import RecoveringConfig, RNPConfig, RNPSettings
 from otbr_jax.defenses.unlearning import check_clean_unlearning
 from otbr_jax.steps import gates
 from otbr_jax.steps.unlearn import CleanUnlearningConfig, CleanUnlearningInfo
 from otbr_jax.studies.repair import repair
-from otbr_jax.studies.repair_config import clean_augmentation, repaired_by
+from otbr_jax.studies.repair_config import repaired_by
 from otbr_jax.studies.results import summarize
 from otbr_jax.types import Batch, named_leaves
 
@@ -98,8 +99,10 @@ def test_a_run_leaves_a_report_and_memory_equals_disk(tmp_path):
     for name, leaf in pruned.items():
         assert np.all((leaf == victim[name]) | ((leaf == 0) & (name in scales)))
     network, graph, variables, clean = opened(RUN, result)
-    setup = set_up(network, graph, layers=RUN.way.layers(RUN), augment=clean_augmentation(RUN))
-    given = {"victim": variables, **RUN.way.given(RUN, clean, RUN.seed)}
-    found = plans.run(RUN.way.plan(RUN), setup, given, key=jax.random.key(RUN.seed))
+    setup = set_up(
+        network, graph, layers=defense(RUN.defense).layers(RUN.method), augment=clean_augmentation(RUN.clean)
+    )
+    given = {"victim": variables, **defense(RUN.defense).given(RUN.method, clean, RUN.victim.seed)}
+    found = plans.run(defense(RUN.defense).plan(RUN.method), setup, given, key=jax.random.key(RUN.victim.seed))
     for step, value in found.items():
         jax.tree.map(np.testing.assert_array_equal, value, result.stages[step].value)

@@ -7,6 +7,7 @@ import pathlib
 import pytest
 
 from otbr_jax.inversion import InversionConfig
+from otbr_jax.settings import change
 from otbr_jax.studies.bench import load_grid
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -30,10 +31,10 @@ def test_a_setting_that_a_row_does_not_know_has_to_have_its_default():
     assert "evidence" not in row["config"]["suspicion"]  # it is older than the list of kinds
 
     def with_suspicion(**changes):
-        suspicion = dataclasses.replace(cell.config.suspicion, **changes)
-        return dataclasses.replace(cell, config=dataclasses.replace(cell.config, suspicion=suspicion))
+        suspicion = dataclasses.replace(cell.config.method.suspicion, **changes)
+        return dataclasses.replace(cell, config=change(cell.config, suspicion=suspicion))
 
     assert with_suspicion(evidence=("patch", "perturbation", "fall")).is_of(row)
     assert not with_suspicion(evidence=("patch",)).is_of(row)
     assert not with_suspicion(patch=InversionConfig(steps=7)).is_of(row)
-    assert not dataclasses.replace(cell, config=dataclasses.replace(cell.config, seed=99)).is_of(row)
+    assert not dataclasses.replace(cell, config=change(cell.config, seed=99)).is_of(row)

@@ -15,11 +15,11 @@ from otbr_jax.interop.state_dict import tensor_name
 from otbr_jax.models.registry import ModelConfig, build
 from otbr_jax.plan import needs
 from otbr_jax.studies import scanning
-from otbr_jax.studies.repair_config import RepairConfig
+from otbr_jax.studies.repair_config import repair_config
 from otbr_jax.types import named_leaves
 
 MODEL = ModelConfig("preact_resnet10", width=2, image_shape=(8, 8, 1), num_classes=4)
-CONFIG = RepairConfig(defense="disarm", model=MODEL)
+CONFIG = repair_config(defense="disarm", model=MODEL)
 
 
 def saved(folder, name, model, seed):
@@ -66,7 +66,7 @@ def test_what_is_compiled_serves_all_networks_of_a_kind(folder, monkeypatch):
         assert (
             (line["suspect"], line["backdoored"]) == (found.suspect, "cannot tell") == (found.suspect, found.backdoored)
         )
-        assert line["why_not"].startswith("the network has 4 classes, and at least 6 are compared")
+        assert line["why_not"].startswith("the network has 4 classes, and the detector needs at least 6")
 
 
 def asks_cheaply(monkeypatch, refuses=()):

@@ -77,7 +77,9 @@ def test_of_two_classes_nobody_can_tell(name):
     clean = None if DETECTORS[name].data == "none" else Batch(images, np.arange(12) % 2)
     found = detect(name, network, variables, key=jax.random.key(0), clean=clean, config=BRIEF[name])
     assert (found.backdoored, found.p_value) == ("cannot tell", None)
-    assert found.why_not.startswith(f"the network has 2 classes, and at least {DETECTORS[name].fewest_classes} are")
+    assert found.why_not.startswith(
+        f"the network has 2 classes, and the detector needs at least {DETECTORS[name].fewest_classes};"
+    )
     assert len(found.scores) == 2
 
 
@@ -164,7 +166,7 @@ def test_a_verdict_in_words():
     assert in_words(said([1.0, 0.5, 0.0])) == "no class is flagged: class 0 scores highest, 1.00, threshold 2"
     few = in_words(with_enough_classes(said([1.0, 3.0]), 3))
     assert few.startswith(
-        "cannot tell whether it is backdoored: the network has 2 classes, and at least 3 are compared;"
+        "cannot tell whether it is backdoored: the network has 2 classes, and the detector needs at least 3;"
     )
     assert few.endswith("class 1 scores highest, 3.00, threshold 2")
 

@@ -13,16 +13,17 @@ from otbr_jax import InputError
 from otbr_jax import plan as plans
 from otbr_jax.attacks.badnets import BadNetsConfig
 from otbr_jax.attacks.registry import AttackConfig
-from otbr_jax.data.clean import CleanConfig
+from otbr_jax.data.clean import CleanConfig, clean_augmentation
 from otbr_jax.data.sources import DataConfig
+from otbr_jax.defenses.registry import defense
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.steps.finetune import FinetuningConfig
 from otbr_jax.studies.repair import repair
-from otbr_jax.studies.repair_config import RepairConfig, clean_augmentation, repaired_by
+from otbr_jax.studies.repair_config import repair_config, repaired_by
 from otbr_jax.studies.results import summarize
 from otbr_jax.victims.training import TrainingConfig
 
-VICTIM = RepairConfig(
+VICTIM = repair_config(
     model=ModelConfig(name="vgg7_bn", width=4, depth=(1, 1, 1, 1), image_shape=(8, 8, 1)),
     attack=AttackConfig(badnets=BadNetsConfig(size=2)),
     training=TrainingConfig(epochs=2, batch_size=128),
@@ -45,10 +46,10 @@ def assert_memory_equals_disk(result):
     """The same plan in memory, with no runner, gives the same bits."""
     config = result.config
     network, graph, variables, clean = opened(config, result)
-    augment = clean_augmentation(config)
-    setup = plans.set_up(network, graph, layers=config.way.layers(config), augment=augment)
-    given = {"victim": variables, **config.way.given(config, clean, config.seed)}
-    found = plans.run(config.way.plan(config), setup, given, key=jax.random.key(config.seed))
+    augment = clean_augmentation(config.clean)
+    setup = plans.set_up(network, graph, layers=defense(config.defense).layers(config.method), augment=augment)
+    given = {"victim": variables, **defense(config.defense).given(config.method, clean, config.victim.seed)}
+    found = plans.run(defense(config.defense).plan(config.method), setup, given, key=jax.random.key(config.victim.seed))
     for name, value in found.items():
         disk = result.stages[name].value
         for ours, theirs in zip(*map(jax.tree.leaves, (value, disk)), strict=True):

@@ -34,7 +34,7 @@ def training(sizes: Sizes, folder: pathlib.Path) -> Rows:
     """Images per second of training in bfloat16, and which share of the device's peak that is."""
     del folder
     network, init = registry.build(sizes.model)
-    network = dataclasses.replace(network, prepare=partial(preprocess, config=victim(sizes).config.data))
+    network = dataclasses.replace(network, prepare=partial(preprocess, config=victim(sizes).config.victim.data))
     mesh, key, shape = batch_mesh(jax.local_devices()[:1]), jax.random.key(0), (sizes.images, *sizes.model.image_shape)
     images = jax.random.randint(key, shape, 0, 256).astype(jnp.uint8)  # the speed does not depend on what they show
     labels = jnp.arange(sizes.images, dtype=jnp.int32) % sizes.model.num_classes
@@ -142,7 +142,7 @@ def repairing(sizes: Sizes, folder: pathlib.Path) -> Rows:
     from benchmarks.on_device import pytorch
 
     result = repaired(sizes, folder)
-    variables, config = result.stages["victim"].value["variables"], result.config.otbr
+    variables, config = result.stages["victim"].value["variables"], result.config.method.otbr
     model = pytorch.network(sizes.model, variables)
     forward, compiled = pytorch.compiled(model, config.unlearning.batch_size, backend=sizes.backend)
     weights = {name: tensor.to(pytorch.device()) for name, tensor in pytorch.state_of(variables).items()}
@@ -177,7 +177,7 @@ def fusion(sizes: Sizes, folder: pathlib.Path) -> Rows:
     from benchmarks.on_device import pytorch
 
     result = repaired(sizes, folder)
-    config: OTBRConfig = result.config.otbr
+    config: OTBRConfig = result.config.method.otbr
     variables, scores = result.stages["victim"].value["variables"], result.stages["scores"].value
     pruned = result.stages["pruned"].value
     ours = partial(fuse, layers=result.layers, config=config.fusion)
@@ -211,9 +211,10 @@ def grid(sizes: Sizes, folder: pathlib.Path) -> Rows:
     result = repaired(sizes, folder)
     config, settings, test = result.config, sizes.sweep, result.test
     variables, scores = result.stages["victim"].value["variables"], result.stages["scores"].value
-    network = dataclasses.replace(result.network, prepare=partial(preprocess, config=config.data))
+    network = dataclasses.replace(result.network, prepare=partial(preprocess, config=config.victim.data))
     graph = trace(network.apply, variables, jnp.zeros((2, *network.image_shape)))
-    setup, single = set_up(network, graph, layers=config.otbr.layers), ((config.otbr.gamma,), (config.otbr.fusion.lam,))
+    own = config.method.otbr
+    setup, single = set_up(network, graph, layers=own.layers), ((own.gamma,), (own.fusion.lam,))
     axes = {"single": (*single, 0), "grid": (settings.gamma, settings.lam, settings.screening_images)}
     found = {name: ready(sweep.program(setup, *own, []), variables, scores, test) for name, own in axes.items()}
     for name, own in axes.items():
@@ -237,7 +238,7 @@ def default(sizes: Sizes, folder: pathlib.Path) -> Rows:
         summary = summarize(result)
         yield {
             "on": name,
-            "network": f"{config.model.name}-w{config.model.width or 64}",
+            "network": f"{config.victim.model.name}-w{config.victim.model.width or 64}",
             "seconds": round(sum(found.seconds for found in result.stages.values()), 1),
             "stage_seconds": {stage: round(found.seconds, 1) for stage, found in result.stages.items()},
             "metrics": summary["metrics"],

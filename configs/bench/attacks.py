@@ -12,6 +12,7 @@ class 0 are known without it. Strengths were settled on the VGG of seed 0, in tr
 import dataclasses
 
 from configs.bench.otbr_plus import digits
+from otbr_jax.settings import change
 from otbr_jax.studies.bench import Cell, Grid
 from otbr_jax.studies.repair_config import repaired_by
 
@@ -29,15 +30,15 @@ RATIOS = {"label_consistent": 0.08, "ctrl": 0.09}
 def victim(network: str, width: int, attack: str) -> Cell:
     """A victim of one attack, as strong as digits want it."""
     cell = digits(network, width, attack, 0, RATIOS.get(attack, 0.1))
-    own = {attack: dataclasses.replace(getattr(cell.config.attack, attack), **STRONGER.get(attack, {}))}
-    config = dataclasses.replace(cell.config, attack=dataclasses.replace(cell.config.attack, **own))
+    own = {attack: dataclasses.replace(getattr(cell.config.victim.attack, attack), **STRONGER.get(attack, {}))}
+    config = change(cell.config, attack=dataclasses.replace(cell.config.victim.attack, **own))
     return dataclasses.replace(cell, config=config)
 
 
 def to_all(cell: Cell) -> Cell:
     """The same attack, by which each class is answered with the one after it."""
-    attack = dataclasses.replace(cell.config.attack, labels="all_to_all")
-    return Cell(dataclasses.replace(cell.config, attack=attack), recipe=f"{cell.recipe}, all to all")
+    attack = dataclasses.replace(cell.config.victim.attack, labels="all_to_all")
+    return Cell(change(cell.config, attack=attack), recipe=f"{cell.recipe}, all to all")
 
 
 def victims() -> tuple[Cell, ...]:

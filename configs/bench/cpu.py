@@ -15,7 +15,7 @@ from configs.recipes import DATA, EIGHT, model, training
 from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.attacks.wanet import WaNetConfig
 from otbr_jax.studies.bench import Cell, Grid
-from otbr_jax.studies.repair_config import RepairConfig
+from otbr_jax.studies.repair_config import repair_config
 
 WIDTHS = {"cifar10": 16, "mnist": 8}
 EPOCHS = {"cifar10": 12, "mnist": 8}
@@ -24,7 +24,7 @@ ON_MNIST = ("badnets", "input_aware")
 
 def cell(data: str, attack: str) -> Cell:
     """One attack on one data set."""
-    config = RepairConfig(
+    config = repair_config(
         model=model(data, "preact_resnet10", width=WIDTHS[data]),
         data=dataclasses.replace(DATA[data], train_images=20_000, test_images=2_000),
         attack=AttackConfig(name=attack, wanet=WaNetConfig(s=3.0)),

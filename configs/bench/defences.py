@@ -15,21 +15,22 @@ from configs.bench.otbr_plus import digits
 from configs.otbr_plus import plus
 from otbr_jax.data.clean import CleanConfig
 from otbr_jax.detectors.short_cuts import DetectionConfig
+from otbr_jax.settings import from_dict
 from otbr_jax.studies.bench import Cell, Grid
-from otbr_jax.studies.repair_config import repair_config, repaired_by
+from otbr_jax.studies.repair_config import RepairConfig, repaired_by
 
 VICTIMS = tuple(
     digits("vgg7_bn", 8, attack, 1) for attack in ("badnets", "blended", "trojan", "lf", "input_aware", "none")
 )
-OWN = ("clean", "suspicion", "tsbd", "selection", "sweep")  # groups of configs/tsbd.py
+OWN = ("suspicion", "tsbd", "selection", "sweep")  # groups of configs/tsbd.py
 
 
 def ways(cell: Cell) -> tuple[Cell, ...]:
     """One victim, defended in each way."""
     config = cell.config
     few = {share: CleanConfig(fraction=share) for share in (0.01, 0.05)}
-    published = repair_config(tsbd.get_config().to_dict())
-    tuned = {name: getattr(published, name) for name in OWN}
+    published = from_dict(RepairConfig, tsbd.get_config().to_dict())
+    tuned = {name: getattr(published.method, name) for name in OWN}
 
     def way(config, variant: str = "") -> Cell:
         return dataclasses.replace(cell, config=config, variant=variant)
@@ -42,7 +43,7 @@ def ways(cell: Cell) -> tuple[Cell, ...]:
         way(repaired_by("clp", config)),
         way(config),
         way(plus(config), "plus"),
-        way(repaired_by("tsbd", config, **tuned)),
+        way(repaired_by("tsbd", config, clean=published.clean, **tuned)),
     )
 
 

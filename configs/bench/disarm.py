@@ -14,8 +14,9 @@ import dataclasses
 from configs import otbr
 from configs.bench import cpu
 from configs.bench.otbr_plus import ATTACKS, digits
+from otbr_jax.settings import change, from_dict
 from otbr_jax.studies.bench import Cell, Grid
-from otbr_jax.studies.repair_config import repair_config, repaired_by
+from otbr_jax.studies.repair_config import RepairConfig, repaired_by
 
 VGG, WIDE, RESNET = ("vgg7_bn", 8), ("vgg7_bn", 16), ("preact_resnet10", 16)
 CALIBRATION = range(10, 42)
@@ -23,14 +24,14 @@ CALIBRATION = range(10, 42)
 
 def embedded(seed: int) -> Cell:
     """The victim of the embedded default, of another seed."""
-    config = repair_config(otbr.get_config().to_dict())
-    return Cell(dataclasses.replace(config, seed=seed), recipe="published")
+    config = from_dict(RepairConfig, otbr.get_config().to_dict())
+    return Cell(change(config, seed=seed), recipe="published")
 
 
 def to_all(cell: Cell) -> Cell:
     """The same attack, by which each class is answered with the one after it."""
-    attack = dataclasses.replace(cell.config.attack, labels="all_to_all")
-    return Cell(dataclasses.replace(cell.config, attack=attack), recipe=f"{cell.recipe}, all to all")
+    attack = dataclasses.replace(cell.config.victim.attack, labels="all_to_all")
+    return Cell(change(cell.config, attack=attack), recipe=f"{cell.recipe}, all to all")
 
 
 def mnist(attack: str, seed: int) -> Cell:
@@ -38,11 +39,11 @@ def mnist(attack: str, seed: int) -> Cell:
     config = cpu.cell("mnist", attack).config
     ratio = 0.06 if attack == "sig" else 0.1
     return Cell(
-        dataclasses.replace(
+        change(
             config,
             seed=seed,
-            data=dataclasses.replace(config.data, train_images=6_000),
-            attack=dataclasses.replace(config.attack, poisoning_ratio=ratio),
+            data=dataclasses.replace(config.victim.data, train_images=6_000),
+            attack=dataclasses.replace(config.victim.attack, poisoning_ratio=ratio),
         ),
         recipe="fast, 6,000 images",
     )

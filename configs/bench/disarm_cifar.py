@@ -15,6 +15,7 @@ import dataclasses
 from configs.bench import cpu
 from configs.bench.disarm import to_all
 from otbr_jax.models.registry import ModelConfig
+from otbr_jax.settings import change
 from otbr_jax.studies.bench import Cell, Grid
 from otbr_jax.studies.repair_config import repaired_by
 
@@ -26,11 +27,11 @@ def cifar(network: tuple[str, int], attack: str, ratio: float = 0.1) -> Cell:
     config = cpu.cell("cifar10", attack).config
     model = ModelConfig(network[0], width=network[1], image_shape=(32, 32, 3), num_classes=10)
     return Cell(
-        dataclasses.replace(
+        change(
             config,
             model=model,
-            attack=dataclasses.replace(config.attack, poisoning_ratio=ratio),
-            training=dataclasses.replace(config.training, epochs=8),
+            attack=dataclasses.replace(config.victim.attack, poisoning_ratio=ratio),
+            training=dataclasses.replace(config.victim.training, epochs=8),
         ),
         recipe="fast, 8 epochs" if ratio != 0.02 else "fast, 8 epochs, 2 % poisoned",
     )

@@ -17,9 +17,9 @@ from otbr_jax.contrib.judge import SuspicionConfig
 from otbr_jax.data.clean import CleanConfig
 from otbr_jax.defenses.clp import AgreementConfig
 from otbr_jax.defenses.registry import defense
-from otbr_jax.settings import declarations
+from otbr_jax.settings import declarations, from_dict
 from otbr_jax.studies.bench import Cell, Grid
-from otbr_jax.studies.repair_config import repair_config, repaired_by
+from otbr_jax.studies.repair_config import RepairConfig, repaired_by
 from otbr_jax.victims.comes_back import ComesBackConfig
 
 BACKDOORED = tuple(digits(*VGG, attack, 1) for attack in ("badnets", "blended", "trojan", "input_aware"))
@@ -38,8 +38,8 @@ def defended(cell: Cell, name: str, run: int = 0, variant: str = "", **changes) 
     """The same victim by that defence, with 5 % of the training images if it takes any."""
     method, own = defense(name), {}
     if name in FEW_IMAGES:
-        chosen = repair_config(importlib.import_module(f"configs.{name}").get_config().to_dict())
-        own = {group: getattr(chosen, group) for group in declarations(method.Config)}
+        chosen = from_dict(RepairConfig, importlib.import_module(f"configs.{name}").get_config().to_dict())
+        own = {group: getattr(chosen.method, group) for group in declarations(method.Config)}
     clean = {} if method.data == "none" else {"clean": CleanConfig(fraction=0.05)}
     config = repaired_by(name, cell.config, **own | clean | changes, repetition=run, comes_back=COMES_BACK)
     return dataclasses.replace(cell, config=config, variant=variant)

@@ -28,7 +28,7 @@ COMES_BACK = ComesBackConfig(images=500, poisoned=50, epochs=5, batch_size=50)
 
 def defended(cell: Cell, name: str, run: int, variant: str = "", **changes) -> Cell:
     """The same victim by that defence, with its published settings."""
-    training = cell.config.training
+    training = cell.config.victim.training
     few = CleanConfig(fraction=0.05, crop_padding=training.crop_padding, flip=training.flip)
     clean = {} if defense(name).data == "none" else {"clean": few}
     config = repaired_by(name, cell.config, **clean | changes, repetition=run, comes_back=COMES_BACK)

@@ -17,14 +17,14 @@ from configs.recipes import DATA, model, training
 from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.attacks.ssba import SSBAConfig
 from otbr_jax.studies.bench import Cell, Grid
-from otbr_jax.studies.repair_config import RepairConfig
+from otbr_jax.studies.repair_config import repair_config
 
 ATTACKS = ("badnets", "blended", "lf", "ssba", "trojan", "input_aware")
 
 
 def digits(network: str, width: int, attack: str, seed: int, ratio: float = 0.1) -> Cell:
     """A victim on scikit-learn's digits."""
-    config = RepairConfig(
+    config = repair_config(
         model=model("digits", network, width=width),
         data=DATA["digits"],
         attack=AttackConfig(name=attack, poisoning_ratio=ratio, ssba=SSBAConfig(strength=0.25)),

@@ -10,14 +10,14 @@ published one. OTBR runs as published: gamma 0.1, lambda 0.5, 20 steps. CIFAR-10
 from configs.recipes import DATA, EIGHT, model, training
 from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.studies.bench import Cell, Grid
-from otbr_jax.studies.repair_config import RepairConfig
+from otbr_jax.studies.repair_config import repair_config
 
 
 def get_grid() -> Grid:
     """Data sets x attacks, one seed."""
     cells = [
         Cell(
-            RepairConfig(
+            repair_config(
                 model=model(data), data=DATA[data], attack=AttackConfig(name=attack), training=training(data, "fast")
             ),
             recipe="fast",

@@ -8,14 +8,14 @@
 from configs.recipes import DATA, EPOCHS, model, training
 from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.studies.bench import Cell, Grid
-from otbr_jax.studies.repair_config import RepairConfig
+from otbr_jax.studies.repair_config import repair_config
 
 
 def get_grid() -> Grid:
     """Both recipes for a clean network and two attacks."""
     cells = [
         Cell(
-            RepairConfig(
+            repair_config(
                 model=model("digits", "preact_resnet10", width=24),
                 data=DATA["digits"],
                 attack=AttackConfig(name=attack),

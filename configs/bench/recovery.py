@@ -9,13 +9,14 @@ more of the class is there to build on, and recovered once.
 import dataclasses
 
 from configs.bench import otbr_plus
+from otbr_jax.settings import change
 from otbr_jax.studies.bench import Cell, Grid
 
 
 def recovered(cell: Cell) -> Cell:
     """The same cell with a recovery."""
-    patching = dataclasses.replace(cell.config.patching, recoveries=1, own=0.35)
-    return dataclasses.replace(cell, config=dataclasses.replace(cell.config, patching=patching))
+    patching = dataclasses.replace(cell.config.method.patching, recoveries=1, own=0.35)
+    return dataclasses.replace(cell, config=change(cell.config, patching=patching))
 
 
 def get_grid() -> Grid:

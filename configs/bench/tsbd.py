@@ -15,10 +15,11 @@ from configs.tsbd import get_config
 from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.data.clean import CleanConfig
 from otbr_jax.defenses.tsbd import SweepConfig, TSBDConfig
+from otbr_jax.settings import change, from_dict
 from otbr_jax.steps.select import SelectionConfig
 from otbr_jax.steps.unlearn import CleanUnlearningConfig
 from otbr_jax.studies.bench import Cell, Grid
-from otbr_jax.studies.repair_config import repair_config, repaired_by
+from otbr_jax.studies.repair_config import RepairConfig, repaired_by
 
 N = {"mnist": (0.1, 0.2, 0.3), "cifar10": (0.1, 0.3)}
 M = (0.7, 1.0)
@@ -28,13 +29,13 @@ FIRST = ("none", "badnets", "blended", "trojan")  # of CIFAR-10, where a cell ta
 
 def digits(attack: str, seed: int) -> Cell:
     """The default run, with another attack or seed."""
-    config = repair_config(get_config().to_dict() | {"seed": seed})
-    return Cell(dataclasses.replace(config, attack=AttackConfig(name=attack)), recipe="default")
+    config = from_dict(RepairConfig, get_config().to_dict() | {"seed": seed})
+    return Cell(change(config, attack=AttackConfig(name=attack)), recipe="default")
 
 
 def with_tsbd(cell: Cell) -> Cell:
     """The same victim, repaired with clean images."""
-    training, n = cell.config.training, N[cell.config.data.name]
+    training, n = cell.config.victim.training, N[cell.config.victim.data.name]
     config = repaired_by(
         "tsbd",
         cell.config,
@@ -51,7 +52,7 @@ def get_grid() -> Grid:
     cells = [with_tsbd(cell) for cell in cpu.get_grid().cells]
 
     def place(cell: Cell) -> tuple[bool, int]:
-        attack = cell.config.attack.name
-        return cell.config.data.name != "mnist", FIRST.index(attack) if attack in FIRST else len(FIRST)
+        attack = cell.config.victim.attack.name
+        return cell.config.victim.data.name != "mnist", FIRST.index(attack) if attack in FIRST else len(FIRST)
 
     return Grid("tsbd", (*(digits(*each) for each in DIGITS), *sorted(cells, key=place)))

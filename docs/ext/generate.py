@@ -58,8 +58,8 @@ def _program(name: str) -> Iterator[str]:
     if hasattr(module, "CONFIG"):
         from launch.kinds import KINDS
 
-        file, types = f"configs/{module.CONFIG.default}", KINDS[module.CONFIG.kind]().types
-        title, anchor = ("a repair", REPAIR) if len(types) > 1 else (types[0].__name__, _anchor(types[0]))
+        file, kind = f"configs/{module.CONFIG.default}", KINDS[module.CONFIG.kind]().Config
+        title, anchor = ("a repair", REPAIR) if kind.__name__ == "RepairConfig" else (kind.__name__, _anchor(kind))
         yield f"| `--config` | `{file}` | Python file with the settings. |\n"
         yield f"`--config.NAME=VALUE` changes one of the settings of [{title}](settings.md#{anchor}).\n"
     else:
@@ -81,23 +81,21 @@ def _what(flag: flags.Flag[Any]) -> str:
 
 def settings() -> str:
     """Every class of settings that a program reads, each group once."""
-    from launch.kinds import KINDS
-    from otbr_jax.settings import declarations
-    from otbr_jax.studies.repair_config import repair_config_types
+    from launch.kinds import KINDS as PROGRAMS
+    from otbr_jax.studies.repair_config import KINDS, RepairConfig
+    from otbr_jax.victims.config import VictimConfig
 
-    repairs, groups = repair_config_types(), {}
-    shared = set.intersection(*(set(declarations(each)) for each in repairs))
-    parts = [SETTINGS, f"({REPAIR})=\n## A repair, whatever the defence\n", _about(repairs[0])]
-    parts += _table(repairs[0], groups, {*shared} - {"defense"})
+    groups: dict[type, None] = {}
+    parts = [f"({REPAIR})=\n## A repair, whatever the defence\n", _about(RepairConfig)]
+    parts += _table(VictimConfig, groups) + _table(RepairConfig, groups, {"clean", "comes_back", "repetition"})[2:]
     parts += ["\n## A repair, by defence\n", "`defense` names the method. Each has settings of its own.\n"]
-    for each in repairs:
-        name = declarations(each)["defense"].default
-        parts += [f"### The defence {name}\n", *_table(each, groups, {*declarations(each)} - shared), ""]
+    for name, each in KINDS.items():
+        parts += [f"### The defence {name}\n", *_table(each, groups), ""]
     parts.append("## Other programs\n")
     for name in programs():
         config = getattr(importlib.import_module(f"launch.{name}"), "CONFIG", None)
-        types = () if config is None else KINDS[config.kind]().types
-        for each in types if len(types) == 1 else ():
+        each = None if config is None else PROGRAMS[config.kind]().Config
+        if each not in (None, RepairConfig):
             parts += [f"({_anchor(each)})=\n### launch.{name}\n", _about(each), *_table(each, groups), ""]
     parts.append("## Groups\n")
     done: set[type] = set()

@@ -10,6 +10,8 @@ from otbr_jax.data.sources import DataConfig, Dataset, Images
 from otbr_jax.data.stored import Part, part
 from otbr_jax.errors import InputError
 from otbr_jax.settings import field, settings
+from otbr_jax.steps.augment import augment
+from otbr_jax.types import Augment, unchanged
 
 
 @settings("clean")
@@ -81,6 +83,14 @@ def load_clean(
         )
     share = "" if whole else f", {100 * config.fraction:g} % of {len(stored.labels):,} training images"
     return Clean(images, f"{count:,} clean images of {description}{share}")
+
+
+def clean_augmentation(config: CleanConfig) -> Augment:
+    """How the clean images are varied: `(images, key) -> images`."""
+    padding, flip = config.crop_padding, config.flip
+    if not (padding or flip):
+        return unchanged  # the same as where there are no clean images, so that stages are shared
+    return lambda images, key: augment(images, key=key, crop_padding=padding, flip=flip)
 
 
 def _stored(config: CleanConfig, dataset: Dataset | None, image_shape: tuple[int, int, int]) -> tuple[Part, str, bool]:

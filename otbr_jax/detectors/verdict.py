@@ -149,8 +149,8 @@ def with_enough_classes(verdict: Verdict, fewest: int) -> Verdict:
     if classes >= fewest:
         return verdict
     why = (
-        f"the network has {classes} classes, and at least {fewest} are compared; a detector that compares fewer may "
-        "tell, and a defence with clean images needs no verdict"
+        f"the network has {classes} classes, and the detector needs at least {fewest}; another one may need fewer, and "
+        "a defence with clean images needs no verdict"
     )
     return verdict._replace(backdoored=Backdoored.CANNOT_TELL, p_value=None, clean_networks=0, why_not=why)
 

@@ -10,12 +10,14 @@ from otbr_jax.inversion.inversion import Inverted, invert_from, invert_triggers
 from otbr_jax.inversion.minimal import MinimalTriggers, ReachConfig, Screened, minimal_triggers
 from otbr_jax.inversion.penalised import InversionConfig, Searches, invert_classes
 from otbr_jax.inversion.success import success_rate
+from otbr_jax.inversion.trigger import InvertedTrigger, invert
 
 __all__ = [
     "Aim",
     "Descent",
     "InversionConfig",
     "Inverted",
+    "InvertedTrigger",
     "MinimalTriggers",
     "Penalised",
     "ReachConfig",
@@ -25,6 +27,7 @@ __all__ = [
     "Smallest",
     "Within",
     "descend",
+    "invert",
     "invert_classes",
     "invert_from",
     "invert_triggers",

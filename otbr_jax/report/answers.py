@@ -100,7 +100,7 @@ def _sure(facts: Facts) -> Answer:
         ask = ("No detector ran. To ask one: ", Code("python -m launch.inspect_network --judge=DIR"), ".")
         return Answer(question, "There is no verdict to be sure of.", "open", (ask,))
     if facts.untold:
-        return Answer(question, "There is no verdict to be sure of.", "open", (missed,))
+        return Answer(question, "There is no verdict to be sure of.", "open", ("It may be backdoored, or clean.",))
     short, *rest = _rate(verdict)
     return Answer(question, short, "open", (*rest, missed))
 

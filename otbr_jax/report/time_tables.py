@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from otbr_jax.report.numbers import NOTHING
 from otbr_jax.report.rows import Row, field, integer, latest, number, percents, text
-from otbr_jax.report.table import Code, Table
+from otbr_jax.report.table import Cell, Code, Table
 
 
 def loops(rows: Sequence[Row]) -> list[Table]:
@@ -134,8 +134,8 @@ def second_start(rows: Sequence[Row]) -> list[Table]:
 
 def start(rows: Sequence[Row]) -> list[Table]:
     """The latest row: what it takes until the library is imported, and until a program answers."""
-    row = rows[-1]
-    starts: dict[str, str] = {
+    row, lines = rows[-1], list[list[Cell]]()
+    starts = {
         "python": Code("python -c pass"),
         "jax": Code("import jax"),
         "otbr_jax": Code("import otbr_jax"),
@@ -145,14 +145,9 @@ def start(rows: Sequence[Row]) -> list[Table]:
         "wrong_flag": "a wrong flag",
         "missing_file": "a missing file",
     }
-    lines: list[list[str | tuple[str, ...]]] = [
-        [
-            (title,),
-            *(number(row, f"{name}.{measure}", ".2f") for measure in ("seconds", "cpu_seconds")),
-            *(number(row, f"ratio_{other}.{name}", ".2f") for other in ("jax", "python")),
-        ]
-        for name, title in starts.items()
-    ]
+    for name, title in starts.items():
+        taken = [number(row, f"{name}.{measure}", ".2f") for measure in ("seconds", "cpu_seconds")]
+        lines.append([(title,), *taken, *(number(row, f"ratio_{other}.{name}", ".2f") for other in ("jax", "python"))])
     return [Table(("start", "seconds", "CPU seconds", "to JAX alone", "to Python alone"), lines)]
 
 

@@ -3,23 +3,40 @@
 from __future__ import annotations
 
 import os
+import pathlib
 
 from otbr_jax.errors import InputError
 from otbr_jax.interop.matching import MismatchError, Template, load_tensors
 from otbr_jax.interop.tensor_files import TensorFile, is_tensor_folder, read_tensors
 from otbr_jax.paths import CHECKPOINT, existing
-from otbr_jax.runs.identify import describe, identify
+from otbr_jax.runs.infer_model import describe, infer_model
 from otbr_jax.runs.orbax_folder import load_variables
 from otbr_jax.types import Variables
 
 
+def read_checkpoint(path: str | os.PathLike[str], *, name: str) -> TensorFile | pathlib.Path:
+    """What lies at a path: the tensors of a file of PyTorch or safetensors, or of a folder with one, read once.
+
+    Of an Orbax checkpoint it is the directory, which is read when it is known which arrays are wanted.
+
+    Args:
+      path: the file, folder or directory.
+      name: the argument's name, for messages.
+
+    Raises:
+      InputError: if it is missing, of another kind, damaged or refused.
+    """
+    root = existing(path, name=name, expected=CHECKPOINT)
+    return root if root.is_dir() and not is_tensor_folder(root) else read_tensors(root, name=name)
+
+
 def load_checkpoint(
-    path: str | os.PathLike[str], like: Variables, *, name: str, entry: str = ""
+    checkpoint: str | os.PathLike[str] | TensorFile, like: Variables, *, name: str, entry: str = ""
 ) -> tuple[Variables, Template | None]:
     """Returns a network's variables, and for a file the template that `matching.write_like` writes another with.
 
     Args:
-      path: an Orbax checkpoint directory, or a file or folder of PyTorch or safetensors.
+      checkpoint: an Orbax checkpoint directory, a file or folder of PyTorch or safetensors, or what was read of one.
       like: pytree of `jax.ShapeDtypeStruct` that the network expects.
       name: the argument's name, for messages.
       entry: see `load_tensors`.
@@ -27,10 +44,10 @@ def load_checkpoint(
     Raises:
       InputError: if it is missing, of another kind, damaged, refused, or holds other arrays than the network's.
     """
-    root = existing(path, name=name, expected=CHECKPOINT)
-    if root.is_dir() and not is_tensor_folder(root):
-        return load_variables(root, like, name=name), None
-    return load_file(read_tensors(root, name=name), like, name=name, entry=entry)
+    found = checkpoint if isinstance(checkpoint, TensorFile) else read_checkpoint(checkpoint, name=name)
+    if isinstance(found, pathlib.Path):
+        return load_variables(found, like, name=name), None
+    return load_file(found, like, name=name, entry=entry)
 
 
 def load_file(file: TensorFile, like: Variables, *, name: str, entry: str = "") -> tuple[Variables, Template]:
@@ -42,6 +59,6 @@ def load_file(file: TensorFile, like: Variables, *, name: str, entry: str = "") 
     try:
         return load_tensors(file, like, name=name, entry=entry)
     except MismatchError as error:
-        other = identify(file.sets)
+        other = infer_model(file.sets)
         hint = f"; the file's tensors are those of {describe(other)}" if other else ""
         raise InputError(f"{error}{hint}") from None

@@ -1,4 +1,4 @@
-"""One run: its settings, directory, network and devices, and how the steps of a plan are computed there."""
+"""One run: how the steps of a plan are computed in a working directory, with what a session has opened."""
 
 from __future__ import annotations
 
@@ -8,66 +8,52 @@ import pathlib
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from otbr_jax import plan as plans
-from otbr_jax.data import sources
-from otbr_jax.data.sources import DataConfig
 from otbr_jax.graph.choose import choose_layers
 from otbr_jax.plan import LongStep, Plan, Setup, Step
 from otbr_jax.runs import ahead, identity, memory
 from otbr_jax.runs.devices import everywhere, replicate, shared
 from otbr_jax.runs.loop import rounds
-from otbr_jax.runs.networks import Subject
 from otbr_jax.runs.progress import progress_bar, say, step_progress
+from otbr_jax.runs.session import Session
 from otbr_jax.runs.store import Stage, Workdir
 from otbr_jax.types import Augment, Network, unchanged
 
 
-class RunConfig(Protocol):
-    """What a run's settings have at least."""
-
-    @property
-    def seed(self) -> int:
-        """Of every random choice."""
-
-    @property
-    def data(self) -> DataConfig:
-        """Says how images are prepared."""
-
-
-C = TypeVar("C", bound=RunConfig)
-
-
 @dataclasses.dataclass(frozen=True)
-class Run(Generic[C]):
+class Run:
     """What every step of a run is computed with.
 
     Attributes:
-      config: its settings.
+      session: the network, the data and the devices.
       directory: where its stages are.
-      subject: the network, and its weights if it has any yet.
-      mesh: the devices.
+      seed: of every random choice.
       layers: which layers steps may score and repair, see `choose_layers`.
       augment: how clean images are varied.
       repetition: which of several runs of the same settings; each but 0 has a key of its own.
     """
 
-    config: C
+    session: Session
     directory: Workdir
-    subject: Subject
-    mesh: Mesh
+    seed: int
     layers: str = "auto"
     augment: Augment = unchanged
     repetition: int = 0
 
-    @functools.cached_property
+    @property
+    def mesh(self) -> Mesh:
+        """The devices."""
+        return self.session.mesh
+
+    @property
     def network(self) -> Network:
         """The functions of the network, which prepares images as the data say."""
-        return dataclasses.replace(self.subject.network, prepare=partial(sources.preprocess, config=self.config.data))
+        return self.session.network
 
     @functools.cached_property
     def setup(self) -> Setup:
@@ -82,23 +68,23 @@ class Run(Generic[C]):
     @functools.cached_property
     def _setup(self) -> Setup:
         """The same for one device, which says what is computed, wherever it is."""
-        layers = choose_layers(self.subject.graph, self.layers)
-        return Setup(self.network, self.subject.graph, layers, augment=self.augment)
+        graph = self.session.source.graph
+        return Setup(self.network, graph, choose_layers(graph, self.layers), augment=self.augment)
 
     @functools.cached_property
     def setup_digest(self) -> str:
         """A hash of all that steps may read of the setup."""
-        return identity.setup_digest(self._setup, self.subject.like)
+        return identity.setup_digest(self._setup, self.session.source.like)
 
     @functools.cached_property
     def network_digest(self) -> str:
         """A hash of what the network computes."""
-        return identity.network_digest(self.network, self.subject.like)
+        return identity.network_digest(self.network, self.session.source.like)
 
     @property
     def root(self) -> jax.Array:
         """The run's key, from the seed and the repetition alone."""
-        key = jax.random.key(self.config.seed)
+        key = jax.random.key(self.seed)
         return jax.random.fold_in(key, self.repetition) if self.repetition else key
 
     def key(self, name: str) -> jax.Array:

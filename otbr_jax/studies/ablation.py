@@ -17,7 +17,7 @@ import numpy as np
 
 from otbr_jax import plan as plans
 from otbr_jax.attacks.registry import ATTACKS
-from otbr_jax.data.clean import CleanConfig, load_clean
+from otbr_jax.data.clean import CleanConfig, clean_augmentation
 from otbr_jax.defenses import tsbd
 from otbr_jax.defenses.otbr import Unlearned
 from otbr_jax.defenses.tsbd import TSBDConfig, TSBDSettings
@@ -29,7 +29,6 @@ from otbr_jax.steps.finetune import FinetuningConfig, finetune
 from otbr_jax.steps.prune import neurons_to_prune, reinitialize
 from otbr_jax.steps.score import Scores, correlations
 from otbr_jax.studies import trigger_activation
-from otbr_jax.studies.repair_config import RepairConfig, clean_augmentation
 from otbr_jax.studies.study import Case, Found, Study, named_attacks, row_settings, row_subject, victim_fields
 from otbr_jax.types import Batch, Variables
 from otbr_jax.victims import evaluation
@@ -76,6 +75,14 @@ VARIANTS = (
     Variant(choice="random", compared={"which neurons": "random"}),
 )
 CHOICES = ("nwc", "least active", "random")
+
+
+@settings("")
+class RunConfig(VictimConfig):
+    """The settings of one run: of the victim, and of what is done to it."""
+
+    tsbd: TSBDConfig = field(default=TSBDConfig(), doc="the method.")
+    clean: CleanConfig = field(default=CleanConfig(), doc="its clean images.")
 
 
 @settings("")
@@ -128,9 +135,9 @@ class AblationConfig(VictimConfig):
             if repair.attack.name == "none":
                 raise wrong(self, "attack.name", "an attack, since a backdoor is to be removed", found="'none'")
 
-    def each(self) -> list[tuple[Any, tuple[Variant, ...]]]:
+    def each(self) -> list[tuple[RunConfig, tuple[Variant, ...]]]:
         """The settings of every run, and the variants that are run there."""
-        runs: list[tuple[Any, tuple[Variant, ...]]] = []
+        runs: list[tuple[RunConfig, tuple[Variant, ...]]] = []
         for attack in named_attacks(self):
             ratio, fraction = self.attack.poisoning_ratio, self.clean.fraction
             more = {"poisoned": _percent(ratio), "clean images": _percent(fraction)}
@@ -145,9 +152,8 @@ class AblationConfig(VictimConfig):
                 runs.append((self._run(attack, clean), (TSBD._replace(compared={"clean images": _percent(other)}),)))
         return runs
 
-    def _run(self, attack: Any, clean: CleanConfig) -> Any:
-        fields = victim_fields(self) | {"attack": attack}
-        return RepairConfig(**fields, defense="tsbd", tsbd=self.tsbd, clean=clean)
+    def _run(self, attack: Any, clean: CleanConfig) -> RunConfig:
+        return RunConfig(**victim_fields(self) | {"attack": attack}, tsbd=self.tsbd, clean=clean)
 
 
 def variants_of(config: AblationConfig, one: Any) -> tuple[Variant, ...]:
@@ -157,10 +163,9 @@ def variants_of(config: AblationConfig, one: Any) -> tuple[Variant, ...]:
 
 def given(case: Case) -> Mapping[str, Any]:
     """The clean images, and the test set."""
-    shape, classes = case.run.network.image_shape, case.run.network.num_classes
-    clean = load_clean(case.config.clean, case.dataset, image_shape=shape, num_classes=classes, seed=case.config.seed)
+    clean = case.run.session.clean(case.config.clean, seed=case.config.seed)
     images = Batch(jnp.asarray(clean.images.images), jnp.asarray(clean.images.labels))
-    return {"clean": images, "test": test_set(case.run, case.dataset.test, case.victim)}
+    return {"clean": images, "test": test_set(case.run, case.victim)}
 
 
 class Ablating(NamedTuple):
@@ -364,7 +369,7 @@ ABLATION = Study(
     table=lambda config, found: ablation_page.tables(rows(config, found), n=config.tsbd.n),
     described={"ablation.html": "tables and figures", "ablation.json": "all numbers"},
     figures=lambda config, found: {config.data.name: ablation_page.figure(rows(config, found))},
-    augment=clean_augmentation,
+    augment=lambda config: clean_augmentation(config.clean),
     batch_sizes=lambda config: tsbd.DEFENSE.batch_sizes(config),
 )
 """What are the parts of TSBD worth?"""

@@ -23,8 +23,9 @@ from otbr_jax.report import gallery
 from otbr_jax.report.gallery import Example
 from otbr_jax.report.quality import Quality
 from otbr_jax.runs.identity import versions
+from otbr_jax.settings import change
 from otbr_jax.studies.repair import repair
-from otbr_jax.studies.repair_config import default_config, plain_config
+from otbr_jax.studies.repair_config import RepairConfig, default_config, plain_config
 from otbr_jax.studies.results import Repair, summarize
 from otbr_jax.victims.examples import example_triggers
 
@@ -39,21 +40,21 @@ class Cell:
       variant: the name of this way to repair, where a grid has several of one defence.
     """
 
-    config: Any
+    config: RepairConfig
     recipe: str = "published"
     variant: str = ""
 
     def __post_init__(self) -> None:
-        if self.config.model.checkpoint or self.config.data.name == "none":
+        name, checkpoint = self.config.victim.data.name, self.config.victim.model.checkpoint
+        if checkpoint or name == "none":
             raise InputError(
-                "cell: expected data to train a victim on and no model.checkpoint, "
-                f"found {self.config.data.name!r} and {self.config.model.checkpoint!r}"
+                f"cell: expected data to train a victim on and no model.checkpoint, found {name!r} and {checkpoint!r}"
             )
 
     @property
     def network(self) -> str:
         """The network in words, such as `preact_resnet18-w64`."""
-        model = self.config.model
+        model = self.config.victim.model
         width = f"-w{model.width}" if model.width else ""
         depth = f"-d{'.'.join(map(str, model.depth))}" if model.depth else ""
         return f"{model.name}{width}{depth}"
@@ -61,23 +62,23 @@ class Cell:
     @property
     def group(self) -> str:
         """What shares a working directory, and with it clean networks and victims."""
-        return f"{self.config.data.name}/{self.network}"
+        return f"{self.config.victim.data.name}/{self.network}"
 
     @property
     def victim(self) -> str:
         """The network that it is about: data, network, recipe, attack, seed."""
-        return "/".join((self.group, self.recipe, self.config.attack.name, self.draws[0]))
+        return "/".join((self.group, self.recipe, self.config.victim.attack.name, self.draws[0]))
 
     @property
     def name(self) -> str:
         """Which cell of the grid: data, network, recipe, attack, defence and variant, seed, repetition if not 0."""
-        return "/".join((self.group, self.recipe, self.config.attack.name, self.way, *self.draws))
+        return "/".join((self.group, self.recipe, self.config.victim.attack.name, self.way, *self.draws))
 
     @property
     def draws(self) -> tuple[str, ...]:
         """Which random numbers: the seed, and the repetition if it is not 0, such as `seed1`, `run2`."""
         repetition = self.config.repetition
-        return (f"seed{self.config.seed}", *([f"run{repetition}"] if repetition else []))
+        return (f"seed{self.config.victim.seed}", *([f"run{repetition}"] if repetition else []))
 
     @property
     def way(self) -> str:
@@ -114,7 +115,9 @@ class Cell:
         result = repair(self.config, root / self.group, results=folder, shared=True, devices=devices)
         assert result.test is not None  # a cell's data is not `none`
         example = example_triggers(
-            result.test, self.config.attack, name=f"{self.config.attack.name}, {self.config.data.name}"
+            result.test,
+            self.config.victim.attack,
+            name=f"{self.config.victim.attack.name}, {self.config.victim.data.name}",
         )
         if example is not None:
             _save_example(result.workdir / "trigger.npz", example)
@@ -186,7 +189,7 @@ def load_grid(path: str | os.PathLike[str], *, only: str = "", notes: Mapping[st
         raise InputError(f"--grid: {path} cannot be run ({type(error).__name__}: {error})") from None
     if not isinstance(grid, Grid):
         raise InputError(f"--grid: expected {path}'s get_grid() to return a Grid, found {type(grid).__name__}")
-    names = sorted({cell.config.data.name for cell in grid.cells})
+    names = sorted({cell.config.victim.data.name for cell in grid.cells})
     for name in notes or {}:
         if name not in names:
             raise InputError(f"--note: expected a note on one of {names}, found one on {name!r}")
@@ -197,14 +200,14 @@ def load_grid(path: str | os.PathLike[str], *, only: str = "", notes: Mapping[st
 
 
 def _noted(cell: Cell, notes: Mapping[str, str]) -> Cell:
-    data = cell.config.data
+    data = cell.config.victim.data
     data = dataclasses.replace(data, note=notes.get(data.name, data.note))
-    return dataclasses.replace(cell, config=dataclasses.replace(cell.config, data=data))
+    return dataclasses.replace(cell, config=change(cell.config, data=data))
 
 
 def make_row(cell: Cell, result: Repair, example: Example | None) -> dict[str, Any]:
     """What a cell's run says: plain JSON values; fractions in [0, 1]."""
-    summary, config, victim = summarize(result), cell.config, result.stages["victim"]
+    summary, config, victim = summarize(result), cell.config.victim, result.stages["victim"]
     assert result.dataset is not None
     assert result.dataset.train is not None
     kept = ("metrics", "choice", "verdict", *result.outcome.more, "oracle", "data", "sweep", "clean", "comes_back")
@@ -212,11 +215,11 @@ def make_row(cell: Cell, result: Repair, example: Example | None) -> dict[str, A
         "dataset": config.data.name,
         "network": cell.network,
         "attack": config.attack.name,
-        "defense": config.defense,
+        "defense": cell.config.defense,
         "recipe": cell.recipe,
         "variant": cell.variant,
         "seed": config.seed,
-        "repetition": config.repetition,
+        "repetition": cell.config.repetition,
         "poisoned": int(victim.value["poisoned"]),
         "train_images": len(result.dataset.train.labels),
         "test_images": len(result.dataset.test.labels),
@@ -226,7 +229,7 @@ def make_row(cell: Cell, result: Repair, example: Example | None) -> dict[str, A
         "stage_seconds": {name: round(stage.seconds, 1) for name, stage in result.stages.items()},
         "stage_cpu_seconds": {name: _rounded(stage.cpu_seconds) for name, stage in result.stages.items()},
         "stage_megabytes": {name: stage.megabytes for name, stage in result.stages.items()},
-        "config": plain_config(config),
+        "config": plain_config(cell.config),
     }
 
 
@@ -235,7 +238,7 @@ def _rounded(seconds: float | None) -> float | None:
 
 
 def _slug(cell: Cell) -> str:
-    return "-".join((cell.recipe, cell.config.attack.name, cell.way, *cell.draws))
+    return "-".join((cell.recipe, cell.config.victim.attack.name, cell.way, *cell.draws))
 
 
 def _example_path(root: pathlib.Path, cell: Cell) -> pathlib.Path:

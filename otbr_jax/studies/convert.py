@@ -18,7 +18,7 @@ from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.paths import local_path
 from otbr_jax.runs.checkpoints import replace_checkpoint
-from otbr_jax.runs.identify import identify, likely_sizes
+from otbr_jax.runs.infer_model import infer_model, likely_sizes
 from otbr_jax.runs.loading import load_checkpoint, load_file
 from otbr_jax.types import named_leaves
 
@@ -64,7 +64,7 @@ def convert(
     if root.is_file() or (root.is_dir() and is_tensor_folder(root)):
         file = read_tensors(root, name="--from")
         depth = tuple(settings.get("depth", ()))
-        guess = identify(file.sets, names=(model,), depth=depth)
+        guess = infer_model(file.sets, names=(model,), depth=depth)
         guess = guess or likely_sizes(file.sets, name=model, depth=depth)
         variables, template = load_file(file, _network_arrays(guess or published, settings), name="--from", entry=entry)
         if template.normalisation is not None and goal.suffix not in FORMATS:

@@ -11,8 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from otbr_jax.data import sources
-from otbr_jax.data.sources import Dataset
+from otbr_jax.data.clean import CleanConfig
 from otbr_jax.detectors.detector import Detector, conclude
 from otbr_jax.detectors.registry import detector
 from otbr_jax.errors import InputError
@@ -21,39 +20,33 @@ from otbr_jax.metrics import settled
 from otbr_jax.report.detector_tables import curves
 from otbr_jax.report.plots import roc_curves
 from otbr_jax.report.rows import Row
-from otbr_jax.runs.devices import batch_mesh, check_batch_size
-from otbr_jax.runs.networks import check_classes, open_network
 from otbr_jax.runs.numerics import as_usual
 from otbr_jax.runs.run import Run
-from otbr_jax.runs.store import open_workdir
+from otbr_jax.runs.session import Session, open_session
 from otbr_jax.settings import declarations
 from otbr_jax.studies.bench import Cell, Grid
-from otbr_jax.studies.repair import clean_images, measure_networks
-from otbr_jax.studies.repair_config import AnyRepairConfig
-from otbr_jax.types import Batch, Network
+from otbr_jax.studies.repair import measure_networks
+from otbr_jax.studies.repair_config import RepairConfig, repair_config
+from otbr_jax.types import Batch
 from otbr_jax.victims.config import VictimConfig
-from otbr_jax.victims.victims import check_trainable, open_victim, subject_of, test_set
+from otbr_jax.victims.victims import check_trainable, open_victim, test_set
 
 
-def given_clean(
-    config: AnyRepairConfig, chosen: Detector, network: Network, dataset: Dataset | None = None
-) -> dict[str, Batch]:
-    """What a detector's plan is given beside the network: nothing, or the clean images that `config.clean` names.
+def given_clean(session: Session, chosen: Detector, config: CleanConfig, *, seed: int) -> dict[str, Batch]:
+    """What a detector's plan is given beside the network: nothing, or the clean images that `config` names.
 
     Args:
-      config: of the run.
+      session: of the run.
       chosen: the detector.
-      network: the functions of the network.
-      dataset: the run's data; loaded if a detector needs clean images and none are given.
+      config: where the clean images come from.
+      seed: which images of a training set.
 
     Raises:
       InputError: if clean images are needed and there are none, or they do not fit the network.
     """
     if chosen.data == "none":
         return {}
-    if dataset is None:
-        dataset = sources.load(config.data, image_shape=network.image_shape, num_classes=network.num_classes)
-    return {"clean": Batch(*map(jnp.asarray, clean_images(config, dataset, network).images))}
+    return {"clean": Batch(*map(jnp.asarray, session.clean(config, seed=seed).images))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,9 +85,9 @@ class DetectorCell(Cell):
 
     def defaults(self) -> dict[str, Any]:
         """What `settings` would be with every default."""
-        return self._settings(super().defaults(), type(self.config)(), self.chosen.Config())
+        return self._settings(super().defaults(), repair_config(self.config.defense), self.chosen.Config())
 
-    def _settings(self, plain: Mapping[str, Any], config: AnyRepairConfig, own: Any) -> dict[str, Any]:
+    def _settings(self, plain: Mapping[str, Any], config: RepairConfig, own: Any) -> dict[str, Any]:
         found = {name: plain[name] for name in declarations(VictimConfig)}
         if self.chosen.data != "none":
             found["clean"] = _plain(config.clean) | {"path": "", "data_dir": ""}
@@ -103,23 +96,17 @@ class DetectorCell(Cell):
     @as_usual()
     def fill(self, root: pathlib.Path, *, devices: Sequence[jax.Device] | None) -> dict[str, Any]:
         """The row: the detector's verdict, beside what is true."""
-        config, chosen, mesh = self.config, self.chosen, batch_mesh(devices)
-        subject = open_network(config.model)
-        check_classes(subject.network)
-        check_batch_size(config.training.batch_size, mesh, name="training.batch_size")
-        network = subject.network
-        dataset = sources.load(config.data, image_shape=network.image_shape, num_classes=network.num_classes)
-        check_trainable(config, subject, dataset)
-        assert dataset is not None  # a cell's data is not `none`
-        clean = given_clean(config, chosen, network, dataset)
-        with open_workdir(root / self.group, subject=subject_of(config), shared=True) as directory:
-            run = Run(config, directory, subject, mesh)
-            victim = open_victim(run, dataset)
-            variables = victim.stage.value["variables"]
-            stages = run.plan(chosen.plan(self.own), {"victim": variables, **clean})
-            test = test_set(run, dataset.test, victim)
+        config, chosen = self.config.victim, self.chosen
+        session = open_session(config.model, config.data, devices=devices)
+        check_trainable(session, config.attack, config.training)
+        clean = given_clean(session, chosen, self.config.clean, seed=self.config.clean_seed)
+        with session.directory(root / self.group, shared=True) as directory:
+            run = Run(session, directory, config.seed)
+            victim = open_victim(run, config.attack, config.training)
+            stages = run.plan(chosen.plan(self.own), {"victim": victim.variables, **clean})
+            test = test_set(run, victim)
             program = jax.jit(lambda variables, test: measure_networks(run.setup, {"victim": variables}, test))
-            measured = program(variables, test)["metrics"]["victim"]
+            measured = program(victim.variables, test)["metrics"]["victim"]
         values = {name: stage.value for name, stage in stages.items()}
         attacked = config.attack.name != "none"
         return {

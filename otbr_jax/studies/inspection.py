@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from otbr_jax.defenses.registry import defense
 from otbr_jax.detectors.detector import Detector, conclude
 from otbr_jax.detectors.registry import DETECTORS
 from otbr_jax.detectors.registry import detector as detector_named
@@ -22,15 +22,14 @@ from otbr_jax.paths import local_path
 from otbr_jax.report.network import draw_network, network_table
 from otbr_jax.report.verdict import draw_triggers
 from otbr_jax.runs import hosts
-from otbr_jax.runs.devices import batch_mesh
-from otbr_jax.runs.identify import named
-from otbr_jax.runs.networks import Subject, check_classes, open_network
+from otbr_jax.runs.networks import Source, open_network
 from otbr_jax.runs.numerics import as_usual
 from otbr_jax.runs.run import Run
-from otbr_jax.runs.store import open_workdir
+from otbr_jax.runs.session import session_of
 from otbr_jax.studies.detection import given_clean
+from otbr_jax.studies.repair_config import RepairConfig
 from otbr_jax.types import Variables, named_leaves
-from otbr_jax.victims.victims import open_victim, subject_of
+from otbr_jax.victims.victims import as_it_came
 
 DRAWINGS = (".png", ".svg", ".pdf")
 TOLERANCE = 1e-3  # of the largest logit; rounding stays well below it
@@ -38,7 +37,7 @@ TOLERANCE = 1e-3  # of the largest logit; rounding stays well below it
 
 @as_usual()
 def inspect(
-    config: Any,
+    config: RepairConfig,
     *,
     drawing: str | os.PathLike[str] | None = None,
     verify: bool = False,
@@ -49,7 +48,7 @@ def inspect(
     """The table of a network's layers, which of them OTBR would repair, and what else was asked for.
 
     Args:
-      config: names the network (`config.model`) and the layers to repair.
+      config: names the network (`model`) and the layers to repair.
       drawing: a file for a picture of the graph; its suffix is one of `DRAWINGS`.
       verify: whether to permute every group of neurons and measure how far the outputs move.
       judge_in: a working directory, to ask whether the network is backdoored; the picture of triggers stays there.
@@ -64,41 +63,40 @@ def inspect(
     picture = None if drawing is None else local_path(drawing, name="--out")
     if picture is not None and picture.suffix not in DRAWINGS:
         raise InputError(f"--out: expected a name that ends in one of {', '.join(DRAWINGS)}, found {str(drawing)!r}")
-    config = dataclasses.replace(config, model=named(config.model))
-    subject = open_network(config.model)
-    shapes = {name: tuple(leaf.shape) for name, leaf in named_leaves(subject.like).items()}
-    layers = choose_layers(subject.graph, config.way.layers(config))
+    source = open_network(config.victim.model)
+    shapes = {name: tuple(leaf.shape) for name, leaf in named_leaves(source.like).items()}
+    layers = choose_layers(source.graph, defense(config.defense).layers(config.method))
     kinds = ", ".join(sorted({layer.kind for layer in layers}))
     lines = [
-        network_table(subject.graph, shapes).text(),
+        network_table(source.graph, shapes).text(),
         f"repaired: {len(layers)} layers ({kinds}) with {sum(layer.neurons for layer in layers):,} neurons",
     ]
     if verify:
-        lines.append(_verified(subject))
+        lines.append(_verified(source))
     if judge_in is not None:
-        lines.append(_detected(config, subject, judge_in, detector, devices))
+        lines.append(_detected(config, source, judge_in, detector, devices))
     if picture is not None and hosts.is_first():
-        write_figure(picture, draw_network(subject.graph, title=config.model.name), name="--out", dpi=150)
+        write_figure(picture, draw_network(source.graph, title=source.config.name), name="--out", dpi=150)
         lines.append(f"drawn in {drawing}")
     return "\n".join(lines)
 
 
 def _detected(
-    config: Any,
-    subject: Subject,
+    config: RepairConfig,
+    source: Source,
     workdir: str | os.PathLike[str],
     name: str,
     devices: Sequence[jax.Device] | None,
 ) -> str:
-    if subject.variables is None:
+    if source.variables is None:
         raise InputError("model.checkpoint: expected a network to ask about, found none; random weights hide nothing")
-    check_classes(subject.network)
+    session = session_of(source, config.victim.data, devices=devices)
     chosen, own = detector_of(config, name)
-    clean = given_clean(config, chosen, subject.network)
-    with open_workdir(workdir, subject=subject_of(config)) as directory:
-        layers, repetition = config.way.layers(config), config.repetition
-        run = Run(config, directory, subject, batch_mesh(devices), layers=layers, repetition=repetition)
-        given = {"victim": open_victim(run, None).stage.value["variables"], **clean}
+    clean = given_clean(session, chosen, config.clean, seed=config.clean_seed)
+    with session.directory(workdir) as directory:
+        layers = defense(config.defense).layers(config.method)
+        run = Run(session, directory, config.victim.seed, layers=layers, repetition=config.repetition)
+        given = {"victim": as_it_came(run).value["variables"], **clean}
         values = {name: stage.value for name, stage in run.plan(chosen.plan(own), given).items()}
         verdict = conclude(chosen, own, values)
         if verdict.triggers is None:
@@ -109,39 +107,39 @@ def _detected(
     return f"{in_words(verdict)}\ntriggers drawn in {picture}"
 
 
-def detector_of(config: Any, name: str) -> tuple[Detector, Any]:
+def detector_of(config: RepairConfig, name: str) -> tuple[Detector, Any]:
     """The detector of that name, or the defence's own, with its settings: the defence's where it shares them."""
     if name:
-        chosen = detector_named(name)
-        return chosen, config if isinstance(config, chosen.Config) else chosen.Config()
-    chosen = config.way.detector(config)
+        asked = detector_named(name)
+        return asked, config.method if isinstance(config.method, asked.Config) else asked.Config()
+    chosen = defense(config.defense).detector(config.method)
     if chosen is None:
         raise InputError(
             "defense: expected one that looks for a backdoor, as that of configs/own_network.py does, found "
             f"{config.defense!r} with settings that do not; or name a --detector, one of {[*DETECTORS]}"
         )
-    return chosen, config
+    return chosen, config.method
 
 
-def _verified(subject: Subject) -> str:
-    if not subject.graph.groups:
+def _verified(source: Source) -> str:
+    if not source.graph.groups:
         return "nothing to verify: the neuron graph states no groups of neurons that may change places"
-    network = subject.network
-    variables = _random(subject.like) if subject.variables is None else subject.variables
+    network = source.network
+    variables = _random(source.like) if source.variables is None else source.variables
     images = jax.random.uniform(jax.random.key(1), (4, *network.image_shape))
     apply = jax.jit(network.apply)
     errors = [
         float(permutation_error(apply, variables, group, images, key=jax.random.key(index)))
-        for index, group in enumerate(subject.graph.groups)
+        for index, group in enumerate(source.graph.groups)
     ]
-    for group, error in zip(subject.graph.groups, errors, strict=True):
+    for group, error in zip(source.graph.groups, errors, strict=True):
         if not error < TOLERANCE:
             where = ", ".join(f"{axis.name} axis {axis.axis}" for axis in group.axes[:3])
             raise InputError(
                 f"network: the neuron graph is wrong: permuting {group.size} neurons (on {where}, ...) moves the "
                 f"outputs by {error:.1e} of the largest; state the neuron graph by hand"
             )
-    weights = "random weights" if subject.variables is None else "its own weights"
+    weights = "random weights" if source.variables is None else "its own weights"
     return (
         f"verified with {weights}: permuting each of {len(errors)} groups moves the outputs by at most "
         f"{max(errors):.1e} of the largest"

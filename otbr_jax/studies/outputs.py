@@ -54,13 +54,13 @@ def example_predictions(result: Repair, *, columns: int = 9) -> Figure | None:
     if result.test is None:
         return None
     labels, goals = np.asarray(result.test.labels), np.asarray(result.test.goals)
-    attacked = result.config.attack.name != "none"
+    attacked = result.config.victim.attack.name != "none"
     others = np.unique(labels[labels != goals] if attacked else labels)
     if len(others) == 0:
         return None
     chosen = one_per_class(labels, list(others))[:columns]
     found = result.stages["evaluation"].value["predictions"]
-    repaired = found[result.config.networks[-1]]
+    repaired = found[result.networks[-1]]
     return plots.predictions(
         np.asarray(result.test.clean)[chosen],
         np.asarray(result.test.triggered)[chosen] if attacked else None,

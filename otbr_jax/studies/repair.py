@@ -8,43 +8,42 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
-from otbr_jax.data import sources
-from otbr_jax.data.clean import Clean, load_clean
-from otbr_jax.data.sources import Dataset
+from otbr_jax.data.check import check_data
+from otbr_jax.data.clean import Clean, clean_augmentation
+from otbr_jax.data.sources import Images
 from otbr_jax.defenses import grid as grids
-from otbr_jax.graph.choose import choose_layers
+from otbr_jax.defenses.registry import defense
 from otbr_jax.interop.matching import file_name, write_like
 from otbr_jax.metrics import Metrics, evaluate_predictions
 from otbr_jax.paths import local_path
-from otbr_jax.plan import ROOT, Setup, Shown, Step, named_key, needs
+from otbr_jax.plan import ROOT, Plan, Setup, Shown, Step, named_key, needs, set_up
 from otbr_jax.runs import hosts, timing
 from otbr_jax.runs.checkpoints import numeric_leaves, replace_checkpoint
-from otbr_jax.runs.devices import batch_mesh, check_batch_size
-from otbr_jax.runs.identify import named
-from otbr_jax.runs.networks import check_classes, open_network
+from otbr_jax.runs.devices import check_batch_size
+from otbr_jax.runs.networks import Source
 from otbr_jax.runs.numerics import as_usual
 from otbr_jax.runs.progress import say
 from otbr_jax.runs.run import Run
-from otbr_jax.runs.store import open_workdir
-from otbr_jax.settings import declarations
-from otbr_jax.studies.familiar import check_familiar
+from otbr_jax.runs.session import Session, open_session
+from otbr_jax.settings import change
 from otbr_jax.studies.outputs import replacing, write_outputs
-from otbr_jax.studies.repair_config import AnyRepairConfig, clean_augmentation
+from otbr_jax.studies.repair_config import RepairConfig
 from otbr_jax.studies.results import Repair
-from otbr_jax.types import Batch, Network, Variables, check_finite, unchanged
+from otbr_jax.types import Augment, Batch, Variables, check_finite, unchanged
 from otbr_jax.victims import comes_back, evaluation
-from otbr_jax.victims.victims import check_trainable, open_victim, subject_of, test_set
+from otbr_jax.victims.victims import check_trainable, open_victim, test_set
 
 
 @as_usual()
 def repair(
-    config: AnyRepairConfig,
+    config: RepairConfig,
     workdir: str | os.PathLike[str],
     *,
     results: str = ".",
@@ -75,79 +74,110 @@ def repair(
       InputError: names what is wrong with the settings, the checkpoint, the data or the working directory.
     """
     local_path(workdir, name="workdir")  # before any work
-    config = dataclasses.replace(config, model=named(config.model))
-    mesh, defense = batch_mesh(devices), config.way
-    for name, size in defense.batch_sizes(config).items():
-        check_batch_size(size, mesh, name=name)
-    subject = open_network(config.model)
-    network = subject.network
-    check_classes(network)
-    layers = choose_layers(subject.graph, defense.layers(config))
-    defense.check(Setup(network, subject.graph, layers), config)  # before any work
-    dataset = sources.load(config.data, image_shape=network.image_shape, num_classes=network.num_classes)
-    if subject.variables is None:
-        check_batch_size(config.training.batch_size, mesh, name="training.batch_size")
-    check_trainable(config, subject, dataset)
-    clean = None if defense.data == "none" else clean_images(config, dataset, network)
-    if subject.variables is not None:
-        brought = dataclasses.replace(network, prepare=partial(sources.preprocess, config=config.data))
-        familiar = partial(check_familiar, brought, subject.variables)
-        if dataset is not None:
-            say(familiar(dataset.test, name="data.name", what=f"the test images of {config.data.name!r}"))
-        if clean is not None:
-            say(familiar(clean.images, name="clean.name", what=clean.provenance))
-    own = None if clean is None else Batch(*map(jax.numpy.asarray, clean.images))
-    given = defense.given(config, own, config.clean_seed)
-    comes_back.check_possible(config.comes_back, dataset, mesh)
+    session = open_session(config.victim.model, config.victim.data, devices=devices)
+    config = change(config, model=session.source.config)  # with what its file says
+    means = prepare(config, session)
     with (
-        open_workdir(workdir, subject=subject_of(config), shared=shared) as directory,
+        session.directory(workdir, shared=shared) as directory,
         timing.profile(directory.path, wanted=profile) as trace,
     ):
         folder = directory.path / results
         if line := replacing(folder, config.defense):
             say(line)
-        varied = unchanged if clean is None else clean_augmentation(config)
-        run = Run(config, directory, subject, mesh, layers=defense.layers(config), augment=varied)
-        victim = open_victim(run, dataset)
-        given = {"victim": victim.stage.value["variables"], **given}
-        repeated = dataclasses.replace(run, repetition=config.repetition) if config.repetition else run
-        defended = repeated.plan(defense.plan(config), given)
-        repaired = defended[config.networks[-1]].value.variables
+        run = Run(session, directory, config.victim.seed, layers=means.layers, augment=means.augment)
+        again = dataclasses.replace(run, repetition=config.repetition) if config.repetition else run
+        victim = open_victim(run, config.victim.attack, config.victim.training)
+        given = {"victim": victim.variables, **means.given}
+        defended = again.plan(means.plan, given)
+        repaired = defended[means.networks[-1]].value.variables
         check_finite(repaired, name="the repaired network")
-        restored = subject.restore(repaired)
-        files = [] if subject.template is None else [folder / file_name(subject.template)]
-
-        def leave() -> None:
-            folder.mkdir(parents=True, exist_ok=True)
-            replace_checkpoint(folder / "repaired", numeric_leaves(restored))
-            if subject.template is not None:
-                write_like(subject.template, repaired, files[0])
-
-        hosts.first(leave)
-        stages = {**victim.stages, **defended}
-        test = None if dataset is None else test_set(run, dataset.test, victim)
-        if test is not None:
-            known = {**given, **defended, "test": test}
-            stages |= repeated.plan((measuring_step(config),), known)
-            seen = None if clean is None else clean.images
-            stages |= comes_back.measured(run, dataset, victim, repaired, test, config.comes_back, seen=seen)
-        provenance = None if clean is None else clean.provenance
+        files = hosts.first(lambda: leave_network(session.source, repaired, folder))
+        test, stages = None, {**victim.stages, **defended}
+        if session.dataset is not None:
+            test = test_set(run, victim)
+            stages |= again.plan((measuring_step(config),), {**given, **defended, "test": test})
+            recipe, asked = config.victim.training, config.comes_back
+            stages |= comes_back.measured(run, victim, repaired, test, asked, recipe=recipe, seen=means.seen)
         result = Repair(
-            restored, network, layers, stages, dataset, test, config, folder, tuple(files), provenance, trace
-        )
+            session.source.restore(repaired), session.source.network, run.setup.layers, stages, session.dataset, test,
+            config, folder, tuple(folder / name for name in files), means.clean, trace,
+        )  # fmt: skip
         hosts.first(lambda: write_outputs(result))
         return result
 
 
-def clean_images(config: AnyRepairConfig, dataset: Dataset | None, network: Network) -> Clean:
-    """The defender's clean images, which `config.clean` names; raises InputError as `load_clean`."""
-    shape, classes = network.image_shape, network.num_classes
-    return load_clean(config.clean, dataset, image_shape=shape, num_classes=classes, seed=config.clean_seed)
+class Means(NamedTuple):
+    """What a defence repairs a network with.
+
+    Attributes:
+      plan: its steps.
+      networks: the steps that are networks; the last one is the answer.
+      layers: which layers steps may score and repair, see `choose_layers`.
+      given: what the steps need beside the network.
+      clean: what the clean images are, in a line; None without.
+      seen: the clean images.
+      augment: how they are varied.
+    """
+
+    plan: Plan
+    networks: tuple[str, ...]
+    layers: str
+    given: Mapping[str, Any]
+    clean: str | None = None
+    seen: Images | None = None
+    augment: Augment = unchanged
 
 
-def measuring_step(config: AnyRepairConfig) -> Step:
+def prepare(config: RepairConfig, session: Session) -> Means:
+    """What the defence repairs this network with; nothing is computed yet, and nothing written.
+
+    Raises:
+      InputError: if the defence cannot be used on the network, or the images are too few, or not the network's.
+    """
+    method, source = defense(config.defense), session.source
+    for name, size in method.batch_sizes(config.method).items():
+        check_batch_size(size, session.mesh, name=name)
+    layers = method.layers(config.method)
+    method.check(set_up(source.network, source.graph, layers=layers), config.method)
+    check_trainable(session, config.victim.attack, config.victim.training)
+    clean = None if method.data == "none" else session.clean(config.clean, seed=config.clean_seed)
+    check_images(session, clean)
+    batch = None if clean is None else Batch(*map(jax.numpy.asarray, clean.images))
+    given = method.given(config.method, batch, config.clean_seed)
+    comes_back.check_possible(config.comes_back, session)
+    means = Means(method.plan(config.method), method.networks(config.method), layers, given)
+    if clean is None:
+        return means
+    return means._replace(clean=clean.provenance, seen=clean.images, augment=clean_augmentation(config.clean))
+
+
+def check_images(session: Session, clean: Clean | None) -> None:
+    """Says how many of the images a network that was brought knows; raises InputError if hardly any."""
+    variables, dataset = session.source.variables, session.dataset
+    if variables is None:
+        return
+    check = partial(check_data, session.network, variables)
+    if dataset is not None:
+        say(check(dataset.test, name="data.name", what=f"the test images of {session.data.name!r}"))
+    if clean is not None:
+        say(check(clean.images, name="clean.name", what=clean.provenance))
+
+
+def leave_network(source: Source, repaired: Variables, folder: pathlib.Path) -> list[str]:
+    """Writes a repaired network as a checkpoint `repaired`, and as it was brought; returns the names of the latter."""
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_checkpoint(folder / "repaired", numeric_leaves(source.restore(repaired)))
+    if source.template is None:
+        return []
+    name = file_name(source.template)
+    write_like(source.template, repaired, folder / name)
+    return [name]
+
+
+def measuring_step(config: RepairConfig) -> Step:
     """The last step: metrics and predictions of all networks, and of the defence's grid of settings, in one program."""
-    grid, names = config.way.grid(config), config.networks
+    way = defense(config.defense)
+    grid, names = way.grid(config.method), way.networks(config.method)
     more = () if grid is None else grid.needs
 
     def measure(setup: Setup, settings: Any, *, key: jax.Array, report: Any, test: Any, **values: Any) -> Any:
@@ -163,12 +193,11 @@ def measuring_step(config: AnyRepairConfig) -> Step:
             measured["sweep"] = grids.measure(grid, setup, ask, key=key, report=report, screening=screening, **own)
         return measured
 
-    method = {name: getattr(config, name) for name in declarations(config.way.Config)}
     return Step(
         "evaluation",
         measure,
         needs(*dict.fromkeys((*names, *more)), "test"),
-        {"networks": names, "defense": config.defense, "method": method},
+        {"networks": names, "defense": config.defense, "method": config.method},
         key=ROOT,
         shown=Shown(
             "measuring" if grid is None else f"measuring each {' x '.join(grid.axes)}",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import json
 import pathlib
@@ -17,12 +16,14 @@ import numpy as np
 from otbr_jax.data.sources import Dataset
 from otbr_jax.defenses.defense import Outcome
 from otbr_jax.defenses.grid import rows
+from otbr_jax.defenses.registry import defense
 from otbr_jax.graph.graph import Layer
 from otbr_jax.metrics import Metrics, defense_effectiveness, settled
 from otbr_jax.runs.identity import content_digest, versions
 from otbr_jax.runs.store import Stage
+from otbr_jax.settings import as_dict
 from otbr_jax.steps.score import ranks
-from otbr_jax.studies.repair_config import AnyRepairConfig
+from otbr_jax.studies.repair_config import RepairConfig
 from otbr_jax.types import Network, Variables
 from otbr_jax.victims import comes_back
 from otbr_jax.victims.evaluation import TestSet
@@ -52,7 +53,7 @@ class Repair(NamedTuple):
     stages: Mapping[str, Stage]
     dataset: Dataset | None
     test: TestSet | None
-    config: AnyRepairConfig
+    config: RepairConfig
     workdir: pathlib.Path
     files: tuple[pathlib.Path, ...] = ()
     clean: str | None = None
@@ -61,7 +62,13 @@ class Repair(NamedTuple):
     @property
     def outcome(self) -> Outcome:
         """What a reader wants to know of the defence's run."""
-        return self.config.way.outcome(self.config, {name: stage.value for name, stage in self.stages.items()})
+        values = {name: stage.value for name, stage in self.stages.items()}
+        return defense(self.config.defense).outcome(self.config.method, values)
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The stages that are networks and are measured; the last one holds the repaired network."""
+        return defense(self.config.defense).networks(self.config.method)
 
 
 ORACLE = "oracle: highest DER on the test set, with the trigger known"
@@ -75,8 +82,8 @@ def summarize(result: Repair) -> dict[str, Any]:
     settings were measured on fewer images first (`screened`), it is one of those that were measured on all.
     """
     config, outcome = result.config, result.outcome
-    names, final = config.networks, config.networks[-1]
-    grid = config.way.grid(config) if "evaluation" in result.stages else None
+    names, final = result.networks, result.networks[-1]
+    grid = defense(config.defense).grid(config.method) if "evaluation" in result.stages else None
     summary: dict[str, Any] = {
         "defense": config.defense,
         "metrics": dict.fromkeys(names),
@@ -114,11 +121,11 @@ def summarize(result: Repair) -> dict[str, Any]:
         "profile": None if result.profile is None else str(result.profile),
         "versions": versions(),
         "devices": [str(device.device_kind) for device in jax.local_devices()],
-        "config": json.loads(json.dumps(dataclasses.asdict(config))),
+        "config": json.loads(json.dumps(as_dict(config))),
     }
     if "evaluation" in result.stages:
         measured = result.stages["evaluation"].value
-        triggered, victim = config.attack.name != "none", measured["metrics"]["victim"]
+        triggered, victim = config.victim.attack.name != "none", measured["metrics"]["victim"]
         row = partial(_row, victim=victim, triggered=triggered)
         summary["metrics"] = {name: row(measured["metrics"][name]) for name in names}
         if grid is not None:

@@ -7,29 +7,29 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from otbr_jax import plan as plans
-from otbr_jax.data import sources
+from otbr_jax.data.sources import DataConfig
+from otbr_jax.defenses.registry import defense
 from otbr_jax.detectors.detector import Detector, conclude
 from otbr_jax.detectors.verdict import Backdoored, Verdict
 from otbr_jax.errors import InputError
-from otbr_jax.graph.choose import choose_layers
 from otbr_jax.interop.tensor_files import is_published_folder
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.paths import CHECKPOINTS, existing
-from otbr_jax.plan import Setup
 from otbr_jax.runs import ahead
-from otbr_jax.runs.identify import told
-from otbr_jax.runs.networks import Subject, check_classes, open_network
+from otbr_jax.runs.infer_model import infer_settings
+from otbr_jax.runs.loading import read_checkpoint
 from otbr_jax.runs.numerics import as_usual
 from otbr_jax.runs.progress import progress_bar
+from otbr_jax.runs.session import Session, open_session
 from otbr_jax.studies.detection import given_clean
 from otbr_jax.studies.inspection import detector_of
+from otbr_jax.studies.repair_config import RepairConfig
 from otbr_jax.types import Variables
 
 SUFFIXES = (".pt", ".pth", ".pkl", ".bin", ".ckpt", ".tar", ".safetensors")
@@ -77,7 +77,7 @@ class Scanned(NamedTuple):
 
 @as_usual()
 def scan(
-    config: Any,
+    config: RepairConfig,
     paths: Sequence[pathlib.Path],
     *,
     detector: str = "",
@@ -125,15 +125,17 @@ def scan(
         for path in paths:
             began = time.monotonic()
             try:
-                model, subject = _opened(config.model, path)
-                kind = (model, None if subject.template is None else str(subject.template.normalisation))
+                session = _opened(config.victim.model, config.victim.data, path)
+                source = session.source
+                model = dataclasses.replace(source.config, checkpoint="")
+                kind = (model, None if source.template is None else str(source.template.normalisation))
                 if kind not in asking:
-                    asking[kind] = _asking(config, model, subject, chosen, own, stack)
+                    asking[kind] = _asking(config, session, chosen, own, stack)
             except InputError as error:
                 found(path, {"error": str(error)}, time.monotonic() - began)
                 continue
-            assert subject.variables is not None
-            waiting.setdefault(kind, []).append(Scanned(path, subject.variables, time.monotonic() - began))
+            assert source.variables is not None
+            waiting.setdefault(kind, []).append(Scanned(path, source.variables, time.monotonic() - began))
             if len(waiting[kind]) == stack:
                 ask(kind)
         for kind in [*waiting]:
@@ -153,30 +155,33 @@ def status(lines: Sequence[Mapping[str, Any]]) -> int:
     return 0 if said <= {Backdoored.NO} else 2
 
 
-def _opened(model: ModelConfig, path: pathlib.Path) -> tuple[ModelConfig, Subject]:
-    """The network of a checkpoint, and its settings without the checkpoint: those given, or those of the file."""
+def _opened(model: ModelConfig, data: DataConfig, path: pathlib.Path) -> Session:
+    """The network of a checkpoint, which is read once: by the settings that are given, or by those of the file."""
     model = dataclasses.replace(model, checkpoint=str(path))
+    checkpoint = read_checkpoint(path, name="model.checkpoint")
     try:
-        subject = open_network(model)
+        return open_session(model, data, checkpoint=checkpoint)
     except InputError as error:
+        if not model.name:
+            raise
+        # Sizes may be others than expected; sides of images no tensor tells.
+        unnamed = ModelConfig("", image_shape=model.image_shape, checkpoint=model.checkpoint, entry=model.entry)
         try:
-            # Sizes may be others than expected; sides of images no tensor tells.
-            model = told(ModelConfig("", image_shape=model.image_shape, checkpoint=model.checkpoint, entry=model.entry))
-        except InputError as nothing:
-            raise (error if model.name else nothing) from None
-        subject = open_network(model)
-    check_classes(subject.network)
-    return dataclasses.replace(model, checkpoint=""), subject
+            infer_settings(unnamed, checkpoint)
+        except InputError:
+            raise error from None
+        return open_session(unnamed, data, checkpoint=checkpoint)
 
 
-def _asking(config: Any, model: ModelConfig, subject: Subject, chosen: Detector, own: Any, stack: int) -> Asking:
+def _asking(config: RepairConfig, session: Session, chosen: Detector, own: Any, stack: int) -> Asking:
     """The detector's programs for a kind of network, as a function that asks about so many at once."""
-    network = dataclasses.replace(subject.network, prepare=partial(sources.preprocess, config=config.data))
-    setup = Setup(network, subject.graph, choose_layers(subject.graph, config.way.layers(config)))
-    plan, clean = chosen.plan(own), given_clean(config, chosen, network)
+    source, model = session.source, session.source.config
+    layers = defense(config.defense).layers(config.method)
+    setup = plans.set_up(session.network, source.graph, layers=layers)
+    plan, clean = chosen.plan(own), given_clean(session, chosen, config.clean, seed=config.clean_seed)
     for step in plan:
-        ahead.say(step, setup, subject.variables)
-    key = jax.random.key(config.seed)
+        ahead.say(step, setup, source.variables)
+    key = jax.random.key(config.victim.seed)
     run = plans.programs(plan, setup) if stack == 1 else plans.stacked_programs(plan, setup)
 
     def values_of(members: Sequence[Variables]) -> list[Mapping[str, Any]]:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-from otbr_jax.data import sources
 from otbr_jax.data.sources import Dataset, Images
 from otbr_jax.errors import InputError
 from otbr_jax.files import write_text
@@ -19,16 +18,15 @@ from otbr_jax.graph.graph import Layer
 from otbr_jax.metrics import Metrics
 from otbr_jax.plan import Plan
 from otbr_jax.runs import hosts
-from otbr_jax.runs.devices import batch_mesh, check_batch_size, replicate
-from otbr_jax.runs.networks import open_network
+from otbr_jax.runs.devices import check_batch_size, replicate
 from otbr_jax.runs.run import Run
-from otbr_jax.runs.store import open_workdir
+from otbr_jax.runs.session import open_session
 from otbr_jax.settings import declarations
 from otbr_jax.steps.score import Scores
 from otbr_jax.types import Augment, Batch, Network, Variables, unchanged
 from otbr_jax.victims import evaluation
 from otbr_jax.victims.config import VictimConfig
-from otbr_jax.victims.victims import Victim, check_trainable, open_victim, subject_of, test_set
+from otbr_jax.victims.victims import Victim, check_trainable, open_victim, test_set
 
 
 class Case(NamedTuple):
@@ -44,7 +42,7 @@ class Case(NamedTuple):
 
     study: Any
     config: Any
-    run: Run[Any]
+    run: Run
     victim: Victim
     dataset: Dataset
 
@@ -129,24 +127,23 @@ def run_study(
     Raises:
       InputError: names what is wrong with the settings, the checkpoint, the data or the working directory.
     """
-    subject = open_network(config.model)
-    layers = choose_layers(subject.graph, study.layers(config))
-    shape, classes = subject.network.image_shape, subject.network.num_classes
-    dataset = sources.load(config.data, image_shape=shape, num_classes=classes)
+    session = open_session(config.model, config.data, devices=devices)
+    layers, found = study.layers(config), []
+    shown = choose_layers(session.source.graph, layers)
+    dataset = session.dataset
     if dataset is None:
         raise InputError("data.name: expected images to study victims with, found 'none'")
-    check_trainable(config, subject, dataset)
-    mesh, found = batch_mesh(devices), []
+    check_trainable(session, config.attack, config.training)
     for name, size in study.batch_sizes(config).items():
-        check_batch_size(size, mesh, name=name)
-    with open_workdir(workdir, subject=subject_of(config)) as directory:
+        check_batch_size(size, session.mesh, name=name)
+    with session.directory(workdir) as directory:
         for each in study.each(config):
-            run = Run(each, directory, subject, mesh, layers=study.layers(config), augment=study.augment(each))
-            case = Case(config, each, run, open_victim(run, dataset), dataset)
+            run = Run(session, directory, each.seed, layers=layers, augment=study.augment(each))
+            case = Case(config, each, run, open_victim(run, each.attack, each.training), dataset)
             given = study.given(case)
-            stages = run.plan(study.plan(case, given), {"victim": case.victim.stage.value["variables"], **given})
+            stages = run.plan(study.plan(case, given), {"victim": case.victim.variables, **given})
             values = {name: stage.value for name, stage in stages.items()}
-            found.append(Found(each, given, values, victim_metrics(case), dataset.provenance, layers))
+            found.append(Found(each, given, values, victim_metrics(case), dataset.provenance, shown))
 
         def leave() -> None:
             for name, text in study.files(config, found).items():
@@ -185,13 +182,13 @@ def drawn(key: jax.Array, *, batch: Batch, size: int, network: Network) -> Batch
 def victim_metrics(case: Case) -> Metrics:
     """ACC, ASR and RA of a victim; without an attack the latter two are about untriggered images."""
     run = case.run
-    tested = test_set(run, case.dataset.test, case.victim)
+    tested = test_set(run, case.victim)
 
     @jax.jit
     def measure(variables: Variables, tested: evaluation.TestSet) -> Metrics:
         return evaluation.measure(run.shared_network, variables, tested)
 
-    return measure(*replicate((case.victim.stage.value["variables"], tested), run.mesh))
+    return measure(*replicate((case.victim.variables, tested), run.mesh))
 
 
 def row_settings(config: VictimConfig) -> dict[str, Any]:

@@ -43,6 +43,11 @@ def covering(mask: jax.Array, share: jax.Array) -> jax.Array:
     return jnp.clip(mask - jnp.maximum(lowered, 0.0), 0, 1)
 
 
+def projected(patch: Patch, budget: jax.Array) -> Patch:
+    """The mask and the pattern in [0, 1] that a latent means at a budget."""
+    return Patch(covering(patch.mask, budget), jax.nn.sigmoid(_SHARPNESS * patch.pattern))
+
+
 def stamp(images: jax.Array, patch: Patch, budget: jax.Array) -> jax.Array:
     """Images `[n, h, w, c]` with a latent's patch on; gradients pass the projection as if it were not there."""
     mask = patch.mask + jax.lax.stop_gradient(covering(patch.mask, budget) - patch.mask)

@@ -14,15 +14,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from otbr_jax.attacks import poisoning
-from otbr_jax.attacks.attack import Trigger
-from otbr_jax.data.sources import Dataset, Images
+from otbr_jax.data.sources import Images
 from otbr_jax.errors import InputError
 from otbr_jax.plan import Setup, Shown, Step, needs
 from otbr_jax.runs.devices import check_batch_size
 from otbr_jax.runs.run import Run
+from otbr_jax.runs.session import Session
 from otbr_jax.runs.store import Stage
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps import finetune
@@ -30,6 +29,7 @@ from otbr_jax.steps.finetune import FinetuningConfig
 from otbr_jax.types import Batch, Variables, unchanged
 from otbr_jax.victims import evaluation
 from otbr_jax.victims.evaluation import TestSet
+from otbr_jax.victims.training import TrainingConfig
 from otbr_jax.victims.victims import Victim, attacker_goals, without_backdoor
 
 KINDS = ("clean", "poisoned")
@@ -91,11 +91,12 @@ class Curves(NamedTuple):
     asr: jax.Array
 
 
-def check_possible(config: ComesBackConfig, dataset: Dataset | None, mesh: Mesh) -> None:
+def check_possible(config: ComesBackConfig, session: Session) -> None:
     """Raises InputError if it is to be measured with more images than there are, or devices cannot share a batch."""
     if not config.images:
         return
-    check_batch_size(config.batch_size, mesh, name="comes_back.batch_size")
+    check_batch_size(config.batch_size, session.mesh, name="comes_back.batch_size")
+    dataset = session.dataset
     if dataset is not None and dataset.train is not None and (count := len(dataset.train.labels)) < config.images:
         raise InputError(
             f"comes_back.images: expected at most {count}, as many as there are training images, found {config.images}"
@@ -104,37 +105,38 @@ def check_possible(config: ComesBackConfig, dataset: Dataset | None, mesh: Mesh)
 
 def measured(
     run: Run,
-    dataset: Dataset | None,
     victim: Victim,
     repaired: Variables,
     test: TestSet,
     config: ComesBackConfig,
     *,
+    recipe: TrainingConfig,
     seen: Images | None = None,
 ) -> dict[str, Stage]:
     """How a repaired network, and one that never had the backdoor, take to a few images.
 
     Args:
-      run: that of the victim.
-      dataset: its training images are fine-tuned on.
+      run: that of the victim; the training images of its data are fine-tuned on.
       victim: whose trigger they carry.
       repaired: the repaired network.
       test: what is measured on.
       config: the settings.
+      recipe: how a clean network is trained to compare with.
       seen: what the defence took as clean images; left out as long as there are others.
 
     Returns:
       The stages `comes_back` and `comes_back_never` with `Curves`, and `clean`, the network of the latter. Nothing
       without images or a trigger. The first alone for a network that came with its weights.
     """
+    dataset = run.session.dataset
     if not config.images or victim.trigger is None or dataset is None or dataset.train is None:
         return {}
     # Not the defence's layers and augmentation: so that defences share what is measured of the clean network.
     plain = dataclasses.replace(run, layers="auto", augment=unchanged, repetition=0)
-    given = {"bait": _bait(plain, dataset.train, victim.trigger, config, seen), "test": test}
+    given = {"bait": _bait(plain, dataset.train, victim, config, seen), "test": test}
     stages = plain.plan((_step("comes_back", config),), {"network": repaired, **given})
-    if run.subject.variables is None:
-        clean = victim.stages.get("clean") or without_backdoor(plain, dataset)
+    if run.session.source.variables is None:
+        clean = victim.stages.get("clean") or without_backdoor(plain, recipe)
         stages |= {"clean": clean}
         stages |= plain.plan((_step("comes_back_never", config),), {"network": clean.value["variables"], **given})
     return stages
@@ -184,14 +186,15 @@ def draw(labels: np.ndarray, goals: np.ndarray, config: ComesBackConfig, *, seen
     return chosen[np.argsort(labels[chosen] == goals[chosen], kind="stable")]
 
 
-def _bait(run: Run, train: Images, trigger: Trigger, config: ComesBackConfig, seen: Images | None) -> Batch:
+def _bait(run: Run, train: Images, victim: Victim, config: ComesBackConfig, seen: Images | None) -> Batch:
     """Images `[2, n, h, w, c]` and labels `[2, n]`, clean and partly poisoned."""
     labels = jnp.asarray(train.labels)
-    goals = attacker_goals(run.config.attack, labels, run.network.num_classes)
-    places = draw(train.labels, np.asarray(goals), config, seen=_among(train, seen), seed=run.config.seed)
+    goals = attacker_goals(victim.attack, labels, run.network.num_classes)
+    places = draw(train.labels, np.asarray(goals), config, seen=_among(train, seen), seed=run.seed)
     images, own = jnp.asarray(train.images[places]), labels[places]
     few = config.poisoned
-    with_trigger = poisoning.apply_trigger(trigger, images[:few], key=run.key("comes_back"))
+    assert victim.trigger is not None
+    with_trigger = poisoning.apply_trigger(victim.trigger, images[:few], key=run.key("comes_back"))
     poisoned = Batch(images.at[:few].set(with_trigger), own.at[:few].set(goals[places[:few]]))
     return Batch(jnp.stack([images, poisoned.images]), jnp.stack([own, poisoned.labels]))
 

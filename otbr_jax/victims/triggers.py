@@ -11,8 +11,7 @@ import jax.numpy as jnp
 
 from otbr_jax import plan as plans
 from otbr_jax.attacks.attack import Assets, CleanNetwork, Materials
-from otbr_jax.attacks.registry import ATTACKS
-from otbr_jax.data.sources import Dataset
+from otbr_jax.attacks.registry import ATTACKS, AttackConfig
 from otbr_jax.errors import InputError
 from otbr_jax.graph.graph import Layer, NeuronGraph
 from otbr_jax.plan import Report, Setup, Shown, Step, needs
@@ -23,57 +22,57 @@ from otbr_jax.runs.store import Stage
 from otbr_jax.types import Variables, named_leaves, replace_leaves
 
 
-def trigger_stage(run: Run, dataset: Dataset, *, clean: Stage | None = None) -> Stage | None:
-    """The stage `attack` with the arrays of the run's trigger; None if that needs none.
+def trigger_stage(run: Run, attack: AttackConfig, *, clean: Stage | None = None) -> Stage | None:
+    """The stage `attack` with the arrays of an attack's trigger; None if that needs none.
 
     Args:
-      run: its attack is not `none`.
-      dataset: its training images, or where it has none its test images, are what the attack may look at.
+      run: the training images of its data, or where there are none the test images, are what the attack may look at.
+      attack: not `none`.
       clean: a trained clean network, for attacks that are made against one.
 
     Raises:
       InputError: if the directory `attack.assets` does not hold them, is missing where the network came with its
         weights and so with a trigger of its own, or is given for a trigger without arrays.
     """
-    config, attack = run.config.attack, ATTACKS[run.config.attack.name]
-    if attack.make is None:
-        if config.assets:
-            raise InputError(f"attack.assets: expected none, {config.name} needs no arrays, found {config.assets!r}")
+    if ATTACKS[attack.name].make is None:
+        if attack.assets:
+            raise InputError(f"attack.assets: expected none, {attack.name} needs no arrays, found {attack.assets!r}")
         return None
-    step, given = _making(run, dataset, clean)
-    if config.assets:
+    step, given = _making(run, attack, clean)
+    if attack.assets:
         inputs = {name: given[name] for name in step.needs.values()}
         like = jax.eval_shape(partial(plans.compute, step, run.setup), key=run.key("attack"), **inputs)
-        assets = load_variables(config.assets, like, name="attack.assets")
+        assets = load_variables(attack.assets, like, name="attack.assets")
         return run.directory.run(
             "attack", lambda: assets, like=lambda: assets, config=content_digest(assets), key=None, code=""
         )
-    if run.subject.variables is not None:
+    if run.session.source.variables is not None:
         raise InputError(
-            f"attack.assets: expected the directory with the trigger of {config.name}, which belongs to the network "
+            f"attack.assets: expected the directory with the trigger of {attack.name}, which belongs to the network "
             "(launch.train_victim leaves one), found none"
         )
     return run.step(step, {name: givens(name, value) for name, value in given.items()})
 
 
-def _making(run: Run, dataset: Dataset, clean: Stage | None) -> tuple[Step, dict[str, Any]]:
-    """The step that makes the arrays of the run's trigger, and what it is given."""
-    config, attack = run.config.attack, ATTACKS[run.config.attack.name]
-    assert attack.make is not None
+def _making(run: Run, attack: AttackConfig, clean: Stage | None) -> tuple[Step, dict[str, Any]]:
+    """The step that makes the arrays of an attack's trigger, and what it is given."""
+    kind, dataset = ATTACKS[attack.name], run.session.dataset
+    assert kind.make is not None
+    assert dataset is not None
     seen = dataset.train or dataset.test
     images, labels = jnp.asarray(seen.images), jnp.asarray(seen.labels)
-    if not attack.needs_images:  # they only say of what shape images are
+    if not kind.needs_images:  # they only say of what shape images are
         images, labels = jnp.zeros_like(images[:1]), jnp.zeros_like(labels[:1])
     given: dict[str, Any] = {"images": images, "labels": labels}
-    if attack.needs_clean_network:
-        given["clean"] = run.subject.like if clean is None else clean.value["variables"]
+    if kind.needs_clean_network:
+        given["clean"] = run.session.source.like if clean is None else clean.value["variables"]
 
-    settings = {"name": config.name, "settings": config.own}
-    if attack.needs_clean_network:
-        settings["target"] = config.target
-    title = f"making {config.name}"
-    make = partial(_make, attack.make, config.target)
-    return Step("attack", make, needs(*given), settings, shown=Shown(title, total=attack.steps(config.own))), given
+    settings = {"name": attack.name, "settings": attack.own}
+    if kind.needs_clean_network:
+        settings["target"] = attack.target
+    title = f"making {attack.name}"
+    make = partial(_make, kind.make, attack.target)
+    return Step("attack", make, needs(*given), settings, shown=Shown(title, total=kind.steps(attack.own))), given
 
 
 def _make(

@@ -8,10 +8,11 @@ import pytest
 import tiny_runs
 
 from otbr_jax import InputError, Network
+from otbr_jax.data.check import check_data
 from otbr_jax.data.clean import CleanConfig
 from otbr_jax.data.sources import DataConfig, Images
 from otbr_jax.runs.checkpoints import save_checkpoint
-from otbr_jax.studies.familiar import check_familiar
+from otbr_jax.settings import change
 
 
 def counting(classes):
@@ -28,16 +29,16 @@ def counting(classes):
 @pytest.mark.parametrize("classes", [2, 10])
 def test_its_own_images_and_those_in_another_order(classes):
     network, images = counting(classes)
-    check_familiar(network, {"params": {}}, images, name="data.name", what="its own")
+    check_data(network, {"params": {}}, images, name="data.name", what="its own")
     some = images.labels.copy()
     some[::2] = (some[::2] + 1) % classes  # half of them right are enough of ten classes, and chance of two
     for labels, refused in (((images.labels + 1) % classes, True), (some, classes == 2)):
         given = (network, {"params": {}}, Images(images.images, labels))
         if refused:
             with pytest.raises(InputError, match=r"^data.name: expected images .* knows, found .*chance is"):
-                check_familiar(*given, name="data.name", what="others")
+                check_data(*given, name="data.name", what="others")
         else:
-            check_familiar(*given, name="data.name", what="others")
+            check_data(*given, name="data.name", what="others")
 
 
 def test_a_checkpoint_with_the_data_of_the_embedded_default(tsbd_run, tmp_path):
@@ -45,13 +46,13 @@ def test_a_checkpoint_with_the_data_of_the_embedded_default(tsbd_run, tmp_path):
     _, first, _ = tsbd_run
     random = jax.tree.map(lambda x: np.asarray(jax.random.normal(jax.random.key(0), x.shape)), first.variables)
     save_checkpoint(tmp_path / "c", jax.tree.map(abs, random))
-    model = dataclasses.replace(tiny_runs.TSBD.model, checkpoint=str(tmp_path / "c"))
-    config = dataclasses.replace(tiny_runs.TSBD, model=model)
+    model = dataclasses.replace(tiny_runs.TSBD.victim.model, checkpoint=str(tmp_path / "c"))
+    config = change(tiny_runs.TSBD, model=model)
     with pytest.raises(InputError, match="^data.name: .* found the test images of 'digits', of which it answers"):
         tiny_runs.run(tmp_path / "w", config)
     np.savez(tmp_path / "own.npz", images=np.full((50, 8, 8, 1), 9, np.uint8), labels=np.arange(50) % 10)
     clean = CleanConfig(name="npz", path=str(tmp_path / "own.npz"))
-    config = dataclasses.replace(config, data=DataConfig(name="none"), clean=clean)
+    config = change(config, data=DataConfig(name="none"), clean=clean)
     with pytest.raises(InputError, match="^clean.name: expected images that the network knows, found 50 clean images"):
         tiny_runs.run(tmp_path / "w", config)
     assert not (tmp_path / "w").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import pathlib
 from collections.abc import Iterable, Mapping
 
 import jax
@@ -12,12 +13,12 @@ import jax
 from otbr_jax.errors import InputError
 from otbr_jax.interop.locating import Shapes, known_shapes, locate, same_shape
 from otbr_jax.interop.state_dict import tensor_name, tensor_shape
-from otbr_jax.interop.tensor_files import is_tensor_folder, read_tensors
+from otbr_jax.interop.tensor_files import TensorFile
 from otbr_jax.interop.torch_files import Path, TensorSet
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.models.vit import PATCH
-from otbr_jax.paths import CHECKPOINT, existing
+from otbr_jax.paths import local_path
 from otbr_jax.types import named_leaves
 
 # Sizes that no network has by itself, so that the probe shows which axes they set.
@@ -36,37 +37,37 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return {tensor_name(leaf): tensor_shape(leaf, spec.shape) for leaf, spec in leaves.items()}
 
 
-def named(model: ModelConfig) -> ModelConfig:
-    """The settings as they are, or where they name no network those that `told` finds; raises InputError as that."""
-    return model if model.name else told(model)
+def infer_settings(model: ModelConfig, checkpoint: TensorFile | pathlib.Path | None) -> ModelConfig:
+    """The settings of the network whose tensors a checkpoint holds; what no tensor tells stays as given.
 
-
-def told(model: ModelConfig) -> ModelConfig:
-    """The settings of the network whose tensors the checkpoint file holds; what no tensor tells stays as given.
+    Args:
+      model: the settings as far as they are known.
+      checkpoint: what `read_checkpoint` returned; None without one.
 
     Raises:
       InputError: if there is no checkpoint, it is no file of tensors, or of no network of the registry of that `depth`;
         or its `width` or `num_classes` is another than a given one that is not the default.
     """
-    if not model.checkpoint:
+    if checkpoint is None:
         raise InputError("model.checkpoint: expected a file to tell the network from, or a model.name, found neither")
-    root = existing(model.checkpoint, name="model.checkpoint", expected=CHECKPOINT)
-    if root.is_dir() and not is_tensor_folder(root):
-        raise InputError(f"model.name: expected a name, which no Orbax checkpoint tells, found none beside {root}")
-    stages = len(model.depth)
+    if isinstance(checkpoint, pathlib.Path):
+        raise InputError(
+            f"model.name: expected a name, which no Orbax checkpoint tells, found none beside {checkpoint}"
+        )
+    stages, place = len(model.depth), local_path(model.checkpoint, name="model.checkpoint")
     names = [name for name, made in registry.ARCHITECTURES.items() if stages in (0, len(made.keywords["depth"]))]
-    found = identify(read_tensors(model.checkpoint, name="model.checkpoint").sets, names=names, depth=model.depth)
+    found = infer_model(checkpoint.sets, names=names, depth=model.depth)
     if found is None:
         at = f" at model.depth={model.depth}" if model.depth else ""
         raise InputError(
-            f"model.name: expected a name, since the tensors of {root} are those of no network that is known here{at}, "
-            "found none; docs/bring.md lists them, and says how to bring another"
+            f"model.name: expected a name, since the tensors of {place} are those of no network that is known here{at},"
+            " found none; docs/bring.md lists them, and says how to bring another"
         )
     usual = ModelConfig()
     for name in ("width", "num_classes"):
         given, own = getattr(model, name), getattr(found, name)
         if given not in (getattr(usual, name), own):
-            raise InputError(f"model.{name}: expected {own}, that of the network in {root}, found {given}")
+            raise InputError(f"model.{name}: expected {own}, that of the network in {place}, found {given}")
     told_sides = found.image_shape[:2] != usual.image_shape[:2]  # by a ViT's positions
     sides = found.image_shape[:2] if told_sides else model.image_shape[:2]
     published = dataclasses.replace(found, width=0)
@@ -78,7 +79,7 @@ def told(model: ModelConfig) -> ModelConfig:
     )
 
 
-def identify(
+def infer_model(
     sets: Mapping[Path, TensorSet],
     *,
     names: Iterable[str] = tuple(registry.ARCHITECTURES),

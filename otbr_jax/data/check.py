@@ -18,7 +18,7 @@ ASKED = 500
 _BEYOND = 0.1  # of the way from chance to all right: what a network has to have learned of its own images
 
 
-def check_familiar(network: Network, variables: Variables, images: Images, *, name: str, what: str) -> str:
+def check_data(network: Network, variables: Variables, images: Images, *, name: str, what: str) -> str:
     """A line about how many of them a network answers right; raises InputError if it is hardly better than chance.
 
     Images of another task, labels in another order and a wrong normalisation all end so; what is measured on such

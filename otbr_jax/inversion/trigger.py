@@ -1,0 +1,207 @@
+"""One trigger of one class, in one call: what `otbr_jax.invert` gives."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from otbr_jax.errors import InputError
+from otbr_jax.inversion.aims import Aim, Penalised, Smallest, Within
+from otbr_jax.inversion.inversion import Inverted, begin, invert_from, invert_triggers
+from otbr_jax.triggers import FAMILIES, PENALISED, Trigger, TriggerFamily
+from otbr_jax.types import Batch, Network, Variables, check_finite, in_unit_range
+
+_LEARNING_RATE = 0.1  # of a family without a budget
+_NEARLY = 0.9  # of the success rate that is aimed at: a trigger that reaches so much of it works
+_WORKS = 0.85  # the success rate that is aimed at where the aim names none
+_PART = 200  # images that success rates are measured on at once
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("target", "parameters", "size", "success"),
+    meta_fields=("family",),
+)
+@dataclasses.dataclass(frozen=True)
+class InvertedTrigger:
+    """A trigger that was found. A pytree.
+
+    Attributes:
+      family: what it is.
+      target: the class that it leads to.
+      parameters: what the family's `apply` takes.
+      size: in the family's unit, `family.unit`.
+      success: the success rate: the share of the images of other classes that it turns into the class, in [0, 1].
+    """
+
+    family: TriggerFamily
+    target: jax.Array
+    parameters: Any
+    size: jax.Array
+    success: jax.Array
+
+    def apply(self, images: jax.Array) -> jax.Array:
+        """Images `[n, h, w, c]` that carry it, in [0, 1]; given are uint8 ones in 0..255, or others in [0, 1]."""
+        return self.family.apply(in_unit_range(jnp.asarray(images)), self.parameters, self.size)
+
+
+def invert(
+    network: Network,
+    variables: Variables,
+    images: jax.Array,
+    family: str | TriggerFamily = "patch",
+    target: int = 0,
+    *,
+    aim: Aim | None = None,
+    steps: int = 100,
+    triggers: int = 8,
+    starts: int = 128,
+    batch_size: int = 32,
+    key: jax.Array | None = None,
+) -> InvertedTrigger:
+    """Inverts a trigger: what turns images into a class, and how small it can be. One compiled program.
+
+    Several triggers are inverted from different starts. Of those that work, the smallest is the answer; where none
+    does, or the size is fixed, it is the one that works best.
+
+    Args:
+      network: the functions of the network, at least two classes.
+      variables: its variables.
+      images: `[n, h, w, c]`, uint8 in 0..255 or in [0, 1], as the network's `prepare` takes them. Labels are not asked
+        for: what the network answers takes their place.
+      family: what a trigger can be: a name, one of `otbr_jax.triggers.FAMILIES` (with the aim `Penalised` one of
+        `PENALISED`), or a family of your own.
+      target: the class.
+      aim: what is sought: `Smallest()`, which is the default, `Within(size)` or `Penalised(weight)`.
+      steps: of Adam; half as many again at the size that `Smallest` came to.
+      triggers: how many are inverted.
+      starts: random triggers of which those that come nearest are where they start.
+      batch_size: images of a step, at most.
+      key: typed PRNG key; by default `jax.random.key(0)`.
+
+    Returns:
+      The trigger, with its size and its success rate on all images.
+
+    Raises:
+      InputError: in one line that names the argument.
+    """
+    aim = Smallest() if aim is None else aim
+    kind = _family(family, aim)
+    images = _check(network, variables, images, target, aim, steps=steps, triggers=triggers, starts=starts)
+    if batch_size < 1:
+        raise InputError(f"batch_size: expected at least 1, found {batch_size}")
+    # What is compiled once serves all classes and all networks of the kind.
+    network = dataclasses.replace(network, image_shape=tuple(network.image_shape))
+    program = _search(network, kind, aim, steps, triggers, max(starts, triggers), min(batch_size, len(images)))
+    target_class, key = jnp.int32(target), jax.random.key(0) if key is None else key
+    found, others = program(variables, images, target_class, key)
+    if not isinstance(others, jax.core.Tracer) and not others:
+        raise InputError(f"images: expected some that the network does not take for class {target}, found none")
+    return InvertedTrigger(kind, target_class, *found)
+
+
+def _search(
+    network: Network,
+    family: TriggerFamily,
+    aim: Aim,
+    steps: int,
+    triggers: int,
+    starts: int,
+    batch_size: int,
+    variables: Variables,
+    images: jax.Array,
+    target: jax.Array,
+    key: jax.Array,
+) -> tuple[Inverted, jax.Array]:
+    """The best of several triggers, and how many images are of other classes."""
+    images = in_unit_range(images)
+
+    def answers(trigger: Trigger) -> jax.Array:
+        def one(image: jax.Array) -> jax.Array:
+            return jnp.argmax(network.answer(variables, trigger(image[None]))[0], axis=-1)
+
+        return jax.lax.map(one, images, batch_size=_PART)
+
+    batch = Batch(images, answers(lambda images: images))
+    others, same = batch.labels != target, jnp.full(triggers, target)
+    found = invert_triggers(
+        network,
+        variables,
+        batch,
+        family,
+        target,
+        aim=aim,
+        steps=steps,
+        triggers=triggers,
+        starts=starts,
+        key=key,
+        batch_size=batch_size,
+    )
+    if isinstance(aim, Smallest):
+        # Each goes on at its own size: on the way there it was mostly larger.
+        fixed = Within(0.0)
+        start = begin(found.parameters, family, same, aim=fixed)._replace(state=found.size)
+        found, _ = invert_from(
+            start, network, variables, batch, family, same, aim=fixed, steps=-(-steps // 2), batch_size=batch_size
+        )
+
+    def success_of(of: tuple[Any, jax.Array]) -> jax.Array:
+        turned = answers(family.trigger(*of)) == target
+        return jnp.sum(turned & others) / jnp.maximum(jnp.sum(others), 1)
+
+    success = jax.lax.map(success_of, (found.parameters, found.size))
+    works = success >= _NEARLY * getattr(aim, "success", _WORKS)
+    if isinstance(aim, Within):
+        works = jnp.zeros(triggers, bool)
+    least, most = jnp.argmin(jnp.where(works, found.size, jnp.inf)), jnp.argmax(success)
+    best = jnp.where(jnp.any(works), least, most)
+    return jax.tree.map(lambda leaf: leaf[best], found._replace(success=success)), jnp.sum(others)
+
+
+def _family(family: str | TriggerFamily, aim: Aim) -> TriggerFamily:
+    """The family itself, if the aim is one for it."""
+    if not isinstance(aim, Aim):
+        raise InputError(f"aim: expected Smallest(), Within(size) or Penalised(weight), found {aim!r}")
+    priced = isinstance(aim, Penalised)
+    if isinstance(family, TriggerFamily):
+        if priced and family.size is None:
+            raise InputError(f"aim: expected Smallest() or Within(size) for {family.name!r}, found {aim}")
+        if not priced and family.bounds is None:
+            raise InputError(f"aim: expected Penalised(weight) for {family.name!r}, which has no budget, found {aim}")
+        return family
+    known = PENALISED if priced else FAMILIES
+    if family not in known:
+        of = " with Penalised" if priced else ""
+        raise InputError(f"family: expected one of {[*known]}{of} or a TriggerFamily, found {family!r}")
+    return PENALISED[family](_LEARNING_RATE) if priced else FAMILIES[family]
+
+
+def _check(network: Network, variables: Variables, images: Any, target: int, aim: Aim, **counts: int) -> jax.Array:
+    """The images as an array; raises InputError if an argument cannot be used."""
+    if not isinstance(network, Network):
+        raise InputError(f"network: expected otbr_jax.Network, found {type(network).__name__}")
+    if network.num_classes < 2:
+        raise InputError(f"network: expected at least 2 classes, found {network.num_classes}")
+    if target not in range(network.num_classes):
+        raise InputError(f"target: expected a class, 0 to {network.num_classes - 1}, found {target!r}")
+    for name, count in counts.items():
+        if count < 1:
+            raise InputError(f"{name}: expected at least 1, found {count}")
+    if isinstance(aim, Within) and not isinstance(aim.size, jax.core.Tracer) and not 0 < aim.size < jnp.inf:
+        raise InputError(f"aim.size: expected a finite size above 0, found {aim.size}")
+    check_finite(variables)
+    expected, shape = (*network.image_shape,), jnp.shape(images)
+    if len(shape) != 4 or shape[1:] != expected or not shape[0]:
+        raise InputError(f"images: expected shape [n, {', '.join(map(str, expected))}], found {[*shape]}")
+    images = jnp.asarray(images)
+    if images.dtype == jnp.uint8:
+        return images
+    low, high = float(jnp.min(images)), float(jnp.max(images))
+    if not jnp.issubdtype(images.dtype, jnp.floating) or not 0 <= low <= high <= 1:
+        seen = f"{images.dtype} in {low:g}..{high:g}"
+        raise InputError(f"images: expected uint8 in 0..255 or numbers in [0, 1], found {seen}")
+    return images
