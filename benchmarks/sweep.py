@@ -24,10 +24,10 @@ from absl import flags
 from configs.otbr import get_config
 from launch import cli
 from otbr_jax import trace
-from otbr_jax.defenses import otbr_plus
+from otbr_jax.contrib import otbr_plus
+from otbr_jax.contrib.otbr_plus import OTBRSettings, SweepConfig
 from otbr_jax.defenses.grid import Screening, measure
 from otbr_jax.defenses.otbr import OTBRConfig
-from otbr_jax.defenses.otbr_plus import OTBRSettings, SweepConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.plan import Setup, set_up
 from otbr_jax.report.rows import append_row

@@ -23,8 +23,8 @@ from absl import flags
 
 from benchmarks import mlp
 from launch import cli
+from otbr_jax.contrib.otbr_plus import SweepConfig
 from otbr_jax.defenses.otbr import OTBRConfig
-from otbr_jax.defenses.otbr_plus import SweepConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.report.rows import append_row
 from otbr_jax.runs.provenance import ROOT, provenance

@@ -14,8 +14,8 @@ A network of your own, with what configs/own_network.py says of it:
 
 import ml_collections
 
+from otbr_jax.contrib.otbr_plus import SweepConfig
 from otbr_jax.defenses.otbr import OTBRConfig
-from otbr_jax.defenses.otbr_plus import SweepConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.settings import as_dict
 from otbr_jax.steps.fuse import FusionConfig

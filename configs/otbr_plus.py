@@ -20,9 +20,9 @@ import dataclasses
 import ml_collections
 
 from configs import otbr
-from otbr_jax.detectors.judge import SuspicionConfig
+from otbr_jax.contrib.harden import PatchingConfig
+from otbr_jax.contrib.judge import SuspicionConfig
 from otbr_jax.settings import as_dict, change, from_dict
-from otbr_jax.steps.harden import PatchingConfig
 from otbr_jax.studies.repair_config import RepairConfig
 
 GAMMA, LAM = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3), (0.5, 0.75)

@@ -22,9 +22,9 @@ with `--config.data.mean` and `--config.data.std` of its training. With some tho
 
 import ml_collections
 
+from otbr_jax.contrib.judge import SuspicionConfig
 from otbr_jax.data.clean import CleanConfig
 from otbr_jax.defenses.tsbd import SweepConfig, TSBDConfig
-from otbr_jax.detectors.judge import SuspicionConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.settings import as_dict
 from otbr_jax.steps.finetune import FinetuningConfig

@@ -1,10 +1,11 @@
+from otbr_jax.contrib.harden import PatchingConfig
+from otbr_jax.contrib.judge import SuspicionConfig
+from otbr_jax.contrib.otbr_plus import OTBRPlusInfo, OTBRSettings, otbr_plus
 from otbr_jax.defenses.defend import Defended, defend
 from otbr_jax.defenses.otbr import OTBRConfig, OTBRInfo, otbr
-from otbr_jax.defenses.otbr_plus import OTBRPlusInfo, OTBRSettings, otbr_plus
 from otbr_jax.defenses.tsbd import TSBDConfig, TSBDInfo, tsbd
 from otbr_jax.detectors.detect import detect
 from otbr_jax.detectors.detector import Detector, Verdict
-from otbr_jax.detectors.judge import SuspicionConfig
 from otbr_jax.errors import InputError
 from otbr_jax.graph.choose import choose_layers
 from otbr_jax.graph.graph import Group, Layer, NeuronGraph, check_graph, permutation_error, permute
@@ -14,7 +15,6 @@ from otbr_jax.plan import LongStep, Setup, Step, run, set_up
 from otbr_jax.steps.activeness import Activeness, activeness
 from otbr_jax.steps.finetune import FinetuningConfig, activeness_aware, finetune
 from otbr_jax.steps.fuse import FusionConfig, fuse
-from otbr_jax.steps.harden import PatchingConfig
 from otbr_jax.steps.prune import neurons_to_prune, prune, reinitialize
 from otbr_jax.steps.score import correlation, neuron_weight_changes, ranks
 from otbr_jax.steps.transport import TransportConfig

@@ -23,18 +23,19 @@ import numpy as np
 from otbr_jax import Layer, Network, NeuronGraph, OTBRConfig, UnlearningConfig
 from otbr_jax.attacks.badnets import BadNetsConfig
 from otbr_jax.attacks.registry import AttackConfig
+from otbr_jax.contrib import otbr_plus
+from otbr_jax.contrib.harden import PatchingConfig
+from otbr_jax.contrib.images import SyntheticConfig
+from otbr_jax.contrib.judge import SuspicionConfig
 from otbr_jax.data.clean import CleanConfig
 from otbr_jax.data.sources import DataConfig
-from otbr_jax.defenses import otbr_plus, tsbd
+from otbr_jax.defenses import tsbd
 from otbr_jax.defenses.tsbd import TSBDConfig
-from otbr_jax.detectors.judge import SuspicionConfig
 from otbr_jax.graph.graph import Vector
 from otbr_jax.inversion import InversionConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.settings import change
 from otbr_jax.steps.finetune import FinetuningConfig
-from otbr_jax.steps.harden import PatchingConfig
-from otbr_jax.steps.images import SyntheticConfig
 from otbr_jax.steps.select import SelectionConfig
 from otbr_jax.steps.unlearn import CleanUnlearningConfig
 from otbr_jax.studies.repair import repair

@@ -11,13 +11,13 @@ from tiny_runs import OTBR as CONFIG
 
 from otbr_jax import InputError
 from otbr_jax.attacks.registry import ATTACKS, AttackConfig
+from otbr_jax.contrib.distill import DistillationConfig
 from otbr_jax.data.sources import DataConfig
 from otbr_jax.report.results_tables import markdown
 from otbr_jax.report.rows import append_row, mend, parse
 from otbr_jax.runs import provenance
 from otbr_jax.runs.identity import versions
 from otbr_jax.settings import change, from_dict
-from otbr_jax.steps.distill import DistillationConfig
 from otbr_jax.studies import bench
 from otbr_jax.studies.bench import Cell, Grid, load_grid
 from otbr_jax.studies.filling import run_bench

@@ -11,9 +11,9 @@ import pytest
 from tiny_runs import OTBR, TSBD, digests, resumed, run
 
 from otbr_jax import InputError
+from otbr_jax.contrib.otbr_plus import SweepConfig
 from otbr_jax.data.clean import load_clean
 from otbr_jax.data.sources import Images
-from otbr_jax.defenses.otbr_plus import SweepConfig
 from otbr_jax.plan import LongStep, Setup, Step, named_key, needs
 from otbr_jax.plan import run as plan_run
 from otbr_jax.report.rows import parse

@@ -12,10 +12,10 @@ import pytest
 from test_otbr_plus import PATCHING, SYNTHETIC
 
 from otbr_jax import Batch, FusionConfig, OTBRConfig
+from otbr_jax.contrib.distill import DistillationConfig
+from otbr_jax.contrib.harden import patch
 from otbr_jax.runs import identity
 from otbr_jax.settings import change
-from otbr_jax.steps.distill import DistillationConfig
-from otbr_jax.steps.harden import patch
 from otbr_jax.studies.bench import Cell
 from otbr_jax.studies.repair import repair
 

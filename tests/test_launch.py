@@ -9,7 +9,7 @@ from launching import launch
 
 from launch.helping import unknown_flag
 from otbr_jax import InputError
-from otbr_jax.defenses.otbr_plus import SweepConfig
+from otbr_jax.contrib.otbr_plus import SweepConfig
 from otbr_jax.settings import as_dict, describe, from_dict
 from otbr_jax.studies.repair_config import RepairConfig, repair_config
 

@@ -10,15 +10,15 @@ import pytest
 from test_pipeline import CONFIG, run
 
 from otbr_jax import Batch, InputError, OTBRSettings, otbr_plus
-from otbr_jax.defenses.otbr_plus import SweepConfig
-from otbr_jax.detectors.judge import SuspicionConfig
+from otbr_jax.contrib.harden import PatchingConfig, how_far, patch, patch_classes
+from otbr_jax.contrib.images import SyntheticConfig
+from otbr_jax.contrib.judge import SuspicionConfig
+from otbr_jax.contrib.otbr_plus import SweepConfig
 from otbr_jax.inversion import InversionConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.report.summary import summary_table
 from otbr_jax.settings import change
 from otbr_jax.steps.finetune import FinetuningConfig
-from otbr_jax.steps.harden import PatchingConfig, how_far, patch, patch_classes
-from otbr_jax.steps.images import SyntheticConfig
 from otbr_jax.studies.inspection import inspect
 from otbr_jax.studies.repair_config import repaired_by
 from otbr_jax.studies.results import summarize

@@ -17,9 +17,9 @@ from flax import nnx
 from strange_networks import CASES, shuffled
 
 from otbr_jax import InputError, Network, UnlearningConfig, otbr
+from otbr_jax.contrib.otbr_plus import SweepConfig
 from otbr_jax.data.sources import DataConfig
 from otbr_jax.defenses.otbr import OTBRConfig
-from otbr_jax.defenses.otbr_plus import SweepConfig
 from otbr_jax.graph.choose import choose_layers
 from otbr_jax.graph.trace import trace
 from otbr_jax.interop import functions

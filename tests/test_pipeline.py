@@ -20,8 +20,8 @@ from tiny_runs import digests, resumed, run
 from otbr_jax import InputError, UnlearningConfig
 from otbr_jax.attacks.badnets import BadNetsConfig
 from otbr_jax.attacks.registry import AttackConfig
+from otbr_jax.contrib.otbr_plus import SweepConfig
 from otbr_jax.data.sources import DataConfig
-from otbr_jax.defenses.otbr_plus import SweepConfig
 from otbr_jax.runs.checkpoints import save_checkpoint
 from otbr_jax.runs.orbax_folder import load_variables
 from otbr_jax.settings import change

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from otbr_jax import InputError, Layer, LongStep, Network, NeuronGraph, Setup, Step, run, set_up
-from otbr_jax.defenses.otbr_plus import OTBRSettings
+from otbr_jax.contrib.distill import DistillationConfig
+from otbr_jax.contrib.harden import PatchingConfig
+from otbr_jax.contrib.judge import SuspicionConfig
+from otbr_jax.contrib.otbr_plus import OTBRSettings
 from otbr_jax.defenses.registry import DEFENSES
 from otbr_jax.defenses.tsbd import TSBDSettings
-from otbr_jax.detectors.judge import SuspicionConfig
 from otbr_jax.plan import ROOT, compute, named_key, needs, step_key, taken
-from otbr_jax.steps.distill import DistillationConfig
-from otbr_jax.steps.harden import PatchingConfig
 from otbr_jax.steps.select import SelectionConfig
 
 GRAPH = NeuronGraph((Layer("params/first", "dense", (1,), (0,), 3, 4),))

@@ -13,7 +13,7 @@ import pytest
 
 import otbr_jax
 from otbr_jax import InputError
-from otbr_jax.defenses.otbr_plus import SweepConfig
+from otbr_jax.contrib.otbr_plus import SweepConfig
 from otbr_jax.defenses.tsbd import TSBDConfig
 from otbr_jax.settings import (
     all_names,

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from otbr_jax import Batch, InputError, Network
-from otbr_jax.detectors.evidence import EVIDENCE, Answers, Observed
-from otbr_jax.detectors.judge import SuspicionConfig, answers, find_suspect, remaining, suspicions
+from otbr_jax.contrib.evidence import EVIDENCE, Answers, Observed
+from otbr_jax.contrib.harden import PatchingConfig
+from otbr_jax.contrib.judge import SuspicionConfig, answers, find_suspect, remaining, suspicions
 from otbr_jax.inversion import Inverted
 from otbr_jax.report.rows import field, parse
-from otbr_jax.steps.harden import PatchingConfig
 from otbr_jax.triggers.patch import Patch
 
 RESULTS = pathlib.Path(__file__).resolve().parent.parent / "results" / "bench_otbr_plus.jsonl"

@@ -20,9 +20,9 @@ from otbr_jax import (
     prune,
     trace,
 )
-from otbr_jax.defenses import otbr_plus
+from otbr_jax.contrib import otbr_plus
+from otbr_jax.contrib.otbr_plus import OTBRSettings, SweepConfig
 from otbr_jax.defenses.grid import FINALISTS, Screening, measure
-from otbr_jax.defenses.otbr_plus import OTBRSettings, SweepConfig
 from otbr_jax.metrics import defense_effectiveness
 from otbr_jax.models.registry import build
 from otbr_jax.plan import named_key, set_up

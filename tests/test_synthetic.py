@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from otbr_jax import Batch, InputError, Network
+from otbr_jax.contrib.images import SyntheticConfig, statistics_distance, synthesize, total_variation
 from otbr_jax.inversion import InversionConfig, invert_classes, success_rate
 from otbr_jax.inversion.penalised import family_of, invert_penalised
-from otbr_jax.steps.images import SyntheticConfig, statistics_distance, synthesize, total_variation
 from otbr_jax.steps.objective import training_state
 from otbr_jax.triggers import PENALISED
 from otbr_jax.triggers.additive import perturb

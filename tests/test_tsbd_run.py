@@ -14,6 +14,7 @@ from tiny_runs import TSBD as CONFIG
 from tiny_runs import resumed, run
 
 from otbr_jax import InputError
+from otbr_jax.contrib.judge import SuspicionConfig
 from otbr_jax.data.clean import CleanConfig, load_clean
 from otbr_jax.data.sources import DataConfig, Dataset, Images
 from otbr_jax.defenses import tsbd
@@ -21,7 +22,6 @@ from otbr_jax.defenses.otbr import Unlearned
 from otbr_jax.defenses.tsbd import SweepConfig, TSBDConfig
 from otbr_jax.defenses.tuning import Tuned, check_tuned
 from otbr_jax.defenses.unlearning import check_clean_unlearning
-from otbr_jax.detectors.judge import SuspicionConfig
 from otbr_jax.inversion import InversionConfig
 from otbr_jax.report.summary import summary_table
 from otbr_jax.runs import loop

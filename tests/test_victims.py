@@ -17,8 +17,8 @@ from otbr_jax import InputError, OTBRConfig, UnlearningConfig
 from otbr_jax.attacks import adaptive, input_aware, lf, lira, ssba, trojan, wanet
 from otbr_jax.attacks.badnets import BadNetsConfig
 from otbr_jax.attacks.registry import ATTACKS, AttackConfig
+from otbr_jax.contrib.otbr_plus import SweepConfig
 from otbr_jax.data.sources import DataConfig
-from otbr_jax.defenses.otbr_plus import SweepConfig
 from otbr_jax.runs.orbax_folder import load_variables
 from otbr_jax.settings import change
 from otbr_jax.studies.repair import repair

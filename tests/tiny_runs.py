@@ -5,8 +5,9 @@ import jax
 from otbr_jax import OTBRConfig, UnlearningConfig
 from otbr_jax.attacks.badnets import BadNetsConfig
 from otbr_jax.attacks.registry import AttackConfig
+from otbr_jax.contrib import otbr_plus
 from otbr_jax.data.clean import CleanConfig
-from otbr_jax.defenses import otbr_plus, tsbd
+from otbr_jax.defenses import tsbd
 from otbr_jax.defenses.tsbd import TSBDConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.steps.finetune import FinetuningConfig

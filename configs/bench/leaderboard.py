@@ -13,10 +13,10 @@ import importlib
 
 from configs.bench.disarm import VGG
 from configs.bench.otbr_plus import digits
+from otbr_jax.contrib.judge import SuspicionConfig
 from otbr_jax.data.clean import CleanConfig
 from otbr_jax.defenses.clp import AgreementConfig
 from otbr_jax.defenses.registry import defense
-from otbr_jax.detectors.judge import SuspicionConfig
 from otbr_jax.settings import declarations, from_dict
 from otbr_jax.studies.bench import Cell, Grid
 from otbr_jax.studies.repair_config import RepairConfig, repaired_by

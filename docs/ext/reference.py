@@ -78,7 +78,8 @@ def _public_names() -> str:
 def values() -> dict[type, dict[str, tuple[str, Any]]]:
     """Everything that is chosen by name, by its kind: `{class: {name: (module, value)}}`.
 
-    A constant counts if its value has a `name` and a class of the same package, as `DEFENSE = Defense("clp", ...)`.
+    A constant counts if its value has a `name` and a class of the same package, as `DEFENSE = Defense("clp", ...)`;
+    of `contrib`, if it is called like its class.
     """
     found: dict[type, dict[str, tuple[str, Any]]] = {}
     for name in modules():
@@ -87,7 +88,8 @@ def values() -> dict[type, dict[str, tuple[str, Any]]]:
             kind = type(value)
             if not constant.isupper() or not isinstance(getattr(value, "name", None), str):
                 continue
-            if _group(getattr(kind, "__module__", "")) == _group(name) != "":
+            own = _group(getattr(kind, "__module__", "")) == _group(name) != ""
+            if own or (_group(name) == "contrib" and constant == kind.__name__.upper()):
                 found.setdefault(kind, {}).setdefault(value.name, (name, value))
     return found
 
@@ -118,7 +120,7 @@ def _listed(entries: dict[str, tuple[str, Any]]) -> Iterator[str]:
 
 def _linked(name: str, module: str) -> str:
     own = ROOT / "docs" / "defences" / f"{name}.md"
-    if _group(module) == "defenses" and own.exists():
+    if _group(module) in ("defenses", "contrib") and own.exists():
         return f"[`{name}`](../../defences/{name}.md)"
     return f"{{py:mod}}`{name} <{module}>`"
 

@@ -22,7 +22,7 @@ from otbr_jax.graph.graph import Layer, NeuronGraph
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.gates import matching, pairs_of
-from otbr_jax.steps.images import Pictures
+from otbr_jax.steps.procedural import Pictures
 from otbr_jax.steps.prune import reinitialize
 from otbr_jax.steps.score import Scores
 from otbr_jax.steps.select import shares_right, strongest_harmless

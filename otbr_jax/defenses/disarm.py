@@ -29,7 +29,7 @@ from otbr_jax.inversion import MinimalTriggers
 from otbr_jax.metrics import settled
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, Work, needs
 from otbr_jax.settings import field, settings
-from otbr_jax.steps.images import Pictures
+from otbr_jax.steps.procedural import Pictures
 from otbr_jax.steps.score import neuron_weight_changes
 from otbr_jax.steps.teach import ShortCuts, TeachingConfig, TeachingInfo, teach, untaught
 from otbr_jax.triggers import FAMILIES

@@ -12,7 +12,7 @@ from otbr_jax.defenses import disarm
 from otbr_jax.defenses.disarm import Disarmed, DisarmSettings, Lessons
 from otbr_jax.plan import Plan, Setup, Step, needs
 from otbr_jax.steps.answers import answers
-from otbr_jax.steps.images import Pictures
+from otbr_jax.steps.procedural import Pictures
 from otbr_jax.types import Batch, Network, Variables
 
 

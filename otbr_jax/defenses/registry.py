@@ -1,19 +1,19 @@
-"""All defences, found by looking: a module of this package with a `DEFENSE` in it is one."""
+"""All defences, found by looking: a module of this package, or of `contrib`, with a `DEFENSE` in it is one."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 
-from otbr_jax import defenses
+from otbr_jax import contrib, defenses
 from otbr_jax.defenses.defense import Defense
 from otbr_jax.errors import InputError
 
 
 def _found() -> dict[str, Defense]:
-    names = sorted(module.name for module in pkgutil.iter_modules(defenses.__path__))
+    files = [(file.name, room.__name__) for room in (defenses, contrib) for file in pkgutil.iter_modules(room.__path__)]
     others = ("registry", "defend")  # which look at all the rest
-    modules = [importlib.import_module(f"{defenses.__name__}.{name}") for name in names if name not in others]
+    modules = [importlib.import_module(f"{room}.{name}") for name, room in sorted(files) if name not in others]
     return {module.DEFENSE.name: module.DEFENSE for module in modules if hasattr(module, "DEFENSE")}
 
 

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from otbr_jax import plan as plans
+from otbr_jax.contrib.judge import Findings, SuspicionConfig
+from otbr_jax.contrib.judging import is_flagged, judging_steps, measured, pruning_detector
 from otbr_jax.defenses.defense import Defense, Outcome, count_neurons
 from otbr_jax.defenses.grid import Built, Grid
-from otbr_jax.defenses.judging import is_flagged, judging_steps, measured, pruning_detector
 from otbr_jax.defenses.otbr import SCORES, OTBRConfig, Unlearned
 from otbr_jax.defenses.tuning import plain_history, tuning_step
 from otbr_jax.defenses.unlearning import clean_unlearning_step, unlearning_warnings
 from otbr_jax.detectors.detector import conclude
-from otbr_jax.detectors.judge import Findings, SuspicionConfig
 from otbr_jax.errors import InputError
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.graph.graph import NeuronGraph
@@ -27,7 +27,7 @@ from otbr_jax.metrics import settled
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.finetune import FinetuningConfig, finetune
-from otbr_jax.steps.images import Pictures
+from otbr_jax.steps.procedural import Pictures
 from otbr_jax.steps.prune import SCHEMES, ReinitInfo, neurons_to_prune, reinitialize
 from otbr_jax.steps.sampling import split_folds
 from otbr_jax.steps.score import Scores

@@ -24,9 +24,8 @@ from otbr_jax.metrics import settled
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, Work, needs
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.answers import answers
-from otbr_jax.steps.images import Pictures
 from otbr_jax.steps.margin import MarginConfig, largest_margins
-from otbr_jax.steps.procedural import balanced, procedural
+from otbr_jax.steps.procedural import Pictures, balanced, procedural
 from otbr_jax.steps.screen import UPHILL, screen
 from otbr_jax.triggers import FAMILIES, FamilySwitch
 from otbr_jax.types import Batch, Variables

@@ -8,12 +8,22 @@ network answers them with is its own, so that it can teach itself on them.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from otbr_jax.types import Batch
+
 _LEAVES = 60
 _SMALLEST, _LARGEST, _POWER = 0.04, 0.5, 1.5  # radii, as shares of the image's side
+
+
+class Pictures(NamedTuple):
+    """Images in [0, 1] with what the suspicious network answers them with, and how they were made."""
+
+    batch: Batch
+    info: Any = None
 
 
 def procedural(key: jax.Array, *, images: int, image_shape: tuple[int, int, int]) -> jax.Array:

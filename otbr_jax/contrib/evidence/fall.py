@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from otbr_jax.detectors.evidence.evidence import Evidence, Observed, relative
+from otbr_jax.contrib.evidence.evidence import Evidence, Observed, relative
 
 
 def fall(found: Observed) -> jax.Array:

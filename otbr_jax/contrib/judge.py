@@ -1,6 +1,6 @@
 """Is there a backdoor, for which class, and is it gone? By how triggers fare while neurons are pruned.
 
-Evidence (`otbr_jax.detectors.evidence`) is of several kinds. Each is found in clean networks too, where one
+Evidence (`otbr_jax.contrib.evidence`) is of several kinds. Each is found in clean networks too, where one
 class is easier to imitate and another falls first by chance; so what a class has of all of them is added, each with its
 weight. The weights are the simplest that told the bench's victims from its clean networks.
 """
@@ -13,13 +13,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from otbr_jax.detectors.evidence import EVIDENCE, Answers, Observed
-from otbr_jax.detectors.evidence.evidence import relative
+from otbr_jax.contrib.evidence import EVIDENCE, Answers, Observed
+from otbr_jax.contrib.evidence.evidence import relative
+from otbr_jax.contrib.images import SyntheticConfig
 from otbr_jax.detectors.verdict import FEWEST, Detected
 from otbr_jax.inversion import InversionConfig, Inverted, Searches, success_rate
 from otbr_jax.inversion.penalised import family_of
 from otbr_jax.settings import field, settings, wrong
-from otbr_jax.steps.images import SyntheticConfig
 from otbr_jax.types import Batch, Network, Variables
 
 

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from otbr_jax.contrib.images import SyntheticConfig, synthesize
 from otbr_jax.errors import InputError
 from otbr_jax.inversion import InversionConfig, Searches, success_rate
 from otbr_jax.inversion.penalised import family_of, invert_families
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.finetune import FinetuningConfig, finetune
-from otbr_jax.steps.images import SyntheticConfig, synthesize
 from otbr_jax.types import Augment, Batch, Network, Variables, split, unchanged
 
 

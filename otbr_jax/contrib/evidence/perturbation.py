@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from otbr_jax.detectors.evidence.evidence import Evidence, relative
+from otbr_jax.contrib.evidence.evidence import Evidence, relative
 
 PERTURBATION = Evidence("perturbation", 0.5, lambda found: 1 - relative(found.triggers["perturbation"].size[None])[0])
 """How much weaker its perturbation is: `1 - strength / median strength`."""

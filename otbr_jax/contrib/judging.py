@@ -10,15 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from otbr_jax.contrib.judge import Findings, SuspicionConfig, answers, find_suspect
 from otbr_jax.defenses.otbr import OTBRConfig
 from otbr_jax.detectors.detector import Detector
-from otbr_jax.detectors.judge import Findings, SuspicionConfig, answers, find_suspect
 from otbr_jax.detectors.verdict import FEWEST, Verdict, in_words, verdict_of, with_enough_classes
 from otbr_jax.inversion import Inverted, Searches, invert_classes
 from otbr_jax.metrics import settled
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.steps.fuse import align, interpolate
-from otbr_jax.steps.images import Pictures
+from otbr_jax.steps.procedural import Pictures
 from otbr_jax.steps.prune import neurons_to_prune, prune
 from otbr_jax.steps.score import Scores
 from otbr_jax.types import Variables

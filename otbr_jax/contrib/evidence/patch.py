@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from otbr_jax.detectors.evidence.evidence import Evidence, relative
+from otbr_jax.contrib.evidence.evidence import Evidence, relative
 
 PATCH = Evidence("patch", 1.0, lambda found: 1 - relative(found.triggers["patch"].size[None])[0])
 """How much smaller its patch is: `1 - size / median size`."""

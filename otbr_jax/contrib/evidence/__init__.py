@@ -1,9 +1,9 @@
 """Evidence that one class of a network is the attacker's. One kind a file; see `evidence.Evidence`."""
 
-from otbr_jax.detectors.evidence.evidence import Answers, Evidence, Observed
-from otbr_jax.detectors.evidence.fall import FALL
-from otbr_jax.detectors.evidence.patch import PATCH
-from otbr_jax.detectors.evidence.perturbation import PERTURBATION
+from otbr_jax.contrib.evidence.evidence import Answers, Evidence, Observed
+from otbr_jax.contrib.evidence.fall import FALL
+from otbr_jax.contrib.evidence.patch import PATCH
+from otbr_jax.contrib.evidence.perturbation import PERTURBATION
 
 __all__ = ["EVIDENCE", "Answers", "Evidence", "Observed"]
 

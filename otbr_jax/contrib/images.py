@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,13 +29,6 @@ class SyntheticConfig:
     variation: float = field(
         default=10.0, at_least=0, doc="weight of the mean absolute difference between neighbouring pixels, in [0, 1]."
     )
-
-
-class Pictures(NamedTuple):
-    """Images in [0, 1] with what the suspicious network answers them with, and how they were made."""
-
-    batch: Batch
-    info: Any = None
 
 
 class SyntheticInfo(NamedTuple):

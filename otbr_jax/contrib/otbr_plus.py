@@ -17,13 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from otbr_jax import plan as plans
+from otbr_jax.contrib.distill import DistillationConfig, distill
+from otbr_jax.contrib.harden import PatchingConfig, PatchingInfo, patch_classes
+from otbr_jax.contrib.images import SyntheticConfig, synthesize
+from otbr_jax.contrib.judge import Findings, SuspicionConfig
+from otbr_jax.contrib.judging import is_flagged, judging_steps, measured, pruning_detector, sizes
 from otbr_jax.defenses import otbr as published
 from otbr_jax.defenses.defense import Defense, Outcome, count_neurons
 from otbr_jax.defenses.grid import Built, Grid
-from otbr_jax.defenses.judging import is_flagged, judging_steps, measured, pruning_detector, sizes
 from otbr_jax.defenses.otbr import Fused, OTBRConfig, Pruned, fuse_pruned
 from otbr_jax.detectors.detector import conclude
-from otbr_jax.detectors.judge import Findings, SuspicionConfig
 from otbr_jax.detectors.verdict import FEWEST
 from otbr_jax.errors import InputError
 from otbr_jax.graph.graph import NeuronGraph
@@ -31,10 +34,8 @@ from otbr_jax.inversion import Inverted
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.augment import augment
-from otbr_jax.steps.distill import DistillationConfig, distill
 from otbr_jax.steps.fuse import FusionConfig, align, interpolate
-from otbr_jax.steps.harden import PatchingConfig, PatchingInfo, patch_classes
-from otbr_jax.steps.images import Pictures, SyntheticConfig, synthesize
+from otbr_jax.steps.procedural import Pictures
 from otbr_jax.steps.prune import neurons_to_prune, prune
 from otbr_jax.steps.score import Scores
 from otbr_jax.types import Augment, Batch, Network, Variables
