@@ -45,6 +45,7 @@ class Rule(NamedTuple):
     beside: bool = False
     kinds: Mapping[str, type] = {}
     by: str = ""
+    formerly: tuple[str, ...] = ()
 
 
 class Declared(NamedTuple):
@@ -94,6 +95,7 @@ def field(
     beside: bool = False,
     kinds: Mapping[str, type] | None = None,
     by: str = "",
+    formerly: str | tuple[str, ...] = (),
 ) -> T:
     """Declares a field of a class of settings. Bounds and choices are those of each item, if it is a tuple.
 
@@ -110,8 +112,10 @@ def field(
         has no name of its own, `settings("")`.
       kinds: the classes that a group may be of, where there are several.
       by: the field whose value says which of `kinds` a group is of.
+      formerly: what it was called before, which dictionaries and rows of results may still say.
     """
-    rule = Rule(doc, at_least, above, at_most, below, tuple(choices), unit, beside, kinds or {}, by)
+    former = (formerly,) if isinstance(formerly, str) else formerly
+    rule = Rule(doc, at_least, above, at_most, below, tuple(choices), unit, beside, kinds or {}, by, former)
     return dataclasses.field(default=default, metadata={"rule": rule})
 
 
@@ -229,7 +233,23 @@ def from_dict(config_type: type[T], values: Mapping[str, Any], *, name: str = "c
     return _build(config_type, values, name, "")
 
 
+def with_current_names(config_type: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested mapping of settings whose names are those of today; see `formerly` of `field`."""
+    beside = _beside(config_type, values)
+    known = {key: each for key, each in declarations(config_type).items() if key not in beside}
+    for kind in beside.values():
+        known |= declarations(kind)
+    names = {former: key for key, each in known.items() for former in each.rule.formerly if former not in known}
+    found: dict[str, Any] = {}
+    for old, value in values.items():
+        key = names.get(old, old)
+        kind = known[key].kind if key in known else None
+        found[key] = with_current_names(kind, value) if isinstance(value, Mapping) and declarations(kind) else value
+    return found
+
+
 def _build(config_type: type[T], values: Mapping[str, Any], name: str, path: str) -> T:
+    values = with_current_names(config_type, values)
     beside = _beside(config_type, values)
     places = {key: outer for outer, kind in beside.items() for key in declarations(kind)}
     known = {key: each for key, each in declarations(config_type).items() if key not in beside}

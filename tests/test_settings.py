@@ -25,6 +25,7 @@ from otbr_jax.settings import (
     from_dict,
     in_words,
     settings,
+    with_current_names,
     wrong,
 )
 from otbr_jax.studies.ablation import AblationConfig
@@ -311,3 +312,18 @@ def test_a_field_without_a_declaration_is_refused():
             """A class with a field that says nothing of itself."""
 
             size: int = 3
+
+
+def test_former_names_are_read_as_those_of_today():
+    @settings("inner")
+    class Inner:
+        steps: int = field(default=1, doc="of it.", formerly="rounds")
+
+    @settings("")
+    class Outer:
+        search: Inner = field(default=Inner(), doc="how.", formerly=("seek", "look"))
+
+    assert from_dict(Outer, {"seek": {"rounds": 5}}) == from_dict(Outer, {"search": {"steps": 5}})
+    assert with_current_names(Outer, {"look": {"rounds": 5}, "other": 1}) == {"search": {"steps": 5}, "other": 1}
+    with pytest.raises(InputError, match="unknown config field"):
+        from_dict(Outer, {"sought": {}})

@@ -23,7 +23,7 @@ from otbr_jax.report import gallery
 from otbr_jax.report.gallery import Example
 from otbr_jax.report.quality import Quality
 from otbr_jax.runs.identity import versions
-from otbr_jax.settings import change
+from otbr_jax.settings import change, with_current_names
 from otbr_jax.studies.repair import repair
 from otbr_jax.studies.repair_config import RepairConfig, default_config, plain_config
 from otbr_jax.studies.results import Repair, summarize
@@ -101,7 +101,7 @@ class Cell:
         """
         if row.get("cell") != self.name or row.get("versions", {}).get("otbr_jax") != versions()["otbr_jax"]:
             return False
-        return _agree(row.get("config", {}), self.settings(), self.defaults())
+        return _agree(with_current_names(type(self.config), row.get("config", {})), self.settings(), self.defaults())
 
     @functools.cached_property
     def id(self) -> str:
