@@ -237,8 +237,8 @@ def with_current_names(config_type: type, values: Mapping[str, Any]) -> dict[str
     """A nested mapping of settings whose names are those of today; see `formerly` of `field`."""
     beside = _beside(config_type, values)
     known = {key: each for key, each in declarations(config_type).items() if key not in beside}
-    for kind in beside.values():
-        known |= declarations(kind)
+    for inner in beside.values():
+        known |= declarations(inner)
     names = {former: key for key, each in known.items() for former in each.rule.formerly if former not in known}
     found: dict[str, Any] = {}
     for old, value in values.items():
