@@ -15,9 +15,9 @@ from otbr_jax.defenses.grid import Built, Grid
 from otbr_jax.errors import InputError
 from otbr_jax.plan import Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings
+from otbr_jax.steps.collectives import mean
 from otbr_jax.steps.gates import Factors, Gates, by_layer, check_gates, close_gates, gates_of
 from otbr_jax.steps.select import share_right, shares_right, strongest_harmless
-from otbr_jax.steps.sharing import mean
 from otbr_jax.types import Batch, Variables
 
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(19))

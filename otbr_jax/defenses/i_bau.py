@@ -19,10 +19,10 @@ from otbr_jax.graph.choose import LAYERS
 from otbr_jax.inversion import descend
 from otbr_jax.plan import LongStep, Plan, Setup, Shown, needs
 from otbr_jax.settings import field, settings
+from otbr_jax.steps.collectives import mean, per_device
 from otbr_jax.steps.convolutions import channels_last
 from otbr_jax.steps.finetune import Finetuning, FinetuningConfig, begin, variables_of
 from otbr_jax.steps.objective import losses
-from otbr_jax.steps.sharing import mean, per_device
 from otbr_jax.steps.unlearn import epoch_draws
 from otbr_jax.types import Batch, Network, Variables, split
 

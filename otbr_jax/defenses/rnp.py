@@ -23,8 +23,8 @@ from otbr_jax.defenses.unlearning import clean_unlearning_step, unlearning_warni
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings
+from otbr_jax.steps.collectives import per_device
 from otbr_jax.steps.gates import Gates, Passed, descend, factors_objective, open_gates
-from otbr_jax.steps.sharing import per_device
 from otbr_jax.steps.unlearn import CleanUnlearningConfig, epoch_draws
 from otbr_jax.types import Batch, Network, Variables
 

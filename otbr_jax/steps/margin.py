@@ -14,7 +14,7 @@ import optax
 
 from otbr_jax.inversion import descend
 from otbr_jax.settings import field, settings
-from otbr_jax.steps.sharing import largest, own_part
+from otbr_jax.steps.collectives import largest, own_part
 from otbr_jax.types import Network, Variables
 
 

@@ -15,10 +15,10 @@ import optax
 
 from otbr_jax.graph.graph import Layer
 from otbr_jax.settings import field, settings, wrong
+from otbr_jax.steps.collectives import mean
 from otbr_jax.steps.finetune import FinetuningConfig, finetune
 from otbr_jax.steps.prune import reinitialize
 from otbr_jax.steps.score import Scores
-from otbr_jax.steps.sharing import mean
 from otbr_jax.types import Augment, Batch, Network, Variables, unchanged
 
 DRAWS = 8
