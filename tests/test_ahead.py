@@ -13,7 +13,6 @@ from otbr_jax.inversion import ReachConfig
 from otbr_jax.models.registry import ModelConfig, build
 from otbr_jax.runs import ahead, memory
 from otbr_jax.runs.networks import open_network
-from otbr_jax.steps.passing import passing
 
 MODEL = ModelConfig("preact_resnet10", width=2, image_shape=(8, 8, 1), num_classes=4)
 

@@ -24,7 +24,6 @@ from otbr_jax.inversion.minimal import at_once
 from otbr_jax.runs.identity import plain
 from otbr_jax.runs.networks import check_classes
 from otbr_jax.steps.margin import MarginConfig, largest_margins
-from otbr_jax.steps.passing import passing
 from otbr_jax.steps.procedural import balanced, procedural
 from otbr_jax.steps.screen import screen
 from otbr_jax.steps.teach import ShortCuts, TeachingConfig, teach, untaught

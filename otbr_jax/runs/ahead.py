@@ -13,7 +13,6 @@ import jax.numpy as jnp
 
 from otbr_jax.plan import Setup, Step
 from otbr_jax.steps.convolutions import channels_last
-from otbr_jax.steps.passing import passing
 from otbr_jax.types import Variables
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from otbr_jax.graph.evaluate import parts
 from otbr_jax.types import Network, Variables
 
 
-class Passing(NamedTuple):
+class Flops(NamedTuple):
     """Of one picture, in evaluation mode; convolutions and products of matrices alone.
 
     Attributes:
@@ -24,7 +24,7 @@ class Passing(NamedTuple):
     bytes: float
 
 
-def passing(network: Network, variables: Variables) -> Passing:
+def passing(network: Network, variables: Variables) -> Flops:
     """What passing one picture takes; traces the network and computes nothing.
 
     Args:
@@ -36,7 +36,7 @@ def passing(network: Network, variables: Variables) -> Passing:
     return _count(jax.make_jaxpr(network.answer)(like, picture))
 
 
-def _count(program: Any) -> Passing:
+def _count(program: Any) -> Flops:
     operations, size = 0.0, 0.0
     for eqn in program.eqns:
         if eqn.primitive.name in ("conv_general_dilated", "dot_general"):
@@ -47,7 +47,7 @@ def _count(program: Any) -> Passing:
         for inner in parts(eqn):
             found = _count(inner)
             operations, size = operations + times * found.operations, size + times * found.bytes
-    return Passing(operations, size)
+    return Flops(operations, size)
 
 
 def _summed(eqn: Any) -> int:
