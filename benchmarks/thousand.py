@@ -29,7 +29,7 @@ from otbr_jax.inversion import ReachConfig
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.report.rows import append_row
-from otbr_jax.runs import ahead
+from otbr_jax.runs import estimate
 from otbr_jax.runs.memory import megabytes
 from otbr_jax.runs.networks import open_network
 from otbr_jax.runs.provenance import ROOT, provenance
@@ -69,7 +69,7 @@ def rows(settings: str, names: Sequence[str], config: Any) -> Iterator[Mapping[s
     runs = config.defense == "otbr" and config.method.otbr.unlearning == LESS
     values: dict[str, Any] = {"victim": jax.jit(registry.build(MODEL)[1])(KEY)}
     for step in defense(config.defense).plan(config.method):
-        said = ahead.say(step, setup, values["victim"])
+        said = estimate.announce(step, setup, values["victim"])
         taken = plans.taken(step, values)
         program = jax.jit(partial(plans.compute, step, setup))
         key, seconds = plans.step_key(KEY, step), None

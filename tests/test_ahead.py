@@ -11,7 +11,7 @@ from otbr_jax.defenses.disarm import DEFENSE, DisarmSettings
 from otbr_jax.defenses.otbr import OTBRConfig, plan
 from otbr_jax.inversion import ReachConfig
 from otbr_jax.models.registry import ModelConfig, build
-from otbr_jax.runs import ahead, memory
+from otbr_jax.runs import estimate, memory
 from otbr_jax.runs.networks import open_network
 
 MODEL = ModelConfig("preact_resnet10", width=2, image_shape=(8, 8, 1), num_classes=4)
@@ -28,21 +28,21 @@ def small():
 def test_a_long_search_is_said_and_a_short_one_is_not(small, monkeypatch, caplog):
     setup, variables = small
     pictures, *others = DEFENSE.plan(DisarmSettings())
-    assert ahead.say(pictures, setup, variables) is None  # as nothing is compiled for it
+    assert estimate.announce(pictures, setup, variables) is None  # as nothing is compiled for it
     monkeypatch.setattr(ahead, "_timed", lambda *_: (1.0, 2.0))
     monkeypatch.setattr(ahead, "_WORTH", 0)
-    line = ahead.say(pictures, setup, variables)
+    line = estimate.announce(pictures, setup, variables)
     gradients = 4 * 60 * 8 + 6 * 24 * 16 * (4 + 4)
     days = (3000 + 6 * 128 * 16 + 2 * gradients) / 86400
     assert line.startswith(f"a search of 4 classes by 6 families of triggers will take about {days * 24:.0f} h on ")
     assert line.endswith("; less with --config.detection.families=patch,additive")
     assert [record.getMessage() for record in caplog.records] == [line]
-    assert [ahead.say(step, setup, variables) for step in others[:4]] == [None] * 4
-    assert ahead.say(pictures, setup, None) is None
+    assert [estimate.announce(step, setup, variables) for step in others[:4]] == [None] * 4
+    assert estimate.announce(pictures, setup, None) is None
     many = dataclasses.replace(setup, network=dataclasses.replace(setup.network, num_classes=1000))
-    assert "; less with --config.reach.among=20, --config.detection" in ahead.say(pictures, many, variables)
+    assert "; less with --config.reach.among=20, --config.detection" in estimate.announce(pictures, many, variables)
     monkeypatch.setattr(ahead, "_timed", lambda *_: (1e-4, 1e-4))
-    assert ahead.say(pictures, setup, variables) is None
+    assert estimate.announce(pictures, setup, variables) is None
 
 
 def test_fewer_classes_and_more_devices_take_less(small, monkeypatch):
@@ -50,11 +50,11 @@ def test_fewer_classes_and_more_devices_take_less(small, monkeypatch):
     monkeypatch.setattr(ahead, "_timed", lambda *_: (10.0, 10.0))
     monkeypatch.setattr(ahead, "_WORTH", 0)
     pictures, *_ = DEFENSE.plan(DisarmSettings(reach=ReachConfig(among=3)))
-    assert ahead.say(pictures, setup, variables).startswith("a search of 3 classes ")
+    assert estimate.announce(pictures, setup, variables).startswith("a search of 3 classes ")
     unlearned, *_ = plan(OTBRConfig())
-    line = ahead.say(unlearned, setup, variables, devices=2)
+    line = estimate.announce(unlearned, setup, variables, devices=2)
     assert line.startswith("20 steps of unlearning on 256 images will take about 11 h on ")
-    assert ahead.say(unlearned, setup, variables).startswith(
+    assert estimate.announce(unlearned, setup, variables).startswith(
         "20 steps of unlearning on 256 images will take about 21 h"
     )
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from otbr_jax import plan as plans
 from otbr_jax.graph.choose import choose_layers
 from otbr_jax.plan import LongStep, Plan, Setup, Step
-from otbr_jax.runs import ahead, identity, memory
+from otbr_jax.runs import estimate, identity, memory
 from otbr_jax.runs.devices import everywhere, replicate, shared
 from otbr_jax.runs.loop import rounds
 from otbr_jax.runs.progress import progress_bar, say, step_progress
@@ -131,7 +131,7 @@ class Run:
         del progress
         step = plans.shortened(step, inputs)
         shown = step.shown
-        ahead.say(step, self._setup, inputs.get("victim"), devices=self.mesh.size)
+        estimate.announce(step, self._setup, inputs.get("victim"), devices=self.mesh.size)
         with step_progress(shown.title, shown.count(self.setup), unit=shown.unit) as report:
             began = time.perf_counter()
             key, inputs = jax.block_until_ready(replicate((key, dict(inputs)), self.mesh))

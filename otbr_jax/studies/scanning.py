@@ -21,7 +21,7 @@ from otbr_jax.errors import InputError
 from otbr_jax.interop.tensor_files import is_published_folder
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.paths import CHECKPOINTS, existing
-from otbr_jax.runs import ahead
+from otbr_jax.runs import estimate
 from otbr_jax.runs.infer_model import infer_settings
 from otbr_jax.runs.loading import read_checkpoint
 from otbr_jax.runs.numerics import as_usual
@@ -180,7 +180,7 @@ def _asking(config: RepairConfig, session: Session, chosen: Detector, own: Any, 
     setup = plans.set_up(session.network, source.graph, layers=layers)
     plan, clean = chosen.plan(own), given_clean(session, chosen, config.clean, seed=config.clean_seed)
     for step in plan:
-        ahead.say(step, setup, source.variables)
+        estimate.announce(step, setup, source.variables)
     key = jax.random.key(config.victim.seed)
     run = plans.programs(plan, setup) if stack == 1 else plans.stacked_programs(plan, setup)
 
