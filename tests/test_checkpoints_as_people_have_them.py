@@ -18,7 +18,7 @@ import safetensors.numpy
 
 from otbr_jax import InputError
 from otbr_jax.interop.matching import load_tensors, tensors_like, write_like
-from otbr_jax.interop.parts import joined
+from otbr_jax.interop.reparametrised import joined
 from otbr_jax.interop.spellings import SPELLINGS, respelled
 from otbr_jax.interop.state_dict import to_state_dict
 from otbr_jax.interop.tensor_files import read_tensors

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from otbr_jax.interop.parts import Parts, joined
+from otbr_jax.interop.reparametrised import Parts, joined
 from otbr_jax.interop.spellings import SPELLINGS, respelled
 from otbr_jax.interop.torch_files import Path, TensorSet
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from otbr_jax.errors import InputError
 from otbr_jax.interop.locating import Located, Shapes, is_complete, locate, same_shape
-from otbr_jax.interop.parts import Parts
+from otbr_jax.interop.reparametrised import Parts
 from otbr_jax.interop.state_dict import from_state_dict, tensor_name, tensor_shape, to_state_dict
 from otbr_jax.interop.tensor_files import TensorFile, write_tensors
 from otbr_jax.interop.torch_files import Envelope

@@ -15,7 +15,7 @@ import numpy as np
 from otbr_jax.errors import InputError
 from otbr_jax.extras import needed
 from otbr_jax.files import write_bytes, writing
-from otbr_jax.interop.other_kinds import UNKNOWN, what_it_is
+from otbr_jax.interop.diagnose import UNKNOWN, what_it_is
 from otbr_jax.interop.torch_files import (
     Envelope,
     Path,

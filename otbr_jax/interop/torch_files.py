@@ -18,7 +18,7 @@ import numpy as np
 
 from otbr_jax.errors import InputError
 from otbr_jax.extras import needed
-from otbr_jax.interop.foreign import Foreign, is_an_attack, module_tensors, plain_again, stand_in
+from otbr_jax.interop.unpickle import Foreign, is_an_attack, module_tensors, plain_again, stand_in
 
 _LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _SCANNED = 1 << 24
