@@ -27,7 +27,7 @@ from otbr_jax.data import sources
 from otbr_jax.data.sources import DataConfig, Images
 from otbr_jax.detectors import short_cuts
 from otbr_jax.detectors.detector import conclude
-from otbr_jax.metrics import settled
+from otbr_jax.metrics import rounded
 from otbr_jax.report.rows import append_row
 from otbr_jax.runs.provenance import ROOT, provenance
 from otbr_jax.settings import change
@@ -107,8 +107,8 @@ def main(arguments: Sequence[str]) -> None:
         row = {
             "attack": attack,
             "classes": CLASSES,
-            "acc": settled(victim.metrics.acc),
-            "asr": settled(victim.metrics.asr) if attacked else None,
+            "acc": rounded(victim.metrics.acc),
+            "asr": rounded(victim.metrics.asr) if attacked else None,
             "target": target if attacked else None,
             "screenings": SEEDS.value,
             "among": [*AMONG],

@@ -2,7 +2,7 @@
 
     python -m launch.repair --config=configs/otbr.py --workdir=runs/otbr
 
-The method is as published but for lambda = 0.75 (published: 0.5). gamma and lambda were settled while developing,
+The method is as published but for lambda = 0.75 (published: 0.5). gamma and lambda were rounded while developing,
 on other victims; a run does not look at any image to choose them.
 
 Expected: docs/results/otbr.md, whose rows stand in results/digits.jsonl. One to two minutes on two CPU cores.

@@ -6,7 +6,7 @@
 for: batches of 32 instead of 128; unlearning with a learning rate of 0.001 instead of 0.01, for more epochs, which ends
 nearer to where it is meant to; recovering with 0.02 instead of 0.2, which otherwise closes half the network at once.
 The threshold is chosen with the clean images alone; the published one is `--config.selection.thresholds="()"`. What it
-does and when: docs/defences/rnp.md. These rates were settled on one victim, digits' VGG of seed 1.
+does and when: docs/defences/rnp.md. These rates were rounded on one victim, digits' VGG of seed 1.
 
 Expected: one to two minutes on two CPU cores, most of them the training of the victim.
 """

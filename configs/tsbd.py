@@ -6,7 +6,7 @@
 stands out; then n is chosen by cross-validation, without a test image or the trigger. As published but for what so few
 images ask for: whole neurons are re-initialised; batches of 32 instead of 256; 60 epochs of fine-tuning instead of 20,
 the learning rate falling from 0.005 along a cosine instead of a constant 0.01; images that are moved by up to a pixel.
-The published scheme is `--config.tsbd.scheme=weights`. These settings were settled on the victims of seeds 0 and 3.
+The published scheme is `--config.tsbd.scheme=weights`. These settings were rounded on the victims of seeds 0 and 3.
 
 Expected: docs/results/tsbd.md, whose rows stand in results/bench_tsbd.jsonl. About four minutes on two CPU
 cores.

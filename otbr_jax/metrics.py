@@ -53,6 +53,6 @@ def defense_effectiveness(before: Metrics, after: Metrics) -> jax.Array:
     return (asr_drop - acc_drop + 1) / 2
 
 
-def settled(value: Any) -> float:
+def rounded(value: Any) -> float:
     """A number as results hold it, to six decimals."""
     return round(float(value), 6)

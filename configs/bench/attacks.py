@@ -6,7 +6,7 @@ Five attacks beside the papers' eight, and BadNets all-to-all; two networks, see
 
 At their published strengths FTrojan, BppAttack and Label-consistent were not learned here as they should: the first two
 are stronger, and Label-consistent's images harder. CTRL was not learned at eight times its strength either: digits of
-class 0 are known without it. Strengths were settled on the VGG of seed 0, in trials whose rows are not kept.
+class 0 are known without it. Strengths were rounded on the VGG of seed 0, in trials whose rows are not kept.
 """
 
 import dataclasses

@@ -6,7 +6,7 @@
 Backdoored and clean networks of three data sets, three networks and all eight attacks. scikit-learn's digits: 16x16
 images, the fast recipe; two seeds, and a fifth of the poison. SSBA's strength is 0.25 there, since 0.1 was not learned;
 SIG and WaNet were not learned at all on so small images. MNIST and CIFAR-10: the victims of `configs/bench/cpu.py`,
-which are reloaded in its working directory. The rules were settled on seed 0 of the digits, but for `least_agreement`.
+which are reloaded in its working directory. The rules were rounded on seed 0 of the digits, but for `least_agreement`.
 """
 
 import dataclasses

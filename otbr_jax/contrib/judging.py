@@ -15,7 +15,7 @@ from otbr_jax.defenses.otbr import OTBRConfig
 from otbr_jax.detectors.detector import Detector
 from otbr_jax.detectors.verdict import FEWEST, Verdict, in_words, verdict_of, with_enough_classes
 from otbr_jax.inversion import Inverted, Searches, invert_classes
-from otbr_jax.metrics import settled
+from otbr_jax.metrics import rounded
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.steps.fuse import align, interpolate
 from otbr_jax.steps.procedural import Pictures
@@ -183,8 +183,8 @@ def measured(config: SuspicionConfig, values: Mapping[str, Any]) -> dict[str, An
             {
                 "gamma": gamma,
                 "lambda": lam,
-                "agreement": settled(np.mean(found.answers.agreement[index])),
-                "remaining": settled(found.remaining[index]),
+                "agreement": rounded(np.mean(found.answers.agreement[index])),
+                "remaining": rounded(found.remaining[index]),
             }
             for index, (gamma, lam) in enumerate(itertools.product(config.gamma, config.lam))
         ],
@@ -198,4 +198,4 @@ def patches(values: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _numbers(values: Sequence[Any] | jax.Array) -> list[float]:
-    return [settled(value) for value in values]
+    return [rounded(value) for value in values]

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from otbr_jax import plan as plans
-from otbr_jax.defenses.defense import Defense, Outcome, count_neurons, settled
+from otbr_jax.defenses.defense import Defense, Outcome, count_neurons, rounded
 from otbr_jax.defenses.grid import Built, Grid
 from otbr_jax.detectors.short_cuts import PROCEDURAL, PicturesConfig, make_pictures
 from otbr_jax.graph.choose import LAYERS
@@ -236,8 +236,8 @@ def outcome(config: CLPSettings, values: Mapping[str, Any]) -> Outcome:
     choice, more = {"u": config.clp.u, "chosen_by": "config"}, {}
     if "selected" in values:
         u, agreement, chosen = values["selected"]
-        choice = {"u": settled(u[int(chosen)]), "chosen_by": PROCEDURAL}
-        tried = [(settled(each), settled(share)) for each, share in zip(u, agreement, strict=True)]
+        choice = {"u": rounded(u[int(chosen)]), "chosen_by": PROCEDURAL}
+        tried = [(rounded(each), rounded(share)) for each, share in zip(u, agreement, strict=True)]
         more = {"tried": [{"u": each, "agreement": share} for each, share in tried]}
     return Outcome(
         choice=choice,

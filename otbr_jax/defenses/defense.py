@@ -11,7 +11,7 @@ import jax
 from otbr_jax.defenses.grid import Grid
 from otbr_jax.detectors.detector import Detector
 from otbr_jax.detectors.verdict import Verdict
-from otbr_jax.metrics import settled as settled  # defences import it from here
+from otbr_jax.metrics import rounded as rounded  # defences import it from here
 from otbr_jax.plan import Plan, Setup
 from otbr_jax.steps.score import Scores
 from otbr_jax.types import Batch

@@ -26,7 +26,7 @@ from otbr_jax.detectors.verdict import Backdoored
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.graph.graph import NeuronGraph
 from otbr_jax.inversion import MinimalTriggers
-from otbr_jax.metrics import settled
+from otbr_jax.metrics import rounded
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, Work, needs
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.procedural import Pictures
@@ -213,11 +213,11 @@ def _lessons(config: DisarmSettings, values: Mapping[str, Any]) -> list[dict[str
             "class": int(closing.target[index]),
             "family": families[family],
             "undone": bool(info.undone),
-            "budget": settled(closing.budget[index]),
+            "budget": rounded(closing.budget[index]),
             "unit": FAMILIES[families[family]].unit,
-            "success": [settled(value) for value in np.max(info.success, axis=2)[:rounds, index]],
-            "left": [settled(value) for value in np.asarray(info.left)[:rounds, index]],
-            "distortion": [settled(value) for value in np.asarray(info.distortion)[:rounds]],
+            "success": [rounded(value) for value in np.max(info.success, axis=2)[:rounds, index]],
+            "left": [rounded(value) for value in np.asarray(info.left)[:rounds, index]],
+            "distortion": [rounded(value) for value in np.asarray(info.distortion)[:rounds]],
         }
         for index, family in enumerate(closing.family)
     ]

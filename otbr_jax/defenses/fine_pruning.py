@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from otbr_jax import plan as plans
-from otbr_jax.defenses.defense import Defense, Outcome, settled
+from otbr_jax.defenses.defense import Defense, Outcome, rounded
 from otbr_jax.defenses.ft import PUBLISHED, batch_sizes
 from otbr_jax.defenses.grid import Built, Grid
 from otbr_jax.defenses.tuning import changes_step, plain_history, takes_clean, tuned_outcome, tuning_step
@@ -278,14 +278,14 @@ def outcome(config: FinePruningSettings, values: Mapping[str, Any]) -> Outcome:
     if "selected" in values:
         found = values["selected"]
         pruning |= {
-            "clean_accuracy": settled(found.accuracy[0]),
-            "clean_accuracy_pruned": settled(found.accuracy[int(found.chosen)]),
+            "clean_accuracy": rounded(found.accuracy[0]),
+            "clean_accuracy_pruned": rounded(found.accuracy[int(found.chosen)]),
         }
     return tuned_outcome(
         values,
         done=f"{count} of {channels} channels before the classifier pruned, fine-tuned",
         choice={
-            "share": settled(count / channels),
+            "share": rounded(count / channels),
             "chosen_by": "clean images" if "selected" in values else "config",
         },
         more={"pruning": pruning, "finetuning": plain_history(values["finetuned"])},

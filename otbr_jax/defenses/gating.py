@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from otbr_jax.defenses.defense import Outcome, count_neurons, settled
+from otbr_jax.defenses.defense import Outcome, count_neurons, rounded
 from otbr_jax.defenses.grid import Built, Grid
 from otbr_jax.errors import InputError
 from otbr_jax.plan import Report, Setup, Shown, Step, needs
@@ -239,13 +239,13 @@ def outcome(threshold: float, selection: ThresholdConfig, values: Mapping[str, A
         found = values["selected"]
         place = int(found.chosen)
         rows = [
-            {"threshold": each, "accuracy": settled(accuracy)}
+            {"threshold": each, "accuracy": rounded(accuracy)}
             for each, accuracy in zip(tried, found.accuracy, strict=True)
         ]
     own = [np.asarray(mask) for name, mask in masks.masks.items() if bool(gates[name])]
     shut, channels = sum(int(np.sum(mask <= np.float32(tried[place]))) for mask in own), sum(mask.size for mask in own)
     scored, pruned = count_neurons(closed.pruned)
-    history = {"loss": settled(masks.loss[-1]), "accuracy": settled(masks.accuracy[-1])} if len(masks.loss) else None
+    history = {"loss": rounded(masks.loss[-1]), "accuracy": rounded(masks.accuracy[-1])} if len(masks.loss) else None
     common: dict[str, Any] = {
         "choice": {"threshold": tried[place], "chosen_by": CLEAN if rows else "config"},
         "done": f"{shut} of {channels} channels of normalisations pruned",

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from otbr_jax.metrics import Metrics, defense_effectiveness, settled
+from otbr_jax.metrics import Metrics, defense_effectiveness, rounded
 from otbr_jax.plan import Report, Setup
 from otbr_jax.types import Variables
 
@@ -177,4 +177,4 @@ def rows(grid: Grid, measured: Measured, row: Callable[[Metrics], dict[str, Any]
 
 
 def _plain(value: Any) -> bool | float:
-    return bool(value) if value.dtype == bool else settled(value)
+    return bool(value) if value.dtype == bool else rounded(value)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from otbr_jax.defenses import gating
-from otbr_jax.defenses.defense import Defense, Outcome, settled
+from otbr_jax.defenses.defense import Defense, Outcome, rounded
 from otbr_jax.defenses.gating import Learning, Masks, ThresholdConfig, ThresholdSweepConfig
 from otbr_jax.defenses.otbr import Unlearned
 from otbr_jax.defenses.tuning import takes_clean
@@ -153,7 +153,7 @@ def outcome(config: RNPSettings, values: Mapping[str, Any]) -> Outcome:
     """How many channels were pruned, and how unlearning went."""
     info = values["unlearned"].info
     epochs = int(info.epochs)
-    accuracy = settled(info.accuracy[epochs - 1])
+    accuracy = rounded(info.accuracy[epochs - 1])
     return gating.outcome(
         config.rnp.threshold,
         config.selection,

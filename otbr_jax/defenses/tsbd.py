@@ -23,7 +23,7 @@ from otbr_jax.detectors.detector import conclude
 from otbr_jax.errors import InputError
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.graph.graph import NeuronGraph
-from otbr_jax.metrics import settled
+from otbr_jax.metrics import rounded
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.finetune import FinetuningConfig, finetune
@@ -375,12 +375,12 @@ def outcome(config: TSBDSettings, values: Mapping[str, Any]) -> Outcome:
     changed = is_flagged(values)
     unlearning, reinit = values["unlearned"].info, values["reinitialized"].info
     epochs = int(unlearning.epochs)
-    accuracy = settled(unlearning.accuracy[epochs - 1])
+    accuracy = rounded(unlearning.accuracy[epochs - 1])
     selection = None
     if "selected" in values and changed:
         found = values["selected"]
         selection = [
-            {"n": n, "m": m, "held_out_accuracy": settled(accuracy), "held_out_loss": settled(loss)}
+            {"n": n, "m": m, "held_out_accuracy": rounded(accuracy), "held_out_loss": rounded(loss)}
             for (n, m), accuracy, loss in zip(config.pairs(config.selection), found.accuracy, found.loss, strict=True)
         ]
     n, m = chosen_setting(config, values)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from otbr_jax.defenses.defense import Outcome, count_neurons, settled
+from otbr_jax.defenses.defense import Outcome, count_neurons, rounded
 from otbr_jax.errors import InputError
 from otbr_jax.plan import LongStep, Setup, Shown, Step, needs
 from otbr_jax.steps import finetune as finetuning
@@ -189,7 +189,7 @@ def _changes(setup: Setup, settings: None, *, victim: Variables, repaired: Any, 
 
 def plain_history(found: Tuned) -> dict[str, list[float]]:
     """Loss and accuracy of the epochs that there were, as plain values."""
-    return {name: [settled(value) for value in values if np.isfinite(value)] for name, values in found.history.items()}
+    return {name: [rounded(value) for value in values if np.isfinite(value)] for name, values in found.history.items()}
 
 
 def tuned_outcome(values: Mapping[str, Any], *, done: str, tuned: str = "finetuned", **fields: Any) -> Outcome:

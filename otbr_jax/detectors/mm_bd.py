@@ -22,7 +22,7 @@ import numpy as np
 
 from otbr_jax.detectors.detector import Detector
 from otbr_jax.detectors.verdict import Verdict, verdict_of
-from otbr_jax.metrics import settled
+from otbr_jax.metrics import rounded
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.margin import MarginConfig, largest_margins
@@ -104,10 +104,10 @@ def verdict(config: MMBDConfig, values: Mapping[str, Any]) -> Verdict:
     scores = np.abs(np.log10(np.maximum(chances, 1e-300)))
     return verdict_of(
         scores,
-        threshold=settled(-np.log10(config.significance)),
+        threshold=rounded(-np.log10(config.significance)),
         suspect=int(np.argmax(margins)),
         p_value=float(np.min(chances)),
-        evidence={"margin": tuple(settled(margin) for margin in margins)},
+        evidence={"margin": tuple(rounded(margin) for margin in margins)},
     )
 
 

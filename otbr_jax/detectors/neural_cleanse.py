@@ -19,7 +19,7 @@ import optax
 from otbr_jax.detectors.detector import Detector
 from otbr_jax.detectors.verdict import FEWEST, Verdict, verdict_of
 from otbr_jax.inversion import Inverted, Penalised, Schedule, invert_from, success_rate
-from otbr_jax.metrics import settled
+from otbr_jax.metrics import rounded
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings
 from otbr_jax.triggers import TriggerFamily
@@ -170,7 +170,7 @@ def plan(config: NeuralCleanseConfig) -> Plan:
 def verdict(config: NeuralCleanseConfig, values: Mapping[str, Any]) -> Verdict:
     """The largest anomaly index of a class whose mask is smaller than the median."""
     norms = np.asarray(values["masks"].norm, np.float64)
-    evidence = {"mask_norm": tuple(settled(norm) for norm in norms)}
+    evidence = {"mask_norm": tuple(rounded(norm) for norm in norms)}
     return verdict_of(anomaly_indices(norms), threshold=config.threshold, evidence=evidence)
 
 

@@ -1,7 +1,7 @@
 """Short cuts: the class that some trigger of some family reaches too cheaply, or that some picture lifts too far.
 
 No data. Procedural pictures take the place of images; `otbr_jax.detectors.out_of_line` says what is compared with what.
-The threshold was settled on clean networks, which a p-value comes from too (`otbr_jax.detectors.calibration`).
+The threshold was rounded on clean networks, which a p-value comes from too (`otbr_jax.detectors.calibration`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from otbr_jax.detectors.detector import Detector
 from otbr_jax.detectors.out_of_line import ANSWERS, CLOSED, MARGIN, Anomalies, find_anomalies, unusual
 from otbr_jax.detectors.verdict import FEWEST, Verdict, in_words, verdict_of, with_enough_classes
 from otbr_jax.inversion import MinimalTriggers, ReachConfig, Screened, minimal_triggers
-from otbr_jax.metrics import settled
+from otbr_jax.metrics import rounded
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, Work, needs
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.answers import answers
@@ -306,7 +306,7 @@ def _verdict(config: DetectionConfig, found: Anomalies) -> Verdict:
 def _each(searched: Any, row: Any, classes: int) -> tuple[float | None, ...]:
     """A number of every class, None of those that were not searched."""
     known = dict(zip(np.asarray(searched).tolist(), row, strict=True))
-    return tuple(settled(known[label]) if label in known else None for label in range(classes))
+    return tuple(rounded(known[label]) if label in known else None for label in range(classes))
 
 
 def measured(config: ShortCutsSettings, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -325,7 +325,7 @@ def measured(config: ShortCutsSettings, values: Mapping[str, Any]) -> dict[str, 
             name: [*_each(found.classes, row, classes)] for name, row in zip(names, reached.size, strict=True)
         },
         "margin": [*_each(found.classes, values["margins"], classes)],
-        "answers": [settled(value) for value in values["pictures"].info],
+        "answers": [rounded(value) for value in values["pictures"].info],
         "usual": is_usual(config),
     }
 

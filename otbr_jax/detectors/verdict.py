@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from otbr_jax.metrics import settled
+from otbr_jax.metrics import rounded
 
 FEWEST = 3
 """Classes that a comparison with the median class needs: half of two are no majority."""
@@ -123,7 +123,7 @@ def verdict_of(
       The verdict, without the detector's name, which `conclude` knows.
     """
     values = np.asarray(scores, np.float64)
-    known = tuple(None if math.isnan(value) else settled(value) for value in values)
+    known = tuple(None if math.isnan(value) else rounded(value) for value in values)
     if suspect is None:
         suspect = int(np.argmax(np.where(np.isnan(values), -np.inf, values)))
     found = Verdict("", Backdoored.NO, suspect, known[suspect], known, float(threshold), evidence=evidence or {})
@@ -134,12 +134,12 @@ def verdict_of(
     if p_value is not None:
         found = found._replace(p_value=_four_digits(p_value))
     exact, limit = float(values[suspect]), float(np.float32(threshold))
-    if flagged is not None and flagged != (settled(exact) >= threshold) and flagged == (exact >= limit):
+    if flagged is not None and flagged != (rounded(exact) >= threshold) and flagged == (exact >= limit):
         # A step compares more digits than are printed elsewhere: print as many.
         printed = tuple(exact if label == suspect else value for label, value in enumerate(known))
         found = found._replace(score=exact, scores=printed, threshold=limit)
     if flagged is None:
-        flagged = settled(exact) >= threshold
+        flagged = rounded(exact) >= threshold
     return found._replace(backdoored=Backdoored.YES if flagged else Backdoored.NO)
 
 

@@ -16,7 +16,7 @@ from otbr_jax.detectors.detector import Detector, conclude
 from otbr_jax.detectors.registry import detector
 from otbr_jax.errors import InputError
 from otbr_jax.files import write_figure
-from otbr_jax.metrics import settled
+from otbr_jax.metrics import rounded
 from otbr_jax.report.detector_tables import curves
 from otbr_jax.report.plots import roc_curves
 from otbr_jax.report.rows import Row
@@ -122,7 +122,7 @@ class DetectorCell(Cell):
             "verdict": conclude(chosen, self.own, values, draw=False).plain(),
             "clean_images": len(clean["clean"].labels) if clean else 0,
             "metrics": {
-                "victim": {"acc": settled(measured.acc), "asr": settled(measured.asr) if attacked else None},
+                "victim": {"acc": rounded(measured.acc), "asr": rounded(measured.asr) if attacked else None},
             },
             "detector_seconds": round(sum(stage.seconds for stage in stages.values()), 1),
             "stage_seconds": {name: round(stage.seconds, 1) for name, stage in stages.items()},

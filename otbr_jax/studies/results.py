@@ -18,7 +18,7 @@ from otbr_jax.defenses.defense import Outcome
 from otbr_jax.defenses.grid import rows
 from otbr_jax.defenses.registry import defense
 from otbr_jax.graph.graph import Layer
-from otbr_jax.metrics import Metrics, defense_effectiveness, settled
+from otbr_jax.metrics import Metrics, defense_effectiveness, rounded
 from otbr_jax.runs.identity import content_digest, versions
 from otbr_jax.runs.store import Stage
 from otbr_jax.settings import as_dict
@@ -162,12 +162,12 @@ def _not_converged(sweep: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _row(found: Metrics, *, victim: Metrics, triggered: bool) -> dict[str, float | None]:
-    row: dict[str, float | None] = {"acc": settled(found.acc), "asr": None, "ra": None, "der": None}
+    row: dict[str, float | None] = {"acc": rounded(found.acc), "asr": None, "ra": None, "der": None}
     if triggered:
         row |= {
-            "asr": settled(found.asr),
-            "ra": settled(found.ra),
-            "der": settled(defense_effectiveness(victim, found)),
+            "asr": rounded(found.asr),
+            "ra": rounded(found.ra),
+            "der": rounded(defense_effectiveness(victim, found)),
         }
     return row
 
