@@ -186,11 +186,11 @@ def run(
         logging.get_absl_logger().setLevel("CRITICAL")
         logging.get_absl_handler().setFormatter(None)
         from launch import compiled  # imports JAX
-        from otbr_jax.runs.numerics import as_usual
+        from otbr_jax.runs.numerics import default_numerics
 
         compiled.keep_programs()
         try:
-            with as_usual():
+            with default_numerics():
                 if hosts:
                     apart = {"process_id"}
                     given = {flag.name: flag.value for flag in own if flag.name not in apart}

@@ -9,7 +9,7 @@ import jax
 
 
 @contextmanager
-def as_usual() -> Iterator[None]:
+def default_numerics() -> Iterator[None]:
     """Single precision, and no search for NaN, whatever `JAX_ENABLE_X64` and `JAX_DEBUG_NANS` say.
 
     Results then are the same everywhere; that something is no number is looked for where it matters.

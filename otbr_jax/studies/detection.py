@@ -20,7 +20,7 @@ from otbr_jax.metrics import rounded
 from otbr_jax.report.detector_tables import curves
 from otbr_jax.report.plots import roc_curves
 from otbr_jax.report.rows import Row
-from otbr_jax.runs.numerics import as_usual
+from otbr_jax.runs.numerics import default_numerics
 from otbr_jax.runs.run import Run
 from otbr_jax.runs.session import Session, open_session
 from otbr_jax.settings import declarations
@@ -93,7 +93,7 @@ class DetectorCell(Cell):
             found["clean"] = _plain(config.clean) | {"path": "", "data_dir": ""}
         return found | {"detector": _plain(own)}
 
-    @as_usual()
+    @default_numerics()
     def fill(self, root: pathlib.Path, *, devices: Sequence[jax.Device] | None) -> dict[str, Any]:
         """The row: the detector's verdict, beside what is true."""
         config, chosen = self.config.victim, self.chosen

@@ -23,7 +23,7 @@ from otbr_jax.report.network import draw_network, network_table
 from otbr_jax.report.verdict import draw_triggers
 from otbr_jax.runs import hosts
 from otbr_jax.runs.networks import Source, open_network
-from otbr_jax.runs.numerics import as_usual
+from otbr_jax.runs.numerics import default_numerics
 from otbr_jax.runs.run import Run
 from otbr_jax.runs.session import session_of
 from otbr_jax.studies.detection import given_clean
@@ -35,7 +35,7 @@ DRAWINGS = (".png", ".svg", ".pdf")
 TOLERANCE = 1e-3  # of the largest logit; rounding stays well below it
 
 
-@as_usual()
+@default_numerics()
 def inspect(
     config: RepairConfig,
     *,

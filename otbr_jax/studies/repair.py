@@ -28,7 +28,7 @@ from otbr_jax.runs import hosts, timing
 from otbr_jax.runs.checkpoints import numeric_leaves, replace_checkpoint
 from otbr_jax.runs.devices import check_batch_size
 from otbr_jax.runs.networks import Source
-from otbr_jax.runs.numerics import as_usual
+from otbr_jax.runs.numerics import default_numerics
 from otbr_jax.runs.progress import say
 from otbr_jax.runs.run import Run
 from otbr_jax.runs.session import Session, open_session
@@ -41,7 +41,7 @@ from otbr_jax.victims import comes_back, evaluation
 from otbr_jax.victims.victims import check_trainable, open_victim, test_set
 
 
-@as_usual()
+@default_numerics()
 def repair(
     config: RepairConfig,
     workdir: str | os.PathLike[str],

@@ -24,7 +24,7 @@ from otbr_jax.paths import CHECKPOINTS, existing
 from otbr_jax.runs import estimate
 from otbr_jax.runs.infer_model import infer_settings
 from otbr_jax.runs.loading import read_checkpoint
-from otbr_jax.runs.numerics import as_usual
+from otbr_jax.runs.numerics import default_numerics
 from otbr_jax.runs.progress import progress_bar
 from otbr_jax.runs.session import Session, open_session
 from otbr_jax.studies.detection import given_clean
@@ -75,7 +75,7 @@ class Scanned(NamedTuple):
     seconds: float
 
 
-@as_usual()
+@default_numerics()
 def scan(
     config: RepairConfig,
     paths: Sequence[pathlib.Path],
