@@ -243,7 +243,7 @@ def with_current_names(config_type: type, values: Mapping[str, Any]) -> dict[str
     found: dict[str, Any] = {}
     for old, value in values.items():
         key = names.get(old, old)
-        kind = known[key].kind if key in known else None
+        kind: Any = known[key].kind if key in known else None
         found[key] = with_current_names(kind, value) if isinstance(value, Mapping) and declarations(kind) else value
     return found
 

@@ -23,6 +23,7 @@ from otbr_jax.inversion import MinimalTriggers, ReachConfig, minimal_triggers
 from otbr_jax.inversion.minimal import at_once
 from otbr_jax.runs.identity import plain
 from otbr_jax.runs.networks import check_classes
+from otbr_jax.steps.flops import flops_of
 from otbr_jax.steps.margin import MarginConfig, largest_margins
 from otbr_jax.steps.procedural import balanced, procedural
 from otbr_jax.steps.screen import screen
@@ -247,7 +248,7 @@ def test_of_some_classes_each_is_searched_as_among_all(planted):
 def test_fewer_classes_are_searched_at_once_where_layers_put_out_much(planted):
     network, variables, _ = planted
     assert at_once(network, variables, ReachConfig(images=16)) == 20
-    assert passing(network, variables) == (2 * 48 * 4, 4 * 4)
+    assert flops_of(network, variables) == (2 * 48 * 4, 4 * 4)
     assert at_once(network, variables, ReachConfig(images=10_000_000)) == 12
     assert at_once(network, variables, ReachConfig(images=10**9)) == 1
 

@@ -18,6 +18,7 @@ from otbr_jax.inversion.descent import Descent
 from otbr_jax.inversion.inversion import Inverted, begin, invert_from
 from otbr_jax.inversion.starts import in_chunks, in_turn, nearness, random_starts
 from otbr_jax.settings import field, settings, wrong
+from otbr_jax.steps.flops import flops_of
 from otbr_jax.triggers import FamilySwitch
 from otbr_jax.types import Batch, Network, Variables
 
@@ -151,7 +152,7 @@ def minimal_triggers(
 
 def at_once(network: Network, variables: Variables, config: ReachConfig) -> int:
     """How many classes are inverted at once: `config.classes`, or as many as memory is for."""
-    each = config.images * passing(network, variables).bytes
+    each = config.images * flops_of(network, variables).bytes
     return int(max(1, min(config.classes, _MOST_BYTES // max(each, 1))))
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from otbr_jax.plan import Setup, Step
 from otbr_jax.steps.convolutions import channels_last
+from otbr_jax.steps.flops import flops_of
 from otbr_jax.types import Variables
 
 log = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ _LONG = 600.0  # seconds
 _PICTURES = 16  # that are timed
 
 
-def say(step: Step, setup: Setup, variables: Variables | None, *, devices: int = 1) -> str | None:
+def announce(step: Step, setup: Setup, variables: Variables | None, *, devices: int = 1) -> str | None:
     """Logs one line if a step, and those whose work it states, will take more than ten minutes; returns it.
 
     The line comes from a timed batch of this network's answers and gradients, on the device that it will run on. Small
@@ -37,7 +38,7 @@ def say(step: Step, setup: Setup, variables: Variables | None, *, devices: int =
     if step.shown.work is None or variables is None:
         return None
     work = step.shown.work(setup)
-    if passing(setup.network, variables).operations * (work.answers + 2 * work.gradients) < _WORTH:
+    if flops_of(setup.network, variables).operations * (work.answers + 2 * work.gradients) < _WORTH:
         return None
     answers, gradients = _timed(setup, variables)
     seconds = (work.answers * answers + work.gradients * gradients) / devices

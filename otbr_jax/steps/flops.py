@@ -24,7 +24,7 @@ class Flops(NamedTuple):
     bytes: float
 
 
-def passing(network: Network, variables: Variables) -> Flops:
+def flops_of(network: Network, variables: Variables) -> Flops:
     """What passing one picture takes; traces the network and computes nothing.
 
     Args:

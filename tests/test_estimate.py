@@ -13,6 +13,7 @@ from otbr_jax.inversion import ReachConfig
 from otbr_jax.models.registry import ModelConfig, build
 from otbr_jax.runs import estimate, memory
 from otbr_jax.runs.networks import open_network
+from otbr_jax.steps.flops import flops_of
 
 MODEL = ModelConfig("preact_resnet10", width=2, image_shape=(8, 8, 1), num_classes=4)
 
@@ -60,14 +61,14 @@ def test_fewer_classes_and_more_devices_take_less(small, monkeypatch):
 
 
 def test_an_answer_and_a_gradient_are_timed(small):
-    answer, gradient = ahead._timed(*small)
+    answer, gradient = estimate._timed(*small)
     assert answer > 0
     assert gradient > 0
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(601, "10 min"), (5399, "90 min"), (7200, "2 h"), (86400 * 6, "6 days")])
 def test_durations(seconds, said):
-    assert ahead._duration(seconds) == said
+    assert estimate._duration(seconds) == said
 
 
 def test_operations_of_a_network_by_hand():
@@ -82,7 +83,7 @@ def test_operations_of_a_network_by_hand():
             again = jax.lax.scan(lambda x, _: (x @ variables["m"], None), put.mean((1, 2)), None, length=5)[0]
             return jax.jit(jnp.tanh)(again)
 
-    found = passing(Net, {"k": jnp.ones((3, 3, 3, 7)), "m": jnp.ones((7, 7))})
+    found = flops_of(Net, {"k": jnp.ones((3, 3, 3, 7)), "m": jnp.ones((7, 7))})
     assert found.operations == 2 * 64 * 7 * 27 + 5 * 2 * 7 * 7
     assert found.bytes == 4 * (64 * 7 + 5 * 7)
 
