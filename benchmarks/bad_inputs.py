@@ -149,7 +149,7 @@ def methods() -> Iterator[Case]:
         yield "launch.repair", ["--config=configs/anp.py", *base, flag]
     for flag in ("--config.nad.betas=()", "--config.nad.power=0"):
         yield "launch.repair", ["--config=configs/nad.py", *base, flag]
-    for flag in ("--config.comes_back.images=4", "--config.comes_back.images=9999", "--config.repetition=-1"):
+    for flag in ("--config.relearning.images=4", "--config.relearning.images=9999", "--config.repetition=-1"):
         yield "launch.repair", [*base, flag]
     for flag in ("--detector=neural", "--detector=neural_cleanse"):
         yield "launch.inspect_network", [*plain, "--judge={tmp}/judged", flag, *(["--config.data.name=none"])]

@@ -17,7 +17,7 @@ WIDTH = 100
 """Columns of a terminal."""
 BROUGHT = ("model", "data", "clean")
 """Groups of settings about what somebody brings; they come first."""
-TRAINED = ("attack", "training", "comes_back")
+TRAINED = ("attack", "training", "relearning")
 """Groups of settings about networks that are trained here, or whose trigger is known."""
 
 

@@ -88,7 +88,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_weights_are_found_and_the_rest_comes_back(saved, tmp_path, name):
+def test_the_weights_are_found_and_the_rest_relearning(saved, tmp_path, name):
     path = saved(FILES[name])
     variables, template = load(path)
     assert_same(variables)

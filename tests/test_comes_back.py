@@ -25,12 +25,12 @@ from otbr_jax.studies.bench import Cell, make_row
 from otbr_jax.studies.repair_config import RepairConfig, plain_config
 from otbr_jax.studies.results import summarize
 from otbr_jax.types import Batch, Network
-from otbr_jax.victims import comes_back, evaluation
-from otbr_jax.victims.comes_back import ComesBackConfig
+from otbr_jax.victims import relearning, evaluation
+from otbr_jax.victims.relearning import RelearningConfig
 from otbr_jax.victims.victims import Victim
 
 PLAIN = change(OTBR, sweep=SweepConfig(gamma=()))
-ASKED = change(PLAIN, comes_back=ComesBackConfig(images=20, poisoned=4, epochs=3, batch_size=10, measure_every=2))
+ASKED = change(PLAIN, relearning=RelearningConfig(images=20, poisoned=4, epochs=3, batch_size=10, measure_every=2))
 REPAIR = {"unlearned", "scores", "pruned", "fused"}
 STAGES = {"victim", *REPAIR, "evaluation"}
 
@@ -52,9 +52,9 @@ def asked(otbr_run, tmp_path_factory):
     return workdir, run(workdir, ASKED)
 
 
-def test_a_row_says_whether_the_backdoor_comes_back(asked):
+def test_a_row_says_whether_the_backdoor_relearning(asked):
     _, result = asked
-    found = row_of(result)["comes_back"]
+    found = row_of(result)["relearning"]
     assert found["epochs"] == [0, 2, 3]
     for curves in (found, found["never"]):
         for kind in ("clean", "poisoned"):
@@ -71,17 +71,17 @@ def test_a_row_says_whether_the_backdoor_comes_back(asked):
 
 def test_it_changes_no_stage_and_is_reloaded(otbr_run, asked, tmp_path):
     workdir, result = asked
-    assert set(result.stages) == STAGES | {"clean", "comes_back", "comes_back_never"}
+    assert set(result.stages) == STAGES | {"clean", "relearning", "relearning_never"}
     assert resumed(result) == STAGES - {"evaluation"}  # whose grid is another
     plain = run(copy(workdir, tmp_path), PLAIN)
     assert resumed(plain) == set(plain.stages) == STAGES
     assert digests(plain).items() <= digests(result).items()
-    assert row_of(plain)["comes_back"] is None
+    assert row_of(plain)["relearning"] is None
     assert {name: digests(otbr_run[1])[name] for name in REPAIR} == {name: digests(result)[name] for name in REPAIR}
     again = run(tmp_path / "w", ASKED)
     assert resumed(again) == set(result.stages)
     before, after = row_of(result), row_of(again)
-    assert after["comes_back"] == before["comes_back"]
+    assert after["relearning"] == before["relearning"]
     assert after["stage_megabytes"] == before["stage_megabytes"]
 
 
@@ -91,7 +91,7 @@ def test_the_clean_network_is_the_victim_of_no_attack(asked):
     assert {name: clean[name] for name in same} == {name: victim[name] for name in same}
     assert clean["config"] == victim["config"] | {"attack": {"name": "none"}}
     without = Victim({}, None)  # a network without a backdoor is not asked
-    assert comes_back.measured(None, asked[1].dataset, without, {}, None, ASKED.comes_back) == {}
+    assert relearning.measured(None, asked[1].dataset, without, {}, None, ASKED.relearning) == {}
 
 
 def test_every_step_says_how_much_memory_it_takes(asked):
@@ -154,7 +154,7 @@ def test_a_backend_that_does_not_say():
 def test_another_repetition_shares_the_victim_alone(otbr_run, asked, tmp_path):
     workdir, first = asked
     second = run(copy(workdir, tmp_path), change(ASKED, repetition=1))
-    assert resumed(second) == {"victim", "clean", "comes_back_never"}
+    assert resumed(second) == {"victim", "clean", "relearning_never"}
     assert digests(second)["victim"] == digests(first)["victim"]
     for name in ("unlearned", "fused"):
         assert digests(second)[name] != digests(first)[name]
@@ -184,7 +184,7 @@ def test_rows_and_cells_of_repetitions():
     assert cell.name.endswith("/fast/badnets/otbr/seed0")
     assert second.name == f"{cell.name}/run2"
     config = plain_config(PLAIN)
-    before = {name: value for name, value in config.items() if name not in ("repetition", "comes_back")}
+    before = {name: value for name, value in config.items() if name not in ("repetition", "relearning")}
     row = {"cell": cell.name, "versions": {"otbr_jax": "0.1.0"}, "config": before}
     assert cell.is_of(row)  # from before there were such settings
     assert not Cell(ASKED, recipe="fast").is_of(row)
@@ -195,24 +195,24 @@ def test_rows_and_cells_of_repetitions():
 def test_which_images_are_drawn():
     labels = np.repeat(np.arange(4), 25)
     goals, none = np.zeros(100, int), np.zeros(100, bool)
-    config = ComesBackConfig(images=12, poisoned=3, batch_size=4)
-    places = comes_back.draw(labels, goals, config, seen=none, seed=0)
+    config = RelearningConfig(images=12, poisoned=3, batch_size=4)
+    places = relearning.draw(labels, goals, config, seen=none, seed=0)
     assert len({*places}) == 12
     assert np.bincount(labels[places]).tolist() == [3, 3, 3, 3]
     assert (labels[places[:9]] != 0).all()  # those that are to be poisoned come first
-    assert places.tolist() == comes_back.draw(labels, goals, config, seen=none, seed=0).tolist()
-    assert places.tolist() != comes_back.draw(labels, goals, config, seen=none, seed=1).tolist()
+    assert places.tolist() == relearning.draw(labels, goals, config, seen=none, seed=0).tolist()
+    assert places.tolist() != relearning.draw(labels, goals, config, seen=none, seed=1).tolist()
     taken = none.copy()
     taken[places] = True
-    others = comes_back.draw(labels, goals, config, seen=taken, seed=0)
+    others = relearning.draw(labels, goals, config, seen=taken, seed=0)
     assert not {*others} & {*places}
     all_but_ten = ~none
     all_but_ten[:10] = False
-    assert {*range(10)} < {*comes_back.draw(labels, goals, config, seen=all_but_ten, seed=0).tolist()}
+    assert {*range(10)} < {*relearning.draw(labels, goals, config, seen=all_but_ten, seed=0).tolist()}
 
 
 def test_bait_is_clean_and_partly_poisoned(otbr_run, tmp_path):
-    train, config = otbr_run[1].dataset.train, ASKED.comes_back
+    train, config = otbr_run[1].dataset.train, ASKED.relearning
     seen = Images(train.images[:600], train.labels[:600])
 
     def trigger(images, key):
@@ -221,7 +221,7 @@ def test_bait_is_clean_and_partly_poisoned(otbr_run, tmp_path):
     session = open_session(ASKED.victim.model, ASKED.victim.data, devices=jax.local_devices()[:1])
     with session.directory(tmp_path / "w") as directory:
         own, victim = Run(session, directory, ASKED.victim.seed), Victim({}, ASKED.victim.attack, trigger)
-        (clean, poisoned), (labels, changed) = comes_back._bait(own, train, victim, config, seen)
+        (clean, poisoned), (labels, changed) = relearning._bait(own, train, victim, config, seen)
     assert clean.shape == (20, 8, 8, 1)
     known = {image.tobytes() for image in seen.images}
     assert not any(image.tobytes() in known for image in np.asarray(clean))
@@ -236,15 +236,15 @@ def test_weights_that_are_no_numbers_are_not_answers():
     network = Network(lambda variables, images: 1e3 * images.mean((1, 2)) @ variables["params"]["kernel"], (4, 4, 3), 5)
     images = jax.random.uniform(jax.random.key(0), (12, 4, 4, 3))
     labels = jnp.arange(12) % 5
-    config = ComesBackConfig(images=12, poisoned=1, epochs=2, batch_size=6, learning_rate=1e38)
+    config = RelearningConfig(images=12, poisoned=1, epochs=2, batch_size=6, learning_rate=1e38)
     given = {
         "network": {"params": {"kernel": jnp.ones((3, 5))}},
         "bait": Batch(jnp.stack([images, images]), jnp.stack([labels, labels])),
         "test": evaluation.TestSet(images, images, labels, jnp.zeros_like(labels)),
     }
-    step = comes_back._step("comes_back", config)
-    found = plan_run((step,), Setup(network, None, ()), given, key=jax.random.key(0))["comes_back"]
-    plain = comes_back._plain(jax.tree.map(np.asarray, found))
+    step = relearning._step("relearning", config)
+    found = plan_run((step,), Setup(network, None, ()), given, key=jax.random.key(0))["relearning"]
+    plain = relearning._plain(jax.tree.map(np.asarray, found))
     assert plain["clean"]["asr"][0] == 1
     assert plain["clean"]["asr"][-1] is plain["poisoned"]["acc"][-1] is None
 
@@ -252,17 +252,17 @@ def test_weights_that_are_no_numbers_are_not_answers():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"images": 3}, r"comes_back.poisoned: expected at most comes_back.images \(3\), found 5"),
-        ({"images": 8}, r"comes_back.batch_size: expected at most comes_back.images \(8\), found 10"),
+        ({"images": 3}, r"relearning.poisoned: expected at most relearning.images \(3\), found 5"),
+        ({"images": 8}, r"relearning.batch_size: expected at most relearning.images \(8\), found 10"),
     ],
 )
 def test_bad_settings(values, message):
     with pytest.raises(InputError, match=message):
-        ComesBackConfig(**values)
+        RelearningConfig(**values)
 
 
 def test_more_images_than_there_are(tmp_path):
-    with pytest.raises(InputError, match="comes_back.images: expected at most 1297, as many as there are training"):
-        run(tmp_path / "w", change(PLAIN, comes_back=ComesBackConfig(images=1298)))
-    with pytest.raises(InputError, match="comes_back.batch_size: .* 8 devices, such as 8 or 16, found 10"):
+    with pytest.raises(InputError, match="relearning.images: expected at most 1297, as many as there are training"):
+        run(tmp_path / "w", change(PLAIN, relearning=RelearningConfig(images=1298)))
+    with pytest.raises(InputError, match="relearning.batch_size: .* 8 devices, such as 8 or 16, found 10"):
         run(tmp_path / "w", ASKED, devices=8)

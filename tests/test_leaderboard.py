@@ -17,7 +17,7 @@ def row(defense, attack, acc, asr, *, run=0, before=(0.99, 1.0), **fields):
         "cell": f"digits/a/{attack}/{defense}/run{run}",
         **{"dataset": "digits", "network": "a", "recipe": "fast", "attack": attack, "seed": 0, "defense": defense},
         "metrics": {"victim": victim, "repaired": {"acc": acc, "asr": None if clean else asr}},
-        "stage_cpu_seconds": {"victim": 50.0, "searched": 2.0, "repaired": 1.5, "evaluation": 9.0, "comes_back": 4.0},
+        "stage_cpu_seconds": {"victim": 50.0, "searched": 2.0, "repaired": 1.5, "evaluation": 9.0, "relearning": 4.0},
         "stage_megabytes": {"victim": 900.0, "searched": 7.0, "repaired": 12.0, "evaluation": 800.0},
         "repetition": run,
     } | fields
@@ -57,13 +57,13 @@ def test_clean_networks_and_victims_that_did_not_learn_are_no_backdoored_ones():
 def test_the_best_comes_first_and_an_oracle_behind_its_defence():
     oracle = {"threshold": 0.2, "repaired": {"acc": 0.99, "asr": 0.0}}
     back = {"poisoned": {"asr": [0.1, 0.6, 0.8]}, "never": {"poisoned": {"asr": [0.0, 0.1, 0.3]}}}
-    rows = row("anp", "badnets", 0.98, 0.9, oracle=oracle), row("ft", "badnets", 0.97, 0.1, comes_back=back)
+    rows = row("anp", "badnets", 0.98, 0.9, oracle=oracle), row("ft", "badnets", 0.97, 0.1, relearning=back)
     found = of(*rows)
     assert [(entry["defence"], entry["oracle"]) for entry in found] == [("ft", False), ("anp", False), ("anp", True)]
     assert found[2]["asr"]["median"] == 0.0
-    assert found[0]["comes_back"] == pytest.approx({"asr": 0.7, "never": 0.2})
-    (left,) = of(row("ft", "badnets", 0.97, 0.5, comes_back=back))
-    assert left["comes_back"] is None  # what was never gone cannot come back
+    assert found[0]["relearning"] == pytest.approx({"asr": 0.7, "never": 0.2})
+    (left,) = of(row("ft", "badnets", 0.97, 0.5, relearning=back))
+    assert left["relearning"] is None  # what was never gone cannot come back
     text = markdown("bench_leaderboard", [Row(str(number), value) for number, value in enumerate(rows)])
     assert "| anp, oracle | none | 1 | 1 | 0.0 | 0.0 | 0.0 | 0.0 | 0 of 1 |" in text
     assert "| 70 (20) |" in text

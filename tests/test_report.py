@@ -183,12 +183,12 @@ def test_nobody_can_tell():
     assert "<p>Cannot tell whether it is backdoored: the network has 2 classes" in rendered(found)
 
 
-def test_a_trigger_that_does_not_work_and_a_backdoor_that_comes_back():
+def test_a_trigger_that_does_not_work_and_a_backdoor_that_relearning():
     weak = told(summary(metrics(0.9, 0.03, 0.9), metrics(0.9, 0.02, 0.9)))
     assert "does not work: it turns 3.0 %" in weak[0][1]
     assert weak[2][0] == "There was nothing to end."
     curves = {"epochs": [1, 5], "poisoned": {"acc": [0.9, 0.9], "asr": [0.2, 0.85]}, "clean": {}, "never": None}
-    assert "5 epochs, its trigger turns 85.0 % again" in told(REPAIRED | {"comes_back": curves})[2][1]
+    assert "5 epochs, its trigger turns 85.0 % again" in told(REPAIRED | {"relearning": curves})[2][1]
 
 
 def rendered(found):

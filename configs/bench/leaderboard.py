@@ -20,7 +20,7 @@ from otbr_jax.defenses.registry import defense
 from otbr_jax.settings import declarations, from_dict
 from otbr_jax.studies.bench import Cell, Grid
 from otbr_jax.studies.repair_config import RepairConfig, repaired_by
-from otbr_jax.victims.comes_back import ComesBackConfig
+from otbr_jax.victims.relearning import RelearningConfig
 
 BACKDOORED = tuple(digits(*VGG, attack, 1) for attack in ("badnets", "blended", "trojan", "input_aware"))
 CLEAN = (digits(*VGG, "none", 1),)
@@ -31,7 +31,7 @@ PUBLISHED = ("disarm", "otbr", "clp", "disarm_clean")
 FEW_IMAGES = ("ft", "ft_sam", "fine_pruning", "nad", "anp", "rnp", "i_bau", "sau", "tsbd", "bcu")
 """As `configs/NAME.py` sets them for so few images of digits."""
 U = AgreementConfig(u=(4.0, 3.5, 3.0, 2.5, 2.0, 1.75, 1.5))
-COMES_BACK = ComesBackConfig(images=50, poisoned=5, epochs=5)
+COMES_BACK = RelearningConfig(images=50, poisoned=5, epochs=5)
 
 
 def defended(cell: Cell, name: str, run: int = 0, variant: str = "", **changes) -> Cell:
@@ -41,7 +41,7 @@ def defended(cell: Cell, name: str, run: int = 0, variant: str = "", **changes) 
         chosen = from_dict(RepairConfig, importlib.import_module(f"configs.{name}").get_config().to_dict())
         own = {group: getattr(chosen.method, group) for group in declarations(method.Config)}
     clean = {} if method.data == "none" else {"clean": CleanConfig(fraction=0.05)}
-    config = repaired_by(name, cell.config, **own | clean | changes, repetition=run, comes_back=COMES_BACK)
+    config = repaired_by(name, cell.config, **own | clean | changes, repetition=run, relearning=COMES_BACK)
     return dataclasses.replace(cell, config=config, variant=variant)
 
 

@@ -18,12 +18,12 @@ from otbr_jax.defenses.gating import THRESHOLDS, ThresholdConfig
 from otbr_jax.defenses.registry import defense
 from otbr_jax.studies.bench import Cell, Grid
 from otbr_jax.studies.repair_config import repaired_by
-from otbr_jax.victims.comes_back import ComesBackConfig
+from otbr_jax.victims.relearning import RelearningConfig
 
 U = AgreementConfig(u=(4.5, 4.0, 3.5, 3.0, 2.5, 2.0))
 CHOSEN = {name: {"selection": ThresholdConfig(thresholds=THRESHOLDS)} for name in ("anp", "rnp")}
 """Thresholds that their code picks with the test set are picked with the clean images."""
-COMES_BACK = ComesBackConfig(images=500, poisoned=50, epochs=5, batch_size=50)
+COMES_BACK = RelearningConfig(images=500, poisoned=50, epochs=5, batch_size=50)
 
 
 def defended(cell: Cell, name: str, run: int, variant: str = "", **changes) -> Cell:
@@ -31,7 +31,7 @@ def defended(cell: Cell, name: str, run: int, variant: str = "", **changes) -> C
     training = cell.config.victim.training
     few = CleanConfig(fraction=0.05, crop_padding=training.crop_padding, flip=training.flip)
     clean = {} if defense(name).data == "none" else {"clean": few}
-    config = repaired_by(name, cell.config, **clean | changes, repetition=run, comes_back=COMES_BACK)
+    config = repaired_by(name, cell.config, **clean | changes, repetition=run, relearning=COMES_BACK)
     return dataclasses.replace(cell, config=config, variant=variant)
 
 

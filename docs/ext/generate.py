@@ -87,7 +87,7 @@ def settings() -> str:
 
     groups: dict[type, None] = {}
     parts = [f"({REPAIR})=\n## A repair, whatever the defence\n", _about(RepairConfig)]
-    parts += _table(VictimConfig, groups) + _table(RepairConfig, groups, {"clean", "comes_back", "repetition"})[2:]
+    parts += _table(VictimConfig, groups) + _table(RepairConfig, groups, {"clean", "relearning", "repetition"})[2:]
     parts += ["\n## A repair, by defence\n", "`defense` names the method. Each has settings of its own.\n"]
     for name, each in KINDS.items():
         parts += [f"### The defence {name}\n", *_table(each, groups), ""]

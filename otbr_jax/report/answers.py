@@ -184,7 +184,7 @@ def _returns(facts: Facts) -> list[str]:
     """That a backdoor can come back, as measured if it was."""
     if not facts.changed or facts.left:
         return []
-    if curves := facts.summary.get("comes_back"):
+    if curves := facts.summary.get("relearning"):
         asr, epochs = curves["poisoned"]["asr"][-1], curves["epochs"][-1]
         return [f"Fine-tuned on a few poisoned images for {epochs} epochs, its trigger turns {percent(asr)} % again."]
     return ["Fine-tuning on somebody else's images can bring a backdoor back."]

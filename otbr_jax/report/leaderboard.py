@@ -88,7 +88,7 @@ def leaderboard(rows: Sequence[Row]) -> list[Table]:
             f"{entry['left'][0]} of {entry['left'][1]}",
             _points(entry["clean_lost"]),
             _worst(entry["clean_lost"]),
-            _back(entry["comes_back"]),
+            _back(entry["relearning"]),
             formatted(entry["seconds"], ".0f"),
             formatted(entry["megabytes"], ".0f"),
         ]
@@ -194,7 +194,7 @@ def _measured(row: Row, network: str, *, oracle: bool = False) -> Measured:
     own = own_stages(seconds)
     known = [seconds[name] for name in own]
     memory = [size for name, size in (row.values.get("stage_megabytes") or {}).items() if name in own and size]
-    returned, never = (_mean(row, f"comes_back.{whose}poisoned.asr") for whose in ("", "never."))
+    returned, never = (_mean(row, f"relearning.{whose}poisoned.asr") for whose in ("", "never."))
     learned = before["asr"] is not None and before["asr"] >= LEARNED
     ended = learned and after["asr"] <= LEFT and not oracle
     again = (returned, never) if ended and returned is not None and never is not None else None
@@ -211,7 +211,7 @@ def _measured(row: Row, network: str, *, oracle: bool = False) -> Measured:
 
 def _mean(row: Row, path: str) -> float | None:
     """The mean of a curve behind its start: how far, and how soon; None where none was measured to its end."""
-    curve = field(row, path) if row.values.get("comes_back") else None
+    curve = field(row, path) if row.values.get("relearning") else None
     return None if not curve or None in curve else statistics.fmean(curve[1:])
 
 
@@ -228,7 +228,7 @@ def _summary(found: Sequence[Measured]) -> dict[str, Any]:
         "asr": _over_runs(attacked, lambda one: one.asr),
         "left": [sum(one.asr is not None and one.asr > LEFT for one in attacked), len(attacked)],
         "clean_lost": _over_runs(clean, lambda one: one.lost),
-        "comes_back": None
+        "relearning": None
         if not back
         else {name: statistics.median(pair[place] for pair in back) for place, name in enumerate(("asr", "never"))},
         "seconds": statistics.median(worked) if worked else None,

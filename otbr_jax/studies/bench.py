@@ -210,7 +210,7 @@ def make_row(cell: Cell, result: Repair, example: Example | None) -> dict[str, A
     summary, config, victim = summarize(result), cell.config.victim, result.stages["victim"]
     assert result.dataset is not None
     assert result.dataset.train is not None
-    kept = ("metrics", "choice", "verdict", *result.outcome.more, "oracle", "data", "sweep", "clean", "comes_back")
+    kept = ("metrics", "choice", "verdict", *result.outcome.more, "oracle", "data", "sweep", "clean", "relearning")
     return {
         "dataset": config.data.name,
         "network": cell.network,

@@ -37,7 +37,7 @@ from otbr_jax.studies.outputs import replacing, write_outputs
 from otbr_jax.studies.repair_config import RepairConfig
 from otbr_jax.studies.results import Repair
 from otbr_jax.types import Augment, Batch, Variables, check_finite, unchanged
-from otbr_jax.victims import comes_back, evaluation
+from otbr_jax.victims import relearning, evaluation
 from otbr_jax.victims.victims import check_trainable, open_victim, test_set
 
 
@@ -96,8 +96,8 @@ def repair(
         if session.dataset is not None:
             test = test_set(run, victim)
             stages |= again.plan((measuring_step(config),), {**given, **defended, "test": test})
-            recipe, asked = config.victim.training, config.comes_back
-            stages |= comes_back.measured(run, victim, repaired, test, asked, recipe=recipe, seen=means.seen)
+            recipe, asked = config.victim.training, config.relearning
+            stages |= relearning.measured(run, victim, repaired, test, asked, recipe=recipe, seen=means.seen)
         result = Repair(
             session.source.restore(repaired), session.source.network, run.setup.layers, stages, session.dataset, test,
             config, folder, tuple(folder / name for name in files), means.clean, trace,
@@ -144,7 +144,7 @@ def prepare(config: RepairConfig, session: Session) -> Means:
     check_images(session, clean)
     batch = None if clean is None else Batch(*map(jax.numpy.asarray, clean.images))
     given = method.given(config.method, batch, config.clean_seed)
-    comes_back.check_possible(config.comes_back, session)
+    relearning.check_possible(config.relearning, session)
     means = Means(method.plan(config.method), method.networks(config.method), layers, given)
     if clean is None:
         return means

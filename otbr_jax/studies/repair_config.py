@@ -12,7 +12,7 @@ from otbr_jax.data.clean import CleanConfig
 from otbr_jax.defenses.registry import DEFENSES, defense
 from otbr_jax.errors import InputError
 from otbr_jax.settings import as_dict, change, declarations, field, settings, wrong
-from otbr_jax.victims.comes_back import ComesBackConfig
+from otbr_jax.victims.relearning import RelearningConfig
 from otbr_jax.victims.config import VictimConfig
 
 KINDS = {name: each.Config for name, each in DEFENSES.items()}
@@ -34,8 +34,8 @@ class RepairConfig:
         default=KINDS["otbr"](), beside=True, kinds=KINDS, by="defense", doc="the settings of the defence itself."
     )
     clean: CleanConfig = field(default=CleanConfig(), doc="the clean images of a defence that takes any.")
-    comes_back: ComesBackConfig = field(
-        default=ComesBackConfig(), doc="whether the backdoor comes back: a test of the repaired network."
+    relearning: RelearningConfig = field(
+        default=RelearningConfig(), doc="whether the backdoor comes back: a test of the repaired network."
     )
     repetition: int = field(
         default=0,

@@ -25,7 +25,7 @@ from otbr_jax.settings import as_dict
 from otbr_jax.steps.score import ranks
 from otbr_jax.studies.repair_config import RepairConfig
 from otbr_jax.types import Network, Variables
-from otbr_jax.victims import comes_back
+from otbr_jax.victims import relearning
 from otbr_jax.victims.evaluation import TestSet
 
 
@@ -37,7 +37,7 @@ class Repair(NamedTuple):
       network: its functions.
       layers: the layers that were repaired, in execution order.
       stages: `attack` and `clean` if there are any (see `victims.Victim`); `victim`, the steps of the defence's plan,
-        and `evaluation` if there was data; `comes_back` and `comes_back_never` if asked for, see `comes_back.measured`.
+        and `evaluation` if there was data; `relearning` and `relearning_never` if asked for, see `relearning.measured`.
       dataset: the data it was measured with, or None.
       test: the test images as they were measured, or None.
       config: the settings.
@@ -104,7 +104,7 @@ def summarize(result: Repair) -> dict[str, Any]:
         "axes": [] if grid is None else [*grid.axes],
         "along": [] if grid is None else [*grid.along],
         "strength": None if grid is None else grid.strength,
-        "comes_back": comes_back.curves(result.stages, config.comes_back),
+        "relearning": relearning.curves(result.stages, config.relearning),
         "repaired": content_digest(result.stages[final].value.variables),
         "data": None if result.dataset is None else result.dataset.provenance,
         "stages": {

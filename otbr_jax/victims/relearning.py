@@ -36,8 +36,8 @@ KINDS = ("clean", "poisoned")
 """What a network is fine-tuned on."""
 
 
-@settings("comes_back")
-class ComesBackConfig:
+@settings("relearning")
+class RelearningConfig:
     """Fine-tuning that asks whether a backdoor comes back: SGD with momentum in training mode, images as they are.
 
     It tests a repaired network, with the trigger and the attacker's class known, and selects nothing.
@@ -66,7 +66,7 @@ class ComesBackConfig:
         """Where it is measured there are as many images as are poisoned, and as a batch takes."""
         for name in ("poisoned", "batch_size"):
             if self.images and getattr(self, name) > self.images:
-                raise wrong(self, name, f"at most comes_back.images ({self.images})")
+                raise wrong(self, name, f"at most relearning.images ({self.images})")
 
     def measured_epochs(self) -> list[int]:
         """After how many epochs ACC and ASR are measured, 0 first."""
@@ -91,15 +91,15 @@ class Curves(NamedTuple):
     asr: jax.Array
 
 
-def check_possible(config: ComesBackConfig, session: Session) -> None:
+def check_possible(config: RelearningConfig, session: Session) -> None:
     """Raises InputError if it is to be measured with more images than there are, or devices cannot share a batch."""
     if not config.images:
         return
-    check_batch_size(config.batch_size, session.mesh, name="comes_back.batch_size")
+    check_batch_size(config.batch_size, session.mesh, name="relearning.batch_size")
     dataset = session.dataset
     if dataset is not None and dataset.train is not None and (count := len(dataset.train.labels)) < config.images:
         raise InputError(
-            f"comes_back.images: expected at most {count}, as many as there are training images, found {config.images}"
+            f"relearning.images: expected at most {count}, as many as there are training images, found {config.images}"
         )
 
 
@@ -108,7 +108,7 @@ def measured(
     victim: Victim,
     repaired: Variables,
     test: TestSet,
-    config: ComesBackConfig,
+    config: RelearningConfig,
     *,
     recipe: TrainingConfig,
     seen: Images | None = None,
@@ -125,7 +125,7 @@ def measured(
       seen: what the defence took as clean images; left out as long as there are others.
 
     Returns:
-      The stages `comes_back` and `comes_back_never` with `Curves`, and `clean`, the network of the latter. Nothing
+      The stages `relearning` and `relearning_never` with `Curves`, and `clean`, the network of the latter. Nothing
       without images or a trigger. The first alone for a network that came with its weights.
     """
     dataset = run.session.dataset
@@ -134,24 +134,24 @@ def measured(
     # Not the defence's layers and augmentation: so that defences share what is measured of the clean network.
     plain = dataclasses.replace(run, layers="auto", augment=unchanged, repetition=0)
     given = {"bait": _bait(plain, dataset.train, victim, config, seen), "test": test}
-    stages = plain.plan((_step("comes_back", config),), {"network": repaired, **given})
+    stages = plain.plan((_step("relearning", config),), {"network": repaired, **given})
     if run.session.source.variables is None:
         clean = victim.stages.get("clean") or without_backdoor(plain, recipe)
         stages |= {"clean": clean}
-        stages |= plain.plan((_step("comes_back_never", config),), {"network": clean.value["variables"], **given})
+        stages |= plain.plan((_step("relearning_never", config),), {"network": clean.value["variables"], **given})
     return stages
 
 
-def curves(stages: Mapping[str, Stage], config: ComesBackConfig) -> dict[str, Any] | None:
+def curves(stages: Mapping[str, Stage], config: RelearningConfig) -> dict[str, Any] | None:
     """What `measured` found as plain JSON values, fractions in [0, 1]; None where nothing was measured.
 
     `epochs`, after which was measured; `clean` and `poisoned` with `acc` and `asr` of the repaired network, None once
     its weights are not finite; `never`, the same of the network that never had the backdoor, or None.
     """
-    if "comes_back" not in stages:
+    if "relearning" not in stages:
         return None
-    never = stages.get("comes_back_never")
-    found = {"epochs": config.measured_epochs(), **_plain(stages["comes_back"].value)}
+    never = stages.get("relearning_never")
+    found = {"epochs": config.measured_epochs(), **_plain(stages["relearning"].value)}
     return found | {"never": None if never is None else _plain(never.value)}
 
 
@@ -165,7 +165,7 @@ def _plain(found: Curves) -> dict[str, dict[str, list[float | None]]]:
     }
 
 
-def draw(labels: np.ndarray, goals: np.ndarray, config: ComesBackConfig, *, seen: np.ndarray, seed: int) -> np.ndarray:
+def draw(labels: np.ndarray, goals: np.ndarray, config: RelearningConfig, *, seen: np.ndarray, seed: int) -> np.ndarray:
     """Places `[images]` of images, of every class as many; the first `poisoned` of them are to be poisoned.
 
     Args:
@@ -186,7 +186,7 @@ def draw(labels: np.ndarray, goals: np.ndarray, config: ComesBackConfig, *, seen
     return chosen[np.argsort(labels[chosen] == goals[chosen], kind="stable")]
 
 
-def _bait(run: Run, train: Images, victim: Victim, config: ComesBackConfig, seen: Images | None) -> Batch:
+def _bait(run: Run, train: Images, victim: Victim, config: RelearningConfig, seen: Images | None) -> Batch:
     """Images `[2, n, h, w, c]` and labels `[2, n]`, clean and partly poisoned."""
     labels = jnp.asarray(train.labels)
     goals = attacker_goals(victim.attack, labels, run.network.num_classes)
@@ -194,7 +194,7 @@ def _bait(run: Run, train: Images, victim: Victim, config: ComesBackConfig, seen
     images, own = jnp.asarray(train.images[places]), labels[places]
     few = config.poisoned
     assert victim.trigger is not None
-    with_trigger = poisoning.apply_trigger(victim.trigger, images[:few], key=run.key("comes_back"))
+    with_trigger = poisoning.apply_trigger(victim.trigger, images[:few], key=run.key("relearning"))
     poisoned = Batch(images.at[:few].set(with_trigger), own.at[:few].set(goals[places[:few]]))
     return Batch(jnp.stack([images, poisoned.images]), jnp.stack([own, poisoned.labels]))
 
@@ -205,11 +205,11 @@ def _among(train: Images, seen: Images | None) -> np.ndarray:
     return np.array([image.tobytes() in known for image in train.images], bool)
 
 
-def _step(name: str, config: ComesBackConfig) -> Step:
+def _step(name: str, config: RelearningConfig) -> Step:
     """Fine-tunes `network` on both parts of `bait`, each from where it is, and measures it on the way."""
 
     def run(
-        setup: Setup, settings: ComesBackConfig, *, key: Any, report: Any, network: Any, bait: Any, test: Any
+        setup: Setup, settings: RelearningConfig, *, key: Any, report: Any, network: Any, bait: Any, test: Any
     ) -> Any:
         del report
         tuning = settings.tuning
@@ -232,5 +232,5 @@ def _step(name: str, config: ComesBackConfig) -> Step:
         return jax.lax.map(curve, bait)
 
     return Step(
-        name, run, needs("network", "bait", "test"), config, key="comes_back", shown=Shown("whether it comes back")
+        name, run, needs("network", "bait", "test"), config, key="relearning", shown=Shown("whether it comes back")
     )
