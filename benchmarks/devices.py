@@ -23,7 +23,7 @@ from otbr_jax import plan as plans
 from otbr_jax.defenses import disarm, otbr, tsbd
 from otbr_jax.defenses.disarm import DisarmSettings
 from otbr_jax.defenses.otbr import OTBRConfig
-from otbr_jax.detectors.short_cuts import DetectionConfig
+from otbr_jax.detectors.trigger_size import DetectionConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.plan import Plan, Setup, set_up
 from otbr_jax.report.rows import append_row

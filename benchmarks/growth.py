@@ -28,7 +28,7 @@ from launch import cli
 from otbr_jax import plan as plans
 from otbr_jax.defenses import otbr
 from otbr_jax.defenses.otbr import OTBRConfig
-from otbr_jax.detectors.short_cuts import PicturesConfig, make_pictures
+from otbr_jax.detectors.trigger_size import PicturesConfig, make_pictures
 from otbr_jax.files import write_figure
 from otbr_jax.inversion import ReachConfig, Screened, minimal_triggers
 from otbr_jax.models import registry
@@ -43,7 +43,7 @@ from otbr_jax.steps import transport
 from otbr_jax.steps.convolutions import channels_last
 from otbr_jax.steps.fuse import FusionConfig
 from otbr_jax.steps.margin import MarginConfig, largest_margins
-from otbr_jax.steps.teach import ShortCuts, TeachingConfig, teach
+from otbr_jax.steps.teach import TriggersToUnlearn, TeachingConfig, teach
 from otbr_jax.steps.transport import TransportConfig
 from otbr_jax.steps.unlearn import UnlearningConfig
 from otbr_jax.triggers import FAMILIES, FamilySwitch
@@ -148,7 +148,7 @@ def taught(setup: Setup, switch: FamilySwitch, batch: int, variables: Any, pictu
     # What the network answers anyway: such triggers work, so that there always is a lesson.
     target = jnp.argmax(jnp.sum(setup.network.answer(variables, pictures.images), axis=0))[None]
     additive, large = jnp.ones(1, jnp.int32), jnp.array([0.4])
-    closing = ShortCuts(additive, target, large, large, jnp.zeros((1, switch.length)), jnp.array([True]))
+    closing = TriggersToUnlearn(additive, target, large, large, jnp.zeros((1, switch.length)), jnp.array([True]))
     return teach(setup.network, variables, pictures, switch, closing, key=KEY, config=config)
 
 

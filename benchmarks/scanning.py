@@ -31,7 +31,7 @@ from otbr_jax.types import named_leaves
 
 RESULTS = flags.DEFINE_string("results", str(ROOT / "results" / "scanning.jsonl"), "File of the rows.")
 MODEL = ModelConfig("preact_resnet10", width=8, image_shape=(16, 16, 1))
-COUNTS = {"short_cuts": 4, "mm_bd": 8}
+COUNTS = {"trigger_size": 4, "mm_bd": 8}
 """How many checkpoints each detector is asked about."""
 
 

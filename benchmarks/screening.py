@@ -25,7 +25,7 @@ from launch import cli
 from otbr_jax import plan as plans
 from otbr_jax.data import sources
 from otbr_jax.data.sources import DataConfig, Images
-from otbr_jax.detectors import short_cuts
+from otbr_jax.detectors import trigger_size
 from otbr_jax.detectors.detector import conclude
 from otbr_jax.metrics import rounded
 from otbr_jax.report.rows import append_row
@@ -74,7 +74,7 @@ def cell(attack: str, path: pathlib.Path) -> Cell:
 def programs(victim: Opened, among: int, *, last: str) -> Any:
     """`key -> values` of the steps up to that one."""
     config = change(victim.config, reach=dataclasses.replace(victim.config.method.reach, among=among))
-    steps = short_cuts.plan(config)
+    steps = to_unlearn.plan(config)
     names = [step.name for step in steps]
     run = plans.programs(steps[: names.index(last) + 1], victim.setup)
     return lambda seed: jax.device_get(run({"victim": victim.variables}, key=jax.random.key(seed)))
@@ -83,7 +83,7 @@ def programs(victim: Opened, among: int, *, last: str) -> Any:
 def searched(victim: Opened, among: int) -> Mapping[str, Any]:
     """The verdict of a search among so many, and the processor's seconds."""
     run, began = programs(victim, among, last="detected"), time.process_time()
-    verdict = conclude(short_cuts.DETECTOR, victim.config, run(0), draw=False)
+    verdict = conclude(to_unlearn.DETECTOR, victim.config, run(0), draw=False)
     return {
         "suspect": verdict.suspect,
         "score": verdict.score,

@@ -18,7 +18,7 @@ from benchmarks.victims import opened
 from configs.bench.disarm import RESNET, VGG, digits
 from launch import cli
 from otbr_jax import plan as plans
-from otbr_jax.detectors import short_cuts
+from otbr_jax.detectors import trigger_size
 from otbr_jax.report.rows import append_row
 from otbr_jax.runs.provenance import ROOT, provenance
 from otbr_jax.studies.bench import Cell
@@ -38,7 +38,7 @@ def searched(cell: Cell, seeds: int) -> list[np.ndarray]:
     """The suspicion of every class, `[classes]`, for each seed of the search."""
     found = opened(cell, WORKDIR.value)
     given = {"victim": found.variables}
-    steps = short_cuts.DETECTOR.plan(found.config)
+    steps = to_unlearn.DETECTOR.plan(found.config)
     program = jax.jit(lambda key: plans.run(steps, found.setup, given, key=key)["detected"].detected.scores)
     return [np.asarray(program(jax.random.key(seed))) for seed in range(seeds)]
 

@@ -30,7 +30,7 @@ from otbr_jax.data.sources import DataConfig, load, preprocess
 from otbr_jax.defenses import disarm, otbr
 from otbr_jax.defenses.disarm import DisarmSettings
 from otbr_jax.defenses.otbr import OTBRConfig
-from otbr_jax.detectors.short_cuts import PicturesConfig
+from otbr_jax.detectors.trigger_size import PicturesConfig
 from otbr_jax.inversion import ReachConfig
 from otbr_jax.models.registry import ModelConfig, build
 from otbr_jax.plan import Plan

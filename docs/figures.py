@@ -165,7 +165,7 @@ def detection() -> Figure:
     bench = [row for row in rows("bench_disarm") if row["seed"] < 10]  # others are the calibration's
     scored = [(row["attack"] != "none", row["verdict"]["score"]) for row in bench]
     kinds = (
-        ("clean networks of the calibration", calibration_of("short_cuts").scores, SOFT),
+        ("clean networks of the calibration", calibration_of("trigger_size").scores, SOFT),
         ("other clean networks", [score for bad, score in scored if not bad], GOOD),
         ("backdoored networks", [score for bad, score in scored if bad], BAD),
     )

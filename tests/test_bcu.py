@@ -22,7 +22,7 @@ from otbr_jax.defenses.bcu import (
     objective,
 )
 from otbr_jax.defenses.bcu import plan as plan_of
-from otbr_jax.detectors.short_cuts import PicturesConfig
+from otbr_jax.detectors.trigger_size import PicturesConfig
 from otbr_jax.graph.graph import Layer
 from otbr_jax.steps.finetune import FinetuningConfig
 from otbr_jax.studies.repair_config import repaired_by

@@ -19,7 +19,7 @@ from otbr_jax.defenses.clp import (
     largest_singular_values,
     normalisation_gains,
 )
-from otbr_jax.detectors.short_cuts import PicturesConfig
+from otbr_jax.detectors.trigger_size import PicturesConfig
 from otbr_jax.settings import change
 from otbr_jax.studies.repair import repair
 from otbr_jax.studies.repair_config import repaired_by

@@ -19,7 +19,7 @@ from otbr_jax.detectors.free_eagle import FreeEagleConfig, anomaly_metrics
 from otbr_jax.detectors.mm_bd import MMBDConfig, p_values
 from otbr_jax.detectors.neural_cleanse import NeuralCleanseConfig, anomaly_indices, search_mask
 from otbr_jax.detectors.registry import DETECTORS
-from otbr_jax.detectors.short_cuts import DetectionConfig, PicturesConfig, ShortCutsSettings
+from otbr_jax.detectors.trigger_size import DetectionConfig, PicturesConfig, TriggerSizeSettings
 from otbr_jax.detectors.verdict import in_words, read_verdict
 from otbr_jax.graph.cut import cut
 from otbr_jax.graph.graph import NeuronGraph
@@ -45,7 +45,7 @@ SMALL = {
     "neural_cleanse": NeuralCleanseConfig(steps=200),
     "free_eagle": FreeEagleConfig(steps=300),
     "mm_bd": MMBDConfig(margin=MarginConfig(steps=60, images=4)),
-    "short_cuts": ShortCutsSettings(
+    "trigger_size": TriggerSizeSettings(
         pictures=PicturesConfig(made=100, images=40),
         reach=ReachConfig(steps=12, starts=4, finalists=2, images=20),
         margin=MarginConfig(steps=60, images=4),
@@ -56,7 +56,7 @@ BRIEF = {
     "neural_cleanse": NeuralCleanseConfig(steps=3, batch_size=8),
     "free_eagle": FreeEagleConfig(steps=3, dummies=2),
     "mm_bd": MMBDConfig(margin=MarginConfig(steps=2, images=2)),
-    "short_cuts": ShortCutsSettings(
+    "trigger_size": TriggerSizeSettings(
         pictures=PicturesConfig(made=60, images=40),
         reach=ReachConfig(steps=2, images=8, starts=4, finalists=2),
         margin=MarginConfig(steps=2, images=2),
@@ -178,10 +178,10 @@ def test_a_network_that_is_cut_computes_the_same(name):
 # --- on disk ------------------------------------------------------------------------------------------------------
 
 
-SLOW = pytest.param("short_cuts", marks=pytest.mark.slow)  # `disarm` has its steps, and tests of its own
+SLOW = pytest.param("trigger_size", marks=pytest.mark.slow)  # `disarm` has its steps, and tests of its own
 
 
-@pytest.mark.parametrize("name", [SLOW if name == "short_cuts" else name for name in BRIEF])
+@pytest.mark.parametrize("name", [SLOW if name == "trigger_size" else name for name in BRIEF])
 def test_memory_and_disk_say_the_same(name, tmp_path):
     config = tiny_runs.OTBR
     session = open_session(config.victim.model, config.victim.data, devices=tiny_runs.DEVICES)

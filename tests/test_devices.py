@@ -13,7 +13,7 @@ from otbr_jax import plan as plans
 from otbr_jax.defenses import disarm
 from otbr_jax.defenses.otbr import OTBRConfig
 from otbr_jax.defenses.otbr import plan as otbr_plan
-from otbr_jax.detectors.short_cuts import DetectionConfig, PicturesConfig
+from otbr_jax.detectors.trigger_size import DetectionConfig, PicturesConfig
 from otbr_jax.inversion import ReachConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.plan import set_up

@@ -14,11 +14,11 @@ import tiny_runs
 
 from otbr_jax import Batch, InputError, Network, plan
 from otbr_jax.defenses import disarm, disarm_clean
-from otbr_jax.defenses.disarm import DisarmSettings, short_cuts
-from otbr_jax.detectors import short_cuts as detecting
+from otbr_jax.defenses.disarm import DisarmSettings, to_unlearn
+from otbr_jax.detectors import trigger_size as detecting
 from otbr_jax.detectors.calibration import read_calibration
-from otbr_jax.detectors.out_of_line import ANSWERS, MARGIN, Anomalies, find_anomalies, out_of_line
-from otbr_jax.detectors.short_cuts import DetectionConfig, PicturesConfig, usual_evidence
+from otbr_jax.detectors.anomalies import ANSWERS, MARGIN, Anomalies, find_anomalies, size_anomalies
+from otbr_jax.detectors.trigger_size import DetectionConfig, PicturesConfig, usual_evidence
 from otbr_jax.inversion import MinimalTriggers, ReachConfig, minimal_triggers
 from otbr_jax.inversion.minimal import at_once
 from otbr_jax.runs.identity import plain
@@ -27,7 +27,7 @@ from otbr_jax.steps.flops import flops_of
 from otbr_jax.steps.margin import MarginConfig, largest_margins
 from otbr_jax.steps.procedural import balanced, procedural
 from otbr_jax.steps.screen import screen
-from otbr_jax.steps.teach import ShortCuts, TeachingConfig, teach, untaught
+from otbr_jax.steps.teach import TriggersToUnlearn, TeachingConfig, teach, untaught
 from otbr_jax.studies.repair_config import repaired_by
 from otbr_jax.studies.results import summarize
 from otbr_jax.triggers import FAMILIES, FamilySwitch
@@ -173,7 +173,7 @@ def test_a_planted_short_cut_is_found_and_taught_away(planted):
     lessons = TeachingConfig(rounds=5, triggers=4, search=config, steps=150, batch_size=32, learning_rate=1e-1)
     taught, info = jax.jit(
         lambda v, closing: teach(network, v, batch, switch, closing, key=jax.random.key(1), config=lessons)
-    )(variables, short_cuts(anomalies._replace(wanted=wanted.at[::2].set(False)), found, families, usual))
+    )(variables, to_unlearn(anomalies._replace(wanted=wanted.at[::2].set(False)), found, families, usual))
     assert turned(variables) > 0.6
     assert turned(taught) < 0.5 * turned(variables)
     kept = jnp.argmax(network.answer(taught, batch.images), -1) == batch.labels
@@ -187,7 +187,7 @@ def taught_additive(planted, *, wanted, budget, config):
     network, variables, batch = planted
     switch = FamilySwitch((FAMILIES["additive"],), SHAPE)
     zero, one = jnp.array([0]), jnp.array([1])
-    closing = ShortCuts(
+    closing = TriggersToUnlearn(
         zero, one, jnp.array([budget]), jnp.array([budget]), jnp.ones((1, switch.length)), jnp.array([wanted])
     )
 
@@ -204,7 +204,7 @@ def test_nothing_wanted_is_nothing_changed(planted):
     chex.assert_trees_all_equal(same, planted[1], strict=True)
     assert not info.taught.any()
     one = jnp.zeros(1)
-    closing = ShortCuts(one, one, one, one, one, jnp.zeros(1, bool))
+    closing = TriggersToUnlearn(one, one, one, one, one, jnp.zeros(1, bool))
     at_once = jax.jit(lambda variables: untaught(variables, closing, config=config))(planted[1])[1]
     chex.assert_trees_all_equal(at_once, info, strict=True)
 
@@ -255,12 +255,12 @@ def test_fewer_classes_are_searched_at_once_where_layers_put_out_much(planted):
 
 def test_out_of_line_by_hand():
     even = jnp.exp(jnp.array([0.0, 1.0, 2.0])[:, None] + jnp.array([0.0, 0.3, 0.6, 0.9])[None, :])
-    for row in out_of_line(even):  # families differ, and count for nothing; classes by no more than they do
+    for row in size_anomalies(even):  # families differ, and count for nothing; classes by no more than they do
         np.testing.assert_allclose(row, [0.45, 0.15, 0, 0], atol=1e-5)
-    short = out_of_line(even.at[1, 2].multiply(jnp.exp(-2.0)))
+    short = size_anomalies(even.at[1, 2].multiply(jnp.exp(-2.0)))
     assert jnp.unravel_index(jnp.argmax(short), short.shape) == (1, 2)
     assert short[1, 2] > 1.5
-    np.testing.assert_allclose(out_of_line(jnp.array([[1.0, jnp.e, jnp.e]])), [[1, 0, 0]], atol=1e-6)
+    np.testing.assert_allclose(size_anomalies(jnp.array([[1.0, jnp.e, jnp.e]])), [[1, 0, 0]], atol=1e-6)
 
 
 def test_every_kind_of_evidence_has_its_usual():
@@ -326,7 +326,7 @@ def test_short_cuts_of_all_classes_are_the_most_telling_ones():
     rule = {"families": families, "threshold": 99.0, "share": 0.6, "budget": 0.5, "closed": "all"}
     usual = usual_evidence()
     found = find_anomalies(costs, jnp.ones(4), jnp.full(4, 0.25), usual=usual, **rule)
-    closing = short_cuts(found, MinimalTriggers(jnp.zeros((2, 4, 5)), costs, jnp.arange(4)), families, usual)
+    closing = to_unlearn(found, MinimalTriggers(jnp.zeros((2, 4, 5)), costs, jnp.arange(4)), families, usual)
     assert {*zip(closing.family.tolist(), closing.target.tolist(), strict=True)} == {(0, 3), (1, 0)}
     assert closing.wanted.all()
     np.testing.assert_allclose(closing.cost, [0.05, 0.1])
@@ -365,7 +365,7 @@ def test_a_run_leaves_a_verdict_and_a_report(way, tmp_path):
     summary = summarize(result)
     assert [*summary["metrics"]] == ["victim", "disarmed"]
     verdict, measured = summary["verdict"], summary["detection"]
-    assert (verdict["detector"], verdict["backdoored"]) == ("short_cuts", "no")  # so short a search finds nothing
+    assert (verdict["detector"], verdict["backdoored"]) == ("trigger_size", "no")  # so short a search finds nothing
     assert verdict["p_value"] is None
     assert "other settings of the search" in verdict["why_not"]
     assert {*verdict["evidence"]} == {"patch", "wave", "margin", "answers"}
@@ -387,11 +387,11 @@ def test_other_clean_networks_are_another_result(monkeypatch):
 
     before = hashed()
     file = copy.deepcopy(dict(read_calibration()))
-    file["short_cuts"]["usual"]["patch"][0] += 0.01
+    file["trigger_size"]["usual"]["patch"][0] += 0.01
     monkeypatch.setattr("otbr_jax.detectors.calibration.read_calibration", lambda: file)
     after = hashed()
     assert [name for name in before if before[name] != after[name]] == ["detected", "disarmed"]
-    file["short_cuts"]["networks"].pop()
+    file["trigger_size"]["networks"].pop()
     assert hashed() == after  # the p-value is no part of any step
 
 

@@ -24,7 +24,7 @@ def metrics(acc, asr=None, ra=None):
 
 def verdict(score, backdoored, **more):
     scores = [score, *np.linspace(0, min(score, 1), 9).tolist()]
-    found = {"detector": "short_cuts", "backdoored": backdoored, "suspect": 0, "score": score, "scores": scores}
+    found = {"detector": "trigger_size", "backdoored": backdoored, "suspect": 0, "score": score, "scores": scores}
     found |= {"threshold": 3.5, "evidence": {"patch": scores, "margin": scores}}
     return found | (more or {"p_value": 0.0328, "clean_networks": 60})
 

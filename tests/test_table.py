@@ -222,7 +222,7 @@ def test_the_file_of_the_calibration_is_what_the_rows_say(tmp_path):
         assert [*calibration_of(name).scores] == sorted(round(max(row["verdict"]["scores"]), 2) for row in clean)
     kept, replaced = tmp_path / "kept.json", tmp_path / "replaced.json"
     done = launch("calibrate", f"--out={kept}", folder=ROOT)
-    assert f"{kept}: 60 clean networks scored by short_cuts" in done.stdout, done.stderr
+    assert f"{kept}: 60 clean networks scored by to_unlearn" in done.stdout, done.stderr
     assert kept.read_text() == (ROOT / "otbr_jax" / "detectors" / FILE).read_text()
     rows = {
         name: parse((ROOT / "results" / f"{source.bench}.jsonl").read_text(), name=source.bench)
@@ -230,10 +230,12 @@ def test_the_file_of_the_calibration_is_what_the_rows_say(tmp_path):
     }
     replaced.write_text(calibration.written(calibration.updated(before, rows, evidence=True)))
     after = json.loads(replaced.read_text())
-    assert after["short_cuts"]["usual"] == calibration.usual(rows["short_cuts"], calibration.SOURCES["short_cuts"])
-    assert after["short_cuts"]["usual"] != before["short_cuts"]["usual"]
-    assert "--evidence" in after["short_cuts"]["usual_from"]
-    assert after["short_cuts"]["networks"] == before["short_cuts"]["networks"]
+    assert after["trigger_size"]["usual"] == calibration.usual(
+        rows["trigger_size"], calibration.SOURCES["trigger_size"]
+    )
+    assert after["trigger_size"]["usual"] != before["trigger_size"]["usual"]
+    assert "--evidence" in after["trigger_size"]["usual_from"]
+    assert after["trigger_size"]["networks"] == before["trigger_size"]["networks"]
     assert after["otbr_plus"] == before["otbr_plus"]
 
 

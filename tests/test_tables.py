@@ -120,7 +120,7 @@ def largest(rng, seed):
 
 def scanned(rng, seed):
     """A row as scanning.jsonl has it."""
-    row = {"detector": ("short_cuts", "mm_bd")[seed - 1], "network": "a-w8", "checkpoints": 4}
+    row = {"detector": ("trigger_size", "mm_bd")[seed - 1], "network": "a-w8", "checkpoints": 4}
     return row | {name: value(rng) for name in ("first_cpu_seconds", "cpu_seconds", "per_cpu_minute")}
 
 

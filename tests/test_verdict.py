@@ -16,7 +16,7 @@ from otbr_jax.detectors.free_eagle import FreeEagleConfig
 from otbr_jax.detectors.mm_bd import MMBDConfig
 from otbr_jax.detectors.neural_cleanse import NeuralCleanseConfig
 from otbr_jax.detectors.registry import DETECTORS
-from otbr_jax.detectors.short_cuts import DetectionConfig, PicturesConfig, ShortCutsSettings
+from otbr_jax.detectors.trigger_size import DetectionConfig, PicturesConfig, TriggerSizeSettings
 from otbr_jax.detectors.verdict import Backdoored, in_words, p_value, read_verdict, verdict_of, with_enough_classes
 from otbr_jax.report.rows import Row, current, field, is_flagged, parse
 from otbr_jax.steps.margin import MarginConfig
@@ -27,7 +27,7 @@ BRIEF = {
     "neural_cleanse": NeuralCleanseConfig(steps=2, batch_size=4),
     "free_eagle": FreeEagleConfig(steps=2),
     "mm_bd": MMBDConfig(margin=MARGIN),
-    "short_cuts": ShortCutsSettings(
+    "trigger_size": TriggerSizeSettings(
         pictures=PicturesConfig(made=20, images=10),
         reach=ReachConfig(steps=2, images=8, starts=2, finalists=1),
         margin=MARGIN,
@@ -95,7 +95,7 @@ def test_a_detector_needs_as_many_classes_as_it_says():
         "free_eagle": 4,
         "mm_bd": 6,
         "neural_cleanse": 3,
-        "short_cuts": 3,
+        "trigger_size": 3,
     }
 
 
@@ -146,17 +146,17 @@ def test_a_p_value_is_of_the_usual_settings_or_says_why_it_is_not():
         detector = Detector(name, object, "none", lambda _: (), lambda *_: verdict, is_usual=lambda _: usual)
         return conclude(detector, None, {})
 
-    usual, other, nobody = asked("short_cuts", True), asked("short_cuts", False), asked("x", True)
-    scores = calibration_of("short_cuts").scores
+    usual, other, nobody = asked("trigger_size", True), asked("trigger_size", False), asked("x", True)
+    scores = calibration_of("trigger_size").scores
     assert usual.p_value == p_value(3.0, scores)
     assert (usual.clean_networks, usual.why_not) == (len(scores), "") == (60, "")
     assert (other.p_value, nobody.p_value) == (None, None)
     assert "other settings of the search" in other.why_not
     assert nobody.why_not == "no clean networks were scored by x"
     assert {usual.backdoored, other.backdoored, nobody.backdoored} == {"yes"}
-    own = asked("short_cuts", True, p_value=0.0123456)  # of a null distribution
+    own = asked("trigger_size", True, p_value=0.0123456)  # of a null distribution
     assert (own.p_value, own.clean_networks) == (0.01235, 0)
-    assert in_words(own).endswith("threshold 2 (short_cuts); p-value 0.012")
+    assert in_words(own).endswith("threshold 2 (to_unlearn); p-value 0.012")
 
 
 def test_a_verdict_in_words():
@@ -186,7 +186,7 @@ def test_older_rows_are_read_as_they_would_be_written():
     row = current({"cell": "a", "judgement": judgement | {"evidence": {"wave": [0, 1]}}, "seed": 3})
     assert {*row} == {"cell", "seed", "verdict", "detection"}
     assert read_verdict(row["verdict"]).plain() == {
-        "detector": "short_cuts",
+        "detector": "trigger_size",
         "backdoored": "yes",
         "suspect": 1,
         "score": 4.0,

@@ -7,7 +7,7 @@ from configs import disarm
 from configs.bench import paper
 from configs.recipes import training
 from otbr_jax.contrib.otbr_plus import SweepConfig
-from otbr_jax.detectors.short_cuts import DetectionConfig, PicturesConfig
+from otbr_jax.detectors.trigger_size import DetectionConfig, PicturesConfig
 from otbr_jax.inversion import ReachConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.settings import change, from_dict

@@ -14,7 +14,7 @@ from configs import tsbd
 from configs.bench.otbr_plus import digits
 from configs.otbr_plus import plus
 from otbr_jax.data.clean import CleanConfig
-from otbr_jax.detectors.short_cuts import DetectionConfig
+from otbr_jax.detectors.trigger_size import DetectionConfig
 from otbr_jax.settings import from_dict
 from otbr_jax.studies.bench import Cell, Grid
 from otbr_jax.studies.repair_config import RepairConfig, repaired_by

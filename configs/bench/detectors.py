@@ -3,7 +3,7 @@
     python -m launch.bench --grid=configs/bench/detectors.py --workdir=runs/disarm
 
 Victims are those of `configs/bench/disarm.py`, which are reloaded in its working directory, and two of WaNet. The
-detector of the default, `short_cuts`, has its threshold from clean networks with seeds from 10 on; those here have
+detector of the default, `trigger_size`, has its threshold from clean networks with seeds from 10 on; those here have
 seeds below. The others have the thresholds that they were published with. Neural Cleanse has 5 % of the training set,
 65 images. Up to a minute for each pair; `--only=/mm_bd/` fills one detector's. Curves are drawn in `WORKDIR/roc.png`.
 """

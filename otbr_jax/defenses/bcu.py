@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from otbr_jax.defenses.defense import Defense, Outcome, count_neurons
 from otbr_jax.defenses.tuning import changes_step, tuned_outcome, tuning_step
-from otbr_jax.detectors.short_cuts import PROCEDURAL, PicturesConfig, make_pictures
+from otbr_jax.detectors.trigger_size import PROCEDURAL, PicturesConfig, make_pictures
 from otbr_jax.errors import InputError
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.graph.graph import Layer

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from otbr_jax import plan as plans
 from otbr_jax.defenses.defense import Defense, Outcome, count_neurons, rounded
 from otbr_jax.defenses.grid import Built, Grid
-from otbr_jax.detectors.short_cuts import PROCEDURAL, PicturesConfig, make_pictures
+from otbr_jax.detectors.trigger_size import PROCEDURAL, PicturesConfig, make_pictures
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.graph.graph import Layer, NeuronGraph
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs

@@ -1,6 +1,6 @@
 """Disarm: find the class that some trigger reaches too cheaply, and teach the network that the trigger means nothing.
 
-No data and no oracle. The detector `short_cuts` says which class and which triggers; then the network is taught on
+No data and no oracle. The detector `trigger_size` says which class and which triggers; then the network is taught on
 procedural pictures, where its own logits take the place of labels. The class stays, since the network is its own
 teacher on pictures without a trigger.
 """
@@ -17,11 +17,11 @@ import numpy as np
 
 from otbr_jax import plan as plans
 from otbr_jax.defenses.defense import Defense, Outcome, count_neurons
-from otbr_jax.detectors import short_cuts as detecting
+from otbr_jax.detectors import trigger_size as detecting
 from otbr_jax.detectors.calibration import Usual
 from otbr_jax.detectors.detector import conclude
-from otbr_jax.detectors.out_of_line import Anomalies, unusual
-from otbr_jax.detectors.short_cuts import PROCEDURAL, ShortCutsSettings, measured, switch_of, usual_evidence
+from otbr_jax.detectors.anomalies import Anomalies, unusual
+from otbr_jax.detectors.trigger_size import PROCEDURAL, TriggerSizeSettings, measured, switch_of, usual_evidence
 from otbr_jax.detectors.verdict import Backdoored
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.graph.graph import NeuronGraph
@@ -31,13 +31,13 @@ from otbr_jax.plan import Plan, Report, Setup, Shown, Step, Work, needs
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.procedural import Pictures
 from otbr_jax.steps.score import neuron_weight_changes
-from otbr_jax.steps.teach import ShortCuts, TeachingConfig, TeachingInfo, teach, untaught
+from otbr_jax.steps.teach import TriggersToUnlearn, TeachingConfig, TeachingInfo, teach, untaught
 from otbr_jax.triggers import FAMILIES
 from otbr_jax.types import Network, Variables
 
 
 @settings("")
-class DisarmSettings(ShortCutsSettings):
+class DisarmSettings(TriggerSizeSettings):
     """All settings of the defence `disarm`: those of its detector, and of the lessons."""
 
     teaching: TeachingConfig = field(default=TeachingConfig(), doc="how the network is taught.")
@@ -51,12 +51,14 @@ class Disarmed(NamedTuple):
     info: TeachingInfo
 
 
-def short_cuts(found: Anomalies, reached: MinimalTriggers, families: tuple[str, ...], usual: Usual) -> ShortCuts:
+def to_unlearn(
+    found: Anomalies, reached: MinimalTriggers, families: tuple[str, ...], usual: Usual
+) -> TriggersToUnlearn:
     """What is to be closed: of what is wanted the most telling, as many as there are families."""
     telling = jnp.where(found.wanted, unusual(found.evidence, families, usual)[: len(families)], -jnp.inf)
     family, place = jnp.unravel_index(jnp.argsort(-telling, axis=None)[: len(families)], telling.shape)
     of = (family, place)
-    return ShortCuts(
+    return TriggersToUnlearn(
         family, reached.classes[place], reached.size[of], found.budget[of], reached.flat_latent[of], found.wanted[of]
     )
 
@@ -82,7 +84,7 @@ def disarm_suspect(
 ) -> Disarmed:
     """The network, taught that triggers of its short cuts mean nothing; as it is if it has none."""
     switch = switch_of(setup, settings.families)
-    closing = short_cuts(detected, reached, settings.families, settings.usual)
+    closing = to_unlearn(detected, reached, settings.families, settings.usual)
     teaching = settings.teaching
     return Disarmed(
         *teach(
@@ -97,7 +99,7 @@ def leave_alone(
 ) -> Disarmed:
     """What `disarm_suspect` makes of a network in which nothing is to be closed."""
     del setup
-    closing = short_cuts(detected, reached, settings.families, settings.usual)
+    closing = to_unlearn(detected, reached, settings.families, settings.usual)
     return Disarmed(*untaught(victim, closing, config=settings.teaching))
 
 
@@ -223,11 +225,11 @@ def _lessons(config: DisarmSettings, values: Mapping[str, Any]) -> list[dict[str
     ]
 
 
-def _closing(config: DisarmSettings, values: Mapping[str, Any]) -> ShortCuts:
+def _closing(config: DisarmSettings, values: Mapping[str, Any]) -> TriggersToUnlearn:
     """What was closed, without what was not wanted."""
-    closing = short_cuts(values["detected"], values["reached"], config.detection.families, usual_evidence())
+    closing = to_unlearn(values["detected"], values["reached"], config.detection.families, usual_evidence())
     wanted = np.asarray(closing.wanted)
-    return ShortCuts(*(np.asarray(leaf)[wanted] for leaf in closing))
+    return TriggersToUnlearn(*(np.asarray(leaf)[wanted] for leaf in closing))
 
 
 DEFENSE = Defense(

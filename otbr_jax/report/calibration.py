@@ -5,7 +5,7 @@ The file has an entry for each detector that clean networks were scored by:
 - `networks`: a clean network each, ascending by its `score`, and what it is. P-values compare with these.
 - `networks_from`: which rows those are.
 - `usual`: by kind of evidence `[median, deviation]` of the largest evidence of a class in clean networks. The search
-  `short_cuts` counts in such deviations, so that another one is another score of every network.
+  `trigger_size` counts in such deviations, so that another one is another score of every network.
 - `usual_from`: where those come from.
 """
 
@@ -29,7 +29,7 @@ class Source(NamedTuple):
     seeds: int
 
 
-SOURCES = {"otbr_plus": Source("bench_otbr_plus", 0), "short_cuts": Source("bench_disarm", 10)}
+SOURCES = {"otbr_plus": Source("bench_otbr_plus", 0), "trigger_size": Source("bench_disarm", 10)}
 """By the detector's name."""
 
 LEAST_DEVIATION = 0.15

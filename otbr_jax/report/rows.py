@@ -54,7 +54,7 @@ def parse(text: str, *, name: str) -> list[Row]:
 
 
 _DETECTED_BY = {
-    "procedural pictures": "short_cuts",
+    "procedural pictures": "trigger_size",
     "images made from the network": "otbr_plus",
     "clean images": "tsbd",
 }

@@ -50,7 +50,7 @@ class TeachingConfig:
     )
 
 
-class ShortCuts(NamedTuple):
+class TriggersToUnlearn(NamedTuple):
     """Ways to a class that are to be closed, `[k]` each.
 
     Attributes:
@@ -122,7 +122,7 @@ def teach(
     variables: Variables,
     pictures: Batch,
     switch: FamilySwitch,
-    short_cuts: ShortCuts,
+    to_unlearn: TriggersToUnlearn,
     *,
     key: jax.Array,
     config: TeachingConfig,
@@ -145,7 +145,7 @@ def teach(
       variables: the suspicious network's variables.
       pictures: `[n, h, w, c]` in [0, 1], and what the network answers them with, `[n]`.
       switch: the families.
-      short_cuts: what to close; may be traced.
+      to_unlearn: what to close; may be traced.
       key: typed PRNG key.
       config: how.
       axis_name: mapped axis whose devices share each step's pictures.
@@ -157,18 +157,18 @@ def teach(
     Source: docs/defences/disarm.md; soft answers as lessons after DHBE (arXiv 2306.08009).
     """
     params, state = split(variables)
-    count, places = len(short_cuts.family), config.rounds * config.triggers
+    count, places = len(to_unlearn.family), config.rounds * config.triggers
     optimizer = optax.chain(
         optax.scale_by_adam(b2=0.99),
         optax.scale_by_param_block_rms(),
         optax.scale_by_learning_rate(config.learning_rate),
     )
-    lesson = partial(_lesson, network, variables, pictures, switch, short_cuts, optimizer, config, axis_name, on_step)
-    check = jnp.minimum(_CHECK * short_cuts.cost, short_cuts.budget)
-    enough = switch.numbers("left")[short_cuts.family]
+    lesson = partial(_lesson, network, variables, pictures, switch, to_unlearn, optimizer, config, axis_name, on_step)
+    check = jnp.minimum(_CHECK * to_unlearn.cost, to_unlearn.budget)
+    enough = switch.numbers("left")[to_unlearn.family]
     few = Batch(pictures.images[-_CHECKED:], pictures.labels[-_CHECKED:])
     meant = network.answer(variables, few.images).astype(jnp.float32)
-    aimed_at = jnp.any((few.labels[:, None] == short_cuts.target) & short_cuts.wanted, axis=1)
+    aimed_at = jnp.any((few.labels[:, None] == to_unlearn.target) & to_unlearn.wanted, axis=1)
     plain = jnp.where(jnp.all(aimed_at), True, ~aimed_at)[:, None]
 
     def search(course: _Course, key: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -178,9 +178,9 @@ def teach(
                     network,
                     {**state, "params": course.params},
                     pictures,
-                    switch[short_cuts.family[index]],
-                    short_cuts.target[index],
-                    aim=Within(short_cuts.budget[index]),
+                    switch[to_unlearn.family[index]],
+                    to_unlearn.target[index],
+                    aim=Within(to_unlearn.budget[index]),
                     steps=config.search.steps,
                     triggers=config.triggers,
                     starts=config.search.starts,
@@ -204,7 +204,7 @@ def teach(
 
         def one(place: jax.Array) -> jax.Array:
             index, trigger = place // config.triggers, place % config.triggers
-            family, target = short_cuts.family[index], short_cuts.target[index]
+            family, target = to_unlearn.family[index], to_unlearn.target[index]
             best = switch[family].trigger(course.latents[index, trigger][None], check[index][None])
             share = success_rate(network, now, few, best, target[None])[0]
             return jnp.where(course.success[index, trigger] > _OPEN, share, 0.0)
@@ -234,7 +234,7 @@ def teach(
             )
             wanted = jnp.any(now.open)
             now, loss = jax.lax.cond(wanted, lambda: lesson(now, teach_key), lambda: (now, jnp.zeros(config.steps)))
-            left = jnp.where(short_cuts.wanted, still_turned(now), 0.0)
+            left = jnp.where(to_unlearn.wanted, still_turned(now), 0.0)
             heavier = jnp.where(left > _OPEN, jnp.minimum(config.emphasis * now.emphasis, _MOST), now.emphasis)
             moved = distortion(now)
             done = TeachingInfo(success, left, moved, loss, wanted, jnp.array(False))
@@ -252,14 +252,14 @@ def teach(
         optimizer.init(params),
         jnp.zeros((count, places, switch.length)),
         jnp.zeros((count, places)),
-        short_cuts.known,
+        to_unlearn.known,
         jnp.ones(count),
-        jnp.where(short_cuts.wanted, 1.0, 0.0),
-        short_cuts.wanted,
+        jnp.where(to_unlearn.wanted, 1.0, 0.0),
+        to_unlearn.wanted,
     )
     course, info = jax.lax.scan(one_round, start, jnp.arange(config.rounds))
     undone = jnp.max(course.left) > _VAIN
-    beyond = jnp.min(jnp.where(short_cuts.wanted, switch.numbers("beyond")[short_cuts.family], jnp.inf))
+    beyond = jnp.min(jnp.where(to_unlearn.wanted, switch.numbers("beyond")[to_unlearn.family], jnp.inf))
     far = jnp.where(undone | ~info.taught[0], 0.0, beyond)
     params = jax.tree.map(
         lambda new, old: jnp.where(far > 0, old + far * (new - old), old).astype(old.dtype), course.params, params
@@ -267,9 +267,11 @@ def teach(
     return {**state, "params": params}, info._replace(undone=undone)
 
 
-def untaught(variables: Variables, short_cuts: ShortCuts, *, config: TeachingConfig) -> tuple[Variables, TeachingInfo]:
+def untaught(
+    variables: Variables, to_unlearn: TriggersToUnlearn, *, config: TeachingConfig
+) -> tuple[Variables, TeachingInfo]:
     """What `teach` gives where nothing is to be closed, without the lessons that it would compile."""
-    count, (rounds, triggers, steps) = len(short_cuts.family), (config.rounds, config.triggers, config.steps)
+    count, (rounds, triggers, steps) = len(to_unlearn.family), (config.rounds, config.triggers, config.steps)
     nothing = jnp.zeros((rounds, count, triggers)), jnp.zeros((rounds, count)), jnp.zeros(rounds)
     return variables, TeachingInfo(*nothing, jnp.zeros((rounds, steps)), jnp.zeros(rounds, bool), jnp.zeros((), bool))
 
@@ -279,7 +281,7 @@ def _lesson(
     teacher: Variables,
     pictures: Batch,
     switch: FamilySwitch,
-    short_cuts: ShortCuts,
+    to_unlearn: TriggersToUnlearn,
     optimizer: optax.GradientTransformation,
     config: TeachingConfig,
     axis_name: str | None,
@@ -312,13 +314,13 @@ def _lesson(
         index = jax.random.categorical(keys[1], often)
         which = jax.random.categorical(keys[2], jnp.log(weights[index]), shape=(size,))
         which = own_part(which, axis_name, name=_SIZE)
-        latents, family, budget = course.latents[index][which], short_cuts.family[index], short_cuts.budget[index]
+        latents, family, budget = course.latents[index][which], to_unlearn.family[index], to_unlearn.budget[index]
 
         def put(family: jax.Array, latent: jax.Array, image: jax.Array) -> jax.Array:
             return switch[family].apply(image[None], latent, budget)[0]
 
         triggered = jax.vmap(put, in_axes=(None, 0, 0))(family, latents, plain)
-        others = (jnp.argmax(answers, axis=-1) != short_cuts.target[index]).astype(jnp.float32)
+        others = (jnp.argmax(answers, axis=-1) != to_unlearn.target[index]).astype(jnp.float32)
         # In turn, so that devices which share the pictures share the batch likewise.
         images, emphasis = jnp.stack([plain, triggered], axis=1), course.emphasis[index]
         images = images.reshape(-1, *plain.shape[1:])

@@ -1,6 +1,6 @@
 """Short cuts: the class that some trigger of some family reaches too cheaply, or that some picture lifts too far.
 
-No data. Procedural pictures take the place of images; `otbr_jax.detectors.out_of_line` says what is compared with what.
+No data. Procedural pictures take the place of images; `otbr_jax.detectors.anomalies` says what is compared with what.
 The threshold was rounded on clean networks, which a p-value comes from too (`otbr_jax.detectors.calibration`).
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from otbr_jax.detectors.calibration import Usual, calibration_of
 from otbr_jax.detectors.detector import Detector
-from otbr_jax.detectors.out_of_line import ANSWERS, CLOSED, MARGIN, Anomalies, find_anomalies, unusual
+from otbr_jax.detectors.anomalies import ANSWERS, CLOSED, MARGIN, Anomalies, find_anomalies, unusual
 from otbr_jax.detectors.verdict import FEWEST, Verdict, in_words, verdict_of, with_enough_classes
 from otbr_jax.inversion import MinimalTriggers, ReachConfig, Screened, minimal_triggers
 from otbr_jax.metrics import rounded
@@ -30,7 +30,7 @@ from otbr_jax.steps.screen import UPHILL, screen
 from otbr_jax.triggers import FAMILIES, FamilySwitch
 from otbr_jax.types import Batch, Variables
 
-NAME = "short_cuts"
+NAME = "trigger_size"
 _FEW = 20  # classes: how many a person is advised to search where there are more
 PROCEDURAL = "procedural pictures"
 """What a network is searched and taught on, in words."""
@@ -90,8 +90,8 @@ class DetectionConfig:
 
 
 @settings("")
-class ShortCutsSettings:
-    """All settings of the detector `short_cuts`."""
+class TriggerSizeSettings:
+    """All settings of the detector `trigger_size`."""
 
     pictures: PicturesConfig = field(default=PicturesConfig(), doc="what takes the place of images.")
     reach: ReachConfig = field(default=ReachConfig(), doc="how the cheapest triggers are searched.")
@@ -209,7 +209,7 @@ def usual_evidence() -> Usual:
     return calibration_of(NAME).usual
 
 
-def plan(config: ShortCutsSettings) -> Plan:
+def plan(config: TriggerSizeSettings) -> Plan:
     """pictures -> screened -> reached -> margins -> detected."""
     searching = Searching(config.reach, config.detection.families)
     return (
@@ -261,7 +261,7 @@ def plan(config: ShortCutsSettings) -> Plan:
     )
 
 
-def scan_work(config: ShortCutsSettings, setup: Setup) -> Work:
+def scan_work(config: TriggerSizeSettings, setup: Setup) -> Work:
     """What looking for a backdoor takes, all steps together."""
     reach, margin, families = config.reach, config.margin, len(config.detection.families)
     classes, pictures = _searched(config, setup), config.pictures.made + families * reach.starts * reach.images
@@ -273,18 +273,18 @@ def scan_work(config: ShortCutsSettings, setup: Setup) -> Work:
     return Work(what, pictures, gradients, less if classes <= _FEW else f"--config.reach.among={_FEW}, {less}")
 
 
-def _searched(config: ShortCutsSettings, setup: Setup) -> int:
+def _searched(config: TriggerSizeSettings, setup: Setup) -> int:
     """How many classes are searched."""
     return min(config.reach.among or setup.network.num_classes, setup.network.num_classes)
 
 
-def _steps(config: ShortCutsSettings, setup: Setup) -> int:
+def _steps(config: TriggerSizeSettings, setup: Setup) -> int:
     """How many steps all searches take together."""
     count = _searched(config, setup)
     return len(config.detection.families) * config.reach.steps * (count + min(config.reach.finalists, count))
 
 
-def verdict(config: ShortCutsSettings, values: Mapping[str, Any]) -> Verdict:
+def verdict(config: TriggerSizeSettings, values: Mapping[str, Any]) -> Verdict:
     """The highest score of any class, in standard deviations."""
     return _verdict(config.detection, values["detected"])
 
@@ -309,7 +309,7 @@ def _each(searched: Any, row: Any, classes: int) -> tuple[float | None, ...]:
     return tuple(rounded(known[label]) if label in known else None for label in range(classes))
 
 
-def measured(config: ShortCutsSettings, values: Mapping[str, Any]) -> dict[str, Any]:
+def measured(config: TriggerSizeSettings, values: Mapping[str, Any]) -> dict[str, Any]:
     """What the evidence comes from, as plain JSON values: numbers of each class, None of those not searched.
 
     `family`: the most telling one of the suspect. `trigger_size`: by family, what the cheapest trigger costs.
@@ -330,20 +330,20 @@ def measured(config: ShortCutsSettings, values: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def is_usual(config: ShortCutsSettings) -> bool:
+def is_usual(config: TriggerSizeSettings) -> bool:
     """Whether a search is the one that clean networks were scored with: any other finds other costs and margins."""
-    usual = ShortCutsSettings()
+    usual = TriggerSizeSettings()
     reach = dataclasses.replace(config.reach, classes=usual.reach.classes)  # of memory alone
     searched = (config.pictures, reach, config.margin, config.detection.families)
     return searched == (usual.pictures, usual.reach, usual.margin, usual.detection.families)
 
 
-def telling_family(config: ShortCutsSettings, found: Anomalies) -> np.ndarray:
+def telling_family(config: TriggerSizeSettings, found: Anomalies) -> np.ndarray:
     """The most telling family of each class that was searched, by its index."""
     return np.argmax(np.asarray(unusual(found.evidence, config.detection.families, usual_evidence()))[:-2], axis=0)
 
 
-def pictured(config: ShortCutsSettings, values: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+def pictured(config: TriggerSizeSettings, values: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """What each class's most telling trigger does to a picture, on grey, at its own scale.
 
     Full masks `[classes, h, w, 1]`, and pictures `[classes, h, w, c]` in [0, 1]; grey of classes not searched.
@@ -367,7 +367,7 @@ def pictured(config: ShortCutsSettings, values: Mapping[str, Any]) -> tuple[np.n
 
 DETECTOR = Detector(
     name=NAME,
-    Config=ShortCutsSettings,
+    Config=TriggerSizeSettings,
     data="none",
     plan=plan,
     verdict=verdict,

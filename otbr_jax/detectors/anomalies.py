@@ -45,7 +45,7 @@ class Anomalies(NamedTuple):
     budget: jax.Array
 
 
-def out_of_line(costs: jax.Array) -> jax.Array:
+def size_anomalies(costs: jax.Array) -> jax.Array:
     """By what factor each family reaches each class more cheaply than expected, `[families, classes]`, as a logarithm.
 
     Expected is what the family's other classes cost, and more if the class is hard to reach by the other families
@@ -107,7 +107,7 @@ def find_anomalies(
     further = jnp.where(middle > 0, jnp.log(jnp.maximum(margins, 1e-3) / jnp.where(middle > 0, middle, 1.0)), 0.0)
     often = jnp.clip(answers, 1e-3, 1 - 1e-3)
     odds = jnp.log(often / (1 - often)) + jnp.log(of - 1.0)
-    evidence = jnp.concatenate([out_of_line(costs), further[None], odds[None]])
+    evidence = jnp.concatenate([size_anomalies(costs), further[None], odds[None]])
     deviations = unusual(evidence, families, usual)
     scores = jnp.sqrt(jnp.sum(jnp.maximum(deviations, 0) ** 2, axis=0))
     place = jnp.argmax(scores)
