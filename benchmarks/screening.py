@@ -74,7 +74,7 @@ def cell(attack: str, path: pathlib.Path) -> Cell:
 def programs(victim: Opened, among: int, *, last: str) -> Any:
     """`key -> values` of the steps up to that one."""
     config = change(victim.config, reach=dataclasses.replace(victim.config.method.reach, among=among))
-    steps = to_unlearn.plan(config)
+    steps = trigger_size.plan(config)
     names = [step.name for step in steps]
     run = plans.programs(steps[: names.index(last) + 1], victim.setup)
     return lambda seed: jax.device_get(run({"victim": victim.variables}, key=jax.random.key(seed)))
@@ -83,7 +83,7 @@ def programs(victim: Opened, among: int, *, last: str) -> Any:
 def searched(victim: Opened, among: int) -> Mapping[str, Any]:
     """The verdict of a search among so many, and the processor's seconds."""
     run, began = programs(victim, among, last="detected"), time.process_time()
-    verdict = conclude(to_unlearn.DETECTOR, victim.config, run(0), draw=False)
+    verdict = conclude(trigger_size.DETECTOR, victim.config, run(0), draw=False)
     return {
         "suspect": verdict.suspect,
         "score": verdict.score,

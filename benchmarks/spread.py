@@ -38,7 +38,7 @@ def searched(cell: Cell, seeds: int) -> list[np.ndarray]:
     """The suspicion of every class, `[classes]`, for each seed of the search."""
     found = opened(cell, WORKDIR.value)
     given = {"victim": found.variables}
-    steps = to_unlearn.DETECTOR.plan(found.config)
+    steps = trigger_size.DETECTOR.plan(found.config)
     program = jax.jit(lambda key: plans.run(steps, found.setup, given, key=key)["detected"].detected.scores)
     return [np.asarray(program(jax.random.key(seed))) for seed in range(seeds)]
 

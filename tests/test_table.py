@@ -222,7 +222,7 @@ def test_the_file_of_the_calibration_is_what_the_rows_say(tmp_path):
         assert [*calibration_of(name).scores] == sorted(round(max(row["verdict"]["scores"]), 2) for row in clean)
     kept, replaced = tmp_path / "kept.json", tmp_path / "replaced.json"
     done = launch("calibrate", f"--out={kept}", folder=ROOT)
-    assert f"{kept}: 60 clean networks scored by to_unlearn" in done.stdout, done.stderr
+    assert f"{kept}: 60 clean networks scored by trigger_size" in done.stdout, done.stderr
     assert kept.read_text() == (ROOT / "otbr_jax" / "detectors" / FILE).read_text()
     rows = {
         name: parse((ROOT / "results" / f"{source.bench}.jsonl").read_text(), name=source.bench)

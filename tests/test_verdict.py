@@ -156,7 +156,7 @@ def test_a_p_value_is_of_the_usual_settings_or_says_why_it_is_not():
     assert {usual.backdoored, other.backdoored, nobody.backdoored} == {"yes"}
     own = asked("trigger_size", True, p_value=0.0123456)  # of a null distribution
     assert (own.p_value, own.clean_networks) == (0.01235, 0)
-    assert in_words(own).endswith("threshold 2 (to_unlearn); p-value 0.012")
+    assert in_words(own).endswith("threshold 2 (trigger_size); p-value 0.012")
 
 
 def test_a_verdict_in_words():

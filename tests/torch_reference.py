@@ -121,7 +121,7 @@ def _finetune(model, start, batches, labels):
         first = _gradients(copy.deepcopy(model), images, own)
         ahead = copy.deepcopy(model)
         with torch.no_grad():
-            for parameter, gradient in zip(estimate.parameters(), first, strict=True):
+            for parameter, gradient in zip(ahead.parameters(), first, strict=True):
                 if gradient.norm() > 0:
                     parameter += TSBD["r"] * gradient / gradient.norm()
         second = _gradients(ahead, images, own)

@@ -194,7 +194,7 @@ def _bait(run: Run, train: Images, victim: Victim, config: RelearningConfig, see
     images, own = jnp.asarray(train.images[places]), labels[places]
     few = config.poisoned
     assert victim.trigger is not None
-    with_trigger = poisoning.apply_trigger(victim.trigger, images[:few], key=run.key("relearning"))
+    with_trigger = poisoning.apply_trigger(victim.trigger, images[:few], key=run.key("comes_back"))
     poisoned = Batch(images.at[:few].set(with_trigger), own.at[:few].set(goals[places[:few]]))
     return Batch(jnp.stack([images, poisoned.images]), jnp.stack([own, poisoned.labels]))
 
@@ -232,5 +232,5 @@ def _step(name: str, config: RelearningConfig) -> Step:
         return jax.lax.map(curve, bait)
 
     return Step(
-        name, run, needs("network", "bait", "test"), config, key="relearning", shown=Shown("whether it comes back")
+        name, run, needs("network", "bait", "test"), config, key="comes_back", shown=Shown("relearning")
     )
