@@ -41,7 +41,7 @@ def settings() -> Iterator[Case]:
         "--config.data.std=(0,)", "--config.attack.name=badnet", "--config.attack.poisoning_ratio=2",
         "--config.attack.poisoning_ratio=-0.1", "--config.attack.target=99", "--config.attack.target=-1",
         "--config.defense=disarmed", "--config.pictures.images=0", "--config.pictures.images=9999999",
-        "--config.reach.steps=0", "--config.reach.images=0", "--config.detection.threshold=0",
+        "--config.inversion.steps=0", "--config.inversion.images=0", "--config.detection.threshold=0",
         "--config.detection.families=('patchwork',)", "--config.detection.families=()", "--config.detection.share=2",
         "--config.detection.closed=some", "--config.teaching.rounds=0", "--config.teaching.learning_rate=0",
         "--config.teaching.emphasis=0.5", "--config.teaching.distortion=0", "--config.layers=convolution",

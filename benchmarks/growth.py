@@ -30,7 +30,7 @@ from otbr_jax.defenses import otbr
 from otbr_jax.defenses.otbr import OTBRConfig
 from otbr_jax.detectors.trigger_size import PicturesConfig, make_pictures
 from otbr_jax.files import write_figure
-from otbr_jax.inversion import ReachConfig, Screened, minimal_triggers
+from otbr_jax.inversion import InversionConfig, Screened, minimal_triggers
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.plan import Setup
@@ -81,7 +81,7 @@ def programs(*, width: int, depth: int, batch: int, classes: int, side: int) -> 
     images = jax.random.uniform(KEY, (batch, side, side, 3))
     pictures = Batch(images, jnp.arange(batch) % classes)
     switch = FamilySwitch(tuple(FAMILIES[name] for name in FEW), network.image_shape)
-    search = ReachConfig(steps=1, images=batch // 2, starts=8, finalists=1)
+    search = InversionConfig(steps=1, images=batch // 2, starts=8, finalists=1)
     every = Screened(jnp.arange(classes), jnp.zeros((len(FEW), classes), jnp.int32))
     margin = MarginConfig(steps=2, images=batch // 4)
 
@@ -143,7 +143,7 @@ def made(setup: Setup, variables: Any) -> Any:
 def taught(setup: Setup, switch: FamilySwitch, batch: int, variables: Any, pictures: Batch) -> Any:
     """A round of lessons against additive triggers."""
     config = TeachingConfig(
-        rounds=1, triggers=2, search=ReachConfig(steps=2, images=batch // 2, starts=8), steps=2, batch_size=batch
+        rounds=1, triggers=2, search=InversionConfig(steps=2, images=batch // 2, starts=8), steps=2, batch_size=batch
     )
     # What the network answers anyway: such triggers work, so that there always is a lesson.
     target = jnp.argmax(jnp.sum(setup.network.answer(variables, pictures.images), axis=0))[None]

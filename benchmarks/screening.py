@@ -1,4 +1,4 @@
-"""How often a screening leaves the attacker's class out: `reach.among` against a search of a hundred classes.
+"""How often a screening leaves the attacker's class out: `inversion.among` against a search of a hundred classes.
 
     python -m benchmarks.screening --workdir=runs/screening
 
@@ -73,7 +73,7 @@ def cell(attack: str, path: pathlib.Path) -> Cell:
 
 def programs(victim: Opened, among: int, *, last: str) -> Any:
     """`key -> values` of the steps up to that one."""
-    config = change(victim.config, reach=dataclasses.replace(victim.config.method.reach, among=among))
+    config = change(victim.config, inversion=dataclasses.replace(victim.config.method.inversion, among=among))
     steps = trigger_size.plan(config)
     names = [step.name for step in steps]
     run = plans.programs(steps[: names.index(last) + 1], victim.setup)

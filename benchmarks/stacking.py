@@ -31,7 +31,7 @@ from otbr_jax.defenses import disarm, otbr
 from otbr_jax.defenses.disarm import DisarmSettings
 from otbr_jax.defenses.otbr import OTBRConfig
 from otbr_jax.detectors.trigger_size import PicturesConfig
-from otbr_jax.inversion import ReachConfig
+from otbr_jax.inversion import InversionConfig
 from otbr_jax.models.registry import ModelConfig, build
 from otbr_jax.plan import Plan
 from otbr_jax.report.rows import append_row
@@ -56,9 +56,9 @@ TRAINING = TrainingConfig(epochs=8)
 IMAGES = 640
 FEW = DisarmSettings(
     pictures=PicturesConfig(made=300, images=200),
-    reach=ReachConfig(steps=4, starts=16),
+    inversion=InversionConfig(steps=4, starts=16),
     margin=MarginConfig(steps=8),
-    teaching=TeachingConfig(rounds=1, triggers=2, steps=8, batch_size=32, search=ReachConfig(steps=4, starts=16)),
+    teaching=TeachingConfig(rounds=1, triggers=2, steps=8, batch_size=32, search=InversionConfig(steps=4, starts=16)),
 )
 PLANS = {"otbr": otbr.plan(OTBRConfig()), "disarm": disarm.plan(FEW)}
 

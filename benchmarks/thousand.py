@@ -25,7 +25,7 @@ from otbr_jax.data import sources
 from otbr_jax.data.sources import DataConfig
 from otbr_jax.defenses.otbr import OTBRConfig
 from otbr_jax.defenses.registry import defense
-from otbr_jax.inversion import ReachConfig
+from otbr_jax.inversion import InversionConfig
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.report.rows import append_row
@@ -47,9 +47,11 @@ LESS = UnlearningConfig(batch_size=32, steps=3)
 CASES = (
     ("as they are", DISARM, repair_config(defense="disarm", **OTHERS)),
     (
-        "reach.among=20, teaching.batch_size=16",
+        "inversion.among=20, teaching.batch_size=16",
         ("screened", "reached", "disarmed"),
-        repair_config(defense="disarm", reach=ReachConfig(among=20), teaching=TeachingConfig(batch_size=16), **OTHERS),
+        repair_config(
+            defense="disarm", inversion=InversionConfig(among=20), teaching=TeachingConfig(batch_size=16), **OTHERS
+        ),
     ),
     ("as they are", ("unlearned", "fused"), repair_config(**OTHERS)),
     (

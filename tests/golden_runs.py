@@ -32,7 +32,7 @@ from otbr_jax.data.sources import DataConfig
 from otbr_jax.defenses import tsbd
 from otbr_jax.defenses.tsbd import TSBDConfig
 from otbr_jax.graph.graph import Vector
-from otbr_jax.inversion import InversionConfig
+from otbr_jax.inversion import PenalisedConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.settings import change
 from otbr_jax.steps.finetune import FinetuningConfig
@@ -44,7 +44,7 @@ from otbr_jax.types import named_leaves
 from otbr_jax.victims.training import TrainingConfig
 
 FOLDER = pathlib.Path(__file__).parent / "goldens"
-SEARCH = InversionConfig(steps=4, images=10)
+SEARCH = PenalisedConfig(steps=4, images=10)
 SUSPICION = SuspicionConfig(
     gamma=(0.1, 0.3),
     lam=(0.5, 0.75),

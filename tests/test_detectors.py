@@ -23,7 +23,7 @@ from otbr_jax.detectors.trigger_size import DetectionConfig, PicturesConfig, Tri
 from otbr_jax.detectors.verdict import in_words, read_verdict
 from otbr_jax.graph.cut import cut
 from otbr_jax.graph.graph import NeuronGraph
-from otbr_jax.inversion import ReachConfig
+from otbr_jax.inversion import InversionConfig
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.report.detector_tables import curves
@@ -47,7 +47,7 @@ SMALL = {
     "mm_bd": MMBDConfig(margin=MarginConfig(steps=60, images=4)),
     "trigger_size": TriggerSizeSettings(
         pictures=PicturesConfig(made=100, images=40),
-        reach=ReachConfig(steps=12, starts=4, finalists=2, images=20),
+        inversion=InversionConfig(steps=12, starts=4, finalists=2, images=20),
         margin=MarginConfig(steps=60, images=4),
         detection=DetectionConfig(families=("patch", "additive")),
     ),
@@ -58,7 +58,7 @@ BRIEF = {
     "mm_bd": MMBDConfig(margin=MarginConfig(steps=2, images=2)),
     "trigger_size": TriggerSizeSettings(
         pictures=PicturesConfig(made=60, images=40),
-        reach=ReachConfig(steps=2, images=8, starts=4, finalists=2),
+        inversion=InversionConfig(steps=2, images=8, starts=4, finalists=2),
         margin=MarginConfig(steps=2, images=2),
         detection=DetectionConfig(families=("patch",)),
     ),

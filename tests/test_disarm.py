@@ -19,7 +19,7 @@ from otbr_jax.detectors import trigger_size as detecting
 from otbr_jax.detectors.calibration import read_calibration
 from otbr_jax.detectors.anomalies import ANSWERS, MARGIN, Anomalies, find_anomalies, size_anomalies
 from otbr_jax.detectors.trigger_size import DetectionConfig, PicturesConfig, usual_evidence
-from otbr_jax.inversion import MinimalTriggers, ReachConfig, minimal_triggers
+from otbr_jax.inversion import MinimalTriggers, InversionConfig, minimal_triggers
 from otbr_jax.inversion.minimal import at_once
 from otbr_jax.runs.identity import plain
 from otbr_jax.runs.networks import check_classes
@@ -150,7 +150,7 @@ def searched(network, variables, batch, switch, config):
 def test_a_planted_short_cut_is_found_and_taught_away(planted):
     network, variables, batch = planted
     switch = FamilySwitch((FAMILIES["patch"], FAMILIES["additive"], FAMILIES["warp"]), SHAPE)
-    config = ReachConfig(steps=30, starts=8, finalists=2)
+    config = InversionConfig(steps=30, starts=8, finalists=2)
     found = jax.jit(lambda v: searched(network, v, batch, switch, config))(variables)
     assert found.size.shape == (3, 4)
     assert jnp.argmin(found.size[1]) == 1
@@ -199,7 +199,7 @@ def taught_additive(planted, *, wanted, budget, config):
 
 
 def test_nothing_wanted_is_nothing_changed(planted):
-    config = TeachingConfig(rounds=2, triggers=2, search=ReachConfig(steps=2, starts=2), steps=2)
+    config = TeachingConfig(rounds=2, triggers=2, search=InversionConfig(steps=2, starts=2), steps=2)
     same, info = taught_additive(planted, wanted=False, budget=0.1, config=config)
     chex.assert_trees_all_equal(same, planted[1], strict=True)
     assert not info.taught.any()
@@ -221,7 +221,7 @@ def test_lessons_are_compiled_only_where_a_class_is_flagged():
 def test_searches_in_chunks_are_the_same(planted):
     network, variables, batch = planted
     switch = FamilySwitch((FAMILIES["low_frequency"],), SHAPE)
-    settings = ReachConfig(steps=3, starts=4, finalists=3)
+    settings = InversionConfig(steps=3, starts=4, finalists=3)
 
     def costs(at_once):
         config = dataclasses.replace(settings, classes=at_once)
@@ -234,7 +234,7 @@ def test_of_some_classes_each_is_searched_as_among_all(planted):
     """Screening keeps the class of a short cut, and does not change what a search finds."""
     network, variables, batch = planted
     switch = FamilySwitch((FAMILIES["additive"], FAMILIES["wave"]), SHAPE)
-    config = ReachConfig(steps=4, starts=8, finalists=4)
+    config = InversionConfig(steps=4, starts=8, finalists=4)
     few, all_of_them = (
         jax.jit(partial(searched, network, variables, batch, switch, dataclasses.replace(config, among=among)))()
         for among in (3, 0)
@@ -247,10 +247,10 @@ def test_of_some_classes_each_is_searched_as_among_all(planted):
 
 def test_fewer_classes_are_searched_at_once_where_layers_put_out_much(planted):
     network, variables, _ = planted
-    assert at_once(network, variables, ReachConfig(images=16)) == 20
+    assert at_once(network, variables, InversionConfig(images=16)) == 20
     assert flops_of(network, variables) == (2 * 48 * 4, 4 * 4)
-    assert at_once(network, variables, ReachConfig(images=10_000_000)) == 12
-    assert at_once(network, variables, ReachConfig(images=10**9)) == 1
+    assert at_once(network, variables, InversionConfig(images=10_000_000)) == 12
+    assert at_once(network, variables, InversionConfig(images=10**9)) == 1
 
 
 def test_out_of_line_by_hand():
@@ -294,7 +294,9 @@ def test_scores_by_hand():
 
 def test_a_class_that_is_no_short_cut_is_left_as_it_is(planted):
     """Lessons against triggers so large that they are the class itself stay in vain, and are undone."""
-    config = TeachingConfig(rounds=2, triggers=2, search=ReachConfig(steps=12, starts=4), steps=2, learning_rate=1e-4)
+    config = TeachingConfig(
+        rounds=2, triggers=2, search=InversionConfig(steps=12, starts=4), steps=2, learning_rate=1e-4
+    )
     same, info = taught_additive(planted, wanted=True, budget=0.3, config=config)
     jax.tree.map(np.testing.assert_array_equal, same, planted[1])
     assert info.taught.all()
@@ -304,7 +306,7 @@ def test_a_class_that_is_no_short_cut_is_left_as_it_is(planted):
 def test_what_is_new_once_first_triggers_are_gone_is_not_taught(planted):
     """A search that goes on finding triggers after those found first are gone has come to the class itself."""
     config = TeachingConfig(
-        rounds=6, triggers=2, search=ReachConfig(steps=12, starts=4), steps=20, learning_rate=3e-2, distortion=1e9
+        rounds=6, triggers=2, search=InversionConfig(steps=12, starts=4), steps=20, learning_rate=3e-2, distortion=1e9
     )
     _, info = taught_additive(planted, wanted=True, budget=0.06, config=config)
     gone = np.flatnonzero(np.asarray(info.left)[:, 0] <= 0.1)
@@ -314,7 +316,7 @@ def test_what_is_new_once_first_triggers_are_gone_is_not_taught(planted):
 
 
 def test_lessons_end_once_plain_pictures_have_moved(planted):
-    config = TeachingConfig(rounds=4, triggers=2, search=ReachConfig(steps=12, starts=4), steps=8, distortion=1e-6)
+    config = TeachingConfig(rounds=4, triggers=2, search=InversionConfig(steps=12, starts=4), steps=8, distortion=1e-6)
     _, info = taught_additive(planted, wanted=True, budget=0.06, config=config)
     np.testing.assert_array_equal(info.taught, [True, False, False, False])
     assert info.distortion[0] > 1e-6
@@ -348,10 +350,10 @@ def test_clean_images_stand_beside_the_pictures(planted):
 
 SMALL = {
     "pictures": PicturesConfig(made=60, images=40),
-    "reach": ReachConfig(steps=2, images=8, starts=4, finalists=2),
+    "reach": InversionConfig(steps=2, images=8, starts=4, finalists=2),
     "margin": MarginConfig(steps=2, images=2),
     "teaching": TeachingConfig(
-        rounds=1, triggers=2, search=ReachConfig(steps=2, images=8, starts=4), steps=2, batch_size=8
+        rounds=1, triggers=2, search=InversionConfig(steps=2, images=8, starts=4), steps=2, batch_size=8
     ),
 }
 
@@ -399,9 +401,9 @@ def test_wrong_settings():
     with pytest.raises(InputError, match=r"^pictures.images: expected at most 10, pictures.made, found 20$"):
         PicturesConfig(made=10, images=20)
     with pytest.raises(
-        InputError, match=r"^reach.among: expected 0 for all classes, or at least 3 to compare, found 2"
+        InputError, match=r"^inversion.among: expected 0 for all classes, or at least 3 to compare, found 2"
     ):
-        ReachConfig(among=2)
+        InversionConfig(among=2)
     with pytest.raises(InputError, match=r"^detection.families: expected at least one of"):
         DetectionConfig(families=())
 
@@ -409,11 +411,11 @@ def test_wrong_settings():
 def test_another_search_than_the_calibrated_one_has_no_p_value():
     usual = DisarmSettings()
     assert detecting.is_usual(usual)
-    assert detecting.is_usual(dataclasses.replace(usual, reach=ReachConfig(classes=3)))
+    assert detecting.is_usual(dataclasses.replace(usual, inversion=InversionConfig(classes=3)))
     assert detecting.is_usual(dataclasses.replace(usual, teaching=TeachingConfig(rounds=1)))
     for other in (
-        {"reach": ReachConfig(steps=4)},
-        {"reach": ReachConfig(among=20)},
+        {"reach": InversionConfig(steps=4)},
+        {"reach": InversionConfig(among=20)},
         {"pictures": PicturesConfig(images=60)},
         {"margin": MarginConfig(steps=2)},
         {"detection": DetectionConfig(families=("patch",))},

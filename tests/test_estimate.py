@@ -9,7 +9,7 @@ import pytest
 from otbr_jax import plan as plans
 from otbr_jax.defenses.disarm import DEFENSE, DisarmSettings
 from otbr_jax.defenses.otbr import OTBRConfig, plan
-from otbr_jax.inversion import ReachConfig
+from otbr_jax.inversion import InversionConfig
 from otbr_jax.models.registry import ModelConfig, build
 from otbr_jax.runs import estimate, memory
 from otbr_jax.runs.networks import open_network
@@ -41,7 +41,7 @@ def test_a_long_search_is_said_and_a_short_one_is_not(small, monkeypatch, caplog
     assert [estimate.announce(step, setup, variables) for step in others[:4]] == [None] * 4
     assert estimate.announce(pictures, setup, None) is None
     many = dataclasses.replace(setup, network=dataclasses.replace(setup.network, num_classes=1000))
-    assert "; less with --config.reach.among=20, --config.detection" in estimate.announce(pictures, many, variables)
+    assert "; less with --config.inversion.among=20, --config.detection" in estimate.announce(pictures, many, variables)
     monkeypatch.setattr(estimate, "_timed", lambda *_: (1e-4, 1e-4))
     assert estimate.announce(pictures, setup, variables) is None
 
@@ -50,7 +50,7 @@ def test_fewer_classes_and_more_devices_take_less(small, monkeypatch):
     setup, variables = small
     monkeypatch.setattr(estimate, "_timed", lambda *_: (10.0, 10.0))
     monkeypatch.setattr(estimate, "_WORTH", 0)
-    pictures, *_ = DEFENSE.plan(DisarmSettings(reach=ReachConfig(among=3)))
+    pictures, *_ = DEFENSE.plan(DisarmSettings(inversion=InversionConfig(among=3)))
     assert estimate.announce(pictures, setup, variables).startswith("a search of 3 classes ")
     unlearned, *_ = plan(OTBRConfig())
     line = estimate.announce(unlearned, setup, variables, devices=2)

@@ -33,7 +33,7 @@ def test_processes_of_their_own_end_like_programs_in_this_one(tmp_path):
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--config.reach.step=9", "unknown flag --config.reach.step; did you mean --config.reach.steps?"),
+        ("--config.inversion.step=9", "unknown flag --config.inversion.step; did you mean --config.inversion.steps?"),
         ("--config.detection.share=high", "high"),
         ("--config=nowhere.py", "nowhere.py"),
         ("--config.model.name=preact_resnet81", "did you mean 'preact_resnet18'?"),

@@ -14,7 +14,7 @@ from otbr_jax.contrib.harden import PatchingConfig, how_far, patch, patch_classe
 from otbr_jax.contrib.images import SyntheticConfig
 from otbr_jax.contrib.judge import SuspicionConfig
 from otbr_jax.contrib.otbr_plus import SweepConfig
-from otbr_jax.inversion import InversionConfig
+from otbr_jax.inversion import PenalisedConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.report.summary import summary_table
 from otbr_jax.settings import change
@@ -25,7 +25,7 @@ from otbr_jax.studies.results import summarize
 from otbr_jax.types import split
 from otbr_jax.victims.training import TrainingConfig
 
-TINY = InversionConfig(steps=4, images=20)
+TINY = PenalisedConfig(steps=4, images=20)
 SYNTHETIC = SyntheticConfig(images=40, steps=4)
 PATCHING = PatchingConfig(
     triggers=2,

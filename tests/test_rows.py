@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from otbr_jax.inversion import InversionConfig
+from otbr_jax.inversion import PenalisedConfig
 from otbr_jax.settings import change
 from otbr_jax.studies.bench import load_grid
 
@@ -36,5 +36,5 @@ def test_a_setting_that_a_row_does_not_know_has_to_have_its_default():
 
     assert with_suspicion(evidence=("patch", "perturbation", "fall")).is_of(row)
     assert not with_suspicion(evidence=("patch",)).is_of(row)
-    assert not with_suspicion(patch=InversionConfig(steps=7)).is_of(row)
+    assert not with_suspicion(patch=PenalisedConfig(steps=7)).is_of(row)
     assert not dataclasses.replace(cell, config=change(cell.config, seed=99)).is_of(row)

@@ -7,7 +7,7 @@ import pytest
 
 from otbr_jax import Batch, InputError, Network
 from otbr_jax.contrib.images import SyntheticConfig, statistics_distance, synthesize, total_variation
-from otbr_jax.inversion import InversionConfig, invert_classes, success_rate
+from otbr_jax.inversion import PenalisedConfig, invert_classes, success_rate
 from otbr_jax.inversion.penalised import family_of, invert_penalised
 from otbr_jax.steps.objective import training_state
 from otbr_jax.triggers import PENALISED
@@ -80,8 +80,8 @@ def backdoored():
 
 
 SEARCHES = {
-    "patch": InversionConfig(steps=200),
-    "perturbation": InversionConfig(steps=200, learning_rate=0.03, size=30.0),
+    "patch": PenalisedConfig(steps=200),
+    "perturbation": PenalisedConfig(steps=200, learning_rate=0.03, size=30.0),
 }
 
 
@@ -107,7 +107,7 @@ def test_the_trigger_of_a_backdoor_is_found():
 @pytest.mark.parametrize("name", PENALISED)
 def test_a_search_is_the_same_with_and_without_jit_and_for_a_traced_class(name):
     network, variables, images = backdoored()
-    settings = {"family": name, "key": jax.random.key(1), "config": InversionConfig(steps=3)}
+    settings = {"family": name, "key": jax.random.key(1), "config": PenalisedConfig(steps=3)}
     plain = invert_penalised(network, variables, images, 2, **settings)
     traced = jax.jit(lambda v, target: invert_penalised(network, v, images, target, **settings))(variables, 2)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, traced)
@@ -142,8 +142,8 @@ def test_patches_and_perturbations():
             lambda: SyntheticConfig(learning_rate=np.nan),
         ),
         ("synthetic.statistics: expected a number of at least 0, found -1", lambda: SyntheticConfig(statistics=-1)),
-        ("inversion.steps: expected a whole number of at least 1, found 0", lambda: InversionConfig(steps=0)),
-        ("inversion.size: expected a number above 0, found 0", lambda: InversionConfig(size=0)),
+        ("inversion.steps: expected a whole number of at least 1, found 0", lambda: PenalisedConfig(steps=0)),
+        ("inversion.size: expected a number above 0, found 0", lambda: PenalisedConfig(size=0)),
     ],
 )
 def test_bad_settings(message, make):

@@ -22,7 +22,7 @@ from otbr_jax.defenses.otbr import Unlearned
 from otbr_jax.defenses.tsbd import SweepConfig, TSBDConfig
 from otbr_jax.defenses.tuning import Tuned, check_tuned
 from otbr_jax.defenses.unlearning import check_clean_unlearning
-from otbr_jax.inversion import InversionConfig
+from otbr_jax.inversion import PenalisedConfig
 from otbr_jax.report.summary import summary_table
 from otbr_jax.runs import loop
 from otbr_jax.runs.checkpoints import save_checkpoint
@@ -66,7 +66,7 @@ def test_what_a_run_leaves(tsbd_run):
 def test_clean_images_may_flag_no_class(tsbd_run, tmp_path):
     workdir, first, _ = tsbd_run
     shutil.copytree(workdir, tmp_path / "w")
-    tiny = InversionConfig(steps=4, images=10)
+    tiny = PenalisedConfig(steps=4, images=10)
     asked = SuspicionConfig(gamma=(0.1, 0.3), lam=(0.5,), patch=tiny, perturbation=tiny, threshold=9.0)
     config = change(CONFIG, suspicion=asked, sweep=SweepConfig())
     result = run(tmp_path / "w", config)

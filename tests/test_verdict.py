@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from otbr_jax.steps.reach import ReachConfig
+from otbr_jax.steps.reach import InversionConfig
 
 from otbr_jax import Batch, Network, detect
 from otbr_jax.detectors.calibration import Calibration, calibrated, calibration_of
@@ -29,7 +29,7 @@ BRIEF = {
     "mm_bd": MMBDConfig(margin=MARGIN),
     "trigger_size": TriggerSizeSettings(
         pictures=PicturesConfig(made=20, images=10),
-        reach=ReachConfig(steps=2, images=8, starts=2, finalists=1),
+        inversion=InversionConfig(steps=2, images=8, starts=2, finalists=1),
         margin=MARGIN,
         detection=DetectionConfig(families=("patch",), threshold=1e-6),
     ),

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from otbr_jax.contrib.images import SyntheticConfig, synthesize
 from otbr_jax.errors import InputError
-from otbr_jax.inversion import InversionConfig, Searches, success_rate
+from otbr_jax.inversion import PenalisedConfig, Searches, success_rate
 from otbr_jax.inversion.penalised import family_of, invert_families
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.finetune import FinetuningConfig, finetune
@@ -45,11 +45,11 @@ class PatchingConfig:
         "the class back and, with some networks, the backdoor.",
     )
     recovered: int = field(default=60, at_least=1, doc="how many of them.")
-    patch: InversionConfig = field(
-        default=InversionConfig(steps=40, size=30.0, images=60), doc="how patches are searched."
+    patch: PenalisedConfig = field(
+        default=PenalisedConfig(steps=40, size=30.0, images=60), doc="how patches are searched."
     )
-    perturbation: InversionConfig = field(
-        default=InversionConfig(steps=40, learning_rate=0.03, size=30.0, images=60),
+    perturbation: PenalisedConfig = field(
+        default=PenalisedConfig(steps=40, learning_rate=0.03, size=30.0, images=60),
         doc="how perturbations are searched.",
     )
     finetuning: FinetuningConfig = field(

@@ -17,7 +17,7 @@ from otbr_jax.contrib.evidence import EVIDENCE, Answers, Observed
 from otbr_jax.contrib.evidence.evidence import relative
 from otbr_jax.contrib.images import SyntheticConfig
 from otbr_jax.detectors.verdict import FEWEST, Detected
-from otbr_jax.inversion import InversionConfig, Inverted, Searches, success_rate
+from otbr_jax.inversion import PenalisedConfig, Inverted, Searches, success_rate
 from otbr_jax.inversion.penalised import family_of
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.types import Batch, Network, Variables
@@ -35,11 +35,11 @@ class SuspicionConfig:
     )
     lam: tuple[float, ...] = field(default=(0.5, 0.75), at_least=0, at_most=1, doc="the paper's lambdas to try.")
     synthetic: SyntheticConfig = field(default=SyntheticConfig(), doc="how images are made from the network.")
-    patch: InversionConfig = field(
-        default=InversionConfig(steps=80), doc="how a patch is reverse-engineered on them for each class."
+    patch: PenalisedConfig = field(
+        default=PenalisedConfig(steps=80), doc="how a patch is reverse-engineered on them for each class."
     )
-    perturbation: InversionConfig = field(
-        default=InversionConfig(steps=80, learning_rate=0.03, size=30.0),
+    perturbation: PenalisedConfig = field(
+        default=PenalisedConfig(steps=80, learning_rate=0.03, size=30.0),
         doc="how a perturbation of the whole image is.",
     )
     agreement: float = field(

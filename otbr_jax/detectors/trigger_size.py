@@ -19,7 +19,7 @@ from otbr_jax.detectors.calibration import Usual, calibration_of
 from otbr_jax.detectors.detector import Detector
 from otbr_jax.detectors.anomalies import ANSWERS, CLOSED, MARGIN, Anomalies, find_anomalies, unusual
 from otbr_jax.detectors.verdict import FEWEST, Verdict, in_words, verdict_of, with_enough_classes
-from otbr_jax.inversion import MinimalTriggers, ReachConfig, Screened, minimal_triggers
+from otbr_jax.inversion import MinimalTriggers, InversionConfig, Screened, minimal_triggers
 from otbr_jax.metrics import rounded
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, Work, needs
 from otbr_jax.settings import field, settings, wrong
@@ -94,7 +94,7 @@ class TriggerSizeSettings:
     """All settings of the detector `trigger_size`."""
 
     pictures: PicturesConfig = field(default=PicturesConfig(), doc="what takes the place of images.")
-    reach: ReachConfig = field(default=ReachConfig(), doc="how the cheapest triggers are searched.")
+    reach: InversionConfig = field(default=InversionConfig(), doc="how the cheapest triggers are searched.")
     margin: MarginConfig = field(default=MarginConfig(), doc="how the largest margins are searched.")
     detection: DetectionConfig = field(default=DetectionConfig(), doc="when a class is flagged.")
 
@@ -116,7 +116,7 @@ def make_pictures(
 class Searching(NamedTuple):
     """What `screen_classes` and `search_reach` are given."""
 
-    reach: ReachConfig
+    reach: InversionConfig
     families: tuple[str, ...]
 
 
@@ -138,7 +138,7 @@ def screen_classes(
         pictures.info,
         switch,
         key=key,
-        config=settings.reach,
+        config=settings.inversion,
         axis_name=setup.axis_name,
     )
 
@@ -157,7 +157,7 @@ def search_reach(
     switch = switch_of(setup, settings.families)
     return minimal_triggers(
         setup.network, victim, pictures.batch, switch, screened,
-        key=key, config=settings.reach, axis_name=setup.axis_name, on_step=report,
+        key=key, config=settings.inversion, axis_name=setup.axis_name, on_step=report,
     )  # fmt: skip
 
 
@@ -211,7 +211,7 @@ def usual_evidence() -> Usual:
 
 def plan(config: TriggerSizeSettings) -> Plan:
     """pictures -> screened -> reached -> margins -> detected."""
-    searching = Searching(config.reach, config.detection.families)
+    searching = Searching(config.inversion, config.detection.families)
     return (
         Step(
             "pictures",
@@ -226,7 +226,7 @@ def plan(config: TriggerSizeSettings) -> Plan:
             needs("victim", "pictures"),
             searching,
             key="reached",
-            shown=Shown("screening classes", lighter="reach.images"),
+            shown=Shown("screening classes", lighter="inversion.images"),
         ),
         Step(
             "reached",
@@ -236,7 +236,7 @@ def plan(config: TriggerSizeSettings) -> Plan:
             shown=Shown(
                 "searching the cheapest triggers",
                 total=partial(_steps, config),
-                lighter="reach.among, reach.images or detection.families",
+                lighter="inversion.among, inversion.images or detection.families",
             ),
         ),
         Step(
@@ -263,25 +263,25 @@ def plan(config: TriggerSizeSettings) -> Plan:
 
 def scan_work(config: TriggerSizeSettings, setup: Setup) -> Work:
     """What looking for a backdoor takes, all steps together."""
-    reach, margin, families = config.reach, config.margin, len(config.detection.families)
-    classes, pictures = _searched(config, setup), config.pictures.made + families * reach.starts * reach.images
-    gradients = classes * margin.steps * margin.images + _steps(config, setup) * reach.images
+    reach, margin, families = config.inversion, config.margin, len(config.detection.families)
+    classes, pictures = _searched(config, setup), config.pictures.made + families * inversion.starts * inversion.images
+    gradients = classes * margin.steps * margin.images + _steps(config, setup) * inversion.images
     if classes < setup.network.num_classes:
         gradients += UPHILL * setup.network.num_classes
     what = f"a search of {classes:,} classes by {families} families of triggers"
     less = "--config.detection.families=patch,additive"
-    return Work(what, pictures, gradients, less if classes <= _FEW else f"--config.reach.among={_FEW}, {less}")
+    return Work(what, pictures, gradients, less if classes <= _FEW else f"--config.inversion.among={_FEW}, {less}")
 
 
 def _searched(config: TriggerSizeSettings, setup: Setup) -> int:
     """How many classes are searched."""
-    return min(config.reach.among or setup.network.num_classes, setup.network.num_classes)
+    return min(config.inversion.among or setup.network.num_classes, setup.network.num_classes)
 
 
 def _steps(config: TriggerSizeSettings, setup: Setup) -> int:
     """How many steps all searches take together."""
     count = _searched(config, setup)
-    return len(config.detection.families) * config.reach.steps * (count + min(config.reach.finalists, count))
+    return len(config.detection.families) * config.inversion.steps * (count + min(config.inversion.finalists, count))
 
 
 def verdict(config: TriggerSizeSettings, values: Mapping[str, Any]) -> Verdict:
@@ -333,7 +333,7 @@ def measured(config: TriggerSizeSettings, values: Mapping[str, Any]) -> dict[str
 def is_usual(config: TriggerSizeSettings) -> bool:
     """Whether a search is the one that clean networks were scored with: any other finds other costs and margins."""
     usual = TriggerSizeSettings()
-    reach = dataclasses.replace(config.reach, classes=usual.reach.classes)  # of memory alone
+    reach = dataclasses.replace(config.inversion, classes=usual.inversion.classes)  # of memory alone
     searched = (config.pictures, reach, config.margin, config.detection.families)
     return searched == (usual.pictures, usual.reach, usual.margin, usual.detection.families)
 

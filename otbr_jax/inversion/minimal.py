@@ -24,7 +24,7 @@ from otbr_jax.types import Batch, Network, Variables
 
 
 @settings("reach")
-class ReachConfig:
+class InversionConfig:
     """How triggers are searched within budgets."""
 
     steps: int = field(default=24, at_least=1, doc="of Adam, for every class and family.")
@@ -51,7 +51,7 @@ class ReachConfig:
             raise wrong(self, "among", "0 for all classes, or at least 3 to compare")
 
 
-IMAGES = "reach.images"
+IMAGES = "inversion.images"
 """The setting that devices of a mapped axis share, for errors."""
 _MOST_BYTES = 2e9  # that layers put out for the classes that are inverted at once; gradients take about twice that
 
@@ -91,7 +91,7 @@ def minimal_triggers(
     screened: Screened,
     *,
     key: jax.Array,
-    config: ReachConfig,
+    config: InversionConfig,
     axis_name: str | None = None,
     on_step: Callable[[], None] | None = None,
 ) -> MinimalTriggers:
@@ -150,13 +150,13 @@ def minimal_triggers(
     return found._replace(classes=screened.classes)
 
 
-def at_once(network: Network, variables: Variables, config: ReachConfig) -> int:
+def at_once(network: Network, variables: Variables, config: InversionConfig) -> int:
     """How many classes are inverted at once: `config.classes`, or as many as memory is for."""
     each = config.images * flops_of(network, variables).bytes
     return int(max(1, min(config.classes, _MOST_BYTES // max(each, 1))))
 
 
-def starts_of(switch: FamilySwitch, index: jax.Array, key: jax.Array, config: ReachConfig) -> jax.Array:
+def starts_of(switch: FamilySwitch, index: jax.Array, key: jax.Array, config: InversionConfig) -> jax.Array:
     """A family's random triggers, `[starts, length]`."""
     key = jax.random.fold_in(key, index)
     return random_starts(switch[index], switch.image_shape, count=config.starts, key=key)
@@ -170,7 +170,7 @@ def nearest_starts(
     index: jax.Array,
     *,
     key: jax.Array,
-    config: ReachConfig,
+    config: InversionConfig,
     axis_name: str | None = None,
 ) -> jax.Array:
     """How near each of a family's random triggers comes to each class, `[starts, classes]`; see `nearness`."""

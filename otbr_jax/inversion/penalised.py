@@ -16,7 +16,7 @@ from otbr_jax.types import Batch, Network, Variables
 
 
 @settings("inversion")
-class InversionConfig:
+class PenalisedConfig:
     """How triggers are searched."""
 
     steps: int = field(default=100, at_least=1, doc="of Adam, for every class.")
@@ -33,13 +33,13 @@ class InversionConfig:
     images: int = field(default=100, at_least=1, doc="how many images it is searched on, at most.")
 
 
-Searches = Mapping[str, InversionConfig]
-"""How triggers of each family are inverted: `{name of a family without a budget: InversionConfig}`."""
+Searches = Mapping[str, PenalisedConfig]
+"""How triggers of each family are inverted: `{name of a family without a budget: PenalisedConfig}`."""
 
 
-def family_of(name: str, config: InversionConfig | None = None) -> TriggerFamily:
+def family_of(name: str, config: PenalisedConfig | None = None) -> TriggerFamily:
     """The family without a budget of that name."""
-    return PENALISED[name]((config or InversionConfig()).learning_rate)
+    return PENALISED[name]((config or PenalisedConfig()).learning_rate)
 
 
 def invert_classes(
@@ -98,7 +98,7 @@ def invert_penalised(
     *,
     family: str,
     key: jax.Array,
-    config: InversionConfig,
+    config: PenalisedConfig,
 ) -> Inverted:
     """Inverts a small trigger of a family without a budget. Pure; jits.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from otbr_jax.inversion.minimal import ReachConfig, Screened, nearest_starts
+from otbr_jax.inversion.minimal import InversionConfig, Screened, nearest_starts
 from otbr_jax.steps.convolutions import channels_last
 from otbr_jax.triggers import FamilySwitch
 from otbr_jax.types import Batch, Network, Variables
@@ -27,7 +27,7 @@ def screen(
     switch: FamilySwitch,
     *,
     key: jax.Array,
-    config: ReachConfig,
+    config: InversionConfig,
     axis_name: str | None = None,
 ) -> Screened:
     """Which classes are searched, and from which random triggers. Pure; jits.

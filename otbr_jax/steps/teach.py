@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from otbr_jax.inversion import ReachConfig, Within, invert_triggers, success_rate
+from otbr_jax.inversion import InversionConfig, Within, invert_triggers, success_rate
 from otbr_jax.inversion.minimal import IMAGES
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.collectives import mean, own_part, total
@@ -30,7 +30,7 @@ class TeachingConfig:
 
     rounds: int = field(default=6, at_least=1, doc="of searching triggers and teaching, at most.")
     triggers: int = field(default=4, at_least=1, doc="of each short cut that are searched in a round.")
-    search: ReachConfig = field(default=ReachConfig(), doc="how they are; `finalists` is unused.")
+    search: InversionConfig = field(default=InversionConfig(), doc="how they are; `finalists` is unused.")
     steps: int = field(default=24, at_least=1, doc="of teaching in a round.")
     batch_size: int = field(default=64, at_least=1, doc="pictures in a step, each without and with a trigger.")
     learning_rate: float = field(

@@ -35,7 +35,9 @@ class RepairConfig:
     )
     clean: CleanConfig = field(default=CleanConfig(), doc="the clean images of a defence that takes any.")
     relearning: RelearningConfig = field(
-        default=RelearningConfig(), formerly="comes_back", doc="whether the backdoor comes back: a test of the repaired network."
+        default=RelearningConfig(),
+        formerly="comes_back",
+        doc="whether the backdoor comes back: a test of the repaired network.",
     )
     repetition: int = field(
         default=0,

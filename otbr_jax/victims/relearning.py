@@ -231,6 +231,4 @@ def _step(name: str, config: RelearningConfig) -> Step:
 
         return jax.lax.map(curve, bait)
 
-    return Step(
-        name, run, needs("network", "bait", "test"), config, key="comes_back", shown=Shown("relearning")
-    )
+    return Step(name, run, needs("network", "bait", "test"), config, key="comes_back", shown=Shown("relearning"))
