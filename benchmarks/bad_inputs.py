@@ -40,7 +40,7 @@ def settings() -> Iterator[Case]:
         "--config.data.mean=(0.5, 0.5)", "--config.data.train_images=-1", "--config.data.train_images=100000",
         "--config.data.std=(0,)", "--config.attack.name=badnet", "--config.attack.poisoning_ratio=2",
         "--config.attack.poisoning_ratio=-0.1", "--config.attack.target=99", "--config.attack.target=-1",
-        "--config.defense=disarmed", "--config.pictures.images=0", "--config.pictures.images=9999999",
+        "--config.defense=disarmed", "--config.images.images=0", "--config.images.images=9999999",
         "--config.inversion.steps=0", "--config.inversion.images=0", "--config.detection.threshold=0",
         "--config.detection.families=('patchwork',)", "--config.detection.families=()", "--config.detection.share=2",
         "--config.detection.closed=some", "--config.teaching.rounds=0", "--config.teaching.learning_rate=0",

@@ -26,8 +26,8 @@ from otbr_jax.runs.provenance import ROOT, provenance
 TINY = (
     "--config.model.width=4",
     "--config.training.epochs=4",
-    "--config.pictures.made=100",
-    "--config.pictures.images=60",
+    "--config.images.made=100",
+    "--config.images.images=60",
     "--config.inversion.steps=4",
     "--config.inversion.starts=8",
     "--config.teaching.rounds=2",

@@ -28,7 +28,7 @@ from launch import cli
 from otbr_jax import plan as plans
 from otbr_jax.defenses import otbr
 from otbr_jax.defenses.otbr import OTBRConfig
-from otbr_jax.detectors.trigger_size import PicturesConfig, make_pictures
+from otbr_jax.detectors.trigger_size import ImagesConfig, make_pictures
 from otbr_jax.files import write_figure
 from otbr_jax.inversion import InversionConfig, Screened, minimal_triggers
 from otbr_jax.models import registry
@@ -137,7 +137,7 @@ def fused(setup: Setup, variables: Any) -> Any:
 
 
 def made(setup: Setup, variables: Any) -> Any:
-    return make_pictures(setup, PicturesConfig(made=128, images=64), victim=variables, key=KEY, report=None)
+    return make_pictures(setup, ImagesConfig(made=128, images=64), victim=variables, key=KEY, report=None)
 
 
 def taught(setup: Setup, switch: FamilySwitch, batch: int, variables: Any, pictures: Batch) -> Any:

@@ -30,7 +30,7 @@ from otbr_jax.data.sources import DataConfig, load, preprocess
 from otbr_jax.defenses import disarm, otbr
 from otbr_jax.defenses.disarm import DisarmSettings
 from otbr_jax.defenses.otbr import OTBRConfig
-from otbr_jax.detectors.trigger_size import PicturesConfig
+from otbr_jax.detectors.trigger_size import ImagesConfig
 from otbr_jax.inversion import InversionConfig
 from otbr_jax.models.registry import ModelConfig, build
 from otbr_jax.plan import Plan
@@ -55,7 +55,7 @@ ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each size.")
 TRAINING = TrainingConfig(epochs=8)
 IMAGES = 640
 FEW = DisarmSettings(
-    pictures=PicturesConfig(made=300, images=200),
+    images=ImagesConfig(made=300, images=200),
     inversion=InversionConfig(steps=4, starts=16),
     margin=MarginConfig(steps=8),
     teaching=TeachingConfig(rounds=1, triggers=2, steps=8, batch_size=32, search=InversionConfig(steps=4, starts=16)),

@@ -22,7 +22,7 @@ from otbr_jax.defenses.bcu import (
     objective,
 )
 from otbr_jax.defenses.bcu import plan as plan_of
-from otbr_jax.detectors.trigger_size import PicturesConfig
+from otbr_jax.detectors.trigger_size import ImagesConfig
 from otbr_jax.graph.graph import Layer
 from otbr_jax.steps.finetune import FinetuningConfig
 from otbr_jax.studies.repair_config import repaired_by
@@ -31,7 +31,7 @@ from otbr_jax.types import Batch, named_leaves, split
 
 SHARES = (0.01, 0.01, 0.03, 0.09, 0.27, 0.1)
 TUNING = FinetuningConfig(epochs=2, batch_size=8, alpha=0.0)
-TINY = BCUSettings(pictures=PicturesConfig(made=20, images=16), bcu=BCUConfig(finetuning=TUNING))
+TINY = BCUSettings(images=ImagesConfig(made=20, images=16), bcu=BCUConfig(finetuning=TUNING))
 
 
 def layer(name, *, kind="conv", main_path=True, fed_by=()):

@@ -19,7 +19,7 @@ from otbr_jax.defenses.clp import (
     largest_singular_values,
     normalisation_gains,
 )
-from otbr_jax.detectors.trigger_size import PicturesConfig
+from otbr_jax.detectors.trigger_size import ImagesConfig
 from otbr_jax.settings import change
 from otbr_jax.studies.repair import repair
 from otbr_jax.studies.repair_config import repaired_by
@@ -90,7 +90,7 @@ def test_the_chosen_u_leaves_the_answers_and_the_next_does_not():
     # In standard deviations above the mean, the gains are -1.14, -0.62, -0.10, 0.42 and 1.45.
     grid, tolerance = (1.0, 0.2, 0.0), 0.1
     config = CLPSettings(
-        selection=AgreementConfig(u=grid[::-1], tolerance=tolerance), pictures=PicturesConfig(made=200, images=100)
+        selection=AgreementConfig(u=grid[::-1], tolerance=tolerance), images=ImagesConfig(made=200, images=100)
     )
     setup = set_up(network, graph, layers="convolutions")
     found = plans.run(method.plan(config), setup, {"victim": variables}, key=jax.random.key(0))

@@ -180,7 +180,7 @@ def test_mean_and_std_must_fit():
     assert float(found[0, 0, 0, 0]) == 2.0
 
 
-# Pictures.
+# PredictedImages.
 
 
 def decode(*files, shape):

@@ -19,7 +19,7 @@ from otbr_jax.detectors.free_eagle import FreeEagleConfig, anomaly_metrics
 from otbr_jax.detectors.mm_bd import MMBDConfig, p_values
 from otbr_jax.detectors.neural_cleanse import NeuralCleanseConfig, anomaly_indices, search_mask
 from otbr_jax.detectors.registry import DETECTORS
-from otbr_jax.detectors.trigger_size import DetectionConfig, PicturesConfig, TriggerSizeSettings
+from otbr_jax.detectors.trigger_size import DetectionConfig, ImagesConfig, TriggerSizeSettings
 from otbr_jax.detectors.verdict import in_words, read_verdict
 from otbr_jax.graph.cut import cut
 from otbr_jax.graph.graph import NeuronGraph
@@ -46,7 +46,7 @@ SMALL = {
     "free_eagle": FreeEagleConfig(steps=300),
     "mm_bd": MMBDConfig(margin=MarginConfig(steps=60, images=4)),
     "trigger_size": TriggerSizeSettings(
-        pictures=PicturesConfig(made=100, images=40),
+        images=ImagesConfig(made=100, images=40),
         inversion=InversionConfig(steps=12, starts=4, finalists=2, images=20),
         margin=MarginConfig(steps=60, images=4),
         detection=DetectionConfig(families=("patch", "additive")),
@@ -57,7 +57,7 @@ BRIEF = {
     "free_eagle": FreeEagleConfig(steps=3, dummies=2),
     "mm_bd": MMBDConfig(margin=MarginConfig(steps=2, images=2)),
     "trigger_size": TriggerSizeSettings(
-        pictures=PicturesConfig(made=60, images=40),
+        images=ImagesConfig(made=60, images=40),
         inversion=InversionConfig(steps=2, images=8, starts=4, finalists=2),
         margin=MarginConfig(steps=2, images=2),
         detection=DetectionConfig(families=("patch",)),

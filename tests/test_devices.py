@@ -13,7 +13,7 @@ from otbr_jax import plan as plans
 from otbr_jax.defenses import disarm
 from otbr_jax.defenses.otbr import OTBRConfig
 from otbr_jax.defenses.otbr import plan as otbr_plan
-from otbr_jax.detectors.trigger_size import DetectionConfig, PicturesConfig
+from otbr_jax.detectors.trigger_size import DetectionConfig, ImagesConfig
 from otbr_jax.inversion import InversionConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.plan import set_up
@@ -37,7 +37,7 @@ IMAGE = 8 * 8 * 4  # bytes of one image in float32
 SEARCH = InversionConfig(steps=2, starts=8, finalists=2)
 OTBR = OTBRConfig(unlearning=UnlearningConfig(steps=2, batch_size=64, learning_rate=1e-3))
 DISARM = disarm.DisarmSettings(
-    pictures=PicturesConfig(made=120, images=100),
+    images=ImagesConfig(made=120, images=100),
     inversion=SEARCH,
     margin=MarginConfig(steps=2),
     detection=DetectionConfig(families=("patch", "generator"), threshold=0.1),

@@ -18,7 +18,7 @@ from otbr_jax.defenses.disarm import DisarmSettings, to_unlearn
 from otbr_jax.detectors import trigger_size as detecting
 from otbr_jax.detectors.calibration import read_calibration
 from otbr_jax.detectors.anomalies import ANSWERS, MARGIN, Anomalies, find_anomalies, size_anomalies
-from otbr_jax.detectors.trigger_size import DetectionConfig, PicturesConfig, usual_evidence
+from otbr_jax.detectors.trigger_size import DetectionConfig, ImagesConfig, usual_evidence
 from otbr_jax.inversion import MinimalTriggers, InversionConfig, minimal_triggers
 from otbr_jax.inversion.minimal import at_once
 from otbr_jax.runs.identity import plain
@@ -349,7 +349,7 @@ def test_clean_images_stand_beside_the_pictures(planted):
 
 
 SMALL = {
-    "pictures": PicturesConfig(made=60, images=40),
+    "pictures": ImagesConfig(made=60, images=40),
     "reach": InversionConfig(steps=2, images=8, starts=4, finalists=2),
     "margin": MarginConfig(steps=2, images=2),
     "teaching": TeachingConfig(
@@ -398,8 +398,8 @@ def test_other_clean_networks_are_another_result(monkeypatch):
 
 
 def test_wrong_settings():
-    with pytest.raises(InputError, match=r"^pictures.images: expected at most 10, pictures.made, found 20$"):
-        PicturesConfig(made=10, images=20)
+    with pytest.raises(InputError, match=r"^pictures.images: expected at most 10, images.made, found 20$"):
+        ImagesConfig(made=10, images=20)
     with pytest.raises(
         InputError, match=r"^inversion.among: expected 0 for all classes, or at least 3 to compare, found 2"
     ):
@@ -416,7 +416,7 @@ def test_another_search_than_the_calibrated_one_has_no_p_value():
     for other in (
         {"reach": InversionConfig(steps=4)},
         {"reach": InversionConfig(among=20)},
-        {"pictures": PicturesConfig(images=60)},
+        {"pictures": ImagesConfig(images=60)},
         {"margin": MarginConfig(steps=2)},
         {"detection": DetectionConfig(families=("patch",))},
     ):

@@ -16,7 +16,7 @@ from otbr_jax.detectors.free_eagle import FreeEagleConfig
 from otbr_jax.detectors.mm_bd import MMBDConfig
 from otbr_jax.detectors.neural_cleanse import NeuralCleanseConfig
 from otbr_jax.detectors.registry import DETECTORS
-from otbr_jax.detectors.trigger_size import DetectionConfig, PicturesConfig, TriggerSizeSettings
+from otbr_jax.detectors.trigger_size import DetectionConfig, ImagesConfig, TriggerSizeSettings
 from otbr_jax.detectors.verdict import Backdoored, in_words, p_value, read_verdict, verdict_of, with_enough_classes
 from otbr_jax.report.rows import Row, current, field, is_flagged, parse
 from otbr_jax.steps.margin import MarginConfig
@@ -28,7 +28,7 @@ BRIEF = {
     "free_eagle": FreeEagleConfig(steps=2),
     "mm_bd": MMBDConfig(margin=MARGIN),
     "trigger_size": TriggerSizeSettings(
-        pictures=PicturesConfig(made=20, images=10),
+        images=ImagesConfig(made=20, images=10),
         inversion=InversionConfig(steps=2, images=8, starts=2, finalists=1),
         margin=MARGIN,
         detection=DetectionConfig(families=("patch",), threshold=1e-6),

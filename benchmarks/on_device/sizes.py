@@ -7,7 +7,7 @@ from configs import disarm
 from configs.bench import paper
 from configs.recipes import training
 from otbr_jax.contrib.otbr_plus import SweepConfig
-from otbr_jax.detectors.trigger_size import DetectionConfig, PicturesConfig
+from otbr_jax.detectors.trigger_size import DetectionConfig, ImagesConfig
 from otbr_jax.inversion import InversionConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.settings import change, from_dict
@@ -18,8 +18,8 @@ from otbr_jax.studies.bench import Grid
 from otbr_jax.studies.repair_config import RepairConfig, repaired_by
 
 TINY = {
-    "pictures": PicturesConfig(made=60, images=40),
-    "reach": InversionConfig(steps=2, images=8, starts=4, finalists=2),
+    "pictures": ImagesConfig(made=60, images=40),
+    "inversion": InversionConfig(steps=2, images=8, starts=4, finalists=2),
     "margin": MarginConfig(steps=2, images=2),
     "teaching": TeachingConfig(rounds=1, triggers=2, search=InversionConfig(steps=2, images=8, starts=4), steps=2),
     "detection": DetectionConfig(families=("patch",)),

@@ -18,17 +18,23 @@ from otbr_jax.inversion import Inverted, Searches, invert_classes
 from otbr_jax.metrics import rounded
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.steps.fuse import align, interpolate
-from otbr_jax.steps.procedural import Pictures
+from otbr_jax.steps.procedural import PredictedImages
 from otbr_jax.steps.prune import neurons_to_prune, prune
 from otbr_jax.steps.score import Scores
 from otbr_jax.types import Variables
 
 
 def search_triggers(
-    setup: Setup, settings: Searches, *, victim: Variables, pictures: Pictures, key: jax.Array, report: Report | None
+    setup: Setup,
+    settings: Searches,
+    *,
+    victim: Variables,
+    procedural: PredictedImages,
+    key: jax.Array,
+    report: Report | None,
 ) -> dict[str, Inverted]:
     """A trigger of every family for every class."""
-    return invert_classes(setup.network, victim, pictures.batch, key=key, searches=settings, on_class=report)
+    return invert_classes(setup.network, victim, procedural.batch, key=key, searches=settings, on_class=report)
 
 
 class Judging(NamedTuple):
@@ -44,7 +50,7 @@ def try_settings(
     *,
     victim: Variables,
     scores: Scores,
-    pictures: Pictures,
+    procedural: PredictedImages,
     inverted: Mapping[str, Inverted],
     key: jax.Array,
     report: Report | None,
@@ -55,7 +61,7 @@ def try_settings(
         setup,
         victim,
         scores,
-        lambda fused: answers(setup.network, fused, pictures.batch, inverted["patch"]),
+        lambda fused: answers(setup.network, fused, procedural.batch, inverted["patch"]),
         counts=counts,
         lams=lams,
         config=settings.otbr,

@@ -35,7 +35,7 @@ from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.augment import augment
 from otbr_jax.steps.fuse import FusionConfig, align, interpolate
-from otbr_jax.steps.procedural import Pictures
+from otbr_jax.steps.procedural import PredictedImages
 from otbr_jax.steps.prune import neurons_to_prune, prune
 from otbr_jax.steps.score import Scores
 from otbr_jax.types import Augment, Batch, Network, Variables
@@ -130,11 +130,11 @@ class Patched(NamedTuple):
 
 def make_pictures(
     setup: Setup, settings: SyntheticConfig, *, victim: Variables, key: jax.Array, report: Report | None
-) -> Pictures:
+) -> PredictedImages:
     """Images made from the network, and what it answers them with."""
     made, info = synthesize(setup.network, victim, key=key, config=settings, on_step=report)
     logits = setup.network.answer(victim, made.images)
-    return Pictures(Batch(made.images, jnp.argmax(logits, axis=-1).astype(jnp.int32)), info)
+    return PredictedImages(Batch(made.images, jnp.argmax(logits, axis=-1).astype(jnp.int32)), info)
 
 
 def prune_chosen(
@@ -168,7 +168,7 @@ def distill_fused(
     *,
     victim: Variables,
     fused: Fused,
-    synthetic: Pictures,
+    synthetic: PredictedImages,
     key: jax.Array,
     report: Report | None,
     judged: Findings | None = None,
@@ -189,7 +189,7 @@ def taught_by(
     config: DistillationConfig,
     variables: Variables,
     teacher: Variables,
-    pictures: Pictures,
+    procedural: PredictedImages,
     *,
     key: jax.Array,
 ) -> Variables:
@@ -198,7 +198,7 @@ def taught_by(
         setup.network,
         variables,
         teacher,
-        pictures.batch.images,
+        procedural.batch.images,
         key=key,
         config=config,
         augment=moved_by(config.crop_padding),
@@ -218,7 +218,7 @@ def patch_suspects(
     settings: Patching,
     *,
     victim: Variables,
-    synthetic: Pictures,
+    synthetic: PredictedImages,
     judged: Findings,
     key: jax.Array,
     report: Report | None,
@@ -350,7 +350,7 @@ def build(
     victim: Variables,
     scores: Scores,
     key: jax.Array,
-    synthetic: Pictures | None = None,
+    synthetic: PredictedImages | None = None,
 ) -> Built:
     """Prunes and aligns once for all lambdas, which only interpolate: transport does not depend on them."""
     pruned, removed = prune(victim, scores, setup.layers, count=setting)

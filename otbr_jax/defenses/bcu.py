@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from otbr_jax.defenses.defense import Defense, Outcome, count_neurons
 from otbr_jax.defenses.tuning import changes_step, tuned_outcome, tuning_step
-from otbr_jax.detectors.trigger_size import PROCEDURAL, PicturesConfig, make_pictures
+from otbr_jax.detectors.trigger_size import PROCEDURAL, ImagesConfig, make_pictures
 from otbr_jax.errors import InputError
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.graph.graph import Layer
@@ -63,8 +63,10 @@ class BCUConfig:
 class BCUSettings:
     """All settings of the defence `bcu`."""
 
-    pictures: PicturesConfig = field(
-        default=PicturesConfig(made=5000, images=2500), doc="what takes the place of unlabelled images."
+    images: ImagesConfig = field(
+        formerly="pictures",
+        default=ImagesConfig(made=5000, images=2500),
+        doc="what takes the place of unlabelled images.",
     )
     bcu: BCUConfig = field(default=BCUConfig(), doc="the published method.")
 
@@ -168,7 +170,7 @@ def plan(config: BCUSettings) -> Plan:
     """pictures -> redrawn -> taught -> changes."""
     method, tuning = config.bcu, config.bcu.finetuning
     return (
-        Step("pictures", make_pictures, needs("victim"), config.pictures, shown=Shown("making pictures")),
+        Step("pictures", make_pictures, needs("victim"), config.images, shown=Shown("making pictures")),
         Step("redrawn", make_student, needs("victim"), method.shares, shown=Shown("drawing weights anew")),
         tuning_step(
             "taught",
@@ -192,7 +194,7 @@ def outcome(config: BCUSettings, values: Mapping[str, Any]) -> Outcome:
     total, count = count_neurons(values["redrawn"].drawn)  # of weights
     return tuned_outcome(
         values,
-        done=f"{count:,} of {total:,} weights drawn anew, taught on {config.pictures.images:,} {PROCEDURAL}",
+        done=f"{count:,} of {total:,} weights drawn anew, taught on {config.images.images:,} {PROCEDURAL}",
         tuned="taught",
         scored="Which neurons drawing anew and teaching moved",
     )

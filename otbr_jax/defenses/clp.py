@@ -16,13 +16,13 @@ import jax.numpy as jnp
 from otbr_jax import plan as plans
 from otbr_jax.defenses.defense import Defense, Outcome, count_neurons, rounded
 from otbr_jax.defenses.grid import Built, Grid
-from otbr_jax.detectors.trigger_size import PROCEDURAL, PicturesConfig, make_pictures
+from otbr_jax.detectors.trigger_size import PROCEDURAL, ImagesConfig, make_pictures
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.graph.graph import Layer, NeuronGraph
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.gates import matching, pairs_of
-from otbr_jax.steps.procedural import Pictures
+from otbr_jax.steps.procedural import PredictedImages
 from otbr_jax.steps.prune import reinitialize
 from otbr_jax.steps.score import Scores
 from otbr_jax.steps.select import shares_right, strongest_harmless
@@ -65,7 +65,7 @@ class CLPSettings:
 
     clp: CLPConfig = field(default=CLPConfig(), doc="the published method.")
     selection: AgreementConfig = field(default=AgreementConfig(), doc="how u is chosen without data.")
-    pictures: PicturesConfig = field(default=PicturesConfig(), doc="the pictures that u is chosen by.")
+    images: ImagesConfig = field(formerly="pictures", default=ImagesConfig(), doc="the pictures that u is chosen by.")
     sweep: SweepConfig = field(default=SweepConfig(), doc="settings that the report shows beside the chosen one.")
 
 
@@ -132,7 +132,7 @@ def select(
     *,
     victim: Variables,
     scores: Scores,
-    pictures: Pictures,
+    procedural: PredictedImages,
     report: Report | None,
     **_: Any,
 ) -> Agreement:
@@ -144,7 +144,7 @@ def select(
     def pruned(u: jax.Array) -> Variables:
         return prune(setup, u, victim=victim, scores=scores).variables
 
-    agreement = shares_right(setup.network, pruned, u, pictures.batch, report=report)
+    agreement = shares_right(setup.network, pruned, u, procedural.batch, report=report)
     chosen = strongest_harmless(agreement, reference=jnp.float32(1), tolerance=settings.tolerance)
     return Agreement(u, agreement, chosen)
 
@@ -170,11 +170,11 @@ def plan(config: CLPSettings) -> Plan:
         return scores, Step("pruned", prune, needs("victim", "scores"), config.clp.u, shown=Shown("pruning"))
     return (
         scores,
-        Step("pictures", make_pictures, needs("victim"), config.pictures, shown=Shown("making pictures")),
+        Step("pictures", make_pictures, needs("victim"), config.images, shown=Shown("making pictures")),
         Step(
             "selected",
             select,
-            needs("victim", "scores", "pictures"),
+            needs("victim", "scores", "procedural"),
             tried,
             shown=Shown("choosing u, procedural pictures only", total=1 + len({*tried.u}), unit="u"),
         ),

@@ -29,7 +29,7 @@ from otbr_jax.inversion import MinimalTriggers
 from otbr_jax.metrics import rounded
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, Work, needs
 from otbr_jax.settings import field, settings
-from otbr_jax.steps.procedural import Pictures
+from otbr_jax.steps.procedural import PredictedImages
 from otbr_jax.steps.score import neuron_weight_changes
 from otbr_jax.steps.teach import TriggersToUnlearn, TeachingConfig, TeachingInfo, teach, untaught
 from otbr_jax.triggers import FAMILIES
@@ -76,7 +76,7 @@ def disarm_suspect(
     settings: Lessons,
     *,
     victim: Variables,
-    pictures: Pictures,
+    procedural: PredictedImages,
     reached: MinimalTriggers,
     detected: Anomalies,
     key: jax.Array,
@@ -88,7 +88,7 @@ def disarm_suspect(
     teaching = settings.teaching
     return Disarmed(
         *teach(
-            setup.network, victim, pictures.batch, switch, closing,
+            setup.network, victim, procedural.batch, switch, closing,
             key=key, config=teaching, axis_name=setup.axis_name, on_step=report,
         )
     )  # fmt: skip
@@ -116,7 +116,7 @@ def plan(config: DisarmSettings) -> Plan:
         Step(
             "disarmed",
             disarm_suspect,
-            needs("victim", "pictures", "reached", "detected"),
+            needs("victim", "procedural", "reached", "detected"),
             Lessons(teaching, config.detection.families, usual_evidence()),
             instead=lambda settings, inputs: None if np.any(inputs["detected"].wanted) else leave_alone,
             shown=Shown(

@@ -12,7 +12,7 @@ from otbr_jax.defenses import disarm
 from otbr_jax.defenses.disarm import Disarmed, DisarmSettings, Lessons
 from otbr_jax.plan import Plan, Setup, Step, needs
 from otbr_jax.steps.answers import answers
-from otbr_jax.steps.procedural import Pictures
+from otbr_jax.steps.procedural import PredictedImages
 from otbr_jax.types import Batch, Network, Variables
 
 
@@ -38,10 +38,10 @@ def beside(pictures: Batch, clean: jax.Array, network: Network, variables: Varia
 
 
 def disarm_suspect(
-    setup: Setup, settings: Lessons, *, clean: Batch, pictures: Pictures, victim: Variables, **rest: Any
+    setup: Setup, settings: Lessons, *, clean: Batch, procedural: PredictedImages, victim: Variables, **rest: Any
 ) -> Disarmed:
     """As `disarm.disarm_suspect`, with clean images among the pictures."""
-    mixed = pictures._replace(batch=beside(pictures.batch, clean.images, setup.network, victim))
+    mixed = pictures._replace(batch=beside(procedural.batch, clean.images, setup.network, victim))
     return disarm.disarm_suspect(setup, settings, pictures=mixed, victim=victim, **rest)
 
 

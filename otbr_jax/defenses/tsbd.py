@@ -27,7 +27,7 @@ from otbr_jax.metrics import rounded
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.finetune import FinetuningConfig, finetune
-from otbr_jax.steps.procedural import Pictures
+from otbr_jax.steps.procedural import PredictedImages
 from otbr_jax.steps.prune import SCHEMES, ReinitInfo, neurons_to_prune, reinitialize
 from otbr_jax.steps.sampling import split_folds
 from otbr_jax.steps.score import Scores
@@ -117,10 +117,10 @@ class TSBDInfo(NamedTuple):
     finetuning: Mapping[str, jax.Array]
 
 
-def answer_clean(setup: Setup, settings: None, *, victim: Variables, clean: Batch, **_: Any) -> Pictures:
+def answer_clean(setup: Setup, settings: None, *, victim: Variables, clean: Batch, **_: Any) -> PredictedImages:
     """The clean images in [0, 1], and what the network answers them with."""
     images = jnp.asarray(clean.images).astype(jnp.float32) / 255
-    return Pictures(Batch(images, jnp.argmax(setup.network.answer(victim, images), axis=-1).astype(jnp.int32)))
+    return PredictedImages(Batch(images, jnp.argmax(setup.network.answer(victim, images), axis=-1).astype(jnp.int32)))
 
 
 class Selecting(NamedTuple):

@@ -25,7 +25,7 @@ from otbr_jax.plan import Plan, Report, Setup, Shown, Step, Work, needs
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.answers import answers
 from otbr_jax.steps.margin import MarginConfig, largest_margins
-from otbr_jax.steps.procedural import Pictures, balanced, procedural
+from otbr_jax.steps.procedural import PredictedImages, balanced, procedural
 from otbr_jax.steps.screen import UPHILL, screen
 from otbr_jax.triggers import FAMILIES, FamilySwitch
 from otbr_jax.types import Batch, Variables
@@ -36,8 +36,8 @@ PROCEDURAL = "procedural pictures"
 """What a network is searched and taught on, in words."""
 
 
-@settings("pictures")
-class PicturesConfig:
+@settings("images")
+class ImagesConfig:
     """The pictures that a network is searched and taught on."""
 
     made: int = field(default=3000, at_least=2, doc="how many are made.")
@@ -48,7 +48,7 @@ class PicturesConfig:
     def check(self) -> None:
         """No more are taken than are made."""
         if self.images > self.made:
-            raise wrong(self, "images", f"at most {self.made}, pictures.made")
+            raise wrong(self, "images", f"at most {self.made}, images.made")
 
 
 @settings("detection")
@@ -93,15 +93,17 @@ class DetectionConfig:
 class TriggerSizeSettings:
     """All settings of the detector `trigger_size`."""
 
-    pictures: PicturesConfig = field(default=PicturesConfig(), doc="what takes the place of images.")
-    reach: InversionConfig = field(default=InversionConfig(), doc="how the cheapest triggers are searched.")
+    images: ImagesConfig = field(formerly="pictures", default=ImagesConfig(), doc="what takes the place of images.")
+    inversion: InversionConfig = field(
+        default=InversionConfig(), formerly="reach", doc="how the cheapest triggers are searched."
+    )
     margin: MarginConfig = field(default=MarginConfig(), doc="how the largest margins are searched.")
     detection: DetectionConfig = field(default=DetectionConfig(), doc="when a class is flagged.")
 
 
 def make_pictures(
-    setup: Setup, settings: PicturesConfig, *, victim: Variables, key: jax.Array, report: Report | None
-) -> Pictures:
+    setup: Setup, settings: ImagesConfig, *, victim: Variables, key: jax.Array, report: Report | None
+) -> PredictedImages:
     """Procedural pictures, what the network answers them with, and how often it answered each class at all."""
     del report
     network = setup.network
@@ -110,13 +112,13 @@ def make_pictures(
     answered = answers(network, victim, made, batch_size=200)
     taken = balanced(answered, classes=network.num_classes, images=settings.images, key=take_key)
     often = jnp.bincount(answered, length=network.num_classes) / settings.made
-    return Pictures(Batch(made[taken], answered[taken]), often)
+    return PredictedImages(Batch(made[taken], answered[taken]), often)
 
 
 class Searching(NamedTuple):
     """What `screen_classes` and `search_reach` are given."""
 
-    reach: InversionConfig
+    inversion: InversionConfig
     families: tuple[str, ...]
 
 
@@ -126,7 +128,13 @@ def switch_of(setup: Setup, families: tuple[str, ...]) -> FamilySwitch:
 
 
 def screen_classes(
-    setup: Setup, settings: Searching, *, victim: Variables, pictures: Pictures, key: jax.Array, report: Report | None
+    setup: Setup,
+    settings: Searching,
+    *,
+    victim: Variables,
+    procedural: PredictedImages,
+    key: jax.Array,
+    report: Report | None,
 ) -> Screened:
     """Which classes are searched."""
     del report
@@ -134,8 +142,8 @@ def screen_classes(
     return screen(
         setup.network,
         victim,
-        pictures.batch,
-        pictures.info,
+        procedural.batch,
+        procedural.info,
         switch,
         key=key,
         config=settings.inversion,
@@ -148,7 +156,7 @@ def search_reach(
     settings: Searching,
     *,
     victim: Variables,
-    pictures: Pictures,
+    procedural: PredictedImages,
     screened: Screened,
     key: jax.Array,
     report: Report | None,
@@ -156,7 +164,7 @@ def search_reach(
     """What every class costs by triggers of every family."""
     switch = switch_of(setup, settings.families)
     return minimal_triggers(
-        setup.network, victim, pictures.batch, switch, screened,
+        setup.network, victim, procedural.batch, switch, screened,
         key=key, config=settings.inversion, axis_name=setup.axis_name, on_step=report,
     )  # fmt: skip
 
@@ -185,14 +193,20 @@ class Detecting(NamedTuple):
 
 
 def detect(
-    setup: Setup, settings: Detecting, *, pictures: Pictures, reached: MinimalTriggers, margins: jax.Array, **_: Any
+    setup: Setup,
+    settings: Detecting,
+    *,
+    procedural: PredictedImages,
+    reached: MinimalTriggers,
+    margins: jax.Array,
+    **_: Any,
 ) -> Anomalies:
     """Which class is flagged of those that were searched; others have the score 0."""
     detection = settings.detection
     return find_anomalies(
         reached.size,
         margins,
-        pictures.info[reached.classes],
+        procedural.info[reached.classes],
         usual=settings.usual,
         families=detection.families,
         threshold=detection.threshold,
@@ -214,16 +228,16 @@ def plan(config: TriggerSizeSettings) -> Plan:
     searching = Searching(config.inversion, config.detection.families)
     return (
         Step(
-            "pictures",
+            "procedural",
             make_pictures,
             needs("victim"),
-            config.pictures,
-            shown=Shown("making pictures", work=partial(scan_work, config), lighter="pictures.made"),
+            config.images,
+            shown=Shown("making pictures", work=partial(scan_work, config), lighter="images.made"),
         ),
         Step(
             "screened",
             screen_classes,
-            needs("victim", "pictures"),
+            needs("victim", "procedural"),
             searching,
             key="reached",
             shown=Shown("screening classes", lighter="inversion.images"),
@@ -231,7 +245,7 @@ def plan(config: TriggerSizeSettings) -> Plan:
         Step(
             "reached",
             search_reach,
-            needs("victim", "pictures", "screened"),
+            needs("victim", "procedural", "screened"),
             searching,
             shown=Shown(
                 "searching the cheapest triggers",
@@ -251,7 +265,7 @@ def plan(config: TriggerSizeSettings) -> Plan:
         Step(
             "detected",
             detect,
-            needs("pictures", "reached", "margins"),
+            needs("procedural", "reached", "margins"),
             Detecting(config.detection, usual_evidence()),
             shown=Shown(
                 "which class is flagged",
@@ -263,8 +277,8 @@ def plan(config: TriggerSizeSettings) -> Plan:
 
 def scan_work(config: TriggerSizeSettings, setup: Setup) -> Work:
     """What looking for a backdoor takes, all steps together."""
-    reach, margin, families = config.inversion, config.margin, len(config.detection.families)
-    classes, pictures = _searched(config, setup), config.pictures.made + families * inversion.starts * inversion.images
+    inversion, margin, families = config.inversion, config.margin, len(config.detection.families)
+    classes, pictures = _searched(config, setup), config.images.made + families * inversion.starts * inversion.images
     gradients = classes * margin.steps * margin.images + _steps(config, setup) * inversion.images
     if classes < setup.network.num_classes:
         gradients += UPHILL * setup.network.num_classes
@@ -325,7 +339,7 @@ def measured(config: TriggerSizeSettings, values: Mapping[str, Any]) -> dict[str
             name: [*_each(found.classes, row, classes)] for name, row in zip(names, reached.size, strict=True)
         },
         "margin": [*_each(found.classes, values["margins"], classes)],
-        "answers": [rounded(value) for value in values["pictures"].info],
+        "answers": [rounded(value) for value in values["procedural"].info],
         "usual": is_usual(config),
     }
 
@@ -333,9 +347,9 @@ def measured(config: TriggerSizeSettings, values: Mapping[str, Any]) -> dict[str
 def is_usual(config: TriggerSizeSettings) -> bool:
     """Whether a search is the one that clean networks were scored with: any other finds other costs and margins."""
     usual = TriggerSizeSettings()
-    reach = dataclasses.replace(config.inversion, classes=usual.inversion.classes)  # of memory alone
-    searched = (config.pictures, reach, config.margin, config.detection.families)
-    return searched == (usual.pictures, usual.reach, usual.margin, usual.detection.families)
+    inversion = dataclasses.replace(config.inversion, classes=usual.inversion.classes)  # of memory alone
+    searched = (config.images, inversion, config.margin, config.detection.families)
+    return searched == (usual.images, usual.inversion, usual.margin, usual.detection.families)
 
 
 def telling_family(config: TriggerSizeSettings, found: Anomalies) -> np.ndarray:
@@ -348,7 +362,7 @@ def pictured(config: TriggerSizeSettings, values: Mapping[str, Any]) -> tuple[np
 
     Full masks `[classes, h, w, 1]`, and pictures `[classes, h, w, c]` in [0, 1]; grey of classes not searched.
     """
-    found, reached, images = values["detected"], values["reached"], values["pictures"].batch.images
+    found, reached, images = values["detected"], values["reached"], values["procedural"].batch.images
     switch = FamilySwitch(tuple(FAMILIES[name] for name in config.detection.families), tuple(images.shape[1:]))
     telling = telling_family(config, found)
     picture = jnp.asarray(images[:1])

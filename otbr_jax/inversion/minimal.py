@@ -23,7 +23,7 @@ from otbr_jax.triggers import FamilySwitch
 from otbr_jax.types import Batch, Network, Variables
 
 
-@settings("reach")
+@settings("inversion")
 class InversionConfig:
     """How triggers are searched within budgets."""
 

@@ -15,7 +15,7 @@ from otbr_jax.triggers import PENALISED, TriggerFamily
 from otbr_jax.types import Batch, Network, Variables
 
 
-@settings("inversion")
+@settings("penalised")
 class PenalisedConfig:
     """How triggers are searched."""
 

@@ -19,7 +19,7 @@ _LEAVES = 60
 _SMALLEST, _LARGEST, _POWER = 0.04, 0.5, 1.5  # radii, as shares of the image's side
 
 
-class Pictures(NamedTuple):
+class PredictedImages(NamedTuple):
     """Images in [0, 1] with what the suspicious network answers them with, and how they were made."""
 
     batch: Batch
@@ -27,7 +27,7 @@ class Pictures(NamedTuple):
 
 
 def procedural(key: jax.Array, *, images: int, image_shape: tuple[int, int, int]) -> jax.Array:
-    """Pictures `[images, h, w, c]` in [0, 1], half dead leaves and half noise, in random order. Pure; jits.
+    """PredictedImages `[images, h, w, c]` in [0, 1], half dead leaves and half noise, in random order. Pure; jits.
 
     Args:
       key: typed PRNG key.
