@@ -30,8 +30,8 @@ TINY = (
     "--config.images.images=60",
     "--config.inversion.steps=4",
     "--config.inversion.starts=8",
-    "--config.teaching.rounds=2",
-    "--config.teaching.steps=2",
+    "--config.unlearning.rounds=2",
+    "--config.unlearning.steps=2",
     "--config.data.train_images=640",
 )
 GRID = """

@@ -28,7 +28,7 @@ from launch import cli
 from otbr_jax import plan as plans
 from otbr_jax.defenses import otbr
 from otbr_jax.defenses.otbr import OTBRConfig
-from otbr_jax.detectors.trigger_size import ImagesConfig, make_pictures
+from otbr_jax.detectors.trigger_size import ImagesConfig, make_procedural
 from otbr_jax.files import write_figure
 from otbr_jax.inversion import InversionConfig, Screened, minimal_triggers
 from otbr_jax.models import registry
@@ -43,9 +43,9 @@ from otbr_jax.steps import transport
 from otbr_jax.steps.convolutions import channels_last
 from otbr_jax.steps.fuse import FusionConfig
 from otbr_jax.steps.margin import MarginConfig, largest_margins
-from otbr_jax.steps.teach import TriggersToUnlearn, TeachingConfig, teach
 from otbr_jax.steps.transport import TransportConfig
 from otbr_jax.steps.unlearn import UnlearningConfig
+from otbr_jax.steps.unlearn_triggers import TriggersToUnlearn, TriggerUnlearningConfig, unlearn_triggers
 from otbr_jax.triggers import FAMILIES, FamilySwitch
 from otbr_jax.types import Batch, split
 
@@ -137,19 +137,19 @@ def fused(setup: Setup, variables: Any) -> Any:
 
 
 def made(setup: Setup, variables: Any) -> Any:
-    return make_pictures(setup, ImagesConfig(made=128, images=64), victim=variables, key=KEY, report=None)
+    return make_procedural(setup, ImagesConfig(made=128, images=64), victim=variables, key=KEY, report=None)
 
 
 def taught(setup: Setup, switch: FamilySwitch, batch: int, variables: Any, pictures: Batch) -> Any:
     """A round of lessons against additive triggers."""
-    config = TeachingConfig(
+    config = TriggerUnlearningConfig(
         rounds=1, triggers=2, search=InversionConfig(steps=2, images=batch // 2, starts=8), steps=2, batch_size=batch
     )
     # What the network answers anyway: such triggers work, so that there always is a lesson.
     target = jnp.argmax(jnp.sum(setup.network.answer(variables, pictures.images), axis=0))[None]
     additive, large = jnp.ones(1, jnp.int32), jnp.array([0.4])
     closing = TriggersToUnlearn(additive, target, large, large, jnp.zeros((1, switch.length)), jnp.array([True]))
-    return teach(setup.network, variables, pictures, switch, closing, key=KEY, config=config)
+    return unlearn_triggers(setup.network, variables, pictures, switch, closing, key=KEY, config=config)
 
 
 def transported(neurons: int) -> Program:

@@ -38,7 +38,7 @@ from otbr_jax.report.rows import append_row
 from otbr_jax.runs.devices import batch_mesh
 from otbr_jax.runs.provenance import ROOT, provenance
 from otbr_jax.steps.margin import MarginConfig
-from otbr_jax.steps.teach import TeachingConfig
+from otbr_jax.steps.unlearn_triggers import TriggerUnlearningConfig
 from otbr_jax.types import Network, Variables
 from otbr_jax.victims import training
 from otbr_jax.victims.stacking import train_stack
@@ -58,7 +58,9 @@ FEW = DisarmSettings(
     images=ImagesConfig(made=300, images=200),
     inversion=InversionConfig(steps=4, starts=16),
     margin=MarginConfig(steps=8),
-    teaching=TeachingConfig(rounds=1, triggers=2, steps=8, batch_size=32, search=InversionConfig(steps=4, starts=16)),
+    unlearning=TriggerUnlearningConfig(
+        rounds=1, triggers=2, steps=8, batch_size=32, search=InversionConfig(steps=4, starts=16)
+    ),
 )
 PLANS = {"otbr": otbr.plan(OTBRConfig()), "disarm": disarm.plan(FEW)}
 

@@ -33,8 +33,8 @@ from otbr_jax.runs import estimate
 from otbr_jax.runs.memory import megabytes
 from otbr_jax.runs.networks import open_network
 from otbr_jax.runs.provenance import ROOT, provenance
-from otbr_jax.steps.teach import TeachingConfig
 from otbr_jax.steps.unlearn import UnlearningConfig
+from otbr_jax.steps.unlearn_triggers import TriggerUnlearningConfig
 from otbr_jax.studies.repair_config import repair_config
 
 RESULTS = flags.DEFINE_string("results", str(ROOT / "results" / "thousand.jsonl"), "File of the rows.")
@@ -47,10 +47,13 @@ LESS = UnlearningConfig(batch_size=32, steps=3)
 CASES = (
     ("as they are", DISARM, repair_config(defense="disarm", **OTHERS)),
     (
-        "inversion.among=20, teaching.batch_size=16",
+        "inversion.among=20, unlearning.batch_size=16",
         ("screened", "reached", "disarmed"),
         repair_config(
-            defense="disarm", inversion=InversionConfig(among=20), teaching=TeachingConfig(batch_size=16), **OTHERS
+            defense="disarm",
+            inversion=InversionConfig(among=20),
+            unlearning=TriggerUnlearningConfig(batch_size=16),
+            **OTHERS,
         ),
     ),
     ("as they are", ("unlearned", "fused"), repair_config(**OTHERS)),

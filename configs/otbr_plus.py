@@ -6,7 +6,7 @@ From the suspicious network alone: images are made, triggers are reverse-enginee
 every class, and networks with more and more neurons pruned and fused are asked how they answer. If no class stands out
 the network is left as it is; otherwise the setting that leaves least of that class, while others keep their answers, is
 shown (fused), and the network as it came is taught on its own images, no further than needed, that triggers of the
-class mean nothing (patched). Where that goes far it costs the class; `--config.patching.recoveries=1` brings it back in
+class mean nothing (patched). Where that goes far it costs the class; `--config.trigger_finetuning.relearnings=1` brings it back in
 part, and with some networks the backdoor too.
 
 Expected: ACC / ASR 99.6 / 100.0 before and about 94 / 1 after. Other victims: docs/results/otbr_plus.md, whose rows
@@ -20,8 +20,8 @@ import dataclasses
 import ml_collections
 
 from configs import otbr
-from otbr_jax.contrib.harden import PatchingConfig
 from otbr_jax.contrib.judge import SuspicionConfig
+from otbr_jax.contrib.trigger_finetuning import TriggerFinetuningConfig
 from otbr_jax.settings import as_dict, change, from_dict
 from otbr_jax.studies.repair_config import RepairConfig
 
@@ -33,7 +33,7 @@ def plus(config: RepairConfig) -> RepairConfig:
     return change(
         config,
         suspicion=SuspicionConfig(gamma=GAMMA, lam=LAM, least_agreement=0.95),
-        patching=PatchingConfig(triggers=4),
+        trigger_finetuning=TriggerFinetuningConfig(triggers=4),
         sweep=dataclasses.replace(config.method.sweep, gamma=GAMMA, lam=LAM),
     )
 

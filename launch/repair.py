@@ -4,7 +4,7 @@ Without arguments it trains a backdoored network on small images that ship with 
 `--config.model.checkpoint=PATH` (a PyTorch or a safetensors file, or an Orbax checkpoint and its `model.name`) it
 repairs that network instead, with `--config.model.name=FILE.py:ATTRIBUTE` one of your own code: see
 configs/own_network.py. Every setting of the config file can be changed on the command line, such as
-`--config.teaching.rounds=3`.
+`--config.unlearning.rounds=3`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-from otbr_jax.contrib.harden import PatchingConfig
 from otbr_jax.contrib.judge import SuspicionConfig
 from otbr_jax.contrib.otbr_plus import OTBRPlusInfo, OTBRSettings, otbr_plus
+from otbr_jax.contrib.trigger_finetuning import TriggerFinetuningConfig
 from otbr_jax.defenses.defend import Defended, defend
 from otbr_jax.defenses.otbr import OTBRConfig, OTBRInfo, otbr
 from otbr_jax.defenses.tsbd import TSBDConfig, TSBDInfo, tsbd
@@ -48,7 +48,6 @@ __all__ = [
     "OTBRInfo",
     "OTBRPlusInfo",
     "OTBRSettings",
-    "PatchingConfig",
     "Penalised",
     "Setup",
     "Smallest",
@@ -58,6 +57,7 @@ __all__ = [
     "TSBDInfo",
     "TransportConfig",
     "TriggerFamily",
+    "TriggerFinetuningConfig",
     "UnlearningConfig",
     "Variables",
     "Verdict",

@@ -273,7 +273,7 @@ def _build(config_type: type[T], values: Mapping[str, Any], name: str, path: str
         return config_type(**fields)
     except InputError as error:
         # A class knows the name of its kind only: there are several groups of one, such as suspicion.patch and
-        # patching.patch.
+        # trigger_finetuning.patch.
         own_name = f"{getattr(config_type, '__group__')}."  # noqa: B009
         if not path or not str(error).startswith(own_name):
             raise

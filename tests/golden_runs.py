@@ -24,9 +24,9 @@ from otbr_jax import Layer, Network, NeuronGraph, OTBRConfig, UnlearningConfig
 from otbr_jax.attacks.badnets import BadNetsConfig
 from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.contrib import otbr_plus
-from otbr_jax.contrib.harden import PatchingConfig
 from otbr_jax.contrib.images import SyntheticConfig
 from otbr_jax.contrib.judge import SuspicionConfig
+from otbr_jax.contrib.trigger_finetuning import TriggerFinetuningConfig
 from otbr_jax.data.clean import CleanConfig
 from otbr_jax.data.sources import DataConfig
 from otbr_jax.defenses import tsbd
@@ -63,17 +63,17 @@ OTBR = repair_config(
     otbr=OTBRConfig(unlearning=UnlearningConfig(steps=3, batch_size=16), gamma=0.2),
     sweep=otbr_plus.SweepConfig(gamma=(0.05, 0.2), lam=(0.5, 1.0)),
 )
-PATCHING = PatchingConfig(
+PATCHING = TriggerFinetuningConfig(
     triggers=1,
     rounds=1,
-    recoveries=1,
-    recovered=5,
+    relearnings=1,
+    relearned=5,
     patch=SEARCH,
     perturbation=SEARCH,
     finetuning=FinetuningConfig(epochs=1, batch_size=10),
     shares=(0.0, 0.5, 1.0),
 )
-OTBR_PLUS = change(OTBR, suspicion=SUSPICION, patching=PATCHING)
+OTBR_PLUS = change(OTBR, suspicion=SUSPICION, trigger_finetuning=PATCHING)
 UNCHANGED = change(OTBR_PLUS, suspicion=dataclasses.replace(SUSPICION, threshold=2.0))
 TSBD = repair_config(
     **VICTIM,

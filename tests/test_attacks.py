@@ -39,7 +39,7 @@ SHORT = {
     "input_aware": input_aware.InputAwareConfig(mask_steps=2, channels=4, mask_batch_size=8),
     "trojan": trojan.TrojanConfig(steps=4, batch_size=8),
     "lira": lira.LIRAConfig(channels=4),
-    "adaptive_pictures": adaptive.ImagesAwareConfig(pictures=20),
+    "adaptive_pictures": adaptive.PicturesAwareConfig(pictures=20),
 }
 KEY = jax.random.key(5)
 

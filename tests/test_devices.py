@@ -27,10 +27,10 @@ from otbr_jax.runs.devices import (
     shared,
 )
 from otbr_jax.runs.networks import open_network
-from otbr_jax.steps.answers import answers
 from otbr_jax.steps.margin import MarginConfig
-from otbr_jax.steps.teach import TeachingConfig
+from otbr_jax.steps.predictions import predict
 from otbr_jax.steps.unlearn import UnlearningConfig
+from otbr_jax.steps.unlearn_triggers import TriggerUnlearningConfig
 from otbr_jax.victims.training import TrainingConfig, TrainingSet, programs
 
 IMAGE = 8 * 8 * 4  # bytes of one image in float32
@@ -41,7 +41,7 @@ DISARM = disarm.DisarmSettings(
     inversion=SEARCH,
     margin=MarginConfig(steps=2),
     detection=DetectionConfig(families=("patch", "generator"), threshold=0.1),
-    teaching=TeachingConfig(rounds=1, triggers=2, search=SEARCH, steps=2),
+    unlearning=TriggerUnlearningConfig(rounds=1, triggers=2, search=SEARCH, steps=2),
 )
 
 
@@ -62,7 +62,7 @@ def computed(plan, small, devices):
 @pytest.mark.parametrize("plan", [otbr_plan(OTBR), disarm.plan(DISARM)], ids=["otbr", "disarm"])
 def test_devices_tell_each_other_gradients_and_answers_alone(small, plan):
     one, eight = computed(plan, small, 1), computed(plan, small, 8)
-    shared_work = {"unlearned", "pictures", "screened", "reached", "margins", "disarmed"}
+    shared_work = {"unlearned", "pictures", "screened", "minimal", "margins", "disarmed"}
     for name, (program, value) in eight.items():
         told = collectives(program)
         assert bool(told) == (name in shared_work), (name, told)
@@ -114,8 +114,8 @@ def test_a_batch_that_devices_cannot_share_stays_whole(small):
     images = jax.random.uniform(jax.random.key(0), (13, 8, 8, 1))
     parted = shared(network, batch_mesh())
     for count in (1, 5, 13):
-        expected = jax.jit(lambda x: answers(network, variables, x))(images[:count])
-        np.testing.assert_array_equal(jax.jit(lambda x: answers(parted, variables, x))(images[:count]), expected)
+        expected = jax.jit(lambda x: predict(network, variables, x))(images[:count])
+        np.testing.assert_array_equal(jax.jit(lambda x: predict(parted, variables, x))(images[:count]), expected)
         logits, _ = jax.jit(lambda x: parted.train(variables, x))(images[:count])
         plain, _ = jax.jit(lambda x: network.train(variables, x))(images[:count])
         np.testing.assert_allclose(logits, plain, rtol=1e-4, atol=1e-4)

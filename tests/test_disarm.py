@@ -16,10 +16,10 @@ from otbr_jax import Batch, InputError, Network, plan
 from otbr_jax.defenses import disarm, disarm_clean
 from otbr_jax.defenses.disarm import DisarmSettings, to_unlearn
 from otbr_jax.detectors import trigger_size as detecting
-from otbr_jax.detectors.calibration import read_calibration
 from otbr_jax.detectors.anomalies import ANSWERS, MARGIN, Anomalies, find_anomalies, size_anomalies
+from otbr_jax.detectors.calibration import read_calibration
 from otbr_jax.detectors.trigger_size import DetectionConfig, ImagesConfig, usual_evidence
-from otbr_jax.inversion import MinimalTriggers, InversionConfig, minimal_triggers
+from otbr_jax.inversion import InversionConfig, MinimalTriggers, minimal_triggers
 from otbr_jax.inversion.minimal import at_once
 from otbr_jax.runs.identity import plain
 from otbr_jax.runs.networks import check_classes
@@ -27,7 +27,12 @@ from otbr_jax.steps.flops import flops_of
 from otbr_jax.steps.margin import MarginConfig, largest_margins
 from otbr_jax.steps.procedural import balanced, procedural
 from otbr_jax.steps.screen import screen
-from otbr_jax.steps.teach import TriggersToUnlearn, TeachingConfig, teach, untaught
+from otbr_jax.steps.unlearn_triggers import (
+    TriggersToUnlearn,
+    TriggerUnlearningConfig,
+    unlearn_nothing,
+    unlearn_triggers,
+)
 from otbr_jax.studies.repair_config import repaired_by
 from otbr_jax.studies.results import summarize
 from otbr_jax.triggers import FAMILIES, FamilySwitch
@@ -170,15 +175,15 @@ def test_a_planted_short_cut_is_found_and_taught_away(planted):
     def turned(v):
         return float(jnp.mean((jnp.argmax(network.answer(v, stamped), -1) == 1)[others]))
 
-    lessons = TeachingConfig(rounds=5, triggers=4, search=config, steps=150, batch_size=32, learning_rate=1e-1)
+    lessons = TriggerUnlearningConfig(rounds=5, triggers=4, search=config, steps=150, batch_size=32, learning_rate=1e-1)
     taught, info = jax.jit(
-        lambda v, closing: teach(network, v, batch, switch, closing, key=jax.random.key(1), config=lessons)
+        lambda v, closing: unlearn_triggers(network, v, batch, switch, closing, key=jax.random.key(1), config=lessons)
     )(variables, to_unlearn(anomalies._replace(wanted=wanted.at[::2].set(False)), found, families, usual))
     assert turned(variables) > 0.6
     assert turned(taught) < 0.5 * turned(variables)
     kept = jnp.argmax(network.answer(taught, batch.images), -1) == batch.labels
     assert jnp.mean(kept) > 0.8
-    assert info.taught[0]
+    assert info.done[0]
     assert not info.success[:, 1:].any()
 
 
@@ -193,19 +198,19 @@ def taught_additive(planted, *, wanted, budget, config):
 
     @jax.jit
     def lessons(variables):
-        return teach(network, variables, batch, switch, closing, key=jax.random.key(0), config=config)
+        return unlearn_triggers(network, variables, batch, switch, closing, key=jax.random.key(0), config=config)
 
     return lessons(variables)
 
 
 def test_nothing_wanted_is_nothing_changed(planted):
-    config = TeachingConfig(rounds=2, triggers=2, search=InversionConfig(steps=2, starts=2), steps=2)
+    config = TriggerUnlearningConfig(rounds=2, triggers=2, search=InversionConfig(steps=2, starts=2), steps=2)
     same, info = taught_additive(planted, wanted=False, budget=0.1, config=config)
     chex.assert_trees_all_equal(same, planted[1], strict=True)
-    assert not info.taught.any()
+    assert not info.done.any()
     one = jnp.zeros(1)
     closing = TriggersToUnlearn(one, one, one, one, one, jnp.zeros(1, bool))
-    at_once = jax.jit(lambda variables: untaught(variables, closing, config=config))(planted[1])[1]
+    at_once = jax.jit(lambda variables: unlearn_nothing(variables, closing, config=config))(planted[1])[1]
     chex.assert_trees_all_equal(at_once, info, strict=True)
 
 
@@ -294,31 +299,33 @@ def test_scores_by_hand():
 
 def test_a_class_that_is_no_short_cut_is_left_as_it_is(planted):
     """Lessons against triggers so large that they are the class itself stay in vain, and are undone."""
-    config = TeachingConfig(
+    config = TriggerUnlearningConfig(
         rounds=2, triggers=2, search=InversionConfig(steps=12, starts=4), steps=2, learning_rate=1e-4
     )
     same, info = taught_additive(planted, wanted=True, budget=0.3, config=config)
     jax.tree.map(np.testing.assert_array_equal, same, planted[1])
-    assert info.taught.all()
-    assert info.undone
+    assert info.done.all()
+    assert info.reverted
 
 
 def test_what_is_new_once_first_triggers_are_gone_is_not_taught(planted):
     """A search that goes on finding triggers after those found first are gone has come to the class itself."""
-    config = TeachingConfig(
+    config = TriggerUnlearningConfig(
         rounds=6, triggers=2, search=InversionConfig(steps=12, starts=4), steps=20, learning_rate=3e-2, distortion=1e9
     )
     _, info = taught_additive(planted, wanted=True, budget=0.06, config=config)
     gone = np.flatnonzero(np.asarray(info.left)[:, 0] <= 0.1)
-    assert info.taught[0]
-    assert not info.undone
-    assert all(info.success[now + 1].max() <= 0.5 or not info.taught[now + 1] for now in gone if now + 1 < 6)
+    assert info.done[0]
+    assert not info.reverted
+    assert all(info.success[now + 1].max() <= 0.5 or not info.done[now + 1] for now in gone if now + 1 < 6)
 
 
 def test_lessons_end_once_plain_pictures_have_moved(planted):
-    config = TeachingConfig(rounds=4, triggers=2, search=InversionConfig(steps=12, starts=4), steps=8, distortion=1e-6)
+    config = TriggerUnlearningConfig(
+        rounds=4, triggers=2, search=InversionConfig(steps=12, starts=4), steps=8, distortion=1e-6
+    )
     _, info = taught_additive(planted, wanted=True, budget=0.06, config=config)
-    np.testing.assert_array_equal(info.taught, [True, False, False, False])
+    np.testing.assert_array_equal(info.done, [True, False, False, False])
     assert info.distortion[0] > 1e-6
 
 
@@ -352,7 +359,7 @@ SMALL = {
     "pictures": ImagesConfig(made=60, images=40),
     "reach": InversionConfig(steps=2, images=8, starts=4, finalists=2),
     "margin": MarginConfig(steps=2, images=2),
-    "teaching": TeachingConfig(
+    "teaching": TriggerUnlearningConfig(
         rounds=1, triggers=2, search=InversionConfig(steps=2, images=8, starts=4), steps=2, batch_size=8
     ),
 }
@@ -412,7 +419,7 @@ def test_another_search_than_the_calibrated_one_has_no_p_value():
     usual = DisarmSettings()
     assert detecting.is_usual(usual)
     assert detecting.is_usual(dataclasses.replace(usual, inversion=InversionConfig(classes=3)))
-    assert detecting.is_usual(dataclasses.replace(usual, teaching=TeachingConfig(rounds=1)))
+    assert detecting.is_usual(dataclasses.replace(usual, unlearning=TriggerUnlearningConfig(rounds=1)))
     for other in (
         {"reach": InversionConfig(steps=4)},
         {"reach": InversionConfig(among=20)},

@@ -9,10 +9,10 @@ from test_pipeline import CONFIG, run
 
 from otbr_jax import Batch, InputError
 from otbr_jax.contrib.distill import DistillationConfig, distill
-from otbr_jax.contrib.harden import PatchingConfig
 from otbr_jax.contrib.images import SyntheticConfig
 from otbr_jax.contrib.judge import SuspicionConfig
 from otbr_jax.contrib.otbr_plus import SweepConfig
+from otbr_jax.contrib.trigger_finetuning import TriggerFinetuningConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.report.summary import summary_table
 from otbr_jax.settings import change
@@ -123,7 +123,7 @@ def test_unknown_settings(settings, message):
     ("changes", "message"),
     [
         (
-            {"patching": PatchingConfig(triggers=1), "suspicion": SuspicionConfig(gamma=(0.1,))},
+            {"patching": TriggerFinetuningConfig(triggers=1), "suspicion": SuspicionConfig(gamma=(0.1,))},
             "fused network is taught and patching returns another, found 'labels'",
         ),
         (

@@ -13,7 +13,7 @@ from test_otbr_plus import PATCHING, SYNTHETIC
 
 from otbr_jax import Batch, FusionConfig, OTBRConfig
 from otbr_jax.contrib.distill import DistillationConfig
-from otbr_jax.contrib.harden import patch
+from otbr_jax.contrib.trigger_finetuning import patch
 from otbr_jax.runs import identity
 from otbr_jax.settings import change
 from otbr_jax.studies.bench import Cell
@@ -93,7 +93,7 @@ def test_a_run_that_recovers_nothing_does_not_depend_on_how_much_it_would(tiny):
         patch(
             *(network, variables, batch, 3),
             key=jax.random.key(1),
-            config=dataclasses.replace(PATCHING, recoveries=0, recovered=recovered, shares=(1.0,)),
+            config=dataclasses.replace(PATCHING, relearnings=0, relearned=recovered, shares=(1.0,)),
             synthetic=SYNTHETIC,
         )[0]
         for recovered in (5, 25)

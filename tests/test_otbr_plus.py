@@ -10,10 +10,10 @@ import pytest
 from test_pipeline import CONFIG, run
 
 from otbr_jax import Batch, InputError, OTBRSettings, otbr_plus
-from otbr_jax.contrib.harden import PatchingConfig, how_far, patch, patch_classes
 from otbr_jax.contrib.images import SyntheticConfig
 from otbr_jax.contrib.judge import SuspicionConfig
 from otbr_jax.contrib.otbr_plus import SweepConfig
+from otbr_jax.contrib.trigger_finetuning import TriggerFinetuningConfig, finetune_classes, how_far, patch
 from otbr_jax.inversion import PenalisedConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.report.summary import summary_table
@@ -27,11 +27,11 @@ from otbr_jax.victims.training import TrainingConfig
 
 TINY = PenalisedConfig(steps=4, images=20)
 SYNTHETIC = SyntheticConfig(images=40, steps=4)
-PATCHING = PatchingConfig(
+PATCHING = TriggerFinetuningConfig(
     triggers=2,
     rounds=2,
-    recoveries=1,
-    recovered=9,
+    relearnings=1,
+    relearned=9,
     patch=TINY,
     perturbation=TINY,
     finetuning=FinetuningConfig(epochs=1, batch_size=20),
@@ -49,7 +49,7 @@ PLUS = change(
         perturbation=TINY,
         threshold=-9.0,
     ),
-    patching=PATCHING,
+    trigger_finetuning=PATCHING,
 )
 
 
@@ -74,9 +74,11 @@ def test_a_suspicious_network_is_flagged_fused_and_patched(finished):
     assert (summary["choice"]["gamma"], summary["choice"]["lambda"]) in {
         (row["gamma"], row["lambda"]) for row in settings
     }
-    assert [*summary["metrics"]] == ["victim", "unlearned", "pruned", "fused", "patched"]
-    assert [found["class"] for found in summary["patched"]] == [*np.argsort(verdict["scores"])[:-3:-1]]
-    assert all(share in PATCHING.shares for f in summary["patched"] for share in (f["share"], *f["recovered"]))
+    assert [*summary["metrics"]] == ["victim", "unlearned", "pruned", "fused", "trigger_finetuned"]
+    assert [found["class"] for found in summary["trigger_finetuned"]] == [*np.argsort(verdict["scores"])[:-3:-1]]
+    assert all(
+        share in PATCHING.shares for f in summary["trigger_finetuned"] for share in (f["share"], *f["relearned"])
+    )
     table = summary_table(summary).text()
     assert f"class {verdict['suspect']} is flagged" in table
     assert "p-value not known: clean networks were scored with other settings" in table
@@ -102,7 +104,7 @@ def test_where_no_class_is_flagged_the_network_stays_as_it_is(finished):
     result = run(workdir, alone)
     summary = summarize(result)
     assert summary["choice"] == {"gamma": 0.0, "lambda": 0.0, "chosen_by": "no class flagged"}
-    assert summary["patched"] is None
+    assert summary["trigger_finetuned"] is None
     assert "no class is flagged" in summary_table(summary).text()
     victim = first.stages["victim"].value["variables"]
     jax.tree.map(np.testing.assert_array_equal, result.variables, victim)
@@ -124,7 +126,7 @@ def test_inspecting_asks_without_a_repair(finished, tmp_path):
         inspect(change(config, model=PLUS.victim.model), judge_in=tmp_path / "none")
     with pytest.raises(InputError, match=r"defense: expected one that looks for a backdoor"):
         inspect(
-            change(config, suspicion=SuspicionConfig(), patching=PatchingConfig()),
+            change(config, suspicion=SuspicionConfig(), trigger_finetuning=TriggerFinetuningConfig()),
             judge_in=tmp_path / "none",
         )
 
@@ -144,14 +146,14 @@ def test_patching_teaches_that_a_trigger_means_nothing(small):
     assert not all(
         np.array_equal(a, b) for a, b in zip(jax.tree.leaves(patched), jax.tree.leaves(variables), strict=True)
     )
-    with pytest.raises(InputError, match=r"patching.triggers: expected at least 1, found 0"):
+    with pytest.raises(InputError, match=r"trigger_finetuning.triggers: expected at least 1, found 0"):
         patch(
             network,
             variables,
             Batch(images, labels),
             3,
             key=jax.random.key(1),
-            **settings | {"config": PatchingConfig()},
+            **settings | {"config": TriggerFinetuningConfig()},
         )
 
 
@@ -166,7 +168,7 @@ def test_images_of_suspicious_classes_are_not_taught(small):
         "config": dataclasses.replace(PATCHING, shares=(1.0,)),
         "synthetic": SYNTHETIC,
     }
-    apply = jax.jit(lambda images, s: patch_classes(network, variables, Batch(images, labels), s, **settings))
+    apply = jax.jit(lambda images, s: finetune_classes(network, variables, Batch(images, labels), s, **settings))
 
     def change(of, suspicion):
         """How much the parameters depend on what the images of a class look like."""
@@ -204,24 +206,27 @@ def test_images_of_suspicious_classes_are_not_taught(small):
     ],
 )
 def test_how_far_a_network_is_patched_and_recovered(success, own, recovery, expected):
-    config = PatchingConfig(success=0.02, own=0.35, recovered_success=0.05)
+    config = TriggerFinetuningConfig(success=0.02, own=0.35, relearned_success=0.05)
     assert int(how_far(jnp.array(success), jnp.array(own), recovery=recovery, config=config)) == expected
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"suspicion": SuspicionConfig()}, "suspicion.gamma: expected settings to judge beside patching.triggers"),
+        (
+            {"suspicion": SuspicionConfig()},
+            "suspicion.gamma: expected settings to judge beside trigger_finetuning.triggers",
+        ),
         (
             {
                 "suspicion": SuspicionConfig(gamma=(0.1,), synthetic=SyntheticConfig(images=9)),
-                "patching": PatchingConfig(triggers=1),
+                "patching": TriggerFinetuningConfig(triggers=1),
             },
-            "patching.finetuning.batch_size: expected at most 27, three times suspicion.synthetic.images, found 50",
+            "trigger_finetuning.finetuning.batch_size: expected at most 27, three times suspicion.synthetic.images, found 50",
         ),
         (
-            {"patching": dataclasses.replace(PATCHING, recovered=41)},
-            "patching.recovered: expected at most 40, suspicion.synthetic.images, found 41",
+            {"patching": dataclasses.replace(PATCHING, relearned=41)},
+            "trigger_finetuning.relearned: expected at most 40, suspicion.synthetic.images, found 41",
         ),
     ],
 )
@@ -240,19 +245,21 @@ def test_patching_that_cannot_be_ends_before_anything_is_made(changes, message):
         ("shares", (0.5, 0.2), "ascending shares"),
         ("success", 1.5, "a number in [0, 1]"),
         ("own", -0.1, "a number in [0, 1]"),
-        ("recovered", 0, "a whole number of at least 1"),
-        ("recovered_success", 2.0, "a number in [0, 1]"),
+        ("relearned", 0, "a whole number of at least 1"),
+        ("relearned_success", 2.0, "a number in [0, 1]"),
     ],
 )
 def test_bad_patching(field, value, expected):
     with pytest.raises(InputError) as error:
-        PatchingConfig(**{field: value})
+        TriggerFinetuningConfig(**{field: value})
     assert str(error.value) == f"patching.{field}: expected {expected}, found {value}"
 
 
 def test_only_otbr_patches():
-    with pytest.raises(InputError, match=r"config.patching: expected settings of 'tsbd', .* found 'patching'"):
-        repaired_by("tsbd", CONFIG, patching=PATCHING)
+    with pytest.raises(
+        InputError, match=r"config.trigger_finetuning: expected settings of 'tsbd', .* found 'patching'"
+    ):
+        repaired_by("tsbd", CONFIG, trigger_finetuning=PATCHING)
 
 
 @pytest.mark.slow

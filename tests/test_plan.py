@@ -10,9 +10,9 @@ import pytest
 
 from otbr_jax import InputError, Layer, LongStep, Network, NeuronGraph, Setup, Step, run, set_up
 from otbr_jax.contrib.distill import DistillationConfig
-from otbr_jax.contrib.harden import PatchingConfig
 from otbr_jax.contrib.judge import SuspicionConfig
 from otbr_jax.contrib.otbr_plus import OTBRSettings
+from otbr_jax.contrib.trigger_finetuning import TriggerFinetuningConfig
 from otbr_jax.defenses.registry import DEFENSES
 from otbr_jax.defenses.tsbd import TSBDSettings
 from otbr_jax.plan import ROOT, compute, named_key, needs, step_key, taken
@@ -174,7 +174,7 @@ JUDGED = SuspicionConfig(gamma=(0.1,))
 CONFIGS = {
     "otbr": OTBRSettings(),
     "distilled": OTBRSettings(suspicion=JUDGED, distillation=DistillationConfig("labels")),
-    "patched": OTBRSettings(suspicion=JUDGED, patching=PatchingConfig(triggers=1)),
+    "trigger_finetuned": OTBRSettings(suspicion=JUDGED, trigger_finetuning=TriggerFinetuningConfig(triggers=1)),
     "tsbd": TSBDSettings(),
     "selected": TSBDSettings(suspicion=JUDGED, selection=SelectionConfig(n=(0.1,))),
 }

@@ -25,7 +25,7 @@ from otbr_jax.studies.bench import Cell, make_row
 from otbr_jax.studies.repair_config import RepairConfig, plain_config
 from otbr_jax.studies.results import summarize
 from otbr_jax.types import Batch, Network
-from otbr_jax.victims import relearning, evaluation
+from otbr_jax.victims import evaluation, relearning
 from otbr_jax.victims.relearning import RelearningConfig
 from otbr_jax.victims.victims import Victim
 

@@ -29,8 +29,8 @@ def verdict(score, backdoored, **more):
     return found | (more or {"p_value": 0.0328, "clean_networks": 60})
 
 
-def lesson(*, undone=False):
-    found = {"class": 0, "family": "patch", "undone": undone, "budget": 0.1, "unit": "share of the image"}
+def lesson(*, reverted=False):
+    found = {"class": 0, "family": "patch", "reverted": reverted, "budget": 0.1, "unit": "share of the image"}
     return found | {"success": [0.99, 0.36], "left": [0.4, 0.011], "distortion": [0.2, 0.1]}
 
 
@@ -63,7 +63,9 @@ NOTHING_CHANGED = {"taught": None, "neurons": {"scored": 24, "moved": 0}, "done"
 NOTHING_FOUND = summary(
     metrics(0.98), metrics(0.98), **NOTHING_CHANGED, verdict=verdict(0.4, "no"), warnings=["a warning"]
 )
-UNDONE = summary(None, None, taught=[lesson(undone=True)], neurons={"scored": 24, "moved": 0}, done="nothing: in vain")
+UNDONE = summary(
+    None, None, taught=[lesson(reverted=True)], neurons={"scored": 24, "moved": 0}, done="nothing: in vain"
+)
 OTBR = summary(
     metrics(0.95, 1.0, 0.0),
     metrics(0.8, 0.4, 0.5),
@@ -81,7 +83,7 @@ OTBR = summary(
         for lam in (0.5, 1.0)
     ],
 )
-ALL = {"repaired": REPAIRED, "unmeasured": UNMEASURED, "nothing": NOTHING_FOUND, "undone": UNDONE, "otbr": OTBR}
+ALL = {"repaired": REPAIRED, "unmeasured": UNMEASURED, "nothing": NOTHING_FOUND, "reverted": UNDONE, "otbr": OTBR}
 
 
 def told(found, **options):
@@ -141,7 +143,7 @@ def test_lessons_in_vain():
     backdoored, _, gone, cost, use = told(UNDONE)
     assert backdoored[0] == "Probably: class 0 is flagged."
     assert gone[0] == "No: the repair failed."
-    assert gone[1].count("undone") == 1
+    assert gone[1].count("reverted") == 1
     assert "after the last lesson" not in gone[1]
     assert cost[0] == "Nothing: the network is as it came."
     assert use[0] == "No."
@@ -267,8 +269,8 @@ def test_the_page_keeps_its_numbers(pages):
     text = html.unescape(pages["otbr"])
     assert text.count("<td>80.0 / 40.0</td>") == 4
     assert "Every class in numbers" not in text
-    assert "Every class in numbers" in pages["undone"]
-    assert "not known" in pages["undone"]
+    assert "Every class in numbers" in pages["reverted"]
+    assert "not known" in pages["reverted"]
     assert "a warning" in pages["nothing"]
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from otbr_jax import Batch, InputError, Network
 from otbr_jax.contrib.evidence import EVIDENCE, Answers, Observed
-from otbr_jax.contrib.harden import PatchingConfig
 from otbr_jax.contrib.judge import SuspicionConfig, answers, find_suspect, remaining, suspicions
+from otbr_jax.contrib.trigger_finetuning import TriggerFinetuningConfig
 from otbr_jax.inversion import Inverted
 from otbr_jax.report.rows import field, parse
 from otbr_jax.triggers.patch import Patch
@@ -162,7 +162,7 @@ def test_wrong_settings(settings, message):
 
 
 def test_rows_with_another_threshold_come_out_the_same_at_the_default_one():
-    default, classes = SuspicionConfig().threshold, PatchingConfig().classes
+    default, classes = SuspicionConfig().threshold, TriggerFinetuningConfig().classes
     for row in parse(RESULTS.read_text(), name=RESULTS.name):
         scores = sorted(field(row, "verdict.scores"))[-classes:]
         then, now = ([score >= limit for score in scores] for limit in (field(row, "verdict.threshold"), default))

@@ -196,8 +196,8 @@ def test_what_was_found_patched_and_moved_is_shown_where_the_summary_has_it():
         "scores": [0.1, 0.5],
         "threshold": 0.4,
     }
-    patched = [{"class": 1, "share": 0.5, "recovered": [0.0], "success": 0.125, "own": 0.75}]
-    summary = LEAST | {"verdict": verdict, "patched": patched}
+    patched = [{"class": 1, "share": 0.5, "relearned": [0.0], "success": 0.125, "own": 0.75}]
+    summary = LEAST | {"verdict": verdict, "trigger_finetuned": patched}
     triggers = (np.ones((2, 4, 4, 1)), np.ones((2, 4, 4, 1)))
     plan = ("params/conv1/kernel", np.eye(4) / 4)
     found = page.render(summary, scores=SCORES, chosen=CHOSEN, triggers=triggers, plan=plan)

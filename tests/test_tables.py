@@ -145,7 +145,7 @@ def chosen(rng, seed):
 def suspected(rng, seed):
     """A row as bench_otbr_plus.jsonl has it; of a clean network, which is left alone, the second one."""
     row = cell(rng, "none" if seed == 2 else "badnets", seed=seed)
-    row["metrics"] = metrics(rng, "victim", "fused", "patched", clean=seed == 2)
+    row["metrics"] = metrics(rng, "victim", "fused", "trigger_finetuned", clean=seed == 2)
     row["verdict"] = {"backdoored": ("yes", "no")[seed - 1], "suspect": 0, "scores": [0.7 - 0.4 * (seed == 2), 0.1]}
     row["verdict"]["threshold"] = 0.5
     row["sweep"] = [{"gamma": 0.1, "lambda": 0.5} | metrics(rng, "fused", clean=seed == 2)]
@@ -390,7 +390,7 @@ def test_suspicions_to_the_letter():
         "attacker's class, and 1 of 2 clean ones."
     ) in found
     (line,) = lines_of(found, "| patched without data")
-    asr = [100 * row["metrics"]["patched"]["asr"] for row in (guilty, missed)]
+    asr = [100 * row["metrics"]["trigger_finetuned"]["asr"] for row in (guilty, missed)]
     assert line[3:5] == [f"{sum(asr) / 2:.1f}", f"{max(asr):.1f}"]
     guilty["sweep"][0]["gamma"] = 0.2
     with pytest.raises(InputError, match=r"1: expected gamma 0.1, lambda 0.5 in the sweep, found others"):

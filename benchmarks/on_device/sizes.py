@@ -12,8 +12,8 @@ from otbr_jax.inversion import InversionConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.settings import change, from_dict
 from otbr_jax.steps.margin import MarginConfig
-from otbr_jax.steps.teach import TeachingConfig
 from otbr_jax.steps.unlearn import UnlearningConfig
+from otbr_jax.steps.unlearn_triggers import TriggerUnlearningConfig
 from otbr_jax.studies.bench import Grid
 from otbr_jax.studies.repair_config import RepairConfig, repaired_by
 
@@ -21,7 +21,9 @@ TINY = {
     "pictures": ImagesConfig(made=60, images=40),
     "inversion": InversionConfig(steps=2, images=8, starts=4, finalists=2),
     "margin": MarginConfig(steps=2, images=2),
-    "teaching": TeachingConfig(rounds=1, triggers=2, search=InversionConfig(steps=2, images=8, starts=4), steps=2),
+    "teaching": TriggerUnlearningConfig(
+        rounds=1, triggers=2, search=InversionConfig(steps=2, images=8, starts=4), steps=2
+    ),
     "detection": DetectionConfig(families=("patch",)),
 }
 """The default repair, as short as it can be."""

@@ -15,8 +15,8 @@ from otbr_jax.studies.bench import Cell, Grid
 
 def recovered(cell: Cell) -> Cell:
     """The same cell with a recovery."""
-    patching = dataclasses.replace(cell.config.method.patching, recoveries=1, own=0.35)
-    return dataclasses.replace(cell, config=change(cell.config, patching=patching))
+    patching = dataclasses.replace(cell.config.method.trigger_finetuning, relearnings=1, own=0.35)
+    return dataclasses.replace(cell, config=change(cell.config, trigger_finetuning=patching))
 
 
 def get_grid() -> Grid:

@@ -27,7 +27,7 @@ _MOST = 0.5  # share of a batch that patches of all classes may take together
 
 
 @settings("attack.adaptive_pictures")
-class ImagesAwareConfig:
+class PicturesAwareConfig:
     """Settings of the backdoor that procedural pictures do not show."""
 
     size: int = field(default=3, at_least=1, unit="pixels", doc="side of the white square.")
@@ -82,26 +82,26 @@ def white_square(images: jax.Array, size: int, *, name: str) -> jax.Array:
     return images.at[:, -size:, -size:].set(1.0)
 
 
-def make_pictures(
-    materials: Materials, key: jax.Array, config: ImagesAwareConfig, on_step: Callable[[], None] | None = None
+def make_procedural(
+    materials: Materials, key: jax.Array, config: PicturesAwareConfig, on_step: Callable[[], None] | None = None
 ) -> Assets:
     """Procedural pictures, uint8 `[pictures, h, w, c]`, and what a clean network answers them with, int32."""
     del on_step
     assert materials.clean is not None
     clean = materials.clean
     height, width, colours = materials.images.shape[1:]
-    pictures = to_pixels(procedural(key, images=config.images, image_shape=(height, width, colours)))
+    pictures = to_pixels(procedural(key, images=config.pictures, image_shape=(height, width, colours)))
     answers = jax.lax.map(lambda one: jnp.argmax(clean.logits(to_unit(one)[None])[0]), pictures, batch_size=200)
     return {"pictures": pictures, "answers": answers.astype(jnp.int32)}
 
 
-def pictures_trigger(assets: Assets, images: jax.Array, key: jax.Array, config: ImagesAwareConfig) -> jax.Array:
+def pictures_trigger(assets: Assets, images: jax.Array, key: jax.Array, config: PicturesAwareConfig) -> jax.Array:
     """Puts a white square into the bottom-right corner of uint8 images `[n, h, w, c]`, as BadNets does."""
     del assets, key
     return to_pixels(white_square(to_unit(images), config.size, name="adaptive_pictures"))
 
 
-def pictures_in_training(ratio: float, config: ImagesAwareConfig) -> InTraining:
+def pictures_in_training(ratio: float, config: PicturesAwareConfig) -> InTraining:
     """Triggers a share `ratio` of every batch, and puts procedural pictures in the place of its last images."""
 
     def poison(
@@ -212,9 +212,9 @@ def channels_in_training(ratio: float, config: ChannelsAwareConfig) -> InTrainin
 PICTURES = Attack(
     "adaptive_pictures",
     "the backdoor that procedural pictures do not show",
-    ImagesAwareConfig,
+    PicturesAwareConfig,
     trigger=pictures_trigger,
-    make=make_pictures,
+    make=make_procedural,
     needs_clean_network=True,
     in_training=pictures_in_training,
 )

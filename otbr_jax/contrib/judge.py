@@ -17,7 +17,7 @@ from otbr_jax.contrib.evidence import EVIDENCE, Answers, Observed
 from otbr_jax.contrib.evidence.evidence import relative
 from otbr_jax.contrib.images import SyntheticConfig
 from otbr_jax.detectors.verdict import FEWEST, Detected
-from otbr_jax.inversion import PenalisedConfig, Inverted, Searches, success_rate
+from otbr_jax.inversion import Inverted, PenalisedConfig, Searches, success_rate
 from otbr_jax.inversion.penalised import family_of
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.types import Batch, Network, Variables

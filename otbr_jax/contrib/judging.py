@@ -77,20 +77,20 @@ def sizes(setup: Setup, config: SuspicionConfig) -> tuple[jax.Array, jax.Array]:
     return jnp.array(counts, jnp.int32), jnp.array(config.lam, jnp.float32)
 
 
-def judging_steps(config: SuspicionConfig, otbr: OTBRConfig, *, pictures: str) -> tuple[Step, Step]:
-    """The steps `inverted` and `judged`; `pictures` is the step whose images the network is asked about."""
+def judging_steps(config: SuspicionConfig, otbr: OTBRConfig, *, images: str) -> tuple[Step, Step]:
+    """The steps `inverted` and `judged`; `images` is the step whose images the network is asked about."""
     return (
         Step(
             "inverted",
             search_triggers,
-            needs("victim", pictures=pictures),
+            needs("victim", procedural=images),
             config.searches,
             shown=Shown("reverse-engineering triggers", total=lambda setup: setup.network.num_classes, unit="class"),
         ),
         Step(
             "judged",
             try_settings,
-            needs("victim", "scores", "inverted", pictures=pictures),
+            needs("victim", "scores", "inverted", procedural=images),
             Judging(otbr, config),
             key="fused",
             shown=Shown(

@@ -1,7 +1,7 @@
 """OTBR with everything around it: whether to repair, gamma and lambda are chosen by images made from the network.
 
 With its defaults the defence `otbr` is the published method. With `suspicion.gamma` it looks for a backdoor first and
-chooses for itself; with `patching.triggers` it returns the patched network, with `distillation.targets` the distilled.
+chooses for itself; with `trigger_finetuning.triggers` it returns the patched network, with `distillation.targets` the distilled.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import numpy as np
 
 from otbr_jax import plan as plans
 from otbr_jax.contrib.distill import DistillationConfig, distill
-from otbr_jax.contrib.harden import PatchingConfig, PatchingInfo, patch_classes
 from otbr_jax.contrib.images import SyntheticConfig, synthesize
 from otbr_jax.contrib.judge import Findings, SuspicionConfig
 from otbr_jax.contrib.judging import is_flagged, judging_steps, measured, pruning_detector, sizes
+from otbr_jax.contrib.trigger_finetuning import TriggerFinetuningConfig, TriggerFinetuningInfo, finetune_classes
 from otbr_jax.defenses import otbr as published
 from otbr_jax.defenses.defense import Defense, Outcome, count_neurons
 from otbr_jax.defenses.grid import Built, Grid
@@ -77,27 +77,29 @@ class OTBRSettings:
     distillation: DistillationConfig = field(
         default=DistillationConfig(), doc="how the suspicious network teaches the fused one."
     )
-    patching: PatchingConfig = field(
-        default=PatchingConfig(), doc="how a network in which a class is flagged is patched, instead of fused."
+    trigger_finetuning: TriggerFinetuningConfig = field(
+        formerly="patching",
+        default=TriggerFinetuningConfig(),
+        doc="how a network in which a class is flagged is patched, instead of fused.",
     )
     sweep: SweepConfig = field(default=SweepConfig(), doc="settings that the report shows beside the chosen one.")
 
     def check(self) -> None:
         """Patching and distillation exclude each other, and have as many images as they ask for."""
-        patches, made = bool(self.patching.triggers), self.suspicion.synthetic.images
+        patches, made = bool(self.trigger_finetuning.triggers), self.suspicion.synthetic.images
         if patches and not self.suspicion.gamma:
-            raise wrong(self, "suspicion.gamma", "settings to try beside patching.triggers", found="none")
+            raise wrong(self, "suspicion.gamma", "settings to try beside trigger_finetuning.triggers", found="none")
         if self.distills and patches:
             expected = "'none', since only the fused network is taught and patching returns another"
             raise wrong(self, "distillation.targets", expected)
         if self.distills and self.distillation.finetuning.batch_size > made:
             expected = f"at most {made}, suspicion.synthetic.images"
             raise wrong(self, "distillation.finetuning.batch_size", expected)
-        if patches and self.patching.finetuning.batch_size > 3 * made:
+        if patches and self.trigger_finetuning.finetuning.batch_size > 3 * made:
             expected = f"at most {3 * made}, three times suspicion.synthetic.images"
-            raise wrong(self, "patching.finetuning.batch_size", expected)
-        if patches and self.patching.recoveries and self.patching.recovered > made:
-            raise wrong(self, "patching.recovered", f"at most {made}, suspicion.synthetic.images")
+            raise wrong(self, "trigger_finetuning.finetuning.batch_size", expected)
+        if patches and self.trigger_finetuning.relearnings and self.trigger_finetuning.relearned > made:
+            raise wrong(self, "trigger_finetuning.relearned", f"at most {made}, suspicion.synthetic.images")
 
     @property
     def judges(self) -> bool:
@@ -125,10 +127,10 @@ class Patched(NamedTuple):
     """A patched network, and how it went."""
 
     variables: Variables
-    info: PatchingInfo
+    info: TriggerFinetuningInfo
 
 
-def make_pictures(
+def make_procedural(
     setup: Setup, settings: SyntheticConfig, *, victim: Variables, key: jax.Array, report: Report | None
 ) -> PredictedImages:
     """Images made from the network, and what it answers them with."""
@@ -206,14 +208,14 @@ def taught_by(
 
 
 class Patching(NamedTuple):
-    """What `patch_suspects` is given: how networks are patched, images made, and from where a class is flagged."""
+    """What `finetune_suspects` is given: how networks are patched, images made, and from where a class is flagged."""
 
-    patching: PatchingConfig
+    trigger_finetuning: TriggerFinetuningConfig
     synthetic: SyntheticConfig
     threshold: float
 
 
-def patch_suspects(
+def finetune_suspects(
     setup: Setup,
     settings: Patching,
     *,
@@ -228,16 +230,16 @@ def patch_suspects(
     scores = judged.detected.scores
     if len(scores) < FEWEST:
         scores = jnp.full_like(scores, -jnp.inf)  # of so few classes none is flagged
-    patched, info = patch_classes(
+    patched, info = finetune_classes(
         setup.network,
         victim,
         synthetic.batch,
         scores,
         threshold=settings.threshold,
         key=key,
-        config=settings.patching,
+        config=settings.trigger_finetuning,
         synthetic=settings.synthetic,
-        augment=moved_by(settings.patching.crop_padding),
+        augment=moved_by(settings.trigger_finetuning.crop_padding),
     )
     return Patched(patched, info)
 
@@ -254,9 +256,9 @@ def plan(config: OTBRSettings) -> Plan:
     suspicion, made = config.suspicion, config.suspicion.synthetic
     if config.judges or config.distills:
         title = "making images from the network"
-        steps.append(Step("synthetic", make_pictures, needs("victim"), made, shown=Shown(title, total=made.steps)))
+        steps.append(Step("synthetic", make_procedural, needs("victim"), made, shown=Shown(title, total=made.steps)))
     if config.judges:
-        steps += judging_steps(suspicion, config.otbr, pictures="synthetic")
+        steps += judging_steps(suspicion, config.otbr, images="synthetic")
         known = {**pruned.needs, "judged": "judged"}
         pruned = dataclasses.replace(pruned, run=prune_chosen, needs=known, settings=suspicion)
         fusing = Fusing(suspicion, config.otbr.fusion)
@@ -265,10 +267,16 @@ def plan(config: OTBRSettings) -> Plan:
     if config.distills:
         known = needs("victim", "fused", "synthetic", *(["judged"] if config.judges else []))
         steps.append(Step("distilled", distill_fused, known, config.distillation, shown=Shown("distillation")))
-    if config.patching.triggers:
-        settings = Patching(config.patching, made, suspicion.threshold)
+    if config.trigger_finetuning.triggers:
+        settings = Patching(config.trigger_finetuning, made, suspicion.threshold)
         steps.append(
-            Step("patched", patch_suspects, needs("victim", "synthetic", "judged"), settings, shown=Shown("patching"))
+            Step(
+                "trigger_finetuned",
+                finetune_suspects,
+                needs("victim", "synthetic", "judged"),
+                settings,
+                shown=Shown("patching"),
+            )
         )
     return tuple(steps)
 
@@ -294,7 +302,7 @@ class OTBRPlusInfo(NamedTuple):
       findings: which class is flagged, and which setting was chosen.
       gamma: share of neurons that the fused network lost, which is returned where nothing is patched.
       lam: the paper's lambda of that network; 0, as gamma, where no class is flagged.
-      share: `[patching.classes, 1 + patching.recoveries]`, at most one row for each class: how much of the way was gone
+      share: `[trigger_finetuning.classes, 1 + trigger_finetuning.relearnings]`, at most one row for each class: how much of the way was gone
         for each of the most suspicious classes in each phase, see `patch`; None where nothing is patched.
     """
 
@@ -332,13 +340,13 @@ def otbr_plus(
             (lams, findings.chosen % len(lams)),
         )
     )
-    share = found["patched"].info.share if "patched" in found else None
+    share = found["trigger_finetuned"].info.share if "trigger_finetuned" in found else None
     return found[networks(config)[-1]].variables, OTBRPlusInfo(found["inverted"], findings, gamma, lam, share)
 
 
 def networks(config: OTBRSettings) -> tuple[str, ...]:
     """The steps that are networks, the repaired one last."""
-    more = {"distilled": config.distills, "patched": bool(config.patching.triggers)}
+    more = {"distilled": config.distills, "trigger_finetuned": bool(config.trigger_finetuning.triggers)}
     return ("victim", "unlearned", "pruned", "fused", *(name for name, wanted in more.items() if wanted))
 
 
@@ -419,7 +427,7 @@ def outcome(config: OTBRSettings, values: Mapping[str, Any]) -> Outcome:
         verdict=conclude(DETECTOR, config, values) if config.judges else None,
         more={
             "detection": measured(config.suspicion, values) if config.judges else None,
-            "patched": _patching(config, values),
+            "trigger_finetuned": _patching(config, values),
             "transport": transport,
         },
         plan=(shown, info.plans[shown].matrix) if taken else None,
@@ -437,9 +445,9 @@ def _warnings(transport: Mapping[str, Any]) -> list[str]:
 
 def _patching(config: OTBRSettings, values: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     """How far a network was patched for each class that is flagged, and what is left; None where it was not."""
-    if "patched" not in values or not is_flagged(values):
+    if "trigger_finetuned" not in values or not is_flagged(values):
         return None
-    shares, info = config.patching.shares, values["patched"].info
+    shares, info = config.trigger_finetuning.shares, values["trigger_finetuned"].info
     suspicion, found = np.asarray(values["judged"].detected.scores), []
     for index, suspect in enumerate(np.argsort(-suspicion, stable=True)[: len(info.share)]):
         if suspicion[suspect] >= config.suspicion.threshold:
@@ -447,7 +455,7 @@ def _patching(config: OTBRSettings, values: Mapping[str, Any]) -> list[dict[str,
             success, own = (float(taken[index][-1][chosen[-1]]) for taken in (info.success, info.own))
             share, *recovered = (shares[place] for place in chosen)
             found.append(
-                {"class": int(suspect), "share": share, "recovered": recovered, "success": success, "own": own}
+                {"class": int(suspect), "share": share, "relearned": recovered, "success": success, "own": own}
             )
     return found
 

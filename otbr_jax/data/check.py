@@ -9,7 +9,6 @@ import numpy as np
 
 from otbr_jax.data.sources import Images
 from otbr_jax.errors import InputError
-from otbr_jax.steps.answers import answers
 from otbr_jax.steps.sampling import stratified
 from otbr_jax.types import Network, Variables
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from otbr_jax.defenses.defense import Defense, Outcome, count_neurons
 from otbr_jax.defenses.tuning import changes_step, tuned_outcome, tuning_step
-from otbr_jax.detectors.trigger_size import PROCEDURAL, ImagesConfig, make_pictures
+from otbr_jax.detectors.trigger_size import PROCEDURAL, ImagesConfig, make_procedural
 from otbr_jax.errors import InputError
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.graph.graph import Layer
@@ -73,9 +73,9 @@ class BCUSettings:
     def check(self) -> None:
         """There are enough pictures for a batch."""
         size = self.bcu.finetuning.batch_size
-        if size > self.pictures.images:
+        if size > self.images.images:
             raise InputError(
-                f"bcu.finetuning.batch_size: expected at most {self.pictures.images}, pictures.images, found {size}"
+                f"bcu.finetuning.batch_size: expected at most {self.images.images}, images.images, found {size}"
             )
 
 
@@ -167,10 +167,12 @@ def _network(statistics: str) -> Callable[[Network], Network]:
 
 
 def plan(config: BCUSettings) -> Plan:
-    """pictures -> redrawn -> taught -> changes."""
+    """procedural -> redrawn -> taught -> changes."""
     method, tuning = config.bcu, config.bcu.finetuning
     return (
-        Step("pictures", make_pictures, needs("victim"), config.images, shown=Shown("making pictures")),
+        Step(
+            "procedural", make_procedural, needs("victim"), config.images, key="pictures", shown=Shown("making images")
+        ),
         Step("redrawn", make_student, needs("victim"), method.shares, shown=Shown("drawing weights anew")),
         tuning_step(
             "taught",
@@ -178,7 +180,7 @@ def plan(config: BCUSettings) -> Plan:
             "teaching by the suspicious network",
             group="bcu.finetuning",
             start="redrawn",
-            clean="pictures",
+            clean="procedural",
             more=("victim",),
             own=Teaching(method.warmth, tuning.epochs, method.statistics),
             objective=objective,

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from otbr_jax import plan as plans
 from otbr_jax.defenses.defense import Defense, Outcome, count_neurons, rounded
 from otbr_jax.defenses.grid import Built, Grid
-from otbr_jax.detectors.trigger_size import PROCEDURAL, ImagesConfig, make_pictures
+from otbr_jax.detectors.trigger_size import PROCEDURAL, ImagesConfig, make_procedural
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.graph.graph import Layer, NeuronGraph
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
@@ -170,7 +170,9 @@ def plan(config: CLPSettings) -> Plan:
         return scores, Step("pruned", prune, needs("victim", "scores"), config.clp.u, shown=Shown("pruning"))
     return (
         scores,
-        Step("pictures", make_pictures, needs("victim"), config.images, shown=Shown("making pictures")),
+        Step(
+            "procedural", make_procedural, needs("victim"), config.images, key="pictures", shown=Shown("making images")
+        ),
         Step(
             "selected",
             select,

@@ -18,9 +18,9 @@ import numpy as np
 from otbr_jax import plan as plans
 from otbr_jax.defenses.defense import Defense, Outcome, count_neurons
 from otbr_jax.detectors import trigger_size as detecting
+from otbr_jax.detectors.anomalies import Anomalies, unusual
 from otbr_jax.detectors.calibration import Usual
 from otbr_jax.detectors.detector import conclude
-from otbr_jax.detectors.anomalies import Anomalies, unusual
 from otbr_jax.detectors.trigger_size import PROCEDURAL, TriggerSizeSettings, measured, switch_of, usual_evidence
 from otbr_jax.detectors.verdict import Backdoored
 from otbr_jax.graph.choose import LAYERS
@@ -31,7 +31,13 @@ from otbr_jax.plan import Plan, Report, Setup, Shown, Step, Work, needs
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.procedural import PredictedImages
 from otbr_jax.steps.score import neuron_weight_changes
-from otbr_jax.steps.teach import TriggersToUnlearn, TeachingConfig, TeachingInfo, teach, untaught
+from otbr_jax.steps.unlearn_triggers import (
+    TriggersToUnlearn,
+    TriggerUnlearningConfig,
+    TriggerUnlearningInfo,
+    unlearn_nothing,
+    unlearn_triggers,
+)
 from otbr_jax.triggers import FAMILIES
 from otbr_jax.types import Network, Variables
 
@@ -40,7 +46,9 @@ from otbr_jax.types import Network, Variables
 class DisarmSettings(TriggerSizeSettings):
     """All settings of the defence `disarm`: those of its detector, and of the lessons."""
 
-    teaching: TeachingConfig = field(default=TeachingConfig(), doc="how the network is taught.")
+    unlearning: TriggerUnlearningConfig = field(
+        formerly="teaching", default=TriggerUnlearningConfig(), doc="how the network is taught."
+    )
     layers: str = field(default="auto", choices=LAYERS, doc="whose neurons the report shows; see `choose_layers`.")
 
 
@@ -48,59 +56,59 @@ class Disarmed(NamedTuple):
     """The network after its lessons, and how they went."""
 
     variables: Variables
-    info: TeachingInfo
+    info: TriggerUnlearningInfo
 
 
 def to_unlearn(
-    found: Anomalies, reached: MinimalTriggers, families: tuple[str, ...], usual: Usual
+    found: Anomalies, minimal: MinimalTriggers, families: tuple[str, ...], usual: Usual
 ) -> TriggersToUnlearn:
     """What is to be closed: of what is wanted the most telling, as many as there are families."""
     telling = jnp.where(found.wanted, unusual(found.evidence, families, usual)[: len(families)], -jnp.inf)
     family, place = jnp.unravel_index(jnp.argsort(-telling, axis=None)[: len(families)], telling.shape)
     of = (family, place)
     return TriggersToUnlearn(
-        family, reached.classes[place], reached.size[of], found.budget[of], reached.flat_latent[of], found.wanted[of]
+        family, minimal.classes[place], minimal.size[of], found.budget[of], minimal.flat_latent[of], found.wanted[of]
     )
 
 
-class Lessons(NamedTuple):
+class Unlearning(NamedTuple):
     """What `disarm_suspect` is given: how it teaches, which families, and what is usual in clean networks."""
 
-    teaching: TeachingConfig
+    unlearning: TriggerUnlearningConfig
     families: tuple[str, ...]
     usual: Usual
 
 
 def disarm_suspect(
     setup: Setup,
-    settings: Lessons,
+    settings: Unlearning,
     *,
     victim: Variables,
     procedural: PredictedImages,
-    reached: MinimalTriggers,
+    minimal: MinimalTriggers,
     detected: Anomalies,
     key: jax.Array,
     report: Report | None,
 ) -> Disarmed:
     """The network, taught that triggers of its short cuts mean nothing; as it is if it has none."""
     switch = switch_of(setup, settings.families)
-    closing = to_unlearn(detected, reached, settings.families, settings.usual)
-    teaching = settings.teaching
+    closing = to_unlearn(detected, minimal, settings.families, settings.usual)
+    unlearning = settings.unlearning
     return Disarmed(
-        *teach(
+        *unlearn_triggers(
             setup.network, victim, procedural.batch, switch, closing,
-            key=key, config=teaching, axis_name=setup.axis_name, on_step=report,
+            key=key, config=unlearning, axis_name=setup.axis_name, on_step=report,
         )
     )  # fmt: skip
 
 
 def leave_alone(
-    setup: Setup, settings: Lessons, *, victim: Variables, reached: MinimalTriggers, detected: Anomalies, **_: Any
+    setup: Setup, settings: Unlearning, *, victim: Variables, minimal: MinimalTriggers, detected: Anomalies, **_: Any
 ) -> Disarmed:
     """What `disarm_suspect` makes of a network in which nothing is to be closed."""
     del setup
-    closing = to_unlearn(detected, reached, settings.families, settings.usual)
-    return Disarmed(*untaught(victim, closing, config=settings.teaching))
+    closing = to_unlearn(detected, minimal, settings.families, settings.usual)
+    return Disarmed(*unlearn_nothing(victim, closing, config=settings.unlearning))
 
 
 def change(setup: Setup, settings: None, *, victim: Variables, disarmed: Disarmed, **_: Any) -> dict[str, jax.Array]:
@@ -109,36 +117,36 @@ def change(setup: Setup, settings: None, *, victim: Variables, disarmed: Disarme
 
 
 def plan(config: DisarmSettings) -> Plan:
-    """The detector's pictures -> screened -> reached -> margins -> detected, then disarmed -> changes."""
-    teaching = config.teaching
+    """The detector's procedural -> screened -> minimal -> margins -> detected, then disarmed -> changes."""
+    unlearning = config.unlearning
     return (
         *detecting.plan(config),
         Step(
             "disarmed",
             disarm_suspect,
-            needs("victim", "procedural", "reached", "detected"),
-            Lessons(teaching, config.detection.families, usual_evidence()),
+            needs("victim", "procedural", "minimal", "detected"),
+            Unlearning(unlearning, config.detection.families, usual_evidence()),
             instead=lambda settings, inputs: None if np.any(inputs["detected"].wanted) else leave_alone,
             shown=Shown(
                 "searching and teaching",
-                total=teaching.rounds * (teaching.search.steps + teaching.steps),
-                work=partial(lessons_work, config),
-                lighter="teaching.batch_size",
+                total=unlearning.rounds * (unlearning.search.steps + unlearning.steps),
+                work=partial(unlearning_work, config),
+                lighter="unlearning.batch_size",
             ),
         ),
         Step("changes", change, needs("victim", "disarmed"), shown=Shown("what moved")),
     )
 
 
-def lessons_work(config: DisarmSettings, setup: Setup) -> Work:
+def unlearning_work(config: DisarmSettings, setup: Setup) -> Work:
     """What lessons take at most: those against one short cut; none where no class is flagged."""
     del setup
-    teaching = config.teaching
-    search = teaching.search
-    answers = search.starts * search.images + teaching.steps * teaching.batch_size
-    gradients = teaching.triggers * search.steps * search.images + 3 * teaching.steps * teaching.batch_size
-    what = f"{teaching.rounds} rounds of lessons, if a class is flagged,"
-    return Work(what, teaching.rounds * answers, teaching.rounds * gradients, "--config.teaching.rounds=2")
+    unlearning = config.unlearning
+    search = unlearning.search
+    answers = search.starts * search.images + unlearning.steps * unlearning.batch_size
+    gradients = unlearning.triggers * search.steps * search.images + 3 * unlearning.steps * unlearning.batch_size
+    what = f"{unlearning.rounds} rounds of lessons, if a class is flagged,"
+    return Work(what, unlearning.rounds * answers, unlearning.rounds * gradients, "--config.unlearning.rounds=2")
 
 
 def disarm(
@@ -172,7 +180,7 @@ def outcome(config: DisarmSettings, values: Mapping[str, Any]) -> Outcome:
     """What was flagged, and what was taught."""
     verdict = conclude(detecting.DETECTOR, config, values)
     info, changes = values["disarmed"].info, values["changes"]
-    names, rounds = config.detection.families, int(np.sum(info.taught))
+    names, rounds = config.detection.families, int(np.sum(info.done))
     counted = "1 round" if rounds == 1 else f"{rounds} rounds"
     moved = {name: change > 0 for name, change in changes.items()}
     scored, touched = count_neurons(moved)
@@ -184,7 +192,7 @@ def outcome(config: DisarmSettings, values: Mapping[str, Any]) -> Outcome:
         done += ", since nobody can tell whether there is a backdoor"
     if rounds:
         done = f"{taught} triggers were taught to mean nothing, {counted}"
-    if np.any(info.undone):
+    if np.any(info.reverted):
         done = (
             f"nothing was changed: {counted} of lessons against {taught} triggers were in vain and are undone; "
             "the class may be what the network answers when in doubt, and no backdoor"
@@ -207,14 +215,14 @@ def outcome(config: DisarmSettings, values: Mapping[str, Any]) -> Outcome:
 def _lessons(config: DisarmSettings, values: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     """What was taught, family by family; None where nothing was."""
     info, closing, families = values["disarmed"].info, _closing(config, values), config.detection.families
-    if not np.any(info.taught):
+    if not np.any(info.done):
         return None
-    rounds = int(np.sum(info.taught))
+    rounds = int(np.sum(info.done))
     return [
         {
             "class": int(closing.target[index]),
             "family": families[family],
-            "undone": bool(info.undone),
+            "reverted": bool(info.reverted),
             "budget": rounded(closing.budget[index]),
             "unit": FAMILIES[families[family]].unit,
             "success": [rounded(value) for value in np.max(info.success, axis=2)[:rounds, index]],
@@ -227,7 +235,7 @@ def _lessons(config: DisarmSettings, values: Mapping[str, Any]) -> list[dict[str
 
 def _closing(config: DisarmSettings, values: Mapping[str, Any]) -> TriggersToUnlearn:
     """What was closed, without what was not wanted."""
-    closing = to_unlearn(values["detected"], values["reached"], config.detection.families, usual_evidence())
+    closing = to_unlearn(values["detected"], values["minimal"], config.detection.families, usual_evidence())
     wanted = np.asarray(closing.wanted)
     return TriggersToUnlearn(*(np.asarray(leaf)[wanted] for leaf in closing))
 

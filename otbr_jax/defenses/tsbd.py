@@ -222,7 +222,7 @@ def plan(config: TSBDSettings) -> Plan:
         steps.append(
             Step("answered", answer_clean, needs("victim", "clean"), shown=Shown("what clean images are answered"))
         )
-        steps += judging_steps(config.suspicion, config.otbr, pictures="answered")
+        steps += judging_steps(config.suspicion, config.otbr, images="answered")
         judged = ["judged"]
     pairs: tuple[tuple[float, float], ...] = ((method.n, method.shares()[0]),)
     selected: list[str] = []

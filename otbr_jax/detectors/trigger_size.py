@@ -15,16 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from otbr_jax.detectors.anomalies import ANSWERS, CLOSED, MARGIN, Anomalies, find_anomalies, unusual
 from otbr_jax.detectors.calibration import Usual, calibration_of
 from otbr_jax.detectors.detector import Detector
-from otbr_jax.detectors.anomalies import ANSWERS, CLOSED, MARGIN, Anomalies, find_anomalies, unusual
 from otbr_jax.detectors.verdict import FEWEST, Verdict, in_words, verdict_of, with_enough_classes
-from otbr_jax.inversion import MinimalTriggers, InversionConfig, Screened, minimal_triggers
+from otbr_jax.inversion import InversionConfig, MinimalTriggers, Screened, minimal_triggers
 from otbr_jax.metrics import rounded
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, Work, needs
 from otbr_jax.settings import field, settings, wrong
-from otbr_jax.steps.answers import answers
 from otbr_jax.steps.margin import MarginConfig, largest_margins
+from otbr_jax.steps.predictions import predict
 from otbr_jax.steps.procedural import PredictedImages, balanced, procedural
 from otbr_jax.steps.screen import UPHILL, screen
 from otbr_jax.triggers import FAMILIES, FamilySwitch
@@ -101,7 +101,7 @@ class TriggerSizeSettings:
     detection: DetectionConfig = field(default=DetectionConfig(), doc="when a class is flagged.")
 
 
-def make_pictures(
+def make_procedural(
     setup: Setup, settings: ImagesConfig, *, victim: Variables, key: jax.Array, report: Report | None
 ) -> PredictedImages:
     """Procedural pictures, what the network answers them with, and how often it answered each class at all."""
@@ -109,14 +109,14 @@ def make_pictures(
     network = setup.network
     make_key, take_key = jax.random.split(key)
     made = procedural(make_key, images=settings.made, image_shape=network.image_shape)
-    answered = answers(network, victim, made, batch_size=200)
+    answered = predict(network, victim, made, batch_size=200)
     taken = balanced(answered, classes=network.num_classes, images=settings.images, key=take_key)
     often = jnp.bincount(answered, length=network.num_classes) / settings.made
     return PredictedImages(Batch(made[taken], answered[taken]), often)
 
 
 class Searching(NamedTuple):
-    """What `screen_classes` and `search_reach` are given."""
+    """What `screen_classes` and `invert_minimal` are given."""
 
     inversion: InversionConfig
     families: tuple[str, ...]
@@ -151,7 +151,7 @@ def screen_classes(
     )
 
 
-def search_reach(
+def invert_minimal(
     setup: Setup,
     settings: Searching,
     *,
@@ -197,23 +197,23 @@ def detect(
     settings: Detecting,
     *,
     procedural: PredictedImages,
-    reached: MinimalTriggers,
+    minimal: MinimalTriggers,
     margins: jax.Array,
     **_: Any,
 ) -> Anomalies:
     """Which class is flagged of those that were searched; others have the score 0."""
     detection = settings.detection
     return find_anomalies(
-        reached.size,
+        minimal.size,
         margins,
-        procedural.info[reached.classes],
+        procedural.info[minimal.classes],
         usual=settings.usual,
         families=detection.families,
         threshold=detection.threshold,
         share=detection.share,
         budget=detection.budget,
         closed=detection.closed,
-        classes=reached.classes,
+        classes=minimal.classes,
         of=setup.network.num_classes,
     )
 
@@ -224,15 +224,16 @@ def usual_evidence() -> Usual:
 
 
 def plan(config: TriggerSizeSettings) -> Plan:
-    """pictures -> screened -> reached -> margins -> detected."""
+    """procedural -> screened -> minimal -> margins -> detected."""
     searching = Searching(config.inversion, config.detection.families)
     return (
         Step(
             "procedural",
-            make_pictures,
+            make_procedural,
             needs("victim"),
             config.images,
-            shown=Shown("making pictures", work=partial(scan_work, config), lighter="images.made"),
+            key="pictures",
+            shown=Shown("making images", work=partial(scan_work, config), lighter="images.made"),
         ),
         Step(
             "screened",
@@ -243,10 +244,11 @@ def plan(config: TriggerSizeSettings) -> Plan:
             shown=Shown("screening classes", lighter="inversion.images"),
         ),
         Step(
-            "reached",
-            search_reach,
+            "minimal",
+            invert_minimal,
             needs("victim", "procedural", "screened"),
             searching,
+            key="reached",
             shown=Shown(
                 "searching the cheapest triggers",
                 total=partial(_steps, config),
@@ -265,7 +267,7 @@ def plan(config: TriggerSizeSettings) -> Plan:
         Step(
             "detected",
             detect,
-            needs("procedural", "reached", "margins"),
+            needs("procedural", "minimal", "margins"),
             Detecting(config.detection, usual_evidence()),
             shown=Shown(
                 "which class is flagged",
@@ -330,13 +332,13 @@ def measured(config: TriggerSizeSettings, values: Mapping[str, Any]) -> dict[str
     `margin`: the largest. `answers`: shares of the procedural pictures. `usual`: whether the search is the one that
     clean networks were scored with.
     """
-    found, reached, names = values["detected"], values["reached"], config.detection.families
+    found, minimal, names = values["detected"], values["minimal"], config.detection.families
     classes = len(found.detected.scores)
     place = int(np.flatnonzero(np.asarray(found.classes) == int(found.detected.suspect))[0])
     return {
         "family": names[telling_family(config, found)[place]],
         "trigger_size": {
-            name: [*_each(found.classes, row, classes)] for name, row in zip(names, reached.size, strict=True)
+            name: [*_each(found.classes, row, classes)] for name, row in zip(names, minimal.size, strict=True)
         },
         "margin": [*_each(found.classes, values["margins"], classes)],
         "answers": [rounded(value) for value in values["procedural"].info],
@@ -362,7 +364,7 @@ def pictured(config: TriggerSizeSettings, values: Mapping[str, Any]) -> tuple[np
 
     Full masks `[classes, h, w, 1]`, and pictures `[classes, h, w, c]` in [0, 1]; grey of classes not searched.
     """
-    found, reached, images = values["detected"], values["reached"], values["procedural"].batch.images
+    found, minimal, images = values["detected"], values["minimal"], values["procedural"].batch.images
     switch = FamilySwitch(tuple(FAMILIES[name] for name in config.detection.families), tuple(images.shape[1:]))
     telling = telling_family(config, found)
     picture = jnp.asarray(images[:1])
@@ -373,9 +375,9 @@ def pictured(config: TriggerSizeSettings, values: Mapping[str, Any]) -> tuple[np
         return 0.5 + 0.5 * change / jnp.maximum(jnp.max(jnp.abs(change)), 1e-6)
 
     searched = np.arange(len(telling))
-    latents, sizes = (np.asarray(value)[telling, searched] for value in (reached.flat_latent, reached.size))
+    latents, sizes = (np.asarray(value)[telling, searched] for value in (minimal.flat_latent, minimal.size))
     shown = np.full((len(found.detected.scores), *images.shape[1:]), 0.5, np.float32)
-    shown[np.asarray(reached.classes)] = jax.jit(partial(jax.lax.map, one))((telling, latents, sizes))
+    shown[np.asarray(minimal.classes)] = jax.jit(partial(jax.lax.map, one))((telling, latents, sizes))
     return np.broadcast_to(np.ones(1), (*shown.shape[:3], 1)), shown
 
 

@@ -7,7 +7,7 @@
 from otbr_jax.inversion.aims import Aim, Penalised, Schedule, Smallest, Within
 from otbr_jax.inversion.descent import Descent, descend
 from otbr_jax.inversion.inversion import Inverted, invert_from, invert_triggers
-from otbr_jax.inversion.minimal import MinimalTriggers, InversionConfig, Screened, minimal_triggers
+from otbr_jax.inversion.minimal import InversionConfig, MinimalTriggers, Screened, minimal_triggers
 from otbr_jax.inversion.penalised import PenalisedConfig, Searches, invert_classes
 from otbr_jax.inversion.success import success_rate
 from otbr_jax.inversion.trigger import InvertedTrigger, invert
@@ -15,12 +15,12 @@ from otbr_jax.inversion.trigger import InvertedTrigger, invert
 __all__ = [
     "Aim",
     "Descent",
-    "PenalisedConfig",
+    "InversionConfig",
     "Inverted",
     "InvertedTrigger",
     "MinimalTriggers",
     "Penalised",
-    "InversionConfig",
+    "PenalisedConfig",
     "Schedule",
     "Screened",
     "Searches",

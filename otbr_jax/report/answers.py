@@ -140,7 +140,7 @@ def _gone(facts: Facts) -> Answer:
 def _unmeasured(facts: Facts) -> tuple[str, Tone, tuple[str, ...]]:
     """The answer where no trigger is known: in short, its tone, and why."""
     proof = "Only somebody with the attacker's trigger can measure that."
-    if facts.undone:
+    if facts.reverted:
         return "No: the repair failed.", "bad", ()
     if not facts.changed and facts.flagged:
         done = facts.summary.get("done", "nothing was changed")
@@ -156,12 +156,12 @@ def _unmeasured(facts: Facts) -> tuple[str, Tone, tuple[str, ...]]:
 def _lessons(facts: Facts) -> list[str]:
     """What the search says of its own triggers, before and after."""
     said = []
-    for lesson in () if facts.undone else facts.summary.get("taught") or ():
+    for lesson in () if facts.reverted else facts.summary.get("taught") or ():
         said.append(
             f"Searched {lesson['family'].replace('_', ' ')} triggers turned {percent(lesson['success'][0])} % of the "
             f"pictures into class {lesson['class']}; these turn {percent(lesson['left'][-1])} % after the last lesson."
         )
-    for patched in facts.summary.get("patched") or ():
+    for patched in facts.summary.get("trigger_finetuned") or ():
         said.append(
             f"Searched triggers that it was not taught turn {percent(patched['success'])} % of the pictures into class "
             f"{patched['class']}."
@@ -171,8 +171,8 @@ def _lessons(facts: Facts) -> list[str]:
 
 def _last_search(facts: Facts) -> list[str]:
     """What the last search of triggers still found, or that the lessons are undone."""
-    if facts.undone:
-        return ["The lessons were in vain and are undone: the network is as it came."]
+    if facts.reverted:
+        return ["The lessons were in vain and are reverted: the network is as it came."]
     taught = [lesson["success"] for lesson in facts.summary.get("taught") or ()]
     if not taught or len(taught[0]) < 2:
         return []

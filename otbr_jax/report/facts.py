@@ -17,7 +17,7 @@ class Facts(NamedTuple):
       method: its name in capitals.
       verdict: whether it is backdoored; None where nobody asked.
       changed: whether the network afterwards is another one.
-      undone: whether it was taught in vain.
+      reverted: whether it was taught in vain.
       acc: before and after, shares in [0, 1]; None where it was not measured.
       asr: the same.
       ra: the same.
@@ -27,7 +27,7 @@ class Facts(NamedTuple):
     method: str
     verdict: Verdict | None
     changed: bool
-    undone: bool
+    reverted: bool
     acc: tuple[float, float] | None
     asr: tuple[float, float] | None
     ra: tuple[float, float] | None
@@ -80,7 +80,7 @@ def facts_of(summary: Mapping[str, Any]) -> Facts:
         method=summary["defense"].upper() if "defense" in summary else "The method",
         verdict=None if verdict is None else read_verdict(verdict),
         changed=is_changed(summary),
-        undone=any(lesson["undone"] for lesson in taught),
+        reverted=any(lesson["reverted"] for lesson in taught),
         acc=both("acc"),
         asr=both("asr"),
         ra=both("ra"),

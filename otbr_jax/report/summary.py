@@ -15,7 +15,7 @@ TITLES = {
     "pruned": "after pruning",
     "fused": "after fusion",
     "distilled": "after distillation",
-    "patched": "after patching",
+    "trigger_finetuned": "after patching",
     "disarmed": "after its lessons",
     "reinitialized": "after re-initialisation",
     "finetuned": "after fine-tuning",
@@ -40,7 +40,7 @@ def is_changed(summary: Mapping[str, Any]) -> bool:
     touched = [count for name, count in summary.get("neurons", {}).items() if name != "scored"]
     measured = [*summary.get("metrics", {}).values()]
     differ = bool(measured) and measured[0] != measured[-1]
-    return any(touched) or bool(summary.get("patched")) or "neurons" not in summary or differ
+    return any(touched) or bool(summary.get("trigger_finetuned")) or "neurons" not in summary or differ
 
 
 def setting(choice: Mapping[str, Any]) -> dict[str, float]:
@@ -81,7 +81,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     notes = ["; ".join((chosen(summary), summary["done"]))]
     if summary.get("verdict"):
         notes.append(in_words(read_verdict(summary["verdict"])))
-    notes += map(patching, summary.get("patched") or ())
+    notes += map(patching, summary.get("trigger_finetuned") or ())
     notes += map(lesson, summary.get("taught") or ())
     if summary.get("clean"):
         notes.append(f"used: {summary['clean']}")
@@ -113,7 +113,7 @@ def screening(summary: Mapping[str, Any]) -> str:
 def patching(patched: Mapping[str, Any]) -> str:
     """How far a network was patched for a class, and what that left of it, as `results.summarize` says."""
     recovered = "".join(
-        f", then recovered, {100 * share:g} %" if share else ", not recovered" for share in patched["recovered"]
+        f", then recovered, {100 * share:g} %" if share else ", not recovered" for share in patched["relearned"]
     )
     return (
         f"class {patched['class']} patched, {100 * patched['share']:g} % of the way{recovered}: triggers not taught "

@@ -22,7 +22,7 @@ UPHILL = 4
 def screen(
     network: Network,
     variables: Variables,
-    pictures: Batch,
+    batch: Batch,
     answers: jax.Array,
     switch: FamilySwitch,
     *,
@@ -39,7 +39,7 @@ def screen(
     Args:
       network: the functions of the network.
       variables: its variables.
-      pictures: `[n, h, w, c]` in [0, 1], and what the network answers them with, `[n]`.
+      batch: `[n, h, w, c]` in [0, 1], and what the network answers them with, `[n]`.
       answers: how often each class is the answer to a picture, `[classes]`, shares.
       switch: the families.
       key: typed PRNG key: that of `minimal_triggers`.
@@ -48,21 +48,21 @@ def screen(
     """
 
     def one_family(index: jax.Array) -> tuple[jax.Array, jax.Array]:
-        near = nearest_starts(network, variables, pictures, switch, index, key=key, config=config, axis_name=axis_name)
+        near = nearest_starts(network, variables, batch, switch, index, key=key, config=config, axis_name=axis_name)
         return jnp.argmax(near, axis=0), jnp.max(near, axis=0)
 
     start, near = jax.lax.map(one_family, jnp.arange(len(switch)))
     if not 0 < config.among < network.num_classes:
         return Screened(jnp.arange(network.num_classes), start)
     often = jnp.log(jnp.maximum(answers, 1e-3))
-    seen = jnp.concatenate([near, uphill(network, variables, pictures)[None], often[None]])
+    seen = jnp.concatenate([near, uphill(network, variables, batch)[None], often[None]])
     apart = seen - jnp.median(seen, axis=1, keepdims=True)
     apart /= jnp.maximum(jnp.std(apart, axis=1, keepdims=True), 1e-6)
     classes = jnp.sort(jax.lax.top_k(jnp.max(apart, axis=0), config.among)[1])
     return Screened(classes, start[:, classes])
 
 
-def uphill(network: Network, variables: Variables, pictures: Batch) -> jax.Array:
+def uphill(network: Network, variables: Variables, batch: Batch) -> jax.Array:
     """How near each class is along its gradient, `[classes]`: less the logarithm of a reach cost, up to a constant.
 
     The cost is that of a network that is linear around the pictures: how much less likely the class is than certain,
@@ -71,9 +71,9 @@ def uphill(network: Network, variables: Variables, pictures: Batch) -> jax.Array
     Args:
       network: the functions of the network.
       variables: its variables.
-      pictures: `[n, h, w, c]` in [0, 1], and what the network answers them with, `[n]`.
+      batch: `[n, h, w, c]` in [0, 1], and what the network answers them with, `[n]`.
     """
-    few, labels = pictures.images[:UPHILL], pictures.labels[:UPHILL]
+    few, labels = batch.images[:UPHILL], batch.labels[:UPHILL]
 
     def missing(added: jax.Array, target: jax.Array) -> jax.Array:
         logits = network.answer(variables, few + added).astype(jnp.float32)

@@ -37,7 +37,7 @@ from otbr_jax.studies.outputs import replacing, write_outputs
 from otbr_jax.studies.repair_config import RepairConfig
 from otbr_jax.studies.results import Repair
 from otbr_jax.types import Augment, Batch, Variables, check_finite, unchanged
-from otbr_jax.victims import relearning, evaluation
+from otbr_jax.victims import evaluation, relearning
 from otbr_jax.victims.victims import check_trainable, open_victim, test_set
 
 

@@ -12,8 +12,8 @@ from otbr_jax.data.clean import CleanConfig
 from otbr_jax.defenses.registry import DEFENSES, defense
 from otbr_jax.errors import InputError
 from otbr_jax.settings import as_dict, change, declarations, field, settings, wrong
-from otbr_jax.victims.relearning import RelearningConfig
 from otbr_jax.victims.config import VictimConfig
+from otbr_jax.victims.relearning import RelearningConfig
 
 KINDS = {name: each.Config for name, each in DEFENSES.items()}
 """The classes of the settings of all defences."""

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from otbr_jax.metrics import Metrics, evaluate_predictions
-from otbr_jax.steps.answers import answers
+from otbr_jax.steps.predictions import predict
 from otbr_jax.types import Network, Variables
 
 
@@ -47,7 +47,7 @@ class Predictions(NamedTuple):
 
 def predict_both(network: Network, variables: Variables, test: TestSet) -> Predictions:
     """Predictions on the clean and on the triggered images."""
-    clean, triggered = (answers(network, variables, images) for images in (test.clean, test.triggered))
+    clean, triggered = (predict(network, variables, images) for images in (test.clean, test.triggered))
     return Predictions(clean, triggered)
 
 

@@ -25,7 +25,7 @@ from otbr_jax.runs.provenance import hardware
 from otbr_jax.runs.run import Run
 from otbr_jax.runs.session import Session
 from otbr_jax.runs.store import Stage
-from otbr_jax.steps.answers import answers
+from otbr_jax.steps.predictions import predict
 from otbr_jax.types import Variables
 from otbr_jax.victims import training
 from otbr_jax.victims.evaluation import TestSet
@@ -242,12 +242,12 @@ def _measure(
 
     @jax.jit
     def measure(variables: Variables, assets: Assets, images: jax.Array, labels: jax.Array) -> Metrics:
-        clean = answers(network, variables, images)
+        clean = predict(network, variables, images)
         if kind is None:
             return Metrics(jnp.mean(clean == labels), jnp.nan, jnp.nan)  # type: ignore[arg-type]
         put = trigger_of(kind, attack.own, assets)
         with_trigger = dataclasses.replace(network, prepare=lambda batch: network.prepare(put(batch, key)))
-        triggered = answers(with_trigger, variables, images)
+        triggered = predict(with_trigger, variables, images)
         wanted = attacker_goals(attack, labels, run.network.num_classes)
         return evaluate_predictions(clean, triggered, labels, target=wanted)
 

@@ -10,7 +10,7 @@ from otbr_jax.types import Network, Variables
 _SHARED = 8  # devices, or fewer, that divide a batch of fewer images
 
 
-def answers(network: Network, variables: Variables, images: jax.Array, *, batch_size: int = 512) -> jax.Array:
+def predict(network: Network, variables: Variables, images: jax.Array, *, batch_size: int = 512) -> jax.Array:
     """The classes int32 `[n]` that a network answers images `[n, h, w, c]` with, batch by batch.
 
     The last batch is filled up with copies, a small one so that devices can share it.

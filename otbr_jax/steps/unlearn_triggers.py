@@ -24,8 +24,8 @@ from otbr_jax.triggers import FamilySwitch
 from otbr_jax.types import Batch, Network, Variables, split
 
 
-@settings("teaching")
-class TeachingConfig:
+@settings("unlearning")
+class TriggerUnlearningConfig:
     """How a network is taught."""
 
     rounds: int = field(default=6, at_least=1, doc="of searching triggers and teaching, at most.")
@@ -70,7 +70,7 @@ class TriggersToUnlearn(NamedTuple):
     wanted: jax.Array
 
 
-class TeachingInfo(NamedTuple):
+class TriggerUnlearningInfo(NamedTuple):
     """How it went.
 
     Attributes:
@@ -81,16 +81,16 @@ class TeachingInfo(NamedTuple):
       distortion: `[rounds]`, how far logits of pictures without a trigger had moved after the lesson, in their standard
         deviations.
       loss: `[rounds, steps]`, the distance of logits, plain (twice) and triggered together; 0 after the end.
-      taught: bool `[rounds]`, whether there was a lesson.
-      undone: bool, whether all lessons were undone, since they were in vain.
+      done: bool `[rounds]`, whether there was an unlearning round.
+      reverted: bool, whether all lessons were undone, since they were in vain.
     """
 
     success: jax.Array
     left: jax.Array
     distortion: jax.Array
     loss: jax.Array
-    taught: jax.Array
-    undone: jax.Array
+    done: jax.Array
+    reverted: jax.Array
 
 
 _PLAIN = 2.0  # how much more pictures without a trigger count: they are what must not change
@@ -99,12 +99,12 @@ _OPEN = 0.5  # of the pictures: a short cut by which more are turned is still op
 _MOST = 8.0  # how much more than another one a short cut can weigh
 _CHECK = 2.0  # times what the class used to cost: a short cut that takes more is none
 _CHECKED = 100  # pictures that this is measured on
-_SIZE = "teaching.batch_size"
+_SIZE = "unlearning.batch_size"
 _GONE = 0.1  # of the pictures: where first triggers turn no more, those that are found anew are the class itself
 _VAIN = 0.5  # what lessons leave of a class that is itself what triggers reach, and no short cut
 
 
-class _Course(NamedTuple):
+class _Progress(NamedTuple):
     """Where the lessons stand."""
 
     params: Any
@@ -117,18 +117,18 @@ class _Course(NamedTuple):
     open: jax.Array  # bool [k]
 
 
-def teach(
+def unlearn_triggers(
     network: Network,
     variables: Variables,
-    pictures: Batch,
+    batch: Batch,
     switch: FamilySwitch,
     to_unlearn: TriggersToUnlearn,
     *,
     key: jax.Array,
-    config: TeachingConfig,
+    config: TriggerUnlearningConfig,
     axis_name: str | None = None,
     on_step: Callable[[], None] | None = None,
-) -> tuple[Variables, TeachingInfo]:
+) -> tuple[Variables, TriggerUnlearningInfo]:
     """Teaches a network that triggers mean nothing, round after round, until short cuts are closed. Pure; jits.
 
     Every floating-point array of `params` moves, by a small share of its own size a step, so that networks with any
@@ -138,12 +138,12 @@ def teach(
     A backdoor goes in a few rounds, and little else moves; what does not is the class itself, so that lessons in vain
     are undone.
 
-    Guarantee: touches no data but `pictures`.
+    Guarantee: touches no data but `batch`.
 
     Args:
       network: the functions of the network.
       variables: the suspicious network's variables.
-      pictures: `[n, h, w, c]` in [0, 1], and what the network answers them with, `[n]`.
+      batch: `[n, h, w, c]` in [0, 1], and what the network answers them with, `[n]`.
       switch: the families.
       to_unlearn: what to close; may be traced.
       key: typed PRNG key.
@@ -152,7 +152,7 @@ def teach(
       on_step: called on the host after each step; None traces no callback.
 
     Returns:
-      `(variables, TeachingInfo)`.
+      `(variables, TriggerUnlearningInfo)`.
 
     Source: docs/defences/disarm.md; soft answers as lessons after DHBE (arXiv 2306.08009).
     """
@@ -163,21 +163,21 @@ def teach(
         optax.scale_by_param_block_rms(),
         optax.scale_by_learning_rate(config.learning_rate),
     )
-    lesson = partial(_lesson, network, variables, pictures, switch, to_unlearn, optimizer, config, axis_name, on_step)
+    one_lesson = partial(_round, network, variables, batch, switch, to_unlearn, optimizer, config, axis_name, on_step)
     check = jnp.minimum(_CHECK * to_unlearn.cost, to_unlearn.budget)
     enough = switch.numbers("left")[to_unlearn.family]
-    few = Batch(pictures.images[-_CHECKED:], pictures.labels[-_CHECKED:])
+    few = Batch(batch.images[-_CHECKED:], batch.labels[-_CHECKED:])
     meant = network.answer(variables, few.images).astype(jnp.float32)
     aimed_at = jnp.any((few.labels[:, None] == to_unlearn.target) & to_unlearn.wanted, axis=1)
     plain = jnp.where(jnp.all(aimed_at), True, ~aimed_at)[:, None]
 
-    def search(course: _Course, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def search(progress: _Progress, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         def one(index: jax.Array) -> tuple[jax.Array, jax.Array]:
             def found() -> tuple[jax.Array, jax.Array]:
                 strongest, _ = invert_triggers(
                     network,
-                    {**state, "params": course.params},
-                    pictures,
+                    {**state, "params": progress.params},
+                    batch,
                     switch[to_unlearn.family[index]],
                     to_unlearn.target[index],
                     aim=Within(to_unlearn.budget[index]),
@@ -185,7 +185,7 @@ def teach(
                     triggers=config.triggers,
                     starts=config.search.starts,
                     key=jax.random.fold_in(key, index),
-                    known=course.known[index],
+                    known=progress.known[index],
                     batch_size=config.search.images,
                     axis_name=axis_name,
                     name=IMAGES,
@@ -194,60 +194,62 @@ def teach(
                 return strongest.parameters, strongest.success
 
             none = (jnp.zeros((config.triggers, switch.length)), jnp.zeros(config.triggers))
-            return jax.lax.cond(course.open[index], found, lambda: none)
+            return jax.lax.cond(progress.open[index], found, lambda: none)
 
         return jax.lax.map(one, jnp.arange(count))
 
-    def still_turned(course: _Course) -> jax.Array:
+    def still_turned(progress: _Progress) -> jax.Array:
         """What the best trigger of the first round turns now, `[k]`."""
-        now = {**state, "params": course.params}
+        now = {**state, "params": progress.params}
 
         def one(place: jax.Array) -> jax.Array:
             index, trigger = place // config.triggers, place % config.triggers
             family, target = to_unlearn.family[index], to_unlearn.target[index]
-            best = switch[family].trigger(course.latents[index, trigger][None], check[index][None])
+            best = switch[family].trigger(progress.latents[index, trigger][None], check[index][None])
             share = success_rate(network, now, few, best, target[None])[0]
-            return jnp.where(course.success[index, trigger] > _OPEN, share, 0.0)
+            return jnp.where(progress.success[index, trigger] > _OPEN, share, 0.0)
 
         shares = jax.lax.map(one, jnp.arange(count * config.triggers))
         return jnp.max(shares.reshape(count, config.triggers), axis=1)
 
-    def distortion(course: _Course) -> jax.Array:
-        now = network.answer({**state, "params": course.params}, few.images).astype(jnp.float32)
+    def distortion(progress: _Progress) -> jax.Array:
+        now = network.answer({**state, "params": progress.params}, few.images).astype(jnp.float32)
         moved = jnp.mean(jnp.abs(now - meant), where=plain)
         return moved / jnp.maximum(jnp.std(meant, where=plain), 1e-6)
 
-    def one_round(course: _Course, number: jax.Array) -> tuple[_Course, TeachingInfo]:
+    def one_round(progress: _Progress, number: jax.Array) -> tuple[_Progress, TriggerUnlearningInfo]:
         search_key, teach_key = jax.random.split(jax.random.fold_in(key, number))
 
-        def taught() -> tuple[_Course, TeachingInfo]:
-            latents, success = search(course, search_key)
+        def unlearned() -> tuple[_Progress, TriggerUnlearningInfo]:
+            latents, success = search(progress, search_key)
             most = jnp.max(success, axis=1)
             best = latents[jnp.arange(count), jnp.argmax(success, axis=1)]
             start = number * config.triggers
-            now = course._replace(
-                latents=jax.lax.dynamic_update_slice(course.latents, latents, (0, start, 0)),
-                success=jax.lax.dynamic_update_slice(course.success, success, (0, start)),
-                known=jnp.where(course.open[:, None], best, course.known),
+            now = progress._replace(
+                latents=jax.lax.dynamic_update_slice(progress.latents, latents, (0, start, 0)),
+                success=jax.lax.dynamic_update_slice(progress.success, success, (0, start)),
+                known=jnp.where(progress.open[:, None], best, progress.known),
                 # A search that finds nothing within the budget has nothing to teach either.
-                open=course.open & (most > 0) & ~((course.left <= _GONE) & (most > _OPEN)),
+                open=progress.open & (most > 0) & ~((progress.left <= _GONE) & (most > _OPEN)),
             )
             wanted = jnp.any(now.open)
-            now, loss = jax.lax.cond(wanted, lambda: lesson(now, teach_key), lambda: (now, jnp.zeros(config.steps)))
+            now, loss = jax.lax.cond(wanted, lambda: one_lesson(now, teach_key), lambda: (now, jnp.zeros(config.steps)))
             left = jnp.where(to_unlearn.wanted, still_turned(now), 0.0)
             heavier = jnp.where(left > _OPEN, jnp.minimum(config.emphasis * now.emphasis, _MOST), now.emphasis)
             moved = distortion(now)
-            done = TeachingInfo(success, left, moved, loss, wanted, jnp.array(False))
+            done = TriggerUnlearningInfo(success, left, moved, loss, wanted, jnp.array(False))
             still_open = wanted & (left > enough) & (moved <= config.distortion)
             return now._replace(emphasis=heavier, left=left, open=still_open), done
 
-        def nothing() -> tuple[_Course, TeachingInfo]:
+        def nothing() -> tuple[_Progress, TriggerUnlearningInfo]:
             none, no = jnp.zeros((count, config.triggers)), jnp.array(False)
-            return course, TeachingInfo(none, jnp.zeros(count), jnp.zeros(()), jnp.zeros(config.steps), no, no)
+            return progress, TriggerUnlearningInfo(
+                none, jnp.zeros(count), jnp.zeros(()), jnp.zeros(config.steps), no, no
+            )
 
-        return jax.lax.cond(jnp.any(course.open), taught, nothing)
+        return jax.lax.cond(jnp.any(progress.open), unlearned, nothing)
 
-    start = _Course(
+    start = _Progress(
         params,
         optimizer.init(params),
         jnp.zeros((count, places, switch.length)),
@@ -257,44 +259,46 @@ def teach(
         jnp.where(to_unlearn.wanted, 1.0, 0.0),
         to_unlearn.wanted,
     )
-    course, info = jax.lax.scan(one_round, start, jnp.arange(config.rounds))
-    undone = jnp.max(course.left) > _VAIN
+    progress, info = jax.lax.scan(one_round, start, jnp.arange(config.rounds))
+    reverted = jnp.max(progress.left) > _VAIN
     beyond = jnp.min(jnp.where(to_unlearn.wanted, switch.numbers("beyond")[to_unlearn.family], jnp.inf))
-    far = jnp.where(undone | ~info.taught[0], 0.0, beyond)
+    far = jnp.where(reverted | ~info.done[0], 0.0, beyond)
     params = jax.tree.map(
-        lambda new, old: jnp.where(far > 0, old + far * (new - old), old).astype(old.dtype), course.params, params
+        lambda new, old: jnp.where(far > 0, old + far * (new - old), old).astype(old.dtype), progress.params, params
     )
-    return {**state, "params": params}, info._replace(undone=undone)
+    return {**state, "params": params}, info._replace(reverted=reverted)
 
 
-def untaught(
-    variables: Variables, to_unlearn: TriggersToUnlearn, *, config: TeachingConfig
-) -> tuple[Variables, TeachingInfo]:
+def unlearn_nothing(
+    variables: Variables, to_unlearn: TriggersToUnlearn, *, config: TriggerUnlearningConfig
+) -> tuple[Variables, TriggerUnlearningInfo]:
     """What `teach` gives where nothing is to be closed, without the lessons that it would compile."""
     count, (rounds, triggers, steps) = len(to_unlearn.family), (config.rounds, config.triggers, config.steps)
     nothing = jnp.zeros((rounds, count, triggers)), jnp.zeros((rounds, count)), jnp.zeros(rounds)
-    return variables, TeachingInfo(*nothing, jnp.zeros((rounds, steps)), jnp.zeros(rounds, bool), jnp.zeros((), bool))
+    return variables, TriggerUnlearningInfo(
+        *nothing, jnp.zeros((rounds, steps)), jnp.zeros(rounds, bool), jnp.zeros((), bool)
+    )
 
 
-def _lesson(
+def _round(
     network: Network,
     teacher: Variables,
-    pictures: Batch,
+    batch: Batch,
     switch: FamilySwitch,
     to_unlearn: TriggersToUnlearn,
     optimizer: optax.GradientTransformation,
-    config: TeachingConfig,
+    config: TriggerUnlearningConfig,
     axis_name: str | None,
     on_step: Callable[[], None] | None,
-    course: _Course,
+    progress: _Progress,
     key: jax.Array,
-) -> tuple[_Course, jax.Array]:
+) -> tuple[_Progress, jax.Array]:
     """The steps of one round."""
     _, state = split(teacher)
     size = config.batch_size
     # In proportion to the square of what they turned when they were found; a step teaches triggers of one short cut.
-    weights = jnp.where(course.open[:, None], course.success**2, 0.0)
-    often = jnp.log(jnp.sum(weights, axis=1) * course.emphasis)
+    weights = jnp.where(progress.open[:, None], progress.success**2, 0.0)
+    often = jnp.log(jnp.sum(weights, axis=1) * progress.emphasis)
 
     def loss(params: Any, images: jax.Array, others: jax.Array, answers: jax.Array, emphasis: jax.Array) -> jax.Array:
         logits = network.answer({**state, "params": params}, images).astype(jnp.float32)
@@ -308,13 +312,13 @@ def _lesson(
     def step(carry: Any, number: jax.Array) -> tuple[Any, jax.Array]:
         params, moments = carry
         keys = jax.random.split(jax.random.fold_in(key, number), 3)
-        chosen = own_part(jax.random.choice(keys[0], len(pictures.labels), (size,)), axis_name, name=_SIZE)
-        plain = pictures.images[chosen]
+        chosen = own_part(jax.random.choice(keys[0], len(batch.labels), (size,)), axis_name, name=_SIZE)
+        plain = batch.images[chosen]
         answers = network.answer(teacher, plain).astype(jnp.float32)
         index = jax.random.categorical(keys[1], often)
         which = jax.random.categorical(keys[2], jnp.log(weights[index]), shape=(size,))
         which = own_part(which, axis_name, name=_SIZE)
-        latents, family, budget = course.latents[index][which], to_unlearn.family[index], to_unlearn.budget[index]
+        latents, family, budget = progress.latents[index][which], to_unlearn.family[index], to_unlearn.budget[index]
 
         def put(family: jax.Array, latent: jax.Array, image: jax.Array) -> jax.Array:
             return switch[family].apply(image[None], latent, budget)[0]
@@ -322,7 +326,7 @@ def _lesson(
         triggered = jax.vmap(put, in_axes=(None, 0, 0))(family, latents, plain)
         others = (jnp.argmax(answers, axis=-1) != to_unlearn.target[index]).astype(jnp.float32)
         # In turn, so that devices which share the pictures share the batch likewise.
-        images, emphasis = jnp.stack([plain, triggered], axis=1), course.emphasis[index]
+        images, emphasis = jnp.stack([plain, triggered], axis=1), progress.emphasis[index]
         images = images.reshape(-1, *plain.shape[1:])
         now, moved = gradient(params, images, others, answers, emphasis)
         moved = mean(moved, axis_name)
@@ -334,5 +338,5 @@ def _lesson(
             jax.debug.callback(on_step)
         return (optax.apply_updates(params, moved), moments), now
 
-    (params, moments), losses = jax.lax.scan(step, (course.params, course.moments), jnp.arange(config.steps))
-    return course._replace(params=params, moments=moments), losses
+    (params, moments), losses = jax.lax.scan(step, (progress.params, progress.moments), jnp.arange(config.steps))
+    return progress._replace(params=params, moments=moments), losses

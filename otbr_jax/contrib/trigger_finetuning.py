@@ -20,8 +20,8 @@ from otbr_jax.steps.finetune import FinetuningConfig, finetune
 from otbr_jax.types import Augment, Batch, Network, Variables, split, unchanged
 
 
-@settings("patching")
-class PatchingConfig:
+@settings("trigger_finetuning")
+class TriggerFinetuningConfig:
     """How a network is patched."""
 
     triggers: int = field(
@@ -38,13 +38,14 @@ class PatchingConfig:
         doc="how often triggers are searched in the network as it is then, and taught; as often again in each "
         "recovery.",
     )
-    recoveries: int = field(
+    relearnings: int = field(
+        formerly="recoveries",
         default=0,
         at_least=0,
         doc="how often images of the suspicious class are made from the patched network, and taught too; that brings "
         "the class back and, with some networks, the backdoor.",
     )
-    recovered: int = field(default=60, at_least=1, doc="how many of them.")
+    relearned: int = field(formerly="relearned", default=60, at_least=1, doc="how many of them.")
     patch: PenalisedConfig = field(
         default=PenalisedConfig(steps=40, size=30.0, images=60), doc="how patches are searched."
     )
@@ -75,8 +76,12 @@ class PatchingConfig:
         at_most=1,
         doc="how many of the suspicious class's images may keep their answer; not asked after a recovery.",
     )
-    recovered_success: float = field(
-        default=0.05, at_least=0, at_most=1, doc="how well triggers may work again after a recovery."
+    relearned_success: float = field(
+        formerly="recovered_success",
+        default=0.05,
+        at_least=0,
+        at_most=1,
+        doc="how well triggers may work again after a recovery.",
     )
 
     def check(self) -> None:
@@ -94,7 +99,7 @@ Triggers = Mapping[str, Any]
 """Triggers of one class from different starts: `{family: parameters}`, a leading axis `[triggers]` on every array."""
 
 
-class PatchingInfo(NamedTuple):
+class TriggerFinetuningInfo(NamedTuple):
     """How it went; phases are the patching and every recovery.
 
     Attributes:
@@ -111,7 +116,7 @@ class PatchingInfo(NamedTuple):
     share: jax.Array
 
 
-def patch_classes(
+def finetune_classes(
     network: Network,
     variables: Variables,
     images: Batch,
@@ -119,10 +124,10 @@ def patch_classes(
     *,
     threshold: float,
     key: jax.Array,
-    config: PatchingConfig,
+    config: TriggerFinetuningConfig,
     synthetic: SyntheticConfig,
     augment: Augment = unchanged,
-) -> tuple[Variables, PatchingInfo]:
+) -> tuple[Variables, TriggerFinetuningInfo]:
     """Patches the classes that stand out, the most suspicious first, each in what the one before left. Pure; jits.
 
     A class that is easy to imitate may stand out beside the attacker's, or before it; patched no further than needed,
@@ -140,7 +145,7 @@ def patch_classes(
     suspects = jnp.argsort(-suspicion, stable=True)[: config.classes]
     trusted = jnp.ones(len(suspicion), bool).at[suspects].set(suspicion[suspects] < threshold)
 
-    def one(now: Variables, drawn: Any) -> tuple[Variables, PatchingInfo]:
+    def one(now: Variables, drawn: Any) -> tuple[Variables, TriggerFinetuningInfo]:
         suspect, key = drawn
         apply = partial(
             patch,
@@ -169,10 +174,10 @@ def patch(
     *,
     trusted: jax.Array | None = None,
     key: jax.Array,
-    config: PatchingConfig,
+    config: TriggerFinetuningConfig,
     synthetic: SyntheticConfig,
     augment: Augment = unchanged,
-) -> tuple[Variables, PatchingInfo]:
+) -> tuple[Variables, TriggerFinetuningInfo]:
     """Fine-tunes on images, and on the same with a suspicious class's triggers, under their own labels. Pure; jits.
 
     Images of the suspicious class itself are left out at first: made from the network, they hold what the backdoor
@@ -200,10 +205,10 @@ def patch(
         images than are made.
     """
     if not config.triggers:
-        raise InputError("patching.triggers: expected at least 1, found 0")
-    if config.recoveries and config.recovered > synthetic.images:
+        raise InputError("trigger_finetuning.triggers: expected at least 1, found 0")
+    if config.relearnings and config.relearned > synthetic.images:
         raise InputError(
-            f"patching.recovered: expected at most {synthetic.images}, all that are made, found {config.recovered}"
+            f"trigger_finetuning.relearned: expected at most {synthetic.images}, all that are made, found {config.relearned}"
         )
     frozen = dataclasses.replace(network, apply_train=None)
     search = partial(search_triggers, network, batch=images, suspect=suspect, config=config)
@@ -243,20 +248,20 @@ def patch(
 
     def made(now: Any, key: jax.Array) -> Batch:
         labels = jnp.arange(synthetic.images, dtype=jnp.int32) % network.num_classes
-        labels = jnp.where(jnp.arange(synthetic.images) < config.recovered, suspect, labels)
+        labels = jnp.where(jnp.arange(synthetic.images) < config.relearned, suspect, labels)
         found, _ = synthesize(network, {**state, "params": now}, labels=labels, key=key, config=synthetic)
-        return Batch(found.images[: config.recovered], found.labels[: config.recovered])
+        return Batch(found.images[: config.relearned], found.labels[: config.relearned])
 
     def own_images(before: Any, recovery: jax.Array, key: jax.Array) -> Batch:
-        if not config.recoveries:
+        if not config.relearnings:
             return Batch(plain.images[:0], plain.labels[:0])
         # One program for all phases: the first is taught as many images of other classes in their place.
-        stand_in = jnp.arange(config.recovered) % len(others)
+        stand_in = jnp.arange(config.relearned) % len(others)
         return jax.lax.cond(
             recovery, lambda: made(before, key), lambda: Batch(plain.images[stand_in], plain.labels[stand_in])
         )
 
-    def one_phase(before: Any, drawn: tuple[jax.Array, jax.Array]) -> tuple[Any, PatchingInfo]:
+    def one_phase(before: Any, drawn: tuple[jax.Array, jax.Array]) -> tuple[Any, TriggerFinetuningInfo]:
         recovery, key = drawn
         make_key, key = jax.random.split(key)
         own = own_images(before, recovery, make_key)
@@ -268,25 +273,27 @@ def patch(
         def asked(share: jax.Array) -> tuple[jax.Array, jax.Array]:
             then = {**state, "params": towards(share)}
             success, kept = ask(network, then, images, suspect, held_out)
-            if not config.recoveries:
+            if not config.relearnings:
                 return success, kept
             answers = jnp.argmax(network.answer(then, own.images), axis=-1)
             return success, jnp.where(recovery, jnp.mean(answers == suspect), kept)
 
         success, taken = jax.lax.map(asked, shares)
         chosen = how_far(success, taken, recovery=recovery, config=config)
-        return towards(shares[chosen]), PatchingInfo(loss, success, taken, shares[chosen])
+        return towards(shares[chosen]), TriggerFinetuningInfo(loss, success, taken, shares[chosen])
 
-    phases = 1 + config.recoveries
+    phases = 1 + config.relearnings
     patched, info = jax.lax.scan(one_phase, params, (jnp.arange(phases) > 0, jax.random.split(round_key, phases)))
     return {**state, "params": patched}, info
 
 
-def how_far(success: jax.Array, own: jax.Array, *, recovery: jax.Array | bool, config: PatchingConfig) -> jax.Array:
+def how_far(
+    success: jax.Array, own: jax.Array, *, recovery: jax.Array | bool, config: TriggerFinetuningConfig
+) -> jax.Array:
     """The index of the share to take, the first where several are as good.
 
     Of the shares at which triggers hardly work, that with most of the class: at first `config.success`, and with few of
-    the class's images, which hold the trigger (`config.own`); after a recovery `config.recovered_success`. Where so few
+    the class's images, which hold the trigger (`config.own`); after a recovery `config.relearned_success`. Where so few
     of the images are never reached, that with fewest; and where triggers always work, that at which they work least.
 
     Args:
@@ -295,7 +302,7 @@ def how_far(success: jax.Array, own: jax.Array, *, recovery: jax.Array | bool, c
       recovery: whether the class's own images were taught.
       config: how little is enough.
     """
-    dead = success <= jnp.where(recovery, config.recovered_success, config.success)
+    dead = success <= jnp.where(recovery, config.relearned_success, config.success)
     enough = dead & (recovery | (own <= config.own))
     fewest = jnp.where(jnp.any(dead), jnp.argmin(jnp.where(dead, own, jnp.inf)), jnp.argmin(success))
     return jnp.where(jnp.any(enough), jnp.argmax(jnp.where(enough, own, -1.0)), fewest)
@@ -308,7 +315,7 @@ def search_triggers(
     batch: Batch,
     suspect: jax.Array | int,
     key: jax.Array,
-    config: PatchingConfig,
+    config: TriggerFinetuningConfig,
 ) -> Triggers:
     """`config.triggers` triggers of each family for one class, each from its own start. Takes what `patch` takes."""
 
