@@ -42,7 +42,7 @@ NOTES = flags.DEFINE_multi_string("note", [], "DATA=TEXT: what a reader has to k
 def main(arguments: Sequence[str]) -> None:
     """Runs the cells that have no row yet."""
     from otbr_jax.studies.bench import load_grid
-    from otbr_jax.studies.filling import run_bench
+    from otbr_jax.studies.bench_run import run_bench
 
     del arguments
     notes = dict(_pair(note) for note in NOTES.value)

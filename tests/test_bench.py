@@ -20,7 +20,7 @@ from otbr_jax.runs.identity import versions
 from otbr_jax.settings import change, from_dict
 from otbr_jax.studies import bench
 from otbr_jax.studies.bench import Cell, Grid, load_grid
-from otbr_jax.studies.filling import run_bench
+from otbr_jax.studies.bench_run import run_bench
 from otbr_jax.studies.repair_config import plain_config
 from otbr_jax.victims.config import VictimConfig
 from otbr_jax.victims.training import TrainingConfig

@@ -16,7 +16,7 @@ from launching import launch
 from otbr_jax import InputError
 from otbr_jax.steps import transport
 from otbr_jax.studies import reference_otbr
-from otbr_jax.studies.comparing import (
+from otbr_jax.studies.comparison import (
     MOST,
     STARTS,
     compare,

@@ -23,9 +23,9 @@ from otbr_jax.runs import provenance
 from otbr_jax.runs.leases import open_leases
 from otbr_jax.runs.store import open_workdir
 from otbr_jax.settings import change
-from otbr_jax.studies import filling
+from otbr_jax.studies import bench_run
 from otbr_jax.studies.bench import Cell, Grid
-from otbr_jax.studies.filling import run_bench
+from otbr_jax.studies.bench_run import run_bench
 
 HOLDS = (
     "import fcntl, sys; f = open(sys.argv[1], 'a+'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); input()"
@@ -56,7 +56,7 @@ def grid(count, variant=""):
 def at_once(monkeypatch):
     """As if there were nothing to commit; nobody waits for long."""
     monkeypatch.setattr(provenance, "_git", lambda *arguments: "" if arguments[0] == "status" else "0" * 40)
-    monkeypatch.setattr(filling, "LOOK_EVERY", 0.01)
+    monkeypatch.setattr(bench_run, "LOOK_EVERY", 0.01)
     FILLED.clear()
 
 

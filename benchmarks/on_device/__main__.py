@@ -19,7 +19,7 @@ from benchmarks.on_device.sizes import Sizes, bench, sizes
 from launch import cli
 from otbr_jax.report.rows import append_row
 from otbr_jax.runs.provenance import ROOT, provenance
-from otbr_jax.studies.filling import run_bench
+from otbr_jax.studies.bench_run import run_bench
 
 PART = flags.DEFINE_enum("part", "training", ["data", *parts.PARTS, "bench"], "What is measured.")
 PACKS = flags.DEFINE_string("packs", None, "Folder of the packed CIFAR-10.", required=True)

@@ -1,4 +1,4 @@
-"""Benches: grids whose cells become one row of results each; `filling.run_bench` fills them."""
+"""Benches: grids whose cells become one row of results each; `bench_run.run_bench` fills them."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from otbr_jax.steps.prune import neurons_to_prune, prune
 from otbr_jax.steps.score import Scores, by_neuron, neuron_weight_changes
 from otbr_jax.steps.transport import Plan, TransportConfig
 from otbr_jax.steps.unlearn import UnlearningConfig, unlearn
-from otbr_jax.studies.comparing import (
+from otbr_jax.studies.comparison import (
     Comparison,
     compare,
     compare_choice,

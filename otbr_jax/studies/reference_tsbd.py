@@ -16,7 +16,7 @@ from otbr_jax.steps.finetune import FinetuningConfig, begin, optimizer_of, step_
 from otbr_jax.steps.prune import neurons_to_prune, reinitialize
 from otbr_jax.steps.score import neuron_weight_changes
 from otbr_jax.steps.unlearn import UnlearningConfig, unlearn
-from otbr_jax.studies.comparing import (
+from otbr_jax.studies.comparison import (
     Comparison,
     compare,
     compare_choice,
