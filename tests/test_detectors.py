@@ -17,7 +17,7 @@ from otbr_jax.data.sources import DataConfig
 from otbr_jax.detectors.detector import conclude
 from otbr_jax.detectors.free_eagle import FreeEagleConfig, anomaly_metrics
 from otbr_jax.detectors.mm_bd import MMBDConfig, p_values
-from otbr_jax.detectors.neural_cleanse import NeuralCleanseConfig, anomaly_indices, search_mask
+from otbr_jax.detectors.neural_cleanse import NeuralCleanseConfig, anomaly_indices, invert_mask
 from otbr_jax.detectors.registry import DETECTORS
 from otbr_jax.detectors.trigger_size import DetectionConfig, ImagesConfig, TriggerSizeSettings
 from otbr_jax.detectors.verdict import in_words, read_verdict
@@ -118,11 +118,11 @@ def test_all_detectors_are_found_by_looking():
 def test_the_masks_are_the_planted_ones(planted):
     network, variables, images = planted
     search = jax.jit(
-        lambda key: search_mask(network, variables, Batch(*images), 1, key=key, config=SMALL["neural_cleanse"])
+        lambda key: invert_mask(network, variables, Batch(*images), 1, key=key, config=SMALL["neural_cleanse"])
     )
-    patch, worked = search(jax.random.key(0))
-    assert worked
-    mask = np.asarray(patch.mask)[..., 0]
+    found = search(jax.random.key(0))
+    assert found.success > 0.9
+    mask = np.asarray(found.parameters.mask)[..., 0]
     assert mask[-1, -4:].sum() > 0.9 * mask.sum()
     assert mask.sum() < 4
 
