@@ -6,8 +6,8 @@ From the suspicious network alone: images are made, triggers are reverse-enginee
 every class, and networks with more and more neurons pruned and fused are asked how they answer. If no class stands out
 the network is left as it is; otherwise the setting that leaves least of that class, while others keep their answers, is
 shown (fused), and the network as it came is taught on its own images, no further than needed, that triggers of the
-class mean nothing (patched). Where that goes far it costs the class; `--config.trigger_finetuning.relearnings=1` brings it back in
-part, and with some networks the backdoor too.
+class mean nothing. Where that goes far it costs the class; `--config.trigger_finetuning.relearnings=1` relearns a part
+of it, and with some networks the backdoor too.
 
 Expected: ACC / ASR 99.6 / 100.0 before and about 94 / 1 after. Other victims: docs/results/otbr_plus.md, whose rows
 stand in results/bench_otbr_plus.jsonl. About ten minutes on two CPU cores.

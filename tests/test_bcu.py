@@ -109,7 +109,7 @@ def test_the_temperature_rises_with_the_epoch(small, statistics):
 def test_statistics_are_kept_unless_they_shall_move(small):
     network, variables, graph = small
     plan, setup = plan_of(TINY), set_up(network, graph)
-    found, history = run(plan, setup, {"victim": variables}, key=jax.random.key(0))["taught"]
+    found, history = run(plan, setup, {"victim": variables}, key=jax.random.key(0))["unlearned_triggers"]
     assert np.isfinite(history["loss"]).all()
     jax.tree.map(np.testing.assert_array_equal, found["batch_stats"], variables["batch_stats"])
 
@@ -124,7 +124,7 @@ def test_bad_settings_are_named():
 def test_a_run_leaves_a_report(tmp_path):
     config = repaired_by("bcu", tiny_runs.OTBR, pictures=TINY.pictures, bcu=TINY.bcu)
     summary = summarize(tiny_runs.run(tmp_path / "w", config))
-    assert [*summary["metrics"]] == ["victim", "redrawn", "taught"]
+    assert [*summary["metrics"]] == ["victim", "redrawn", "unlearned_triggers"]
     assert len(summary["finetuning"]["loss"]) == 2
     assert (
         "weights drawn anew, taught on 16 procedural pictures, 2 epochs" in (tmp_path / "w" / "report.html").read_text()

@@ -180,7 +180,7 @@ def test_mean_and_std_must_fit():
     assert float(found[0, 0, 0, 0]) == 2.0
 
 
-# PredictedImages.
+# Images.
 
 
 def decode(*files, shape):

@@ -356,10 +356,10 @@ def test_clean_images_stand_beside_the_pictures(planted):
 
 
 SMALL = {
-    "pictures": ImagesConfig(made=60, images=40),
-    "reach": InversionConfig(steps=2, images=8, starts=4, finalists=2),
+    "images": ImagesConfig(made=60, images=40),
+    "inversion": InversionConfig(steps=2, images=8, starts=4, finalists=2),
     "margin": MarginConfig(steps=2, images=2),
-    "teaching": TriggerUnlearningConfig(
+    "unlearning": TriggerUnlearningConfig(
         rounds=1, triggers=2, search=InversionConfig(steps=2, images=8, starts=4), steps=2, batch_size=8
     ),
 }
@@ -421,9 +421,9 @@ def test_another_search_than_the_calibrated_one_has_no_p_value():
     assert detecting.is_usual(dataclasses.replace(usual, inversion=InversionConfig(classes=3)))
     assert detecting.is_usual(dataclasses.replace(usual, unlearning=TriggerUnlearningConfig(rounds=1)))
     for other in (
-        {"reach": InversionConfig(steps=4)},
-        {"reach": InversionConfig(among=20)},
-        {"pictures": ImagesConfig(images=60)},
+        {"inversion": InversionConfig(steps=4)},
+        {"inversion": InversionConfig(among=20)},
+        {"images": ImagesConfig(images=60)},
         {"margin": MarginConfig(steps=2)},
         {"detection": DetectionConfig(families=("patch",))},
     ):

@@ -123,7 +123,7 @@ def test_unknown_settings(settings, message):
     ("changes", "message"),
     [
         (
-            {"patching": TriggerFinetuningConfig(triggers=1), "suspicion": SuspicionConfig(gamma=(0.1,))},
+            {"trigger_finetuning": TriggerFinetuningConfig(triggers=1), "suspicion": SuspicionConfig(gamma=(0.1,))},
             "fused network is taught and patching returns another, found 'labels'",
         ),
         (

@@ -62,7 +62,7 @@ def test_public_names_are_those_that_type_checkers_see():
 @pytest.mark.parametrize(
     ("program", "arguments", "message"),
     [
-        ("repair", "--config.reech.steps=3", "unknown flag --config.reech.steps; did you mean --config.inversion.steps?"),
+        ("repair", "--config.inversoin.steps=3", "did you mean --config.inversion.steps?"),
         ("repair", "--epochs=3", "unknown flag --epochs; did you mean --config.training.epochs?"),
         ("repair", "--config=missing.py", "--config: expected a file whose get_config() returns a ConfigDict:"),
         ("repair", "--config.model.checkpoint=missing.pt", "model.checkpoint: expected an Orbax checkpoint directory"),

@@ -181,7 +181,7 @@ def test_help(program, flags):
             r"^suspicion.patch.steps: expected a whole number of at least 1, found 0$",
         ),
         (
-            {"patching": {"patch": {"size": 0.0}}},
+            {"trigger_finetuning": {"patch": {"size": 0.0}}},
             r"^trigger_finetuning.patch.size: expected a number above 0, found 0.0$",
         ),
         ({"seed": 0.5}, r"^seed: expected a whole number in \[0, 2\*\*32\), found 0.5"),

@@ -220,12 +220,13 @@ def test_how_far_a_network_is_patched_and_recovered(success, own, recovery, expe
         (
             {
                 "suspicion": SuspicionConfig(gamma=(0.1,), synthetic=SyntheticConfig(images=9)),
-                "patching": TriggerFinetuningConfig(triggers=1),
+                "trigger_finetuning": TriggerFinetuningConfig(triggers=1),
             },
-            "trigger_finetuning.finetuning.batch_size: expected at most 27, three times suspicion.synthetic.images, found 50",
+            "trigger_finetuning.finetuning.batch_size: expected at most 27, three times suspicion.synthetic.images, "
+            "found 50",
         ),
         (
-            {"patching": dataclasses.replace(PATCHING, relearned=41)},
+            {"trigger_finetuning": dataclasses.replace(PATCHING, relearned=41)},
             "trigger_finetuning.relearned: expected at most 40, suspicion.synthetic.images, found 41",
         ),
     ],

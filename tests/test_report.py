@@ -41,7 +41,7 @@ def summary(before, after, **more):
         "metrics": {"victim": before, "disarmed": after},
         "choice": {"chosen_by": "procedural pictures"},
         "verdict": verdict(10.2, "yes"),
-        "taught": [lesson()],
+        "unlearned_triggers": [lesson()],
         "neurons": {"scored": 24, "moved": 24},
         "did": "moved",
         "done": "class 0's patch triggers were taught to mean nothing, 2 rounds",
@@ -59,7 +59,7 @@ def summary(before, after, **more):
 
 REPAIRED = summary(metrics(0.996, 1.0, 0.0), metrics(0.992, 0.011, 0.978))
 UNMEASURED = summary(None, None)
-NOTHING_CHANGED = {"taught": None, "neurons": {"scored": 24, "moved": 0}, "done": "nothing was changed"}
+NOTHING_CHANGED = {"unlearned_triggers": None, "neurons": {"scored": 24, "moved": 0}, "done": "nothing was changed"}
 NOTHING_FOUND = summary(
     metrics(0.98), metrics(0.98), **NOTHING_CHANGED, verdict=verdict(0.4, "no"), warnings=["a warning"]
 )

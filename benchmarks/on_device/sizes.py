@@ -18,10 +18,10 @@ from otbr_jax.studies.bench import Grid
 from otbr_jax.studies.repair_config import RepairConfig, repaired_by
 
 TINY = {
-    "pictures": ImagesConfig(made=60, images=40),
+    "images": ImagesConfig(made=60, images=40),
     "inversion": InversionConfig(steps=2, images=8, starts=4, finalists=2),
     "margin": MarginConfig(steps=2, images=2),
-    "teaching": TriggerUnlearningConfig(
+    "unlearning": TriggerUnlearningConfig(
         rounds=1, triggers=2, search=InversionConfig(steps=2, images=8, starts=4), steps=2
     ),
     "detection": DetectionConfig(families=("patch",)),

@@ -1,7 +1,8 @@
 """OTBR with everything around it: whether to repair, gamma and lambda are chosen by images made from the network.
 
 With its defaults the defence `otbr` is the published method. With `suspicion.gamma` it looks for a backdoor first and
-chooses for itself; with `trigger_finetuning.triggers` it returns the patched network, with `distillation.targets` the distilled.
+chooses for itself. With `trigger_finetuning.triggers` it returns the network fine-tuned on inverted triggers, with
+`distillation.targets` the distilled one.
 """
 
 from __future__ import annotations

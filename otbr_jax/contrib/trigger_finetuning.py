@@ -208,7 +208,8 @@ def patch(
         raise InputError("trigger_finetuning.triggers: expected at least 1, found 0")
     if config.relearnings and config.relearned > synthetic.images:
         raise InputError(
-            f"trigger_finetuning.relearned: expected at most {synthetic.images}, all that are made, found {config.relearned}"
+            f"trigger_finetuning.relearned: expected at most {synthetic.images}, all that are made, found "
+            f"{config.relearned}"
         )
     frozen = dataclasses.replace(network, apply_train=None)
     search = partial(search_triggers, network, batch=images, suspect=suspect, config=config)

@@ -9,6 +9,7 @@ import numpy as np
 
 from otbr_jax.data.sources import Images
 from otbr_jax.errors import InputError
+from otbr_jax.steps.predictions import predict
 from otbr_jax.steps.sampling import stratified
 from otbr_jax.types import Network, Variables
 
@@ -31,7 +32,7 @@ def check_data(network: Network, variables: Variables, images: Images, *, name: 
       what: what they are, for the message.
     """
     chosen = stratified(images.labels, min(ASKED, len(images.labels)))
-    found = jax.jit(partial(answers, network, batch_size=100))(variables, images.images[chosen])
+    found = jax.jit(partial(predict, network, batch_size=100))(variables, images.images[chosen])
     right, chance = float(np.mean(np.asarray(found) == images.labels[chosen])), 1 / network.num_classes
     if right < chance + _BEYOND * (1 - chance):
         raise InputError(

@@ -22,14 +22,14 @@ _CLUTTER = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini")
 
 
 class Files(NamedTuple):
-    """PredictedImages of a folder's classes, and their labels."""
+    """Images of a folder's classes, and their labels."""
 
     files: list[pathlib.Path]
     labels: list[int]
 
 
 def read_folder(path: str, image_shape: tuple[int, int, int]) -> Stored:
-    """PredictedImages of `FOLDER/train/CLASS/*` and `FOLDER/test/CLASS/*`, or of `FOLDER/CLASS/*`, which are for testing.
+    """Images of `FOLDER/train/CLASS/*` and `FOLDER/test/CLASS/*`, or of `FOLDER/CLASS/*`, which are for testing.
 
     `train` may be missing, and `val` stands for a missing `test`. Classes are labels 0, 1, ... in the order of their
     names; of names that are numbers, in the order of these. Whatever Pillow reads is read; one line on the logger
@@ -64,7 +64,7 @@ def read_folder(path: str, image_shape: tuple[int, int, int]) -> Stored:
 
 
 def read_classes(path: str, image_shape: tuple[int, int, int]) -> tuple[Part, list[str]]:
-    """PredictedImages of a folder whose classes are folders, `path/CLASS/*`, and the names of the classes in order.
+    """Images of a folder whose classes are folders, `path/CLASS/*`, and the names of the classes in order.
 
     Raises:
       InputError: if there is no such folder, or it has no classes.

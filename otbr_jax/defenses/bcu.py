@@ -135,7 +135,7 @@ def make_student(
     return draw_anew(victim, setup.graph.layers, settings, key=key)
 
 
-class Teaching(NamedTuple):
+class Distilling(NamedTuple):
     """What the objective is given: by how much the temperature rises, over how many epochs, and the statistics."""
 
     warmth: float
@@ -149,7 +149,7 @@ def distillation(taught: jax.Array, teacher: jax.Array, temperature: float | jax
     return jnp.mean(jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1))
 
 
-def objective(setup: Setup, like: Any, own: Teaching, *, victim: Variables, epoch: jax.Array) -> Objective:
+def objective(setup: Setup, like: Any, own: Distilling, *, victim: Variables, epoch: jax.Array) -> Objective:
     """The distillation of a batch, at the temperature of its epoch."""
     network = _network(own.statistics)(setup.network)
     temperature = 1 + own.warmth * (epoch + 1) / own.epochs
@@ -167,7 +167,7 @@ def _network(statistics: str) -> Callable[[Network], Network]:
 
 
 def plan(config: BCUSettings) -> Plan:
-    """procedural -> redrawn -> taught -> changes."""
+    """procedural -> redrawn -> distilled -> changes."""
     method, tuning = config.bcu, config.bcu.finetuning
     return (
         Step(
@@ -175,29 +175,30 @@ def plan(config: BCUSettings) -> Plan:
         ),
         Step("redrawn", make_student, needs("victim"), method.shares, shown=Shown("drawing weights anew")),
         tuning_step(
-            "taught",
+            "distilled",
             tuning,
-            "teaching by the suspicious network",
+            "distilling the suspicious network",
             group="bcu.finetuning",
             start="redrawn",
             clean="procedural",
             more=("victim",),
-            own=Teaching(method.warmth, tuning.epochs, method.statistics),
+            own=Distilling(method.warmth, tuning.epochs, method.statistics),
             objective=objective,
             seen=_network(method.statistics),
             by_epoch=True,
+            key="taught",
         ),
-        changes_step("taught"),
+        changes_step("distilled"),
     )
 
 
 def outcome(config: BCUSettings, values: Mapping[str, Any]) -> Outcome:
-    """How many weights were drawn anew, and how teaching went."""
+    """How many weights were drawn anew, and how distillation went."""
     total, count = count_neurons(values["redrawn"].drawn)  # of weights
     return tuned_outcome(
         values,
-        done=f"{count:,} of {total:,} weights drawn anew, taught on {config.images.images:,} {PROCEDURAL}",
-        tuned="taught",
+        done=f"{count:,} of {total:,} weights drawn anew, distilled on {config.images.images:,} {PROCEDURAL}",
+        tuned="distilled",
         scored="Which neurons drawing anew and teaching moved",
     )
 
@@ -208,7 +209,7 @@ DEFENSE = Defense(
     data="none",
     layers=lambda config: config.bcu.layers,
     plan=plan,
-    networks=lambda config: ("victim", "redrawn", "taught"),
+    networks=lambda config: ("victim", "redrawn", "distilled"),
     outcome=outcome,
     batch_sizes=lambda config: {"bcu.finetuning.batch_size": config.bcu.finetuning.batch_size},
     source="arXiv 2211.12044",

@@ -208,7 +208,7 @@ def outcome(config: DisarmSettings, values: Mapping[str, Any]) -> Outcome:
         scores=changes,
         scored="Which neurons the lessons moved",
         verdict=verdict,
-        more={"detection": measured(config, values), "taught": _lessons(config, values)},
+        more={"detection": measured(config, values), "unlearned_triggers": _lessons(config, values)},
     )
 
 

@@ -64,6 +64,7 @@ def tuning_step(
     optimizer: MakeOptimizer = optimizer_of,
     seen: Callable[[Network], Network] = lambda network: network,
     by_epoch: bool = False,
+    key: str | None = None,
 ) -> LongStep:
     """A step that fine-tunes a network epoch by epoch, and is saved on the way; its value is `Tuned`.
 
@@ -81,6 +82,7 @@ def tuning_step(
       optimizer: `(config, steps) -> optimizer`.
       seen: the network that the loop is given: how it prepares batches, and whether a pass moves the state.
       by_epoch: whether the objective is also given `epoch`, how many there were.
+      key: the name that its key is derived from, see `Step.key`.
     """
 
     def begin(setup: Setup, settings: TuningSettings, *, start: Any, clean: Any, key: jax.Array, **rest: Any) -> Tuning:
@@ -127,6 +129,7 @@ def tuning_step(
         tuned,
         needs(*more, start=start, clean=clean) | ({"judged": judged} if judged else {}),
         TuningSettings(config, own),
+        key=key,
         check=check,
         init=begin,
         body=epoch,

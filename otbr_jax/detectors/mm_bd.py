@@ -2,7 +2,7 @@
 
 Source: Wang, Xiang, Miller, Kesidis, MM-BD: Post-Training Detection of Backdoor Attacks with Arbitrary Backdoor Pattern
 Types Using a Maximum Margin Statistic, S&P 2024, arXiv 2205.06900. What differs: the margins are climbed by Adam on
-images before a logistic function (`steps.margin`, which `trigger_size` shares), where the authors take steps of gradient
+images before a logistic function (`steps.margin`, as in `trigger_size`), where the authors take steps of gradient
 descent and cut images off at 0 and 1; and the null distribution's power is K - 1, as in the paper, where their code has
 K, the number of classes.
 

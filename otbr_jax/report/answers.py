@@ -156,7 +156,7 @@ def _unmeasured(facts: Facts) -> tuple[str, Tone, tuple[str, ...]]:
 def _lessons(facts: Facts) -> list[str]:
     """What the search says of its own triggers, before and after."""
     said = []
-    for lesson in () if facts.reverted else facts.summary.get("taught") or ():
+    for lesson in () if facts.reverted else facts.summary.get("unlearned_triggers") or ():
         said.append(
             f"Searched {lesson['family'].replace('_', ' ')} triggers turned {percent(lesson['success'][0])} % of the "
             f"pictures into class {lesson['class']}; these turn {percent(lesson['left'][-1])} % after the last lesson."
@@ -173,7 +173,7 @@ def _last_search(facts: Facts) -> list[str]:
     """What the last search of triggers still found, or that the lessons are undone."""
     if facts.reverted:
         return ["The lessons were in vain and are reverted: the network is as it came."]
-    taught = [lesson["success"] for lesson in facts.summary.get("taught") or ()]
+    taught = [lesson["success"] for lesson in facts.summary.get("unlearned_triggers") or ()]
     if not taught or len(taught[0]) < 2:
         return []
     most = percent(max(success[-1] for success in taught))
@@ -212,7 +212,7 @@ def _unmeasured_cost(facts: Facts) -> tuple[str, list[Cell]]:
     if not facts.changed:
         return "Nothing: the network is as it came.", []
     found: list[Cell] = []
-    taught = facts.summary.get("taught") or ()
+    taught = facts.summary.get("unlearned_triggers") or ()
     if taught and taught[0].get("distortion"):
         moved = taught[0]["distortion"][-1]
         found.append(f"On pictures without a trigger its logits moved by {moved:.2g} of their standard deviation.")

@@ -89,7 +89,7 @@ def disarm(rows: Sequence[Row]) -> list[Table]:
             f"{integer(row, 'verdict.suspect')}: {suspicion(row):.2f}",
             text(row, "detection.family").replace("_", " ") if is_flagged(row) else "left alone",
             repaired_cell(row, repaired_network(row)),
-            " + ".join(number(row, f"stage_seconds.{stage}", ".0f") for stage in ("reached", "disarmed")),
+            " + ".join(number(row, f"stage_seconds.{stage}", ".0f") for stage in ("minimal", "disarmed")),
         ]
         for row in reported
     ]
@@ -281,7 +281,7 @@ def _frontier(rows: Sequence[Row]) -> Table:
         "as it came": lambda row: field(row, "metrics.victim"),
         PUBLISHED: _published,
         "chosen without data, fused": lambda row: field(row, "metrics.fused"),
-        "patched without data": lambda row: field(row, "metrics.patched"),
+        "patched without data": lambda row: field(row, "metrics.trigger_finetuned"),
         "oracle's gamma, lambda": lambda row: (field(row, "oracle") or {}).get("fused"),
     }
     lines = []

@@ -70,7 +70,7 @@ class Facts(NamedTuple):
 def facts_of(summary: Mapping[str, Any]) -> Facts:
     """The facts of `results.summarize`; of its fields, `metrics` is enough."""
     before, after = ([*summary["metrics"].values()][place] or {} for place in (0, -1))
-    verdict, taught = summary.get("verdict"), summary.get("taught") or ()
+    verdict, taught = summary.get("verdict"), summary.get("unlearned_triggers") or ()
 
     def both(metric: str) -> tuple[float, float] | None:
         first, last = before.get(metric), after.get(metric)

@@ -90,7 +90,7 @@ def _shown(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _detected(summary: Mapping[str, Any], verdict: Verdict) -> list[str]:
     """The verdict, and what was done about it, a sentence each."""
-    patched, taught = (summary.get(name) or () for name in ("trigger_finetuned", "taught"))
+    patched, taught = (summary.get(name) or () for name in ("trigger_finetuned", "unlearned_triggers"))
     said = (in_words(verdict), *map(words.patching, patched), *map(words.lesson, taught))
     return [f"{clause[:1].upper()}{clause[1:]}." for clause in said]
 

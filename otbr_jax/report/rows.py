@@ -62,8 +62,43 @@ _DETECTED_BY = {
 _OF_VERDICTS = ("backdoored", "suspect", "score", "scores", "threshold", "p_value")
 
 
+_FORMERLY = {
+    "comes_back": "relearning",
+    "comes_back_never": "relearning_never",
+    "patched": "trigger_finetuned",
+    "pictures": "procedural",
+    "reached": "minimal",
+    "recovered": "relearned",
+    "short_cuts": "trigger_size",
+    "taught": "distilled",
+    "undone": "reverted",
+}
+"""What keys, and names of detectors, were called in older rows."""
+_ABOUT_UNLEARNING = {"taught": "unlearned_triggers"}
+"""The same of a whole row."""
+_OF_OTHERS = ("config", "grid", "versions")
+
+
 def current(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A row as it would be written today: with a `verdict`, as `Verdict.plain` says it, whatever it was written with.
+    """A row as it would be written today, whatever it was written with; `settings` reads its config."""
+    names = _FORMERLY | _ABOUT_UNLEARNING
+    named = {names.get(name, name): value if name in _OF_OTHERS else _named(value) for name, value in values.items()}
+    if isinstance(named.get("detector"), str):
+        named["detector"] = _FORMERLY.get(named["detector"], named["detector"])
+        if "cell" in named:
+            named["cell"] = "/".join(_FORMERLY.get(part, part) for part in named["cell"].split("/"))
+    return _with_verdict(named)
+
+
+def _named(value: Any) -> Any:
+    """A value whose keys, and those inside it, have the names of today."""
+    if isinstance(value, Mapping):
+        return {_FORMERLY.get(name, name): _named(inner) for name, inner in value.items()}
+    return [_named(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _with_verdict(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row with a `verdict`, as `Verdict.plain` says it.
 
     Older rows of repairs have a `judgement`, which holds what is now `verdict` and `detection`; older rows of detectors
     have a verdict's fields beside their own; those of a spread and of screenings say what `stands_out`.
@@ -82,7 +117,7 @@ def current(values: Mapping[str, Any]) -> Mapping[str, Any]:
         if isinstance(said, bool):
             return {"suspect": rest["suspect"], "score": rest["suspicion"], "backdoored": _said(said)}
         return rest | {"flagged": said}
-    searches = {name: current(values[name]) for name in ("of_some", "of_all") if values.get(name)}
+    searches = {name: _with_verdict(values[name]) for name in ("of_some", "of_all") if values.get(name)}
     return {**values, **searches} if searches else values
 
 

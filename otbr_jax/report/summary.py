@@ -82,7 +82,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     if summary.get("verdict"):
         notes.append(in_words(read_verdict(summary["verdict"])))
     notes += map(patching, summary.get("trigger_finetuned") or ())
-    notes += map(lesson, summary.get("taught") or ())
+    notes += map(lesson, summary.get("unlearned_triggers") or ())
     if summary.get("clean"):
         notes.append(f"used: {summary['clean']}")
     if oracle := summary.get("oracle"):

@@ -27,7 +27,7 @@ class PredictedImages(NamedTuple):
 
 
 def procedural(key: jax.Array, *, images: int, image_shape: tuple[int, int, int]) -> jax.Array:
-    """PredictedImages `[images, h, w, c]` in [0, 1], half dead leaves and half noise, in random order. Pure; jits.
+    """Images `[images, h, w, c]` in [0, 1], half dead leaves and half noise, in random order. Pure; jits.
 
     Args:
       key: typed PRNG key.

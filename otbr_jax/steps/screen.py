@@ -16,7 +16,7 @@ from otbr_jax.triggers import FamilySwitch
 from otbr_jax.types import Batch, Network, Variables
 
 UPHILL = 4
-"""PredictedImages, one gradient by each for every class."""
+"""Images, one gradient by each for every class."""
 
 
 def screen(

@@ -1,7 +1,7 @@
 """Teaching a network that triggers mean nothing, by what it answers itself where there is none.
 
 Raw logits on procedural pictures are the lesson: the suspicious network is right about those without a trigger, so that
-the class stays while its short cut goes. Labels would teach that the class itself is wrong. PredictedImages that the class is
+the class stays while its short cut goes. Labels would teach that the class itself is wrong. Images that the class is
 the answer to teach nothing: they may be answered so because of the backdoor.
 """
 

@@ -135,7 +135,7 @@ class Cell:
 
     @classmethod
     def draw(cls, grid: Grid, found: Sequence[Mapping[str, Any]], root: pathlib.Path) -> None:
-        """PredictedImages of all cells of this kind, into the folder `root`; `found` are the rows of the grid."""
+        """Images of all cells of this kind, into the folder `root`; `found` are the rows of the grid."""
         del found
         own = [cell for cell in grid.cells if type(cell) is cls]
         examples = [_load_example(path) for cell in own if (path := _example_path(root, cell)).exists()]
