@@ -37,7 +37,7 @@ TINY = (
 GRID = """
 import dataclasses
 from configs.bench.disarm import embedded
-from otbr_jax.studies.bench import Cell, Grid
+from otbr_jax.studies.bench import Cell, Bench
 from otbr_jax.studies.repair_config import repaired_by
 
 def get_grid():
@@ -47,7 +47,7 @@ def get_grid():
         data=dataclasses.replace(cell.config.victim.data, train_images=640),
         training=dataclasses.replace(cell.config.victim.training, epochs=4),
     )
-    return Grid("faults", tuple(Cell(repaired_by("clp", dataclasses.replace(small, seed=seed))) for seed in (0, 1)))
+    return Bench("faults", tuple(Cell(repaired_by("clp", dataclasses.replace(small, seed=seed))) for seed in (0, 1)))
 """
 
 

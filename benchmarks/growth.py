@@ -33,6 +33,7 @@ from otbr_jax.files import write_figure
 from otbr_jax.inversion import InversionConfig, Screened, minimal_triggers
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
+from otbr_jax.numerics.convolutions import channels_last
 from otbr_jax.plan import Setup
 from otbr_jax.report.growth import growth_figure
 from otbr_jax.report.rows import append_row, parse
@@ -40,7 +41,6 @@ from otbr_jax.runs.memory import megabytes
 from otbr_jax.runs.networks import open_network
 from otbr_jax.runs.provenance import ROOT, provenance
 from otbr_jax.steps import transport
-from otbr_jax.steps.convolutions import channels_last
 from otbr_jax.steps.fuse import FusionConfig
 from otbr_jax.steps.margin import MarginConfig, largest_margins
 from otbr_jax.steps.transport import TransportConfig

@@ -32,7 +32,7 @@ import dataclasses, os, random, time
 import jax, numpy as np
 from configs.bench.disarm import embedded
 from otbr_jax.runs.store import open_workdir
-from otbr_jax.studies.bench import Cell, Grid
+from otbr_jax.studies.bench import Cell, Bench
 from otbr_jax.studies.repair_config import repaired_by
 from otbr_jax.settings import change
 
@@ -80,7 +80,7 @@ class Quick(Logged):
         return "done"
 
 def get_grid():
-    return Grid("leases", tuple(Quick(config(seed)) for seed in range(200)))
+    return Bench("leases", tuple(Quick(config(seed)) for seed in range(200)))
 """
 REPAIRS = """
 class Repaired(Logged):
@@ -90,7 +90,7 @@ class Repaired(Logged):
 def get_grid():
     both = [(seed, number) for seed in (0, 1) for number in (0, 1)]
     configs = [dataclasses.replace(repaired_by("clp", config(seed)), repetition=number) for seed, number in both]
-    return Grid("leases", tuple(Repaired(each) for each in configs))
+    return Bench("leases", tuple(Repaired(each) for each in configs))
 """
 GRIDS = {"quick": QUICK, "repairs": REPAIRS}
 

@@ -29,9 +29,9 @@ from absl import flags
 from launch import cli
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
+from otbr_jax.numerics import convolutions, products, winograd
 from otbr_jax.report.rows import append_row
 from otbr_jax.runs.provenance import ROOT, provenance
-from otbr_jax.steps import convolutions, products, winograd
 from otbr_jax.steps.unlearn import UnlearningConfig, random_unlearning
 
 sys.path.insert(0, str(ROOT / "tests"))

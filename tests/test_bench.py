@@ -19,14 +19,14 @@ from otbr_jax.runs import provenance
 from otbr_jax.runs.identity import versions
 from otbr_jax.settings import change, from_dict
 from otbr_jax.studies import bench
-from otbr_jax.studies.bench import Cell, Grid, load_grid
+from otbr_jax.studies.bench import Bench, Cell, load_grid
 from otbr_jax.studies.bench_run import run_bench
 from otbr_jax.studies.repair_config import plain_config
 from otbr_jax.victims.config import VictimConfig
 from otbr_jax.victims.training import TrainingConfig
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-GRID = Grid(
+GRID = Bench(
     "cpu",
     tuple(
         Cell(change(CONFIG, attack=dataclasses.replace(CONFIG.victim.attack, name=name)), recipe="fast")
@@ -100,7 +100,7 @@ def test_a_cell_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
         fill(tmp_path)
     said = []
     with pytest.raises(InputError, match=r"1 of 1 cells failed, the first: .*/none/.*: training.learning_rate"):
-        fill(tmp_path, Grid("cpu", GRID.cells[:1]), said.append)
+        fill(tmp_path, Bench("cpu", GRID.cells[:1]), said.append)
     assert "failed: training.learning_rate: expected a finite loss" in said[1]
 
 
@@ -188,8 +188,8 @@ def test_bad_input(tmp_path):
         load_grid(tmp_path / "nothing.py")
     bad("1 / 0", r"--grid: .*grid.py cannot be run \(ZeroDivisionError: division by zero\)")
     bad("x = 1", r"--grid: .*grid.py cannot be run \(KeyError: 'get_grid'\)")
-    bad("get_grid = lambda: 3", r"expected .*grid.py's get_grid\(\) to return a Grid, found int")
-    bad("from otbr_jax.studies.bench import Grid\nget_grid = lambda: Grid('g', ())", "grid g: expected a cell")
+    bad("get_grid = lambda: 3", r"expected .*grid.py's get_grid\(\) to return a Bench, found int")
+    bad("from otbr_jax.studies.bench import Bench\nget_grid = lambda: Bench('g', ())", "grid g: expected a cell")
     with pytest.raises(InputError, match="--only: expected a part of a cell's name, such as .*found 'nix'"):
         load_grid(ROOT / "configs" / "bench" / "paper.py", only="nix")
     with pytest.raises(InputError, match=r"--note: expected a note on one of \['cifar10', .*, found one on 'x'"):
@@ -197,7 +197,7 @@ def test_bad_input(tmp_path):
     noted = load_grid(ROOT / "configs" / "bench" / "paper.py", notes={"gtsrb": "y"})
     assert {cell.config.victim.data.note for cell in noted.cells if cell.config.victim.data.name == "gtsrb"} == {"y"}
     with pytest.raises(InputError, match="grid g: expected each cell once, found digits.* twice"):
-        Grid("g", (GRID.cells[0], GRID.cells[0]))
+        Bench("g", (GRID.cells[0], GRID.cells[0]))
     (tmp_path / "rows.jsonl").write_text(json.dumps({"id": "1", "cell": "c"}) + "\n{broken\n")
     with pytest.raises(InputError, match=r"rows.jsonl:2: expected a JSON object, found a broken line"):
         fill(tmp_path)

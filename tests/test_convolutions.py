@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from otbr_jax.steps.convolutions import channels_last
-from otbr_jax.steps.products import summed_products
+from otbr_jax.numerics.convolutions import channels_last
+from otbr_jax.numerics.products import summed_products
 
 
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2)])

@@ -34,7 +34,7 @@ from otbr_jax.runs.run import Run
 from otbr_jax.runs.session import open_session
 from otbr_jax.settings import change
 from otbr_jax.steps.margin import MarginConfig
-from otbr_jax.studies.bench import Cell, Grid
+from otbr_jax.studies.bench import Bench, Cell
 from otbr_jax.studies.detection import DetectorCell, detected_by
 from otbr_jax.studies.inspection import inspect
 from otbr_jax.studies.repair_config import repaired_by
@@ -241,7 +241,7 @@ def test_a_cell_says_what_a_detector_says_and_what_is_true(victim):
     clean_too = [
         row | {"cell": f"{row['detector']}{attack}", "attack": attack} for attack in ("none", "badnets") for row in made
     ]
-    DetectorCell.draw(Grid("g", tuple(cells)), clean_too, root)
+    DetectorCell.draw(Bench("g", tuple(cells)), clean_too, root)
     assert (root / "roc.png").stat().st_size > 0
 
 

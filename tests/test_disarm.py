@@ -21,9 +21,9 @@ from otbr_jax.detectors.calibration import read_calibration
 from otbr_jax.detectors.trigger_size import DetectionConfig, ImagesConfig, usual_evidence
 from otbr_jax.inversion import InversionConfig, MinimalTriggers, minimal_triggers
 from otbr_jax.inversion.minimal import at_once
+from otbr_jax.numerics.flops import flops_of
 from otbr_jax.runs.identity import plain
 from otbr_jax.runs.networks import check_classes
-from otbr_jax.steps.flops import flops_of
 from otbr_jax.steps.margin import MarginConfig, largest_margins
 from otbr_jax.steps.procedural import balanced, procedural
 from otbr_jax.steps.screen import screen

@@ -11,9 +11,9 @@ from otbr_jax.defenses.disarm import DEFENSE, DisarmSettings
 from otbr_jax.defenses.otbr import OTBRConfig, plan
 from otbr_jax.inversion import InversionConfig
 from otbr_jax.models.registry import ModelConfig, build
+from otbr_jax.numerics.flops import flops_of
 from otbr_jax.runs import estimate, memory
 from otbr_jax.runs.networks import open_network
-from otbr_jax.steps.flops import flops_of
 
 MODEL = ModelConfig("preact_resnet10", width=2, image_shape=(8, 8, 1), num_classes=4)
 

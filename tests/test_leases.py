@@ -24,7 +24,7 @@ from otbr_jax.runs.leases import open_leases
 from otbr_jax.runs.store import open_workdir
 from otbr_jax.settings import change
 from otbr_jax.studies import bench_run
-from otbr_jax.studies.bench import Cell, Grid
+from otbr_jax.studies.bench import Bench, Cell
 from otbr_jax.studies.bench_run import run_bench
 
 HOLDS = (
@@ -49,7 +49,7 @@ class Quick(Cell):
 
 
 def grid(count, variant=""):
-    return Grid("g", tuple(Quick(change(CONFIG, seed=seed), variant=variant) for seed in range(count)))
+    return Bench("g", tuple(Quick(change(CONFIG, seed=seed), variant=variant) for seed in range(count)))
 
 
 @pytest.fixture(autouse=True)

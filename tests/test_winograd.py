@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from otbr_jax.steps import winograd
-from otbr_jax.steps.convolutions import channels_last
+from otbr_jax.numerics import winograd
+from otbr_jax.numerics.convolutions import channels_last
 
 LAYOUTS = [("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW")]
 

@@ -14,7 +14,7 @@ from otbr_jax.settings import change, from_dict
 from otbr_jax.steps.margin import MarginConfig
 from otbr_jax.steps.unlearn import UnlearningConfig
 from otbr_jax.steps.unlearn_triggers import TriggerUnlearningConfig
-from otbr_jax.studies.bench import Grid
+from otbr_jax.studies.bench import Bench
 from otbr_jax.studies.repair_config import RepairConfig, repaired_by
 
 TINY = {
@@ -79,7 +79,7 @@ def sizes(npz: pathlib.Path, *, reduced: bool) -> Sizes:
     )
 
 
-def bench(of: Sizes) -> Grid:
+def bench(of: Sizes) -> Bench:
     """The CIFAR-10 cells of `configs/bench/paper.py`, their images read from the .npz file."""
     cells = []
     for cell in paper.get_grid().cells:
@@ -93,7 +93,7 @@ def bench(of: Sizes) -> Grid:
             own = dataclasses.replace(config.method.otbr, unlearning=of.unlearning)
             config = change(config, data=few, model=of.model, training=short, otbr=own, sweep=of.sweep)
         cells.append(dataclasses.replace(cell, config=config))
-    return Grid("paper_npz", tuple(cells[:2] if of.reduced else cells))
+    return Bench("paper_npz", tuple(cells[:2] if of.reduced else cells))
 
 
 def victim(of: Sizes):

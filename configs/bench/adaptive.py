@@ -13,7 +13,7 @@ import dataclasses
 from configs.bench.disarm import VGG
 from configs.bench.otbr_plus import digits
 from otbr_jax.data.clean import CleanConfig
-from otbr_jax.studies.bench import Cell, Grid
+from otbr_jax.studies.bench import Bench, Cell
 from otbr_jax.studies.repair_config import repaired_by
 
 ATTACKS = ("badnets", "adaptive_pictures", "adaptive_reach", "adaptive_channels")
@@ -32,6 +32,6 @@ def ways(cell: Cell) -> tuple[Cell, ...]:
     return tuple(dataclasses.replace(cell, config=config) for config in configs)
 
 
-def get_grid() -> Grid:
+def get_grid() -> Bench:
     """Every victim, defended in every way."""
-    return Grid("adaptive", tuple(defended for cell in VICTIMS for defended in ways(cell)))
+    return Bench("adaptive", tuple(defended for cell in VICTIMS for defended in ways(cell)))

@@ -13,7 +13,7 @@ import dataclasses
 
 from configs.bench.otbr_plus import digits
 from otbr_jax.settings import change
-from otbr_jax.studies.bench import Cell, Grid
+from otbr_jax.studies.bench import Bench, Cell
 from otbr_jax.studies.repair_config import repaired_by
 
 NETWORKS = ("vgg7_bn", 8), ("preact_resnet10", 16)
@@ -53,6 +53,6 @@ def victims() -> tuple[Cell, ...]:
     )
 
 
-def get_grid() -> Grid:
+def get_grid() -> Bench:
     """Every victim, repaired by `disarm`."""
-    return Grid("attacks", tuple(Cell(repaired_by("disarm", cell.config), cell.recipe) for cell in victims()))
+    return Bench("attacks", tuple(Cell(repaired_by("disarm", cell.config), cell.recipe) for cell in victims()))

@@ -14,7 +14,7 @@ import dataclasses
 from configs.recipes import DATA, EIGHT, model, training
 from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.attacks.wanet import WaNetConfig
-from otbr_jax.studies.bench import Cell, Grid
+from otbr_jax.studies.bench import Bench, Cell
 from otbr_jax.studies.repair_config import repair_config
 
 WIDTHS = {"cifar10": 16, "mnist": 8}
@@ -33,7 +33,7 @@ def cell(data: str, attack: str) -> Cell:
     return Cell(config, recipe="fast")
 
 
-def get_grid() -> Grid:
+def get_grid() -> Bench:
     """Every attack, and a clean network for each data set."""
     cifar = ["none", *(attack for attack in EIGHT if attack != "input_aware")]
-    return Grid("cpu", (*(cell("cifar10", a) for a in cifar), *(cell("mnist", a) for a in ("none", *ON_MNIST))))
+    return Bench("cpu", (*(cell("cifar10", a) for a in cifar), *(cell("mnist", a) for a in ("none", *ON_MNIST))))

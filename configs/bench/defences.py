@@ -16,7 +16,7 @@ from configs.otbr_plus import plus
 from otbr_jax.data.clean import CleanConfig
 from otbr_jax.detectors.trigger_size import DetectionConfig
 from otbr_jax.settings import from_dict
-from otbr_jax.studies.bench import Cell, Grid
+from otbr_jax.studies.bench import Bench, Cell
 from otbr_jax.studies.repair_config import RepairConfig, repaired_by
 
 VICTIMS = tuple(
@@ -47,6 +47,6 @@ def ways(cell: Cell) -> tuple[Cell, ...]:
     )
 
 
-def get_grid() -> Grid:
+def get_grid() -> Bench:
     """Every victim, defended in every way."""
-    return Grid("defences", tuple(defended for cell in VICTIMS for defended in ways(cell)))
+    return Bench("defences", tuple(defended for cell in VICTIMS for defended in ways(cell)))

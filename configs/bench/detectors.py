@@ -11,7 +11,7 @@ seeds below. The others have the thresholds that they were published with. Neura
 from configs.bench.disarm import VGG
 from configs.bench.otbr_plus import digits
 from otbr_jax.detectors.registry import DETECTORS
-from otbr_jax.studies.bench import Grid
+from otbr_jax.studies.bench import Bench
 from otbr_jax.studies.detection import detected_by
 
 ATTACKS = ("badnets", "blended", "trojan", "lf", "input_aware", "wanet")
@@ -21,6 +21,6 @@ VICTIMS = (
 )
 
 
-def get_grid() -> Grid:
+def get_grid() -> Bench:
     """Every victim, asked about by every detector."""
-    return Grid("detectors", tuple(detected_by(name, victim) for victim in VICTIMS for name in DETECTORS))
+    return Bench("detectors", tuple(detected_by(name, victim) for victim in VICTIMS for name in DETECTORS))

@@ -15,7 +15,7 @@ from configs import otbr
 from configs.bench import cpu
 from configs.bench.otbr_plus import ATTACKS, digits
 from otbr_jax.settings import change, from_dict
-from otbr_jax.studies.bench import Cell, Grid
+from otbr_jax.studies.bench import Bench, Cell
 from otbr_jax.studies.repair_config import RepairConfig, repaired_by
 
 VGG, WIDE, RESNET = ("vgg7_bn", 8), ("vgg7_bn", 16), ("preact_resnet10", 16)
@@ -70,6 +70,6 @@ def victims() -> tuple[Cell, ...]:
     )
 
 
-def get_grid() -> Grid:
+def get_grid() -> Bench:
     """Every victim, repaired by `disarm`."""
-    return Grid("disarm", tuple(Cell(repaired_by("disarm", cell.config), cell.recipe) for cell in victims()))
+    return Bench("disarm", tuple(Cell(repaired_by("disarm", cell.config), cell.recipe) for cell in victims()))

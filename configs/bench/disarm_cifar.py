@@ -16,7 +16,7 @@ from configs.bench import cpu
 from configs.bench.disarm import to_all
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.settings import change
-from otbr_jax.studies.bench import Cell, Grid
+from otbr_jax.studies.bench import Bench, Cell
 from otbr_jax.studies.repair_config import repaired_by
 
 VGG, RESNET = ("vgg7_bn", 16), ("preact_resnet10", 16)
@@ -62,6 +62,6 @@ def victims() -> tuple[Cell, ...]:
     )
 
 
-def get_grid() -> Grid:
+def get_grid() -> Bench:
     """Every victim, repaired by `disarm`."""
-    return Grid("disarm", tuple(Cell(repaired_by("disarm", cell.config), cell.recipe) for cell in victims()))
+    return Bench("disarm", tuple(Cell(repaired_by("disarm", cell.config), cell.recipe) for cell in victims()))

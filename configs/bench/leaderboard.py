@@ -18,7 +18,7 @@ from otbr_jax.data.clean import CleanConfig
 from otbr_jax.defenses.clp import AgreementConfig
 from otbr_jax.defenses.registry import defense
 from otbr_jax.settings import declarations, from_dict
-from otbr_jax.studies.bench import Cell, Grid
+from otbr_jax.studies.bench import Bench, Cell
 from otbr_jax.studies.repair_config import RepairConfig, repaired_by
 from otbr_jax.victims.relearning import RelearningConfig
 
@@ -55,8 +55,8 @@ def ways(cell: Cell, run: int) -> tuple[Cell, ...]:
     )
 
 
-def get_grid() -> Grid:
+def get_grid() -> Bench:
     """Run by run, every victim in every way."""
-    return Grid(
+    return Bench(
         "leaderboard", tuple(each for run in RUNS for cell in (*BACKDOORED, *CLEAN) for each in ways(cell, run))
     )

@@ -16,7 +16,7 @@ from otbr_jax.data.clean import CleanConfig
 from otbr_jax.defenses.clp import AgreementConfig
 from otbr_jax.defenses.gating import THRESHOLDS, ThresholdConfig
 from otbr_jax.defenses.registry import defense
-from otbr_jax.studies.bench import Cell, Grid
+from otbr_jax.studies.bench import Bench, Cell
 from otbr_jax.studies.repair_config import repaired_by
 from otbr_jax.victims.relearning import RelearningConfig
 
@@ -43,7 +43,7 @@ def ways(cell: Cell, run: int) -> tuple[Cell, ...]:
     )
 
 
-def get_grid() -> Grid:
+def get_grid() -> Bench:
     """Run by run, every victim of the papers' bench in every way."""
     cells = paper.get_grid().cells
-    return Grid("leaderboard_paper", tuple(each for run in RUNS for cell in cells for each in ways(cell, run)))
+    return Bench("leaderboard_paper", tuple(each for run in RUNS for cell in cells for each in ways(cell, run)))

@@ -16,7 +16,7 @@ from configs.otbr_plus import plus
 from configs.recipes import DATA, model, training
 from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.attacks.ssba import SSBAConfig
-from otbr_jax.studies.bench import Cell, Grid
+from otbr_jax.studies.bench import Bench, Cell
 from otbr_jax.studies.repair_config import repair_config
 
 ATTACKS = ("badnets", "blended", "lf", "ssba", "trojan", "input_aware")
@@ -46,6 +46,6 @@ def victims() -> tuple[Cell, ...]:
     )
 
 
-def get_grid() -> Grid:
+def get_grid() -> Bench:
     """Every victim, repaired as `configs/otbr_plus.py` does."""
-    return Grid("otbr_plus", tuple(dataclasses.replace(cell, config=plus(cell.config)) for cell in victims()))
+    return Bench("otbr_plus", tuple(dataclasses.replace(cell, config=plus(cell.config)) for cell in victims()))

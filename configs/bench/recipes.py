@@ -7,11 +7,11 @@
 
 from configs.recipes import DATA, EPOCHS, model, training
 from otbr_jax.attacks.registry import AttackConfig
-from otbr_jax.studies.bench import Cell, Grid
+from otbr_jax.studies.bench import Bench, Cell
 from otbr_jax.studies.repair_config import repair_config
 
 
-def get_grid() -> Grid:
+def get_grid() -> Bench:
     """Both recipes for a clean network and two attacks."""
     cells = [
         Cell(
@@ -26,4 +26,4 @@ def get_grid() -> Grid:
         for attack in ("none", "badnets", "blended")
         for recipe in EPOCHS
     ]
-    return Grid("recipes", tuple(cells))
+    return Bench("recipes", tuple(cells))

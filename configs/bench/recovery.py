@@ -10,7 +10,7 @@ import dataclasses
 
 from configs.bench import otbr_plus
 from otbr_jax.settings import change
-from otbr_jax.studies.bench import Cell, Grid
+from otbr_jax.studies.bench import Bench, Cell
 
 
 def recovered(cell: Cell) -> Cell:
@@ -19,6 +19,6 @@ def recovered(cell: Cell) -> Cell:
     return dataclasses.replace(cell, config=change(cell.config, trigger_finetuning=patching))
 
 
-def get_grid() -> Grid:
+def get_grid() -> Bench:
     """Every victim, patched and recovered."""
-    return Grid("recovery", tuple(map(recovered, otbr_plus.get_grid().cells)))
+    return Bench("recovery", tuple(map(recovered, otbr_plus.get_grid().cells)))

@@ -18,7 +18,7 @@ from otbr_jax.defenses.tsbd import SweepConfig, TSBDConfig
 from otbr_jax.settings import change, from_dict
 from otbr_jax.steps.select import SelectionConfig
 from otbr_jax.steps.unlearn import CleanUnlearningConfig
-from otbr_jax.studies.bench import Cell, Grid
+from otbr_jax.studies.bench import Bench, Cell
 from otbr_jax.studies.repair_config import RepairConfig, repaired_by
 
 N = {"mnist": (0.1, 0.2, 0.3), "cifar10": (0.1, 0.3)}
@@ -47,7 +47,7 @@ def with_tsbd(cell: Cell) -> Cell:
     return dataclasses.replace(cell, config=config)
 
 
-def get_grid() -> Grid:
+def get_grid() -> Bench:
     """Digits first, CIFAR-10 last."""
     cells = [with_tsbd(cell) for cell in cpu.get_grid().cells]
 
@@ -55,4 +55,4 @@ def get_grid() -> Grid:
         attack = cell.config.victim.attack.name
         return cell.config.victim.data.name != "mnist", FIRST.index(attack) if attack in FIRST else len(FIRST)
 
-    return Grid("tsbd", (*(digits(*each) for each in DIGITS), *sorted(cells, key=place)))
+    return Bench("tsbd", (*(digits(*each) for each in DIGITS), *sorted(cells, key=place)))

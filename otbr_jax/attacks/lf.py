@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 from otbr_jax.attacks.attack import Assets, Attack, Materials, to_pixels, to_unit
 from otbr_jax.extras import needed
+from otbr_jax.numerics.convolutions import channels_last
 from otbr_jax.settings import field, settings
-from otbr_jax.steps.convolutions import channels_last
 
 
 @settings("attack.lf")

@@ -303,8 +303,8 @@ class OTBRPlusInfo(NamedTuple):
       findings: which class is flagged, and which setting was chosen.
       gamma: share of neurons that the fused network lost, which is returned where nothing is patched.
       lam: the paper's lambda of that network; 0, as gamma, where no class is flagged.
-      share: `[trigger_finetuning.classes, 1 + trigger_finetuning.relearnings]`, at most one row for each class: how much
-        of the way was gone for each of the most suspicious classes in each phase, see `patch`; None where nothing is patched.
+      share: `[trigger_finetuning.classes, 1 + trigger_finetuning.relearnings]`, a row for each class: how much of
+        the way was gone in each phase, see `trigger_finetuning`; None where nothing is fine-tuned.
     """
 
     triggers: Mapping[str, Inverted]

@@ -17,9 +17,9 @@ from otbr_jax.defenses import gating
 from otbr_jax.defenses.defense import Defense, Outcome
 from otbr_jax.defenses.gating import Learning, Masks, ThresholdConfig, ThresholdSweepConfig
 from otbr_jax.graph.choose import LAYERS
+from otbr_jax.numerics.collectives import per_device
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings
-from otbr_jax.steps.collectives import per_device
 from otbr_jax.steps.gates import Factors, Gates, Passed, descend, factors_objective, open_gates
 from otbr_jax.types import Batch, Network, Variables
 

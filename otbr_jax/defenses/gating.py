@@ -13,9 +13,9 @@ import optax
 from otbr_jax.defenses.defense import Outcome, count_neurons, rounded
 from otbr_jax.defenses.grid import Built, Grid
 from otbr_jax.errors import InputError
+from otbr_jax.numerics.collectives import mean
 from otbr_jax.plan import Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings
-from otbr_jax.steps.collectives import mean
 from otbr_jax.steps.gates import Factors, Gates, by_layer, check_gates, close_gates, gates_of
 from otbr_jax.steps.select import share_right, shares_right, strongest_harmless
 from otbr_jax.types import Batch, Variables

@@ -17,10 +17,10 @@ from otbr_jax.defenses.defense import Defense, Outcome
 from otbr_jax.defenses.tuning import Tuned, changes_step, check_tuned, takes_clean, tuned_outcome
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.inversion import descend
+from otbr_jax.numerics.collectives import mean, per_device
+from otbr_jax.numerics.convolutions import channels_last
 from otbr_jax.plan import LongStep, Plan, Setup, Shown, needs
 from otbr_jax.settings import field, settings
-from otbr_jax.steps.collectives import mean, per_device
-from otbr_jax.steps.convolutions import channels_last
 from otbr_jax.steps.finetune import Finetuning, FinetuningConfig, begin, variables_of
 from otbr_jax.steps.objective import losses
 from otbr_jax.steps.unlearn import epoch_draws

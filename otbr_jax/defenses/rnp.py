@@ -21,9 +21,9 @@ from otbr_jax.defenses.otbr import Unlearned
 from otbr_jax.defenses.tuning import takes_clean
 from otbr_jax.defenses.unlearning import clean_unlearning_step, unlearning_warnings
 from otbr_jax.graph.choose import LAYERS
+from otbr_jax.numerics.collectives import per_device
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings
-from otbr_jax.steps.collectives import per_device
 from otbr_jax.steps.gates import Gates, Passed, descend, factors_objective, open_gates
 from otbr_jax.steps.unlearn import CleanUnlearningConfig, epoch_draws
 from otbr_jax.types import Batch, Network, Variables

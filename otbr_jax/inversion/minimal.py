@@ -17,8 +17,8 @@ from otbr_jax.inversion.aims import Smallest
 from otbr_jax.inversion.descent import Descent
 from otbr_jax.inversion.inversion import Inverted, begin, invert_from
 from otbr_jax.inversion.starts import in_chunks, in_turn, nearness, random_starts
+from otbr_jax.numerics.flops import flops_of
 from otbr_jax.settings import field, settings, wrong
-from otbr_jax.steps.flops import flops_of
 from otbr_jax.triggers import FamilySwitch
 from otbr_jax.types import Batch, Network, Variables
 

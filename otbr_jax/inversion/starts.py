@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from otbr_jax.inversion.success import logits_with
-from otbr_jax.steps.collectives import own_part, total
+from otbr_jax.numerics.collectives import own_part, total
 from otbr_jax.triggers import TriggerFamily
 from otbr_jax.types import Batch, Network, Variables
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from otbr_jax.inversion.aims import Seen
-from otbr_jax.steps.collectives import total
+from otbr_jax.numerics.collectives import total
 from otbr_jax.triggers import Trigger
 from otbr_jax.types import Batch, Network, Variables
 

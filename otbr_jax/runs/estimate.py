@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from otbr_jax.numerics.convolutions import channels_last
+from otbr_jax.numerics.flops import flops_of
 from otbr_jax.plan import Setup, Step
-from otbr_jax.steps.convolutions import channels_last
-from otbr_jax.steps.flops import flops_of
 from otbr_jax.types import Variables
 
 log = logging.getLogger(__name__)

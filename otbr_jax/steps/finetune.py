@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import optax
 
 from otbr_jax.errors import InputError
+from otbr_jax.numerics.collectives import per_device
 from otbr_jax.settings import field, settings
-from otbr_jax.steps.collectives import per_device
 from otbr_jax.steps.objective import Objective, cross_entropy, float32_params, training_state
 from otbr_jax.steps.unlearn import epoch_draws
 from otbr_jax.types import Augment, Batch, Network, Variables, split, unchanged

@@ -14,8 +14,8 @@ import optax
 
 from otbr_jax.errors import InputError
 from otbr_jax.graph.graph import Layer, Vector
-from otbr_jax.steps.collectives import mean
-from otbr_jax.steps.convolutions import channels_last
+from otbr_jax.numerics.collectives import mean
+from otbr_jax.numerics.convolutions import channels_last
 from otbr_jax.steps.objective import losses
 from otbr_jax.types import Batch, Network, Variables, named_leaves, replace_leaves
 

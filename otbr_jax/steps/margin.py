@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import optax
 
 from otbr_jax.inversion import descend
+from otbr_jax.numerics.collectives import largest, own_part
 from otbr_jax.settings import field, settings
-from otbr_jax.steps.collectives import largest, own_part
 from otbr_jax.types import Network, Variables
 
 

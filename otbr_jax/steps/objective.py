@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from otbr_jax.steps.collectives import mean
-from otbr_jax.steps.convolutions import channels_last
+from otbr_jax.numerics.collectives import mean
+from otbr_jax.numerics.convolutions import channels_last
 from otbr_jax.types import Batch, Network
 
 

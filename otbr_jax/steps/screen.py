@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from otbr_jax.inversion.minimal import InversionConfig, Screened, nearest_starts
-from otbr_jax.steps.convolutions import channels_last
+from otbr_jax.numerics.convolutions import channels_last
 from otbr_jax.triggers import FamilySwitch
 from otbr_jax.types import Batch, Network, Variables
 

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import optax
 
 from otbr_jax.graph.graph import Layer
+from otbr_jax.numerics.collectives import mean
 from otbr_jax.settings import field, settings, wrong
-from otbr_jax.steps.collectives import mean
 from otbr_jax.steps.finetune import FinetuningConfig, finetune
 from otbr_jax.steps.prune import reinitialize
 from otbr_jax.steps.score import Scores

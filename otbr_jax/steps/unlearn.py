@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from otbr_jax.errors import InputError
+from otbr_jax.numerics.collectives import per_device
 from otbr_jax.settings import field, settings
-from otbr_jax.steps.collectives import per_device
 from otbr_jax.steps.objective import Evaluated, cross_entropy, float32_params
 from otbr_jax.types import Augment, Batch, BatchFn, Network, Variables, split, unchanged
 

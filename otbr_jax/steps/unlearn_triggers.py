@@ -17,9 +17,9 @@ import optax
 
 from otbr_jax.inversion import InversionConfig, Within, invert_triggers, success_rate
 from otbr_jax.inversion.minimal import IMAGES
+from otbr_jax.numerics.collectives import mean, own_part, total
+from otbr_jax.numerics.convolutions import channels_last
 from otbr_jax.settings import field, settings
-from otbr_jax.steps.collectives import mean, own_part, total
-from otbr_jax.steps.convolutions import channels_last
 from otbr_jax.triggers import FamilySwitch
 from otbr_jax.types import Batch, Network, Variables, split
 

@@ -134,7 +134,7 @@ class Cell:
         return f"victim {part('victim')}, repaired {part([*row['metrics']][-1])}"
 
     @classmethod
-    def draw(cls, grid: Grid, found: Sequence[Mapping[str, Any]], root: pathlib.Path) -> None:
+    def draw(cls, grid: Bench, found: Sequence[Mapping[str, Any]], root: pathlib.Path) -> None:
         """Images of all cells of this kind, into the folder `root`; `found` are the rows of the grid."""
         del found
         own = [cell for cell in grid.cells if type(cell) is cls]
@@ -154,7 +154,7 @@ def _agree(recorded: Any, wanted: Any, default: Any) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Grid:
+class Bench:
     """A named list of cells; several cells of one name are an error."""
 
     name: str
@@ -169,7 +169,7 @@ class Grid:
                 raise InputError(f"grid {self.name}: expected each cell once, found {name} twice")
 
 
-def load_grid(path: str | os.PathLike[str], *, only: str = "", notes: Mapping[str, str] | None = None) -> Grid:
+def load_grid(path: str | os.PathLike[str], *, only: str = "", notes: Mapping[str, str] | None = None) -> Bench:
     """Runs a grid file and returns what its `get_grid()` does.
 
     Args:
@@ -187,8 +187,8 @@ def load_grid(path: str | os.PathLike[str], *, only: str = "", notes: Mapping[st
         raise
     except Exception as error:  # whatever a user's file does
         raise InputError(f"--grid: {path} cannot be run ({type(error).__name__}: {error})") from None
-    if not isinstance(grid, Grid):
-        raise InputError(f"--grid: expected {path}'s get_grid() to return a Grid, found {type(grid).__name__}")
+    if not isinstance(grid, Bench):
+        raise InputError(f"--grid: expected {path}'s get_grid() to return a Bench, found {type(grid).__name__}")
     names = sorted({cell.config.victim.data.name for cell in grid.cells})
     for name in notes or {}:
         if name not in names:

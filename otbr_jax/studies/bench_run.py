@@ -17,14 +17,14 @@ from otbr_jax.paths import local_path
 from otbr_jax.report.rows import Row, append_row, leases_folder, read_rows
 from otbr_jax.runs.leases import open_leases
 from otbr_jax.runs.provenance import provenance, today
-from otbr_jax.studies.bench import Cell, Grid
+from otbr_jax.studies.bench import Bench, Cell
 
 LOOK_EVERY = 2.0
 """Seconds between two looks at cells that other processes have."""
 
 
 def run_bench(
-    grid: Grid,
+    grid: Bench,
     workdir: str | os.PathLike[str],
     results: str | os.PathLike[str],
     *,

@@ -24,7 +24,7 @@ from otbr_jax.runs.numerics import default_numerics
 from otbr_jax.runs.run import Run
 from otbr_jax.runs.session import Session, open_session
 from otbr_jax.settings import declarations
-from otbr_jax.studies.bench import Cell, Grid
+from otbr_jax.studies.bench import Bench, Cell
 from otbr_jax.studies.repair import measure_networks
 from otbr_jax.studies.repair_config import RepairConfig, repair_config
 from otbr_jax.types import Batch
@@ -141,7 +141,7 @@ class DetectorCell(Cell):
         )
 
     @classmethod
-    def draw(cls, grid: Grid, found: Sequence[Mapping[str, Any]], root: pathlib.Path) -> None:
+    def draw(cls, grid: Bench, found: Sequence[Mapping[str, Any]], root: pathlib.Path) -> None:
         """ROC curves of the detectors, `roc.png`, of those that have seen networks of both kinds."""
         known = curves([Row(str(index), row) for index, row in enumerate(found, start=1) if "detector" in row])
         if known:

@@ -17,11 +17,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from otbr_jax.attacks.attack import Assets, InTraining
 from otbr_jax.errors import InputError
 from otbr_jax.metrics import Metrics
+from otbr_jax.numerics.convolutions import channels_last
 from otbr_jax.runs.devices import replicate, split_batch
 from otbr_jax.runs.loop import rounds
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.augment import augment
-from otbr_jax.steps.convolutions import channels_last
 from otbr_jax.types import Network, Variables, split
 
 PRECISIONS = ("auto", "float32", "bfloat16")

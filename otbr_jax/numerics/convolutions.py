@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from otbr_jax.graph.evaluate import RECOMPUTED, equations, evaluate
-from otbr_jax.steps import products, winograd
+from otbr_jax.numerics import products, winograd
 
 
 def channels_last(function: Callable[..., Any]) -> Callable[..., Any]:

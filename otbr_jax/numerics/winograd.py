@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from otbr_jax.steps.products import FEWEST_CHANNELS, in_chunks, ordered
+from otbr_jax.numerics.products import FEWEST_CHANNELS, in_chunks, ordered
 
 VALUES = 2**16
 """Tiles that one matrix product takes, times their channels: as many as their transforms stay in a core's cache."""
