@@ -25,7 +25,7 @@ def metrics(acc, asr=None, ra=None):
 def verdict(score, backdoored, **more):
     scores = [score, *np.linspace(0, min(score, 1), 9).tolist()]
     found = {"detector": "trigger_size", "backdoored": backdoored, "suspect": 0, "score": score, "scores": scores}
-    found |= {"threshold": 3.5, "evidence": {"patch": scores, "margin": scores}}
+    found |= {"threshold": 3.5, "evidence": {"patch": scores, "maximum_margin": scores}}
     return found | (more or {"p_value": 0.0328, "clean_networks": 60})
 
 
@@ -39,12 +39,12 @@ def summary(before, after, **more):
     found = {
         "defense": "disarm",
         "metrics": {"victim": before, "disarmed": after},
-        "choice": {"chosen_by": "procedural pictures"},
+        "choice": {"chosen_by": "procedural images"},
         "verdict": verdict(10.2, "yes"),
         "unlearned_triggers": [lesson()],
-        "neurons": {"scored": 24, "moved": 24},
-        "did": "moved",
-        "done": "class 0's patch triggers were taught to mean nothing, 2 rounds",
+        "neurons": {"scored": 24, "changed": 24},
+        "did": "changed",
+        "done": "class 0's patch triggers were unlearned, 2 rounds",
         "axes": [],
         "stages": {
             "victim": {"seconds": 500.0, "resumed": False, "digest": "ab" * 32},
@@ -59,12 +59,12 @@ def summary(before, after, **more):
 
 REPAIRED = summary(metrics(0.996, 1.0, 0.0), metrics(0.992, 0.011, 0.978))
 UNMEASURED = summary(None, None)
-NOTHING_CHANGED = {"unlearned_triggers": None, "neurons": {"scored": 24, "moved": 0}, "done": "nothing was changed"}
+NOTHING_CHANGED = {"unlearned_triggers": None, "neurons": {"scored": 24, "changed": 0}, "done": "nothing was changed"}
 NOTHING_FOUND = summary(
     metrics(0.98), metrics(0.98), **NOTHING_CHANGED, verdict=verdict(0.4, "no"), warnings=["a warning"]
 )
 UNDONE = summary(
-    None, None, taught=[lesson(reverted=True)], neurons={"scored": 24, "moved": 0}, done="nothing: in vain"
+    None, None, taught=[lesson(reverted=True)], neurons={"scored": 24, "changed": 0}, done="nothing: in vain"
 )
 OTBR = summary(
     metrics(0.95, 1.0, 0.0),

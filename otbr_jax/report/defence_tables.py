@@ -70,14 +70,14 @@ def evidence(rows: Sequence[Row]) -> list[Table]:
             continue
         target, costs = int(field(row, "config.attack.target")), field(row, "detection.trigger_size")
         cheapest = min(costs, key=lambda family: costs[family][target] / statistics.median(costs[family]))
-        margin, answers = field(row, "detection.margin"), field(row, "detection.answers")
+        margin, bias = field(row, "detection.maximum_margin"), field(row, "detection.class_bias")
         lines.append(
             [
                 text(row, "attack", among=ATTACKS),
                 f"{costs['patch'][target] / statistics.median(costs['patch']):.2f}",
                 f"{cheapest.replace('_', ' ')}, {costs[cheapest][target] / statistics.median(costs[cheapest]):.2f}",
                 f"{margin[target] / statistics.median(margin):.2f}",
-                f"{100 * answers[target]:.0f}",
+                f"{100 * bias[target]:.0f}",
                 f"{field(row, 'verdict.scores')[target]:.2f}",
                 "yes" if is_flagged(row) and field(row, "verdict.suspect") == target else "no",
             ]
