@@ -108,7 +108,9 @@ def test_a_run_leaves_a_report(tmp_path):
 
 def test_settings_that_do_not_fit():
     assert FTSAMSettings() == FTSAMSettings(SAMConfig(rho=2.0, label_smoothing=0.1), PUBLISHED)
-    with pytest.raises(InputError, match=r"^finetuning.alpha: expected 0, since `sam` takes an ascent step already, found 0.7$"):
+    with pytest.raises(
+        InputError, match=r"^finetuning.alpha: expected 0, since `sam` takes an ascent step already, found 0.7$"
+    ):
         FTSAMSettings(finetuning=dataclasses.replace(PUBLISHED, alpha=0.7))
     with pytest.raises(InputError, match=r"^grad_fn: sharpness_aware expected it in update\(grads, state, params"):
         sharpness_aware(rho=1.0).update(GRADIENTS, optax.EmptyState(), PARAMS)
