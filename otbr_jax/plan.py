@@ -173,7 +173,7 @@ def named_key(key: jax.Array, name: str) -> jax.Array:
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
-def taken(step: Step, values: Mapping[str, Any]) -> dict[str, Any]:
+def select_inputs(step: Step, values: Mapping[str, Any]) -> dict[str, Any]:
     """What a step is given of `values`, by the names of its arguments; raises InputError that names what is missing."""
     for name in step.needs.values():
         if name not in values:
@@ -181,7 +181,7 @@ def taken(step: Step, values: Mapping[str, Any]) -> dict[str, Any]:
     return {argument: values[name] for argument, name in step.needs.items()}
 
 
-def shortened(step: Step, inputs: Mapping[str, Any]) -> Step:
+def shorten(step: Step, inputs: Mapping[str, Any]) -> Step:
     """The step as it suits concrete inputs; see `Step.instead`."""
     other = step.instead(step.settings, inputs)
     if other is None:
@@ -211,8 +211,8 @@ def programs(plan: Plan, setup: Setup) -> Callable[..., dict[str, Any]]:
     def run(given: Mapping[str, Any], *, key: jax.Array) -> dict[str, Any]:
         values = dict(given)
         for step in plan:
-            inputs = taken(step, values)
-            fitting = step if _is_traced((key, inputs)) else shortened(step, inputs)
+            inputs = select_inputs(step, values)
+            fitting = step if _is_traced((key, inputs)) else shorten(step, inputs)
             program = compiled.setdefault((step.name, fitting.run), jax.jit(partial(compute, fitting, setup)))
             value = program(key=step_key(key, step), **inputs)
             if not _is_traced(value):
@@ -242,25 +242,25 @@ def stacked_programs(plan: Plan, setup: Setup) -> Callable[..., dict[str, Any]]:
     def run(given: Mapping[str, Any], shared: Mapping[str, Any], *, keys: jax.Array) -> dict[str, Any]:
         values = dict(given)
         for step in plan:
-            found = taken(step, {**shared, **values})
+            found = select_inputs(step, {**shared, **values})
             own = {argument: found.pop(argument) for argument, name in step.needs.items() if name in values}
             value = compiled[step.name](keys, own, found)
             if not _is_traced(value):
                 for index in range(len(keys)):
-                    step.check(step.settings, entry(value, index))
+                    step.check(step.settings, tree_entry(value, index))
             values[step.name] = value
         return {step.name: values[step.name] for step in plan}
 
     return run
 
 
-def stacked(trees: Sequence[Any]) -> Any:
+def stack_trees(trees: Sequence[Any]) -> Any:
     """Pytrees of equal shapes as one, whose arrays have a leading axis for them."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def entry(stack: Any, index: int) -> Any:
-    """One of what was `stacked`."""
+def tree_entry(stack: Any, index: int) -> Any:
+    """One of what was `stack_trees`."""
     return jax.tree.map(lambda leaf: leaf[index], stack)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.extend.core.primitives import closed_call_p
 
-from otbr_jax.graph.evaluate import CALLS, CUSTOM, RECOMPUTED, equations, evaluate, inside, parts
+from otbr_jax.graph.evaluate import CALLS, CUSTOM, RECOMPUTED, equations, evaluate, inner_programs, inside
 
 X = jnp.linspace(-1, 1, 5)
 
@@ -106,9 +106,9 @@ def test_values_may_be_anything_that_a_rule_understands():
 def test_inside_opens_calls_alone_and_parts_finds_all_programs():
     scan = next(eqn for eqn in program(PROGRAMS["scan"])[0].eqns if eqn.primitive.name == "scan")
     assert inside(scan) is None
-    assert [len(part.eqns) for part in parts(scan)] == [2]  # an addition, and the copy of what is carried
+    assert [len(part.eqns) for part in inner_programs(scan)] == [2]  # an addition, and the copy of what is carried
     branches = program(lambda x: jax.lax.cond(x[0] > 0, jnp.sin, lambda x: jnp.cos(x) + 1, x))[0].eqns[-1]
-    assert sorted(len(part.eqns) for part in parts(branches)) == [1, 2]
+    assert sorted(len(part.eqns) for part in inner_programs(branches)) == [1, 2]
 
 
 def test_equations_are_those_inside_too():

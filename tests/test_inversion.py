@@ -15,7 +15,6 @@ from otbr_jax import Batch, InputError, Network, Penalised, Smallest, Within
 from otbr_jax.inversion import Schedule, descend, invert_from, invert_triggers, success_rate
 from otbr_jax.inversion.starts import random_starts
 from otbr_jax.triggers import FAMILIES, PENALISED
-from otbr_jax.triggers.patch import projected
 
 SHAPE = (8, 8, 1)
 PATCH = FAMILIES["patch"]
@@ -99,7 +98,7 @@ def test_a_fixed_size_is_never_exceeded(name, images):
     change = jax.vmap(lambda own: family.apply(images.images, own, size) - images.images)(triggers.parameters)
     assert jnp.max(jnp.abs(change)) > 0
     if name == "patch":
-        assert jnp.all(jnp.mean(projected(jax.tree.map(lambda leaf: leaf[0], triggers.parameters), size).mask) <= size)
+        assert jnp.all(jnp.mean(project(jax.tree.map(lambda leaf: leaf[0], triggers.parameters), size).mask) <= size)
         assert jnp.mean(jnp.any(change[0] != 0, axis=(0, 3))) < 0.5
     elif name != "warp":
         assert jnp.max(jnp.sqrt(jnp.mean(change**2, axis=(2, 3, 4)))) <= 1.001 * size
@@ -111,7 +110,7 @@ def test_the_smallest_finds_a_planted_patch(images):
     assert found[2].success > 0.75
     assert found[2].size < 2.5 / 64
     assert found[2].size < 0.5 * found[0].size
-    patch = projected(found[2].parameters, found[2].size)
+    patch = project(found[2].parameters, found[2].size)
     assert jnp.unravel_index(jnp.argmax(patch.mask), SHAPE)[:2] == (7, 7)
     assert patch.pattern[7, 7, 0] > 0.9
     by_hand = jnp.argmax(bright(VARIABLES, found[2].apply(images.images)), axis=-1) == 2

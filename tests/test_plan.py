@@ -15,7 +15,7 @@ from otbr_jax.contrib.otbr_plus import OTBRSettings
 from otbr_jax.contrib.trigger_finetuning import TriggerFinetuningConfig
 from otbr_jax.defenses.registry import DEFENSES
 from otbr_jax.defenses.tsbd import TSBDSettings
-from otbr_jax.plan import ROOT, compute, named_key, needs, step_key, taken
+from otbr_jax.plan import ROOT, compute, named_key, needs, select_inputs, step_key
 from otbr_jax.steps.select import SelectionConfig
 
 GRAPH = NeuronGraph((Layer("params/first", "dense", (1,), (0,), 3, 4),))
@@ -50,7 +50,7 @@ def test_a_step_is_given_what_it_needs_its_settings_and_nothing_else():
     assert seen == [(SETUP, "settings", ["argument", "key", "report"])]
     assert [*found] == ["looking"]  # not what was given
     np.testing.assert_array_equal(found["looking"], GIVEN["victim"])
-    assert {**taken(PLAN[1], {**GIVEN, "doubled": 1})} == {"first": 1, "second": GIVEN["victim"]}
+    assert {**select_inputs(PLAN[1], {**GIVEN, "doubled": 1})} == {"first": 1, "second": GIVEN["victim"]}
 
 
 @pytest.mark.parametrize(

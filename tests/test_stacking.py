@@ -14,7 +14,7 @@ from otbr_jax import InputError, OTBRConfig, Step, UnlearningConfig, run, set_up
 from otbr_jax.attacks.attack import InTraining
 from otbr_jax.data.sources import DataConfig, preprocess
 from otbr_jax.defenses.otbr import plan
-from otbr_jax.plan import entry, named_key, needs, stacked, stacked_programs
+from otbr_jax.plan import named_key, needs, stack_trees, stacked_programs, tree_entry
 from otbr_jax.runs.devices import batch_mesh
 from otbr_jax.victims import training
 from otbr_jax.victims.stacking import train_stack
@@ -96,10 +96,10 @@ def test_a_stack_is_repaired_as_each_is_alone(two):
     steps = plan(OTBRConfig(unlearning=UnlearningConfig(steps=3, batch_size=8), gamma=0.25))
     setup = set_up(network, graph)
     programs = stacked_programs(steps, setup)
-    found = programs({"victim": stacked(starts)}, {}, keys=KEYS)
+    found = programs({"victim": stack_trees(starts)}, {}, keys=KEYS)
     assert [*found] == ["unlearned", "scores", "pruned", "fused"]
     for index, (start, key) in enumerate(zip(starts, KEYS, strict=True)):
-        assert_close(entry(found, index), run(steps, setup, {"victim": start}, key=key))
+        assert_close(tree_entry(found, index), run(steps, setup, {"victim": start}, key=key))
 
 
 def test_what_is_shared_has_no_axis_and_each_value_is_checked(two):

@@ -87,7 +87,7 @@ SEARCHES = {
 
 def test_the_trigger_of_a_backdoor_is_found():
     network, variables, images = backdoored()
-    made = jax.jit(lambda v, key: invert_classes(network, v, images, key=key, searches=SEARCHES))
+    made = jax.jit(lambda v, key: invert_classes(network, v, images, key=key, configs=SEARCHES))
     found = made(variables, jax.random.key(1))
     assert [*found] == ["patch", "perturbation"]
     patch, perturbation = found.values()

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
-from otbr_jax.graph.evaluate import CUSTOM, RECOMPUTED, equations, evaluate, parts
+from otbr_jax.graph.evaluate import CUSTOM, RECOMPUTED, equations, evaluate, inner_programs
 from otbr_jax.types import ApplyFn, Variables
 
 _KERNELS = frozenset(("conv_general_dilated", "dot_general"))
@@ -87,7 +87,7 @@ def cut(apply: ApplyFn, variables: Variables, images: jax.ShapeDtypeStruct, *, s
 def _has_kernel(eqn: Any) -> bool:
     """Whether an equation, or one inside it, is a convolution or a product."""
     return eqn.primitive.name in _KERNELS or any(
-        each.primitive.name in _KERNELS for part in parts(eqn) for each in equations(part)
+        each.primitive.name in _KERNELS for part in inner_programs(eqn) for each in equations(part)
     )
 
 

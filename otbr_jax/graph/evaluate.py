@@ -68,7 +68,7 @@ def inside(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
     return getattr(part, "jaxpr", part), getattr(part, "consts", ())
 
 
-def parts(eqn: Any) -> Iterator[Any]:
+def inner_programs(eqn: Any) -> Iterator[Any]:
     """All programs inside an equation, closed or not: those of calls, of the bodies of loops, of branches."""
     waiting = [*eqn.params.values()]
     while waiting:
@@ -83,5 +83,5 @@ def equations(program: Any) -> Iterator[Any]:
     """All equations of a program, closed or not, each followed by those inside it."""
     for eqn in program.eqns:
         yield eqn
-        for part in parts(eqn):
+        for part in inner_programs(eqn):
             yield from equations(part)

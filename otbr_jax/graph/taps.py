@@ -15,7 +15,7 @@ from otbr_jax.types import Variables, named_leaves
 _LAYOUT = frozenset("convert_element_type transpose reshape copy squeeze expand_dims stop_gradient".split())
 
 
-def tapped(
+def tap_inputs(
     function: Callable[[Variables, jax.Array], Any], names: Collection[str]
 ) -> Callable[[Variables, jax.Array], tuple[Any, dict[str, jax.Array]]]:
     """A network's function that also gives what it multiplies kernels with. Pure; jits; differentiates.

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from otbr_jax.triggers import TriggerFamily
 
 
-class Seen(NamedTuple):
+class TriggerMetrics(NamedTuple):
     """What a step saw of a trigger as it was before it: mean cross-entropy, and success rate in [0, 1]."""
 
     loss: jax.Array
@@ -38,7 +38,9 @@ class Aim:
         del state, family, parameters
         return jnp.zeros(())
 
-    def follow(self, state: Any, family: TriggerFamily, parameters: Any, seen: Seen, number: jax.Array) -> Any:
+    def follow(
+        self, state: Any, family: TriggerFamily, parameters: Any, seen: TriggerMetrics, number: jax.Array
+    ) -> Any:
         """The state after a step; the parameters are those that were seen."""
         del family, parameters, seen, number
         return state
@@ -88,7 +90,9 @@ class Smallest(Aim):
         """What it has come to."""
         return state.budget
 
-    def follow(self, state: Minimum, family: TriggerFamily, parameters: Any, seen: Seen, number: jax.Array) -> Minimum:
+    def follow(
+        self, state: Minimum, family: TriggerFamily, parameters: Any, seen: TriggerMetrics, number: jax.Array
+    ) -> Minimum:
         """The budget follows the success rate, within the family's bounds."""
         assert family.bounds is not None
         success, loss = 0.6 * state.success + 0.4 * seen.success, 0.6 * state.loss + 0.4 * seen.loss
@@ -185,7 +189,7 @@ class Penalised(Aim):
         return (state.weight if isinstance(state, Priced) else state) * family.price(parameters)
 
     def follow(
-        self, state: Priced | jax.Array, family: TriggerFamily, parameters: Any, seen: Seen, number: jax.Array
+        self, state: Priced | jax.Array, family: TriggerFamily, parameters: Any, seen: TriggerMetrics, number: jax.Array
     ) -> Priced | jax.Array:
         """The cheapest that worked is kept, and the weight follows success."""
         if not isinstance(state, Priced):

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from otbr_jax.inversion.aims import Aim, Seen
+from otbr_jax.inversion.aims import Aim, TriggerMetrics
 from otbr_jax.inversion.descent import Descent, descend
-from otbr_jax.inversion.starts import in_turn, nearness, random_starts
+from otbr_jax.inversion.starts import random_starts, score_starts, step_batch
 from otbr_jax.inversion.success import seen
 from otbr_jax.triggers import TriggerFamily
 from otbr_jax.types import Batch, Network, Variables
@@ -20,7 +20,7 @@ ADAM = optax.scale_by_adam()
 _LATE = 8  # steps at the end whose success rates count
 
 
-class Inverted(NamedTuple):
+class InvertedTriggers(NamedTuple):
     """Triggers that were found; every array has a leading axis where there are several.
 
     Attributes:
@@ -50,7 +50,7 @@ def invert_from(
     axis_name: str | None = None,
     name: str = "batch_size",
     on_step: Callable[[], None] | None = None,
-) -> tuple[Inverted, Descent]:
+) -> tuple[InvertedTriggers, Descent]:
     """Inverts triggers from given starts. Pure; jits.
 
     Guarantee: touches no data but `images`.
@@ -81,15 +81,15 @@ def invert_from(
     if not isinstance(starts, Descent):
         starts = begin(starts, family, targets, aim=aim, optimizer=optimizer)
 
-    def loss(latents: Any, batch: Batch, state: Any) -> tuple[jax.Array, Seen]:
+    def loss(latents: Any, batch: Batch, state: Any) -> tuple[jax.Array, TriggerMetrics]:
         parameters = each(family.parameters)(latents)
         trigger = family.trigger(parameters, each(aim.budget)(state))
         found = seen(network, variables, batch, trigger, targets, axis_name=axis_name)
         prices = each(lambda state, own: aim.price(state, family, own))(state, parameters)
         return jnp.sum(found.loss) + jnp.sum(prices), found
 
-    def follow(state: Any, latents: Any, found: Seen, number: jax.Array) -> tuple[Any, jax.Array]:
-        def one(state: Any, latent: Any, found: Seen) -> Any:
+    def follow(state: Any, latents: Any, found: TriggerMetrics, number: jax.Array) -> tuple[Any, jax.Array]:
+        def one(state: Any, latent: Any, found: TriggerMetrics) -> Any:
             return aim.follow(state, family, family.parameters(latent), found, number)
 
         return each(one)(state, latents, found), found.success
@@ -99,7 +99,7 @@ def invert_from(
         starts,
         optimizer=_rated(optimizer, family, targets),
         steps=steps,
-        batches=lambda number: in_turn(images, number, batch_size, axis_name, name=name),
+        batches=lambda number: step_batch(images, number, batch_size, axis_name, name=name),
         follow=follow,
         has_aux=True,
         first=first,
@@ -108,7 +108,7 @@ def invert_from(
     )
     end = each(lambda state, latent: aim.end(state, family, family.parameters(latent)))
     found, size = end(descent.state, descent.point)
-    return Inverted(found, size, jnp.mean(success[-_LATE:], axis=0)), descent
+    return InvertedTriggers(found, size, jnp.mean(success[-_LATE:], axis=0)), descent
 
 
 def begin(
@@ -156,7 +156,7 @@ def invert_triggers(
     axis_name: str | None = None,
     name: str = "batch_size",
     on_step: Callable[[], None] | None = None,
-) -> tuple[Inverted, Descent]:
+) -> tuple[InvertedTriggers, Descent]:
     """Inverts several triggers of one class, each from its own start. Pure; jits.
 
     Every other one starts from the random triggers that come nearest to the class, the rest from any: what is nearest
@@ -184,8 +184,8 @@ def invert_triggers(
     """
     tried = random_starts(family, network.image_shape, count=max(starts, triggers), key=key)
     budget = aim.budget(aim.begin(family, None))
-    few = in_turn(images, 0, batch_size, axis_name, name=name)
-    near = nearness(network, variables, few, family, tried, budget=budget, axis_name=axis_name)
+    few = step_batch(images, 0, batch_size, axis_name, name=name)
+    near = score_starts(network, variables, few, family, tried, budget=budget, axis_name=axis_name)
     nearest = jax.lax.top_k(near[:, target], triggers)[1]
     chosen = jnp.where(jnp.arange(triggers) % 2 == 0, nearest, jnp.arange(triggers))
     begun = jax.tree.map(lambda leaf: leaf[chosen], tried)

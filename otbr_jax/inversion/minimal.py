@@ -15,8 +15,8 @@ import jax.numpy as jnp
 
 from otbr_jax.inversion.aims import Smallest
 from otbr_jax.inversion.descent import Descent
-from otbr_jax.inversion.inversion import Inverted, begin, invert_from
-from otbr_jax.inversion.starts import in_chunks, in_turn, nearness, random_starts
+from otbr_jax.inversion.inversion import InvertedTriggers, begin, invert_from
+from otbr_jax.inversion.starts import map_in_chunks, random_starts, score_starts, step_batch
 from otbr_jax.numerics.flops import flops_of
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.triggers import FamilySwitch
@@ -56,7 +56,7 @@ IMAGES = "inversion.images"
 _MOST_BYTES = 2e9  # that layers put out for the classes that are inverted at once; gradients take about twice that
 
 
-class Screened(NamedTuple):
+class ScreenedClasses(NamedTuple):
     """Which classes are inverted, and from where.
 
     Attributes:
@@ -88,7 +88,7 @@ def minimal_triggers(
     variables: Variables,
     images: Batch,
     switch: FamilySwitch,
-    screened: Screened,
+    screened: ScreenedClasses,
     *,
     key: jax.Array,
     config: InversionConfig,
@@ -113,15 +113,15 @@ def minimal_triggers(
       on_step: called on the host after each step, once for every class; None traces no callback.
     """
     count, aim = len(screened.classes), Smallest()
-    finalists, size = min(config.finalists, count), min(at_once(network, variables, config), count)
+    finalists, size = min(config.finalists, count), min(classes_at_once(network, variables, config), count)
     # The last chunk repeats classes to be as long.
     chunks = jnp.arange(-(-count // size) * size).reshape(-1, size)
 
     def one_family(of: tuple[jax.Array, jax.Array]) -> MinimalTriggers:
         index, start = of
-        family, starts = switch[index], starts_of(switch, index, key, config)
+        family, starts = switch[index], family_starts(switch, index, key, config)
 
-        def invert(targets: jax.Array, begun: Any, first: int) -> tuple[Inverted, Descent]:
+        def invert(targets: jax.Array, begun: Any, first: int) -> tuple[InvertedTriggers, Descent]:
             return invert_from(
                 begun, network, variables, images, family, targets,
                 aim=aim, steps=config.steps, batch_size=config.images, first=first,
@@ -141,7 +141,7 @@ def minimal_triggers(
         nobody = zero, jnp.full(finalists, jnp.inf), begin(jnp.zeros((finalists, switch.length)), family, zero, aim=aim)
         (places, _, begun), found = jax.lax.scan(chunk, nobody, chunks)
         latent, least = found[0].reshape(-1, switch.length)[:count], found[1].reshape(-1)[:count]
-        second, _ = in_chunks(partial(invert, first=config.steps), size, screened.classes[places], begun)
+        second, _ = map_in_chunks(partial(invert, first=config.steps), size, screened.classes[places], begun)
         return MinimalTriggers(
             latent.at[places].set(second.parameters), least.at[places].set(second.size), screened.classes
         )
@@ -150,19 +150,19 @@ def minimal_triggers(
     return found._replace(classes=screened.classes)
 
 
-def at_once(network: Network, variables: Variables, config: InversionConfig) -> int:
+def classes_at_once(network: Network, variables: Variables, config: InversionConfig) -> int:
     """How many classes are inverted at once: `config.classes`, or as many as memory is for."""
     each = config.images * flops_of(network, variables).bytes
     return int(max(1, min(config.classes, _MOST_BYTES // max(each, 1))))
 
 
-def starts_of(switch: FamilySwitch, index: jax.Array, key: jax.Array, config: InversionConfig) -> jax.Array:
+def family_starts(switch: FamilySwitch, index: jax.Array, key: jax.Array, config: InversionConfig) -> jax.Array:
     """A family's random triggers, `[starts, length]`."""
     key = jax.random.fold_in(key, index)
     return random_starts(switch[index], switch.image_shape, count=config.starts, key=key)
 
 
-def nearest_starts(
+def score_family_starts(
     network: Network,
     variables: Variables,
     images: Batch,
@@ -173,10 +173,10 @@ def nearest_starts(
     config: InversionConfig,
     axis_name: str | None = None,
 ) -> jax.Array:
-    """How near each of a family's random triggers comes to each class, `[starts, classes]`; see `nearness`."""
-    family, starts = switch[index], starts_of(switch, index, key, config)
-    few = in_turn(images, 0, config.images, axis_name, name=IMAGES)
-    return nearness(
+    """How near each of a family's random triggers comes to each class, `[starts, classes]`; see `score_starts`."""
+    family, starts = switch[index], family_starts(switch, index, key, config)
+    few = step_batch(images, 0, config.images, axis_name, name=IMAGES)
+    return score_starts(
         network, variables, few, family, starts, budget=jnp.asarray(family.start), axis_name=axis_name
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from otbr_jax.inversion.aims import Penalised
-from otbr_jax.inversion.inversion import Inverted, invert_from
+from otbr_jax.inversion.inversion import InvertedTriggers, invert_from
 from otbr_jax.inversion.success import success_rate
 from otbr_jax.settings import field, settings
 from otbr_jax.triggers import PENALISED, TriggerFamily
@@ -33,7 +33,7 @@ class PenalisedConfig:
     images: int = field(default=100, at_least=1, doc="how many images it is searched on, at most.")
 
 
-Searches = Mapping[str, PenalisedConfig]
+InversionConfigs = Mapping[str, PenalisedConfig]
 """How triggers of each family are inverted: `{name of a family without a budget: PenalisedConfig}`."""
 
 
@@ -48,19 +48,17 @@ def invert_classes(
     batch: Batch,
     *,
     key: jax.Array,
-    searches: Searches,
+    configs: InversionConfigs,
     on_class: Callable[[], None] | None = None,
-) -> dict[str, Inverted]:
-    """Inverts a trigger of each family for every class; `{name of the family: Inverted}`, arrays `[classes, ...]`.
+) -> dict[str, InvertedTriggers]:
+    """Inverts a trigger of each family for every class; `{name of the family: InvertedTriggers}`, arrays `[classes, ...]`.
 
     Takes what `invert_penalised` takes; success rates are those on all of `batch`. `on_class` is called on the host
     after each class, None traces no callback.
     """
 
-    def one(target: jax.Array) -> dict[str, Inverted]:
-        found = invert_families(
-            network, variables, batch, target, key=jax.random.fold_in(key, target), searches=searches
-        )
+    def one(target: jax.Array) -> dict[str, InvertedTriggers]:
+        found = invert_families(network, variables, batch, target, key=jax.random.fold_in(key, target), configs=configs)
         if on_class is not None:
             jax.debug.callback(on_class)
         return {
@@ -80,13 +78,13 @@ def invert_families(
     target: jax.Array | int,
     *,
     key: jax.Array,
-    searches: Searches,
-) -> dict[str, Inverted]:
+    configs: InversionConfigs,
+) -> dict[str, InvertedTriggers]:
     """A trigger of each family for one class; takes what `invert_penalised` takes."""
-    keys = jax.random.split(key, len(searches))
+    keys = jax.random.split(key, len(configs))
     return {
         name: invert_penalised(network, variables, batch, target, family=name, key=own, config=config)
-        for own, (name, config) in zip(keys, searches.items(), strict=True)
+        for own, (name, config) in zip(keys, configs.items(), strict=True)
     }
 
 
@@ -99,7 +97,7 @@ def invert_penalised(
     family: str,
     key: jax.Array,
     config: PenalisedConfig,
-) -> Inverted:
+) -> InvertedTriggers:
     """Inverts a small trigger of a family without a budget. Pure; jits.
 
     Guarantee: touches no data but `batch`.

@@ -21,7 +21,7 @@ def random_starts(family: TriggerFamily, image_shape: tuple[int, int, int], *, c
     return jax.vmap(lambda key: family.init(key, image_shape))(jax.random.split(key, count))
 
 
-def nearness(
+def score_starts(
     network: Network,
     variables: Variables,
     images: Batch,
@@ -53,10 +53,10 @@ def nearness(
         logarithms, count = jnp.sum(jax.nn.log_softmax(logits) * others, axis=0), jnp.sum(others, axis=0)
         return total(logarithms, axis_name) / jnp.maximum(total(count, axis_name), 1)
 
-    return in_chunks(tried, _AT_ONCE, starts)
+    return map_in_chunks(tried, _AT_ONCE, starts)
 
 
-def in_turn(
+def step_batch(
     images: Batch, number: jax.Array | int, batch_size: int | None, axis_name: str | None, *, name: str = "batch_size"
 ) -> Batch:
     """The images of a step: so many in turn, all for None; on a mapped axis the device's own part of them."""
@@ -67,7 +67,7 @@ def in_turn(
     return Batch(images.images[places], images.labels[places])
 
 
-def in_chunks(function: Callable[..., Any], size: int, *trees: Any) -> Any:
+def map_in_chunks(function: Callable[..., Any], size: int, *trees: Any) -> Any:
     """`function` of rows of pytrees, so many at once; the last chunk repeats rows to be as long."""
     count = len(jax.tree.leaves(trees)[0])
     size = min(size, count)

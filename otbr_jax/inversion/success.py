@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from otbr_jax.inversion.aims import Seen
+from otbr_jax.inversion.aims import TriggerMetrics
 from otbr_jax.numerics.collectives import total
 from otbr_jax.triggers import Trigger
 from otbr_jax.types import Batch, Network, Variables
@@ -45,7 +45,7 @@ def seen(
     targets: jax.Array | int,
     *,
     axis_name: str | None = None,
-) -> Seen:
+) -> TriggerMetrics:
     """The success rate, and the target's mean cross-entropy on the same images. Takes what `success_rate` takes."""
     logits, targets = logits_with(network, variables, images.images, trigger), jnp.asarray(targets)
     goals = jnp.broadcast_to(targets, logits.shape[:-1])
@@ -54,7 +54,7 @@ def seen(
     turned = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
     sums = (jnp.sum(losses * others, axis=0), jnp.sum(turned * others, axis=0), jnp.sum(others, axis=0))
     loss, share, count = total(sums, axis_name)
-    return Seen(loss / jnp.maximum(count, 1.0), share / jnp.maximum(count, 1.0))
+    return TriggerMetrics(loss / jnp.maximum(count, 1.0), share / jnp.maximum(count, 1.0))
 
 
 def logits_with(network: Network, variables: Variables, images: jax.Array, trigger: Trigger) -> jax.Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from otbr_jax.errors import InputError
 from otbr_jax.inversion.aims import Aim, Penalised, Smallest, Within
-from otbr_jax.inversion.inversion import Inverted, begin, invert_from, invert_triggers
+from otbr_jax.inversion.inversion import InvertedTriggers, begin, invert_from, invert_triggers
 from otbr_jax.triggers import FAMILIES, PENALISED, Trigger, TriggerFamily
 from otbr_jax.types import Batch, Network, Variables, check_finite, in_unit_range
 
@@ -123,7 +123,7 @@ def _search(
     triggers: int,
     starts: int,
     batch_size: int,
-) -> tuple[Inverted, jax.Array]:
+) -> tuple[InvertedTriggers, jax.Array]:
     """The best of several triggers, and how many images are of other classes."""
     images = in_unit_range(images)
 

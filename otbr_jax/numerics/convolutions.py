@@ -84,4 +84,4 @@ def _canonical(lhs: jax.Array, rhs: jax.Array, params: dict[str, Any], result: A
         out_spec=(0, last, *range(1, last)),
     )
     found = jax.lax.conv_general_dilated_p.bind(lhs, rhs, **params | {"dimension_numbers": canonical})
-    return products.ordered(found, (0, last, *range(1, last)), numbers.out_spec)
+    return products.reorder(found, (0, last, *range(1, last)), numbers.out_spec)

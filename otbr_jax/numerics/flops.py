@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from otbr_jax.graph.evaluate import parts
+from otbr_jax.graph.evaluate import inner_programs
 from otbr_jax.types import Network, Variables
 
 
@@ -44,7 +44,7 @@ def _count(program: Any) -> Flops:
             operations += 2 * out.size * _summed(eqn)
             size += out.size * out.dtype.itemsize
         times = eqn.params.get("length", 1)
-        for inner in parts(eqn):
+        for inner in inner_programs(eqn):
             found = _count(inner)
             operations, size = operations + times * found.operations, size + times * found.bytes
     return Flops(operations, size)

@@ -54,7 +54,7 @@ def summed_products(
     rhs = jnp.transpose(rhs, (into, *rhs_spatial, out))
     window, kernel = rhs.shape[1:-1], tuple(result.shape[axis] for axis in numbers.out_spec[2:])
     images = max(1, positions // max(1, math.prod(window)))
-    lhs, rhs = in_chunks(lhs, images), in_chunks(rhs, images)
+    lhs, rhs = split_in_chunks(lhs, images), split_in_chunks(rhs, images)
     summed = tuple(range(1 + len(window)))
 
     def product(chunk: Any) -> jax.Array:
@@ -71,10 +71,10 @@ def summed_products(
     total = jax.lax.fori_loop(1, len(lhs), lambda chunk, total: total + product(chunk), product(0))
     total = total.reshape(*kernel, lhs.shape[-1], rhs.shape[-1]).astype(result.dtype)
     last = len(kernel) + 1
-    return ordered(total, (last - 1, last, *range(last - 1)), numbers.out_spec)
+    return reorder(total, (last - 1, last, *range(last - 1)), numbers.out_spec)
 
 
-def in_chunks(array: jax.Array, images: int) -> jax.Array:
+def split_in_chunks(array: jax.Array, images: int) -> jax.Array:
     """`[n, ...]` as `[chunks, at most images, ...]`, filled up with zeros."""
     chunks = math.ceil(len(array) / images)
     images = math.ceil(len(array) / chunks)
@@ -82,7 +82,7 @@ def in_chunks(array: jax.Array, images: int) -> jax.Array:
     return filled.reshape(chunks, images, *array.shape[1:])
 
 
-def ordered(result: jax.Array, axes: tuple[int, ...], spec: tuple[int, ...]) -> jax.Array:
+def reorder(result: jax.Array, axes: tuple[int, ...], spec: tuple[int, ...]) -> jax.Array:
     """Axes `(batch, feature, *spatial)` of `result`, put where a convolution's `out_spec` has them."""
     order = [0] * result.ndim
     for position, axis in zip(spec, axes, strict=True):

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from otbr_jax.numerics.products import FEWEST_CHANNELS, in_chunks, ordered
+from otbr_jax.numerics.products import FEWEST_CHANNELS, reorder, split_in_chunks
 
 VALUES = 2**16
 """Tiles that one matrix product takes, times their channels: as many as their transforms stay in a core's cache."""
@@ -91,9 +91,9 @@ def convolution(
         n, high, _, wide, _, channels = found.shape
         return found.reshape(n, 2 * high, 2 * wide, channels)[:, :height, :width]
 
-    chunks = in_chunks(lhs, _images(height, width, lhs.shape[-1], values))
+    chunks = split_in_chunks(lhs, _images(height, width, lhs.shape[-1], values))
     found = jax.lax.map(convolved, chunks) if len(chunks) > 1 else convolved(chunks[0])[None]
-    return ordered(found.reshape(-1, *found.shape[2:])[: len(lhs)], (0, 3, 1, 2), numbers.out_spec)
+    return reorder(found.reshape(-1, *found.shape[2:])[: len(lhs)], (0, 3, 1, 2), numbers.out_spec)
 
 
 def kernel_gradient(
@@ -117,19 +117,19 @@ def kernel_gradient(
     lhs = jnp.transpose(lhs, (channel, *lhs_spatial, batch))
     _, height, width, _ = rhs.shape
     images = _images(height, width, lhs.shape[-1], values)
-    lhs, rhs = in_chunks(lhs, images), in_chunks(rhs, images)
+    lhs, rhs = split_in_chunks(lhs, images), split_in_chunks(rhs, images)
 
     def products(chunk: Any) -> jax.Array:
         images, gradients = (jax.lax.dynamic_index_in_dim(part, chunk, keepdims=False) for part in (lhs, rhs))
-        gradients = _padded(gradients, [(0, size % 2) for size in gradients.shape[1:3]])
-        rows = _sums(_transposed(_OUTPUTS), [gradients[:, y::2] for y in range(2)])
-        gradients = _sums(_transposed(_OUTPUTS), [rows[..., x::2, :] for x in range(2)])
+        gradients = _pad(gradients, [(0, size % 2) for size in gradients.shape[1:3]])
+        rows = _sums(_transpose(_OUTPUTS), [gradients[:, y::2] for y in range(2)])
+        gradients = _sums(_transpose(_OUTPUTS), [rows[..., x::2, :] for x in range(2)])
         return _products(_tiles(images, params["padding"]), gradients, 1, params["precision"])
 
     # From the first products on, not from zeros: on a mapped axis these would be of another type.
     total = jax.lax.fori_loop(1, len(lhs), lambda chunk, total: total + products(chunk), products(0))
-    found = _sums(_transposed(_KERNEL), _sums(_transposed(_KERNEL), total, axis=1))
-    return ordered(found, (2, 3, 0, 1), numbers.out_spec)
+    found = _sums(_transpose(_KERNEL), _sums(_transpose(_KERNEL), total, axis=1))
+    return reorder(found, (2, 3, 0, 1), numbers.out_spec)
 
 
 def _sums(matrix: Sequence[Sequence[float]], parts: Any, *, axis: int = 0) -> jax.Array:
@@ -151,13 +151,13 @@ def _images(height: int, width: int, channels: int, values: int) -> int:
 def _tiles(images: jax.Array, padding: Sequence[tuple[int, int]]) -> jax.Array:
     """Every tile, transformed: `[4, 4, n, tiles high, tiles wide, channels]`, the places along x first."""
     sizes = [size + sum(amounts) for size, amounts in zip(images.shape[1:3], padding, strict=True)]
-    padded = _padded(images, [(low, high + size % 2) for (low, high), size in zip(padding, sizes, strict=True)])
+    padded = _pad(images, [(low, high + size % 2) for (low, high), size in zip(padding, sizes, strict=True)])
     last_y, last_x = (size - 3 for size in padded.shape[1:3])
     rows = _sums(_IMAGES, [padded[:, y : y + last_y : 2] for y in range(4)])
     return _sums(_IMAGES, [rows[..., x : x + last_x : 2, :] for x in range(4)])
 
 
-def _padded(images: jax.Array, amounts: Sequence[tuple[int, int]]) -> jax.Array:
+def _pad(images: jax.Array, amounts: Sequence[tuple[int, int]]) -> jax.Array:
     spatial = [(low, high, 0) for low, high in amounts]
     padded = jax.lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), *spatial, (0, 0, 0)])
     # Else every pixel of every tile would ask whether it is padding.
@@ -171,5 +171,5 @@ def _products(a: jax.Array, b: jax.Array, contracted: int, precision: Any) -> ja
     return found.reshape(4, 4, *found.shape[1:])
 
 
-def _transposed(matrix: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:
+def _transpose(matrix: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:
     return list(zip(*matrix, strict=True))

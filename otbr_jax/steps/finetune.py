@@ -115,7 +115,7 @@ class Finetuning(NamedTuple):
 
     params: Any
     state: Any
-    moments: Any
+    opt_state: Any
 
 
 class FinetuningInfo(NamedTuple):
@@ -201,12 +201,12 @@ def step_fn(
 
     def step(carry: Finetuning, batch: Batch) -> tuple[Finetuning, FinetuningInfo]:
         found, grads = objective(carry.params, carry.state, batch)
-        updates, moments = optimizer.update(
-            grads, carry.moments, carry.params, grad_fn=lambda params: objective(params, carry.state, batch)[1]
+        updates, opt_state = optimizer.update(
+            grads, carry.opt_state, carry.params, grad_fn=lambda params: objective(params, carry.state, batch)[1]
         )
         params = optax.apply_updates(carry.params, updates)
         state = moved(params, carry.state, batch)
-        return Finetuning(params, state, moments), FinetuningInfo(found.loss, found.accuracy)
+        return Finetuning(params, state, opt_state), FinetuningInfo(found.loss, found.accuracy)
 
     return step
 

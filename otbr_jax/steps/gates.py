@@ -42,7 +42,7 @@ def pairs_of(layers: Sequence[Layer]) -> tuple[Pair, ...]:
     )
 
 
-def matching(network: Network, variables: Variables, pairs: Sequence[Pair], *, key: jax.Array) -> jax.Array:
+def match_pairs(network: Network, variables: Variables, pairs: Sequence[Pair], *, key: jax.Array) -> jax.Array:
     """Which pairs are a scale and its variance, bool `[pairs]`. Pure; jits.
 
     No name says it: doubling a scale and quadrupling the variance beside it leaves what the network computes as it is,
@@ -79,10 +79,10 @@ Gates = Mapping[str, jax.Array]
 
 
 def gates_of(network: Network, variables: Variables, layers: Sequence[Layer], *, key: jax.Array) -> Gates:
-    """Which parameters of the layers are scales of normalisations; takes what `matching` takes. Pure; jits."""
+    """Which parameters of the layers are scales of normalisations; takes what `match_pairs` takes. Pure; jits."""
     # Layers that are added to each other share what normalises them: each pair is tried once.
     pairs = tuple({(pair.scale.name, pair.variance.name): pair for pair in pairs_of(layers)}.values())
-    found = matching(network, variables, pairs, key=key)
+    found = match_pairs(network, variables, pairs, key=key)
     gates: dict[str, jax.Array] = {}
     for pair, same in zip(pairs, found, strict=True):
         gates[pair.scale.name] = gates.get(pair.scale.name, jnp.bool_(False)) | same
@@ -104,7 +104,7 @@ def open_gates(variables: Variables, gates: Gates) -> dict[str, jax.Array]:
     return {name: jnp.ones(leaves[name].shape, jnp.float32) for name in gates}
 
 
-def gated(variables: Variables, gates: Gates, masks: Mapping[str, jax.Array]) -> Variables:
+def apply_masks(variables: Variables, gates: Gates, masks: Mapping[str, jax.Array]) -> Variables:
     """The network whose neurons are multiplied with `masks`, behind their normalisation; other parameters stay."""
     leaves = named_leaves(variables)
     changed = {
@@ -118,25 +118,25 @@ def close_gates(
     variables: Variables, gates: Gates, masks: Mapping[str, jax.Array], threshold: float | jax.Array
 ) -> Variables:
     """The network without the neurons whose masks are at most `threshold`."""
-    return gated(variables, gates, {name: (mask > threshold).astype(jnp.float32) for name, mask in masks.items()})
+    return apply_masks(variables, gates, {name: (mask > threshold).astype(jnp.float32) for name, mask in masks.items()})
 
 
 Factors = Mapping[str, jax.Array]
 """What each parameter of `Gates` is multiplied with; names to arrays of their shapes."""
 
 
-class Passed(NamedTuple):
+class PassMetrics(NamedTuple):
     """One training-mode pass: mean cross-entropy, and the share of the batch that was answered right."""
 
     loss: jax.Array
     accuracy: jax.Array
 
 
-FactorsFn = Callable[[Factors, Batch], tuple[Passed, Factors]]
-"""`(factors, batch) -> (Passed, gradients of the loss with respect to the factors)`."""
+FactorsFn = Callable[[Factors, Batch], tuple[PassMetrics, Factors]]
+"""`(factors, batch) -> (PassMetrics, gradients of the loss with respect to the factors)`."""
 
 
-def multiplied(variables: Variables, factors: Factors) -> Variables:
+def scale_params(variables: Variables, factors: Factors) -> Variables:
     """The network whose parameters are multiplied with `factors`, gates or not."""
     leaves = named_leaves(variables)
     changed = {name: (leaves[name] * factor).astype(leaves[name].dtype) for name, factor in factors.items()}
@@ -153,29 +153,29 @@ def factors_objective(network: Network, variables: Variables, *, axis_name: str 
     """
 
     def loss(factors: Factors, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        logits, _ = network.train(multiplied(variables, factors), batch.images)
+        logits, _ = network.train(scale_params(variables, factors), batch.images)
         right = jnp.argmax(logits, axis=-1) == batch.labels
         return mean(jnp.mean(losses(logits, batch.labels)), axis_name), jnp.mean(right.astype(jnp.float32))
 
     loss_and_grads = channels_last(jax.value_and_grad(loss, has_aux=True))
 
-    def objective(factors: Factors, batch: Batch) -> tuple[Passed, Factors]:
+    def objective(factors: Factors, batch: Batch) -> tuple[PassMetrics, Factors]:
         (value, accuracy), grads = loss_and_grads(factors, batch)
-        return Passed(value, mean(accuracy, axis_name)), mean(grads, axis_name)
+        return PassMetrics(value, mean(accuracy, axis_name)), mean(grads, axis_name)
 
     return objective
 
 
 def descend(
-    masks: Factors, moments: Any, grads: Factors, gates: Gates, optimizer: optax.GradientTransformation
+    masks: Factors, opt_state: Any, grads: Factors, gates: Gates, optimizer: optax.GradientTransformation
 ) -> tuple[Factors, Any]:
     """One step of an optimiser on masks, which are clipped to [0, 1] after it; those of no gate stay 1."""
     own = {name: jnp.where(gate, grads[name], 0.0) for name, gate in gates.items()}
-    updates, moments = optimizer.update(own, moments, masks)
-    return jax.tree.map(lambda mask: jnp.clip(mask, 0.0, 1.0), optax.apply_updates(masks, updates)), moments
+    updates, opt_state = optimizer.update(own, opt_state, masks)
+    return jax.tree.map(lambda mask: jnp.clip(mask, 0.0, 1.0), optax.apply_updates(masks, updates)), opt_state
 
 
-def by_layer(layers: Sequence[Layer], gates: Gates, masks: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+def masks_by_layer(layers: Sequence[Layer], gates: Gates, masks: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """The smallest mask of each layer's neurons, `{layer name: [neurons]}`; 1 where a layer has no gate of its size."""
     found = {}
     for layer in layers:

@@ -27,7 +27,7 @@ class MarginConfig:
     learning_rate: float = field(default=0.15, above=0, doc="of Adam on images before the logistic function.")
 
 
-def largest_margins(
+def maximum_margins(
     network: Network,
     variables: Variables,
     *,

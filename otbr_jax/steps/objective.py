@@ -14,7 +14,7 @@ from otbr_jax.numerics.convolutions import channels_last
 from otbr_jax.types import Batch, Network
 
 
-class Evaluated(NamedTuple):
+class Evaluation(NamedTuple):
     """One training-mode pass over a batch.
 
     Attributes:
@@ -28,8 +28,8 @@ class Evaluated(NamedTuple):
     state: Any
 
 
-Objective = Callable[[Any, Any, Batch], tuple[Evaluated, Any]]
-"""`(params, state, batch) -> (Evaluated, gradients)`."""
+Objective = Callable[[Any, Any, Batch], tuple[Evaluation, Any]]
+"""`(params, state, batch) -> (Evaluation, gradients)`."""
 
 
 def float32_params(params: Any) -> Any:
@@ -56,10 +56,10 @@ def cross_entropy(network: Network, like: Any, *, axis_name: str | None = None) 
         logits, moved = network.train(variables, batch.images)
         return jnp.mean(losses(logits, batch.labels)), (logits, moved)
 
-    return objective_of(loss, like, axis_name=axis_name)
+    return make_objective(loss, like, axis_name=axis_name)
 
 
-def objective_of(loss: Loss, like: Any, *, axis_name: str | None = None) -> Objective:
+def make_objective(loss: Loss, like: Any, *, axis_name: str | None = None) -> Objective:
     """A loss of a batch, and its gradients with respect to the parameters; takes what `cross_entropy` takes."""
 
     def rounded(params: Any, state: Any, batch: Batch) -> tuple[jax.Array, tuple[jax.Array, Any]]:
@@ -71,9 +71,9 @@ def objective_of(loss: Loss, like: Any, *, axis_name: str | None = None) -> Obje
 
     loss_and_grads = channels_last(jax.value_and_grad(rounded, has_aux=True))
 
-    def objective(params: Any, state: Any, batch: Batch) -> tuple[Evaluated, Any]:
+    def objective(params: Any, state: Any, batch: Batch) -> tuple[Evaluation, Any]:
         (value, (accuracy, moved)), grads = loss_and_grads(params, state, batch)
-        return Evaluated(value, *mean((accuracy, moved), axis_name)), mean(grads, axis_name)
+        return Evaluation(value, *mean((accuracy, moved), axis_name)), mean(grads, axis_name)
 
     return objective
 

@@ -91,7 +91,7 @@ def coloured_noise(key: jax.Array, *, image_shape: tuple[int, int, int]) -> jax.
     return jnp.clip(level + contrast * noise, 0, 1)
 
 
-def balanced(answers: jax.Array, *, classes: int, images: int, key: jax.Array) -> jax.Array:
+def balanced_sample(answers: jax.Array, *, classes: int, images: int, key: jax.Array) -> jax.Array:
     """Which pictures to take, `[images]`, so that each class that the network sees is taken about equally often.
 
     Drawn with replacement, in random order, so that every batch of them is balanced too: a blended backdoor's class may

@@ -7,7 +7,7 @@ import numpy as np
 from otbr_jax.errors import InputError
 
 
-def stratified(labels: np.ndarray, count: int, *, seed: int = 0) -> np.ndarray:
+def stratified_sample(labels: np.ndarray, count: int, *, seed: int = 0) -> np.ndarray:
     """Places `[count]`, ascending, of images of which every class has its share, the same ones for the same seed.
 
     The places for a smaller count are among those for a larger one.
@@ -44,7 +44,7 @@ def split_folds(labels: np.ndarray, *, held_out: float, folds: int, seed: int) -
     order: list[int] = []
     left = np.arange(count)
     for _ in range(folds):
-        chosen = left[stratified(labels[left], size, seed=seed)]
+        chosen = left[stratified_sample(labels[left], size, seed=seed)]
         order += chosen.tolist()
         left = np.setdiff1d(left, chosen)
     held = np.array(order).reshape(folds, size)

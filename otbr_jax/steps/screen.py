@@ -10,7 +10,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from otbr_jax.inversion.minimal import InversionConfig, Screened, nearest_starts
+from otbr_jax.inversion.minimal import InversionConfig, ScreenedClasses, score_family_starts
 from otbr_jax.numerics.convolutions import channels_last
 from otbr_jax.triggers import FamilySwitch
 from otbr_jax.types import Batch, Network, Variables
@@ -29,7 +29,7 @@ def screen(
     key: jax.Array,
     config: InversionConfig,
     axis_name: str | None = None,
-) -> Screened:
+) -> ScreenedClasses:
     """Which classes are searched, and from which random triggers. Pure; jits.
 
     All of them, unless there are more than `config.among`: then those that are furthest above the median of all classes
@@ -48,18 +48,20 @@ def screen(
     """
 
     def one_family(index: jax.Array) -> tuple[jax.Array, jax.Array]:
-        near = nearest_starts(network, variables, batch, switch, index, key=key, config=config, axis_name=axis_name)
+        near = score_family_starts(
+            network, variables, batch, switch, index, key=key, config=config, axis_name=axis_name
+        )
         return jnp.argmax(near, axis=0), jnp.max(near, axis=0)
 
     start, near = jax.lax.map(one_family, jnp.arange(len(switch)))
     if not 0 < config.among < network.num_classes:
-        return Screened(jnp.arange(network.num_classes), start)
+        return ScreenedClasses(jnp.arange(network.num_classes), start)
     often = jnp.log(jnp.maximum(answers, 1e-3))
     seen = jnp.concatenate([near, uphill(network, variables, batch)[None], often[None]])
     apart = seen - jnp.median(seen, axis=1, keepdims=True)
     apart /= jnp.maximum(jnp.std(apart, axis=1, keepdims=True), 1e-6)
     classes = jnp.sort(jax.lax.top_k(jnp.max(apart, axis=0), config.among)[1])
-    return Screened(classes, start[:, classes])
+    return ScreenedClasses(classes, start[:, classes])
 
 
 def uphill(network: Network, variables: Variables, batch: Batch) -> jax.Array:

@@ -73,7 +73,7 @@ class Selection(NamedTuple):
     chosen: jax.Array
 
 
-def strongest(accuracy: jax.Array, *, tolerance: float) -> jax.Array:
+def choose_within_tolerance(accuracy: jax.Array, *, tolerance: float) -> jax.Array:
     """Index of the last candidate whose accuracy is at most `tolerance` below the highest.
 
     Candidates differ in how much of the network they take. Of those that clean images hardly tell from the best, the
@@ -102,7 +102,7 @@ def strongest_harmless(accuracy: jax.Array, *, reference: jax.Array, tolerance: 
     return jnp.maximum(jnp.sum(harmless) - 1, 0)
 
 
-def share_right(network: Network, variables: Variables, batch: Batch, *, part: int = 200) -> jax.Array:
+def measure_accuracy(network: Network, variables: Variables, batch: Batch, *, part: int = 200) -> jax.Array:
     """Share of images `[n, h, w, c]`, before `prepare`, that are answered with their labels, in evaluation mode."""
     answers = jax.lax.map(
         lambda image: jnp.argmax(network.answer(variables, image[None])[0]), batch.images, batch_size=part
@@ -110,7 +110,7 @@ def share_right(network: Network, variables: Variables, batch: Batch, *, part: i
     return jnp.mean((answers == batch.labels).astype(jnp.float32))
 
 
-def shares_right(
+def measure_accuracies(
     network: Network,
     build: Callable[[Any], Variables],
     settings: Any,
@@ -133,7 +133,7 @@ def shares_right(
     """
 
     def one(setting: Any) -> jax.Array:
-        found = mean(share_right(network, build(setting), batch), axis_name)
+        found = mean(measure_accuracy(network, build(setting), batch), axis_name)
         if report is not None:
             jax.debug.callback(report)
         return found
@@ -177,7 +177,7 @@ def select_reinitialization(
       scheme: see `reinitialize`.
       key: typed PRNG key of the fine-tunings.
       config: how candidates are fine-tuned.
-      tolerance: see `strongest`.
+      tolerance: see `choose_within_tolerance`.
       augment: `(images, key) -> images`, before the network's `prepare`.
       on_candidate: called on the host after each candidate of each fold; None traces no callback.
 
@@ -209,4 +209,4 @@ def select_reinitialization(
         return jax.lax.map(lambda candidate: judged(fold, candidate), (counts, shares))
 
     accuracy, loss = (jnp.mean(found, axis=0) for found in jax.lax.map(one_fold, folds))
-    return Selection(accuracy, loss, strongest(accuracy, tolerance=tolerance))
+    return Selection(accuracy, loss, choose_within_tolerance(accuracy, tolerance=tolerance))

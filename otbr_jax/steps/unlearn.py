@@ -12,7 +12,7 @@ import optax
 from otbr_jax.errors import InputError
 from otbr_jax.numerics.collectives import per_device
 from otbr_jax.settings import field, settings
-from otbr_jax.steps.objective import Evaluated, cross_entropy, float32_params
+from otbr_jax.steps.objective import Evaluation, cross_entropy, float32_params
 from otbr_jax.types import Augment, Batch, BatchFn, Network, Variables, split, unchanged
 
 
@@ -168,7 +168,7 @@ def unlearn(
 class _Ascending(NamedTuple):
     params: Any
     state: Any
-    moments: Any
+    opt_state: Any
 
 
 def _optimizer(config: UnlearningConfig | CleanUnlearningConfig) -> optax.GradientTransformation:
@@ -183,14 +183,14 @@ def _begin(params: Any, state: Any, config: UnlearningConfig | CleanUnlearningCo
 
 def _ascent(
     network: Network, like: Any, config: UnlearningConfig | CleanUnlearningConfig, axis_name: str | None
-) -> Callable[[_Ascending, Batch], tuple[_Ascending, Evaluated, Any]]:
+) -> Callable[[_Ascending, Batch], tuple[_Ascending, Evaluation, Any]]:
     """One step up: `(carry, batch) -> (carry, what was evaluated before the step, gradients of the cross-entropy)`."""
     objective, optimizer = cross_entropy(network, like, axis_name=axis_name), _optimizer(config)
 
-    def ascend(carry: _Ascending, batch: Batch) -> tuple[_Ascending, Evaluated, Any]:
+    def ascend(carry: _Ascending, batch: Batch) -> tuple[_Ascending, Evaluation, Any]:
         found, grads = objective(carry.params, carry.state, batch)
-        updates, moments = optimizer.update(grads, carry.moments, carry.params)
-        return _Ascending(optax.apply_updates(carry.params, updates), found.state, moments), found, grads
+        updates, opt_state = optimizer.update(grads, carry.opt_state, carry.params)
+        return _Ascending(optax.apply_updates(carry.params, updates), found.state, opt_state), found, grads
 
     return ascend
 

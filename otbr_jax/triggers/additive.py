@@ -5,14 +5,14 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from otbr_jax.triggers.family import TriggerFamily, scaled
+from otbr_jax.triggers.family import TriggerFamily, scale_to
 
 _CELLS = 6  # of a smooth addition, along each side
 
 
 def add(images: jax.Array, added: jax.Array, budget: jax.Array) -> jax.Array:
     """Images `[n, h, w, c]` plus what is added `[h, w, c]`, cut off at 0 and 1."""
-    return jnp.clip(images + scaled(added, budget), 0, 1)
+    return jnp.clip(images + scale_to(added, budget), 0, 1)
 
 
 def perturb(images: jax.Array, perturbation: jax.Array) -> jax.Array:

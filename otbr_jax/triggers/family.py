@@ -48,8 +48,8 @@ class TriggerFamily(NamedTuple):
     learning_rate: float | jax.Array
     start: float | jax.Array = jnp.inf
     bounds: tuple[float | jax.Array, float | jax.Array] | None = None
-    left: float = 0.3
-    beyond: float = 1.0
+    stop_success: float = 0.3
+    extrapolation: float = 1.0
     parameters: Callable[[Any], Any] = _as_it_is
     size: Callable[[Any], jax.Array] | None = None
     cost: Callable[[Any], jax.Array] | None = None
@@ -68,6 +68,6 @@ class TriggerFamily(NamedTuple):
         return cost(parameters)
 
 
-def scaled(change: jax.Array, budget: jax.Array, *, axes: tuple[int, ...] | None = None) -> jax.Array:
-    """A change scaled to a root mean square of `budget`, over `axes` (by default all); no change stays none."""
+def scale_to(change: jax.Array, budget: jax.Array, *, axes: tuple[int, ...] | None = None) -> jax.Array:
+    """A change scale_to to a root mean square of `budget`, over `axes` (by default all); no change stays none."""
     return change * (budget / jnp.sqrt(jnp.mean(change**2, axis=axes, keepdims=axes is not None) + 1e-12))

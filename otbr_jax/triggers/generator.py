@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from otbr_jax.triggers.family import TriggerFamily, scaled
+from otbr_jax.triggers.family import TriggerFamily, scale_to
 
 _FEATURES, _REACH = 12, 5
 
@@ -41,7 +41,7 @@ def add_generated(images: jax.Array, generator: Generator, budget: jax.Array) ->
     """Images `[n, h, w, c]` plus what the generator makes of each, cut off at 0 and 1; the budget is each image's."""
     features = jnp.tanh(_convolve(images - 0.5, generator.first) + generator.bias)
     made = _convolve(features, generator.second)
-    return jnp.clip(images + scaled(made, budget, axes=(1, 2, 3)), 0, 1)
+    return jnp.clip(images + scale_to(made, budget, axes=(1, 2, 3)), 0, 1)
 
 
 def _start(key: jax.Array, image_shape: tuple[int, int, int]) -> Generator:

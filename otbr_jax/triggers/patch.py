@@ -27,7 +27,7 @@ def replace(images: jax.Array, patch: Patch) -> jax.Array:
     return (1 - patch.mask) * images + patch.mask * patch.pattern
 
 
-def covering(mask: jax.Array, share: jax.Array) -> jax.Array:
+def project_mask(mask: jax.Array, share: jax.Array) -> jax.Array:
     """The nearest mask `[h, w, 1]` in [0, 1] whose mean is at most `share`: all entries lowered by the same amount.
 
     This projection leaves a few pixels wholly covered, where scaling down would leave a faint veil over all.
@@ -43,14 +43,14 @@ def covering(mask: jax.Array, share: jax.Array) -> jax.Array:
     return jnp.clip(mask - jnp.maximum(lowered, 0.0), 0, 1)
 
 
-def projected(patch: Patch, budget: jax.Array) -> Patch:
+def project(patch: Patch, budget: jax.Array) -> Patch:
     """The mask and the pattern in [0, 1] that a latent means at a budget."""
-    return Patch(covering(patch.mask, budget), jax.nn.sigmoid(_SHARPNESS * patch.pattern))
+    return Patch(project_mask(patch.mask, budget), jax.nn.sigmoid(_SHARPNESS * patch.pattern))
 
 
 def stamp(images: jax.Array, patch: Patch, budget: jax.Array) -> jax.Array:
     """Images `[n, h, w, c]` with a latent's patch on; gradients pass the projection as if it were not there."""
-    mask = patch.mask + jax.lax.stop_gradient(covering(patch.mask, budget) - patch.mask)
+    mask = patch.mask + jax.lax.stop_gradient(project_mask(patch.mask, budget) - patch.mask)
     return replace(images, Patch(mask, jax.nn.sigmoid(_SHARPNESS * patch.pattern)))
 
 
@@ -80,8 +80,8 @@ PATCH = TriggerFamily(
     learning_rate=0.1,
     start=0.12,
     bounds=(0.002, 0.4),
-    left=0.01,
-    beyond=1.25,
+    stop_success=0.01,
+    extrapolation=1.25,
 )
 
 
