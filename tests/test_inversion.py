@@ -15,6 +15,7 @@ from otbr_jax import Batch, InputError, Network, Penalised, Smallest, Within
 from otbr_jax.inversion import Schedule, descend, invert_from, invert_triggers, success_rate
 from otbr_jax.inversion.starts import random_starts
 from otbr_jax.triggers import FAMILIES, PENALISED
+from otbr_jax.triggers.patch import project
 
 SHAPE = (8, 8, 1)
 PATCH = FAMILIES["patch"]
@@ -46,7 +47,7 @@ def test_a_descent_by_hand():
         steps=3,
         batches=lambda number: 10 * number,
         state=jnp.float32(0),
-        follow=lambda state, x, aux, number: (state + x, (aux, number)),
+        update=lambda state, x, aux, number: (state + x, (aux, number)),
         project=lambda x: jnp.maximum(x, 0.75),
         has_aux=True,
         first=1,

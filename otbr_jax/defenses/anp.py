@@ -74,7 +74,7 @@ class ANPSettings:
 def step_fn(
     network: Network, variables: Variables, gates: Gates, *, config: AdversarialConfig, axis_name: str | None = None
 ) -> Callable[[Learning, Factors, Batch], tuple[Learning, PassMetrics]]:
-    """One step on the masks, `(Learning, start of the disturbance, batch) -> (Learning, PassMetrics without disturbance)`.
+    """One step on the masks, `(Learning, start of the disturbance, batch) -> (Learning, PassMetrics without it)`.
 
     A scale is multiplied with `mask + disturbance`, a bias with `1 + disturbance`. A bias's mask stays 1, so both are
     one formula. All passes are in training mode, with statistics of the batch; those of the network stay.

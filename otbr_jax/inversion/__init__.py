@@ -1,7 +1,7 @@
-"""Trigger inversion: what turns images into a class, and how small it can be. Pure functions.
+"""Trigger inversion: finds triggers that turn images into a class, and how small they can be. Pure functions.
 
-`descend` is the loop, an aim says what is sought, `invert_from` inverts triggers of a family from given starts;
-`invert_triggers`, `minimal_triggers` and `invert_classes` choose starts and classes.
+`descend` is the loop. An aim is the objective, such as a minimal size. `invert_from` inverts triggers of a family from
+given starts; `invert_triggers`, `minimal_triggers` and `invert_classes` choose starts and classes.
 """
 
 from otbr_jax.inversion.aims import Aim, Penalised, Schedule, Smallest, Within

@@ -1,4 +1,4 @@
-"""A warp: the image is bent by a smooth field, as WaNet does it (arXiv 2102.10369)."""
+"""A warp: a smooth displacement field bends the image, as WaNet does it (arXiv 2102.10369)."""
 
 from __future__ import annotations
 
