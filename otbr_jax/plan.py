@@ -202,19 +202,19 @@ def compute(step: Step, setup: Setup, *, key: jax.Array, report: Report | None =
 
 
 def programs(plan: Plan, setup: Setup) -> Callable[..., dict[str, Any]]:
-    """A plan as compiled programs that are kept: `(given, *, key) -> {step name: its value}`, as of `run`.
+    """A plan as compiled programs that are kept: `(inputs, *, key) -> {step name: its value}`, as of `run`.
 
     For many networks of one model: inputs of equal shapes share one compiled program.
     """
     compiled: dict[Any, Callable[..., Any]] = {}
 
-    def run(given: Mapping[str, Any], *, key: jax.Array) -> dict[str, Any]:
-        values = dict(given)
+    def run(inputs: Mapping[str, Any], *, key: jax.Array) -> dict[str, Any]:
+        values = dict(inputs)
         for step in plan:
-            inputs = select_inputs(step, values)
-            fitting = step if _is_traced((key, inputs)) else shorten(step, inputs)
+            arguments = select_inputs(step, values)
+            fitting = step if _is_traced((key, arguments)) else shorten(step, arguments)
             program = compiled.setdefault((step.name, fitting.run), jax.jit(partial(compute, fitting, setup)))
-            value = program(key=step_key(key, step), **inputs)
+            value = program(key=step_key(key, step), **arguments)
             if not _is_traced(value):
                 step.check(step.settings, value)
             values[step.name] = value
@@ -224,9 +224,9 @@ def programs(plan: Plan, setup: Setup) -> Callable[..., dict[str, Any]]:
 
 
 def stacked_programs(plan: Plan, setup: Setup) -> Callable[..., dict[str, Any]]:
-    """A plan as compiled programs for a stack of networks: `(given, shared, *, keys) -> {step name: its value}`.
+    """A plan as compiled programs for a stack of networks: `(inputs, shared, *, keys) -> {step name: its value}`.
 
-    Every step runs under one `jax.vmap`. `given`, `keys` and all values have a leading axis, one entry for each
+    Every step runs under one `jax.vmap`. `inputs`, `keys` and all values have a leading axis, one entry for each
     network; `shared` inputs, such as clean images, are the same for every network. Each network has the values that it
     has alone, but for rounding.
 
@@ -239,12 +239,12 @@ def stacked_programs(plan: Plan, setup: Setup) -> Callable[..., dict[str, Any]]:
 
     compiled = {step.name: jax.jit(jax.vmap(partial(one, step), in_axes=(0, 0, None))) for step in plan}
 
-    def run(given: Mapping[str, Any], shared: Mapping[str, Any], *, keys: jax.Array) -> dict[str, Any]:
-        values = dict(given)
+    def run(inputs: Mapping[str, Any], shared: Mapping[str, Any], *, keys: jax.Array) -> dict[str, Any]:
+        values = dict(inputs)
         for step in plan:
-            inputs = select_inputs(step, {**shared, **values})
-            own = {argument: inputs.pop(argument) for argument, name in step.needs.items() if name in values}
-            value = compiled[step.name](keys, own, inputs)
+            arguments = select_inputs(step, {**shared, **values})
+            own = {argument: arguments.pop(argument) for argument, name in step.needs.items() if name in values}
+            value = compiled[step.name](keys, own, arguments)
             if not _is_traced(value):
                 for index in range(len(keys)):
                     step.check(step.settings, tree_entry(value, index))
@@ -268,13 +268,13 @@ def _is_traced(value: Any) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
 
 
-def run(plan: Plan, setup: Setup, given: Mapping[str, Any], *, key: jax.Array) -> dict[str, Any]:
+def run(plan: Plan, setup: Setup, inputs: Mapping[str, Any], *, key: jax.Array) -> dict[str, Any]:
     """Runs a plan in memory. Pure; jits; each step is a program of its own where it is called outside `jax.jit`.
 
     Args:
       plan: the steps, in order.
       setup: what every step can read.
-      given: the inputs of the plan, such as `victim`, the suspicious network's variables.
+      inputs: the inputs of the plan, such as `victim`, the suspicious network's variables.
       key: typed PRNG key; see `step_key`.
 
     Returns:
@@ -283,4 +283,4 @@ def run(plan: Plan, setup: Setup, given: Mapping[str, Any], *, key: jax.Array) -
     Raises:
       InputError: if an input of a step is missing; outside `jax.jit` also if a value cannot be used.
     """
-    return programs(plan, setup)(given, key=key)
+    return programs(plan, setup)(inputs, key=key)

@@ -67,7 +67,7 @@ class Axis(NamedTuple):
 
 
 class Group(NamedTuple):
-    """`size` neurons (or attention heads, or groups of channels) that permute together, and all axes where they appear."""
+    """`size` neurons (or attention heads, or groups of channels) that permute together, and all their axes."""
 
     size: int
     axes: tuple[Axis, ...]

@@ -22,7 +22,8 @@ class Value:
 
     Attributes:
       labels: slots of its axes; the axes of different labels are disjoint, an axis without slots is in none.
-      kernel: name of the array of the variables that it equals in some layout or precision; None after other operations.
+      kernel: name of the array of the variables that it equals, in some layout or precision; None after other
+        operations.
       data: whether it depends on the images.
       params: whether it depends on the variables.
       layers: indices of the layers it passed through.

@@ -1,8 +1,8 @@
 """Slots: which indices of which axes must permute together, united by the operations of a network.
 
 A *slot* is the identity of one index of one axis. Operations unite slots that must permute together, and state two
-relations between those that need not: a *product* slot is an index of several axes flattened into one, the child of each
-of its factors; a *block* slot stands for several others (an attention head, a group of channels), which are its
+relations between those that need not: a *product* slot is an index of several axes flattened into one, the child of
+each of its factors; a *block* slot stands for several others (an attention head, a group of channels), which are its
 children. Moving a slot moves its children.
 """
 
@@ -220,7 +220,7 @@ class Slots:
     # --- the result ------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Unites products of the same factors and blocks of the same slots, which may have become equal in the meantime."""
+        """Unites products of the same factors and blocks of the same slots, which may have become equal since."""
         changed = True
         while changed:
             changed = False

@@ -25,8 +25,8 @@ def tap_inputs(
       names: of kernels, `Layer.name`.
 
     Returns:
-      `(variables, images) -> (the function's result, {name: input})`; an input is `[n, ..., c]`, channels last; the last
-      one for a kernel that is used several times.
+      `(variables, images) -> (the function's result, {name: input})`; an input is `[n, ..., c]`, channels last; the
+      last one for a kernel that is used several times.
 
     Raises:
       InputError: when traced, names a kernel that no convolution or product uses.

@@ -137,7 +137,7 @@ def _vectors(state: Tracing, arrays: Mapping[tuple[str, int], np.ndarray]) -> di
 
 
 def _on_all_axes(vectors: Sequence[Vector], kernel: Kernel) -> tuple[Vector, ...]:
-    """Each vector once; for a kernel with several neuron axes, such as heads and head sizes, arrays with all of them."""
+    """Each vector once; for a kernel with several neuron axes, such as heads and head sizes, arrays with all."""
     once = list(dict.fromkeys(vectors))
     names = [vector.name for vector in once]
     return tuple(vector for vector in once if names.count(vector.name) >= len(kernel.neuron_axes))
