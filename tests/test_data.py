@@ -68,12 +68,12 @@ def test_digits_at_their_own_size_are_unaltered():
 
 def test_a_subset_has_the_same_images_again_and_of_every_class_its_share():
     labels = np.repeat(np.arange(4), (400, 200, 100, 100))[np.random.default_rng(1).permutation(800)]
-    some, more = sampling.stratified(labels, 80), sampling.stratified(labels, 200)
+    some, more = sampling.stratified_sample(labels, 80), sampling.stratified_sample(labels, 200)
     np.testing.assert_array_equal(np.bincount(labels[some]), (40, 20, 10, 10))
     np.testing.assert_array_equal(np.bincount(labels[more]), (100, 50, 25, 25))
     assert set(some) <= set(more)
-    np.testing.assert_array_equal(some, sampling.stratified(labels, 80))
-    np.testing.assert_array_equal(sampling.stratified(labels, 800), np.arange(800))
+    np.testing.assert_array_equal(some, sampling.stratified_sample(labels, 80))
+    np.testing.assert_array_equal(sampling.stratified_sample(labels, 800), np.arange(800))
 
 
 def test_a_subset_of_digits():

@@ -13,7 +13,7 @@ from otbr_jax import Batch, InputError, Network
 from otbr_jax.contrib.evidence import EVIDENCE, Answers, Observed
 from otbr_jax.contrib.judge import SuspicionConfig, answers, find_suspect, remaining, suspicions
 from otbr_jax.contrib.trigger_finetuning import TriggerFinetuningConfig
-from otbr_jax.inversion import Inverted
+from otbr_jax.inversion import InvertedTriggers
 from otbr_jax.report.rows import field, parse
 from otbr_jax.triggers.patch import Patch
 
@@ -26,7 +26,7 @@ def triggers(size, strength=0.1):
     size = jnp.asarray(size, jnp.float32)
     strength = jnp.broadcast_to(jnp.asarray(strength, jnp.float32), size.shape)
     sizes = {"patch": size, "perturbation": strength}
-    return {family: Inverted((), size, jnp.ones_like(size)) for family, size in sizes.items()}
+    return {family: InvertedTriggers((), size, jnp.ones_like(size)) for family, size in sizes.items()}
 
 
 @partial(jax.jit, static_argnames="evidence")
@@ -135,7 +135,7 @@ def test_answers_are_counted_class_by_class():
     network = Network(lambda v, x: x.reshape(len(x), -1) * v["params"], image_shape=(1, 3, 1), num_classes=3)
     batch = Batch(jnp.eye(3).reshape(3, 1, 3, 1) * 0.5, jnp.arange(3))
     mask = jnp.zeros((3, 1, 3, 1)).at[2, 0, 2, 0].set(1.0)
-    patches = Inverted(Patch(mask, jnp.ones((3, 1, 3, 1))), jnp.mean(mask, axis=(1, 2, 3)), jnp.zeros(3))
+    patches = InvertedTriggers(Patch(mask, jnp.ones((3, 1, 3, 1))), jnp.mean(mask, axis=(1, 2, 3)), jnp.zeros(3))
     asked = answers(network, {"params": jnp.ones(3)}, batch, patches)
     np.testing.assert_allclose(asked.agreement, [1, 1, 1])
     np.testing.assert_allclose(asked.success, [0, 0, 1])

@@ -87,10 +87,10 @@ SEARCHES = {
 
 def test_the_trigger_of_a_backdoor_is_found():
     network, variables, images = backdoored()
-    made = jax.jit(lambda v, key: invert_classes(network, v, images, key=key, searches=SEARCHES))
-    found = made(variables, jax.random.key(1))
-    assert [*found] == ["patch", "perturbation"]
-    patch, perturbation = found.values()
+    made = jax.jit(lambda v, key: invert_classes(network, v, images, key=key, configs=SEARCHES))
+    triggers = made(variables, jax.random.key(1))
+    assert [*triggers] == ["patch", "perturbation"]
+    patch, perturbation = triggers.values()
     assert patch.parameters.mask.shape == (3, 8, 8, 1)
     assert patch.success[2] == 1
     assert int(jnp.argmin(patch.size)) == 2
@@ -98,7 +98,7 @@ def test_the_trigger_of_a_backdoor_is_found():
     assert int(jnp.argmin(perturbation.size)) == 2
     assert np.unravel_index(int(jnp.argmax(patch.parameters.mask[2])), (8, 8)) == (7, 7)
     # Sizes and successes are those of the parameters.
-    for (name, each), size in zip(found.items(), (jnp.mean, lambda x: jnp.sqrt(jnp.mean(x**2))), strict=True):
+    for (name, each), size in zip(triggers.items(), (jnp.mean, lambda x: jnp.sqrt(jnp.mean(x**2))), strict=True):
         own = jax.tree.map(lambda leaf: leaf[2], each.parameters)
         np.testing.assert_allclose(size(own.mask if name == "patch" else own), each.size[2], rtol=1e-6)
         assert success_rate(network, variables, images, family_of(name).trigger(own), 2) == each.success[2]

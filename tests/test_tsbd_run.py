@@ -29,7 +29,7 @@ from otbr_jax.runs.checkpoints import save_checkpoint
 from otbr_jax.settings import change
 from otbr_jax.steps.finetune import FinetuningConfig
 from otbr_jax.steps.sampling import split_folds
-from otbr_jax.steps.select import SelectionConfig, strongest
+from otbr_jax.steps.select import SelectionConfig, choose_within_tolerance
 from otbr_jax.steps.unlearn import CleanUnlearningConfig, CleanUnlearningInfo
 from otbr_jax.studies.results import summarize
 
@@ -151,7 +151,12 @@ def test_eight_devices_find_the_same_neurons(tsbd_run, tmp_path):
 
 def test_the_strongest_that_hardly_differs_from_the_best():
     accuracy = jnp.array([0.95, 0.99, 0.98, 0.97, 0.5])
-    assert [int(strongest(accuracy, tolerance=tolerance)) for tolerance in (0.0, 0.015, 0.025, 1.0)] == [1, 2, 3, 4]
+    assert [int(choose_within_tolerance(accuracy, tolerance=tolerance)) for tolerance in (0.0, 0.015, 0.025, 1.0)] == [
+        1,
+        2,
+        3,
+        4,
+    ]
 
 
 @pytest.mark.parametrize(

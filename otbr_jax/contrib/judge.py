@@ -17,7 +17,7 @@ from otbr_jax.contrib.evidence import EVIDENCE, Answers, Observed
 from otbr_jax.contrib.evidence.evidence import relative
 from otbr_jax.contrib.images import SyntheticConfig
 from otbr_jax.detectors.verdict import FEWEST, Detected
-from otbr_jax.inversion import Inverted, PenalisedConfig, Searches, success_rate
+from otbr_jax.inversion import InversionConfigs, InvertedTriggers, PenalisedConfig, success_rate
 from otbr_jax.inversion.penalised import family_of
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.types import Batch, Network, Variables
@@ -74,12 +74,12 @@ class SuspicionConfig:
             raise wrong(self, "evidence", f"at least one of {[*EVIDENCE]}", found="none")
 
     @property
-    def searches(self) -> Searches:
+    def searches(self) -> InversionConfigs:
         """How triggers are searched, by family."""
         return {"patch": self.patch, "perturbation": self.perturbation}
 
 
-def answers(network: Network, variables: Variables, batch: Batch, patches: Inverted) -> Answers:
+def answers(network: Network, variables: Variables, batch: Batch, patches: InvertedTriggers) -> Answers:
     """Asks a network; `batch` holds images `[n, h, w, c]` in [0, 1] with the original's answers `[n]`."""
     found = jnp.argmax(network.answer(variables, batch.images), axis=-1)
     classes = jnp.arange(network.num_classes)
@@ -130,11 +130,11 @@ class Findings(NamedTuple):
     chosen: jax.Array
 
 
-def find_suspect(triggers: Mapping[str, Inverted], along: Answers, *, config: SuspicionConfig) -> Findings:
+def find_suspect(triggers: Mapping[str, InvertedTriggers], along: Answers, *, config: SuspicionConfig) -> Findings:
     """Which class a network's triggers, and its answers with more and more neurons pruned, speak against.
 
     Args:
-      triggers: the original network's, `{family: Inverted}`, one for each class.
+      triggers: the original network's, `{family: InvertedTriggers}`, one for each class.
       along: `[settings, classes]`, in order of strength.
       config: what counts as evidence and as repaired.
     """

@@ -14,7 +14,7 @@ from otbr_jax.contrib.judge import Findings, SuspicionConfig, answers, find_susp
 from otbr_jax.defenses.otbr import OTBRConfig
 from otbr_jax.detectors.detector import Detector
 from otbr_jax.detectors.verdict import FEWEST, Verdict, in_words, verdict_of, with_enough_classes
-from otbr_jax.inversion import Inverted, Searches, invert_classes
+from otbr_jax.inversion import InversionConfigs, InvertedTriggers, invert_classes
 from otbr_jax.metrics import rounded
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.steps.fuse import align, interpolate
@@ -26,15 +26,15 @@ from otbr_jax.types import Variables
 
 def search_triggers(
     setup: Setup,
-    settings: Searches,
+    settings: InversionConfigs,
     *,
     victim: Variables,
     procedural: PredictedImages,
     key: jax.Array,
     report: Report | None,
-) -> dict[str, Inverted]:
+) -> dict[str, InvertedTriggers]:
     """A trigger of every family for every class."""
-    return invert_classes(setup.network, victim, procedural.batch, key=key, searches=settings, on_class=report)
+    return invert_classes(setup.network, victim, procedural.batch, key=key, configs=settings, on_class=report)
 
 
 class Judging(NamedTuple):
@@ -51,7 +51,7 @@ def try_settings(
     victim: Variables,
     scores: Scores,
     procedural: PredictedImages,
-    inverted: Mapping[str, Inverted],
+    inverted: Mapping[str, InvertedTriggers],
     key: jax.Array,
     report: Report | None,
 ) -> Findings:

@@ -31,7 +31,7 @@ from otbr_jax.detectors.detector import conclude
 from otbr_jax.detectors.verdict import FEWEST
 from otbr_jax.errors import InputError
 from otbr_jax.graph.graph import NeuronGraph
-from otbr_jax.inversion import Inverted
+from otbr_jax.inversion import InvertedTriggers
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.augment import augment
@@ -299,7 +299,7 @@ class OTBRPlusInfo(NamedTuple):
     """What happened on the way.
 
     Attributes:
-      triggers: the suspicious network's, `{family: Inverted}`, one for each class.
+      triggers: the suspicious network's, `{family: InvertedTriggers}`, one for each class.
       findings: which class is flagged, and which setting was chosen.
       gamma: share of neurons that the fused network lost, which is returned where nothing is patched.
       lam: the paper's lambda of that network; 0, as gamma, where no class is flagged.
@@ -307,7 +307,7 @@ class OTBRPlusInfo(NamedTuple):
         the way was gone in each phase, see `trigger_finetuning`; None where nothing is fine-tuned.
     """
 
-    triggers: Mapping[str, Inverted]
+    triggers: Mapping[str, InvertedTriggers]
     findings: Findings
     gamma: jax.Array
     lam: jax.Array

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from otbr_jax.contrib.images import SyntheticConfig, synthesize
 from otbr_jax.errors import InputError
-from otbr_jax.inversion import PenalisedConfig, Searches, success_rate
+from otbr_jax.inversion import InversionConfigs, PenalisedConfig, success_rate
 from otbr_jax.inversion.penalised import family_of, invert_families
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.finetune import FinetuningConfig, finetune
@@ -90,7 +90,7 @@ class TriggerFinetuningConfig:
             raise wrong(self, "shares", "ascending shares")
 
     @property
-    def searches(self) -> Searches:
+    def searches(self) -> InversionConfigs:
         """How triggers are searched, by family."""
         return {"patch": self.patch, "perturbation": self.perturbation}
 
@@ -321,7 +321,7 @@ def search_triggers(
     """`config.triggers` triggers of each family for one class, each from its own start. Takes what `patch` takes."""
 
     def one(key: jax.Array) -> Triggers:
-        found = invert_families(network, variables, batch, suspect, key=key, searches=config.searches)
+        found = invert_families(network, variables, batch, suspect, key=key, configs=config.searches)
         return {name: each.parameters for name, each in found.items()}
 
     return jax.lax.map(one, jax.random.split(key, config.triggers))

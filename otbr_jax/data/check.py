@@ -10,7 +10,7 @@ import numpy as np
 from otbr_jax.data.sources import Images
 from otbr_jax.errors import InputError
 from otbr_jax.steps.predictions import predict
-from otbr_jax.steps.sampling import stratified
+from otbr_jax.steps.sampling import stratified_sample
 from otbr_jax.types import Network, Variables
 
 ASKED = 500
@@ -31,7 +31,7 @@ def check_data(network: Network, variables: Variables, images: Images, *, name: 
       name: the argument that names them, for the message.
       what: what they are, for the message.
     """
-    chosen = stratified(images.labels, min(ASKED, len(images.labels)))
+    chosen = stratified_sample(images.labels, min(ASKED, len(images.labels)))
     found = jax.jit(partial(predict, network, batch_size=100))(variables, images.images[chosen])
     right, chance = float(np.mean(np.asarray(found) == images.labels[chosen])), 1 / network.num_classes
     if right < chance + _BEYOND * (1 - chance):

@@ -17,7 +17,7 @@ from otbr_jax.data.stored import Part, Stored, part
 from otbr_jax.errors import InputError
 from otbr_jax.extras import needed
 from otbr_jax.settings import field, settings, wrong
-from otbr_jax.steps.sampling import stratified
+from otbr_jax.steps.sampling import stratified_sample
 
 
 class Images(NamedTuple):
@@ -158,7 +158,7 @@ def read_part(
       name: of the data, for messages.
       image_shape: of the network's images.
       num_classes: of the network.
-      seed: which images; see `stratified`.
+      seed: which images; see `stratified_sample`.
 
     Raises:
       InputError: if there are none, or images or labels do not fit the network.
@@ -172,7 +172,7 @@ def read_part(
             f"found {found.labels.min()}..{found.labels.max()}{', which count from 1: subtract 1' if counted else ''}"
         )
     every = count == len(found.labels)
-    places = np.arange(count) if every else stratified(found.labels, count, seed=seed)
+    places = np.arange(count) if every else stratified_sample(found.labels, count, seed=seed)
     images = found.images(places)
     if images.shape[1:] != tuple(image_shape):
         raise InputError(

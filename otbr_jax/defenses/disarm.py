@@ -129,7 +129,7 @@ def plan(config: DisarmSettings) -> Plan:
             instead=lambda settings, inputs: None if np.any(inputs["detected"].wanted) else leave_alone,
             shown=Shown(
                 "searching and teaching",
-                total=unlearning.rounds * (unlearning.search.steps + unlearning.steps),
+                total=unlearning.rounds * (unlearning.inversion.steps + unlearning.steps),
                 work=partial(unlearning_work, config),
                 lighter="unlearning.batch_size",
             ),
@@ -142,7 +142,7 @@ def unlearning_work(config: DisarmSettings, setup: Setup) -> Work:
     """What lessons take at most: those against one short cut; none where no class is flagged."""
     del setup
     unlearning = config.unlearning
-    search = unlearning.search
+    search = unlearning.inversion
     answers = search.starts * search.images + unlearning.steps * unlearning.batch_size
     gradients = unlearning.triggers * search.steps * search.images + 3 * unlearning.steps * unlearning.batch_size
     what = f"{unlearning.rounds} rounds of lessons, if a class is flagged,"

@@ -212,7 +212,7 @@ def next_round(
             rate=config.inner_rate,
             axis_name=axis_name,
         )
-        updates, moments = optimizer.update(grads, tuning.moments, tuning.params)
+        updates, moments = optimizer.update(grads, tuning.opt_state, tuning.params)
         moved = Finetuning(optax.apply_updates(tuning.params, updates), tuning.state, moments)
         return moved, (loss, mean(accuracy, axis_name))
 

@@ -21,7 +21,7 @@ from otbr_jax.inversion import descend
 from otbr_jax.plan import Plan, Setup
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.finetune import FinetuningConfig
-from otbr_jax.steps.objective import Evaluated, Objective, losses, objective_of
+from otbr_jax.steps.objective import Evaluation, Objective, losses, make_objective
 from otbr_jax.types import Batch, Network, Variables, in_unit_range
 
 STARTS = ("max", "zero", "min")
@@ -172,9 +172,9 @@ def objective(setup: Setup, like: Any, own: SAUConfig, *, victim: Variables) -> 
         )
         return value, (clean, {name: tree for name, tree in variables.items() if name != "params"})
 
-    descended = objective_of(loss, like, axis_name=setup.axis_name)
+    descended = make_objective(loss, like, axis_name=setup.axis_name)
 
-    def found(params: Any, state: Any, batch: Batch) -> tuple[Evaluated, Any]:
+    def found(params: Any, state: Any, batch: Batch) -> tuple[Evaluation, Any]:
         rounded = jax.tree.map(lambda p, own: p.astype(own.dtype), params, like)
         perturbed = perturb(network, {"params": rounded, **state}, victim, batch, config=own)
         return descended(params, state, Batch(jnp.stack([batch.images, perturbed]), batch.labels))

@@ -25,7 +25,7 @@ from otbr_jax.detectors.verdict import Verdict, verdict_of
 from otbr_jax.metrics import rounded
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings
-from otbr_jax.steps.margin import MarginConfig, largest_margins
+from otbr_jax.steps.margin import MarginConfig, maximum_margins
 from otbr_jax.types import Variables
 
 NULLS = ("gamma", "exponential")
@@ -54,7 +54,7 @@ def search_margins(
     setup: Setup, settings: MarginConfig, *, victim: Variables, key: jax.Array, report: Report | None
 ) -> jax.Array:
     """How far any picture can lift each class, `[classes]`."""
-    return largest_margins(setup.network, victim, key=key, config=settings, axis_name=setup.axis_name, on_step=report)
+    return maximum_margins(setup.network, victim, key=key, config=settings, axis_name=setup.axis_name, on_step=report)
 
 
 def p_values(margins: np.ndarray, *, null: str = "gamma") -> np.ndarray:

@@ -108,7 +108,7 @@ class Run:
 
     def step(self, step: Step, stages: Mapping[str, Stage]) -> Stage:
         """Computes (or reloads) one step, which is given the values of the stages that it needs, and nothing else."""
-        taken = plans.taken(step, stages)
+        taken = plans.select_inputs(step, stages)
         inputs = {argument: stage.value for argument, stage in taken.items()}
         key = plans.step_key(self.root, step)
         compute: Callable[..., Any] = self._rounds if isinstance(step, LongStep) else self._at_once
@@ -129,7 +129,7 @@ class Run:
     def _at_once(self, step: Step, key: jax.Array, inputs: Mapping[str, Any], progress: pathlib.Path) -> Any:
         """One program, with a clock; devices have copies of everything but what they share."""
         del progress
-        step = plans.shortened(step, inputs)
+        step = plans.shorten(step, inputs)
         shown = step.shown
         estimate.announce(step, self._setup, inputs.get("victim"), devices=self.mesh.size)
         with step_progress(shown.title, shown.count(self.setup), unit=shown.unit) as report:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from otbr_jax.attacks.attack import Assets, InTraining
 from otbr_jax.errors import InputError
-from otbr_jax.plan import entry, stacked
+from otbr_jax.plan import stack_trees, tree_entry
 from otbr_jax.runs.devices import replicate
 from otbr_jax.types import Network, Variables
 from otbr_jax.victims.training import History, Trained, TrainingConfig, TrainingSet, train
@@ -62,14 +62,14 @@ def train_stack(
     for name, trees in (("variables", variables), ("data", data), ("assets", own)):
         _check_shapes(trees, name=name)
     together = TrainingSet(*(_together(arrays) for arrays in zip(*data, strict=True)))
-    start, placed, arrays, key = replicate((stacked(variables), together, stacked(own), keys), mesh)
+    start, placed, arrays, key = replicate((stack_trees(variables), together, stack_trees(own), keys), mesh)
     trained = train(
         network, start, placed, key=key, config=config, mesh=mesh, assets=arrays, attack=attack, on_epoch=on_epoch
     )
     return [
         Trained(
-            entry(trained.variables, index),
-            entry(trained.assets, index),
+            tree_entry(trained.variables, index),
+            tree_entry(trained.assets, index),
             History(*(values[:, index] for values in trained.history)),
             trained.seconds / count,
             trained.images_per_second,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from otbr_jax.inversion import Inverted
+from otbr_jax.inversion import InvertedTriggers
 
 
 class Answers(NamedTuple):
@@ -27,12 +27,12 @@ class Observed(NamedTuple):
     """What evidence is made of.
 
     Attributes:
-      triggers: of the suspicious network, `{family: Inverted}`, a trigger for each class.
+      triggers: of the suspicious network, `{family: InvertedTriggers}`, a trigger for each class.
       along: `[settings, classes]`, of networks with more and more neurons pruned and fused.
       agreement: settings at which fewer of the images keep their answer say nothing about single classes, in [0, 1].
     """
 
-    triggers: Mapping[str, Inverted]
+    triggers: Mapping[str, InvertedTriggers]
     along: Answers
     agreement: float
 
