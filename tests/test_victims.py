@@ -36,8 +36,8 @@ QUICK = AttackConfig(
     input_aware=input_aware.InputAwareConfig(mask_steps=30, channels=4, density=0.2),
     trojan=trojan.TrojanConfig(steps=20),
     lira=lira.LIRAConfig(eps=0.2, channels=4),
-    adaptive_pictures=adaptive.PicturesAwareConfig(size=2, pictures=60),
-    adaptive_reach=adaptive.ReachAwareConfig(size=2),
+    adaptive_pictures=adaptive.ImagesAwareConfig(size=2, pictures=60),
+    adaptive_reach=adaptive.SizeAwareConfig(size=2),
     adaptive_channels=adaptive.ChannelsAwareConfig(size=2),
 )
 CONFIG = VictimConfig(model=MODEL, attack=QUICK, training=TrainingConfig(epochs=5, batch_size=32, measure_every=3))
