@@ -291,6 +291,7 @@ def plan(config: OTBRSettings) -> Plan:
                 finetune_suspects,
                 needs("victim", "synthetic", "detected"),
                 settings,
+                key="patched",
                 shown=Shown("fine-tuning on inverted triggers"),
             )
         )
