@@ -10,8 +10,8 @@ import pytest
 
 from otbr_jax import InputError, Layer, LongStep, Network, NeuronGraph, Setup, Step, run, set_up
 from otbr_jax.contrib.distill import DistillationConfig
-from otbr_jax.contrib.judge import SuspicionConfig
 from otbr_jax.contrib.otbr_plus import OTBRSettings
+from otbr_jax.contrib.pruning_detection import PruningDetectionConfig
 from otbr_jax.contrib.trigger_finetuning import TriggerFinetuningConfig
 from otbr_jax.defenses.registry import DEFENSES
 from otbr_jax.defenses.tsbd import TSBDSettings
@@ -170,13 +170,13 @@ def test_a_setup_knows_its_layers():
     assert isinstance(SETUP, Setup)
 
 
-JUDGED = SuspicionConfig(gamma=(0.1,))
+DETECTION = PruningDetectionConfig(gamma=(0.1,))
 CONFIGS = {
     "otbr": OTBRSettings(),
-    "distilled": OTBRSettings(suspicion=JUDGED, distillation=DistillationConfig("labels")),
-    "trigger_finetuned": OTBRSettings(suspicion=JUDGED, trigger_finetuning=TriggerFinetuningConfig(triggers=1)),
+    "distilled": OTBRSettings(detection=DETECTION, distillation=DistillationConfig("labels")),
+    "trigger_finetuned": OTBRSettings(detection=DETECTION, trigger_finetuning=TriggerFinetuningConfig(triggers=1)),
     "tsbd": TSBDSettings(),
-    "selected": TSBDSettings(suspicion=JUDGED, selection=SelectionConfig(n=(0.1,))),
+    "selected": TSBDSettings(detection=DETECTION, selection=SelectionConfig(n=(0.1,))),
 }
 
 

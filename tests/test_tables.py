@@ -83,7 +83,7 @@ def swept(rng, seed):
     return row | {path: {"traces": 1} | {name: value(rng) for name in names} for path in paths}
 
 
-def stacked(rng, seed):
+def stacked_row(rng, seed):
     """A row as stacking.jsonl has it."""
     names = ("victims_per_minute", "cpu_seconds_per_victim")
     found = {name: {size: value(rng) for size in ("1", "2", "4", "8")} for name in names}
@@ -262,7 +262,7 @@ MADE = {
     "unlearning_step": stepped,
     "transport": transported,
     "sweep": swept,
-    "stacking": stacked,
+    "stacking": stacked_row,
     "second_start": started,
     "start": begun,
     "growth": grown,

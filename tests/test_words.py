@@ -124,7 +124,9 @@ def strings_and_comments(text):
     """What people read of Python: docstrings, messages, help texts, comments."""
     kinds = {tokenize.STRING, tokenize.COMMENT, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
     return "\n".join(
-        token.string for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type in kinds
+        token.string
+        for token in tokenize.generate_tokens(io.StringIO(KEPT.sub(" ", text)).readline)
+        if token.type in kinds
     )
 
 

@@ -61,7 +61,7 @@ def npz(config: DataConfig, image_shape: tuple[int, int, int]) -> Stored:
 
 
 def folder(config: DataConfig, image_shape: tuple[int, int, int]) -> Stored:
-    """A user's folder of pictures, `test/CLASS/*` and maybe `train/CLASS/*`; see `read_folder`."""
+    """A user's folder of images, `test/CLASS/*` and maybe `train/CLASS/*`; see `read_folder`."""
     return read_folder(config.path, image_shape)
 
 
@@ -132,13 +132,13 @@ def load(config: DataConfig, *, image_shape: tuple[int, int, int], num_classes: 
             f"data {config.name!r}: expected {num_classes} classes as model.num_classes says, found {stored.classes}"
         )
     parts, counts = {}, []
-    for key, name, found in (("training", "train_images", stored.train), ("test", "test_images", stored.test)):
-        available, wanted = 0 if found is None else len(found.labels), getattr(config, name)
+    for key, name, subset in (("training", "train_images", stored.train), ("test", "test_images", stored.test)):
+        available, wanted = 0 if subset is None else len(subset.labels), getattr(config, name)
         if wanted > available:
             raise InputError(f"data.{name}: expected at most {available:,}, as many as there are, found {wanted:,}")
-        if found is not None:
+        if subset is not None:
             parts[key] = read_part(
-                found, wanted or available, name=config.name, image_shape=image_shape, num_classes=num_classes
+                subset, wanted or available, name=config.name, image_shape=image_shape, num_classes=num_classes
             )
             counts.append(f"{wanted:,} of {available:,} {key}" if wanted else f"{available:,} {key}")
     chosen = ", of every class its share" if config.train_images or config.test_images else ""
@@ -148,12 +148,12 @@ def load(config: DataConfig, *, image_shape: tuple[int, int, int], num_classes: 
 
 
 def read_part(
-    found: Part, count: int, *, name: str, image_shape: tuple[int, int, int], num_classes: int, seed: int = 0
+    stored: Part, count: int, *, name: str, image_shape: tuple[int, int, int], num_classes: int, seed: int = 0
 ) -> Images:
     """That many images of a part, of every class its share.
 
     Args:
-      found: the part.
+      stored: the part.
       count: how many of its images, at least 1.
       name: of the data, for messages.
       image_shape: of the network's images.
@@ -163,23 +163,23 @@ def read_part(
     Raises:
       InputError: if there are none, or images or labels do not fit the network.
     """
-    if not len(found.labels):
+    if not len(stored.labels):
         raise InputError(f"data {name!r}: expected images, found none")
-    if found.labels.min() < 0 or found.labels.max() >= num_classes:
-        counted = found.labels.min() == 1 and found.labels.max() == num_classes
+    if stored.labels.min() < 0 or stored.labels.max() >= num_classes:
+        shifted = stored.labels.min() == 1 and stored.labels.max() == num_classes
         raise InputError(
             f"data {name!r}: expected labels in 0..{num_classes - 1} as model.num_classes says, "
-            f"found {found.labels.min()}..{found.labels.max()}{', which count from 1: subtract 1' if counted else ''}"
+            f"found {stored.labels.min()}..{stored.labels.max()}{', which count from 1: subtract 1' if shifted else ''}"
         )
-    every = count == len(found.labels)
-    places = np.arange(count) if every else stratified_sample(found.labels, count, seed=seed)
-    images = found.images(places)
+    every = count == len(stored.labels)
+    places = np.arange(count) if every else stratified_sample(stored.labels, count, seed=seed)
+    images = stored.images(places)
     if images.shape[1:] != tuple(image_shape):
         raise InputError(
             f"data {name!r}: expected images of shape {tuple(image_shape)} as model.image_shape says, "
             f"found {images.shape[1:]}"
         )
-    return Images(images, found.labels[places])
+    return Images(images, stored.labels[places])
 
 
 def preprocess(images: jax.Array, config: DataConfig) -> jax.Array:

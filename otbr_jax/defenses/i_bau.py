@@ -165,7 +165,7 @@ def start(setup: Setup, config: IBAUConfig, *, victim: Variables, clean: Batch, 
 def next_round(
     setup: Setup, config: IBAUConfig, state: Unlearning, *, victim: Variables, clean: Batch, key: jax.Array
 ) -> tuple[Unlearning, dict[str, jax.Array]]:
-    """Searches a trigger, and unlearns it batch by batch; in evaluation mode, so that statistics stay.
+    """Inverts a trigger, and unlearns it batch by batch; in evaluation mode, so that statistics stay.
 
     Batches of the search are drawn anew in each round, those that unlearn once for all rounds, as published.
     """

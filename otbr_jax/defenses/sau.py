@@ -156,7 +156,7 @@ def shared_risk(logits: jax.Array, suspicious: jax.Array, labels: jax.Array, pla
 
 
 def objective(setup: Setup, like: Any, own: SAUConfig, *, victim: Variables) -> Objective:
-    """Searches perturbations of a batch, images in [0, 1], and descends what SAU descends; in evaluation mode."""
+    """Inverts perturbations of a batch, images in [0, 1], and descends what SAU descends; in evaluation mode."""
     network = setup.network
 
     def loss(variables: Any, batch: Batch) -> tuple[jax.Array, tuple[jax.Array, Any]]:

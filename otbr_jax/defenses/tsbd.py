@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from otbr_jax import plan as plans
-from otbr_jax.contrib.judge import Findings, SuspicionConfig
-from otbr_jax.contrib.judging import is_flagged, judging_steps, measured, pruning_detector
+from otbr_jax.contrib.detection_steps import detection_steps, is_flagged, plain_findings, pruning_detector
+from otbr_jax.contrib.pruning_detection import Findings, PruningDetectionConfig
 from otbr_jax.defenses.defense import Defense, Outcome, count_neurons
 from otbr_jax.defenses.grid import Built, Grid
 from otbr_jax.defenses.otbr import SCORES, OTBRConfig, Unlearned
@@ -87,8 +87,10 @@ class TSBDSettings:
     """All settings of the defence `tsbd`."""
 
     tsbd: TSBDConfig = field(default=TSBDConfig(), doc="the published method.")
-    suspicion: SuspicionConfig = field(
-        default=SuspicionConfig(), doc="whether anything is repaired at all, as the clean images say."
+    detection: PruningDetectionConfig = field(
+        formerly="suspicion",
+        default=PruningDetectionConfig(),
+        doc="whether there is a backdoor to repair, by clean images.",
     )
     otbr: OTBRConfig = field(
         default=OTBRConfig(), doc="how networks are pruned and fused to see what falls, where a backdoor is looked for."
@@ -143,7 +145,7 @@ def select(
     folds: tuple[jax.Array, jax.Array],
     key: jax.Array,
     report: Report | None,
-    judged: Findings | None = None,
+    detected: Findings | None = None,
 ) -> Selection:
     """Chooses n and m by clean images that are held out; none of them where no class is flagged."""
     counts, shares = sizes(setup, settings.pairs)
@@ -167,11 +169,11 @@ def select(
             on_candidate=report,
         )
 
-    if judged is None:
+    if detected is None:
         return selected()
     rest = jax.eval_shape(selected)
     none = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), rest)
-    return jax.lax.cond(judged.detected.flagged, selected, lambda: none)
+    return jax.lax.cond(detected.detected.flagged, selected, lambda: none)
 
 
 def sizes(setup: Setup, pairs: Sequence[tuple[float, float]]) -> tuple[jax.Array, jax.Array]:
@@ -195,15 +197,15 @@ def zero(
     unlearned: Unlearned,
     scores: Scores,
     selected: Selection | None = None,
-    judged: Findings | None = None,
+    detected: Findings | None = None,
     **_: Any,
 ) -> Reinitialized:
     """Step 2: the weights that changed most, of the neurons that changed most, are set to zero."""
     counts, shares = sizes(setup, settings.pairs)
     chosen = 0 if selected is None else selected.chosen
     count, share = counts[chosen], shares[chosen]
-    if judged is not None:
-        count = jnp.where(judged.detected.flagged, count, 0)
+    if detected is not None:
+        count = jnp.where(detected.detected.flagged, count, 0)
     found = reinitialize(
         victim, unlearned.variables, scores, setup.layers, count=count, share=share, scheme=settings.scheme
     )
@@ -211,19 +213,19 @@ def zero(
 
 
 def plan(config: TSBDSettings) -> Plan:
-    """unlearned -> scores (-> answered -> inverted -> judged) (-> selected) -> reinitialized -> finetuned."""
+    """unlearned -> scores (-> answered -> inverted -> detected) (-> selected) -> reinitialized -> finetuned."""
     method, chosen = config.tsbd, config.selection
     steps: list[Step] = [
         clean_unlearning_step(method.unlearning, group="tsbd.unlearning"),
         SCORES,
     ]
-    judged = []
-    if config.suspicion.gamma:
+    detected = []
+    if config.detection.gamma:
         steps.append(
             Step("answered", answer_clean, needs("victim", "clean"), shown=Shown("what clean images are answered"))
         )
-        steps += judging_steps(config.suspicion, config.otbr, images="answered")
-        judged = ["judged"]
+        steps += detection_steps(config.detection, config.otbr, images="answered")
+        detected = ["detected"]
     pairs: tuple[tuple[float, float], ...] = ((method.n, method.shares()[0]),)
     selected: list[str] = []
     if chosen.n:
@@ -232,7 +234,7 @@ def plan(config: TSBDSettings) -> Plan:
             Step(
                 "selected",
                 select,
-                needs("victim", "unlearned", "scores", "clean", "folds", *judged),
+                needs("victim", "unlearned", "scores", "clean", "folds", *detected),
                 Selecting(pairs, method.scheme, method.finetuning, chosen.tolerance),
                 key="finetuned",
                 shown=Shown("choosing n and m, clean images only", total=len(pairs) * chosen.folds, unit="run"),
@@ -243,7 +245,7 @@ def plan(config: TSBDSettings) -> Plan:
         Step(
             "reinitialized",
             zero,
-            needs("victim", "unlearned", "scores", *selected, *judged),
+            needs("victim", "unlearned", "scores", *selected, *detected),
             Zeroing(pairs, method.scheme),
             shown=Shown("zero re-initialisation"),
         ),
@@ -253,7 +255,7 @@ def plan(config: TSBDSettings) -> Plan:
             "activeness-aware fine-tuning",
             group="tsbd.finetuning",
             start="reinitialized",
-            judged="judged" if judged else "",
+            judged="detected" if detected else "",
         ),
     )
 
@@ -388,7 +390,7 @@ def outcome(config: TSBDSettings, values: Mapping[str, Any]) -> Outcome:
     scored, taken = count_neurons(reinit.neurons)
     zeroed = sum(int(mask.sum()) for mask in reinit.zeroed.values())
     history = plain_history(values["finetuned"])
-    looked = "judged" in values
+    looked = "detected" in values
     return Outcome(
         choice={"n": n, "m": m, "chosen_by": chosen_by},
         done=f"{zeroed:,} weights of {taken} of {scored} neurons re-initialised, {len(history['loss'])} epochs of "
@@ -401,7 +403,7 @@ def outcome(config: TSBDSettings, values: Mapping[str, Any]) -> Outcome:
         warnings=unlearning_warnings(unlearning, name="tsbd.unlearning"),
         verdict=conclude(DETECTOR, config, values) if looked else None,
         more={
-            "detection": measured(config.suspicion, values) if looked else None,
+            "detection": plain_findings(config.detection, values) if looked else None,
             "selection": selection,
             "unlearning": {"epochs": epochs, "accuracy": accuracy, "reached_chance": bool(unlearning.reached)},
             "finetuning": history,
@@ -422,7 +424,7 @@ DEFENSE = Defense(
     outcome=outcome,
     given=given,
     grid=grid,
-    detector=lambda config: DETECTOR if config.suspicion.gamma else None,
+    detector=lambda config: DETECTOR if config.detection.gamma else None,
     batch_sizes=lambda config: {
         f"tsbd.{stage}.batch_size": getattr(config.tsbd, stage).batch_size for stage in ("unlearning", "finetuning")
     },

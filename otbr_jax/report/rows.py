@@ -65,6 +65,7 @@ _OF_VERDICTS = ("backdoored", "suspect", "score", "scores", "threshold", "p_valu
 _FORMERLY = {
     "comes_back": "relearning",
     "comes_back_never": "relearning_never",
+    "judged": "detected",
     "patched": "trigger_finetuned",
     "pictures": "procedural",
     "reached": "minimal",

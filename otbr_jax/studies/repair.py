@@ -97,7 +97,7 @@ def repair(
             test = test_set(run, victim)
             stages |= again.plan((measuring_step(config),), {**given, **defended, "test": test})
             recipe, asked = config.victim.training, config.relearning
-            stages |= relearning.measured(run, victim, repaired, test, asked, recipe=recipe, seen=means.seen)
+            stages |= relearning.measure_relearning(run, victim, repaired, test, asked, recipe=recipe, clean=means.seen)
         result = Repair(
             session.source.restore(repaired), session.source.network, run.setup.layers, stages, session.dataset, test,
             config, folder, tuple(folder / name for name in files), means.clean, trace,

@@ -1,8 +1,8 @@
 """Is there a backdoor, for which class, and is it gone? By how triggers fare while neurons are pruned.
 
-Evidence (`otbr_jax.contrib.evidence`) is of several kinds. Each is found in clean networks too, where one
-class is easier to imitate and another falls first by chance; so what a class has of all of them is added, each with its
-weight. The weights are the simplest that told the bench's victims from its clean networks.
+The evidence (`otbr_jax.contrib.evidence`) is of several kinds. Clean networks show each of them too: by chance one
+class is easier to imitate and another falls first. The anomaly score of a class is therefore a weighted sum of all
+kinds. The weights are the simplest that separated the bench's victims from its clean networks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from otbr_jax.contrib.evidence import EVIDENCE, Answers, Observed
+from otbr_jax.contrib.evidence import EVIDENCE, Observations, Predictions
 from otbr_jax.contrib.evidence.evidence import relative
 from otbr_jax.contrib.images import SyntheticConfig
 from otbr_jax.detectors.verdict import FEWEST, Detected
@@ -23,9 +23,9 @@ from otbr_jax.settings import field, settings, wrong
 from otbr_jax.types import Batch, Network, Variables
 
 
-@settings("suspicion")
-class SuspicionConfig:
-    """How a network is looked at, and gamma and lambda are chosen, without data."""
+@settings("detection")
+class PruningDetectionConfig:
+    """How a backdoor is detected by pruning and fusing, and how gamma and lambda are chosen without data."""
 
     gamma: tuple[float, ...] = field(
         default=(),
@@ -36,23 +36,23 @@ class SuspicionConfig:
     lam: tuple[float, ...] = field(default=(0.5, 0.75), at_least=0, at_most=1, doc="the paper's lambdas to try.")
     synthetic: SyntheticConfig = field(default=SyntheticConfig(), doc="how images are made from the network.")
     patch: PenalisedConfig = field(
-        default=PenalisedConfig(steps=80), doc="how a patch is reverse-engineered on them for each class."
+        default=PenalisedConfig(steps=80), doc="how a patch is inverted for each class on these images."
     )
     perturbation: PenalisedConfig = field(
         default=PenalisedConfig(steps=80, learning_rate=0.03, size=30.0),
-        doc="how a perturbation of the whole image is.",
+        doc="how a perturbation of the whole image is inverted.",
     )
     agreement: float = field(
         default=0.9,
         at_least=0,
         at_most=1,
-        doc="settings at which fewer of the images keep their answer say nothing about single classes.",
+        doc="the least share of images that keep their prediction; settings below it are no evidence about classes.",
     )
     least_agreement: float = field(
         default=0.6,
         at_least=0,
         at_most=1,
-        doc="settings at which fewer of the images of other classes than the suspicious one keep their answer are not "
+        doc="the least share of images of the other classes that keep their prediction; settings below it are not "
         "chosen.",
     )
     threshold: float = field(default=0.41, doc="the score from which a class is flagged.")
@@ -60,92 +60,101 @@ class SuspicionConfig:
         default=0.02,
         at_least=0,
         at_most=1,
-        doc="what may remain of the suspicious class for a setting to count as repaired, see `remaining`.",
+        doc="how much may remain of the suspicious class at a setting that counts as repaired, see `remaining`.",
     )
     evidence: tuple[str, ...] = field(
         default=("patch", "perturbation", "fall"), choices=tuple(EVIDENCE), doc="the kinds of evidence that count."
     )
 
     def check(self) -> None:
-        """A grid has two sides, and somebody is asked."""
+        """A grid has two sides, and there is some evidence."""
         if self.gamma and not self.lam:
-            raise wrong(self, "lam", f"lambdas beside suspicion.gamma {[*self.gamma]}", found="none")
+            raise wrong(self, "lam", f"lambdas beside detection.gamma {[*self.gamma]}", found="none")
         if not self.evidence:
             raise wrong(self, "evidence", f"at least one of {[*EVIDENCE]}", found="none")
 
     @property
     def searches(self) -> InversionConfigs:
-        """How triggers are searched, by family."""
+        """How triggers are inverted, by family."""
         return {"patch": self.patch, "perturbation": self.perturbation}
 
 
-def answers(network: Network, variables: Variables, batch: Batch, patches: InvertedTriggers) -> Answers:
-    """Asks a network; `batch` holds images `[n, h, w, c]` in [0, 1] with the original's answers `[n]`."""
-    found = jnp.argmax(network.answer(variables, batch.images), axis=-1)
+def count_predictions(network: Network, variables: Variables, batch: Batch, patches: InvertedTriggers) -> Predictions:
+    """Which predictions a network keeps, and how well each class's patch works on it.
+
+    Args:
+      network: the functions of the network.
+      variables: its variables.
+      batch: images `[n, h, w, c]` in [0, 1], and the suspicious network's predictions `[n]`.
+      patches: a patch for each class.
+    """
+    predictions = jnp.argmax(network.answer(variables, batch.images), axis=-1)
     classes = jnp.arange(network.num_classes)
     own = batch.labels[None, :] == classes[:, None]
     count = jnp.sum(own, axis=1)
-    kept = jnp.sum(own & (found == batch.labels)[None, :], axis=1)
+    kept = jnp.sum(own & (predictions == batch.labels)[None, :], axis=1)
     agreement = jnp.where(count > 0, kept / jnp.maximum(count, 1), 1.0)
 
     def success(trigger: tuple[jax.Array, jax.Array]) -> jax.Array:
         patch, target = trigger
         return success_rate(network, variables, batch, family_of("patch").trigger(patch), target)
 
-    return Answers(agreement, jax.lax.map(success, (patches.parameters, classes)))
+    return Predictions(agreement, jax.lax.map(success, (patches.parameters, classes)))
 
 
-def suspicions(observed: Observed, *, evidence: Sequence[str]) -> jax.Array:
+def anomaly_scores(observations: Observations, *, evidence: Sequence[str]) -> jax.Array:
     """The score of every class, `[classes]`: the weighted sum of the evidence of these kinds."""
     total = jnp.zeros(())
     # The last first: sums of the published three round as they always did.
     for kind in reversed([EVIDENCE[name] for name in evidence]):
-        total = total + kind.weight * kind.of(observed)
+        total = total + kind.weight * kind.of(observations)
     return total
 
 
-def remaining(along: Answers, suspect: jax.Array | int) -> jax.Array:
+def remaining(predictions: Predictions, suspect: jax.Array | int) -> jax.Array:
     """What remains of a suspicious class at every setting, `[settings]`, at least 0.
 
-    The share of its images that keep their answer, times how well its trigger works against the median of all classes.
-    Images made for the attacker's class hold what the backdoor looks for, and so are lost with it.
+    The share of its images that keep their prediction, times how well its trigger works against the median of all
+    classes. Images made for the attacker's class hold the trigger, and so are lost with the backdoor.
     """
-    return along.agreement[:, suspect] * relative(along.success)[:, suspect]
+    return predictions.agreement[:, suspect] * relative(predictions.success)[:, suspect]
 
 
 class Findings(NamedTuple):
-    """How networks with more and more neurons pruned and fused answer, and what follows.
+    """What networks with more and more neurons pruned and fused predict, and what follows.
 
     Attributes:
-      answers: of every setting, `[settings, classes]`.
-      detected: the score of each class, see `suspicions`; none is flagged of fewer than `FEWEST` classes.
+      predictions: of every setting, `[settings, classes]`.
+      detected: the score of each class, see `anomaly_scores`; none is flagged of fewer than `FEWEST` classes.
       remaining: `[settings]`, of the suspect, see `remaining`.
       chosen: index of the setting with the highest agreement among those that leave little of the suspect; where none
         does, of the one that leaves least among those that still agree enough.
     """
 
-    answers: Answers
+    predictions: Predictions
     detected: Detected
     remaining: jax.Array
     chosen: jax.Array
 
 
-def find_suspect(triggers: Mapping[str, InvertedTriggers], along: Answers, *, config: SuspicionConfig) -> Findings:
-    """Which class a network's triggers, and its answers with more and more neurons pruned, speak against.
+def detect_by_pruning(
+    triggers: Mapping[str, InvertedTriggers], predictions: Predictions, *, config: PruningDetectionConfig
+) -> Findings:
+    """Scores the classes, and chooses the setting that leaves little of the suspect. Pure; jits.
 
     Args:
-      triggers: the original network's, `{family: InvertedTriggers}`, one for each class.
-      along: `[settings, classes]`, in order of strength.
+      triggers: the suspicious network's, `{family: InvertedTriggers}`, one for each class.
+      predictions: of networks with more and more neurons pruned and fused, `[settings, classes]`, in order of strength.
       config: what counts as evidence and as repaired.
     """
-    scores = suspicions(Observed(triggers, along, config.agreement), evidence=config.evidence)
+    scores = anomaly_scores(Observations(triggers, predictions, config.agreement), evidence=config.evidence)
     suspect = jnp.argmax(scores)
-    left = remaining(along, suspect)
+    left = remaining(predictions, suspect)
     gone = left <= config.remaining
-    agreement = jnp.mean(along.agreement, axis=1)
-    others = jnp.mean(along.agreement, axis=1, where=jnp.arange(len(scores)) != suspect)
+    agreement = jnp.mean(predictions.agreement, axis=1)
+    others = jnp.mean(predictions.agreement, axis=1, where=jnp.arange(len(scores)) != suspect)
     sound = (others >= config.least_agreement) | (others == jnp.max(others))
     least = jnp.argmin(jnp.where(sound, left, jnp.inf))
     chosen = jnp.where(jnp.any(gone & sound), jnp.argmax(jnp.where(gone & sound, agreement, -1.0)), least)
     flagged = (scores[suspect] >= config.threshold) & (len(scores) >= FEWEST)
-    return Findings(along, Detected(scores, suspect, flagged), left, chosen)
+    return Findings(predictions, Detected(scores, suspect, flagged), left, chosen)
