@@ -55,7 +55,7 @@ class RepairConfig:
 
     @property
     def clean_seed(self) -> int:
-        """The seed that draws and holds out clean images: `seed`, or one from `seed` and a `repetition` other than 0."""
+        """The seed that draws and holds out clean images: from `seed`, and `repetition` if that is not 0."""
         both = np.random.SeedSequence((self.victim.seed, self.repetition))
         return int(both.generate_state(1)[0]) if self.repetition else self.victim.seed
 
