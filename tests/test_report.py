@@ -158,7 +158,7 @@ def test_a_defence_that_does_not_ask():
     assert use[0] == "No."
     backdoored, sure, gone, cost, use = told(OTBR | {"metrics": {"victim": None, "fused": None}})
     assert [backdoored[0], use[0]] == ["Not asked.", "Not on this report alone."]
-    assert "--judge" in sure[1]
+    assert "--detect" in sure[1]
     assert gone[0] == "Not known: no trigger was measured."
     costly = OTBR | {"metrics": {"victim": metrics(0.95, 1.0, 0.0), "fused": metrics(0.8, 0.1, 0.5)}}
     assert told(costly)[-1][0] == "Not as it is."

@@ -97,7 +97,7 @@ def _sure(facts: Facts) -> Answer:
         rate = () if verdict is None or facts.untold else _rate(verdict)
         return Answer(question, "As sure as a measurement with the trigger.", "good", (more, *rate))
     if verdict is None:
-        ask = ("No detector ran. To ask one: ", Code("python -m launch.inspect_network --judge=DIR"), ".")
+        ask = ("No detector ran. To ask one: ", Code("python -m launch.inspect_network --detect=DIR"), ".")
         return Answer(question, "There is no verdict to be sure of.", "open", (ask,))
     if facts.untold:
         return Answer(question, "There is no verdict to be sure of.", "open", ("It may be backdoored, or clean.",))
