@@ -22,30 +22,30 @@ FACTORS = {
 }
 """What grows, and its name in words."""
 STAGES = {
-    "training": "#7f8891",
-    "unlearning": "#0072b2",
-    "fusion": "#56b4e9",
-    "pictures": "#f0a000",
-    "search": "#d55e00",
-    "margins": "#cc79a7",
-    "lessons": "#009e73",
-    "transport": "#24292f",
+    "training": ("training", "#7f8891"),
+    "unlearning": ("unlearning", "#0072b2"),
+    "fusion": ("fusion", "#56b4e9"),
+    "pictures": ("procedural images", "#f0a000"),
+    "search": ("trigger inversion", "#d55e00"),
+    "margins": ("maximum margins", "#cc79a7"),
+    "lessons": ("trigger unlearning", "#009e73"),
+    "transport": ("transport", "#24292f"),
 }
-"""The stages, and the colours of their lines."""
+"""The stages of rows: their names in words, and the colours of their lines."""
 
 
 def exponents(rows: Sequence[Row]) -> list[Table]:
     """A line for each stage: the exponents of time and of memory by each factor."""
-    found = {(text(row, "stage", among=STAGES), text(row, "factor", among=FACTORS)): row for row in rows}
+    by_place = {(text(row, "stage", among=STAGES), text(row, "factor", among=FACTORS)): row for row in rows}
     lines = []
-    for stage in STAGES:
+    for stage, (name, _) in STAGES.items():
         cells = []
         for factor in FACTORS:
-            row = found.get((stage, factor))
+            row = by_place.get((stage, factor))
             pair = [NOTHING] if row is None else [number(row, f"exponent_{of}", ".1f") for of in ("time", "memory")]
             cells.append(" / ".join(pair).replace("-0.0", "0.0"))
         if any(cell != NOTHING for cell in cells):
-            lines.append([stage, *cells])
+            lines.append([name, *cells])
     return [Table(("time / memory grow as", *FACTORS.values()), lines)]
 
 
@@ -76,9 +76,9 @@ def growth_figure(rows: Sequence[Row]) -> Figure:
             for row in (row for row in kept if text(row, "factor") == factor):
                 stage, values = text(row, "stage", among=STAGES), field(row, "values")
                 for axis, name in zip(axes[:, column], ("cpu_seconds", "megabytes"), strict=True):
-                    style = {"color": STAGES[stage], "marker": "o", "ms": 3.5, "lw": 1.4}
+                    style = {"color": STAGES[stage][1], "marker": "o", "ms": 3.5, "lw": 1.4}
                     if None not in field(row, name):
-                        (lines[stage],) = axis.plot(values, field(row, name), label=stage, **style)
+                        (lines[stage],) = axis.plot(values, field(row, name), label=STAGES[stage][0], **style)
             for axis in axes[:, column]:
                 axis.set(xscale="log", yscale="log")
                 axis.minorticks_off()
@@ -88,33 +88,34 @@ def growth_figure(rows: Sequence[Row]) -> Figure:
         axes[0, 0].set_ylabel("CPU seconds")
         axes[1, 0].set_ylabel("memory, MB")
         shown = [stage for stage in STAGES if stage in lines]
-        figure.legend([lines[stage] for stage in shown], shown, loc="outside lower center", ncols=len(shown))
+        names = [STAGES[stage][0] for stage in shown]
+        figure.legend([lines[stage] for stage in shown], names, loc="outside lower center", ncols=len(shown))
         return figure
 
 
 def screening(rows: Sequence[Row]) -> list[Table]:
-    """A line for each victim: how many screenings kept the attacker's class among so many, and what searches say."""
+    """A line for each victim: how many screenings kept the attacker's class among so many, and the verdicts."""
     among, lines = field(rows[0], "among"), list[list[Cell]]()
     for row in latest(rows, "attack"):
         kept = row.values.get("kept") or [None] * len(among)
         counts = [NOTHING if each is None else f"{each} of {integer(row, 'screenings')}" for each in kept]
-        searches = [_searched(row, name) for name in ("of_some", "of_all")]
+        verdicts = [_verdict(row, name) for name in ("of_some", "of_all")]
         lines.append(
-            [text(row, "attack"), joined([percent(field(row, name)) for name in ("acc", "asr")]), *counts, *searches]
+            [text(row, "attack"), joined([percent(field(row, name)) for name in ("acc", "asr")]), *counts, *verdicts]
         )
     titles = (
         "attack",
         "ACC / ASR",
         *(f"kept among {each}" for each in among),
-        f"searched: {among[-1]}",
-        "searched: all",
+        f"verdict among {among[-1]}",
+        "verdict among all",
     )
     return [Table(titles, lines)]
 
 
-def _searched(row: Row, name: str) -> str:
-    """What a search says, in a cell."""
+def _verdict(row: Row, name: str) -> str:
+    """A verdict in a cell: the class that scores highest, in brackets if none is flagged."""
     if row.values.get(name) is None:
         return NOTHING
-    said = f"class {integer(row, f'{name}.suspect')}, {number(row, f'{name}.score', '.1f')}"
-    return said if is_flagged(row, name) else f"none ({said})"
+    highest = f"class {integer(row, f'{name}.suspect')}, {number(row, f'{name}.score', '.1f')}"
+    return highest if is_flagged(row, name) else f"none ({highest})"

@@ -73,28 +73,34 @@ _FORMERLY = {
     "taught": "distilled",
     "undone": "reverted",
 }
-"""What keys, and names of detectors, were called in older rows."""
+"""What keys, and names of detectors and steps, were called in older rows."""
 _ABOUT_UNLEARNING = {"taught": "unlearned_triggers"}
 """The same of a whole row."""
+_GROUPS = {"reach.": "inversion.", "teaching.": "unlearning."}
+"""What groups of settings were called in the texts of older rows."""
 _OF_OTHERS = ("config", "grid", "versions")
 
 
 def current(values: Mapping[str, Any]) -> Mapping[str, Any]:
     """A row as it would be written today, whatever it was written with; `settings` reads its config."""
     names = _FORMERLY | _ABOUT_UNLEARNING
-    named = {names.get(name, name): value if name in _OF_OTHERS else _named(value) for name, value in values.items()}
-    if isinstance(named.get("detector"), str):
-        named["detector"] = _FORMERLY.get(named["detector"], named["detector"])
-        if "cell" in named:
-            named["cell"] = "/".join(_FORMERLY.get(part, part) for part in named["cell"].split("/"))
-    return _with_verdict(named)
+    row = {names.get(name, name): value if name in _OF_OTHERS else _renamed(value) for name, value in values.items()}
+    for name in ("detector", "step"):
+        if isinstance(row.get(name), str):
+            row[name] = _FORMERLY.get(row[name], row[name])
+    if "detector" in row and "cell" in row:
+        row["cell"] = "/".join(_FORMERLY.get(part, part) for part in row["cell"].split("/"))
+    if isinstance(row.get("settings"), str):
+        for former, group in _GROUPS.items():
+            row["settings"] = row["settings"].replace(former, group)
+    return _with_verdict(row)
 
 
-def _named(value: Any) -> Any:
+def _renamed(value: Any) -> Any:
     """A value whose keys, and those inside it, have the names of today."""
     if isinstance(value, Mapping):
-        return {_FORMERLY.get(name, name): _named(inner) for name, inner in value.items()}
-    return [_named(inner) for inner in value] if isinstance(value, list) else value
+        return {_FORMERLY.get(name, name): _renamed(inner) for name, inner in value.items()}
+    return [_renamed(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _with_verdict(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -109,16 +115,17 @@ def _with_verdict(values: Mapping[str, Any]) -> Mapping[str, Any]:
         )
     if isinstance(values.get("backdoored"), bool) and "detector" in values:
         rest = {name: value for name, value in values.items() if name not in _OF_VERDICTS}
-        found = {name: values[name] for name in _OF_VERDICTS if name in values}
-        return rest | {"verdict": {"detector": values["detector"], **found, "backdoored": _said(found["backdoored"])}}
+        known = {name: values[name] for name in _OF_VERDICTS if name in values}
+        backdoored = _backdoored(known["backdoored"])
+        return rest | {"verdict": {"detector": values["detector"], **known, "backdoored": backdoored}}
     if "stands_out" in values:
         rest = {name: value for name, value in values.items() if name != "stands_out"}
-        said = values["stands_out"]
-        if isinstance(said, bool):
-            return {"suspect": rest["suspect"], "score": rest["suspicion"], "backdoored": _said(said)}
-        return rest | {"flagged": said}
-    searches = {name: _with_verdict(values[name]) for name in ("of_some", "of_all") if values.get(name)}
-    return {**values, **searches} if searches else values
+        flagged = values["stands_out"]
+        if isinstance(flagged, bool):
+            return {"suspect": rest["suspect"], "score": rest["suspicion"], "backdoored": _backdoored(flagged)}
+        return rest | {"flagged": flagged}
+    verdicts = {name: _with_verdict(values[name]) for name in ("of_some", "of_all") if values.get(name)}
+    return {**values, **verdicts} if verdicts else values
 
 
 def _of_judgement(rest: dict[str, Any], judgement: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -129,7 +136,7 @@ def _of_judgement(rest: dict[str, Any], judgement: Mapping[str, Any] | None) -> 
         known.pop(name, None)
     verdict = {
         "detector": _DETECTED_BY.get(known.pop("by", ""), ""),
-        "backdoored": _said(judgement["stands_out"]),
+        "backdoored": _backdoored(judgement["stands_out"]),
         "suspect": known.pop("suspect"),
         "score": scores[judgement["suspect"]],
         "scores": scores,
@@ -149,7 +156,7 @@ def _of_judgement(rest: dict[str, Any], judgement: Mapping[str, Any] | None) -> 
     return rest | {"verdict": verdict, "detection": known}
 
 
-def _said(flagged: bool) -> str:
+def _backdoored(flagged: bool) -> str:
     return "yes" if flagged else "no"
 
 
@@ -222,7 +229,7 @@ def joined(cells: Sequence[str]) -> str:
 
 def latest(rows: Iterable[Row], *paths: str) -> list[Row]:
     """Of all rows with the same values at these paths the last one, in the order of their first ones."""
-    return [found[-1] for found in grouped(rows, *paths).values()]
+    return [group[-1] for group in grouped(rows, *paths).values()]
 
 
 def grouped(rows: Iterable[Row], *paths: str) -> dict[tuple[str, ...], list[Row]]:
@@ -274,7 +281,7 @@ def append_row(
       InputError: if the file cannot be written; with `unless` also if it cannot be read.
     """
     with _alone(path) as file:
-        if unless is not None and any(unless(found.values) for found in _rows(file, path)):
+        if unless is not None and any(unless(other.values) for other in _rows(file, path)):
             return False
         end = file.seek(0, os.SEEK_END)
         try:
