@@ -288,7 +288,7 @@ def short_name(layer: str) -> str:
 def nwc_scatter(
     scores: Mapping[str, Mapping[str, np.ndarray]], correlations: Mapping[str, Mapping[str, Any]], *, attack: str
 ) -> Figure:
-    """How far neurons moved under random and under clean unlearning, against poison unlearning.
+    """Weight changes of neurons in random and in clean unlearning, against those in poison unlearning.
 
     Args:
       scores: NWC by kind of unlearning and layer.
