@@ -1,8 +1,8 @@
 """Writes how clean networks score, which p-values compare with, from rows of benches: `python -m launch.calibrate`.
 
 Read are the rows without an attack of `results/bench_otbr_plus.jsonl` and `results/bench_disarm.jsonl`; written is
-`otbr_jax/detectors/calibration.json`. What evidence is usual in clean networks is printed, and stays in the file as it
-is: every score is counted in it. `--evidence` replaces it, too; all networks have other scores afterwards.
+`otbr_jax/detectors/calibration.json`. The evidence of clean networks is printed. In the file it stays as it is, since
+every score is counted in it. `--evidence` replaces it, too; every network has another score afterwards.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from otbr_jax.paths import local_path
 
 RESULTS = flags.DEFINE_string("results", "results", "The folder of the benches' rows, one JSON object per line.")
 OUT = flags.DEFINE_string("out", "otbr_jax/detectors/calibration.json", "The file to write.")
-EVIDENCE = flags.DEFINE_bool("evidence", False, "Replaces what evidence is usual, too: scores are others afterwards.")
+EVIDENCE = flags.DEFINE_bool("evidence", False, "Replaces the evidence of clean networks, too: every score changes.")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> None:
     from otbr_jax.detectors.calibration import read_calibration
     from otbr_jax.files import write_text
     from otbr_jax.report import rows
-    from otbr_jax.report.calibration import SOURCES, updated, usual, written
+    from otbr_jax.report.calibration import SOURCES, clean_evidence, updated, written
 
     del arguments
     out, folder = local_path(OUT.value, name="--out"), local_path(RESULTS.value, name="--results")
@@ -38,9 +38,9 @@ def main(arguments: Sequence[str]) -> None:
         raise InputError(f"--results, --out: cannot read and write {error.filename} ({error.strerror})") from None
     for name, entry in contents.items():
         print(f"{OUT.value}: {len(entry['networks'])} clean networks scored by {name}")
-        for kind, (middle, deviation) in usual(found[name], SOURCES[name]).items():
-            now = " and ".join(f"{value:g}" for value in entry.get("usual", {}).get(kind, ()))
-            print(f"{name}, largest {kind}: median {middle:.2f}, deviation {deviation:.2f}; in the file: {now}")
+        for kind, (median, deviation) in clean_evidence(found[name], SOURCES[name]).items():
+            now = " and ".join(f"{value:g}" for value in entry.get("evidence", {}).get(kind, ()))
+            print(f"{name}, largest {kind}: median {median:.2f}, deviation {deviation:.2f}; in the file: {now}")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,6 @@ def test_the_default_run_keeps_its_promises(tmp_path):
     # Victims differ from processor to processor; a repaired one had 99.2 / 1.6.
     assert after["acc"] >= before["acc"] - 0.03
     assert after["asr"] <= 0.25
-    assert summary["choice"]["chosen_by"] == "procedural pictures"
+    assert summary["choice"]["chosen_by"] == "procedural images"
     for name in ("repaired", "report.html", "neuron_scores.csv"):
         assert (tmp_path / "w" / name).exists()

@@ -25,7 +25,7 @@ def metrics(acc, asr=None, ra=None):
 def verdict(score, backdoored, **more):
     scores = [score, *np.linspace(0, min(score, 1), 9).tolist()]
     plain = {"detector": "trigger_size", "backdoored": backdoored, "suspect": 0, "score": score, "scores": scores}
-    plain |= {"threshold": 3.5, "evidence": {"patch": scores, "margin": scores}}
+    plain |= {"threshold": 3.5, "evidence": {"patch": scores, "maximum_margin": scores}}
     return plain | (more or {"p_value": 0.0328, "clean_networks": 60})
 
 
@@ -42,9 +42,9 @@ def summary(before, after, **more):
         "choice": {"chosen_by": "procedural images"},
         "verdict": verdict(10.2, "yes"),
         "unlearned_triggers": [unlearned()],
-        "neurons": {"scored": 24, "moved": 24},
-        "did": "moved",
-        "done": "patch triggers of class 0 unlearned, 2 rounds",
+        "neurons": {"scored": 24, "changed": 24},
+        "did": "changed",
+        "done": "class 0's patch triggers were unlearned, 2 rounds",
         "axes": [],
         "stages": {
             "victim": {"seconds": 500.0, "resumed": False, "digest": "ab" * 32},
@@ -59,7 +59,7 @@ def summary(before, after, **more):
 
 REPAIRED = summary(metrics(0.996, 1.0, 0.0), metrics(0.992, 0.011, 0.978))
 UNMEASURED = summary(None, None)
-NOTHING_CHANGED = {"unlearned_triggers": None, "neurons": {"scored": 24, "moved": 0}, "done": "nothing was changed"}
+NOTHING_CHANGED = {"unlearned_triggers": None, "neurons": {"scored": 24, "changed": 0}, "done": "nothing was changed"}
 NOTHING_FLAGGED = summary(
     metrics(0.98), metrics(0.98), **NOTHING_CHANGED, verdict=verdict(0.4, "no"), warnings=["a warning"]
 )
@@ -67,7 +67,7 @@ REVERTED = summary(
     None,
     None,
     unlearned_triggers=[unlearned(reverted=True)],
-    neurons={"scored": 24, "moved": 0},
+    neurons={"scored": 24, "changed": 0},
     done="nothing: unlearning was in vain",
 )
 OTBR = summary(

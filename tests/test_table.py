@@ -161,7 +161,7 @@ def test_the_least_that_a_method_can_say_makes_a_table_and_a_page():
     assert "\nunchanged " in summary_table(same).text()
     report = page.render(LEAST, scores=SCORES, chosen=CHOSEN)
     assert "not known" in report
-    assert "Which neurons unlearning moved" in report
+    assert "Which neurons unlearning changed" in report
     assert "those that were scrubbed" in report
     assert re.findall(r"(?:src|href)=\"(.{0,21})", report) == ["data:image/png;base64"]
     assert "<img" not in page.render(LEAST, scores={}, chosen={})
@@ -215,7 +215,7 @@ def test_verdict_fine_tuning_and_transport_are_shown_where_the_summary_has_them(
 
 
 def test_the_file_of_the_calibration_is_what_the_rows_say(tmp_path):
-    """And `launch.calibrate` writes it, and leaves the usual evidence as it is unless it is asked for."""
+    """And `launch.calibrate` writes it, and leaves the evidence as it is unless it is asked for."""
     before = read_calibration()
     for name, source in calibration.SOURCES.items():
         rows = parse((ROOT / "results" / f"{source.bench}.jsonl").read_text(), name=source.bench)
@@ -231,23 +231,23 @@ def test_the_file_of_the_calibration_is_what_the_rows_say(tmp_path):
     }
     replaced.write_text(calibration.written(calibration.updated(before, rows, evidence=True)))
     after = json.loads(replaced.read_text())
-    assert after["trigger_size"]["usual"] == calibration.usual(
+    assert after["trigger_size"]["evidence"] == calibration.clean_evidence(
         rows["trigger_size"], calibration.SOURCES["trigger_size"]
     )
-    assert after["trigger_size"]["usual"] != before["trigger_size"]["usual"]
-    assert "--evidence" in after["trigger_size"]["usual_from"]
+    assert after["trigger_size"]["evidence"] != before["trigger_size"]["evidence"]
+    assert "--evidence" in after["trigger_size"]["evidence_from"]
     assert after["trigger_size"]["networks"] == before["trigger_size"]["networks"]
     assert after["otbr_plus"] == before["otbr_plus"]
 
 
-def test_usual_evidence_by_hand():
+def test_evidence_of_clean_networks_by_hand():
     def clean(seed, patch, **more):
         verdict = {"scores": [0.0], "evidence": {"patch": patch}}
         return {"cell": str(seed), "attack": "none", "seed": seed, "verdict": verdict} | more
 
     source = calibration.Source("x", 10)
     values = [clean(1, [9.0]), clean(10, [0.1, 1.0, None]), clean(11, [2.0, 0.0]), clean(12, [4.0])]
-    values += [clean(13, [9.0], detection={"usual": False}), clean(14, [9.0], verdict=None)]
-    assert calibration.usual([Row("x", each) for each in values], source) == {"patch": [2.0, 1.48]}
-    assert calibration.usual([Row("x", each) for each in values[2:3]], source) == {"patch": [2.0, 0.15]}
-    assert calibration.usual([], source) == {}
+    values += [clean(13, [9.0], detection={"calibrated": False}), clean(14, [9.0], verdict=None)]
+    assert calibration.clean_evidence([Row("x", each) for each in values], source) == {"patch": [2.0, 1.48]}
+    assert calibration.clean_evidence([Row("x", each) for each in values[2:3]], source) == {"patch": [2.0, 0.15]}
+    assert calibration.clean_evidence([], source) == {}

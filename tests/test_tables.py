@@ -704,8 +704,8 @@ def test_the_evidence_about_the_attackers_class():
     row |= {"attack": "adaptive_reach", "defense": "disarm", "config": {"attack": {"target": 2}}}
     row["detection"] = {
         "trigger_size": {"patch": [0.4, 0.4, 0.1, 0.8], "wave": [1.0, 1.0, 0.2, 1.0]},
-        "margin": [2.0, 2.0, 3.0, 2.0],
-        "answers": [0.1, 0.2, 0.4, 0.3],
+        "maximum_margin": [2.0, 2.0, 3.0, 2.0],
+        "class_bias": [0.1, 0.2, 0.4, 0.3],
     }
     row["verdict"] = {"backdoored": "yes", "suspect": 2, "scores": [0.0, 0.5, 2.5, 0.1]}
     text = table("bench_adaptive.evidence", [row])

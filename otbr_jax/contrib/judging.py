@@ -78,7 +78,7 @@ def sizes(setup: Setup, config: SuspicionConfig) -> tuple[jax.Array, jax.Array]:
 
 
 def judging_steps(config: SuspicionConfig, otbr: OTBRConfig, *, images: str) -> tuple[Step, Step]:
-    """The steps `inverted` and `judged`; `images` is the step whose images the network is asked about."""
+    """The steps `inverted` and `detected`; `images` is the step whose images the network is asked about."""
     return (
         Step(
             "inverted",
@@ -88,7 +88,7 @@ def judging_steps(config: SuspicionConfig, otbr: OTBRConfig, *, images: str) -> 
             shown=Shown("reverse-engineering triggers", total=lambda setup: setup.network.num_classes, unit="class"),
         ),
         Step(
-            "judged",
+            "detected",
             try_settings,
             needs("victim", "scores", "inverted", procedural=images),
             Judging(otbr, config),
@@ -104,7 +104,7 @@ def judging_steps(config: SuspicionConfig, otbr: OTBRConfig, *, images: str) -> 
 
 
 def pruning_detector(
-    name: str, config: type, *, data: str, plan: Callable[[Any], Plan], is_usual: Callable[[Any], bool]
+    name: str, config: type, *, data: str, plan: Callable[[Any], Plan], is_calibrated: Callable[[Any], bool]
 ) -> Detector:
     """How a defence with these steps, and settings `suspicion`, tells whether there is a backdoor.
 
@@ -112,23 +112,23 @@ def pruning_detector(
       name: of the defence.
       config: its settings.
       data: what it needs beside the network.
-      plan: its own, of which the steps up to `judged` count: they change nothing that is returned.
-      is_usual: see `Detector`.
+      plan: its own, of which the steps up to `detected` count: they change nothing that is returned.
+      is_calibrated: see `Detector`.
     """
 
     def detecting(config: Any) -> Plan:
         steps = plan(config)
-        return steps[: [step.name for step in steps].index("judged") + 1]
+        return steps[: [step.name for step in steps].index("detected") + 1]
 
     return Detector(
         name=name,
         Config=config,
         data=data,
         plan=detecting,
-        verdict=lambda config, values: _verdict(config.suspicion, values["judged"]),
+        verdict=lambda config, values: _verdict(config.suspicion, values["detected"]),
         fewest_classes=FEWEST,
         triggers=lambda config, values: patches(values),
-        is_usual=is_usual,
+        is_calibrated=is_calibrated,
     )
 
 
@@ -176,12 +176,12 @@ def fuse_settings(
 
 def is_flagged(values: Mapping[str, Any]) -> bool:
     """Whether a run may change the network: where it looked for a backdoor, some class is flagged."""
-    return "judged" not in values or bool(values["judged"].detected.flagged)
+    return "detected" not in values or bool(values["detected"].detected.flagged)
 
 
 def measured(config: SuspicionConfig, values: Mapping[str, Any]) -> dict[str, Any]:
     """The triggers of each class, by family, and how the settings did, as plain JSON values."""
-    found, triggers = values["judged"], values["inverted"]
+    found, triggers = values["detected"], values["inverted"]
     return {
         "trigger_size": {name: _numbers(each.size) for name, each in triggers.items()},
         "trigger_success": {name: _numbers(each.success) for name, each in triggers.items()},

@@ -141,11 +141,11 @@ def make_procedural(
 
 
 def prune_chosen(
-    setup: Setup, settings: SuspicionConfig, *, victim: Variables, scores: Scores, judged: Findings, **_: Any
+    setup: Setup, settings: SuspicionConfig, *, victim: Variables, scores: Scores, findings: Findings, **_: Any
 ) -> Pruned:
     """Prunes the chosen share of neurons; none where no class is flagged."""
     counts, lams = sizes(setup, settings)
-    count = jnp.where(judged.detected.flagged, counts[judged.chosen // len(lams)], 0)
+    count = jnp.where(findings.detected.flagged, counts[findings.chosen // len(lams)], 0)
     return Pruned(*prune(victim, scores, setup.layers, count=count))
 
 
@@ -157,11 +157,18 @@ class Fusing(NamedTuple):
 
 
 def fuse_chosen(
-    setup: Setup, settings: Fusing, *, judged: Findings, victim: Variables, scores: Scores, pruned: Pruned, **given: Any
+    setup: Setup,
+    settings: Fusing,
+    *,
+    findings: Findings,
+    victim: Variables,
+    scores: Scores,
+    pruned: Pruned,
+    **given: Any,
 ) -> Fused:
     """Fuses with the chosen lambda; 0 where no class is flagged."""
     _, lams = sizes(setup, settings.suspicion)
-    lam = jnp.where(judged.detected.flagged, lams[judged.chosen % len(lams)], 0.0)
+    lam = jnp.where(findings.detected.flagged, lams[findings.chosen % len(lams)], 0.0)
     return fuse_pruned(setup, settings.fusion, victim=victim, scores=scores, pruned=pruned, lam=lam, **given)
 
 
@@ -174,7 +181,7 @@ def distill_fused(
     synthetic: PredictedImages,
     key: jax.Array,
     report: Report | None,
-    judged: Findings | None = None,
+    findings: Findings | None = None,
 ) -> Taught:
     """The fused network, taught what the victim answers its images; as it is if no class is flagged."""
     del report
@@ -182,9 +189,9 @@ def distill_fused(
     def taught() -> Variables:
         return taught_by(setup, settings, fused.variables, victim, synthetic, key=key)
 
-    if judged is None:
+    if findings is None:
         return Taught(taught())
-    return Taught(jax.lax.cond(judged.detected.flagged, taught, lambda: fused.variables))
+    return Taught(jax.lax.cond(findings.detected.flagged, taught, lambda: fused.variables))
 
 
 def taught_by(
@@ -222,13 +229,13 @@ def finetune_suspects(
     *,
     victim: Variables,
     synthetic: PredictedImages,
-    judged: Findings,
+    findings: Findings,
     key: jax.Array,
     report: Report | None,
 ) -> Patched:
     """The network, taught that suspicious classes' triggers mean nothing; as it is if no class is flagged."""
     del report
-    scores = judged.detected.scores
+    scores = findings.detected.scores
     if len(scores) < FEWEST:
         scores = jnp.full_like(scores, -jnp.inf)  # of so few classes none is flagged
     patched, info = finetune_classes(
@@ -251,7 +258,7 @@ def moved_by(crop_padding: int) -> Augment:
 
 
 def plan(config: OTBRSettings) -> Plan:
-    """unlearned -> scores (-> synthetic -> inverted -> judged) -> pruned -> fused (-> distilled or patched)."""
+    """unlearned -> scores (-> synthetic -> inverted -> detected) -> pruned -> fused (-> distilled or patched)."""
     unlearned, scores, pruned, fused = published.plan(config.otbr)
     steps = [unlearned, scores]
     suspicion, made = config.suspicion, config.suspicion.synthetic
@@ -260,13 +267,15 @@ def plan(config: OTBRSettings) -> Plan:
         steps.append(Step("synthetic", make_procedural, needs("victim"), made, shown=Shown(title, total=made.steps)))
     if config.judges:
         steps += judging_steps(suspicion, config.otbr, images="synthetic")
-        known = {**pruned.needs, "judged": "judged"}
+        known = {**pruned.needs, "findings": "detected"}
         pruned = dataclasses.replace(pruned, run=prune_chosen, needs=known, settings=suspicion)
         fusing = Fusing(suspicion, config.otbr.fusion)
-        fused = dataclasses.replace(fused, run=fuse_chosen, needs={**fused.needs, "judged": "judged"}, settings=fusing)
+        fused = dataclasses.replace(
+            fused, run=fuse_chosen, needs={**fused.needs, "findings": "detected"}, settings=fusing
+        )
     steps += [pruned, fused]
     if config.distills:
-        known = needs("victim", "fused", "synthetic", *(["judged"] if config.judges else []))
+        known = needs("victim", "fused", "synthetic", **({"findings": "detected"} if config.judges else {}))
         steps.append(Step("distilled", distill_fused, known, config.distillation, shown=Shown("distillation")))
     if config.trigger_finetuning.triggers:
         settings = Patching(config.trigger_finetuning, made, suspicion.threshold)
@@ -274,7 +283,7 @@ def plan(config: OTBRSettings) -> Plan:
             Step(
                 "trigger_finetuned",
                 finetune_suspects,
-                needs("victim", "synthetic", "judged"),
+                needs("victim", "synthetic", findings="detected"),
                 settings,
                 shown=Shown("patching"),
             )
@@ -282,7 +291,7 @@ def plan(config: OTBRSettings) -> Plan:
     return tuple(steps)
 
 
-def is_usual(config: OTBRSettings) -> bool:
+def is_calibrated(config: OTBRSettings) -> bool:
     """Whether a search is the one of `configs/otbr_plus.py`, which clean networks were scored with."""
     usual = SuspicionConfig(gamma=(0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3), lam=(0.5, 0.75))
     found, scored = config.suspicion, ("gamma", "lam", "synthetic", "patch", "perturbation", "agreement", "evidence")
@@ -291,7 +300,7 @@ def is_usual(config: OTBRSettings) -> bool:
     )
 
 
-DETECTOR = pruning_detector("otbr_plus", OTBRSettings, data="none", plan=plan, is_usual=is_usual)
+DETECTOR = pruning_detector("otbr_plus", OTBRSettings, data="none", plan=plan, is_calibrated=is_calibrated)
 """How this defence tells whether there is a backdoor, where it asks at all: by pruning and fusing, on made images."""
 
 
@@ -333,7 +342,7 @@ def otbr_plus(
         raise InputError("suspicion.gamma: expected at least one, found none")
     setup = plans.set_up(network, graph, layers=config.otbr.layers)
     found = plans.run(plan(config), setup, {"victim": variables}, key=key)
-    findings, lams = found["judged"], config.suspicion.lam
+    findings, lams = found["detected"], config.suspicion.lam
     gamma, lam = (
         jnp.where(findings.detected.flagged, jnp.array(values)[place], 0.0)
         for values, place in (
@@ -405,7 +414,7 @@ def outcome(config: OTBRSettings, values: Mapping[str, Any]) -> Outcome:
         choice = {"gamma": 0.0, "lambda": 0.0, "chosen_by": "no class flagged"}
         if is_flagged(values):
             tried = tuple(itertools.product(config.suspicion.gamma, config.suspicion.lam))
-            gamma, lam = tried[int(values["judged"].chosen)]
+            gamma, lam = tried[int(values["detected"].chosen)]
             choice = {"gamma": gamma, "lambda": lam, "chosen_by": SYNTHETIC}
     info, pruned = values["fused"].info, values["pruned"].info.pruned
     used = [info.plans[name] for name, fused in info.fused.items() if fused]
@@ -449,7 +458,7 @@ def _patching(config: OTBRSettings, values: Mapping[str, Any]) -> list[dict[str,
     if "trigger_finetuned" not in values or not is_flagged(values):
         return None
     shares, info = config.trigger_finetuning.shares, values["trigger_finetuned"].info
-    suspicion, found = np.asarray(values["judged"].detected.scores), []
+    suspicion, found = np.asarray(values["detected"].detected.scores), []
     for index, suspect in enumerate(np.argsort(-suspicion, stable=True)[: len(info.share)]):
         if suspicion[suspect] >= config.suspicion.threshold:
             chosen = [int(np.argmin(np.abs(np.array(shares) - share))) for share in info.share[index]]

@@ -4,9 +4,9 @@
 
 - `networks`: a clean network each, ascending by its `score`, and what it is. P-values compare with these.
 - `networks_from`: which rows those are.
-- `usual`: by kind of evidence `[median, deviation]` of the largest evidence of a class in clean networks. The detector
-  `trigger_size` counts in such deviations, so that other values change the score of every network.
-- `usual_from`: where those come from.
+- `evidence`: by kind, `[median, deviation]` of the largest evidence of any class in clean networks. The detector
+  `trigger_size` counts in these deviations, so that others change the score of every network.
+- `evidence_from`: where those come from.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def clean_rows(rows: Iterable[Row], source: Source) -> list[Row]:
         row
         for row in latest(rows, "cell")
         if row.values["attack"] == "none" and row.values["seed"] >= source.seeds and row.values.get("verdict")
-        if (row.values.get("detection") or {}).get("usual", True)
+        if (row.values.get("detection") or {}).get("calibrated", True)
     ]
 
 
@@ -56,8 +56,8 @@ def networks(rows: Iterable[Row], source: Source) -> list[dict[str, Any]]:
     return sorted(scored, key=lambda one: (one["score"], one["dataset"], one["network"], one["seed"]))
 
 
-def usual(rows: Iterable[Row], source: Source) -> dict[str, list[float]]:
-    """The usual evidence of clean networks, by kind.
+def clean_evidence(rows: Iterable[Row], source: Source) -> dict[str, list[float]]:
+    """The evidence of clean networks, by kind: `{kind: [median, deviation]}`.
 
     Of the largest evidence of any class: the median, and 1.48 times the median distance from it, which is a normal
     distribution's standard deviation, but at least `LEAST_DEVIATION`. Empty where no row has kinds of evidence.
@@ -77,20 +77,21 @@ def usual(rows: Iterable[Row], source: Source) -> dict[str, list[float]]:
 def updated(
     file: Mapping[str, Any], rows: Mapping[str, Iterable[Row]], *, evidence: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """The contents of the file, its networks as these rows say; its usual evidence stays, unless `evidence` is true.
+    """The contents of the file, its networks as these rows say; its evidence stays, unless `evidence` is true.
 
     Args:
       file: the contents so far.
       rows: of the bench of each of `SOURCES`, by the detector's name.
-      evidence: whether to replace the usual evidence of detectors that have any.
+      evidence: whether to replace the evidence of clean networks, too, for detectors that need it.
     """
     contents = {}
     for name, source in SOURCES.items():
         own, listed = dict(file.get(name, {})), list(rows[name])
         seeds = f", seeds from {source.seeds} on" if source.seeds else ""
         where = f"clean networks of results/{source.bench}.jsonl{seeds}"
-        if evidence and "usual" in own:
-            own |= {"usual": usual(listed, source), "usual_from": f"launch.calibrate --evidence: {where}"}
+        if evidence and "evidence" in own:
+            own["evidence"] = clean_evidence(listed, source)
+            own["evidence_from"] = f"launch.calibrate --evidence: {where}"
         contents[name] = own | {"networks_from": f"launch.calibrate: {where}", "networks": networks(listed, source)}
     return contents
 

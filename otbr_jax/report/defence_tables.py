@@ -72,7 +72,7 @@ def evidence(rows: Sequence[Row]) -> list[Table]:
             continue
         target, sizes = int(field(row, "config.attack.target")), field(row, "detection.trigger_size")
         smallest = min(sizes, key=lambda family: sizes[family][target] / statistics.median(sizes[family]))
-        margin, bias = field(row, "detection.margin"), field(row, "detection.answers")
+        margin, bias = field(row, "detection.maximum_margin"), field(row, "detection.class_bias")
         lines.append(
             [
                 text(row, "attack", among=ATTACKS),

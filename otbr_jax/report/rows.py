@@ -63,8 +63,13 @@ _OF_VERDICTS = ("backdoored", "suspect", "score", "scores", "threshold", "p_valu
 
 
 _FORMERLY = {
+    "answered": "predicted",
+    "answers": "class_bias",
     "comes_back": "relearning",
     "comes_back_never": "relearning_never",
+    "judged": "detected",
+    "margin": "maximum_margin",
+    "moved": "changed",
     "patched": "trigger_finetuned",
     "pictures": "procedural",
     "reached": "minimal",
@@ -72,6 +77,7 @@ _FORMERLY = {
     "short_cuts": "trigger_size",
     "taught": "distilled",
     "undone": "reverted",
+    "usual": "calibrated",
 }
 """What keys, and names of detectors and steps, were called in older rows."""
 _ABOUT_UNLEARNING = {"taught": "unlearned_triggers"}
@@ -151,8 +157,6 @@ def _of_judgement(rest: dict[str, Any], judgement: Mapping[str, Any] | None) -> 
         if "perturbation_strength" in known:
             known["trigger_size"] |= {"perturbation": known.pop("perturbation_strength")}
         known["trigger_success"] = {"patch": known["trigger_success"]}
-    if "calibrated" in known:
-        known["usual"] = known.pop("calibrated")
     return rest | {"verdict": verdict, "detection": known}
 
 
