@@ -417,9 +417,9 @@ def test_wrong_settings():
 
 def test_another_search_than_the_calibrated_one_has_no_p_value():
     usual = DisarmSettings()
-    assert detecting.is_usual(usual)
-    assert detecting.is_usual(dataclasses.replace(usual, inversion=InversionConfig(classes=3)))
-    assert detecting.is_usual(dataclasses.replace(usual, unlearning=TriggerUnlearningConfig(rounds=1)))
+    assert detecting.is_calibrated(usual)
+    assert detecting.is_calibrated(dataclasses.replace(usual, inversion=InversionConfig(classes=3)))
+    assert detecting.is_calibrated(dataclasses.replace(usual, unlearning=TriggerUnlearningConfig(rounds=1)))
     for other in (
         {"inversion": InversionConfig(steps=4)},
         {"inversion": InversionConfig(among=20)},
@@ -427,4 +427,4 @@ def test_another_search_than_the_calibrated_one_has_no_p_value():
         {"margin": MarginConfig(steps=2)},
         {"detection": DetectionConfig(families=("patch",))},
     ):
-        assert not detecting.is_usual(dataclasses.replace(usual, **other))
+        assert not detecting.is_calibrated(dataclasses.replace(usual, **other))

@@ -108,7 +108,11 @@ def begun(rng, seed):
 
 def grown(rng, seed):
     """A row as growth.jsonl has it."""
-    row = {"stage": ("search", "transport")[seed - 1], "factor": ("width", "neurons")[seed - 1], "values": [8, 16]}
+    row = {
+        "stage": ("trigger inversion", "transport")[seed - 1],
+        "factor": ("width", "neurons")[seed - 1],
+        "values": [8, 16],
+    }
     return row | {"exponent_time": value(rng), "exponent_memory": value(rng)}
 
 

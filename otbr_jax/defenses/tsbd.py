@@ -411,7 +411,7 @@ def outcome(config: TSBDSettings, values: Mapping[str, Any]) -> Outcome:
     )
 
 
-DETECTOR = pruning_detector("tsbd", TSBDSettings, data="clean images", plan=plan, is_usual=lambda config: True)
+DETECTOR = pruning_detector("tsbd", TSBDSettings, data="clean images", plan=plan, is_calibrated=lambda config: True)
 """The detector of this defence, where it has one: by pruning and fusing, on clean images."""
 
 DEFENSE = Defense(

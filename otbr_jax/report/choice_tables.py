@@ -186,7 +186,7 @@ def _scored(clean: Sequence[Row], reported: Sequence[Row]) -> str:
     return f"{sentences}In brackets: ninety-five per cent intervals, after Wilson."
 
 
-def recovery(rows: Sequence[Row]) -> list[Table]:
+def relearned(rows: Sequence[Row]) -> list[Table]:
     """A line for each network that was fine-tuned on inverted triggers and relearned; notes as in `otbr_plus`."""
     rows = list({text(row, "cell"): row for row in rows}.values())
     lines = [

@@ -22,30 +22,30 @@ FACTORS = {
 }
 """What grows, and its name in words."""
 STAGES = {
-    "training": ("training", "#7f8891"),
-    "unlearning": ("unlearning", "#0072b2"),
-    "fusion": ("fusion", "#56b4e9"),
-    "pictures": ("procedural images", "#f0a000"),
-    "search": ("trigger inversion", "#d55e00"),
-    "margins": ("maximum margins", "#cc79a7"),
-    "lessons": ("trigger unlearning", "#009e73"),
-    "transport": ("transport", "#24292f"),
+    "training": "#7f8891",
+    "unlearning": "#0072b2",
+    "fusion": "#56b4e9",
+    "procedural images": "#f0a000",
+    "trigger inversion": "#d55e00",
+    "maximum margins": "#cc79a7",
+    "trigger unlearning": "#009e73",
+    "transport": "#24292f",
 }
-"""The stages of rows: their names in words, and the colours of their lines."""
+"""The stages, and the colours of their lines."""
 
 
 def exponents(rows: Sequence[Row]) -> list[Table]:
     """A line for each stage: the exponents of time and of memory by each factor."""
     by_place = {(text(row, "stage", among=STAGES), text(row, "factor", among=FACTORS)): row for row in rows}
     lines = []
-    for stage, (name, _) in STAGES.items():
+    for stage in STAGES:
         cells = []
         for factor in FACTORS:
             row = by_place.get((stage, factor))
             pair = [NOTHING] if row is None else [number(row, f"exponent_{of}", ".1f") for of in ("time", "memory")]
             cells.append(" / ".join(pair).replace("-0.0", "0.0"))
         if any(cell != NOTHING for cell in cells):
-            lines.append([name, *cells])
+            lines.append([stage, *cells])
     return [Table(("time / memory grow as", *FACTORS.values()), lines)]
 
 
@@ -76,9 +76,9 @@ def growth_figure(rows: Sequence[Row]) -> Figure:
             for row in (row for row in kept if text(row, "factor") == factor):
                 stage, values = text(row, "stage", among=STAGES), field(row, "values")
                 for axis, name in zip(axes[:, column], ("cpu_seconds", "megabytes"), strict=True):
-                    style = {"color": STAGES[stage][1], "marker": "o", "ms": 3.5, "lw": 1.4}
+                    style = {"color": STAGES[stage], "marker": "o", "ms": 3.5, "lw": 1.4}
                     if None not in field(row, name):
-                        (lines[stage],) = axis.plot(values, field(row, name), label=STAGES[stage][0], **style)
+                        (lines[stage],) = axis.plot(values, field(row, name), label=stage, **style)
             for axis in axes[:, column]:
                 axis.set(xscale="log", yscale="log")
                 axis.minorticks_off()
@@ -88,8 +88,7 @@ def growth_figure(rows: Sequence[Row]) -> Figure:
         axes[0, 0].set_ylabel("CPU seconds")
         axes[1, 0].set_ylabel("memory, MB")
         shown = [stage for stage in STAGES if stage in lines]
-        names = [STAGES[stage][0] for stage in shown]
-        figure.legend([lines[stage] for stage in shown], names, loc="outside lower center", ncols=len(shown))
+        figure.legend([lines[stage] for stage in shown], shown, loc="outside lower center", ncols=len(shown))
         return figure
 
 

@@ -247,7 +247,7 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[Table]]] = {
     "bench_leaderboard": leaderboard.leaderboard,
     "bench_leaderboard.networks": leaderboard.by_network,
     "bench_leaderboard.summary": leaderboard.summary,
-    "bench_recovery": choice_tables.recovery,
+    "bench_recovery": choice_tables.relearned,
     "bench_variants": choice_tables.variants,
     "ablation": _ablation,
     "activeness": _activeness,
