@@ -132,9 +132,9 @@ def test_no_class_is_flagged():
     assert "no proof" in backdoored[1]
     assert sure[0].startswith("A clean network may look like this: 1 of 60 clean networks scores as high")
     assert gone[0] == "Nothing was changed, since no class is flagged."
-    assert cost[0] == "Nothing: the network is as it came in."
+    assert cost[0] == "Nothing: the network is unchanged."
     assert use[0] == "As far as you trust its source."
-    assert "as it came in: repaired" in use[1]
+    assert "The unchanged network: repaired" in use[1]
     near = texts_of(NOTHING_FLAGGED | {"verdict": verdict(3.0, "no")})
     assert near[-1][0] == "Not before a second inversion."
     still = metrics(0.9, 1.0, 0.0)
@@ -149,7 +149,7 @@ def test_unlearning_in_vain():
     assert gone[0] == "No: the repair failed."
     assert gone[1].count("reverted") == 1
     assert "after the last unlearning round" not in gone[1]
-    assert cost[0] == "Nothing: the network is as it came in."
+    assert cost[0] == "Nothing: the network is unchanged."
     assert use[0] == "No."
 
 

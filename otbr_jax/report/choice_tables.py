@@ -280,7 +280,7 @@ def _frontier(rows: Sequence[Row]) -> Table:
     clean = [row for row in rows if field(row, "oracle") is None]
 
     ways: Mapping[str, Callable[[Row], Mapping[str, float | None] | None]] = {
-        "as it came": lambda row: field(row, "metrics.victim"),
+        "no defence": lambda row: field(row, "metrics.victim"),
         PUBLISHED: _published,
         "chosen without data, fused": lambda row: field(row, "metrics.fused"),
         "fine-tuned on inverted triggers": lambda row: field(row, "metrics.trigger_finetuned"),

@@ -23,7 +23,7 @@ def defences(rows: Sequence[Row]) -> list[Table]:
     for row in rows:
         ways.setdefault(_way(row), []).append(row)
     victims = {text(row, "attack"): (row, "metrics.victim") for row in rows}
-    lines = [_line("as it came", victims, attacks, timed=False)]
+    lines = [_line("no defence", victims, attacks, timed=False)]
     for name, own in ways.items():
         by_attack = {text(row, "attack"): row for row in own}
         if len(by_attack) != len(own):

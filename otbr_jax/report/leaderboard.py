@@ -118,13 +118,13 @@ OURS, WITH_IMAGES, PAPERS = "disarm", "disarm_clean", ("otbr", "tsbd")
 
 
 def summary(rows: Sequence[Row]) -> list[Table]:
-    """The leaderboard in a few lines: as it came, ours, the two papers', the best other defence, the best oracle."""
+    """The leaderboard in a few lines: no defence, ours, the two papers', the best other defence, the best oracle."""
     all_entries = entries(rows)
     plain = {entry["defence"]: entry for entry in all_entries if not entry["oracle"] and not entry["variant"]}
     methods = (OURS, WITH_IMAGES, *PAPERS)
     others = [entry for entry in all_entries if not entry["oracle"] and entry["defence"] not in methods]
     oracles = sorted((entry for entry in all_entries if entry["oracle"]), key=_order)
-    body = [["as it came", "-", "0.0", _before(rows), "-", "-"]]
+    body = [["no defence", "-", "0.0", _before(rows), "-", "-"]]
     for name, entry in (
         *((name, plain.get(name)) for name in methods),
         ("best other", others[0] if others else None),
@@ -147,7 +147,7 @@ def summary(rows: Sequence[Row]) -> list[Table]:
 
 
 def _before(rows: Sequence[Row]) -> str:
-    """The median ASR of the victims as they came."""
+    """The median ASR of the victims before any repair."""
     asr = {_victim(row): field(row, "metrics.victim.asr") for row in rows}
     learned = [value for value in asr.values() if value is not None and value >= LEARNED]
     return formatted(100 * statistics.median(learned), ".1f") if learned else NOTHING
@@ -171,7 +171,7 @@ def by_network(rows: Sequence[Row]) -> list[Table]:
     }
     body = [
         [name, *(_rates(cells.get(victim, [])) for victim in victims)]
-        for name, cells in {"as it came": before, **ways}.items()
+        for name, cells in {"no defence": before, **ways}.items()
     ]
     return [Table(("defence", *(f"{net}, {attack}, {seed}" for _, net, _, attack, seed in victims)), body)]
 

@@ -147,7 +147,7 @@ def _unmeasured(facts: Facts) -> tuple[str, Tone, tuple[str, ...]]:
         return "No: nothing was changed.", "bad", (f"What was done: {done}.",)
     if not facts.changed:
         why = "no class is flagged" if not facts.undecided else "there is no verdict"
-        return f"Nothing was changed, since {why}.", "open", ("The network is as it came in.",)
+        return f"Nothing was changed, since {why}.", "open", ("The network is returned unchanged.",)
     if facts.flagged:
         return "Weakened, as far as trigger inversion shows; not proven.", "open", (proof,)
     return "Not known: no trigger was measured.", "open", (proof,)
@@ -174,7 +174,7 @@ def _inverted_triggers(facts: Facts) -> list[str]:
 def _last_inversion(facts: Facts) -> list[str]:
     """The success of the triggers that were inverted last, or that unlearning is reverted."""
     if facts.reverted:
-        return ["Unlearning was in vain and is reverted: the network is as it came in."]
+        return ["Unlearning was in vain and is reverted: the network is returned unchanged."]
     successes = [unlearned["success"] for unlearned in facts.summary.get("unlearned_triggers") or ()]
     if not successes or len(successes[0]) < 2:
         return []
@@ -200,7 +200,7 @@ def _cost(facts: Facts) -> Answer:
     before, after = facts.acc
     acc = f"ACC, the accuracy on clean test images: {percent(before)} % before, {percent(after)} % after."
     if not facts.changed:
-        return Answer(question, "Nothing: the network is as it came in.", "good", (acc, *time))
+        return Answer(question, "Nothing: the network is unchanged.", "good", (acc, *time))
     points = round(100 * facts.lost, 1)
     short = f"{points:.1f} points of accuracy." if points > 0 else "No accuracy."
     more = [acc]
@@ -214,7 +214,7 @@ def _cost(facts: Facts) -> Answer:
 def _unmeasured_cost(facts: Facts) -> tuple[str, list[Cell]]:
     """The answer without test images: in short, and what is known instead."""
     if not facts.changed:
-        return "Nothing: the network is as it came in.", []
+        return "Nothing: the network is unchanged.", []
     more: list[Cell] = []
     unlearned = facts.summary.get("unlearned_triggers") or ()
     if unlearned and unlearned[0].get("distortion"):
@@ -268,7 +268,7 @@ def _near(verdict: Verdict) -> bool:
 def _where(facts: Facts, files: Sequence[str]) -> Cell:
     names = [piece for name in files for piece in (", ", Code(name))][1:]
     return (
-        "The repaired network, beside this report: " if facts.changed else "The network as it came in: ",
+        "The repaired network, beside this report: " if facts.changed else "The unchanged network: ",
         *names,
         ".",
     )

@@ -91,7 +91,7 @@ def _torch_victims(rows: Sequence[Row]) -> list[Table]:
         ]
         for row in latest(rows, "file", "defense")
     ]
-    titles = ("file", "defence", "as it came: ACC / ASR / RA", "repaired", oracle_title(rows[0]), "seconds")
+    titles = ("file", "defence", "before: ACC / ASR / RA", "repaired", oracle_title(rows[0]), "seconds")
     return [Table(titles, lines)]
 
 
