@@ -24,7 +24,7 @@ import numbers
 import operator
 import textwrap
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from otbr_jax.errors import InputError
@@ -72,6 +72,7 @@ class Setting(NamedTuple):
       doc: what it is.
       kind: its type; None for a group.
       rule: its bounds and choices; None for a group.
+      formerly: earlier names of the field, without those of the groups above it.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Setting(NamedTuple):
     doc: str
     kind: Any = None
     rule: Rule | None = None
+    formerly: tuple[str, ...] = ()
 
 
 def field(
@@ -350,17 +352,37 @@ def _describe(config_type: type, values: Any, prefix: str) -> list[Setting]:
             count = next((place for place, each in enumerate(inner) if not each.words), len(inner))
             own, groups = own + inner[:count], groups + inner[count:]
         elif declarations(kind):
-            groups += [Setting(f"{prefix}{name}", "", None, rule.doc), *_describe(kind, default, f"{prefix}{name}.")]
+            groups.append(Setting(f"{prefix}{name}", "", None, rule.doc, formerly=rule.formerly))
+            groups += _describe(kind, default, f"{prefix}{name}.")
         else:
-            own.append(Setting(f"{prefix}{name}", in_words(kind, rule), default, rule.doc, kind, rule))
+            own.append(Setting(f"{prefix}{name}", in_words(kind, rule), default, rule.doc, kind, rule, rule.formerly))
     return own + groups
 
 
-def all_names(config_type: type) -> list[str]:
-    """The dotted names of all settings that a class may have, whichever kinds its groups are of; without groups."""
+def describe_all(config_type: type) -> list[Setting]:
+    """All settings that a class may have, whichever kinds its groups are of; some may come several times."""
     choices = [{rule.by: name} for _, _, rule in declarations(config_type).values() for name in rule.kinds]
-    found = [setting for values in choices or [{}] for setting in describe(config_type, values)]
-    return [*dict.fromkeys(setting.name for setting in found if setting.words)]
+    return [setting for values in choices or [{}] for setting in describe(config_type, values)]
+
+
+def all_names(settings: Iterable[Setting]) -> list[str]:
+    """The dotted names of settings, each once; without groups."""
+    return [*dict.fromkeys(setting.name for setting in settings if setting.words)]
+
+
+def former_names(settings: Iterable[Setting]) -> dict[str, str]:
+    """`{old dotted name: current one}` of settings whose own name, or that of a group above them, is another now."""
+    settings = [*settings]
+    formerly = {(setting.name, name) for setting in settings for name in setting.formerly}
+    names: dict[str, str] = {}
+    for current in all_names(settings):
+        spellings = [""]
+        for place, part in enumerate(parts := current.split(".")):
+            whole = ".".join(parts[: place + 1])
+            ways = [part, *sorted(old for name, old in formerly if name == whole)]
+            spellings = [f"{before}.{way}".lstrip(".") for before in spellings for way in ways]
+        names |= dict.fromkeys(spellings[1:], current)
+    return {old: current for old, current in names.items() if old not in {*names.values(), *all_names(settings)}}
 
 
 def in_words(kind: Any, rule: Rule) -> str:

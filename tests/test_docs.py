@@ -13,7 +13,7 @@ import otbr_jax
 from otbr_jax.attacks.registry import ATTACKS
 from otbr_jax.defenses.registry import DEFENSES
 from otbr_jax.detectors.registry import DETECTORS
-from otbr_jax.settings import all_names
+from otbr_jax.settings import all_names, describe_all
 from otbr_jax.studies.repair_config import RepairConfig
 from otbr_jax.triggers import FAMILIES
 
@@ -94,7 +94,7 @@ def test_every_program_and_its_flags_are_on_a_page(generated):
     page = (generated / "reference" / "commands.md").read_text()
     programs = {path.stem for path in (DOCS.parent / "launch").glob("*.py") if "__main__" in path.read_text()}
     assert {*re.findall(r"^## launch\.(\w+)$", page, re.MULTILINE)} == programs
-    assert "| `--workdir` | `runs/repair` | Directory for stages and results; a run is resumed there. |" in page
+    assert "| `--workdir` | `runs/repair` | Directory for stages and results; resumed if used before. |" in page
     assert "| `--config` | `configs/disarm.py` |" in page
 
 
@@ -102,7 +102,7 @@ def test_every_setting_is_on_a_page(generated):
     page = (generated / "reference" / "settings.md").read_text()
     assert {*re.findall(r"^### The defence (\w+)$", page, re.MULTILINE)} == {*DEFENSES}
     named = {*re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)}
-    declared = {name.rpartition(".")[2] for name in all_names(RepairConfig)}
+    declared = {name.rpartition(".")[2] for name in all_names(describe_all(RepairConfig))}
     assert declared - {"defense"} <= named
     anchors = {*re.findall(r"^\((\S+)\)=$", page, re.MULTILINE)}
     assert {*re.findall(r"\]\(#([^)]+)\)", page)} <= anchors

@@ -118,6 +118,22 @@ def test_the_nearest_flag(given, meant):
     assert unknown_flag(given, known) == f"unknown flag --{given}; did you mean --{meant}?"
 
 
+@pytest.mark.parametrize(
+    ("program", "flag", "message"),
+    [
+        ("repair", "--config.reach.steps=3", "unknown flag --config.reach.steps; it is --config.inversion.steps now"),
+        (
+            "repair",
+            "--config.teaching.rounds=3",
+            "unknown flag --config.teaching.rounds; it is --config.unlearning.rounds now",
+        ),
+        ("inspect_network", "--judge=runs/w", "unknown flag --judge; it is --detect now"),
+    ],
+)
+def test_an_old_flag_ends_with_its_current_name(program, flag, message):
+    assert launch(program, flag) == (2, "", f"error: {message}\n")
+
+
 def test_no_flag_is_near():
     assert unknown_flag("xyz", ["workdir", "config.seed"]) == "unknown flag --xyz; --help lists all"
 

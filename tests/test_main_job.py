@@ -1,4 +1,4 @@
-"""The main job as the README gives it: no arguments, the embedded default."""
+"""The main job as the README gives it: no arguments, the default victim."""
 
 import json
 import os

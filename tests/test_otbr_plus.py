@@ -119,15 +119,15 @@ def test_inspecting_asks_without_a_repair(finished, tmp_path):
         model=dataclasses.replace(PLUS.victim.model, checkpoint=str(workdir / "repaired")),
         data=dataclasses.replace(PLUS.victim.data, name="none"),
     )
-    said = inspect(config, judge_in=tmp_path / "asked")
+    said = inspect(config, detect_in=tmp_path / "asked")
     assert "is flagged" in said
     assert (tmp_path / "asked" / "triggers.png").stat().st_size > 0
-    with pytest.raises(InputError, match=r"model.checkpoint: expected a network to ask about"):
-        inspect(change(config, model=PLUS.victim.model), judge_in=tmp_path / "none")
-    with pytest.raises(InputError, match=r"defense: expected one that looks for a backdoor"):
+    with pytest.raises(InputError, match=r"model.checkpoint: expected a trained network"):
+        inspect(change(config, model=PLUS.victim.model), detect_in=tmp_path / "none")
+    with pytest.raises(InputError, match=r"defense: expected one with a detector"):
         inspect(
             change(config, suspicion=SuspicionConfig(), trigger_finetuning=TriggerFinetuningConfig()),
-            judge_in=tmp_path / "none",
+            detect_in=tmp_path / "none",
         )
 
 

@@ -186,9 +186,9 @@ def test_rows_and_cells_of_repetitions():
     config = plain_config(PLAIN)
     before = {name: value for name, value in config.items() if name not in ("repetition", "relearning")}
     row = {"cell": cell.name, "versions": {"otbr_jax": "0.1.0"}, "config": before}
-    assert cell.is_of(row)  # from before there were such settings
-    assert not Cell(ASKED, recipe="fast").is_of(row)
-    assert not second.is_of(row | {"cell": second.name})
+    assert cell.matches(row)  # from before there were such settings
+    assert not Cell(ASKED, recipe="fast").matches(row)
+    assert not second.matches(row | {"cell": second.name})
     assert from_dict(RepairConfig, {"repetition": 2}).repetition == 2
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from otbr_jax.data.pictures import decode, suffixes
 from otbr_jax.data.stored import Part, Stored
 from otbr_jax.errors import InputError
-from otbr_jax.paths import PICTURES, existing, local_path
+from otbr_jax.paths import TEST_IMAGES, existing, local_path
 
 _LOG = logging.getLogger(__name__)
 _TRAIN = ("train", "training")
@@ -38,7 +38,7 @@ def read_folder(path: str, image_shape: tuple[int, int, int]) -> Stored:
     Raises:
       InputError: if there is no such folder, it has no classes, or other classes for testing than for training.
     """
-    root = existing(path, name="data.path", expected=PICTURES, is_there=pathlib.Path.is_dir)
+    root = existing(path, name="data.path", expected=TEST_IMAGES, is_there=pathlib.Path.is_dir)
     try:
         parts = {entry.name.lower(): entry for entry in _folders(root)}
         test = next((parts[name] for name in _TEST if name in parts), None)
