@@ -109,7 +109,7 @@ def test_the_chosen_u_leaves_the_answers_and_the_next_does_not():
     assert all(share >= 1 - tolerance for share in by_hand[: chosen + 1])
     assert by_hand[chosen + 1] < 1 - tolerance
     told = method.outcome(config, found)
-    assert told.choice == {"u": grid[chosen - 1], "chosen_by": "procedural pictures"}
+    assert told.choice == {"u": grid[chosen - 1], "chosen_by": "procedural images"}
     assert sum(mask.sum() for mask in found["pruned"].pruned.values()) == told.neurons["pruned"] > 0
     # Without tolerance for what the first channel costs, nothing is pruned.
     none = AgreementConfig(u=(0.0,), tolerance=0.0)

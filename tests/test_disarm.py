@@ -146,7 +146,7 @@ def planted(pictures):
 
 
 def searched(network, variables, batch, switch, config):
-    """Screened and searched with one key."""
+    """ScreenedClasses and searched with one key."""
     key, answers = jax.random.key(0), jnp.bincount(batch.labels, length=network.num_classes) / len(batch.labels)
     screened = screen(network, variables, batch, answers, switch, key=key, config=config)
     return minimal_triggers(network, variables, batch, switch, screened, key=key, config=config)
@@ -424,9 +424,9 @@ def test_wrong_settings():
 
 def test_another_search_than_the_calibrated_one_has_no_p_value():
     usual = DisarmSettings()
-    assert detecting.is_usual(usual)
-    assert detecting.is_usual(dataclasses.replace(usual, inversion=InversionConfig(classes=3)))
-    assert detecting.is_usual(dataclasses.replace(usual, unlearning=TriggerUnlearningConfig(rounds=1)))
+    assert detecting.is_calibrated(usual)
+    assert detecting.is_calibrated(dataclasses.replace(usual, inversion=InversionConfig(classes=3)))
+    assert detecting.is_calibrated(dataclasses.replace(usual, unlearning=TriggerUnlearningConfig(rounds=1)))
     for other in (
         {"inversion": InversionConfig(steps=4)},
         {"inversion": InversionConfig(among=20)},
@@ -434,4 +434,4 @@ def test_another_search_than_the_calibrated_one_has_no_p_value():
         {"margin": MarginConfig(steps=2)},
         {"detection": DetectionConfig(families=("patch",))},
     ):
-        assert not detecting.is_usual(dataclasses.replace(usual, **other))
+        assert not detecting.is_calibrated(dataclasses.replace(usual, **other))

@@ -137,5 +137,5 @@ def test_a_run_leaves_a_report(tmp_path):
     summary = summarize(tiny_runs.run(tmp_path / "w", config))
     assert [*summary["metrics"]] == ["victim", "unlearned"]
     assert len(summary["finetuning"]["loss"]) == 2
-    assert summary["neurons"]["moved"] > 0
+    assert summary["neurons"]["changed"] > 0
     assert "shared adversarial examples unlearned" in (tmp_path / "w" / "report.html").read_text()

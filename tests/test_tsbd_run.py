@@ -73,7 +73,7 @@ def test_clean_images_may_flag_no_class(tsbd_run, tmp_path):
     summary = summarize(result)
     assert summary["choice"] == {"n": 0.0, "m": 0.0, "chosen_by": "no class flagged"}
     assert summary["selection"] is None
-    assert {"answered", "detected"} <= set(result.stages)
+    assert {"predicted", "detected"} <= set(result.stages)
     assert summary["verdict"]["backdoored"] == "no"
     assert "(tsbd); p-value not known: no clean networks were scored by tsbd" in summary_table(summary).text()
     assert "trigger that was inverted for each class" in (tmp_path / "w" / "report.html").read_text()

@@ -111,7 +111,7 @@ def detection_steps(config: PruningDetectionConfig, otbr: OTBRConfig, *, images:
 
 
 def pruning_detector(
-    name: str, config: type, *, data: str, plan: Callable[[Any], Plan], is_usual: Callable[[Any], bool]
+    name: str, config: type, *, data: str, plan: Callable[[Any], Plan], is_calibrated: Callable[[Any], bool]
 ) -> Detector:
     """The detector of a defence that has these steps, and settings `detection`.
 
@@ -120,7 +120,7 @@ def pruning_detector(
       config: its settings.
       data: what it needs beside the network.
       plan: the defence's own; the detector runs its steps up to `detected`.
-      is_usual: see `Detector`.
+      is_calibrated: see `Detector`.
     """
 
     def plan_of_detection(config: Any) -> Plan:
@@ -135,7 +135,7 @@ def pruning_detector(
         verdict=lambda config, values: _verdict(config.detection, values["detected"]),
         fewest_classes=FEWEST,
         triggers=lambda config, values: inverted_patches(values),
-        is_usual=is_usual,
+        is_calibrated=is_calibrated,
     )
 
 

@@ -298,7 +298,7 @@ def plan(config: OTBRSettings) -> Plan:
     return tuple(steps)
 
 
-def is_usual(config: OTBRSettings) -> bool:
+def is_calibrated(config: OTBRSettings) -> bool:
     """Whether detection is that of `configs/otbr_plus.py`, which clean networks were scored with."""
     usual = PruningDetectionConfig(gamma=(0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3), lam=(0.5, 0.75))
     own, names = config.detection, ("gamma", "lam", "synthetic", "patch", "perturbation", "agreement", "evidence")
@@ -307,7 +307,7 @@ def is_usual(config: OTBRSettings) -> bool:
     )
 
 
-DETECTOR = pruning_detector("otbr_plus", OTBRSettings, data="none", plan=plan, is_usual=is_usual)
+DETECTOR = pruning_detector("otbr_plus", OTBRSettings, data="none", plan=plan, is_calibrated=is_calibrated)
 """The detector of this defence, if it detects at all: by pruning and fusing, on images made from the network."""
 
 
