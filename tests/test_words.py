@@ -82,6 +82,7 @@ KEPT = re.compile(
     r"adaptive_(?:pictures|reach)"  # attacks, by which rows and victims are known
     r"|formerly=\(?(?:\s*\"[^\"]*\",?)+\)?"
     r"|key=\"[^\"]*\""
+    r"|\.key\(\"[^\"]*\"\)"
     r"|bench_\w+|results/\w+\.jsonl"
 )
 """What may keep its name."""

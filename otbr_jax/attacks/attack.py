@@ -39,7 +39,7 @@ class Materials(NamedTuple):
       images: uint8 `[n, h, w, c]`, the training images.
       labels: int32 `[n]`.
       target: the attacker's class.
-      clean: a clean network, None unless the attack asks for one.
+      clean: a clean network, None unless the attack needs one.
       classes: how many classes there are; 0 if unknown.
     """
 
@@ -57,7 +57,7 @@ class InTraining(NamedTuple):
       poison: `(assets, images in [0, 1], labels, goals, key) -> (images, labels, loss)`: the poisoned batch before
         augmentation, and a loss of the attack's own. `goals` are the labels that the attacker wants.
       trained: the entries of the assets that are trained together with the network.
-      optimizer: how, given the number of steps; unused if nothing is trained.
+      optimizer: their optimizer, from the number of steps; unused if nothing is trained.
     """
 
     poison: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
@@ -83,7 +83,7 @@ class Attack(NamedTuple):
       needs_images: whether `make` reads `materials.images`, more than their shape.
       in_training: `(ratio, config) -> InTraining`; None for attacks that poison the data set before training.
       poison: `(assets, images uint8, labels, key, config, clean) -> images uint8`: what poisoned training images are,
-        where they are not just triggered; `labels` are their own, `clean` is a `CleanNetwork` if the attack asks for
+        where they are not just triggered; `labels` are their own, `clean` is a `CleanNetwork` if the attack needs
         one. Unused by attacks that poison while the network learns.
     """
 

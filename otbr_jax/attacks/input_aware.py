@@ -36,12 +36,12 @@ class InputAwareConfig:
 
 
 def mask(params: Any, images: jax.Array) -> jax.Array:
-    """Where the trigger goes, nearly 0 or 1, `[n, h, w, 1]`, for images in [0, 1]."""
+    """The trigger's mask, nearly 0 or 1, `[n, h, w, 1]`, for images in [0, 1]."""
     return jax.nn.sigmoid(20 * jnp.tanh(unet(params, 2 * images - 1)))
 
 
 def pattern(params: Any, images: jax.Array) -> jax.Array:
-    """What goes there, in [0, 1], `[n, h, w, c]`."""
+    """The trigger's pattern, in [0, 1], `[n, h, w, c]`, for images in [0, 1]."""
     return jax.nn.sigmoid(unet(params, 2 * images - 1))
 
 

@@ -171,12 +171,12 @@ def fuse_chosen(
     victim: Variables,
     scores: Scores,
     pruned: Pruned,
-    **given: Any,
+    **inputs: Any,
 ) -> Fused:
     """Fuses with the chosen lambda; 0 where no class is flagged."""
     _, lams = settings_arrays(setup, settings.detection)
     lam = jnp.where(detected.detected.flagged, lams[detected.chosen % len(lams)], 0.0)
-    return fuse_pruned(setup, settings.fusion, victim=victim, scores=scores, pruned=pruned, lam=lam, **given)
+    return fuse_pruned(setup, settings.fusion, victim=victim, scores=scores, pruned=pruned, lam=lam, **inputs)
 
 
 def distill_fused(
@@ -364,7 +364,7 @@ def otbr_plus(
 def networks(config: OTBRSettings) -> tuple[str, ...]:
     """The steps that are networks, the repaired one last."""
     more = {"distilled": config.distills, "trigger_finetuned": bool(config.trigger_finetuning.triggers)}
-    return ("victim", "unlearned", "pruned", "fused", *(name for name, wanted in more.items() if wanted))
+    return ("victim", "unlearned", "pruned", "fused", *(name for name, included in more.items() if included))
 
 
 def build(
@@ -425,7 +425,7 @@ def outcome(config: OTBRSettings, values: Mapping[str, Any]) -> Outcome:
             choice = {"gamma": gamma, "lambda": lam, "chosen_by": SYNTHETIC}
     info, pruned = values["fused"].info, values["pruned"].info.pruned
     used = [info.plans[name] for name, fused in info.fused.items() if fused]
-    scored, taken = count_neurons(pruned)
+    scored, removed = count_neurons(pruned)
     transport = {
         "converged": all(bool(plan.converged) for plan in used),
         "worst_marginal_error": max((float(plan.marginal_error) for plan in used), default=None),
@@ -434,9 +434,9 @@ def outcome(config: OTBRSettings, values: Mapping[str, Any]) -> Outcome:
     shown = max(pruned, key=lambda layer: int(pruned[layer].sum()))
     return Outcome(
         choice=choice,
-        done=f"{taken} of {scored} neurons pruned, {len(used)} layers fused",
+        done=f"{removed} of {scored} neurons pruned, {len(used)} layers fused",
         did="pruned",
-        neurons={"scored": scored, "pruned": taken, "layers_fused": len(used)},
+        neurons={"scored": scored, "pruned": removed, "layers_fused": len(used)},
         touched=pruned,
         scores=values["scores"],
         scored="Which neurons random unlearning moved",
@@ -447,7 +447,7 @@ def outcome(config: OTBRSettings, values: Mapping[str, Any]) -> Outcome:
             "trigger_finetuned": _plain_finetuning(config, values),
             "transport": transport,
         },
-        plan=(shown, info.plans[shown].matrix) if taken else None,
+        plan=(shown, info.plans[shown].matrix) if removed else None,
     )
 
 

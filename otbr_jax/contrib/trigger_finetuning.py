@@ -1,6 +1,6 @@
 """Fine-tuning on inverted triggers under their images' own labels, with images made from the network.
 
-The network moves no further than needed: of the way to the fine-tuned weights, only a share is gone.
+Weights move no further than needed: only a share of the way to the fine-tuned ones.
 """
 
 from __future__ import annotations
@@ -207,8 +207,8 @@ def finetune_class(
       augment: `(images, key) -> images`, both in [0, 1], of the images that are fine-tuned on.
 
     Raises:
-      InputError: if three times the images are less than a batch, no triggers are asked for, or more of the class's
-        images than are made.
+      InputError: if three times the images are less than a batch, `triggers` is 0, or `relearned` is more than the
+        images that are made.
     """
     if not config.triggers:
         raise InputError("trigger_finetuning.triggers: expected at least 1, found 0")

@@ -25,7 +25,7 @@ def read_npz(path: str, image_shape: tuple[int, int, int]) -> Stored:
     They are `images` and `labels` for testing, and where there are any `train_images` and `train_labels` for training;
     or `x_test`, `y_test`, `x_train`, `y_train`, as Keras has them. Images are uint8 `[n, h, w, c]`; floating point in
     [0, 1], `[n, c, h, w]` and, if grey, `[n, h, w]` are converted. Labels are integers `[n]`, or one-hot
-    `[n, classes]`. One line on the logger says what was converted.
+    `[n, classes]`. One line on the logger lists the conversions.
 
     Raises:
       InputError: names the file, if it is missing, no .npz, or its arrays are of another kind.

@@ -28,7 +28,7 @@ class Images(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """`train` is None where a source holds test images only; `provenance` says in a line what the data are."""
+    """`train` is None where a source holds test images only; `provenance` is a line about the data."""
 
     train: Images | None
     test: Images
@@ -105,9 +105,7 @@ class DataConfig:
         doc="how many training images to use, 0 for all: always the same ones, of every class its share.",
     )
     test_images: int = field(default=0, at_least=0, doc="the same of test images.")
-    note: str = field(
-        default="", doc="what a reader has to know of these copies of the data; it goes into reports and results."
-    )
+    note: str = field(default="", doc="a remark about these copies of the data, for reports and results.")
 
     def check(self) -> None:
         """There is a standard deviation for every mean."""
@@ -119,8 +117,8 @@ def load(config: DataConfig, *, image_shape: tuple[int, int, int], num_classes: 
     """Loads the data that `config` names; None for the source `none`.
 
     Raises:
-      InputError: if the data cannot be read, there are fewer images than asked for, or images or labels do not fit a
-        network with this `image_shape` and `num_classes`.
+      InputError: if the data cannot be read, there are fewer images than `train_images` or `test_images`, or images or
+        labels do not fit a network with this `image_shape` and `num_classes`.
     """
     if config.name == "none":
         return None
@@ -133,14 +131,14 @@ def load(config: DataConfig, *, image_shape: tuple[int, int, int], num_classes: 
         )
     parts, counts = {}, []
     for key, name, subset in (("training", "train_images", stored.train), ("test", "test_images", stored.test)):
-        available, wanted = 0 if subset is None else len(subset.labels), getattr(config, name)
-        if wanted > available:
-            raise InputError(f"data.{name}: expected at most {available:,}, as many as there are, found {wanted:,}")
+        available, count = 0 if subset is None else len(subset.labels), getattr(config, name)
+        if count > available:
+            raise InputError(f"data.{name}: expected at most {available:,}, as many as there are, found {count:,}")
         if subset is not None:
             parts[key] = read_part(
-                subset, wanted or available, name=config.name, image_shape=image_shape, num_classes=num_classes
+                subset, count or available, name=config.name, image_shape=image_shape, num_classes=num_classes
             )
-            counts.append(f"{wanted:,} of {available:,} {key}" if wanted else f"{available:,} {key}")
+            counts.append(f"{count:,} of {available:,} {key}" if count else f"{available:,} {key}")
     chosen = ", of every class its share" if config.train_images or config.test_images else ""
     note = f" ({config.note})" if config.note else ""
     provenance = f"{stored.description}{note}: {' and '.join(counts)} images{chosen}"

@@ -31,8 +31,8 @@ def trigger_stage(run: Run, attack: AttackConfig, *, clean: Stage | None = None)
       clean: a trained clean network, for attacks that are made against one.
 
     Raises:
-      InputError: if the directory `attack.assets` does not hold them, is missing where the network came with its
-        weights and so with a trigger of its own, or is given for a trigger without arrays.
+      InputError: if the directory `attack.assets` does not hold them, is missing although the network came
+        with its weights and so with a trigger of its own, or is set for a trigger without arrays.
     """
     if ATTACKS[attack.name].make is None:
         if attack.assets:
