@@ -123,7 +123,7 @@ def likely_sizes(sets: Mapping[Path, TensorSet], *, name: str, depth: tuple[int,
 def _best(sets: Mapping[Path, TensorSet], probe: Shapes) -> dict[str, tuple[int, ...]]:
     """The shapes, by the network's names, of the set that holds most of them."""
     places = locate(sets, probe)
-    return known_shapes(max(places, key=lambda place: (len(place.found), -len(place.extra)))) if places else {}
+    return known_shapes(max(places, key=lambda place: (len(place.names), -len(place.extra)))) if places else {}
 
 
 def describe(config: ModelConfig) -> str:
