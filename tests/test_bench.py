@@ -211,7 +211,7 @@ def test_bad_input(tmp_path):
 
 def test_uncommitted_changes_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "_git", lambda *arguments: " M otbr_jax/x.py" if arguments[0] == "status" else "1")
-    with pytest.raises(InputError, match="results carry a commit: expected otbr_jax/ and configs/ as committed"):
+    with pytest.raises(InputError, match="results name a commit: expected otbr_jax/ and configs/ as committed"):
         fill(tmp_path)
     assert not (tmp_path / "rows.jsonl").exists()
 

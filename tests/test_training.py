@@ -199,7 +199,7 @@ def test_a_warm_up_of_all_steps_leaves_one(tiny):
 def test_a_state_that_cannot_be_saved_is_no_reason_to_stop(tiny, whole, tmp_path, caplog):
     (tmp_path / "file").write_text("")
     trained = train(tiny, progress=tmp_path / "file" / "p", save_every=0)
-    assert "the state of a training cannot be saved, it goes on" in caplog.text
+    assert "the state of a training cannot be saved; the training goes on" in caplog.text
     jax.tree.map(np.testing.assert_array_equal, trained.variables, whole.variables)
 
 

@@ -80,10 +80,10 @@ def test_what_a_file_tells_besides(tmp_path):
 
 
 def test_what_tells_no_network(tmp_path):
-    with pytest.raises(InputError, match="^model.checkpoint: expected a file to tell the network from, or a model"):
+    with pytest.raises(InputError, match="^model.checkpoint: expected a file to infer the network from, or a model"):
         opened(ModelConfig(name=""))
     save_checkpoint(tmp_path / "orbax", {"a": torch.zeros(2).numpy()})
-    with pytest.raises(InputError, match=r"^model.name: expected a name, which no Orbax checkpoint tells, found none"):
+    with pytest.raises(InputError, match=r"^model.name: expected a name, which an Orbax checkpoint does not hold"):
         opened(ModelConfig(name="", checkpoint=str(tmp_path / "orbax")))
     torch.save({"a": torch.zeros(2)}, tmp_path / "a.pt")
     with pytest.raises(InputError, match=r"^model.name: expected a name, since the tensors of .*a.pt are those of no"):
