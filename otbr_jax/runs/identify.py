@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 import jax
 
 from otbr_jax.errors import InputError
-from otbr_jax.interop.locating import Shapes, known_shapes, locate, same_shape
+from otbr_jax.interop.locating import Shapes, hold_all, known_shapes, locate, names_by_spelling, same_shape
 from otbr_jax.interop.state_dict import tensor_name, tensor_shape
 from otbr_jax.interop.tensor_files import existing, is_tensor_folder, read_tensors
 from otbr_jax.interop.torch_files import Path, TensorSet
@@ -90,8 +90,11 @@ def identify(
       names: architectures to try.
       depth: see `ModelConfig`; other depths than this (by default the published ones) are not tried.
     """
+    held = names_by_spelling(sets)
     for name in names:
         probe = _probe(name, depth)
+        if not any(hold_all(each, probe) for each in held):  # looking closely takes long
+            continue
         found = _best(sets, probe)
         if probe.keys() == found.keys():
             config = _read_off(probe, found, name=name, depth=depth)
