@@ -1,19 +1,10 @@
-"""Eight simulated CPU devices, so that every test of sharding is a real one; programs are compiled once for all."""
+"""Fixtures that tests of several files share."""
 
-import os
 import shutil
-import tempfile
 
-os.environ["XLA_FLAGS"] = " ".join(
-    (
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=8",
-        # Most of a tiny network's time is compilation; this halves it.
-        "--xla_backend_optimization_level=0",
-    )
-)
-os.environ.setdefault("TQDM_DISABLE", "1")
+import environment  # noqa: F401
 
+# isort: split
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -24,23 +15,6 @@ from otbr_jax.models import registry
 from otbr_jax.models.layers import BatchNorm
 from otbr_jax.models.preact_resnet import PreActResNet
 from otbr_jax.models.registry import ModelConfig, network_from_flax
-
-CACHE = "JAX_COMPILATION_CACHE_DIR"
-
-
-def pytest_configure(config):
-    """One folder of compiled programs for this process, its workers, and the programs that tests launch."""
-    if CACHE not in os.environ:
-        config.made = os.environ[CACHE] = tempfile.mkdtemp(prefix="otbr_jax_tests_")
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-    jax.config.update("jax_compilation_cache_dir", os.environ[CACHE])
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-
-def pytest_unconfigure(config):
-    """Removes the folder, in the process that made it."""
-    if hasattr(config, "made"):
-        shutil.rmtree(os.environ.pop(CACHE), ignore_errors=True)
 
 
 class Small(nn.Module):
