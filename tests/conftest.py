@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+from jax._src import compiler
 
 from otbr_jax import trace
 from otbr_jax.models import registry
@@ -41,6 +42,19 @@ def disturbed(variables, key):
 def small_network(axis_name=None):
     """`Small` on 8 x 8 images of one channel."""
     return network_from_flax(Small(axis_name), image_shape=(8, 8, 1), num_classes=10)
+
+
+@pytest.fixture
+def usual_compiler(monkeypatch):
+    """For two programs that must round alike: the passes that `environment.QUICK` leaves out are not left out."""
+    options = compiler.get_compile_options
+
+    def usual(*arguments, **more):
+        own = dict(more.pop("env_options_overrides", None) or {})
+        return options(*arguments, **more, env_options_overrides={"xla_cpu_use_fusion_emitters": True} | own)
+
+    monkeypatch.setattr(compiler, "get_compile_options", usual)
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,5 @@
 """Five tiny runs whose values must not move while the code around them does: `python tests/golden_runs.py` records.
 
-`python tests/golden_runs.py NAME` prints what a run gives now.
-
 A golden is a digest of every array of every stage. It holds where it was recorded: on the processor, and with the
 versions, that `platform` names, since compilers round in their own ways.
 """
@@ -16,8 +14,7 @@ import sys
 import tempfile
 
 if __name__ == "__main__":
-    # As the compiler was set when they were recorded.
-    os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=true"
+    os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=true"  # as `conftest.usual_compiler`
     sys.path.insert(0, str(pathlib.Path(__file__).parent))
     import environment  # noqa: F401
 
@@ -169,21 +166,14 @@ def all_digests(result) -> dict[str, dict[str, str]]:
     return found | {"repaired": digests(result.variables)}
 
 
-def anew(name: str) -> dict[str, dict[str, str]]:
-    """The digests of a run that is made now."""
-    with tempfile.TemporaryDirectory() as folder:
-        return all_digests(run(name, pathlib.Path(folder)))
-
-
 def record() -> None:
     """Writes tests/goldens/NAME.json for every run."""
-    for name in RUNS:
-        golden = {"platform": here(), "stages": anew(name)}
-        (FOLDER / f"{name}.json").write_text(json.dumps(golden, indent=1) + "\n")
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in RUNS:
+            found = all_digests(run(name, pathlib.Path(scratch) / victim(name)))
+            golden = {"platform": here(), "stages": found}
+            (FOLDER / f"{name}.json").write_text(json.dumps(golden, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    if sys.argv[1:]:
-        print(json.dumps(anew(sys.argv[1])))
-    else:
-        record()
+    record()

@@ -3,8 +3,6 @@
 import dataclasses
 import functools
 import json
-import subprocess
-import sys
 from functools import partial
 
 import golden_runs
@@ -20,6 +18,8 @@ from otbr_jax.data.clean import load_clean
 from otbr_jax.runs.networks import open_network
 from otbr_jax.studies.repair_config import clean_augmentation
 
+pytestmark = pytest.mark.usefixtures("usual_compiler")
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
@@ -34,13 +34,12 @@ RUNS = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for n
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_no_value_has_moved(name):
-    """Array by array; what arrays are called is free. In a process of its own, whose compiler is set as it was then."""
+def test_no_value_has_moved(name, finished):
+    """Array by array; what arrays are called is free."""
     golden = json.loads((golden_runs.FOLDER / f"{name}.json").read_text())
     if golden["platform"] != golden_runs.here():
         pytest.skip("recorded on another processor or with other versions")
-    command = [sys.executable, golden_runs.__file__, name]
-    found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    found = golden_runs.all_digests(finished(name))
     moved = {
         f"{stage}/{array}"
         for stage, arrays in golden["stages"].items()
@@ -63,7 +62,8 @@ def opened(config, result):
     return network, subject.graph, variables, clean
 
 
-@pytest.mark.parametrize("name", RUNS)
+# `test_ft` shows it of a step that learns epoch by epoch on clean images.
+@pytest.mark.parametrize("name", [pytest.param("otbr", marks=pytest.mark.slow), *RUNS[1:]])
 def test_memory_equals_disk(name, finished):
     """`plan.run` and `Run.plan` compute one description twice: every step has the same bits."""
     config, result = golden_runs.RUNS[name], finished(name)
