@@ -7,14 +7,16 @@ versions, that `platform` names, since compilers round in their own ways.
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 import platform
 import sys
 import tempfile
 
 if __name__ == "__main__":
+    os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=true"  # as `conftest.usual_compiler`
     sys.path.insert(0, str(pathlib.Path(__file__).parent))
-    import conftest  # noqa: F401  the environment of the tests
+    import environment  # noqa: F401
 
 import jax
 import jax.numpy as jnp
