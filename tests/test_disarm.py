@@ -345,7 +345,7 @@ def test_short_cuts_of_all_classes_are_the_most_telling_ones():
     closing = to_unlearn(found, MinimalTriggers(jnp.zeros((2, 4, 5)), costs, jnp.arange(4)), families, usual)
     assert {*zip(closing.family.tolist(), closing.target.tolist(), strict=True)} == {(0, 3), (1, 0)}
     assert closing.wanted.all()
-    np.testing.assert_allclose(closing.cost, [0.05, 0.1])
+    np.testing.assert_allclose(closing.size, [0.05, 0.1])
 
 
 def test_clean_images_stand_beside_the_pictures(planted):
@@ -412,7 +412,7 @@ def test_other_clean_networks_are_another_result(monkeypatch):
 
 
 def test_wrong_settings():
-    with pytest.raises(InputError, match=r"^pictures.images: expected at most 10, images.made, found 20$"):
+    with pytest.raises(InputError, match=r"^images.images: expected at most 10, images.made, found 20$"):
         ImagesConfig(made=10, images=20)
     with pytest.raises(
         InputError, match=r"^inversion.among: expected 0 for all classes, or at least 3 to compare, found 2"
