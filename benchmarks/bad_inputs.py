@@ -73,7 +73,7 @@ def places() -> Iterator[Case]:
         yield "launch.convert", ["--from={tmp}/good.npz", f"--to={goal}", "--model=preact_resnet10"]
     yield "launch.inspect_network", [*SMALL, "--out={tmp}/graph.doc"]
     yield "launch.inspect_network", [*SMALL, "--out=/proc/graph.png"]
-    yield "launch.inspect_network", [*SMALL, "--judge={tmp}/judged"]
+    yield "launch.inspect_network", [*SMALL, "--detect={tmp}/detection"]
 
 
 def machines() -> Iterator[Case]:
@@ -152,7 +152,7 @@ def methods() -> Iterator[Case]:
     for flag in ("--config.relearning.images=4", "--config.relearning.images=9999", "--config.repetition=-1"):
         yield "launch.repair", [*base, flag]
     for flag in ("--detector=neural", "--detector=neural_cleanse"):
-        yield "launch.inspect_network", [*plain, "--judge={tmp}/judged", flag, *(["--config.data.name=none"])]
+        yield "launch.inspect_network", [*plain, "--detect={tmp}/detection", flag, *(["--config.data.name=none"])]
 
 
 CODE = """

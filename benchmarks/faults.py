@@ -36,12 +36,12 @@ TINY = (
 )
 GRID = """
 import dataclasses
-from configs.bench.disarm import embedded
+from configs.bench.disarm import default_victim
 from otbr_jax.studies.bench import Cell, Bench
 from otbr_jax.studies.repair_config import repaired_by
 
 def get_grid():
-    cell = embedded(0)
+    cell = default_victim(0)
     small = change(cell.config,
         model=dataclasses.replace(cell.config.victim.model, width=4),
         data=dataclasses.replace(cell.config.victim.data, train_images=640),

@@ -30,7 +30,7 @@ RESULTS = ROOT / "results" / "leases.jsonl"
 LOGGED = """
 import dataclasses, os, random, time
 import jax, numpy as np
-from configs.bench.disarm import embedded
+from configs.bench.disarm import default_victim
 from otbr_jax.runs.store import open_workdir
 from otbr_jax.studies.bench import Cell, Bench
 from otbr_jax.studies.repair_config import repaired_by
@@ -49,7 +49,7 @@ class Logged(Cell):
         return row
 
 def config(seed):
-    cell = embedded(0)
+    cell = default_victim(0)
     return change(cell.config,
         seed=seed,
         model=dataclasses.replace(cell.config.victim.model, width=4),

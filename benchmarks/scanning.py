@@ -26,7 +26,7 @@ from otbr_jax.models.registry import ModelConfig, build
 from otbr_jax.report.rows import append_row
 from otbr_jax.runs.provenance import ROOT, provenance
 from otbr_jax.studies.repair_config import repair_config
-from otbr_jax.studies.scanning import checkpoints, scan
+from otbr_jax.studies.scanning import list_checkpoints, scan
 from otbr_jax.types import named_leaves
 
 RESULTS = flags.DEFINE_string("results", str(ROOT / "results" / "scanning.jsonl"), "File of the rows.")
@@ -55,7 +55,7 @@ def scanned(folder: pathlib.Path, detector: str) -> dict[str, Any]:
         wall.append(time.perf_counter())
         cpu.append(time.process_time())
 
-    scan(repair_config(defense="disarm", model=MODEL), checkpoints(folder), detector=detector, say=say)
+    scan(repair_config(defense="disarm", model=MODEL), list_checkpoints(folder), detector=detector, say=say)
     first, *others = (after - before for before, after in itertools.pairwise(wall))
     first_cpu, *others_cpu = (after - before for before, after in itertools.pairwise(cpu))
     each, each_cpu = statistics.median(others), statistics.median(others_cpu)

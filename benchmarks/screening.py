@@ -52,7 +52,7 @@ def pairs(images: Images, count: int, *, seed: int) -> dict[str, np.ndarray]:
 
 
 def write_pairs(path: pathlib.Path) -> None:
-    """Writes the images of all pairs, whose digits are split as the embedded default splits them."""
+    """Writes the images of all pairs, whose digits are split as the default victim splits them."""
     dataset = sources.load(DataConfig(name="digits"), image_shape=(8, 8, 1), num_classes=10)
     parts = {name: pairs(getattr(dataset, name), count, seed=0) for name, count in PAIRS.items()}
     path.parent.mkdir(parents=True, exist_ok=True)

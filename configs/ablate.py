@@ -1,10 +1,10 @@
-"""TSBD in parts: what its pieces are worth, on small victims.
+"""Ablation of TSBD on small victims: what is each part worth?
 
     python -m launch.ablate --workdir=runs/ablate                                              # scikit-learn's digits
     python -m launch.ablate --config=configs/ablate.py:mnist --workdir=runs/cpu/mnist/preact_resnet10-w8
 
-Behind the colon: `digits`, with the settings of `configs/tsbd.py`, or `mnist` or `cifar10`, with victims and settings
-of the reduced bench (`configs/bench/cpu.py`, `configs/bench/tsbd.py`), which are reloaded in its working directory.
+After the colon: `digits`, with the settings of `configs/tsbd.py`; or `mnist` or `cifar10`, with the victims and
+settings of the reduced bench (`configs/bench/cpu.py`, `configs/bench/tsbd.py`), reloaded from its working directory.
 Victims with 5 % and 1 % poisoned images are trained beside those with 10 %.
 """
 

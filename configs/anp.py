@@ -1,13 +1,13 @@
-"""ANP on the embedded default: neurons that matter only when neurons are disturbed are pruned, with 65 clean images.
+"""ANP on the default victim: prunes the neurons most sensitive to adversarial perturbation, with 65 clean images.
 
     python -m launch.repair --config=configs/anp.py --workdir=runs/anp
 
-5 % of the 1,297 training images are the defender's, moved by up to a pixel. As published but for 500 steps on batches
-of 32 instead of 2,000 on batches of 128, and for the threshold, which is chosen with the clean images alone. The
-published one is `--config.selection.thresholds="()"`. What it does and when: docs/defences/anp.md.
+The defender has 5 % of the 1,297 training images, shifted by up to a pixel. As published, except for 500 steps on
+batches of 32 instead of 2,000 on batches of 128, and for the threshold, which is chosen with the clean images alone.
+The published one is `--config.selection.thresholds="()"`. What it does and when: docs/defences/anp.md.
 
-Expected: two minutes on two CPU cores, half of them the training of the victim; four times as long for learning masks
-with the published 2,000 steps.
+Expected: two minutes on two CPU cores, half of them the training of the victim. Learning the masks takes four times as
+long with the published 2,000 steps.
 """
 
 import ml_collections

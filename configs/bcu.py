@@ -1,12 +1,12 @@
-"""BCU on the embedded default: weights are drawn anew, and the suspicious network teaches the rest, without data.
+"""BCU on the default victim: re-initialises weights and distils the suspicious network into the result, without data.
 
     python -m launch.repair --config=configs/bcu.py --workdir=runs/bcu
 
-As published, on procedural pictures in the place of unlabelled images. A network of your own:
-`--config.model.checkpoint=victim.pt`, with what configs/own_network.py says of it. What it does: docs/defences/bcu.md.
+As published, with procedural images in place of unlabelled ones. A network of your own:
+`--config.model.checkpoint=victim.pt`, and the flags of configs/own_network.py. What it does: docs/defences/bcu.md.
 
-Expected: about a minute and a quarter on one core beside the training of the victim. The leaderboard says how it does
-(docs/leaderboard.md): the backdoors stay.
+Expected: about a minute and a quarter on one core, plus the training of the victim. The backdoors stay
+(docs/leaderboard.md).
 """
 
 import ml_collections

@@ -1,9 +1,9 @@
-"""CLP on the embedded default: channels that can amplify a change most are pruned, without data.
+"""CLP on the default victim: prunes the channels with the largest Lipschitz bounds, without data.
 
     python -m launch.repair --config=configs/clp.py --workdir=runs/clp
 
-As published (u = 3). A network of your own: `--config.model.checkpoint=victim.pt`, with what configs/own_network.py
-says of it. What it does and when: docs/defences/clp.md.
+As published (u = 3). A network of your own: `--config.model.checkpoint=victim.pt`, and the flags of
+configs/own_network.py. What it does and when: docs/defences/clp.md.
 
 Expected: a minute on two CPU cores, most of it the training of the victim.
 """

@@ -1,14 +1,13 @@
-"""Fine-pruning on the embedded default: a BadNets victim trained on scikit-learn's digits, and 65 clean images.
+"""Fine-pruning on the default victim: a BadNets victim trained on scikit-learn's digits, and 65 clean images.
 
     python -m launch.repair --config=configs/fine_pruning.py --workdir=runs/fine_pruning
 
-As published but for what so few images ask for: batches of 32 instead of 256, images moved by up to a pixel. How many
-channels are pruned is chosen with the clean images. The report shows five shares beside it, each fine-tuned. What it
-does and when: docs/defences/fine_pruning.md. With images of your own: `--config.clean.name=folder`, as in
-configs/tsbd.py.
+As published, except for what so few images need: batches of 32 instead of 256, images shifted by up to a pixel. The
+clean images choose how many channels are pruned. The report also shows five fixed shares, each fine-tuned. What it does
+and when: docs/defences/fine_pruning.md. With images of your own: `--config.clean.name=folder`, as in configs/tsbd.py.
 
 Expected: 172 of 192 channels are pruned, ASR falls from 100 % to 54 %, ACC from 99.4 % to 98.6 %. Two minutes on two
-CPU cores, most of it the training of the victim and the other shares.
+CPU cores, most of it the training of the victim and the fixed shares.
 """
 
 import ml_collections

@@ -1,8 +1,8 @@
-"""Fine-tuning on the embedded default: a BadNets victim trained on scikit-learn's digits, and 65 clean images.
+"""Fine-tuning on the default victim: a BadNets victim trained on scikit-learn's digits, and 65 clean images.
 
     python -m launch.repair --config=configs/ft.py --workdir=runs/ft
 
-As published but for what so few images ask for: batches of 32 instead of 256, images moved by up to a pixel. What it
+As published, except for what so few images need: batches of 32 instead of 256, images shifted by up to a pixel. What it
 does and when: docs/defences/ft.md. With images of your own: `--config.clean.name=folder`, as in configs/tsbd.py.
 
 Expected: ACC 97.8 %, ASR 100 % as before: fine-tuning alone leaves this backdoor. One to two minutes on two CPU

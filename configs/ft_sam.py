@@ -1,8 +1,8 @@
-"""FT-SAM on the embedded default: a BadNets victim trained on scikit-learn's digits, and 65 clean images.
+"""FT-SAM on the default victim: a BadNets victim trained on scikit-learn's digits, and 65 clean images.
 
     python -m launch.repair --config=configs/ft_sam.py --workdir=runs/ft_sam
 
-As published but for what so few images ask for: batches of 32 instead of 256, images moved by up to a pixel. What it
+As published, except for what so few images need: batches of 32 instead of 256, images shifted by up to a pixel. What it
 does and when: docs/defences/ft_sam.md. With images of your own: `--config.clean.name=folder`, as in configs/tsbd.py.
 
 Expected: ASR falls from 100 % to 88 %, ACC from 99.4 % to 97.8 %. One to two minutes on two CPU cores, most of it the

@@ -1,8 +1,8 @@
-"""NAD on the embedded default: a BadNets victim trained on scikit-learn's digits, and 65 clean images.
+"""NAD on the default victim: a BadNets victim trained on scikit-learn's digits, and 65 clean images.
 
     python -m launch.repair --config=configs/nad.py --workdir=runs/nad
 
-As published but for what so few images ask for: batches of 32 instead of 256, images moved by up to a pixel. What it
+As published, except for what so few images need: batches of 32 instead of 256, images shifted by up to a pixel. What it
 does and when: docs/defences/nad.md. With images of your own: `--config.clean.name=folder`, as in configs/tsbd.py.
 
 Expected: ASR falls from 100 % to 2 %, ACC from 99.4 % to 93.6 %. One to two minutes on two CPU cores, most of it the

@@ -1,13 +1,13 @@
-"""OTBR on the embedded default: a BadNets victim trained on scikit-learn's digits, repaired without data.
+"""OTBR on the default victim: a BadNets victim trained on scikit-learn's digits, repaired without data.
 
     python -m launch.repair --config=configs/otbr.py --workdir=runs/otbr
 
-The method is as published but for lambda = 0.75 (published: 0.5). gamma and lambda were rounded while developing,
-on other victims; a run does not look at any image to choose them.
+The method is as published, except for lambda = 0.75 (published: 0.5). gamma and lambda were chosen roughly during
+development, on other victims; a run uses no image to choose them.
 
-Expected: docs/results/otbr.md, whose rows stand in results/digits.jsonl. One to two minutes on two CPU cores.
+Expected: docs/results/otbr.md (rows: results/digits.jsonl), in one to two minutes on two CPU cores.
 
-A network of your own, with what configs/own_network.py says of it:
+A network of your own, with the flags of configs/own_network.py:
 
     python -m launch.repair --config=configs/otbr.py --workdir=DIR --config.model.checkpoint=victim.pt
 """

@@ -1,13 +1,13 @@
-"""SAU on the embedded default: adversarial examples that mislead both networks alike are unlearned.
+"""SAU on the default victim: unlearns shared adversarial examples, which both networks misclassify alike.
 
     python -m launch.repair --config=configs/sau.py --workdir=runs/sau
 
-5 % of the 1,297 training images are the defender's. As published but for what so few images ask for: batches of 32
-instead of 256, and 500 passes instead of 100, so that Adam takes the 1,000 steps that it takes on 5 % of CIFAR-10. What
-it does: docs/defences/sau.md. A network of your own comes with clean images, as in configs/tsbd.py.
+The defender has 5 % of the 1,297 training images. As published, except for what so few images need: batches of 32
+instead of 256, and 500 epochs instead of 100, so that Adam takes the 1,000 steps that it takes on 5 % of CIFAR-10. What
+it does: docs/defences/sau.md. A network of your own needs clean images, as in configs/tsbd.py.
 
-Expected: about a minute and a half on one core beside the training of the victim. The leaderboard says how it does
-(docs/leaderboard.md): of four backdoors it ends one.
+Expected: about a minute and a half on one core, plus the training of the victim. It removes one of four backdoors
+(docs/leaderboard.md).
 """
 
 import ml_collections

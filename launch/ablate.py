@@ -1,8 +1,8 @@
-"""What are the parts of TSBD worth? `python -m launch.ablate [--workdir=DIR]`.
+"""Ablation of TSBD: what is each part worth? `python -m launch.ablate [--workdir=DIR]`.
 
-Repairs victims in ways that differ from TSBD in one thing each: what is set to zero, how it is fine-tuned, which
-neurons are chosen, how much was poisoned, how many clean images there are. Leaves `ablation.html` with tables and
-figures and `ablation.json` with all numbers; see configs/ablate.py for other data.
+Repairs victims by variants of TSBD that differ in one thing each: which weights are set to zero, how the network is
+fine-tuned, which neurons are chosen, the poisoning ratio, the number of clean images. Writes `ablation.html` with
+tables and figures, and `ablation.json` with all numbers. Other data: configs/ablate.py.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Are neurons of a backdoored network more active while it is unlearned? `python -m launch.activeness [--workdir=DIR]`.
 
-Without arguments it trains networks with and without a backdoor on small images that ship with scikit-learn. Leaves
-`activeness.html` with the figures, `activeness.json` with the numbers and `activeness.csv` with every neuron; see
-configs/activeness.py for a network of your own.
+Without arguments it trains networks with and without a backdoor on small images that ship with scikit-learn. Writes
+`activeness.html` with the figures, `activeness.json` with the numbers and `activeness.csv` with every neuron. A network
+of your own: configs/activeness.py.
 """
 
 from __future__ import annotations

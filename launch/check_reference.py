@@ -1,7 +1,7 @@
 """Compares every stage of a method with reference numbers: `python -m launch.check_reference --reference=FILE.npz`.
 
-Prints one JSON line for each comparison (name, max_abs, max_rel, tolerance, pass, and what a reader has to know), and
-exits with status 1 if one fails.
+Prints one JSON line for each comparison (name, max_abs, max_rel, tolerance, pass, note), and exits with status 1 if one
+fails.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def check() -> None:
-    """What is wrong with the flags."""
+    """Raises InputError if the flags are wrong."""
     existing(REFERENCE.value, name="--reference", expected=A_REFERENCE, is_there=pathlib.Path.is_file)
 
 

@@ -1,7 +1,7 @@
 """What all launchers share: the config flag, help, and bad input ending in one line.
 
-A program imports what it computes with in its `main`, or later. So help, and what is wrong with flags, settings and
-paths, are said at once, from `launch.index`; with a config file of the user's own, after JAX was imported.
+A program imports JAX in its `main`, or later. So help and errors about flags, settings and paths come at once, from
+`launch.index`; with a config file of the user's own they come after JAX is imported.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pathlib
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, NoReturn
@@ -22,10 +22,10 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from launch import early, helping, index, kinds
-from launch.hosts import Hosts, end, joined, lost
+from launch.hosts import Hosts, end, end_after_another, process_name
 from launch.index import CHECKOUT, CONFIGS
 from otbr_jax.errors import InputError
-from otbr_jax.settings import Setting, all_names, describe, from_dict
+from otbr_jax.settings import Setting, all_names, describe, describe_all, former_names, from_dict
 
 HELP = {f"{dashes}{name}" for dashes in ("-", "--") for name in ("h", "help", "helpshort", "helpfull")}
 
@@ -36,22 +36,21 @@ class Config:
 
     Attributes:
       default: a file of `configs/`.
-      kind: what the settings are of, a name of `launch.kinds.KINDS`.
+      kind: the kind of settings, a name of `launch.kinds.KINDS`.
     """
 
     default: str
     kind: str
 
     def __call__(self) -> Any:
-        """The settings of the file, with what flags change of them."""
+        """The settings of the file, as flags change them."""
         values = self.values()
         return from_dict(kinds.KINDS[self.kind]().Config, values)
 
-    def names(self) -> list[str]:
-        """The names of the flags of all settings."""
+    def all_settings(self) -> list[Setting]:
+        """All settings that there may be, whatever the file chooses."""
         known = index.current()
-        names = known.names(self.kind) if known else all_names(kinds.KINDS[self.kind]().Config)
-        return [f"config.{name}" for name in names]
+        return known.all_settings(self.kind) if known else describe_all(kinds.KINDS[self.kind]().Config)
 
     def describe(self) -> list[Setting]:
         """All settings, with the values of the file and of flags."""
@@ -60,17 +59,17 @@ class Config:
     def values(self) -> dict[str, Any]:
         """The same as a nested dictionary, not checked yet."""
         try:
-            chosen: Any = flags.FLAGS["config"].value
-            found: dict[str, Any] = chosen.to_dict()
+            config: Any = flags.FLAGS["config"].value
+            values: dict[str, Any] = config.to_dict()
         except Exception as error:  # whatever a user's file does
             raise InputError(_unusable(error)) from None
-        return found
+        return values
 
-    def named(self, setting: str) -> bool:
-        """Whether a flag names a setting, or one of a group; a file of a user's own names all that it says."""
+    def is_set(self, setting: str) -> bool:
+        """Whether a flag sets a setting, or one of a group; a file of the user's own sets all that is in it."""
         name = f"config.{setting}"
-        found = (flag for flag in flags.FLAGS if flag == name or flag.startswith(f"{name}."))
-        return not self._path().is_relative_to(CONFIGS) or any(flags.FLAGS[flag].present for flag in found)
+        names = (flag for flag in flags.FLAGS if flag == name or flag.startswith(f"{name}."))
+        return not self._path().is_relative_to(CONFIGS) or any(flags.FLAGS[flag].present for flag in names)
 
     def file(self) -> str:
         """The name of the file, short for one of this project."""
@@ -92,7 +91,7 @@ def define_config(default: str, kind: str) -> Config:
 
     Args:
       default: the name of the file.
-      kind: what its settings are of, a name of `launch.kinds.KINDS`.
+      kind: the kind of its settings, a name of `launch.kinds.KINDS`.
     """
     return Config(default, kind)
 
@@ -106,16 +105,16 @@ def in_checkout(path: str) -> str:
     return str(CHECKOUT / path) if not os.path.exists(path) and (CHECKOUT / path).is_file() else path
 
 
-def with_config_found(arguments: Sequence[str]) -> list[str]:
+def with_config_path(arguments: Sequence[str]) -> list[str]:
     """Arguments whose `--config` is looked up by `in_checkout`; what follows its colon stays as it is."""
-    found: list[str] = []
+    result: list[str] = []
     for argument in arguments:
         flag, equals, value = argument.partition("=") if re.match("--?config=", argument) else ("", "", argument)
-        if equals or (found and found[-1] in ("-config", "--config")):
+        if equals or (result and result[-1] in ("-config", "--config")):
             file, colon, rest = value.partition(":")
             argument = f"{flag}{equals}{in_checkout(file)}{colon}{rest}"
-        found.append(argument)
-    return found
+        result.append(argument)
+    return result
 
 
 def choices(name: str) -> list[str]:
@@ -130,6 +129,7 @@ def run(
     config: Config | None = None,
     hosts: Hosts | None = None,
     check: Callable[[], None] = lambda: None,
+    formerly: Mapping[str, str] = {},
 ) -> None:
     """Runs an absl main; bad input prints one line `error: ...` and exits with status 2.
 
@@ -137,26 +137,29 @@ def run(
       main: the main function of the program's module.
       config: the program's `--config`, if it has one.
       hosts: the flags with which several processes run the program together, if they can.
-      check: raises InputError where parsed flags do not go together, or name what is not there; it imports little.
+      check: raises InputError if parsed flags do not fit together, or name a path that does not exist; imports little.
+      formerly: old names of the program's own flags, and their current ones.
     """
     module = sys.modules[main.__module__]
     own = flags.FLAGS.get_key_flags_for_module(module)
     known = [flag.name for flag in own]
     if config:
-        names = config.names()
+        possible = config.all_settings()
+        names = [f"config.{name}" for name in all_names(possible)]
+        old_names = {f"config.{old}": f"config.{current}" for old, current in former_names(possible).items()}
         for argument in sys.argv[1:]:  # ml_collections looks fields up before flags are parsed
-            given = re.match(r"--?(?:no)?(config\.[\w.]+)", argument)
-            if given and given[1] not in names:
-                fail(helping.unknown_flag(given[1], names))
+            flag = re.match(r"--?(?:no)?(config\.[\w.]+)", argument)
+            if flag and flag[1] not in names:
+                fail(helping.unknown_flag(flag[1], names, formerly=old_names))
         known += ["config", *names]
-        sys.argv[1:] = with_config_found(sys.argv[1:])
-    parse = partial(_parse_flags, known=known)
+        sys.argv[1:] = with_config_path(sys.argv[1:])
+    parse = partial(_parse_flags, known=known, formerly=formerly)
     show_help = partial(_show_help, module.__doc__ or "", own)
     arguments = [argument for argument in sys.argv if argument not in HELP]
     wants_help = len(arguments) < len(sys.argv)
-    with early.flags_as_before():
+    with early.temporary_flags():
         settings: Sequence[Setting] | None = ()
-        file, rest = early.taken_out(arguments, default=str(CONFIGS / config.default) if config else "")
+        file, rest = early.split_config(arguments, default=str(CONFIGS / config.default) if config else "")
         if config:
             settings = _settings_of(config, file, rest, parse=parse, exactly=wants_help)
         elif not wants_help:
@@ -167,7 +170,7 @@ def run(
             try:
                 early.check(settings)
                 if hosts:
-                    hosts.asked()
+                    hosts.are_wanted()
                 check()
             except InputError as error:
                 fail(_one_line(str(error)))
@@ -180,9 +183,9 @@ def run(
             show_help(config.describe(), config.file())
 
     def guarded(arguments: Sequence[str]) -> None:
-        # After absl has put its own handler in place: one readable line for each warning, no news from libraries.
+        # After absl has installed its own handler: one readable line for each warning, nothing from libraries.
         logging.set_verbosity(logging.WARNING)
-        # Orbax's remarks, and errors that it raises, too; this project's own loggers are not absl's.
+        # Orbax logs remarks, and the errors that it raises; this project's own loggers are not absl's.
         logging.get_absl_logger().setLevel("CRITICAL")
         logging.get_absl_handler().setFormatter(None)
         from launch import compiled  # imports JAX
@@ -193,24 +196,24 @@ def run(
             with default_numerics():
                 if hosts:
                     apart = {"process_id"}
-                    given = {flag.name: flag.value for flag in own if flag.name not in apart}
-                    hosts.join(module.__doc__ or "", [given, config.values() if config else None])
+                    values = {flag.name: flag.value for flag in own if flag.name not in apart}
+                    hosts.join(module.__doc__ or "", [values, config.values() if config else None])
                 main(arguments)
             sys.stdout.flush()
         except InputError as error:
             fail(_one_line(str(error)))
         except BrokenPipeError:
-            _unread()
+            _exit_at_broken_pipe()
         except OSError as error:
-            lost(error)
+            end_after_another(error)
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             fail(f"cannot write {error.filename or 'a temporary file'}: {error.strerror}; the same command goes on")
         except KeyboardInterrupt:
             fail("interrupted; the same command goes on from what is finished", status=130)
         except Exception as error:
-            lost(error)
-            if joined():
+            end_after_another(error)
+            if process_name():
                 traceback.print_exc()
                 fail("failed, see above", status=1)
             raise
@@ -240,7 +243,7 @@ def _show_help(usage: str, own: Sequence[flags.Flag], settings: Sequence[Setting
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        _unread()
+        _exit_at_broken_pipe()
     sys.exit()
 
 
@@ -250,17 +253,17 @@ def _short(file: str) -> str:
     return str(path.relative_to(CHECKOUT) if path.is_relative_to(CHECKOUT) else path)
 
 
-def _unread() -> NoReturn:
-    """Ends the program, since whoever read what it prints has read enough."""
+def _exit_at_broken_pipe() -> NoReturn:
+    """Ends the program: the reader of its output has closed the pipe."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(141)
 
 
-def _parse_flags(arguments: Sequence[str], *, known: Sequence[str]) -> list[str]:
+def _parse_flags(arguments: Sequence[str], *, known: Sequence[str], formerly: Mapping[str, str]) -> list[str]:
     try:
         rest = flags.FLAGS(list(arguments))
     except flags.UnrecognizedFlagError as error:
-        fail(helping.unknown_flag(error.flagname, known))
+        fail(helping.unknown_flag(error.flagname, known, formerly=formerly))
     except flags.Error as error:
         # A config file's own error comes wrapped in absl's.
         before, ours, message = _one_line(str(error)).partition(f"{InputError.__module__}.{InputError.__name__}: ")
@@ -286,14 +289,14 @@ def _unusable(error: Exception) -> str:
 
 def _one_line(message: str) -> str:
     """A library's message without line breaks, and without the traceback that it may quote."""
-    before, quoted, trace = message.partition("Traceback (most recent call last):")
-    if quoted:
+    before, traceback_head, trace = message.partition("Traceback (most recent call last):")
+    if traceback_head:
         message = before + trace.strip().splitlines()[-1]
     return " ".join(message.split())
 
 
 def _refuse(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """What a launcher cannot be imported without, such as a package that is not installed, ends in one line too."""
+    """One line for an error while a launcher is imported, such as a package that is not installed."""
     if isinstance(error, InputError):
         fail(_one_line(str(error)))
     sys.__excepthook__(kind, error, trace)
@@ -303,7 +306,7 @@ sys.excepthook = _refuse
 
 
 def _unraisable(failure: sys.UnraisableHookArgs) -> None:
-    """TensorStore's threads go on writing after a disk was full, and have nobody left to tell."""
+    """Hides the errors of TensorStore's threads, which go on writing after a disk was full."""
     if str(failure.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(failure)
 
@@ -315,7 +318,7 @@ def fail(message: str, *, status: int = 2) -> NoReturn:
     """Prints the line `error: MESSAGE` to standard error and exits with that status."""
     # TensorStore may still be reading a checkpoint that was refused, and complain about it while Python shuts down.
     sys.unraisablehook = lambda _: None
-    if joined():
+    if process_name():
         end(message, status=status)
     print(f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(status)

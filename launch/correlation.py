@@ -1,8 +1,8 @@
-"""Do neurons move alike under random, clean and poison unlearning? `python -m launch.correlation [--workdir=DIR]`.
+"""Do random, clean and poison unlearning change the same neurons? `python -m launch.correlation [--workdir=DIR]`.
 
-Without arguments it trains victims of several attacks on small images that ship with scikit-learn. Leaves
+Without arguments it trains victims of several attacks on small images that ship with scikit-learn. Writes
 `correlation.html` with the scatter plots, `correlation.json` with all numbers and `nwc.csv` with every neuron's weight
-changes; see configs/correlation.py for a network of your own.
+changes. A network of your own: configs/correlation.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What programs say without JAX: all settings, and this project's config files, as `index.json` has them.
+"""All settings and this project's config files without JAX, from `index.json`.
 
-`python -m launch.write_index` writes it. `digest` says which declarations it was made from; while they are others, the
-file counts for nothing, and programs import what they need to answer the same.
+`python -m launch.write_index` writes it. `digest` is a hash of the declarations that it was made from. If they have
+changed, the file is ignored, and programs import JAX to print the same.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class File(NamedTuple):
     """A file of `configs/`.
 
     Attributes:
-      kind: what its settings are of, a name of `launch.kinds.KINDS`.
+      kind: the kind of its settings, a name of `launch.kinds.KINDS`.
       variant: which of them; the defence of a repair, else empty.
       values: where they differ from the defaults.
     """
@@ -48,26 +48,25 @@ class Index(NamedTuple):
     Attributes:
       digest: see `digest`.
       choices: the names that a flag is chosen from, such as those of all detectors.
-      parts: the declarations of settings by name: of the settings in no group, or of a group and all below it.
-      kinds: `{kind: {variant: names of parts}}`.
+      groups: declarations of settings by group: of the settings in no group, or of a group and all below it.
+      kinds: `{kind: {variant: names of groups}}`.
       files: those of `configs/`, by their path there.
     """
 
     digest: str
     choices: Mapping[str, Sequence[str]]
-    parts: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    groups: Mapping[str, Mapping[str, Mapping[str, Any]]]
     kinds: Mapping[str, Mapping[str, Sequence[str]]]
     files: Mapping[str, Sequence[Any]]
 
-    def names(self, kind: str) -> list[str]:
-        """The dotted names of all settings of a kind; without groups."""
-        every = (each for variant in self.kinds[kind] for each in self.settings(kind, variant))
-        return [*dict.fromkeys(each.name for each in every if each.words)]
+    def all_settings(self, kind: str) -> list[Setting]:
+        """As `otbr_jax.settings.describe_all` gives them."""
+        return [each for variant in self.kinds[kind] for each in self.settings(kind, variant)]
 
     def settings(self, kind: str, variant: str) -> list[Setting]:
         """As `otbr_jax.settings.describe` gives them."""
-        parts = (self.parts[part] for part in self.kinds[kind][variant])
-        return [_setting(name, said) for part in parts for name, said in part.items()]
+        groups = (self.groups[name] for name in self.kinds[kind][variant])
+        return [_setting(name, values) for group in groups for name, values in group.items()]
 
     def file(self, kind: str, path: str) -> list[Setting] | None:
         """The settings with the values of a file of `configs/`; None if it is unknown, or of another kind."""
@@ -77,31 +76,31 @@ class Index(NamedTuple):
 
 @functools.cache
 def current() -> Index | None:
-    """What the file holds; None where it is not about the code as it is."""
+    """The index; None if the code has changed since it was written."""
     try:
-        found = Index(**json.loads(FILE.read_text(encoding="utf-8")))
+        index = Index(**json.loads(FILE.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
-    return found if found.digest == digest() else None
+    return index if index.digest == digest() else None
 
 
 def digest() -> str:
     """A hash of what the index is made from: config files, and in the library classes of settings and constants."""
-    found = hashlib.sha256()
+    hashed = hashlib.sha256()
     for path in sorted(CONFIGS.rglob("*.py")):
-        found.update(f"{path.relative_to(CONFIGS)}\n".encode() + path.read_bytes())
+        hashed.update(f"{path.relative_to(CONFIGS)}\n".encode() + path.read_bytes())
     root = pathlib.Path(otbr_jax.__path__[0])
     for path in sorted(root.rglob("*.py")):
-        declared = "".join(_DECLARED.findall(path.read_text(encoding="utf-8")))
-        if declared:
-            found.update(f"{path.relative_to(root)}\n{declared}".encode())
-    return found.hexdigest()
+        declarations = "".join(_DECLARED.findall(path.read_text(encoding="utf-8")))
+        if declarations:
+            hashed.update(f"{path.relative_to(root)}\n{declarations}".encode())
+    return hashed.hexdigest()
 
 
-def declared(setting: Setting) -> dict[str, Any]:
+def as_json(setting: Setting) -> dict[str, Any]:
     """A setting as the index holds it."""
     if setting.rule is None:
-        return {"doc": setting.doc}
+        return {"doc": setting.doc} | ({"formerly": setting.formerly} if setting.formerly else {})
     rule = {name: value for name, value in setting.rule._asdict().items() if value != Rule._field_defaults.get(name)}
     kind = setting.kind.__name__ if setting.kind in _TYPES.values() else str(setting.kind)
     return {"kind": kind, "default": setting.default, **rule}
@@ -114,35 +113,35 @@ def with_values(settings: Iterable[Setting], values: Mapping[str, Any]) -> list[
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """A nested dictionary by dotted names."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name, value in values.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return found
+        result |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return result
 
 
 def nested(settings: Iterable[Setting]) -> dict[str, Any]:
     """The values of settings as a nested dictionary."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for each in settings:
         if each.words:
             *groups, last = each.name.split(".")
-            functools.reduce(lambda place, group: place.setdefault(group, {}), groups, found)[last] = each.default
-    return found
+            functools.reduce(lambda place, group: place.setdefault(group, {}), groups, result)[last] = each.default
+    return result
 
 
-def _setting(name: str, said: Mapping[str, Any]) -> Setting:
-    rest: dict[str, Any] = {key: _value(value) for key, value in said.items()}
+def _setting(name: str, values: Mapping[str, Any]) -> Setting:
+    rest: dict[str, Any] = {key: _value(value) for key, value in values.items()}
     if "kind" not in rest:
-        return Setting(name, "", None, rest["doc"])
+        return Setting(name, "", None, rest["doc"], formerly=rest.get("formerly", ()))
     kind, default = _type(rest.pop("kind")), rest.pop("default")
     rule = Rule(**rest)
-    return Setting(name, in_words(kind, rule), default, rule.doc, kind, rule)
+    return Setting(name, in_words(kind, rule), default, rule.doc, kind, rule, rule.formerly)
 
 
-def _type(said: str) -> Any:
+def _type(name: str) -> Any:
     """A type by its name, such as `int` or `tuple[int, ...]`."""
-    items = re.fullmatch(r"tuple\[(.*)\]", said)
-    return tuple[tuple(_TYPES[item] for item in items[1].split(", "))] if items else _TYPES[said]  # type: ignore[misc]
+    items = re.fullmatch(r"tuple\[(.*)\]", name)
+    return tuple[tuple(_TYPES[item] for item in items[1].split(", "))] if items else _TYPES[name]  # type: ignore[misc]
 
 
 def _value(value: Any) -> Any:

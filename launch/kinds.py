@@ -1,4 +1,4 @@
-"""What the settings of programs are: their classes, imported where they are wanted, since they bring JAX."""
+"""The kinds of settings that programs have: their classes, imported late, since they import JAX."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Kind(NamedTuple):
 
     Attributes:
       Config: their class.
-      variants: dictionaries that choose all there are: by defence, or a single one with an empty name.
+      variants: values that choose each variant of them: by defence, or a single one with an empty name.
     """
 
     Config: type[Any]

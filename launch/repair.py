@@ -1,10 +1,9 @@
 """Repairs a backdoored classifier: `python -m launch.repair [--config=configs/disarm.py] [--workdir=DIR]`.
 
-Without arguments it trains a backdoored network on small images that ship with scikit-learn and repairs it. With
-`--config.model.checkpoint=PATH` (a PyTorch or a safetensors file, or an Orbax checkpoint and its `model.name`) it
-repairs that network instead, with `--config.model.name=FILE.py:ATTRIBUTE` one of your own code: see
-configs/own_network.py. Every setting of the config file can be changed on the command line, such as
-`--config.unlearning.rounds=3`.
+Without arguments it trains a backdoored network on small images that ship with scikit-learn, and repairs it. With
+`--config.model.checkpoint=PATH` it repairs that network instead: a PyTorch or safetensors file, or an Orbax checkpoint
+with its `model.name`. `--config.model.name=FILE.py:ATTRIBUTE` is a network of your own code: see
+configs/own_network.py. Every setting of the config file is a flag, such as `--config.unlearning.rounds=3`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from absl import flags
 from launch import cli, hosts
 
 CONFIG = cli.define_config("disarm.py", "repair")
-WORKDIR = flags.DEFINE_string("workdir", "runs/repair", "Directory for stages and results; a run is resumed there.")
+WORKDIR = flags.DEFINE_string("workdir", "runs/repair", "Directory for stages and results; resumed if used before.")
 PROFILE = flags.DEFINE_bool(
     "profile", False, "Writes a JAX trace of the run to WORKDIR/profile, for xprof or Perfetto."
 )
@@ -24,7 +23,7 @@ HOSTS = hosts.define_hosts()
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Runs the pipeline, writes its results and prints the summary."""
+    """Repairs the network, writes the results and prints the summary."""
     from launch import user_network
     from otbr_jax.report.summary import summary_table
     from otbr_jax.studies.repair import repair
@@ -36,7 +35,7 @@ def main(arguments: Sequence[str]) -> None:
     print(f"\n{summary_table(summarize(result))}\n")
     for name, what in (
         ("repaired", "the repaired network (Orbax checkpoint)"),
-        *((file.name, "the repaired network, in a file like the one it came in") for file in result.files),
+        *((file.name, "the repaired network, in the format of the file that it came in") for file in result.files),
         ("report.html", "the report"),
         ("metrics.json", "all numbers"),
         ("neuron_scores.csv", "weight change of every neuron"),

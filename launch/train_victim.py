@@ -1,7 +1,7 @@
 """Trains a victim: `python -m launch.train_victim --config=configs/victims/cifar10.py:ATTACK[,fast] --workdir=DIR`.
 
-Leaves in the working directory the checkpoint `victim`, the trigger's arrays `attack`, `victim.json` and
-`trigger.html`; the same command resumes a training that was stopped. Prints the command that repairs the victim.
+Writes into the working directory the checkpoint `victim`, the trigger's arrays `attack`, `victim.json` and
+`trigger.html`. The same command resumes a training that was stopped. Prints the command that repairs the victim.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HOSTS = hosts.define_hosts()
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Trains, measures and prints a table of the measurements."""
+    """Trains and measures the victim, and prints ACC and ASR by epoch."""
     from otbr_jax.report.numbers import percent
     from otbr_jax.victims.train import repair_flags, train_victim
 

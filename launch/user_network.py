@@ -1,4 +1,4 @@
-"""Settings about a network of the user's own, on the command line."""
+"""The settings of a program when the network is the user's own."""
 
 from __future__ import annotations
 
@@ -13,39 +13,38 @@ from otbr_jax.studies.repair_config import RepairConfig
 
 
 def settings(config: Config) -> RepairConfig:
-    """A program's settings; a line says what of its configuration does not count for a user's network."""
-    given = config()
-    found = about_user_network(given, named=config.named)
-    ours, theirs = given.victim, found.victim
-    left = [
-        f"{name}.name={getattr(ours, name).name}"
+    """A program's settings; one line names the settings of the file's own victim that are ignored."""
+    original = config()
+    own = settings_of_user_network(original, is_set=config.is_set)
+    ignored = [
+        f"{name}.name={getattr(original.victim, name).name}"
         for name in ("data", "attack")
-        if getattr(ours, name) != getattr(theirs, name)
+        if getattr(original.victim, name) != getattr(own.victim, name)
     ]
-    if left:
-        say(f"{config.file()}: left out what is about its own victim ({' and '.join(left)}); name it to use it")
-    return found
+    if ignored:
+        say(f"{config.file()}: ignores the settings of its own victim ({' and '.join(ignored)}); set them by flags")
+    return own
 
 
-def about_user_network(config: RepairConfig, *, named: Callable[[str], bool]) -> RepairConfig:
-    """The settings of a user's network, without what a configuration says of its own victim.
+def settings_of_user_network(config: RepairConfig, *, is_set: Callable[[str], bool]) -> RepairConfig:
+    """The settings of a user's network, without the data and the attack of the configuration's own victim.
 
-    Its data and its attack are another network's: measured with them, a backdoor would seem to be gone. Without a
-    `model.name` the checkpoint tells which network it is.
+    Those belong to another network: measured with them, a backdoor would seem to be gone. Without a `model.name` the
+    checkpoint says which network it is.
 
     Args:
       config: the settings.
-      named: whether a setting, or one of a group, was named beside the configuration, such as `model.checkpoint`.
+      is_set: whether a flag sets a setting, or one of a group, such as `model.checkpoint`.
     """
     model, data, attack = config.victim.model, config.victim.data, config.victim.attack
-    if not (named("model.checkpoint") or ":" in model.name):
+    if not (is_set("model.checkpoint") or ":" in model.name):
         return config
-    if not named("model.name"):
+    if not is_set("model.name"):
         sizes = ("width", "depth", "image_shape", "num_classes")
-        given = {name: getattr(model, name) for name in sizes if named(f"model.{name}")}
-        model = ModelConfig(name="", checkpoint=model.checkpoint, entry=model.entry, **given)
-    if not (named("data.name") or named("data.path")):
+        values = {name: getattr(model, name) for name in sizes if is_set(f"model.{name}")}
+        model = ModelConfig(name="", checkpoint=model.checkpoint, entry=model.entry, **values)
+    if not (is_set("data.name") or is_set("data.path")):
         data = dataclasses.replace(data, name="none")
-    if not named("attack"):
+    if not is_set("attack"):
         attack = dataclasses.replace(attack, name="none")
     return change(config, model=model, data=data, attack=attack)

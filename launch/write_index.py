@@ -1,6 +1,6 @@
 """Writes launch/index.json, from which programs answer bad input and `--help` at once: `python -m launch.write_index`.
 
-It holds all settings and the values of the files in configs/. `--check` changes nothing and fails if it is not current.
+It holds all settings and the values of the files in configs/. `--check` writes nothing, and fails if it is not current.
 """
 
 from __future__ import annotations

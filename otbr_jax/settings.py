@@ -24,7 +24,7 @@ import numbers
 import operator
 import textwrap
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from otbr_jax.errors import InputError
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class Rule(NamedTuple):
-    """What is said of a field, or of each item of a tuple; see `field`."""
+    """The rule for a field, or for each item of a tuple; see `field`."""
 
     doc: str
     at_least: float | None = None
@@ -67,11 +67,12 @@ class Setting(NamedTuple):
 
     Attributes:
       name: with dots for fields of groups, such as `otbr.gamma`.
-      words: what it may be, such as `a number in [0, 1]`; empty for a group, whose fields follow.
+      words: its possible values, such as `a number in [0, 1]`; empty for a group, whose fields follow.
       default: its default; None for a group.
       doc: what it is.
       kind: its type; None for a group.
       rule: its bounds and choices; None for a group.
+      formerly: earlier names of the field, without those of the groups above it.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Setting(NamedTuple):
     doc: str
     kind: Any = None
     rule: Rule | None = None
+    formerly: tuple[str, ...] = ()
 
 
 def field(
@@ -112,7 +114,7 @@ def field(
         has no name of its own, `settings("")`.
       kinds: the classes that a group may be of, where there are several.
       by: the field whose value says which of `kinds` a group is of.
-      formerly: what it was called before, which dictionaries and rows of results may still say.
+      formerly: earlier names of the field, which dictionaries and rows of results may still use.
     """
     former = (formerly,) if isinstance(formerly, str) else formerly
     rule = Rule(doc, at_least, above, at_most, below, tuple(choices), unit, beside, kinds or {}, by, former)
@@ -134,17 +136,17 @@ def settings(group: str) -> Callable[[type[T]], type[T]]:
       TypeError: if a field is not declared by `field`.
     """
 
-    def decorate(made: Any) -> Any:
-        made.__post_init__ = _check
-        made = dataclasses.dataclass(frozen=True)(made)
-        hints, declared = typing.get_type_hints(made), {}
-        for each in dataclasses.fields(made):
+    def decorate(cls: Any) -> Any:
+        cls.__post_init__ = _check
+        cls = dataclasses.dataclass(frozen=True)(cls)
+        hints, declared = typing.get_type_hints(cls), {}
+        for each in dataclasses.fields(cls):
             if "rule" not in each.metadata:
-                raise TypeError(f"{made.__qualname__}.{each.name}: expected a declaration by field(...), found none")
+                raise TypeError(f"{cls.__qualname__}.{each.name}: expected a declaration by field(...), found none")
             declared[each.name] = Declared(hints[each.name], each.default, each.metadata["rule"])
-        made.__group__, made.__settings__ = group, declared
-        made.__doc__ = f"{inspect.cleandoc(made.__doc__ or '')}\n\nAttributes:\n{_attributes(declared)}"
-        return made
+        cls.__group__, cls.__settings__ = group, declared
+        cls.__doc__ = f"{inspect.cleandoc(cls.__doc__ or '')}\n\nAttributes:\n{_attributes(declared)}"
+        return cls
 
     return decorate
 
@@ -159,27 +161,27 @@ def _check(config: Any) -> None:
 
 
 def fitted(name: str, kind: Any, rule: Rule, value: Any) -> Any:
-    """A value as the kind that a field of that name has; raises InputError if it is none that the field may have."""
+    """The value in the type of a field of that name; raises InputError if the field may not have it."""
     try:
         return _fit(kind, rule, value)
-    except _UnfitError as found:
-        raise InputError(f"{name}: expected {in_words(kind, rule)}, found {found}") from None
+    except _UnfitError as error:
+        raise InputError(f"{name}: expected {in_words(kind, rule)}, found {error}") from None
 
 
 class _UnfitError(Exception):
-    """Says what was found where another value was expected."""
+    """A value that a field may not have, as text."""
 
 
 def _fit(kind: Any, rule: Rule, value: Any) -> Any:
-    """The value as the kind that a field has; raises `_UnfitError` if it is none that the field may have."""
+    """The value in the type of a field; raises `_UnfitError` if the field may not have it."""
     if typing.get_origin(kind) is tuple:
         item, *more = typing.get_args(kind)
         if not isinstance(value, (tuple, list)) or (more != [...] and len(value) != 1 + len(more)):
             raise _UnfitError(repr(value))
         try:
             return tuple(_fit(item, rule, one) for one in value)
-        except _UnfitError as found:
-            raise _UnfitError(f"{found} among them") from None
+        except _UnfitError as error:
+            raise _UnfitError(f"{error} among them") from None
     allowed = tuple(rule.kinds.values()) or _ABSTRACT.get(kind, kind)
     if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
         raise _UnfitError(repr(value))
@@ -195,23 +197,23 @@ def _fit(kind: Any, rule: Rule, value: Any) -> Any:
 
 
 _ABSTRACT = {int: numbers.Integral, float: numbers.Real}
-"""What counts as one: NumPy's numbers too."""
+"""The types whose values count as such a number: NumPy's too."""
 
 
 def declarations(config_type: type) -> Mapping[str, Declared]:
     """The fields of a class of settings, by name; empty for any other class."""
-    found: Mapping[str, Declared] = getattr(config_type, "__settings__", {})
-    return found
+    fields: Mapping[str, Declared] = getattr(config_type, "__settings__", {})
+    return fields
 
 
 def wrong(config: Any, name: str, expected: str, *, found: str = "") -> InputError:
-    """The error about a field; to be raised by a class's `check`.
+    """The error about a field, for a class's `check` to raise.
 
     Args:
       config: the settings.
       name: of the field, with dots for fields of its groups.
-      expected: what goes behind "expected".
-      found: what goes behind "found"; by default the field's value.
+      expected: the text after "expected".
+      found: the text after "found"; by default the field's value.
     """
     group = f"{config.__group__}." if config.__group__ else ""
     found = found or repr(operator.attrgetter(name)(config))
@@ -234,18 +236,18 @@ def from_dict(config_type: type[T], values: Mapping[str, Any], *, name: str = "c
 
 
 def with_current_names(config_type: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """A nested mapping of settings whose names are those of today; see `formerly` of `field`."""
+    """A nested mapping of settings with current names in place of earlier ones; see `formerly` of `field`."""
     beside = _beside(config_type, values)
     known = {key: each for key, each in declarations(config_type).items() if key not in beside}
     for inner in beside.values():
         known |= declarations(inner)
     names = {former: key for key, each in known.items() for former in each.rule.formerly if former not in known}
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for old, value in values.items():
         key = names.get(old, old)
         kind: Any = known[key].kind if key in known else None
-        found[key] = with_current_names(kind, value) if isinstance(value, Mapping) and declarations(kind) else value
-    return found
+        result[key] = with_current_names(kind, value) if isinstance(value, Mapping) and declarations(kind) else value
+    return result
 
 
 def _build(config_type: type[T], values: Mapping[str, Any], name: str, path: str) -> T:
@@ -272,8 +274,7 @@ def _build(config_type: type[T], values: Mapping[str, Any], name: str, path: str
     try:
         return config_type(**fields)
     except InputError as error:
-        # A class knows the name of its kind only: there are several groups of one, such as suspicion.patch and
-        # trigger_finetuning.patch.
+        # A class has one name, but may be several groups, such as suspicion.patch and trigger_finetuning.patch.
         own_name = f"{getattr(config_type, '__group__')}."  # noqa: B009
         if not path or not str(error).startswith(own_name):
             raise
@@ -299,16 +300,16 @@ def _chosen(config_type: type, rule: Rule, values: Mapping[str, Any]) -> type:
 
 def as_dict(config: Any) -> dict[str, Any]:
     """Settings as the nested dictionary that `from_dict` reads, groups and all."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name, each in declarations(type(config)).items():
         value = getattr(config, name)
         plain = as_dict(value) if declarations(type(value)) else value
-        found |= plain if each.rule.beside else {name: plain}
-    return found
+        result |= plain if each.rule.beside else {name: plain}
+    return result
 
 
 def change(config: T, **fields: Any) -> T:
-    """The same settings but for these fields, by the flat names that dictionaries know them by.
+    """The same settings with these fields changed, by their flat names in dictionaries.
 
     Raises:
       InputError: if there is no such field, or the settings do not fit together.
@@ -331,7 +332,7 @@ def describe(config_type: type, values: Any = None) -> list[Setting]:
 
     Args:
       config_type: the class.
-      values: settings, or a nested mapping of some, that stand in for the defaults.
+      values: settings, or a nested mapping of some, in place of the defaults.
     """
     return _describe(config_type, values, "")
 
@@ -350,21 +351,41 @@ def _describe(config_type: type, values: Any, prefix: str) -> list[Setting]:
             count = next((place for place, each in enumerate(inner) if not each.words), len(inner))
             own, groups = own + inner[:count], groups + inner[count:]
         elif declarations(kind):
-            groups += [Setting(f"{prefix}{name}", "", None, rule.doc), *_describe(kind, default, f"{prefix}{name}.")]
+            groups.append(Setting(f"{prefix}{name}", "", None, rule.doc, formerly=rule.formerly))
+            groups += _describe(kind, default, f"{prefix}{name}.")
         else:
-            own.append(Setting(f"{prefix}{name}", in_words(kind, rule), default, rule.doc, kind, rule))
+            own.append(Setting(f"{prefix}{name}", in_words(kind, rule), default, rule.doc, kind, rule, rule.formerly))
     return own + groups
 
 
-def all_names(config_type: type) -> list[str]:
-    """The dotted names of all settings that a class may have, whichever kinds its groups are of; without groups."""
+def describe_all(config_type: type) -> list[Setting]:
+    """All settings that a class may have, with every kind of its groups; some may appear several times."""
     choices = [{rule.by: name} for _, _, rule in declarations(config_type).values() for name in rule.kinds]
-    found = [setting for values in choices or [{}] for setting in describe(config_type, values)]
-    return [*dict.fromkeys(setting.name for setting in found if setting.words)]
+    return [setting for values in choices or [{}] for setting in describe(config_type, values)]
+
+
+def all_names(settings: Iterable[Setting]) -> list[str]:
+    """The dotted names of settings, each once; without groups."""
+    return [*dict.fromkeys(setting.name for setting in settings if setting.words)]
+
+
+def former_names(settings: Iterable[Setting]) -> dict[str, str]:
+    """`{old dotted name: current one}` of settings that were renamed, or are in a group that was."""
+    settings = [*settings]
+    formerly = {(setting.name, name) for setting in settings for name in setting.formerly}
+    names: dict[str, str] = {}
+    for current in all_names(settings):
+        spellings = [""]
+        for place, part in enumerate(parts := current.split(".")):
+            whole = ".".join(parts[: place + 1])
+            ways = [part, *sorted(old for name, old in formerly if name == whole)]
+            spellings = [f"{before}.{way}".lstrip(".") for before in spellings for way in ways]
+        names |= dict.fromkeys(spellings[1:], current)
+    return {old: current for old, current in names.items() if old not in {*names.values(), *all_names(settings)}}
 
 
 def in_words(kind: Any, rule: Rule) -> str:
-    """What a field may be, such as `a list of numbers in [0, 1]`."""
+    """The values that a field may have, such as `a list of numbers in [0, 1]`."""
     if declarations(kind) or rule.kinds:
         return "a group of settings"
     if typing.get_origin(kind) is tuple:
@@ -403,18 +424,18 @@ def _attributes(declared: Mapping[str, Declared]) -> str:
     for name, (kind, default, rule) in declared.items():
         words = in_words(kind, rule)
         what = "" if declarations(kind) or rule.kinds else f" {words[0].upper()}{words[1:]}."
-        lines.append(f"{name}: {rule.doc}{what} Default: {_shown(default)}.")
+        lines.append(f"{name}: {rule.doc}{what} Default: {_default_text(default)}.")
     return "\n".join(
         textwrap.fill(line, 100, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
         for line in lines
     )
 
 
-def _shown(default: Any) -> str:
-    """A default as code: of a group, what differs from its class's own defaults."""
+def _default_text(default: Any) -> str:
+    """A default as code: for a group, the fields that differ from its class's own defaults."""
     known = declarations(type(default))
     if not known:
         return repr(default)
     values = {name: getattr(default, name) for name in known}
-    given = [f"{name}={_shown(value)}" for name, value in values.items() if value != known[name].default]
-    return f"{type(default).__name__}({', '.join(given)})"
+    changed = [f"{name}={_default_text(value)}" for name, value in values.items() if value != known[name].default]
+    return f"{type(default).__name__}({', '.join(changed)})"

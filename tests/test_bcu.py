@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_runs
 import torch
+import tuning_runs
 from torch import nn
 from torch.nn import functional
 
@@ -25,8 +25,6 @@ from otbr_jax.defenses.bcu import plan as plan_of
 from otbr_jax.detectors.trigger_size import ImagesConfig
 from otbr_jax.graph.graph import Layer
 from otbr_jax.steps.finetune import FinetuningConfig
-from otbr_jax.studies.repair_config import repaired_by
-from otbr_jax.studies.results import summarize
 from otbr_jax.types import Batch, named_leaves, split
 
 SHARES = (0.01, 0.01, 0.03, 0.09, 0.27, 0.1)
@@ -122,11 +120,7 @@ def test_bad_settings_are_named():
 
 
 def test_a_run_leaves_a_report(tmp_path):
-    config = repaired_by("bcu", tiny_runs.OTBR, images=TINY.images, bcu=TINY.bcu)
-    summary = summarize(tiny_runs.run(tmp_path / "w", config))
+    _, summary, page = tuning_runs.run("bcu", tmp_path / "w", images=TINY.images, bcu=TINY.bcu)
     assert [*summary["metrics"]] == ["victim", "redrawn", "distilled"]
     assert len(summary["finetuning"]["loss"]) == 2
-    assert (
-        "weights reinitialised, distilled on 16 procedural images, 2 epochs"
-        in (tmp_path / "w" / "report.html").read_text()
-    )
+    assert "weights reinitialised, distilled on 16 procedural images, 2 epochs" in page

@@ -135,14 +135,14 @@ def test_a_row_is_of_the_cell_whose_settings_it_holds_and_a_new_setting_has_its_
     cell = GRID.cells[1]
     config = json.loads(json.dumps(plain_config(cell.config)))
     row = {"cell": cell.name, "versions": versions(), "config": config}
-    assert cell.is_of(row)
-    assert not GRID.cells[0].is_of(row)
-    assert not cell.is_of(row | {"versions": {"otbr_jax": "0.0.0"}})
-    assert not cell.is_of(row | {"config": config | {"otbr": config["otbr"] | {"gamma": 0.3}}})
+    assert cell.matches(row)
+    assert not GRID.cells[0].matches(row)
+    assert not cell.matches(row | {"versions": {"otbr_jax": "0.0.0"}})
+    assert not cell.matches(row | {"config": config | {"otbr": config["otbr"] | {"gamma": 0.3}}})
     before = {name: value for name, value in config.items() if name != "distillation"}
-    assert cell.is_of(row | {"config": before})  # from when there was no distillation
+    assert cell.matches(row | {"config": before})  # from when there was no distillation
     distilled = change(cell.config, distillation=DistillationConfig(targets="labels"))
-    assert not dataclasses.replace(cell, config=distilled).is_of(row | {"config": before})
+    assert not dataclasses.replace(cell, config=distilled).matches(row | {"config": before})
 
 
 def test_the_grids_of_this_project():
@@ -211,7 +211,7 @@ def test_bad_input(tmp_path):
 
 def test_uncommitted_changes_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "_git", lambda *arguments: " M otbr_jax/x.py" if arguments[0] == "status" else "1")
-    with pytest.raises(InputError, match="results carry a commit: expected otbr_jax/ and configs/ as committed"):
+    with pytest.raises(InputError, match="results name a commit: expected otbr_jax/ and configs/ as committed"):
         fill(tmp_path)
     assert not (tmp_path / "rows.jsonl").exists()
 

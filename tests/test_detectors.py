@@ -233,11 +233,11 @@ def test_a_cell_says_what_a_detector_says_and_what_is_true(victim):
     assert made[1]["config"]["detector"]["margin"]["steps"] == 2
     # Rows are known by the victim's settings and the detector's; how the victim is repaired does not matter.
     row = made[1] | {"cell": cells[1].name, "versions": {"otbr_jax": "0.1.0"}}
-    assert cells[1].is_of(row)
+    assert cells[1].matches(row)
     other = Cell(repaired_by("disarm", tiny_runs.OTBR), recipe="tiny")
-    assert detected_by("mm_bd", other, own=BRIEF["mm_bd"]).is_of(row)
-    assert not detected_by("mm_bd", cell).is_of(row)
-    assert not dataclasses.replace(cells[1], config=change(cell.config, seed=1)).is_of(row)
+    assert detected_by("mm_bd", other, own=BRIEF["mm_bd"]).matches(row)
+    assert not detected_by("mm_bd", cell).matches(row)
+    assert not dataclasses.replace(cells[1], config=change(cell.config, seed=1)).matches(row)
     clean_too = [
         row | {"cell": f"{row['detector']}{attack}", "attack": attack} for attack in ("none", "badnets") for row in made
     ]
@@ -252,15 +252,15 @@ def test_inspecting_by_another_detector(otbr_run, tmp_path):
         model=dataclasses.replace(tiny_runs.OTBR.victim.model, checkpoint=str(workdir / "repaired")),
         data=DataConfig(name="none"),
     )
-    said = inspect(config, judge_in=tmp_path / "w", detector="free_eagle").splitlines()[-1]
+    said = inspect(config, detect_in=tmp_path / "w", detector="free_eagle").splitlines()[-1]
     assert "scores highest" in said or "is flagged: score" in said
     assert "threshold 2 (free_eagle)" in said
     with pytest.raises(InputError, match=r"^clean.name: expected clean images of your own"):
-        inspect(config, judge_in=tmp_path / "w", detector="neural_cleanse")
-    with pytest.raises(InputError, match=r"^defense: expected one that looks for a backdoor, .* or name a --detector"):
-        inspect(config, judge_in=tmp_path / "w")
+        inspect(config, detect_in=tmp_path / "w", detector="neural_cleanse")
+    with pytest.raises(InputError, match=r"^defense: expected one with a detector, .* or name a --detector"):
+        inspect(config, detect_in=tmp_path / "w")
     done = launch("inspect_network", "--detector=mm_bd", folder=tmp_path)
-    assert done.stderr == "error: --detector: expected --judge=DIR or --scan=PATH beside it, found 'mm_bd' alone\n"
+    assert done.stderr == "error: --detector: expected --detect=DIR or --scan=PATH beside it, found 'mm_bd' alone\n"
 
 
 # --- bad input ----------------------------------------------------------------------------------------------------

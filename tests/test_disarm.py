@@ -20,12 +20,12 @@ from otbr_jax.detectors.anomalies import CLASS_BIAS, MAXIMUM_MARGIN, Anomalies, 
 from otbr_jax.detectors.calibration import read_calibration
 from otbr_jax.detectors.trigger_size import DetectionConfig, ImagesConfig, clean_evidence
 from otbr_jax.inversion import InversionConfig, MinimalTriggers, minimal_triggers
-from otbr_jax.inversion.minimal import at_once
+from otbr_jax.inversion.minimal import classes_at_once
 from otbr_jax.numerics.flops import flops_of
 from otbr_jax.runs.identity import plain
 from otbr_jax.runs.networks import check_classes
-from otbr_jax.steps.margin import MarginConfig, largest_margins
-from otbr_jax.steps.procedural import balanced, procedural
+from otbr_jax.steps.margin import MarginConfig, maximum_margins
+from otbr_jax.steps.procedural import balanced_sample, procedural
 from otbr_jax.steps.screen import screen
 from otbr_jax.steps.unlearn_triggers import (
     TriggersToUnlearn,
@@ -57,7 +57,7 @@ def test_images_of_any_shape(shape):
 
 def test_images_are_balanced_by_predicted_class():
     predictions = jnp.array([0] * 900 + [1] * 90 + [2] * 2)
-    kept = balanced(predictions, classes=4, images=400, key=jax.random.key(0))
+    kept = balanced_sample(predictions, classes=4, images=400, key=jax.random.key(0))
     first, last = (jnp.bincount(predictions[part], length=4) for part in (kept[:200], kept[200:]))
     for count in (first, last):  # from beginning to end: inversions take them in order
         assert 70 < count[0] < 120
@@ -115,14 +115,14 @@ def test_a_trigger_stays_within_its_budget(name, images):
 
 
 def test_a_mask_covers_its_share():
-    from otbr_jax.triggers.patch import covering
+    from otbr_jax.triggers.patch import project_mask
 
     mask = jax.random.normal(jax.random.key(0), (12, 12, 1))
-    covered = covering(mask, 0.05)
+    covered = project_mask(mask, 0.05)
     np.testing.assert_allclose(jnp.mean(covered), 0.05, atol=1e-4)
     assert jnp.mean(covered == 0) > 0.8
     assert covered.ravel()[jnp.argmax(mask)] == jnp.max(covered)
-    np.testing.assert_array_equal(covering(mask / 1e3, 0.5), jnp.clip(mask / 1e3, 0, 1))  # small enough as it is
+    np.testing.assert_array_equal(project_mask(mask / 1e3, 0.5), jnp.clip(mask / 1e3, 0, 1))  # small enough as it is
 
 
 HIDDEN = jnp.where(jax.random.bernoulli(jax.random.key(8), 0.5, SHAPE), 1.0, -1.0)
@@ -158,7 +158,7 @@ def test_a_planted_backdoor_is_detected_and_unlearned(planted):
     minimal = jax.jit(lambda v: inverted(network, v, batch, switch, config))(variables)
     assert minimal.size.shape == (3, 4)
     assert jnp.argmin(minimal.size[1]) == 1
-    margins = largest_margins(network, variables, key=jax.random.key(2), config=MarginConfig(steps=20, images=2))
+    margins = maximum_margins(network, variables, key=jax.random.key(2), config=MarginConfig(steps=20, images=2))
     assert jnp.argmax(margins) == 1
     frequencies = jnp.bincount(batch.labels, length=4) / len(batch.labels)
     families, clean = ("patch", "additive", "warp"), clean_evidence()
@@ -173,7 +173,9 @@ def test_a_planted_backdoor_is_detected_and_unlearned(planted):
     def success(v):
         return float(jnp.mean((jnp.argmax(network.answer(v, stamped), -1) == 1)[others]))
 
-    tuning = TriggerUnlearningConfig(rounds=5, triggers=4, search=config, steps=150, batch_size=32, learning_rate=1e-1)
+    tuning = TriggerUnlearningConfig(
+        rounds=5, triggers=4, inversion=config, steps=150, batch_size=32, learning_rate=1e-1
+    )
     unlearned, info = jax.jit(
         lambda v, triggers: unlearn_triggers(network, v, batch, switch, triggers, key=jax.random.key(1), config=tuning)
     )(variables, to_unlearn(anomalies._replace(wanted=wanted.at[::2].set(False)), minimal, families, clean))
@@ -202,7 +204,7 @@ def unlearned_additive(planted, *, wanted, budget, config):
 
 
 def test_nothing_wanted_is_nothing_changed(planted):
-    config = TriggerUnlearningConfig(rounds=2, triggers=2, search=InversionConfig(steps=2, starts=2), steps=2)
+    config = TriggerUnlearningConfig(rounds=2, triggers=2, inversion=InversionConfig(steps=2, starts=2), steps=2)
     same, info = unlearned_additive(planted, wanted=False, budget=0.1, config=config)
     chex.assert_trees_all_equal(same, planted[1], strict=True)
     assert not info.done.any()
@@ -216,8 +218,8 @@ def test_unlearning_is_compiled_only_where_a_class_is_flagged():
     """Else a smaller function takes their place, which `test_nothing_wanted_is_nothing_changed` compares with them."""
     step = disarm.plan(DisarmSettings())[-2]
     with_it, without = (Anomalies(*[None] * 3, np.array(wanted), None) for wanted in ([[True]], [[False]]))
-    assert plan.shortened(step, {"detected": with_it}) == step
-    other = plan.shortened(step, {"detected": without})
+    assert plan.shorten(step, {"detected": with_it}) == step
+    other = plan.shorten(step, {"detected": without})
     assert (other.run, other.shown.work) == (disarm.return_unchanged, None)
 
 
@@ -250,10 +252,10 @@ def test_of_some_classes_each_is_inverted_as_among_all(planted):
 
 def test_fewer_classes_are_inverted_at_once_where_layers_put_out_much(planted):
     network, variables, _ = planted
-    assert at_once(network, variables, InversionConfig(images=16)) == 20
+    assert classes_at_once(network, variables, InversionConfig(images=16)) == 20
     assert flops_of(network, variables) == (2 * 48 * 4, 4 * 4)
-    assert at_once(network, variables, InversionConfig(images=10_000_000)) == 12
-    assert at_once(network, variables, InversionConfig(images=10**9)) == 1
+    assert classes_at_once(network, variables, InversionConfig(images=10_000_000)) == 12
+    assert classes_at_once(network, variables, InversionConfig(images=10**9)) == 1
 
 
 def test_size_anomalies_by_hand():
@@ -298,7 +300,7 @@ def test_scores_by_hand():
 def test_unlearning_in_vain_is_reverted(planted):
     """Triggers that are so large that they are the class itself cannot be unlearned."""
     config = TriggerUnlearningConfig(
-        rounds=2, triggers=2, search=InversionConfig(steps=12, starts=4), steps=2, learning_rate=1e-4
+        rounds=2, triggers=2, inversion=InversionConfig(steps=12, starts=4), steps=2, learning_rate=1e-4
     )
     same, info = unlearned_additive(planted, wanted=True, budget=0.3, config=config)
     jax.tree.map(np.testing.assert_array_equal, same, planted[1])
@@ -309,7 +311,12 @@ def test_unlearning_in_vain_is_reverted(planted):
 def test_new_triggers_are_not_unlearned_once_the_first_ones_fail(planted):
     """Triggers that are still inverted after the first ones fail are the class itself."""
     config = TriggerUnlearningConfig(
-        rounds=6, triggers=2, search=InversionConfig(steps=12, starts=4), steps=20, learning_rate=3e-2, distortion=1e9
+        rounds=6,
+        triggers=2,
+        inversion=InversionConfig(steps=12, starts=4),
+        steps=20,
+        learning_rate=3e-2,
+        distortion=1e9,
     )
     _, info = unlearned_additive(planted, wanted=True, budget=0.06, config=config)
     gone = np.flatnonzero(np.asarray(info.left)[:, 0] <= 0.1)
@@ -320,7 +327,7 @@ def test_new_triggers_are_not_unlearned_once_the_first_ones_fail(planted):
 
 def test_unlearning_stops_once_logits_of_plain_images_have_changed(planted):
     config = TriggerUnlearningConfig(
-        rounds=4, triggers=2, search=InversionConfig(steps=12, starts=4), steps=8, distortion=1e-6
+        rounds=4, triggers=2, inversion=InversionConfig(steps=12, starts=4), steps=8, distortion=1e-6
     )
     _, info = unlearned_additive(planted, wanted=True, budget=0.06, config=config)
     np.testing.assert_array_equal(info.done, [True, False, False, False])
@@ -358,7 +365,7 @@ SMALL = {
     "inversion": InversionConfig(steps=2, images=8, starts=4, finalists=2),
     "margin": MarginConfig(steps=2, images=2),
     "unlearning": TriggerUnlearningConfig(
-        rounds=1, triggers=2, search=InversionConfig(steps=2, images=8, starts=4), steps=2, batch_size=8
+        rounds=1, triggers=2, inversion=InversionConfig(steps=2, images=8, starts=4), steps=2, batch_size=8
     ),
 }
 

@@ -13,7 +13,7 @@ import otbr_jax
 from otbr_jax.attacks.registry import ATTACKS
 from otbr_jax.defenses.registry import DEFENSES
 from otbr_jax.detectors.registry import DETECTORS
-from otbr_jax.settings import all_names
+from otbr_jax.settings import all_names, describe_all
 from otbr_jax.studies.repair_config import RepairConfig
 from otbr_jax.triggers import FAMILIES
 
@@ -41,23 +41,23 @@ def listed(generated):
     """The pages of the tables of contents, as Sphinx reads them: a pattern takes what is not listed before it."""
     pages = [str(page.relative_to(DOCS).with_suffix("")) for page in PAGES]
     pages += [f"generated/{page.relative_to(generated).with_suffix('')}" for page in generated.rglob("*.[mi][dp]*")]
-    found = []
+    pages_in_order = []
     for directive in re.findall(r"^```{toctree}\n(.*?)^```", (DOCS / "index.md").read_text(), re.DOTALL | re.MULTILINE):
         waiting = sorted(pages)
         for entry in re.findall(r"^\w\S*$", directive, re.MULTILINE):
             matching = [page for page in waiting if re.fullmatch(entry.replace("*", "[^/]*"), page)]
             assert matching, f"{entry}: no such page"
-            found += matching
+            pages_in_order += matching
             waiting = [page for page in waiting if page not in matching]
-    return found
+    return pages_in_order
 
 
 def test_every_page_is_in_one_table_of_contents(generated):
     pages = {str(page.relative_to(DOCS).with_suffix("")) for page in PAGES} - {"index"}
-    found = listed(generated)
-    assert {*found} >= pages
-    assert {page for page in found if page.startswith("generated/colabs/")} == NOTEBOOKS
-    assert len({*found}) == len(found)
+    contents = listed(generated)
+    assert {*contents} >= pages
+    assert {page for page in contents if page.startswith("generated/colabs/")} == NOTEBOOKS
+    assert len({*contents}) == len(contents)
 
 
 def test_every_module_and_every_public_name_has_a_place_in_the_reference(generated):
@@ -94,7 +94,7 @@ def test_every_program_and_its_flags_are_on_a_page(generated):
     page = (generated / "reference" / "commands.md").read_text()
     programs = {path.stem for path in (DOCS.parent / "launch").glob("*.py") if "__main__" in path.read_text()}
     assert {*re.findall(r"^## launch\.(\w+)$", page, re.MULTILINE)} == programs
-    assert "| `--workdir` | `runs/repair` | Directory for stages and results; a run is resumed there. |" in page
+    assert "| `--workdir` | `runs/repair` | Directory for stages and results; resumed if used before. |" in page
     assert "| `--config` | `configs/disarm.py` |" in page
 
 
@@ -102,7 +102,7 @@ def test_every_setting_is_on_a_page(generated):
     page = (generated / "reference" / "settings.md").read_text()
     assert {*re.findall(r"^### The defence (\w+)$", page, re.MULTILINE)} == {*DEFENSES}
     named = {*re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)}
-    declared = {name.rpartition(".")[2] for name in all_names(RepairConfig)}
+    declared = {name.rpartition(".")[2] for name in all_names(describe_all(RepairConfig))}
     assert declared - {"defense"} <= named
     anchors = {*re.findall(r"^\((\S+)\)=$", page, re.MULTILINE)}
     assert {*re.findall(r"\]\(#([^)]+)\)", page)} <= anchors

@@ -12,7 +12,7 @@ from launching import launch
 import otbr_jax
 from launch import index, indexing
 from launch.kinds import KINDS
-from otbr_jax.settings import all_names, describe
+from otbr_jax.settings import describe, describe_all
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 HEAVY = ("flax", "jaxopt", "lineax", "matplotlib", "orbax", "ott", "PIL", "scipy.stats", "sklearn", "torch")
@@ -124,7 +124,7 @@ def test_the_index_has_every_setting_as_it_is_declared():
     for kind, made in KINDS.items():
         for variant, values in made().variants.items():
             assert known.settings(kind, variant) == describe(made().Config, values)
-        assert known.names(kind) == all_names(made().Config)
+        assert known.all_settings(kind) == describe_all(made().Config)
 
 
 def test_the_index_has_the_values_of_config_files():

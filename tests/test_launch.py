@@ -108,7 +108,7 @@ def test_a_mistyped_flag_ends_with_the_nearest_one(program, flag, message):
         ("config.epochs", "config.training.epochs"),
         ("training.epochs", "config.training.epochs"),
         ("config.traning.epochs", "config.training.epochs"),
-        ("config.suspicion.inversion.steps", "config.suspicion.perturbation.steps"),
+        ("config.detection.inversion.steps", "config.detection.perturbation.steps"),
         ("gama", "config.otbr.gamma"),
         ("work_dir", "workdir"),
     ],
@@ -116,6 +116,22 @@ def test_a_mistyped_flag_ends_with_the_nearest_one(program, flag, message):
 def test_the_nearest_flag(given, meant):
     known = ["workdir", *(f"config.{setting.name}" for setting in describe(RepairConfig) if setting.words)]
     assert unknown_flag(given, known) == f"unknown flag --{given}; did you mean --{meant}?"
+
+
+@pytest.mark.parametrize(
+    ("program", "flag", "message"),
+    [
+        ("repair", "--config.reach.steps=3", "unknown flag --config.reach.steps; it is --config.inversion.steps now"),
+        (
+            "repair",
+            "--config.teaching.rounds=3",
+            "unknown flag --config.teaching.rounds; it is --config.unlearning.rounds now",
+        ),
+        ("inspect_network", "--judge=runs/w", "unknown flag --judge; it is --detect now"),
+    ],
+)
+def test_an_old_flag_ends_with_its_current_name(program, flag, message):
+    assert launch(program, flag) == (2, "", f"error: {message}\n")
 
 
 def test_no_flag_is_near():
@@ -177,8 +193,8 @@ def test_help(program, flags):
         ({"otbr": {"gama": 0.1}}, r"config.otbr.gama: unknown config field; did you mean config.otbr.gamma\?"),
         ({"zzz": 1}, r"config.zzz: unknown config field; expected one of \["),
         (
-            {"suspicion": {"patch": {"steps": 0}}},
-            r"^suspicion.patch.steps: expected a whole number of at least 1, found 0$",
+            {"detection": {"patch": {"steps": 0}}},
+            r"^detection.patch.steps: expected a whole number of at least 1, found 0$",
         ),
         (
             {"trigger_finetuning": {"patch": {"size": 0.0}}},

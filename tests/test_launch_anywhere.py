@@ -35,7 +35,7 @@ def test_the_config_among_the_arguments():
         "--config.seed=1",
         "--config=x.py",
     ]
-    assert cli.with_config_found(given) == [
+    assert cli.with_config_path(given) == [
         f"--config={checkout}/configs/correlation.py:cifar10",
         "-config",
         f"{checkout}/configs/otbr.py",

@@ -104,7 +104,7 @@ def test_what_a_killed_worker_had_is_taken_up(tmp_path):
     assert other.stdout.readline() == b"held\n"
 
     def say(line):
-        if "waits for cells that other processes have: 1" in line:
+        if "waits for cells that other processes are running: 1" in line:
             other.kill()
             other.communicate()
 

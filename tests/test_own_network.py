@@ -366,9 +366,11 @@ misled = (network, {"params": variables}, NeuronGraph(graph.layers, (wrong_group
 """
     )
     config = change(CONFIG, model=dataclasses.replace(MODEL, name=f"{file}:stated"))
-    assert "nothing to verify: the neuron graph states no groups" in inspect(config, verify=True)
+    assert "nothing to verify: the neuron graph has no groups" in inspect(config, verify=True)
     config = change(CONFIG, model=dataclasses.replace(MODEL, name=f"{file}:misled"))
-    with pytest.raises(InputError, match=r"graph is wrong: permuting 8 neurons \(on params/first axis 1, ...\) moves"):
+    with pytest.raises(
+        InputError, match=r"graph is wrong: permuting 8 neurons \(on params/first axis 1, ...\) changes"
+    ):
         inspect(config, verify=True)
 
 
@@ -381,7 +383,7 @@ def test_the_graph_is_printed_drawn_and_verified(tmp_path):
     assert next(line for line in lines if "linear" in line).split()[6] == "output"
     assert "13 layers" in text
     assert "repaired: 9 layers (conv) with 124 neurons" in text
-    assert "moves the outputs by at most " in text
+    assert "changes the outputs by at most " in text
     assert (tmp_path / "graph.svg").read_text().startswith("<?xml")
     with pytest.raises(InputError, match=r"--out: expected a name that ends in one of \.png, \.svg, \.pdf"):
         inspect(CONFIG, drawing=tmp_path / "graph.txt")

@@ -25,7 +25,7 @@ from otbr_jax.data.sources import DataConfig
 from otbr_jax.runs.checkpoints import save_checkpoint
 from otbr_jax.runs.orbax_folder import load_variables
 from otbr_jax.settings import change
-from otbr_jax.studies.outputs import replacing
+from otbr_jax.studies.outputs import replacement_warning
 from otbr_jax.studies.results import summarize
 from otbr_jax.types import named_leaves, replace_leaves
 
@@ -84,8 +84,8 @@ def test_what_a_user_leaves_with(otbr_run):
 
 def test_the_results_of_another_defence_are_replaced_with_a_word(otbr_run, tmp_path):
     workdir, _, _ = otbr_run
-    assert replacing(workdir, "otbr") == replacing(tmp_path, "otbr") == ""
-    assert "the results of otbr will be replaced" in replacing(workdir, "clp")
+    assert replacement_warning(workdir, "otbr") == replacement_warning(tmp_path, "otbr") == ""
+    assert "the results of otbr will be replaced" in replacement_warning(workdir, "clp")
 
 
 def test_a_second_run_reloads_everything_and_says_the_same(otbr_run, tmp_path):

@@ -52,7 +52,7 @@ def test_what_is_compiled_serves_all_networks_of_a_kind(folder, monkeypatch):
     made, programs = [], scanning.plans.programs
     monkeypatch.setattr(scanning.plans, "programs", lambda *args: made.append(args) or programs(*args))
     said = []
-    lines = scanning.scan(CONFIG, scanning.checkpoints(root), detector="mm_bd", say=said.append)
+    lines = scanning.scan(CONFIG, scanning.list_checkpoints(root), detector="mm_bd", say=said.append)
     assert lines == said
     assert [line["checkpoint"].removeprefix(str(root)) for line in lines] == ["/a.pt", "/c.pth", "/d.pt", "/deep/b.pt"]
     assert len(made) == 2
@@ -85,7 +85,7 @@ def asks_cheaply(monkeypatch, refuses=()):
         return verdict_of(scores, threshold=0.0, p_value=0.5)
 
     detector = Detector("cheap", object, "none", lambda _: (Step("logits", logits, needs("victim")),), verdict)
-    monkeypatch.setattr(scanning, "detector_of", lambda config, name: (detector, None))
+    monkeypatch.setattr(scanning, "choose_detector", lambda config, name: (detector, None))
     return asked
 
 
@@ -93,8 +93,8 @@ def test_a_stack_says_the_same_lines(folder, monkeypatch):
     """Of two kinds, one of which does not fill its stack."""
     root, _ = folder
     asked, said = asks_cheaply(monkeypatch), []
-    plain = scanning.scan(CONFIG, scanning.checkpoints(root), say=lambda line: None)
-    lines = scanning.scan(CONFIG, scanning.checkpoints(root), stack=2, say=said.append)
+    plain = scanning.scan(CONFIG, scanning.list_checkpoints(root), say=lambda line: None)
+    lines = scanning.scan(CONFIG, scanning.list_checkpoints(root), stack=2, say=said.append)
     assert len(asked) == 6  # copies are not asked about
     assert [line["checkpoint"].removeprefix(str(root)) for line in said] == ["/d.pt", "/a.pt", "/deep/b.pt", "/c.pth"]
     assert sorted(said, key=lambda line: line["checkpoint"]) == lines
@@ -104,7 +104,7 @@ def test_a_stack_says_the_same_lines(folder, monkeypatch):
         assert line == alone
 
 
-def test_what_cannot_be_judged_spoils_no_stack(folder, monkeypatch):
+def test_what_fails_the_detector_spoils_no_stack(folder, monkeypatch):
     root, _ = folder
     paths = [root / "a.pt", root / "deep" / "b.pt"]
     asked = asks_cheaply(monkeypatch)
@@ -131,12 +131,12 @@ def test_a_line_says_what_its_threshold_says(folder, monkeypatch):
 def test_a_list_and_what_is_no_place_of_checkpoints(folder, tmp_path):
     root, _ = folder
     (tmp_path / "zoo.txt").write_text(f"# two of them\n{root}/a.pt\n\n{root}/c.pth\n")
-    assert [path.name for path in scanning.checkpoints(tmp_path / "zoo.txt")] == ["a.pt", "c.pth"]
+    assert [path.name for path in scanning.list_checkpoints(tmp_path / "zoo.txt")] == ["a.pt", "c.pth"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"--scan: expected checkpoints \(.pt, .*\), found none in "):
-        scanning.checkpoints(tmp_path / "empty")
+        scanning.list_checkpoints(tmp_path / "empty")
     with pytest.raises(InputError, match="--scan: expected a folder, a file or a list of checkpoints, found nothing"):
-        scanning.checkpoints(tmp_path / "nowhere")
+        scanning.list_checkpoints(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_a_list_and_what_is_no_place_of_checkpoints(folder, tmp_path):
     ],
 )
 def test_the_exit_status(lines, expected):
-    assert scanning.status(lines) == expected
+    assert scanning.exit_status(lines) == expected
 
 
 def test_the_command_line_says_a_json_line_each(folder):
@@ -160,7 +160,7 @@ def test_the_command_line_says_a_json_line_each(folder):
     assert line["checkpoint"].endswith("d.pt")
     assert line["error"].startswith("model.checkpoint: ")
     done = launch("inspect_network", f"--scan={root}", "--verify")
-    assert done.stderr == "error: --scan: expected none of --judge, --out and --verify beside it, found one\n"
+    assert done.stderr == "error: --scan: expected none of --detect, --out and --verify beside it, found one\n"
     done = launch("inspect_network", "--stack=2")
     assert done.stderr == "error: --stack: expected --scan=PATH beside it, found 2 alone\n"
 

@@ -21,7 +21,9 @@ from otbr_jax.settings import (
     change,
     declarations,
     describe,
+    describe_all,
     field,
+    former_names,
     from_dict,
     in_words,
     settings,
@@ -263,7 +265,7 @@ def test_a_composed_class_has_flat_names():
     names = [setting.name for setting in describe(Composed, values)]
     assert names[:4] == ["rate", "pair", "side", "height"]
     assert {"first.size", "inner.size"} < {*names}
-    assert {"width", "height"} < {*all_names(Composed)}
+    assert {"width", "height"} < {*all_names(describe_all(Composed))}
 
 
 @pytest.mark.parametrize(
@@ -327,3 +329,23 @@ def test_former_names_are_read_as_those_of_today():
     assert with_current_names(Outer, {"look": {"rounds": 5}, "other": 1}) == {"search": {"steps": 5}, "other": 1}
     with pytest.raises(InputError, match="unknown config field"):
         from_dict(Outer, {"sought": {}})
+
+
+def test_former_names_of_flags():
+    @settings("inner")
+    class Inner:
+        steps: int = field(default=1, doc="of it.", formerly="rounds")
+        size: int = field(default=1, doc="of it.")
+
+    @settings("")
+    class Outer:
+        search: Inner = field(default=Inner(), doc="how.", formerly=("seek", "look"))
+        look: Inner = field(default=Inner(), doc="another group, which has the name now.")
+
+    assert former_names(describe_all(Outer)) == {
+        "search.rounds": "search.steps",
+        "seek.steps": "search.steps",
+        "seek.rounds": "search.steps",
+        "seek.size": "search.size",
+        "look.rounds": "look.steps",
+    }

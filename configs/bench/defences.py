@@ -1,11 +1,16 @@
-"""The same victims, defended in eight ways: digits' VGG of seed 1, five attacks and none.
+"""Eight defences on the same victims: digits' VGG of seed 1, five attacks and a clean network.
 
     python -m launch.bench --grid=configs/bench/defences.py --workdir=runs/disarm --results=results/bench_defences.jsonl
 
-OTBR as published (gamma 0.1, lambda 0.5), whose row holds the best setting of its grid too, an oracle; OTBR+, the
-default before; CLP; the default; the default for all classes, whatever its verdict; the default with clean images, 1 %
-and 5 % of the training set; TSBD with 5 %. The victims are those of `configs/bench/disarm.py`, which are reloaded in
-its working directory.
+- OTBR as published (gamma 0.1, lambda 0.5); its row also holds the oracle, the best setting of its grid
+- OTBR+, an earlier default
+- CLP
+- the default
+- the default on all classes, whatever its verdict
+- the default with clean images, 1 % and 5 % of the training set
+- TSBD with 5 %
+
+The victims are those of `configs/bench/disarm.py`, reloaded from its working directory.
 """
 
 import dataclasses
@@ -22,11 +27,11 @@ from otbr_jax.studies.repair_config import RepairConfig, repaired_by
 VICTIMS = tuple(
     digits("vgg7_bn", 8, attack, 1) for attack in ("badnets", "blended", "trojan", "lf", "input_aware", "none")
 )
-OWN = ("suspicion", "tsbd", "selection", "sweep")  # groups of configs/tsbd.py
+OWN = ("detection", "tsbd", "selection", "sweep")  # groups of configs/tsbd.py
 
 
 def ways(cell: Cell) -> tuple[Cell, ...]:
-    """One victim, defended in each way."""
+    """One victim, repaired by each defence."""
     config = cell.config
     few = {share: CleanConfig(fraction=share) for share in (0.01, 0.05)}
     published = from_dict(RepairConfig, tsbd.get_config().to_dict())
@@ -48,5 +53,5 @@ def ways(cell: Cell) -> tuple[Cell, ...]:
 
 
 def get_grid() -> Bench:
-    """Every victim, defended in every way."""
+    """Every victim, repaired by every defence."""
     return Bench("defences", tuple(defended for cell in VICTIMS for defended in ways(cell)))

@@ -1,12 +1,16 @@
-"""The default on victims that two CPU cores train: digits and MNIST, attacked in seven ways, and clean networks.
+"""The default on victims that two CPU cores train: digits and MNIST, seven attacks, and clean networks.
 
     python -m launch.prepare_data --name=mnist
     python -m launch.bench --grid=configs/bench/disarm.py --workdir=runs/disarm --results=results/bench_disarm.jsonl
 
-Clean networks of four kinds with seeds from 10 on say what is usual and set the threshold; they are not reported. Then
-the victims: those of the embedded default with seeds 0 to 4; each attack that digits show, on two networks, at 10 % and
-at 2 % of poison, all-to-one and all-to-all; MNIST (6,000 training images), where SIG is learned too; and clean networks
-with seeds below 10. A minute or two each.
+Clean networks of four architectures with seeds from 10 on calibrate the threshold; they are not reported. The victims:
+
+- the default victim with seeds 0 to 4
+- digits: each attack that can be learned there, on two networks, with 10 % and 2 % poisoned, all-to-one and all-to-all
+- MNIST (6,000 training images), where SIG is learned too
+- clean networks with seeds below 10
+
+A minute or two each.
 """
 
 import dataclasses
@@ -22,20 +26,20 @@ VGG, WIDE, RESNET = ("vgg7_bn", 8), ("vgg7_bn", 16), ("preact_resnet10", 16)
 CALIBRATION = range(10, 42)
 
 
-def embedded(seed: int) -> Cell:
-    """The victim of the embedded default, of another seed."""
+def default_victim(seed: int) -> Cell:
+    """The default victim of another seed."""
     config = from_dict(RepairConfig, otbr.get_config().to_dict())
     return Cell(change(config, seed=seed), recipe="published")
 
 
 def to_all(cell: Cell) -> Cell:
-    """The same attack, by which each class is answered with the one after it."""
+    """The same attack, all-to-all: a triggered image of a class is predicted as the next class."""
     attack = dataclasses.replace(cell.config.victim.attack, labels="all_to_all")
     return Cell(change(cell.config, attack=attack), recipe=f"{cell.recipe}, all to all")
 
 
 def mnist(attack: str, seed: int) -> Cell:
-    """A victim on 6,000 images of MNIST; SIG poisons six tenths of its class, whose clean images it has to see."""
+    """A victim on 6,000 images of MNIST; SIG poisons six tenths of its class, whose other images have to stay clean."""
     config = cpu.cell("mnist", attack).config
     ratio = 0.06 if attack == "sig" else 0.1
     return Cell(
@@ -52,7 +56,7 @@ def mnist(attack: str, seed: int) -> Cell:
 def victims() -> tuple[Cell, ...]:
     """All victims."""
     return (
-        embedded(0),
+        default_victim(0),
         *(digits(*VGG, "none", seed) for seed in CALIBRATION),
         *(digits(*RESNET, "none", seed) for seed in CALIBRATION[:12]),
         *(digits(*WIDE, "none", seed) for seed in CALIBRATION[:10]),
@@ -64,7 +68,7 @@ def victims() -> tuple[Cell, ...]:
         *(digits(*RESNET, attack, 0) for attack in ATTACKS),
         *(digits(*RESNET, "none", seed) for seed in range(4)),
         *(to_all(cell) for cell in (digits(*VGG, "badnets", 0), digits(*RESNET, "badnets", 0), mnist("badnets", 0))),
-        *(embedded(seed) for seed in range(1, 5)),
+        *(default_victim(seed) for seed in range(1, 5)),
         *(digits(*WIDE, "none", seed) for seed in range(2)),
         *(mnist("none", seed) for seed in range(1, 3)),
     )

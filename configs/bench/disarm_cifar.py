@@ -1,13 +1,13 @@
-r"""The default on CIFAR-10: two networks, all attacks, 10 % and 2 % of poison, all-to-all, and clean networks.
+r"""The default on CIFAR-10: two networks, all attacks, 10 % and 2 % poisoned, all-to-all, and clean networks.
 
     python -m launch.prepare_data --name=cifar10
     python -m launch.bench --grid=configs/bench/disarm_cifar.py --workdir=runs/disarm \
         --results=results/bench_disarm_cifar.jsonl
 
 20,000 training images, eight epochs of the fast recipe, 2,000 test images. WaNet's strength is 3
-(`configs/bench/cpu.py` says why). SIG poisons six tenths of its class, whose clean images the network has to see.
-Three to ten minutes a victim on two CPU cores. The threshold is that of `configs/bench/disarm.py`, none of whose clean
-networks saw CIFAR-10.
+(`configs/bench/cpu.py` says why). SIG poisons six tenths of its class, whose other images have to stay clean. Three to
+ten minutes a victim on two CPU cores. The threshold is that of `configs/bench/disarm.py`, which no network on CIFAR-10
+helped to calibrate.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ def cifar(network: tuple[str, int], attack: str, ratio: float = 0.1) -> Cell:
 
 
 def victims() -> tuple[Cell, ...]:
-    """All victims, those that say most first."""
+    """All victims, the most telling first."""
     return (
         cifar(VGG, "badnets"),
         cifar(VGG, "none"),

@@ -2,7 +2,7 @@
 
     python -m launch.bench --grid=configs/bench/recipes.py --workdir=runs/recipes --results=results/recipes.jsonl
 
-100 epochs at a learning rate of 0.01 against 15 at 0.1 after a warm-up, everything else alike.
+100 epochs at a learning rate of 0.01 against 15 at 0.1 after a warm-up; everything else is the same.
 """
 
 from configs.recipes import DATA, EPOCHS, model, training

@@ -2,10 +2,10 @@
 
     python -m launch.bench --grid=configs/bench/tsbd.py --workdir=runs/cpu --results=results/bench_tsbd.jsonl
 
-scikit-learn's digits as `configs/tsbd.py` has them, with more attacks and seeds. MNIST and CIFAR-10 with the victims of
-`configs/bench/cpu.py`, which are reloaded in its working directory: fine-tuned as published, 20 epochs of batches of
-256 at a learning rate of 0.01, with the training's crops and flips; unlearned for up to 300 epochs, which MNIST needs.
-CIFAR-10 has fewer candidates: each costs two fine-tunings, one to judge it and one to know what the choice missed.
+scikit-learn's digits with the settings of `configs/tsbd.py`, and more attacks and seeds. MNIST and CIFAR-10 with the
+victims of `configs/bench/cpu.py`, reloaded from its working directory. They are fine-tuned as published: 20 epochs of
+batches of 256 at a learning rate of 0.01, with the training's crops and flips. They are unlearned for up to 300 epochs,
+which MNIST needs. CIFAR-10 has fewer candidates: each costs two fine-tunings, one to choose and one to know the regret.
 """
 
 import dataclasses

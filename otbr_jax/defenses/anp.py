@@ -20,7 +20,7 @@ from otbr_jax.graph.choose import LAYERS
 from otbr_jax.numerics.collectives import per_device
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings
-from otbr_jax.steps.gates import Factors, Gates, Passed, descend, factors_objective, open_gates
+from otbr_jax.steps.gates import Factors, Gates, PassMetrics, descend, factors_objective, open_gates
 from otbr_jax.types import Batch, Network, Variables
 
 
@@ -73,8 +73,8 @@ class ANPSettings:
 
 def step_fn(
     network: Network, variables: Variables, gates: Gates, *, config: AdversarialConfig, axis_name: str | None = None
-) -> Callable[[Learning, Factors, Batch], tuple[Learning, Passed]]:
-    """One step on the masks, `(Learning, initial perturbation, batch) -> (Learning, Passed without perturbation)`.
+) -> Callable[[Learning, Factors, Batch], tuple[Learning, PassMetrics]]:
+    """One step on the masks, `(Learning, initial perturbation, batch) -> (Learning, PassMetrics without perturbation)`.
 
     A scale is multiplied with `mask + perturbation`, a bias with `1 + perturbation`. A bias's mask stays 1, so that one
     formula covers both. All passes are in training mode, with statistics of the batch; those of the network stay.
@@ -91,7 +91,7 @@ def step_fn(
     def perturbed(masks: Factors, noise: Factors) -> Factors:
         return jax.tree.map(jnp.add, masks, noise)
 
-    def step(carry: Learning, noise: Factors, batch: Batch) -> tuple[Learning, Passed]:
+    def step(carry: Learning, noise: Factors, batch: Batch) -> tuple[Learning, PassMetrics]:
         for _ in range(config.ascent):
             _, ascent = objective(perturbed(carry.masks, noise), batch)
             noise = jax.tree.map(lambda n, g: n + config.eps / config.ascent * jnp.sign(g), noise, ascent)
@@ -130,7 +130,7 @@ def learn(
     step = step_fn(setup.network, victim, gates, config=settings, axis_name=setup.axis_name)
     masks = open_gates(victim, gates)
 
-    def one(carry: Learning, key: jax.Array) -> tuple[Learning, Passed]:
+    def one(carry: Learning, key: jax.Array) -> tuple[Learning, PassMetrics]:
         draw_key, vary_key, noise_key = jax.random.split(key, 3)
         drawn = jax.random.randint(draw_key, (size,), 0, len(labels))
         batch = Batch(setup.network.prepare(setup.augment(images[drawn], vary_key)), labels[drawn])

@@ -22,7 +22,7 @@ from otbr_jax.graph.graph import Layer
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.finetune import FinetuningConfig
-from otbr_jax.steps.objective import Objective, objective_of
+from otbr_jax.steps.objective import Objective, make_objective
 from otbr_jax.types import Batch, Network, Variables, named_leaves, replace_leaves
 
 STATISTICS = ("kept", "moved")
@@ -161,7 +161,7 @@ def objective(setup: Setup, like: Any, own: DistillationSettings, *, victim: Var
         logits, state = network.train(variables, batch.images)
         return distillation(logits, network.apply(victim, batch.images), temperature), (logits, state)
 
-    return objective_of(loss, like, axis_name=setup.axis_name)
+    return make_objective(loss, like, axis_name=setup.axis_name)
 
 
 def _network(statistics: str) -> Callable[[Network], Network]:

@@ -21,11 +21,11 @@ from otbr_jax.graph.choose import LAYERS
 from otbr_jax.graph.graph import Layer, NeuronGraph
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings
-from otbr_jax.steps.gates import matching, pairs_of
+from otbr_jax.steps.gates import match_pairs, pairs_of
 from otbr_jax.steps.procedural import PredictedImages
 from otbr_jax.steps.prune import reinitialize
 from otbr_jax.steps.score import Scores
-from otbr_jax.steps.select import shares_right, strongest_harmless
+from otbr_jax.steps.select import measure_accuracies, strongest_harmless
 from otbr_jax.types import Network, Variables, named_leaves
 
 
@@ -86,7 +86,9 @@ def normalisation_gains(setup: Setup, variables: Variables, *, key: jax.Array) -
     leaves, pairs = named_leaves(variables), pairs_of(setup.layers)
     gains = {layer.name: jnp.ones(layer.neurons) for layer in setup.layers}
     matched = dict.fromkeys(gains, jnp.bool_(False))
-    for (layer, scale, variance), same in zip(pairs, matching(setup.network, variables, pairs, key=key), strict=True):
+    for (layer, scale, variance), same in zip(
+        pairs, match_pairs(setup.network, variables, pairs, key=key), strict=True
+    ):
         spread = leaves[variance.name].astype(jnp.float32)
         first = same & ~matched[layer]
         gain = jnp.abs(leaves[scale.name]) / jnp.sqrt(jnp.where(spread > 0, spread, 1.0))
@@ -146,7 +148,7 @@ def select(
     def pruned(u: jax.Array) -> Variables:
         return prune(setup, u, victim=victim, scores=scores).variables
 
-    agreement = shares_right(setup.network, pruned, u, procedural.batch, report=report)
+    agreement = measure_accuracies(setup.network, pruned, u, procedural.batch, report=report)
     chosen = strongest_harmless(agreement, reference=jnp.float32(1), tolerance=settings.tolerance)
     return Agreement(u, agreement, chosen)
 

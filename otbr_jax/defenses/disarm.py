@@ -140,7 +140,7 @@ def plan(config: DisarmSettings) -> Plan:
             instead=lambda settings, inputs: None if np.any(inputs["detected"].wanted) else return_unchanged,
             shown=Shown(
                 "unlearning triggers",
-                total=unlearning.rounds * (unlearning.search.steps + unlearning.steps),
+                total=unlearning.rounds * (unlearning.inversion.steps + unlearning.steps),
                 work=partial(unlearning_work, config),
                 lighter="unlearning.batch_size",
             ),
@@ -153,7 +153,7 @@ def unlearning_work(config: DisarmSettings, setup: Setup) -> Work:
     """The work of unlearning one family's triggers in all rounds; there is none if no class is flagged."""
     del setup
     unlearning = config.unlearning
-    search = unlearning.search
+    search = unlearning.inversion
     passes = search.starts * search.images + unlearning.steps * unlearning.batch_size
     gradients = unlearning.triggers * search.steps * search.images + 3 * unlearning.steps * unlearning.batch_size
     what = f"{unlearning.rounds} rounds of unlearning, if a class is flagged,"

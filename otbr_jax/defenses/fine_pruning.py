@@ -17,13 +17,13 @@ from otbr_jax.defenses.grid import Built, Grid
 from otbr_jax.defenses.tuning import changes_step, plain_history, takes_clean, tuned_outcome, tuning_step
 from otbr_jax.errors import InputError
 from otbr_jax.graph.graph import Layer
-from otbr_jax.graph.taps import tapped
+from otbr_jax.graph.taps import tap_inputs
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.finetune import FinetuningConfig, finetune
 from otbr_jax.steps.objective import Objective, cross_entropy
 from otbr_jax.steps.prune import neurons_to_prune
-from otbr_jax.steps.select import shares_right, strongest_harmless
+from otbr_jax.steps.select import measure_accuracies, strongest_harmless
 from otbr_jax.types import Batch, Variables, named_leaves, replace_leaves, split
 
 _AT_ONCE = 200  # images
@@ -103,7 +103,7 @@ def activations(
     """The mean of each input of the classifier over clean images, and positions if any; in evaluation mode."""
     del key, report
     name = classifier_of(setup).name
-    forward = tapped(setup.network.answer, [name])
+    forward = tap_inputs(setup.network.answer, [name])
     inputs = jax.lax.map(lambda image: forward(victim, image[None])[1][name][0], clean.images, batch_size=_AT_ONCE)
     inputs = inputs.astype(jnp.float32)
     return {name: jnp.mean(inputs, axis=tuple(range(inputs.ndim - 1)))}
@@ -152,7 +152,9 @@ def select(
     def pruned(count: jax.Array) -> Variables:
         return prune_inputs(victim, layer, activations[layer.name], count=count)[0]
 
-    accuracy = shares_right(setup.network, pruned, jnp.array(counts_of(setup, settings.step)), clean, report=report)
+    accuracy = measure_accuracies(
+        setup.network, pruned, jnp.array(counts_of(setup, settings.step)), clean, report=report
+    )
     return Shares(accuracy, strongest_harmless(accuracy, reference=accuracy[0], tolerance=settings.tolerance))
 
 

@@ -15,7 +15,7 @@ from otbr_jax.defenses.tuning import changes_step, takes_clean, tuned_outcome, t
 from otbr_jax.plan import Plan, Setup
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.finetune import FinetuningConfig
-from otbr_jax.steps.objective import Objective, losses, objective_of
+from otbr_jax.steps.objective import Objective, losses, make_objective
 from otbr_jax.steps.sharpness import sharpness_optimizer
 from otbr_jax.types import Batch, Variables
 
@@ -57,7 +57,7 @@ def objective(setup: Setup, like: Any, own: SAMConfig) -> Objective:
         labels = smoothed(batch.labels, setup.network.num_classes, smoothing=own.label_smoothing)
         return jnp.mean(losses(logits, labels)), (logits, state)
 
-    return objective_of(loss, like, axis_name=setup.axis_name)
+    return make_objective(loss, like, axis_name=setup.axis_name)
 
 
 def plan(config: FTSAMSettings) -> Plan:

@@ -16,8 +16,8 @@ from otbr_jax.errors import InputError
 from otbr_jax.numerics.collectives import mean
 from otbr_jax.plan import Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings
-from otbr_jax.steps.gates import Factors, Gates, by_layer, check_gates, close_gates, gates_of
-from otbr_jax.steps.select import share_right, shares_right, strongest_harmless
+from otbr_jax.steps.gates import Factors, Gates, check_gates, close_gates, gates_of, masks_by_layer
+from otbr_jax.steps.select import measure_accuracies, measure_accuracy, strongest_harmless
 from otbr_jax.types import Batch, Variables
 
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(19))
@@ -160,8 +160,8 @@ def select(
         return close_gates(victim, gates, masks.masks, threshold)
 
     thresholds, axis_name = jnp.array(settings.thresholds), setup.axis_name
-    accuracy = shares_right(setup.network, pruned, thresholds, clean, report=report, axis_name=axis_name)
-    reference = mean(share_right(setup.network, victim, clean), axis_name)
+    accuracy = measure_accuracies(setup.network, pruned, thresholds, clean, report=report, axis_name=axis_name)
+    reference = mean(measure_accuracy(setup.network, victim, clean), axis_name)
     chosen = strongest_harmless(accuracy, reference=reference, tolerance=settings.tolerance)
     return Selected(accuracy, reference, chosen)
 
@@ -178,7 +178,7 @@ def prune(
 ) -> Pruned:
     """Prunes the neurons with a mask of at most the threshold: sets the scales of their normalisation to zero."""
     threshold = jnp.array(settings)[0 if selected is None else selected.chosen]
-    least = by_layer(setup.layers, gates, masks.masks)
+    least = masks_by_layer(setup.layers, gates, masks.masks)
     pruned = {name: mask <= threshold for name, mask in least.items()}
     scores = {name: 1 - mask for name, mask in least.items()}
     return Pruned(close_gates(victim, gates, masks.masks, threshold), pruned, scores)

@@ -216,7 +216,7 @@ def next_round(
             rate=config.inner_rate,
             axis_name=axis_name,
         )
-        updates, opt_state = optimizer.update(grads, tuning.moments, tuning.params)
+        updates, opt_state = optimizer.update(grads, tuning.opt_state, tuning.params)
         params = optax.apply_updates(tuning.params, updates)
         return Finetuning(params, tuning.state, opt_state), (loss, mean(accuracy, axis_name))
 

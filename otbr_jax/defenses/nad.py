@@ -13,11 +13,11 @@ from otbr_jax.defenses.defense import Defense, Outcome
 from otbr_jax.defenses.tuning import Tuned, changes_step, plain_history, takes_clean, tuned_outcome, tuning_step
 from otbr_jax.errors import InputError
 from otbr_jax.graph.graph import Layer
-from otbr_jax.graph.taps import tapped
+from otbr_jax.graph.taps import tap_inputs
 from otbr_jax.plan import Plan, Setup
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.finetune import FinetuningConfig
-from otbr_jax.steps.objective import Objective, losses, objective_of
+from otbr_jax.steps.objective import Objective, losses, make_objective
 from otbr_jax.types import Batch, Network, Variables
 
 _LEAST = 1e-6  # added to the norm of an attention map, as published
@@ -95,7 +95,7 @@ def attention_layers(
       InputError: if there is no such layer.
     """
     names = [layer.name for layer in layers if layer.fed_by]
-    _, inputs = jax.eval_shape(tapped(network.apply, names), variables, images)
+    _, inputs = jax.eval_shape(tap_inputs(network.apply, names), variables, images)
     last: dict[tuple[int, ...], str] = {}
     for name in names:
         size = inputs[name].shape[1:-1]
@@ -118,15 +118,15 @@ def objective(setup: Setup, like: Any, own: AttentionSettings, *, teacher: Tuned
         names: list[str] = []
         if own.betas:
             names = attention_layers(network, setup.layers, teacher.variables, batch.images, count=len(own.betas))
-        (logits, state), ours = tapped(network.train, names)(variables, batch.images)
-        _, theirs = tapped(network.apply, names)(teacher.variables, batch.images)
+        (logits, state), ours = tap_inputs(network.train, names)(variables, batch.images)
+        _, theirs = tap_inputs(network.apply, names)(teacher.variables, batch.images)
         distances = [
             beta * attention_loss(ours[name], theirs[name], power=own.power)
             for name, beta in zip(names, own.betas[len(own.betas) - len(names) :], strict=True)
         ]
         return jnp.mean(losses(logits, batch.labels)) + sum(distances, jnp.float32(0)), (logits, state)
 
-    return objective_of(loss, like, axis_name=setup.axis_name)
+    return make_objective(loss, like, axis_name=setup.axis_name)
 
 
 def plan(config: NADSettings) -> Plan:

@@ -24,7 +24,7 @@ from otbr_jax.graph.choose import LAYERS
 from otbr_jax.numerics.collectives import per_device
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings
-from otbr_jax.steps.gates import Gates, Passed, descend, factors_objective, open_gates
+from otbr_jax.steps.gates import Gates, PassMetrics, descend, factors_objective, open_gates
 from otbr_jax.steps.unlearn import CleanUnlearningConfig, epoch_draws
 from otbr_jax.types import Batch, Network, Variables
 
@@ -79,14 +79,14 @@ class RNPSettings:
 
 def step_fn(
     network: Network, unlearned: Variables, gates: Gates, *, config: RecoveringConfig, axis_name: str | None = None
-) -> Callable[[Learning, Batch], tuple[Learning, Passed]]:
-    """One step on the masks of the unlearned network, `(Learning, batch) -> (Learning, Passed before the step)`.
+) -> Callable[[Learning, Batch], tuple[Learning, PassMetrics]]:
+    """One step on the masks of the unlearned network, `(Learning, batch) -> (Learning, PassMetrics before the step)`.
 
     Passes are in training mode, with statistics of the batch; those of the network stay. Args as `anp.step_fn`.
     """
     objective, optimizer = factors_objective(network, unlearned, axis_name=axis_name), gating.sgd(config)
 
-    def step(carry: Learning, batch: Batch) -> tuple[Learning, Passed]:
+    def step(carry: Learning, batch: Batch) -> tuple[Learning, PassMetrics]:
         passed, grads = objective(carry.masks, batch)
         grads = jax.tree.map(lambda g: config.alpha * g, grads)
         return Learning(*descend(carry.masks, carry.opt_state, grads, gates, optimizer)), passed
@@ -110,16 +110,16 @@ def recover(
     step = step_fn(setup.network, unlearned.variables, gates, config=settings, axis_name=setup.axis_name)
     masks = open_gates(unlearned.variables, gates)
 
-    def one(carry: Learning, drawn: Any) -> tuple[Learning, Passed]:
+    def one(carry: Learning, drawn: Any) -> tuple[Learning, PassMetrics]:
         places, augment_key = drawn
         batch = Batch(setup.network.prepare(setup.augment(images[places], augment_key)), labels[places])
         return step(carry, batch)
 
-    def epoch(carry: Learning, key: jax.Array) -> tuple[Learning, Passed]:
+    def epoch(carry: Learning, key: jax.Array) -> tuple[Learning, PassMetrics]:
         carry, history = jax.lax.scan(one, carry, epoch_draws(len(labels), size, key=key))
         if report is not None:
             jax.debug.callback(report)
-        return carry, Passed(jnp.mean(history.loss), jnp.mean(history.accuracy))
+        return carry, PassMetrics(jnp.mean(history.loss), jnp.mean(history.accuracy))
 
     start = Learning(masks, gating.sgd(settings).init(masks))
     carry, history = jax.lax.scan(epoch, start, jax.random.split(key, settings.epochs))

@@ -21,7 +21,7 @@ from otbr_jax.inversion import descend
 from otbr_jax.plan import Plan, Setup
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.finetune import FinetuningConfig
-from otbr_jax.steps.objective import Evaluated, Objective, losses, objective_of
+from otbr_jax.steps.objective import Evaluation, Objective, losses, make_objective
 from otbr_jax.types import Batch, Network, Variables, in_unit_range
 
 STARTS = ("max", "zero", "min")
@@ -172,9 +172,9 @@ def objective(setup: Setup, like: Any, own: SAUConfig, *, victim: Variables) -> 
         )
         return value, (clean, {name: tree for name, tree in variables.items() if name != "params"})
 
-    evaluate = objective_of(loss, like, axis_name=setup.axis_name)
+    evaluate = make_objective(loss, like, axis_name=setup.axis_name)
 
-    def perturb_and_evaluate(params: Any, state: Any, batch: Batch) -> tuple[Evaluated, Any]:
+    def perturb_and_evaluate(params: Any, state: Any, batch: Batch) -> tuple[Evaluation, Any]:
         own_params = jax.tree.map(lambda p, own: p.astype(own.dtype), params, like)
         perturbed = perturb(network, {"params": own_params, **state}, victim, batch, config=own)
         return evaluate(params, state, Batch(jnp.stack([batch.images, perturbed]), batch.labels))

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from otbr_jax import plan as plans
-from otbr_jax.contrib.judge import Findings, SuspicionConfig
-from otbr_jax.contrib.judging import is_flagged, judging_steps, measured, pruning_detector
+from otbr_jax.contrib.detection_steps import detection_steps, is_flagged, plain_findings, pruning_detector
+from otbr_jax.contrib.pruning_detection import Findings, PruningDetectionConfig
 from otbr_jax.defenses.defense import Defense, Outcome, count_neurons
 from otbr_jax.defenses.grid import Built, Grid
 from otbr_jax.defenses.otbr import SCORES, OTBRConfig, Unlearned
@@ -87,8 +87,9 @@ class TSBDSettings:
     """All settings of the defence `tsbd`."""
 
     tsbd: TSBDConfig = field(default=TSBDConfig(), doc="the published method.")
-    suspicion: SuspicionConfig = field(
-        default=SuspicionConfig(),
+    detection: PruningDetectionConfig = field(
+        formerly="suspicion",
+        default=PruningDetectionConfig(),
         doc="whether to check for a backdoor first, with the clean images: nothing is repaired if no class is flagged.",
     )
     otbr: OTBRConfig = field(
@@ -219,10 +220,10 @@ def plan(config: TSBDSettings) -> Plan:
         SCORES,
     ]
     findings: dict[str, str] = {}
-    if config.suspicion.gamma:
+    if config.detection.gamma:
         shown = Shown("predictions of clean images")
         steps.append(Step("predicted", predict_clean, needs("victim", "clean"), key="answered", shown=shown))
-        steps += judging_steps(config.suspicion, config.otbr, images="predicted")
+        steps += detection_steps(config.detection, config.otbr, images="predicted")
         findings = {"findings": "detected"}
     pairs: tuple[tuple[float, float], ...] = ((method.n, method.shares()[0]),)
     selected: list[str] = []
@@ -403,7 +404,7 @@ def outcome(config: TSBDSettings, values: Mapping[str, Any]) -> Outcome:
         warnings=unlearning_warnings(unlearning, name="tsbd.unlearning"),
         verdict=conclude(DETECTOR, config, values) if detected else None,
         more={
-            "detection": measured(config.suspicion, values) if detected else None,
+            "detection": plain_findings(config.detection, values) if detected else None,
             "selection": selection,
             "unlearning": {"epochs": epochs, "accuracy": accuracy, "reached_chance": bool(unlearning.reached)},
             "finetuning": history,
@@ -424,7 +425,7 @@ DEFENSE = Defense(
     outcome=outcome,
     given=given,
     grid=grid,
-    detector=lambda config: DETECTOR if config.suspicion.gamma else None,
+    detector=lambda config: DETECTOR if config.detection.gamma else None,
     batch_sizes=lambda config: {
         f"tsbd.{stage}.batch_size": getattr(config.tsbd, stage).batch_size for stage in ("unlearning", "finetuning")
     },

@@ -26,7 +26,7 @@ from otbr_jax.detectors.verdict import Verdict, verdict_of
 from otbr_jax.metrics import rounded
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings
-from otbr_jax.steps.margin import MarginConfig, largest_margins
+from otbr_jax.steps.margin import MarginConfig, maximum_margins
 from otbr_jax.types import Variables
 
 NULLS = ("gamma", "exponential")
@@ -55,7 +55,7 @@ def search_margins(
     setup: Setup, settings: MarginConfig, *, victim: Variables, key: jax.Array, report: Report | None
 ) -> jax.Array:
     """The maximum margin of each class, `[classes]`: how far an image can raise its logit above all others."""
-    return largest_margins(setup.network, victim, key=key, config=settings, axis_name=setup.axis_name, on_step=report)
+    return maximum_margins(setup.network, victim, key=key, config=settings, axis_name=setup.axis_name, on_step=report)
 
 
 def p_values(maximum_margins: np.ndarray, *, null: str = "gamma") -> np.ndarray:
@@ -86,13 +86,14 @@ def p_values(maximum_margins: np.ndarray, *, null: str = "gamma") -> np.ndarray:
 
 
 def plan(config: MMBDConfig) -> Plan:
-    """One step, `largest_margins`."""
+    """One step, `maximum_margins`."""
     return (
         Step(
-            "largest_margins",
+            "maximum_margins",
             search_margins,
             needs("victim"),
             config.margin,
+            key="largest_margins",
             shown=Shown("searching maximum margins", total=lambda setup: setup.network.num_classes, unit="class"),
         ),
     )
@@ -100,7 +101,7 @@ def plan(config: MMBDConfig) -> Plan:
 
 def verdict(config: MMBDConfig, values: Mapping[str, Any]) -> Verdict:
     """The verdict on the largest margin's p-value; a class's score is its negative decimal logarithm."""
-    margins = np.asarray(values["largest_margins"], np.float64)
+    margins = np.asarray(values["maximum_margins"], np.float64)
     probabilities = p_values(margins, null=config.null)
     scores = np.abs(np.log10(np.maximum(probabilities, 1e-300)))
     return verdict_of(

@@ -18,7 +18,7 @@ import optax
 
 from otbr_jax.detectors.detector import Detector
 from otbr_jax.detectors.verdict import FEWEST, Verdict, verdict_of
-from otbr_jax.inversion import Inverted, Penalised, Schedule, invert_from, success_rate
+from otbr_jax.inversion import InvertedTriggers, Penalised, Schedule, invert_from, success_rate
 from otbr_jax.metrics import rounded
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings
@@ -94,7 +94,7 @@ def invert_mask(
     *,
     key: jax.Array,
     config: NeuralCleanseConfig,
-) -> Inverted:
+) -> InvertedTriggers:
     """Inverts a small patch that turns clean images into one class. Pure; jits.
 
     Args:

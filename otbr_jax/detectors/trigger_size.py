@@ -22,13 +22,13 @@ from otbr_jax.detectors.anomalies import CLASS_BIAS, MAXIMUM_MARGIN, UNLEARN, An
 from otbr_jax.detectors.calibration import CleanEvidence, calibration_of
 from otbr_jax.detectors.detector import Detector
 from otbr_jax.detectors.verdict import FEWEST, Verdict, in_words, verdict_of, with_enough_classes
-from otbr_jax.inversion import InversionConfig, MinimalTriggers, Screened, minimal_triggers
+from otbr_jax.inversion import InversionConfig, MinimalTriggers, ScreenedClasses, minimal_triggers
 from otbr_jax.metrics import rounded
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, Work, needs
 from otbr_jax.settings import field, settings, wrong
-from otbr_jax.steps.margin import MarginConfig, largest_margins
+from otbr_jax.steps.margin import MarginConfig, maximum_margins
 from otbr_jax.steps.predictions import predict
-from otbr_jax.steps.procedural import PredictedImages, balanced, procedural
+from otbr_jax.steps.procedural import PredictedImages, balanced_sample, procedural
 from otbr_jax.steps.screen import UPHILL, screen
 from otbr_jax.triggers import FAMILIES, FamilySwitch
 from otbr_jax.types import Batch, Variables
@@ -116,7 +116,7 @@ def make_procedural(
     make_key, take_key = jax.random.split(key)
     images = procedural(make_key, images=settings.made, image_shape=network.image_shape)
     predictions = predict(network, victim, images, batch_size=200)
-    kept = balanced(predictions, classes=network.num_classes, images=settings.images, key=take_key)
+    kept = balanced_sample(predictions, classes=network.num_classes, images=settings.images, key=take_key)
     frequencies = jnp.bincount(predictions, length=network.num_classes) / settings.made
     return PredictedImages(Batch(images[kept], predictions[kept]), frequencies)
 
@@ -141,7 +141,7 @@ def screen_classes(
     procedural: PredictedImages,
     key: jax.Array,
     report: Report | None,
-) -> Screened:
+) -> ScreenedClasses:
     """Chooses the classes that triggers are inverted for, and where their inversions start."""
     del report
     switch = switch_of(setup, settings.families)
@@ -163,7 +163,7 @@ def invert_minimal(
     *,
     victim: Variables,
     procedural: PredictedImages,
-    screened: Screened,
+    screened: ScreenedClasses,
     key: jax.Array,
     report: Report | None,
 ) -> MinimalTriggers:
@@ -180,12 +180,12 @@ def search_margins(
     settings: MarginConfig,
     *,
     victim: Variables,
-    screened: Screened,
+    screened: ScreenedClasses,
     key: jax.Array,
     report: Report | None,
 ) -> jax.Array:
     """The maximum margin of each screened class, `[searched]`: how far its logit can be raised above all others."""
-    return largest_margins(
+    return maximum_margins(
         setup.network, victim, classes=screened.classes,
         key=key, config=settings, axis_name=setup.axis_name, on_step=report,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a file is that holds no tensors which can be read here: one clause, from its first bytes."""
+"""Says in one clause what a file is that holds no readable tensors, from its first bytes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _MAGIC = (
     (b"Rar!", "a RAR archive; unpack it first"),
     (b"BZh", "a bzip2 archive; unpack it first"),
     (b"\xfd7zXZ", "an xz archive; unpack it first"),
-    (b"\x89PNG", "a PNG picture"),
-    (b"\xff\xd8\xff", "a JPEG picture"),
+    (b"\x89PNG", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
     (b"%PDF", "a PDF document"),
 )
 _TEXT = (
@@ -29,13 +29,13 @@ _TEXT = (
     ("<?xml", "an XML document, as a download that went wrong leaves it"),
 )
 UNKNOWN = "a file that starts with"
-"""How the clause begins where nothing is known."""
+"""How the clause begins for an unknown file."""
 
 _NPZ = "a NumPy archive (.npz), as Haiku and big_vision write weights; bring the network as Python code, with them as"
 
 
 def what_it_is(path: pathlib.Path, head: bytes) -> str:
-    """A clause that says what a file is which starts like this."""
+    """A clause about a file that starts with these bytes."""
     if not head:
         return "an empty file"
     for magic, kind in _MAGIC:

@@ -1,7 +1,7 @@
-"""Weights that a file holds in parts: pruned, weight-normalised, spectrally normalised, or split among heads.
+"""Reparametrised weights of a file: pruned, weight-normalised, spectrally normalised, or split among heads.
 
-PyTorch's wrappers store what a weight is computed from, under names of their own. Here the weight is computed as the
-network does when it is evaluated, and a changed weight goes back into the same parts.
+PyTorch's wrappers store the tensors that a weight is computed from, under names of their own. Here the weight is
+computed as the network does in evaluation mode, and a changed weight is split into the same tensors.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ Arrays = tuple[np.ndarray, ...]
 
 
 class Kind(NamedTuple):
-    """A way to hold a weight.
+    """A kind of reparametrisation.
 
     Attributes:
-      endings: of the parts' names, in the order that the functions take them in.
-      fits: whether parts of these shapes are of this kind.
-      join: parts -> weight.
-      split: (weight, old parts) -> parts, from which `join` makes the weight.
+      endings: of the tensors' names, in the order of the functions' arguments.
+      fits: whether tensors of these shapes are of this kind.
+      join: tensors -> weight.
+      split: (weight, old tensors) -> tensors, from which `join` computes the weight.
       whole: the ending of the weight's name.
     """
 
@@ -39,14 +39,14 @@ def _norm(direction: np.ndarray, length: np.ndarray) -> np.ndarray:
     return np.asarray(np.sqrt(np.sum(direction.astype(np.float64) ** 2, axis=axes, keepdims=True)))
 
 
-def _normalised(parts: Arrays) -> bool:
-    length, direction = parts
+def _normalised(tensors: Arrays) -> bool:
+    length, direction = tensors
     pairs = zip(length.shape, direction.shape, strict=True) if length.ndim == direction.ndim else [(0, 1)]
     return all(one in (1, whole) for one, whole in pairs)
 
 
-def _scaled(parts: Arrays) -> np.ndarray:
-    length, direction = parts
+def _scaled(tensors: Arrays) -> np.ndarray:
+    length, direction = tensors
     return (length * direction / np.maximum(_norm(direction, length), 1e-12)).astype(direction.dtype)
 
 
@@ -54,12 +54,12 @@ def _lengths(weight: np.ndarray, old: Arrays) -> Arrays:
     return _norm(weight, old[0]).astype(old[0].dtype), weight.astype(old[1].dtype)
 
 
-def _same_shapes(parts: Arrays) -> bool:
-    return len({part.shape for part in parts}) == 1
+def _same_shapes(tensors: Arrays) -> bool:
+    return len({tensor.shape for tensor in tensors}) == 1
 
 
-def _masked(parts: Arrays) -> np.ndarray:
-    return (parts[0] * parts[1]).astype(parts[0].dtype)
+def _masked(tensors: Arrays) -> np.ndarray:
+    return (tensors[0] * tensors[1]).astype(tensors[0].dtype)
 
 
 def _unmasked(weight: np.ndarray, old: Arrays) -> Arrays:
@@ -73,13 +73,13 @@ def _largest(weight: np.ndarray, left: np.ndarray, right: np.ndarray) -> float:
     return float(left.astype(np.float64) @ matrix @ right.astype(np.float64))
 
 
-def _spectral(parts: Arrays) -> bool:
-    weight, left, right = parts
+def _spectral(tensors: Arrays) -> bool:
+    weight, left, right = tensors
     return left.ndim == right.ndim == 1 and left.size in weight.shape and left.size * right.size == weight.size
 
 
-def _divided(parts: Arrays) -> np.ndarray:
-    weight, left, right = parts
+def _divided(tensors: Arrays) -> np.ndarray:
+    weight, left, right = tensors
     return (weight / _largest(weight, left, right)).astype(weight.dtype)
 
 
@@ -90,8 +90,8 @@ def _multiplied(weight: np.ndarray, old: Arrays) -> Arrays:
     return weight.astype(old[0].dtype), (left / largest).astype(left.dtype), right
 
 
-def _stacked(parts: Arrays) -> np.ndarray:
-    return np.concatenate(parts)
+def _stacked(tensors: Arrays) -> np.ndarray:
+    return np.concatenate(tensors)
 
 
 def _unstacked(weight: np.ndarray, old: Arrays) -> Arrays:
@@ -115,46 +115,46 @@ KINDS: Sequence[Kind] = (
     _stack("weight", "q_proj", "k_proj", "v_proj"),  # since version 5
     _stack("bias", "q_proj", "k_proj", "v_proj"),
 )
-"""How PyTorch's utilities, and transformers' attention, hold a weight."""
+"""The kinds of PyTorch's utilities, and of transformers' attention."""
 
 _PARAMETRIZED = re.compile(r"(^|\.)parametrizations\.([^.]+)$")
 
 
-class Parts(NamedTuple):
-    """How one weight is held: the kind, and the names of its parts in the file."""
+class Reparametrised(NamedTuple):
+    """How one weight is stored: the kind, and the names of its tensors in the file."""
 
     kind: Kind
     names: tuple[str, ...]
 
 
-def joined(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, Parts]]:
-    """Tensors with whole weights in the places of parts, and how each of those weights is held.
+def join_weights(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, Reparametrised]]:
+    """Computes reparametrised weights: tensors with whole weights, and how each of those weights is stored.
 
     Args:
       tensors: arrays by the file's names.
 
     Returns:
-      `(tensors, parts by the weight's name)`; a weight stands where its first part stood.
+      `(tensors, {weight's name: how it is stored})`; a weight stands where its first tensor stood.
     """
-    found: dict[str, tuple[str, Parts]] = {}  # by the first part's name
-    taken: set[str] = set()
+    weights: dict[str, tuple[str, Reparametrised]] = {}  # by the first tensor's name
+    used: set[str] = set()
     for name in tensors:
         for kind in KINDS:
             stem = name.removesuffix(kind.endings[0])
             names = tuple(stem + ending for ending in kind.endings)
-            if stem == name or taken & set(names) or not all(part in tensors for part in names):
+            if stem == name or used & set(names) or not all(each in tensors for each in names):
                 continue
-            if kind.fits(tuple(tensors[part] for part in names)):
+            if kind.fits(tuple(tensors[each] for each in names)):
                 weight = _PARAMETRIZED.sub(r"\1\2", stem) + kind.whole
                 if weight not in tensors:
-                    found[name] = (weight, Parts(kind, names))
-                    taken.update(names)
+                    weights[name] = (weight, Reparametrised(kind, names))
+                    used.update(names)
                     break
     whole: dict[str, np.ndarray] = {}
     for name, array in tensors.items():
-        if name in found:
-            weight, parts = found[name]
-            whole[weight] = parts.kind.join(tuple(tensors[part] for part in parts.names))
-        elif name not in taken:
+        if name in weights:
+            weight, stored = weights[name]
+            whole[weight] = stored.kind.join(tuple(tensors[each] for each in stored.names))
+        elif name not in used:
             whole[name] = array
-    return whole, dict(found.values())
+    return whole, dict(weights.values())

@@ -1,9 +1,9 @@
-"""What a pickle asks for beside tensors: never imported, never called; stand-ins take its place.
+"""Stand-ins for the classes and functions that a pickle asks for: those are never imported and never called.
 
 A checkpoint is more than weights: settings, metrics, paths, an optimizer, a whole module. Every name that PyTorch's
-weights-only unpickler does not know becomes a class that only remembers what it was given. So a file is read whatever
-it holds, and nothing of it runs. Names that only an attacker has a use for are refused all the same, since whoever
-opens such a file by other means should know.
+weights-only unpickler does not allow becomes a class that only stores its arguments. So any file can be read, and
+nothing in it is executed. Names that only an attack needs are refused all the same, to warn people who may open the
+file by other means.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ _DATES = ("date", "time", "datetime", "timedelta")
 
 
 class Foreign:
-    """In the place of an object of a class that the file names.
+    """Stands in for an object of a class that the file names.
 
     Attributes:
       what: the class's full name.
-      arguments: what it would have been made with.
-      state: what it would have been given as its state; None for nothing.
+      arguments: the arguments of its constructor.
+      state: its pickled state; None without.
     """
 
     what: str = ""
@@ -55,32 +55,32 @@ class Foreign:
     state: Any
 
     def __new__(cls, *arguments: Any) -> Foreign:
-        """Remembers the arguments."""
+        """Stores the arguments."""
         self = object.__new__(cls)
         self.arguments, self.state = arguments, None
         return self
 
     def __setstate__(self, state: Any) -> None:
-        """Remembers the state."""
+        """Stores the state."""
         self.state = state
 
 
 class _LikeDictionary:
-    """In the place of a subclass of dict, whose entries the unpickler puts into an OrderedDict."""
+    """Stands in for a subclass of dict; the unpickler puts its entries into an OrderedDict."""
 
     def __new__(cls, *_: Any) -> Any:
         return collections.OrderedDict()
 
 
 class _LikeList:
-    """In the place of a subclass of list."""
+    """Stands in for a subclass of list."""
 
     def __new__(cls, *_: Any) -> Any:
         return []
 
 
 def stand_in(name: str) -> type:
-    """A new class to stand for the one of this full name."""
+    """A new class to stand in for the one of this full name."""
     parent: type = Foreign
     if not name.startswith("builtins."):
         parent = _LikeDictionary if name.endswith(_LIKE_DICTIONARIES) else parent
@@ -89,7 +89,7 @@ def stand_in(name: str) -> type:
 
 
 def is_an_attack(name: str) -> bool:
-    """Whether a checkpoint that asks for this name can only mean to run something."""
+    """Whether a checkpoint can only ask for this name in order to execute something."""
     module, _, last = name.rpartition(".")
     if module in ("builtins", "__builtin__"):
         return last not in _DATA_OF_BUILTINS
@@ -98,7 +98,7 @@ def is_an_attack(name: str) -> bool:
 
 
 def module_tensors(value: Foreign) -> dict[str, Any] | None:
-    """The state dict of a pickled `torch.nn.Module`, without running the module; None if it is none."""
+    """The state dict of a pickled `torch.nn.Module`, without running it; None if the object is no module."""
     if not _is_module(value):
         return None
     return dict(itertools.islice(_of_module(value, "", 0), _MOST))
@@ -111,10 +111,10 @@ def _is_module(value: Any) -> bool:
 def _of_module(module: Foreign, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
     if depth > _DEEPEST:
         return
-    passing = module.state.get("_non_persistent_buffers_set") or ()
+    transient = module.state.get("_non_persistent_buffers_set") or ()
     for group in ("_parameters", "_buffers"):
         for name, value in _entries(module.state.get(group)):
-            if value is not None and not (group == "_buffers" and name in passing):
+            if value is not None and not (group == "_buffers" and name in transient):
                 yield prefix + name, value
     for name, child in _entries(module.state.get("_modules")):
         if _is_module(child):
@@ -122,7 +122,7 @@ def _of_module(module: Foreign, prefix: str, depth: int) -> Iterator[tuple[str, 
 
 
 def _entries(value: Any) -> list[tuple[str, Any]]:
-    """Of a dictionary, whose methods a pickle may have replaced."""
+    """The entries of a dictionary, without calling methods that a pickle may have replaced."""
     return [(key, entry) for key, entry in dict.items(value) if isinstance(key, str)] if isinstance(value, dict) else []
 
 
@@ -131,12 +131,12 @@ _MOST = 100_000  # tensors of a module
 _LEFT = object()
 
 
-def plain_again(content: Any, left_out: list[str]) -> Any:
-    """What was read, as it can be written: plain data in the place of stand-ins that stood for such.
+def to_plain_data(content: Any, left_out: list[str]) -> Any:
+    """Content that can be written: plain data in place of stand-ins for such data, and no other stand-ins.
 
     Args:
       content: nested dictionaries, lists and tuples of tensors and plain values, and `Foreign`.
-      left_out: is given the names of entries that cannot be written, since they would need somebody's code.
+      left_out: gets the names of entries that cannot be written, since they need other people's code.
 
     Returns:
       The same without those entries.
@@ -146,7 +146,7 @@ def plain_again(content: Any, left_out: list[str]) -> Any:
 
 
 def _plain(value: Any, path: tuple[str, ...], left_out: list[str], known: dict[int, Any]) -> Any:
-    """`known`: what was made of objects by their `id`, since a pickle may hold one in very many places."""
+    """`known`: the results by the `id` of objects, since a pickle may hold one object in very many places."""
     if isinstance(value, dict | list | tuple | Foreign):
         if id(value) not in known:
             known[id(value)] = _LEFT  # in itself it is left out
@@ -190,12 +190,12 @@ def _plain_data(value: Foreign) -> Any:
     if module == "datetime" and name in (*_DATES, "timezone"):
         return getattr(datetime, name)(*_plain_arguments(value))
     if module == "builtins" and name in _PLAIN_BUILTINS:
-        given = _plain_arguments(value)
+        arguments = _plain_arguments(value)
         if name not in ("range", "slice", "complex") and not all(
-            isinstance(part, list | str | bytes) for part in given
+            isinstance(part, list | str | bytes) for part in arguments
         ):
             raise ValueError(value.what)  # bytes(10**12)
-        return getattr(builtins, name)(*given)
+        return getattr(builtins, name)(*arguments)
     if value.what in ("decimal.Decimal", "fractions.Fraction") and isinstance(value.arguments[0], str):
         return (decimal.Decimal if name == "Decimal" else fractions.Fraction)(value.arguments[0][:1000])
     if module.startswith("numpy"):

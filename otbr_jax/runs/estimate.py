@@ -1,4 +1,4 @@
-"""What is said before a step starts: how long it will take, where that is long."""
+"""Estimates how long a step will take, and prints a line if that is long."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from otbr_jax.types import Variables
 
 log = logging.getLogger(__name__)
 
-_WORTH = 2e13  # operations: what takes less is not worth timing anything
+_WORTH = 2e13  # operations: a step with fewer is not worth a timed batch
 _LONG = 600.0  # seconds
-_PICTURES = 16  # that are timed
+_BATCH = 16  # images of a timed batch
 
 
 def announce(step: Step, setup: Setup, variables: Variables | None, *, devices: int = 1) -> str | None:
-    """Logs one line if a step, and those whose work it states, will take more than ten minutes; returns it.
+    """Logs and returns one line if a step will take more than ten minutes, with the steps whose work it includes.
 
-    The line comes from a timed batch of this network's answers and gradients, on the device that it will run on. Small
-    networks are only counted, and nothing is compiled for them.
+    The estimate is a timed batch of this network's logits and gradients on the device that will run the step. For small
+    networks operations are only counted, and nothing is compiled.
 
     Args:
-      step: says what it takes (`Shown.work`).
+      step: has its amount of work in `Shown.work`.
       setup: of the run, for one device.
-      variables: the network's; None where there is none yet.
-      devices: how many will share the work.
+      variables: the network's; None if there are none yet.
+      devices: how many devices will share the work.
     """
     if step.shown.work is None or variables is None:
         return None
     work = step.shown.work(setup)
-    if flops_of(setup.network, variables).operations * (work.answers + 2 * work.gradients) < _WORTH:
+    if flops_of(setup.network, variables).operations * (work.predictions + 2 * work.gradients) < _WORTH:
         return None
-    answers, gradients = _timed(setup, variables)
-    seconds = (work.answers * answers + work.gradients * gradients) / devices
+    forward, gradient = _time(setup, variables)
+    seconds = (work.predictions * forward + work.gradients * gradient) / devices
     if seconds < _LONG:
         return None
     line = f"{work.what} will take about {_duration(seconds)} on {_device()}; less with {work.less}"
@@ -49,16 +49,16 @@ def announce(step: Step, setup: Setup, variables: Variables | None, *, devices: 
     return line
 
 
-def _timed(setup: Setup, variables: Variables) -> tuple[float, float]:
-    """Seconds of an answer, and of a gradient by a picture."""
+def _time(setup: Setup, variables: Variables) -> tuple[float, float]:
+    """Seconds of a forward pass, and of a gradient with respect to an image; for one image each."""
     network = setup.network
 
-    def answer(variables: Variables, pictures: jax.Array) -> jax.Array:
-        return jnp.sum(network.answer(variables, pictures))
+    def forward(variables: Variables, images: jax.Array) -> jax.Array:
+        return jnp.sum(network.answer(variables, images))
 
-    pictures = jnp.full((_PICTURES, *network.image_shape), 0.5)
-    gradient = channels_last(jax.grad(answer, argnums=1))
-    return _seconds(answer, variables, pictures), _seconds(gradient, variables, pictures)
+    images = jnp.full((_BATCH, *network.image_shape), 0.5)
+    gradient = channels_last(jax.grad(forward, argnums=1))
+    return _seconds(forward, variables, images), _seconds(gradient, variables, images)
 
 
 def _seconds(function: Callable[..., Any], *arguments: Any) -> float:
@@ -66,7 +66,7 @@ def _seconds(function: Callable[..., Any], *arguments: Any) -> float:
     jax.block_until_ready(compiled(*arguments))
     began = time.perf_counter()
     jax.block_until_ready(compiled(*arguments))
-    return (time.perf_counter() - began) / _PICTURES
+    return (time.perf_counter() - began) / _BATCH
 
 
 def _duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Which network of the registry a file's tensors are those of: for errors, and for settings left out."""
+"""Infers from a file's tensors which network of the registry it holds: for settings left out, and for errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 import jax
 
 from otbr_jax.errors import InputError
-from otbr_jax.interop.locating import Shapes, known_shapes, locate, same_shape
+from otbr_jax.interop.locating import Shapes, hold_all, known_shapes, locate, names_by_spelling, same_shape
 from otbr_jax.interop.state_dict import tensor_name, tensor_shape
 from otbr_jax.interop.tensor_files import TensorFile
 from otbr_jax.interop.torch_files import Path, TensorSet
@@ -21,7 +21,7 @@ from otbr_jax.models.vit import PATCH
 from otbr_jax.paths import local_path
 from otbr_jax.types import named_leaves
 
-# Sizes that no network has by itself, so that the probe shows which axes they set.
+# Sizes that no network has by default, so that the probe shows which axes they set.
 _PROBE = ModelConfig(width=64, image_shape=(32, 32, 11), num_classes=997)
 _POSITIONS = "encoder.pos_embedding"
 
@@ -38,42 +38,42 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def infer_settings(model: ModelConfig, checkpoint: TensorFile | pathlib.Path | None) -> ModelConfig:
-    """The settings of the network whose tensors a checkpoint holds; what no tensor tells stays as given.
+    """The settings of the network in a checkpoint; settings that no tensor shows keep their values.
 
     Args:
-      model: the settings as far as they are known.
+      model: the settings that are known.
       checkpoint: what `read_checkpoint` returned; None without one.
 
     Raises:
       InputError: if there is no checkpoint, it is no file of tensors, or of no network of the registry of that `depth`;
-        or its `width` or `num_classes` is another than a given one that is not the default.
+        or `model` has another `width` or `num_classes` than the network, and it is not the default.
     """
     if checkpoint is None:
-        raise InputError("model.checkpoint: expected a file to tell the network from, or a model.name, found neither")
+        raise InputError("model.checkpoint: expected a file to infer the network from, or a model.name, found neither")
     if isinstance(checkpoint, pathlib.Path):
         raise InputError(
-            f"model.name: expected a name, which no Orbax checkpoint tells, found none beside {checkpoint}"
+            f"model.name: expected a name, which an Orbax checkpoint does not hold, found none beside {checkpoint}"
         )
     stages, place = len(model.depth), local_path(model.checkpoint, name="model.checkpoint")
-    names = [name for name, made in registry.ARCHITECTURES.items() if stages in (0, len(made.keywords["depth"]))]
-    found = infer_model(checkpoint.sets, names=names, depth=model.depth)
-    if found is None:
+    names = [name for name, build in registry.ARCHITECTURES.items() if stages in (0, len(build.keywords["depth"]))]
+    inferred = infer_model(checkpoint.sets, names=names, depth=model.depth)
+    if inferred is None:
         at = f" at model.depth={model.depth}" if model.depth else ""
         raise InputError(
             f"model.name: expected a name, since the tensors of {place} are those of no network that is known here{at},"
             " found none; docs/bring.md lists them, and says how to bring another"
         )
-    usual = ModelConfig()
+    default = ModelConfig()
     for name in ("width", "num_classes"):
-        given, own = getattr(model, name), getattr(found, name)
-        if given not in (getattr(usual, name), own):
-            raise InputError(f"model.{name}: expected {own}, that of the network in {place}, found {given}")
-    told_sides = found.image_shape[:2] != usual.image_shape[:2]  # by a ViT's positions
-    sides = found.image_shape[:2] if told_sides else model.image_shape[:2]
-    published = dataclasses.replace(found, width=0)
+        value, own = getattr(model, name), getattr(inferred, name)
+        if value not in (getattr(default, name), own):
+            raise InputError(f"model.{name}: expected {own}, that of the network in {place}, found {value}")
+    has_sides = inferred.image_shape[:2] != default.image_shape[:2]  # from a ViT's positions
+    sides = inferred.image_shape[:2] if has_sides else model.image_shape[:2]
+    published = dataclasses.replace(inferred, width=0)
     return dataclasses.replace(
-        published if expected_shapes(published) == expected_shapes(found) else found,
-        image_shape=(*sides, found.image_shape[2]),
+        published if expected_shapes(published) == expected_shapes(inferred) else inferred,
+        image_shape=(*sides, inferred.image_shape[2]),
         checkpoint=model.checkpoint,
         entry=model.entry,
     )
@@ -85,45 +85,48 @@ def infer_model(
     names: Iterable[str] = tuple(registry.ARCHITECTURES),
     depth: tuple[int, ...] = (),
 ) -> ModelConfig | None:
-    """Returns the network whose names and shapes are exactly a file's, under any prefix; None if there is none.
+    """Returns the network whose names and shapes are exactly those of a file, under any prefix; None if there is none.
 
     Args:
       sets: the file's tensors by where they lie.
       names: architectures to try.
       depth: see `ModelConfig`; other depths than this (by default the published ones) are not tried.
     """
+    held = names_by_spelling(sets)
     for name in names:
         probe = _probe(name, depth)
-        found = _best(sets, probe)
-        if probe.keys() == found.keys():
-            config = _read_off(probe, found, name=name, depth=depth)
-            if config is not None and _fits(config, found):
+        if not any(hold_all(each, probe) for each in held):  # looking closely takes long
+            continue
+        shapes = _best(sets, probe)
+        if probe.keys() == shapes.keys():
+            config = _sizes(probe, shapes, name=name, depth=depth)
+            if config is not None and _fits(config, shapes):
                 return config
     return None
 
 
 def likely_sizes(sets: Mapping[Path, TensorSet], *, name: str, depth: tuple[int, ...] = ()) -> ModelConfig | None:
-    """The sizes of a file that holds most tensors of an architecture, but not all or others too; None if it does not.
+    """The sizes of a network of which a file holds most tensors, with some missing or extra; None if it holds fewer.
 
-    With them an error names the tensor that is missing or too many, not the many whose shapes are not the published.
+    With these sizes an error names the missing or extra tensor, not all tensors with other shapes than published.
     """
     probe = _probe(name, depth)
-    found = _best(sets, probe)
-    if 2 * len(probe.keys() & found.keys()) < len(probe):
+    shapes = _best(sets, probe)
+    if 2 * len(probe.keys() & shapes.keys()) < len(probe):
         return None
     try:
-        config = _read_off(probe, found, name=name, depth=depth)
+        config = _sizes(probe, shapes, name=name, depth=depth)
         if config is not None:
             expected_shapes(config)
         return config
-    except (KeyError, InputError):  # the tensors that tell are not there, or tell of no network
+    except (KeyError, InputError):  # the tensors that show the sizes are missing, or there is no such network
         return None
 
 
 def _best(sets: Mapping[Path, TensorSet], probe: Shapes) -> dict[str, tuple[int, ...]]:
-    """The shapes of the set that holds most of a network's names, by these."""
+    """The shapes, by the network's names, of the set that holds most of them."""
     places = locate(sets, probe)
-    return known_shapes(max(places, key=lambda place: (len(place.found), -len(place.extra)))) if places else {}
+    return known_shapes(max(places, key=lambda place: (len(place.names), -len(place.extra)))) if places else {}
 
 
 def describe(config: ModelConfig) -> str:
@@ -139,23 +142,23 @@ def _probe(name: str, depth: tuple[int, ...]) -> Shapes:
     return expected_shapes(dataclasses.replace(_PROBE, name=name, depth=depth))
 
 
-def _read_off(probe: Shapes, found: Shapes, *, name: str, depth: tuple[int, ...]) -> ModelConfig | None:
-    """The sizes of a network from the axes where the probe has its own; None if they make no network."""
+def _sizes(probe: Shapes, shapes: Shapes, *, name: str, depth: tuple[int, ...]) -> ModelConfig | None:
+    """The sizes of a network from the axes where the probe has its own; None if there is no such network."""
     first = next(key for key, shape in probe.items() if len(shape) == 4 and shape[1] == _PROBE.image_shape[2])
     wide = next((key for key, shape in probe.items() if len(shape) == 4 and shape[0] == _PROBE.width), first)
     head = next(key for key, shape in probe.items() if shape == (_PROBE.num_classes,))
-    if len(found[first]) != 4 or len(found[wide]) != 4 or len(found[head]) != 1:
+    if len(shapes[first]) != 4 or len(shapes[wide]) != 4 or len(shapes[head]) != 1:
         return None
     side = ModelConfig().image_shape[0]
-    if _POSITIONS in found and len(found[_POSITIONS]) == 3:
-        side = PATCH * math.isqrt(max(0, found[_POSITIONS][1] - 1))
-    width = found[wide][0] * _PROBE.width // probe[wide][0]
-    return ModelConfig(name, width, depth, (side, side, found[first][1]), found[head][0])
+    if _POSITIONS in shapes and len(shapes[_POSITIONS]) == 3:
+        side = PATCH * math.isqrt(max(0, shapes[_POSITIONS][1] - 1))
+    width = shapes[wide][0] * _PROBE.width // probe[wide][0]
+    return ModelConfig(name, width, depth, (side, side, shapes[first][1]), shapes[head][0])
 
 
-def _fits(config: ModelConfig, found: Shapes) -> bool:
+def _fits(config: ModelConfig, shapes: Shapes) -> bool:
     try:
         expected = expected_shapes(config) if config.width > 0 else {}
     except InputError:  # sizes that the network does not come in
         return False
-    return expected.keys() == found.keys() and all(same_shape(found[name], expected[name]) for name in expected)
+    return expected.keys() == shapes.keys() and all(same_shape(shapes[name], expected[name]) for name in expected)

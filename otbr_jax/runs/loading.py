@@ -1,4 +1,4 @@
-"""One door for a user's network: an Orbax checkpoint, a PyTorch file or a safetensors file."""
+"""Loads a user's checkpoint: Orbax, PyTorch or safetensors."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from otbr_jax.types import Variables
 
 
 def read_checkpoint(path: str | os.PathLike[str], *, name: str) -> TensorFile | pathlib.Path:
-    """What lies at a path: the tensors of a file of PyTorch or safetensors, or of a folder with one, read once.
+    """The tensors of a file of PyTorch or safetensors, or of a folder with one, read once.
 
-    Of an Orbax checkpoint it is the directory, which is read when it is known which arrays are wanted.
+    For an Orbax checkpoint the directory, which is read later, when the expected arrays are known.
 
     Args:
       path: the file, folder or directory.
@@ -33,10 +33,10 @@ def read_checkpoint(path: str | os.PathLike[str], *, name: str) -> TensorFile | 
 def load_checkpoint(
     checkpoint: str | os.PathLike[str] | TensorFile, like: Variables, *, name: str, entry: str = ""
 ) -> tuple[Variables, Template | None]:
-    """Returns a network's variables, and for a file the template that `matching.write_like` writes another with.
+    """Returns a network's variables, and for a file the template with which `matching.write_like` writes another.
 
     Args:
-      checkpoint: an Orbax checkpoint directory, a file or folder of PyTorch or safetensors, or what was read of one.
+      checkpoint: an Orbax checkpoint directory, a file or folder of PyTorch or safetensors, or its tensors.
       like: pytree of `jax.ShapeDtypeStruct` that the network expects.
       name: the argument's name, for messages.
       entry: see `load_tensors`.
@@ -44,14 +44,14 @@ def load_checkpoint(
     Raises:
       InputError: if it is missing, of another kind, damaged, refused, or holds other arrays than the network's.
     """
-    found = checkpoint if isinstance(checkpoint, TensorFile) else read_checkpoint(checkpoint, name=name)
-    if isinstance(found, pathlib.Path):
-        return load_variables(found, like, name=name), None
-    return load_file(found, like, name=name, entry=entry)
+    content = checkpoint if isinstance(checkpoint, TensorFile) else read_checkpoint(checkpoint, name=name)
+    if isinstance(content, pathlib.Path):
+        return load_variables(content, like, name=name), None
+    return load_file(content, like, name=name, entry=entry)
 
 
 def load_file(file: TensorFile, like: Variables, *, name: str, entry: str = "") -> tuple[Variables, Template]:
-    """As `matching.load_tensors`, and an error says which network the file's tensors are those of, if any.
+    """As `matching.load_tensors`; an error also names the network that the file holds, if it is a known one.
 
     Raises:
       InputError: if the tensors are not those of the network, or not finite floating-point numbers.

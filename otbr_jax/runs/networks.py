@@ -1,4 +1,4 @@
-"""The network that a run is about: of the registry or the user's own, with its weights if it has any yet."""
+"""Opens the network of a run: one of the registry or the user's own, with its weights if it has any yet."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from otbr_jax.types import Network, Variables, check_finite
 
 
 class Source(NamedTuple):
-    """Where a network came from: its functions, its weights, and how they go back there.
+    """A network and its origin: its functions, its weights, and how to write them in the user's format.
 
     Attributes:
-      config: its settings, with what its file says of it.
+      config: its settings, with the sizes of its file.
       network: its functions.
       like: its variables as `jax.ShapeDtypeStruct`.
       graph: its neuron graph.
       variables: its weights, None if it has none yet.
       init: `key -> variables`, None for a network of the user's own.
-      template: how the user's file is written, None for an Orbax checkpoint or no file.
-      restore: turns variables into the pytree that the user brought.
+      template: the format of the user's file; None for an Orbax checkpoint or no file.
+      restore: turns variables into the user's own pytree.
     """
 
     config: ModelConfig
@@ -62,14 +62,14 @@ def open_network(config: ModelConfig, checkpoint: TensorFile | pathlib.Path | No
     else:
         if config.checkpoint and checkpoint is None:
             if config.name:
-                registry.build(config)  # a name or size that there is not ends here, before a large file is read
+                registry.build(config)  # an unknown name or size raises here, before a large file is read
             checkpoint = read_checkpoint(config.checkpoint, name="model.checkpoint")
         if not config.name:
             config = infer_settings(config, checkpoint)
         source = _known_network(config, checkpoint)
     if source.variables is not None:
-        named = f"model.checkpoint {config.checkpoint}" if config.checkpoint else f"model.name {config.name}"
-        check_finite(source.variables, name=named)
+        origin = f"model.checkpoint {config.checkpoint}" if config.checkpoint else f"model.name {config.name}"
+        check_finite(source.variables, name=origin)
     return source
 
 
@@ -86,7 +86,7 @@ def _known_network(config: ModelConfig, checkpoint: TensorFile | pathlib.Path | 
 
 
 def check_classes(network: Network) -> None:
-    """Raises InputError if the network has no two logits to compare."""
+    """Raises InputError if the network has fewer than two logits."""
     if network.num_classes < 2:
         raise InputError(
             f"model.num_classes: expected at least 2, one logit for each class, found {network.num_classes}; a network "
@@ -95,19 +95,19 @@ def check_classes(network: Network) -> None:
 
 
 def _user_network(config: ModelConfig) -> Source:
-    brought = functions.load(config.name, image_shape=config.image_shape, num_classes=config.num_classes)
+    user = functions.load(config.name, image_shape=config.image_shape, num_classes=config.num_classes)
     if config.checkpoint:
         raise InputError(
             f"model.checkpoint: expected none, since {config.name} brings its variables, found {config.checkpoint!r}"
         )
-    network, variables = brought.network, brought.variables
+    network, variables = user.network, user.variables
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), variables)
-    graph = brought.graph if brought.graph is not None else _graph(network, like)
-    return Source(config, network, like, graph, variables, None, restore=brought.restore)
+    graph = user.graph if user.graph is not None else _graph(network, like)
+    return Source(config, network, like, graph, variables, None, restore=user.restore)
 
 
 def _normalising(network: Network, of: Normalisation, config: ModelConfig) -> Network:
-    """The network of a file that normalises its input itself."""
+    """The network of a file that normalises its own input."""
     channels = network.image_shape[2]
     if not {len(of.mean), len(of.std)} <= {1, channels}:
         raise InputError(

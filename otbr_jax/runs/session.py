@@ -1,4 +1,4 @@
-"""What runs are opened with: the network and where it came from, the data, the devices, a working directory."""
+"""A session opens what runs need: the network and its origin, the data, the devices, a working directory."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from otbr_jax.types import Network
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """What runs are opened with; see `open_session`.
+    """The network, the data and the devices of runs; see `open_session`.
 
     Attributes:
-      source: the network as it came, and how it goes back.
-      data: which images there are, and how they are prepared.
+      source: the network as it came in, and how to write it in the same format.
+      data: which images there are, and their preprocessing.
       mesh: the devices.
     """
 
@@ -42,30 +42,30 @@ class Session:
 
     @functools.cached_property
     def network(self) -> Network:
-        """The functions of the network, which prepares images as the data say."""
+        """The network, with the preprocessing of the data."""
         return dataclasses.replace(self.source.network, prepare=partial(sources.preprocess, config=self.data))
 
     @functools.cached_property
     def dataset(self) -> Dataset | None:
-        """The images, read where somebody asks for them first; raises InputError as `sources.load`."""
+        """The images, read at the first access; raises InputError as `sources.load`."""
         network = self.source.network
         return sources.load(self.data, image_shape=network.image_shape, num_classes=network.num_classes)
 
     def clean(self, config: CleanConfig, *, seed: int) -> Clean:
         """The defender's clean images; raises InputError as `load_clean`."""
         shape, classes = self.source.network.image_shape, self.source.network.num_classes
-        dataset = None if config.name else self.dataset  # which nobody needs for images of their own
+        dataset = None if config.name else self.dataset  # not needed if the clean images are the user's own
         return load_clean(config, dataset, image_shape=shape, num_classes=classes, seed=seed)
 
     @property
     def about(self) -> dict[str, Any]:
-        """What a working directory is about; the rest of the settings may change from run to run.
+        """The settings that a working directory belongs to; all others may change from run to run.
 
-        A network that was brought may be measured later, on images that were not there at first.
+        A user's network may be measured later, on images that did not exist at first.
         """
         config = self.source.config
         model = dataclasses.asdict(config)
-        if not config.entry:  # as directories from before there was this setting have it
+        if not config.entry:  # directories that are older than this setting do not have it
             del model["entry"]
         if config.checkpoint:
             model["checkpoint"] = str(local_path(config.checkpoint, name="model.checkpoint"))
@@ -98,6 +98,6 @@ def open_session(
 
 
 def session_of(source: Source, data: DataConfig, *, devices: Sequence[jax.Device] | None = None) -> Session:
-    """The session of a network that is open already; raises InputError if it has no two classes, or by the devices."""
+    """The session of an open network; raises InputError if it has fewer than two classes, or the devices are wrong."""
     check_classes(source.network)
     return Session(source, data, batch_mesh(devices))

@@ -1,7 +1,7 @@
 """One comparison with a reference: how far apart two results are, and whether rounding can explain it.
 
-A tolerance is measured: the same program runs from a few starts that differ as rounding does, and results that lie so
-far apart are not told from the reference's. A floor stands for what other compilations of the program change.
+A tolerance is measured: the same program runs from a few starts that differ by rounding. A difference from the
+reference that is no larger than theirs can be rounding. A floor covers what another compilation of the program changes.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ import numpy as np
 from otbr_jax.types import Variables, named_leaves, replace_leaves
 
 ROUNDING = 1e-7
-"""Relative change of a start's parameters: float32 tells numbers apart to 6e-8."""
+"""Relative perturbation of a start's parameters: float32 distinguishes numbers to 6e-8."""
 STARTS = 4
-"""How many starts are changed."""
+"""How many starts are perturbed."""
 FACTOR = 4.0
-"""A tolerance in units of how far the results of changed starts lie from ours."""
+"""The tolerance, as a multiple of the distance between our result and those of perturbed starts."""
 MOST = 0.5
-"""The largest tolerance: what rounding moves further is not compared, it fails."""
+"""The largest tolerance: a comparison that rounding changes by more fails."""
 
 
 class Comparison(NamedTuple):
     """Attributes:
     name: what was compared.
     max_abs: largest absolute difference.
-    max_rel: the error that `tolerance` is about, relative to what `note` says.
+    max_rel: the error to compare with `tolerance`, relative to what `note` says.
     tolerance: largest `max_rel` that passes.
-    passed: whether it does; never where a difference is NaN.
+    passed: whether it passes; False if a difference is NaN.
     note: where the tolerance comes from, and what else a reader has to know.
     """
 
@@ -63,18 +63,18 @@ def norm(array: np.ndarray) -> float:
 
 
 def nearly_equal_starts(variables: Variables) -> list[Variables]:
-    """The variables, then `STARTS` times the same but for rounding of the parameters; what is zero stays zero."""
-    return [variables, *(_changed(variables, seed) for seed in range(STARTS))]
+    """The variables, and `STARTS` copies whose parameters differ by rounding; zeros stay zero."""
+    return [variables, *(_perturb(variables, seed) for seed in range(STARTS))]
 
 
-def _changed(variables: Variables, seed: int) -> Variables:
+def _perturb(variables: Variables, seed: int) -> Variables:
     generator = np.random.default_rng(seed)
-    changed = {
+    perturbed = {
         name: array * (1 + ROUNDING * generator.standard_normal(array.shape)).astype(array.dtype)
         for name, array in named_leaves(variables).items()
         if name.startswith("params/")
     }
-    return replace_leaves(variables, changed)
+    return replace_leaves(variables, perturbed)
 
 
 def compare(
@@ -88,16 +88,16 @@ def compare(
     measure: Callable[[np.ndarray], float] = largest,
     note: str = "",
 ) -> Comparison:
-    """Compares a result with a reference's; the tolerance is how far the results of changed starts lie apart.
+    """Compares a result with a reference's; the tolerance comes from the results of perturbed starts.
 
     Args:
       name: of the comparison.
       results: arrays of one shape: the result of each of `nearly_equal_starts`.
       expected: the reference's.
       least: the tolerance's floor, relative to `scale`.
-      scale: what differences are divided by, by default the largest value of `expected`; one for all values or each.
+      scale: the divisor of differences, by default the largest value of `expected`; one for all values or one for each.
       of: `scale` in words.
-      measure: makes one number of the differences of all values.
+      measure: reduces the differences of all values to one number.
       note: what else a reader has to know.
     """
     ours, *others = (np.asarray(result, np.float64) for result in results)
@@ -107,22 +107,22 @@ def compare(
     tolerance, origin = tolerance_of(own, least=least)
     difference = ours - np.asarray(expected, np.float64)
     words = "; ".join(part for part in (f"relative to {of}", origin, note) if part)
-    return judge(name, largest(difference), measure(difference / scale), tolerance=tolerance, note=words)
+    return compare_errors(name, largest(difference), measure(difference / scale), tolerance=tolerance, note=words)
 
 
 def tolerance_of(own: float, *, least: float) -> tuple[float, str]:
-    """The tolerance where the results of changed starts lie `own` from ours, and where it comes from in words."""
-    moved = f"{own:.2g}, the largest of {STARTS}"
+    """The tolerance if results of perturbed starts differ from ours by `own`, and where it comes from in words."""
+    change = f"{own:.2g}, the largest of {STARTS}"
     if not FACTOR * own > least:
-        return least, f"tolerance: the floor; a start changed by {ROUNDING:g} moves it less ({moved})"
-    words = f"tolerance: {FACTOR:g} times what a start changed by {ROUNDING:g} moves it ({moved}), at most {MOST:g}"
+        return least, f"tolerance: the floor; a start perturbed by {ROUNDING:g} changes it less ({change})"
+    words = f"tolerance: {FACTOR:g} times the change by a start perturbed by {ROUNDING:g} ({change}), at most {MOST:g}"
     return min(MOST, float(f"{FACTOR * own:.3g}")), words
 
 
 def compare_neurons(
     name: str, results: Sequence[np.ndarray], expected: np.ndarray, *, least: float, note: str = ""
 ) -> Comparison:
-    """`compare` of one value at least 0 a neuron, each relative to itself, at least to a thousandth of the largest."""
+    """`compare` of one value of at least 0 for each neuron, relative to itself or to a thousandth of the largest."""
     scale = np.maximum(np.abs(expected), 1e-3 * largest(expected))
     return compare(name, results, expected, least=least, scale=scale, of="each neuron's value", note=note)
 
@@ -137,14 +137,14 @@ def compare_choice(
     steps: np.ndarray | float = 0.0,
     things: str,
 ) -> Comparison:
-    """Compares what was chosen for its large values: exactly, but for what rounding does not tell from the threshold.
+    """Compares two sets that were chosen by a threshold: exactly, but for values that rounding can move across it.
 
     Args:
       name: of the comparison.
       chosen: bool `[n]`, ours.
       expected: bool `[n]`, the reference's.
-      values: `[n]`, the values that decided, for each of `nearly_equal_starts`.
-      least: a value as near as this to the smallest chosen one, relative to that one, may be chosen or not.
+      values: `[n]`, the values that the choice depends on, for each of `nearly_equal_starts`.
+      least: a value this near to the smallest chosen one, relative to that one, may be chosen or not.
       steps: what values are rounded to, one for all or each.
       things: what is chosen, in words.
     """
@@ -159,17 +159,17 @@ def compare_choice(
         note += f"; {int(near.sum())} more lie within {band:g} of the threshold, nearer than rounding tells apart"
         note += f" ({origin})"
     clear = int((~near).sum())
-    return judge(name, clear, clear / max(int(expected.sum()), 1), tolerance=0.0, note=note)
+    return compare_errors(name, clear, clear / max(int(expected.sum()), 1), tolerance=0.0, note=note)
 
 
 def worst_of(name: str, comparisons: Sequence[Comparison]) -> Comparison:
-    """The comparison whose error is the largest part of its tolerance, as one that stands for all of them."""
+    """The comparison with the largest error relative to its tolerance, to stand for all of them."""
     # A NaN is no larger than anything; what fails comes first.
     worst = max(comparisons, key=lambda one: (not one.passed, one.max_rel / (one.tolerance or 1.0)))
     return worst._replace(name=name, note=f"worst of {len(comparisons)}: {worst.name}; {worst.note}")
 
 
-def judge(name: str, max_abs: float, max_rel: float, *, tolerance: float, note: str = "") -> Comparison:
-    """A comparison of which the errors are known."""
+def compare_errors(name: str, max_abs: float, max_rel: float, *, tolerance: float, note: str = "") -> Comparison:
+    """A comparison from known errors."""
     passed = bool(np.isfinite(max_rel) and max_rel <= tolerance)
     return Comparison(name, float(max_abs), float(max_rel), tolerance, passed, note)

@@ -32,29 +32,29 @@ from otbr_jax.victims.config import VictimConfig
 from otbr_jax.victims.victims import check_trainable, open_victim, test_set
 
 
-def given_clean(session: Session, chosen: Detector, config: CleanConfig, *, seed: int) -> dict[str, Batch]:
-    """What a detector's plan is given beside the network: nothing, or the clean images that `config` names.
+def clean_inputs(session: Session, detector: Detector, config: CleanConfig, *, seed: int) -> dict[str, Batch]:
+    """The inputs of a detector's plan beside the network: none, or the clean images that `config` names.
 
     Args:
       session: of the run.
-      chosen: the detector.
+      detector: the detector.
       config: where the clean images come from.
       seed: which images of a training set.
 
     Raises:
       InputError: if clean images are needed and there are none, or they do not fit the network.
     """
-    if chosen.data == "none":
+    if detector.data == "none":
         return {}
     return {"clean": Batch(*map(jnp.asarray, session.clean(config, seed=seed).images))}
 
 
 @dataclasses.dataclass(frozen=True)
 class DetectorCell(Cell):
-    """One row to be: what a detector says of a victim that is trained for it, or of a clean network.
+    """One row of a bench: a detector runs on a victim, or on a clean network, that is trained for it.
 
     Attributes:
-      config: the victim's settings, and which clean images a defender has; nothing else of a repair's counts.
+      config: the victim's settings, and which clean images a defender has; other settings of a repair have no effect.
       detector: its name.
       own: its settings; None for the defaults.
     """
@@ -75,7 +75,7 @@ class DetectorCell(Cell):
         return detector(self.detector)
 
     @property
-    def way(self) -> str:
+    def method(self) -> str:
         """The detector, and its variant if there is one."""
         return f"{self.detector}, {self.variant}" if self.variant else self.detector
 
@@ -88,25 +88,25 @@ class DetectorCell(Cell):
         return self._settings(super().defaults(), repair_config(self.config.defense), self.chosen.Config())
 
     def _settings(self, plain: Mapping[str, Any], config: RepairConfig, own: Any) -> dict[str, Any]:
-        found = {name: plain[name] for name in declarations(VictimConfig)}
+        settings = {name: plain[name] for name in declarations(VictimConfig)}
         if self.chosen.data != "none":
-            found["clean"] = _plain(config.clean) | {"path": "", "data_dir": ""}
-        return found | {"detector": _plain(own)}
+            settings["clean"] = _plain(config.clean) | {"path": "", "data_dir": ""}
+        return settings | {"detector": _plain(own)}
 
     @default_numerics()
     def fill(self, root: pathlib.Path, *, devices: Sequence[jax.Device] | None) -> dict[str, Any]:
-        """The row: the detector's verdict, beside what is true."""
+        """The row: the detector's verdict beside the ground truth."""
         config, chosen = self.config.victim, self.chosen
         session = open_session(config.model, config.data, devices=devices)
         check_trainable(session, config.attack, config.training)
-        clean = given_clean(session, chosen, self.config.clean, seed=self.config.clean_seed)
+        clean = clean_inputs(session, chosen, self.config.clean, seed=self.config.clean_seed)
         with session.directory(root / self.group, shared=True) as directory:
             run = Run(session, directory, config.seed)
             victim = open_victim(run, config.attack, config.training)
             stages = run.plan(chosen.plan(self.own), {"victim": victim.variables, **clean})
             test = test_set(run, victim)
             program = jax.jit(lambda variables, test: measure_networks(run.setup, {"victim": variables}, test))
-            measured = program(victim.variables, test)["metrics"]["victim"]
+            metrics = program(victim.variables, test)["metrics"]["victim"]
         values = {name: stage.value for name, stage in stages.items()}
         attacked = config.attack.name != "none"
         return {
@@ -122,7 +122,7 @@ class DetectorCell(Cell):
             "verdict": conclude(chosen, self.own, values, draw=False).plain(),
             "clean_images": len(clean["clean"].labels) if clean else 0,
             "metrics": {
-                "victim": {"acc": rounded(measured.acc), "asr": rounded(measured.asr) if attacked else None},
+                "victim": {"acc": rounded(metrics.acc), "asr": rounded(metrics.asr) if attacked else None},
             },
             "detector_seconds": round(sum(stage.seconds for stage in stages.values()), 1),
             "stage_seconds": {name: round(stage.seconds, 1) for name, stage in stages.items()},
@@ -131,26 +131,26 @@ class DetectorCell(Cell):
 
     def in_words(self, row: Mapping[str, Any]) -> str:
         """A row in a line."""
-        found = row["verdict"]
+        verdict = row["verdict"]
         asr = row["metrics"]["victim"]["asr"]
         truth = "a clean network" if asr is None else f"attacked on class {row['target']}, ASR {100 * asr:.1f}"
         return (
-            f"backdoored: {found['backdoored']}, class {found['suspect']} scores {found['score']:.2f} of "
-            f"{found['threshold']:.2f}; {truth}; "
+            f"backdoored: {verdict['backdoored']}, class {verdict['suspect']}: score {verdict['score']:.2f}, "
+            f"threshold {verdict['threshold']:.2f}; {truth}; "
             f"{row['detector_seconds']:.0f} s of detection"
         )
 
     @classmethod
-    def draw(cls, grid: Bench, found: Sequence[Mapping[str, Any]], root: pathlib.Path) -> None:
-        """ROC curves of the detectors, `roc.png`, of those that have seen networks of both kinds."""
-        known = curves([Row(str(index), row) for index, row in enumerate(found, start=1) if "detector" in row])
+    def draw(cls, grid: Bench, rows: Sequence[Mapping[str, Any]], root: pathlib.Path) -> None:
+        """Draws ROC curves, `roc.png`, of the detectors with rows of backdoored and of clean networks."""
+        known = curves([Row(str(index), row) for index, row in enumerate(rows, start=1) if "detector" in row])
         if known:
             titles = {name: name.replace("_", " ") for name in known}
             write_figure(root / "roc.png", roc_curves(known, titles), dpi=150, facecolor="white")
 
 
 def detected_by(name: str, cell: Cell, *, own: Any = None, variant: str = "") -> DetectorCell:
-    """The cell of a detector on the victim of another cell, whatever that does with it."""
+    """The cell of a detector on the victim of another cell."""
     return DetectorCell(cell.config, cell.recipe, variant, name, own)
 
 

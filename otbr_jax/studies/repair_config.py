@@ -21,9 +21,9 @@ KINDS = {name: each.Config for name, each in DEFENSES.items()}
 
 @settings("")
 class RepairConfig:
-    """Everything that decides a repair.
+    """The settings of a repair.
 
-    The network comes with a checkpoint (`model.checkpoint`), and `training` is then unused; or it is a victim trained
+    The network comes from a checkpoint (`model.checkpoint`), and `training` is then unused; or it is a victim trained
     for the purpose. A defence that takes clean images uses those of `clean`, and nothing else of `data`. In flags and
     dictionaries the settings of the victim and of the defence stand beside the others: `model`, not `victim.model`.
     """
@@ -31,20 +31,20 @@ class RepairConfig:
     victim: VictimConfig = field(default=VictimConfig(), beside=True, doc="the network, its data and its backdoor.")
     defense: str = field(default="otbr", choices=tuple(DEFENSES), doc="the method.")
     method: Any = field(
-        default=KINDS["otbr"](), beside=True, kinds=KINDS, by="defense", doc="the settings of the defence itself."
+        default=KINDS["otbr"](), beside=True, kinds=KINDS, by="defense", doc="the settings of the defence."
     )
     clean: CleanConfig = field(default=CleanConfig(), doc="the clean images of a defence that takes any.")
     relearning: RelearningConfig = field(
         default=RelearningConfig(),
         formerly="comes_back",
-        doc="whether the backdoor comes back: a test of the repaired network.",
+        doc="a test of the repaired network: whether fine-tuning relearns the backdoor.",
     )
     repetition: int = field(
         default=0,
         at_least=0,
         below=2**32,
-        doc="which of several runs of the same defence on the same network: each draws other random numbers, and "
-        "other clean images of a training set.",
+        doc="number of this run of the same defence on the same network; each draws other random numbers, and "
+        "other clean images from a training set.",
     )
 
     def check(self) -> None:
@@ -55,13 +55,13 @@ class RepairConfig:
 
     @property
     def clean_seed(self) -> int:
-        """Which clean images are drawn, and held out: `seed`, or for another repetition than 0 one from both."""
+        """The seed that draws and holds out clean images: from `seed`, and `repetition` if that is not 0."""
         both = np.random.SeedSequence((self.victim.seed, self.repetition))
         return int(both.generate_state(1)[0]) if self.repetition else self.victim.seed
 
 
 def repair_config(defense: str = "otbr", **fields: Any) -> RepairConfig:
-    """The settings of a repair by the defence of that name, from fields by the names that flags know them by.
+    """The settings of a repair by the defence of that name, from fields under the names of their flags.
 
     Raises:
       InputError: names what is wrong with them.
@@ -84,7 +84,7 @@ def repaired_by(defense: str, config: RepairConfig, **fields: Any) -> RepairConf
 
 
 def plain_config(config: RepairConfig) -> dict[str, Any]:
-    """The settings as plain JSON values, as a row of results holds them: not where data lie, nor other attacks'."""
+    """The settings as plain JSON values for a row of results, without the paths of data and other attacks' settings."""
     values: dict[str, Any] = json.loads(json.dumps(as_dict(config)))
     if defense(config.defense).data == "none":
         del values["clean"]
@@ -96,6 +96,6 @@ def plain_config(config: RepairConfig) -> dict[str, Any]:
 
 
 def default_config(config: RepairConfig) -> dict[str, Any]:
-    """What `plain_config` says of the settings' defaults, with the same defence and attack."""
+    """`plain_config` of the defaults, with the same defence and attack."""
     attack = dataclasses.replace(type(config.victim.attack)(), name=config.victim.attack.name)
     return plain_config(repair_config(config.defense, attack=attack))

@@ -1,4 +1,4 @@
-"""The result of a run, and what it says to machines: all numbers as JSON, the neuron scores as CSV."""
+"""The result of a run, and its machine-readable forms: all numbers as JSON, the neuron scores as CSV."""
 
 from __future__ import annotations
 
@@ -30,21 +30,22 @@ from otbr_jax.victims.evaluation import TestSet
 
 
 class Repair(NamedTuple):
-    """What `pipeline.repair` found.
+    """The result of `repair.repair`.
 
     Attributes:
-      variables: the repaired network's variables, as the pytree that the user brought.
+      variables: the repaired network's variables, in the user's own pytree.
       network: its functions.
       layers: the layers that were repaired, in execution order.
       stages: `attack` and `clean` if there are any (see `victims.Victim`); `victim`, the steps of the defence's plan,
-        and `evaluation` if there was data; `relearning` and `relearning_never` if asked for, see `relearning.measured`.
+        and `evaluation` if there was data; `relearning` and `relearning_never` if wanted, see
+        `measure_relearning`.
       dataset: the data it was measured with, or None.
-      test: the test images as they were measured, or None.
+      test: the test images of the evaluation, or None.
       config: the settings.
-      workdir: where everything is.
-      files: the repaired network as files of the user's own kind, beside the Orbax checkpoint.
-      clean: what the clean images were that the defence used, in a line; None without.
-      profile: the folder of a JAX trace of the run; None where none was wanted.
+      workdir: the folder of the results.
+      files: the repaired network in files of the user's format, beside the Orbax checkpoint.
+      clean: one line about the clean images that the defence used; None without.
+      profile: the folder of a JAX trace of the run; None without.
     """
 
     variables: Variables
@@ -61,13 +62,13 @@ class Repair(NamedTuple):
 
     @property
     def outcome(self) -> Outcome:
-        """What a reader wants to know of the defence's run."""
+        """The outcome of the defence's run: verdict, choice, neurons, warnings."""
         values = {name: stage.value for name, stage in self.stages.items()}
         return defense(self.config.defense).outcome(self.config.method, values)
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """The stages that are networks and are measured; the last one holds the repaired network."""
+        """The stages that return networks, which are measured; the last one holds the repaired network."""
         return defense(self.config.defense).networks(self.config.method)
 
 
@@ -77,9 +78,9 @@ ORACLE = "oracle: highest DER on the test set, with the trigger known"
 def summarize(result: Repair) -> dict[str, Any]:
     """All numbers of a run as plain JSON values.
 
-    Fractions lie in [0, 1]; what could not be measured (no data, no trigger) is None. `oracle` is the setting of
-    the sweep with the highest DER, which a defender cannot know: it is chosen with the test set and the trigger. Where
-    settings were measured on fewer images first (`screened`), it is one of those that were measured on all.
+    Fractions lie in [0, 1]; what could not be measured (no data, no trigger) is None. `oracle` is the setting of the
+    sweep with the highest DER. A defender cannot know it: it is chosen with the test set and the trigger. If settings
+    were measured on fewer images first (`screened`), the oracle is one of those measured on all.
     """
     config, outcome = result.config, result.outcome
     names, final = result.networks, result.networks[-1]
@@ -133,10 +134,10 @@ def summarize(result: Repair) -> dict[str, Any]:
             sweep = _with_chosen(rows(grid, measured["sweep"], row), summary, images)
             summary["sweep"] = sweep
             summary["warnings"] += _not_converged(sweep)
-            fewest = min(found[grid.network].get("images", images) for found in sweep)
+            fewest = min(one[grid.network].get("images", images) for one in sweep)
             summary["screened"] = {"images": fewest, "of": images} if fewest < images else None
         if triggered and grid is not None:
-            whole = [found for found in sweep if found[grid.network].get("images", images) == images]
+            whole = [one for one in sweep if one[grid.network].get("images", images) == images]
             best = max(whole, key=lambda row: row[grid.network]["der"])
             setting = {name: best[name] for name in grid.axes}
             summary["oracle"] = setting | {"chosen_by": ORACLE, grid.network: best[grid.network]}
@@ -144,7 +145,7 @@ def summarize(result: Repair) -> dict[str, Any]:
 
 
 def _with_chosen(sweep: list[dict[str, Any]], summary: Mapping[str, Any], images: int) -> list[dict[str, Any]]:
-    """The rows of a grid, in which the chosen setting's networks are measured on all images, as the run's own."""
+    """The rows of a grid, with the run's own metrics on all images in the row of the chosen setting."""
 
     def one(row: dict[str, Any]) -> dict[str, Any]:
         if any(row[name] != summary["choice"].get(name) for name in summary["axes"]):
@@ -156,26 +157,26 @@ def _with_chosen(sweep: list[dict[str, Any]], summary: Mapping[str, Any], images
 
 
 def _not_converged(sweep: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is to be said of a grid's settings whose transport did not converge."""
+    """A warning about the settings of a grid whose transport did not converge."""
     gammas = sorted({row["gamma"] for row in sweep if not row.get("converged", True)})
     return [f"transport did NOT converge in the grid at gamma {', '.join(f'{g:g}' for g in gammas)}"] if gammas else []
 
 
-def _row(found: Metrics, *, victim: Metrics, triggered: bool) -> dict[str, float | None]:
-    row: dict[str, float | None] = {"acc": rounded(found.acc), "asr": None, "ra": None, "der": None}
+def _row(metrics: Metrics, *, victim: Metrics, triggered: bool) -> dict[str, float | None]:
+    row: dict[str, float | None] = {"acc": rounded(metrics.acc), "asr": None, "ra": None, "der": None}
     if triggered:
         row |= {
-            "asr": rounded(found.asr),
-            "ra": rounded(found.ra),
-            "der": rounded(defense_effectiveness(victim, found)),
+            "asr": rounded(metrics.asr),
+            "ra": rounded(metrics.ra),
+            "der": rounded(defense_effectiveness(victim, metrics)),
         }
     return row
 
 
 def scores_table(result: Repair) -> str:
-    """CSV of every scored neuron: layer, index, score with all its digits, rank (0 = highest), what was done to it.
+    """CSV of every scored neuron: layer, index, score with all its digits, rank (0 = highest), whether it was changed.
 
-    The last column is named by what happened to neurons, such as `pruned`.
+    The last column is named by the change, such as `pruned`.
     """
     outcome = result.outcome
     scores = {layer.name: outcome.scores[layer.name] for layer in result.layers}  # execution order

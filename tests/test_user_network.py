@@ -8,7 +8,7 @@ import torch
 from launching import launch
 from torch_networks import PreActBlock, PreActResNet
 
-from launch.user_network import about_user_network
+from launch.user_network import settings_of_user_network
 from otbr_jax import InputError
 from otbr_jax.interop.state_dict import tensor_name, tensor_shape
 from otbr_jax.models import registry
@@ -46,7 +46,7 @@ def victim(tmp_path_factory):
 )
 def test_data_and_trigger_of_a_configuration_are_its_own_victims(model, flags, data, attack):
     config = repair_config(model=ModelConfig(**model))
-    found = about_user_network(config, named=lambda name: name in flags)
+    found = settings_of_user_network(config, is_set=lambda name: name in flags)
     assert (found.victim.data.name, found.victim.attack.name) == (data, attack)
     assert found.victim.model.name == ("" if flags[:1] == ("model.checkpoint",) else config.victim.model.name)
     same = change(found, data=config.victim.data, attack=config.victim.attack, model=config.victim.model)
@@ -80,10 +80,10 @@ def test_what_a_file_tells_besides(tmp_path):
 
 
 def test_what_tells_no_network(tmp_path):
-    with pytest.raises(InputError, match="^model.checkpoint: expected a file to tell the network from, or a model"):
+    with pytest.raises(InputError, match="^model.checkpoint: expected a file to infer the network from, or a model"):
         opened(ModelConfig(name=""))
     save_checkpoint(tmp_path / "orbax", {"a": torch.zeros(2).numpy()})
-    with pytest.raises(InputError, match=r"^model.name: expected a name, which no Orbax checkpoint tells, found none"):
+    with pytest.raises(InputError, match=r"^model.name: expected a name, which an Orbax checkpoint does not hold"):
         opened(ModelConfig(name="", checkpoint=str(tmp_path / "orbax")))
     torch.save({"a": torch.zeros(2)}, tmp_path / "a.pt")
     with pytest.raises(InputError, match=r"^model.name: expected a name, since the tensors of .*a.pt are those of no"):

@@ -1,4 +1,4 @@
-"""The steps that several defences share: is a network backdoored, for which class, and which setting leaves little?"""
+"""The steps that several defences share: is a network backdoored, for which class, and which setting repairs it?"""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from otbr_jax.contrib.judge import Findings, SuspicionConfig, answers, find_suspect
+from otbr_jax.contrib.pruning_detection import (
+    Findings,
+    PruningDetectionConfig,
+    count_predictions,
+    detect_by_pruning,
+)
 from otbr_jax.defenses.otbr import OTBRConfig
 from otbr_jax.detectors.detector import Detector
 from otbr_jax.detectors.verdict import FEWEST, Verdict, in_words, verdict_of, with_enough_classes
-from otbr_jax.inversion import Inverted, Searches, invert_classes
+from otbr_jax.inversion import InversionConfigs, InvertedTriggers, invert_classes
 from otbr_jax.metrics import rounded
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.steps.fuse import align, interpolate
@@ -24,80 +29,82 @@ from otbr_jax.steps.score import Scores
 from otbr_jax.types import Variables
 
 
-def search_triggers(
+def invert_all(
     setup: Setup,
-    settings: Searches,
+    settings: InversionConfigs,
     *,
     victim: Variables,
     procedural: PredictedImages,
     key: jax.Array,
     report: Report | None,
-) -> dict[str, Inverted]:
-    """A trigger of every family for every class."""
-    return invert_classes(setup.network, victim, procedural.batch, key=key, searches=settings, on_class=report)
+) -> dict[str, InvertedTriggers]:
+    """Inverts a trigger of every family for every class."""
+    return invert_classes(setup.network, victim, procedural.batch, key=key, configs=settings, on_class=report)
 
 
-class Judging(NamedTuple):
-    """What `try_settings` is given: how networks are pruned and fused, and what counts as evidence."""
+class DetectionSettings(NamedTuple):
+    """The settings of `detect`: how networks are pruned and fused, and what counts as evidence."""
 
     otbr: OTBRConfig
-    suspicion: SuspicionConfig
+    detection: PruningDetectionConfig
 
 
-def try_settings(
+def detect(
     setup: Setup,
-    settings: Judging,
+    settings: DetectionSettings,
     *,
     victim: Variables,
     scores: Scores,
     procedural: PredictedImages,
-    inverted: Mapping[str, Inverted],
+    inverted: Mapping[str, InvertedTriggers],
     key: jax.Array,
     report: Report | None,
 ) -> Findings:
-    """Which class is flagged, and which setting leaves little of it."""
-    counts, lams = sizes(setup, settings.suspicion)
-    along = fuse_settings(
+    """Scores the classes, and chooses the setting that leaves little of the suspect, by pruning and fusing at each."""
+    counts, lams = settings_arrays(setup, settings.detection)
+    predictions = map_settings(
         setup,
         victim,
         scores,
-        lambda fused: answers(setup.network, fused, procedural.batch, inverted["patch"]),
+        lambda fused: count_predictions(setup.network, fused, procedural.batch, inverted["patch"]),
         counts=counts,
         lams=lams,
         config=settings.otbr,
         key=key,
         on_setting=report,
     )
-    return find_suspect(inverted, along, config=settings.suspicion)
+    return detect_by_pruning(inverted, predictions, config=settings.detection)
 
 
-def sizes(setup: Setup, config: SuspicionConfig) -> tuple[jax.Array, jax.Array]:
+def settings_arrays(setup: Setup, config: PruningDetectionConfig) -> tuple[jax.Array, jax.Array]:
     """The numbers of neurons `[gammas]` and the lambdas `[lambdas]` that are tried."""
     counts = [neurons_to_prune(gamma, setup.neurons) for gamma in config.gamma]
     return jnp.array(counts, jnp.int32), jnp.array(config.lam, jnp.float32)
 
 
-def judging_steps(config: SuspicionConfig, otbr: OTBRConfig, *, images: str) -> tuple[Step, Step]:
-    """The steps `inverted` and `detected`; `images` is the step whose images the network is asked about."""
+def detection_steps(config: PruningDetectionConfig, otbr: OTBRConfig, *, images: str) -> tuple[Step, Step]:
+    """The steps `inverted` and `detected`; `images` is the step whose images and predictions they use."""
     return (
         Step(
             "inverted",
-            search_triggers,
+            invert_all,
             needs("victim", procedural=images),
             config.searches,
-            shown=Shown("reverse-engineering triggers", total=lambda setup: setup.network.num_classes, unit="class"),
+            shown=Shown("inverting triggers", total=lambda setup: setup.network.num_classes, unit="class"),
         ),
         Step(
             "detected",
-            try_settings,
+            detect,
             needs("victim", "scores", "inverted", procedural=images),
-            Judging(otbr, config),
+            DetectionSettings(otbr, config),
             key="fused",
             shown=Shown(
                 "trying gamma x lambda",
                 total=len(config.gamma),
                 unit="gamma",
-                tell=lambda settings, found: in_words(with_enough_classes(_verdict(settings.suspicion, found), FEWEST)),
+                tell=lambda settings, findings: in_words(
+                    with_enough_classes(_verdict(settings.detection, findings), FEWEST)
+                ),
             ),
         ),
     )
@@ -106,17 +113,17 @@ def judging_steps(config: SuspicionConfig, otbr: OTBRConfig, *, images: str) -> 
 def pruning_detector(
     name: str, config: type, *, data: str, plan: Callable[[Any], Plan], is_calibrated: Callable[[Any], bool]
 ) -> Detector:
-    """How a defence with these steps, and settings `suspicion`, tells whether there is a backdoor.
+    """The detector of a defence that has these steps, and settings `detection`.
 
     Args:
       name: of the defence.
       config: its settings.
       data: what it needs beside the network.
-      plan: its own, of which the steps up to `detected` count: they change nothing that is returned.
+      plan: the defence's own; the detector runs its steps up to `detected`.
       is_calibrated: see `Detector`.
     """
 
-    def detecting(config: Any) -> Plan:
+    def plan_of_detection(config: Any) -> Plan:
         steps = plan(config)
         return steps[: [step.name for step in steps].index("detected") + 1]
 
@@ -124,24 +131,24 @@ def pruning_detector(
         name=name,
         Config=config,
         data=data,
-        plan=detecting,
-        verdict=lambda config, values: _verdict(config.suspicion, values["detected"]),
+        plan=plan_of_detection,
+        verdict=lambda config, values: _verdict(config.detection, values["detected"]),
         fewest_classes=FEWEST,
-        triggers=lambda config, values: patches(values),
+        triggers=lambda config, values: inverted_patches(values),
         is_calibrated=is_calibrated,
     )
 
 
-def _verdict(config: SuspicionConfig, found: Findings) -> Verdict:
-    scores, suspect, flagged = found.detected
+def _verdict(config: PruningDetectionConfig, findings: Findings) -> Verdict:
+    scores, suspect, flagged = findings.detected
     return verdict_of(scores, threshold=config.threshold, suspect=int(suspect), flagged=bool(flagged))
 
 
-def fuse_settings(
+def map_settings(
     setup: Setup,
     victim: Variables,
     scores: Scores,
-    ask: Callable[[Variables], Any],
+    function: Callable[[Variables], Any],
     *,
     counts: jax.Array,
     lams: jax.Array,
@@ -149,13 +156,13 @@ def fuse_settings(
     key: jax.Array,
     on_setting: Report | None = None,
 ) -> Any:
-    """What `ask` says of the network fused at every pair of a gamma and a lambda; gammas first. One held at a time.
+    """Maps a function over the networks fused at every pair of a gamma and a lambda, gammas first, one at a time.
 
     Args:
       setup: the network, and the layers to prune and fuse.
       victim: the suspicious network's variables.
       scores: neuron weight changes.
-      ask: of a fused network's variables.
+      function: of a fused network's variables; returns a pytree of arrays.
       counts: int `[gammas]`, how many neurons each gamma prunes.
       lams: float32 `[lambdas]`.
       config: the method's settings, but for gamma and lambda.
@@ -166,22 +173,22 @@ def fuse_settings(
     def one_gamma(count: jax.Array) -> Any:
         pruned, info = prune(victim, scores, setup.layers, count=count)
         aligned = align(pruned, victim, scores, info.pruned, setup.layers, config=config.fusion, key=key)
-        asked = jax.lax.map(lambda lam: ask(interpolate(victim, aligned, lam=lam)), lams)
+        results = jax.lax.map(lambda lam: function(interpolate(victim, aligned, lam=lam)), lams)
         if on_setting is not None:
             jax.debug.callback(on_setting)
-        return asked
+        return results
 
-    return jax.tree.map(lambda found: found.reshape(-1, *found.shape[2:]), jax.lax.map(one_gamma, counts))
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), jax.lax.map(one_gamma, counts))
 
 
 def is_flagged(values: Mapping[str, Any]) -> bool:
-    """Whether a run may change the network: where it looked for a backdoor, some class is flagged."""
+    """Whether a run may change the network: a class is flagged, or no detector ran."""
     return "detected" not in values or bool(values["detected"].detected.flagged)
 
 
-def measured(config: SuspicionConfig, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The triggers of each class, by family, and how the settings did, as plain JSON values."""
-    found, triggers = values["detected"], values["inverted"]
+def plain_findings(config: PruningDetectionConfig, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The triggers of each class, by family, and what each setting leaves, as plain JSON values."""
+    findings, triggers = values["detected"], values["inverted"]
     return {
         "trigger_size": {name: _numbers(each.size) for name, each in triggers.items()},
         "trigger_success": {name: _numbers(each.success) for name, each in triggers.items()},
@@ -189,18 +196,18 @@ def measured(config: SuspicionConfig, values: Mapping[str, Any]) -> dict[str, An
             {
                 "gamma": gamma,
                 "lambda": lam,
-                "agreement": rounded(np.mean(found.answers.agreement[index])),
-                "remaining": rounded(found.remaining[index]),
+                "agreement": rounded(np.mean(findings.predictions.agreement[index])),
+                "remaining": rounded(findings.remaining[index]),
             }
             for index, (gamma, lam) in enumerate(itertools.product(config.gamma, config.lam))
         ],
     }
 
 
-def patches(values: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+def inverted_patches(values: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """The patch of each class: masks `[classes, h, w, 1]` and patterns `[classes, h, w, c]` in [0, 1]."""
-    found = values["inverted"]["patch"].parameters
-    return np.asarray(found.mask), np.asarray(found.pattern)
+    patches = values["inverted"]["patch"].parameters
+    return np.asarray(patches.mask), np.asarray(patches.pattern)
 
 
 def _numbers(values: Sequence[Any] | jax.Array) -> list[float]:
