@@ -125,11 +125,8 @@ def prose(text):
 def strings_and_comments(text):
     """What people read of Python: docstrings, messages, help texts, comments."""
     kinds = {tokenize.STRING, tokenize.COMMENT, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
-    return "\n".join(
-        token.string
-        for token in tokenize.generate_tokens(io.StringIO(KEPT.sub(" ", text)).readline)
-        if token.type in kinds
-    )
+    lines = io.StringIO(KEPT.sub(" ", text)).readline
+    return "\n".join(token.string for token in tokenize.generate_tokens(lines) if token.type in kinds)
 
 
 def names(path):
