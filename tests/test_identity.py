@@ -59,7 +59,7 @@ def own():
 
 
 @pytest.mark.slow
-def test_measuring_names_the_synthetic_images_that_it_teaches_with(tmp_path):
+def test_measuring_names_the_synthetic_images_that_it_is_fine_tuned_on(tmp_path):
     config = change(
         golden_runs.OTBR,
         suspicion=dataclasses.replace(golden_runs.SUSPICION, gamma=()),
@@ -69,7 +69,7 @@ def test_measuring_names_the_synthetic_images_that_it_teaches_with(tmp_path):
     assert "synthetic" in result.stages["evaluation"].provenance["parents"]
 
 
-def test_a_cell_of_tsbd_is_told_by_the_settings_that_it_is_judged_with():
+def test_a_cell_of_tsbd_is_told_by_the_settings_of_its_detector():
     config = golden_runs.TSBD
     other = change(config, otbr=OTBRConfig(fusion=FusionConfig(lam=0.4)))
     assert Cell(config).id != Cell(other).id
