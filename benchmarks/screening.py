@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from benchmarks.victims import BenchVictim, opened
+from benchmarks.victims import BenchVictim, open_cell
 from configs.bench.disarm import WIDE, digits
 from launch import cli
 from otbr_jax import plan as plans
