@@ -56,7 +56,7 @@ def computed(plan: Plan, given: Mapping[str, Any], setup: Setup, mesh: Any) -> I
     """Every step: its name, its program, its value on the host."""
     values = dict(given)
     for step in plan:
-        key, inputs = replicate((jax.random.key(1), plans.taken(step, values)), mesh)
+        key, inputs = replicate((jax.random.key(1), plans.select_inputs(step, values)), mesh)
         compute = jax.jit(partial(plans.compute, step, setup), out_shardings=everywhere(mesh))
         program = compute.lower(key=key, **inputs).compile()
         values[step.name] = jax.device_get(program(key=key, **inputs))

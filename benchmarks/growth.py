@@ -30,7 +30,7 @@ from otbr_jax.defenses import otbr
 from otbr_jax.defenses.otbr import OTBRConfig
 from otbr_jax.detectors.trigger_size import ImagesConfig, make_procedural
 from otbr_jax.files import write_figure
-from otbr_jax.inversion import InversionConfig, Screened, minimal_triggers
+from otbr_jax.inversion import InversionConfig, ScreenedClasses, minimal_triggers
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.numerics.convolutions import channels_last
@@ -42,7 +42,7 @@ from otbr_jax.runs.networks import open_network
 from otbr_jax.runs.provenance import ROOT, provenance
 from otbr_jax.steps import transport
 from otbr_jax.steps.fuse import FusionConfig
-from otbr_jax.steps.margin import MarginConfig, largest_margins
+from otbr_jax.steps.margin import MarginConfig, maximum_margins
 from otbr_jax.steps.transport import TransportConfig
 from otbr_jax.steps.unlearn import UnlearningConfig
 from otbr_jax.steps.unlearn_triggers import TriggersToUnlearn, TriggerUnlearningConfig, unlearn_triggers
@@ -82,14 +82,14 @@ def programs(*, width: int, depth: int, batch: int, classes: int, side: int) -> 
     labelled = Batch(images, jnp.arange(batch) % classes)
     switch = FamilySwitch(tuple(FAMILIES[name] for name in FEW), network.image_shape)
     search = InversionConfig(steps=1, images=batch // 2, starts=8, finalists=1)
-    every = Screened(jnp.arange(classes), jnp.zeros((len(FEW), classes), jnp.int32))
+    every = ScreenedClasses(jnp.arange(classes), jnp.zeros((len(FEW), classes), jnp.int32))
     margin = MarginConfig(steps=2, images=batch // 4)
 
     def invert(variables: Any, batch: Batch) -> Any:
         return minimal_triggers(network, variables, batch, switch, every, key=KEY, config=search)
 
     def margins(variables: Any) -> Any:
-        return largest_margins(network, variables, key=KEY, config=margin)
+        return maximum_margins(network, variables, key=KEY, config=margin)
 
     return {
         "training": (partial(train, network), (variables, labelled), 2),
@@ -143,7 +143,7 @@ def make_images(setup: Setup, variables: Any) -> Any:
 def unlearning_round(setup: Setup, switch: FamilySwitch, batch: int, variables: Any, labelled: Batch) -> Any:
     """An unlearning round against additive triggers."""
     config = TriggerUnlearningConfig(
-        rounds=1, triggers=2, search=InversionConfig(steps=2, images=batch // 2, starts=8), steps=2, batch_size=batch
+        rounds=1, triggers=2, inversion=InversionConfig(steps=2, images=batch // 2, starts=8), steps=2, batch_size=batch
     )
     # The most predicted class: its triggers always work, so that there is always something to unlearn.
     target = jnp.argmax(jnp.sum(setup.network.answer(variables, labelled.images), axis=0))[None]

@@ -59,7 +59,7 @@ FEW = DisarmSettings(
     inversion=InversionConfig(steps=4, starts=16),
     margin=MarginConfig(steps=8),
     unlearning=TriggerUnlearningConfig(
-        rounds=1, triggers=2, steps=8, batch_size=32, search=InversionConfig(steps=4, starts=16)
+        rounds=1, triggers=2, steps=8, batch_size=32, inversion=InversionConfig(steps=4, starts=16)
     ),
 )
 PLANS = {"otbr": otbr.plan(OTBRConfig()), "disarm": disarm.plan(FEW)}
@@ -98,10 +98,10 @@ def make(count: int) -> Victims:
 def an_epoch(victims: Victims, size: int) -> Callable[[], Any]:
     """Trains the first victims on, one epoch a call."""
     mesh, keys = batch_mesh(jax.devices()[:1]), victims.keys[:size]
-    start, data = plans.stacked(victims.starts[:size]), plans.stacked(victims.sets[:size])
+    start, data = plans.stack_trees(victims.starts[:size]), plans.stack_trees(victims.sets[:size])
     axes: TrainingSet | None = data.axes()
     if size == 1:
-        (start, data, keys), axes = plans.entry((start, data, keys), 0), None
+        (start, data, keys), axes = plans.tree_entry((start, data, keys), 0), None
     begin, epoch = training.programs(victims.network, images=IMAGES, config=TRAINING, mesh=mesh, axes=axes)
     carry = begin(start, {})
 
@@ -119,7 +119,7 @@ def a_repair(plan: Plan, victims: Victims, trained: Sequence[Variables], size: i
     setup = plans.set_up(victims.network, trace(victims.network.apply, trained[0], like))
     if size == 1:
         return partial(plans.programs(plan, setup), {"victim": trained[0]}, key=victims.keys[0])
-    given = {"victim": plans.stacked(trained[:size])}
+    given = {"victim": plans.stack_trees(trained[:size])}
     return partial(plans.stacked_programs(plan, setup), given, {}, keys=victims.keys[:size])
 
 

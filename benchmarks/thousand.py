@@ -75,7 +75,7 @@ def rows(settings: str, names: Sequence[str], config: Any) -> Iterator[Mapping[s
     values: dict[str, Any] = {"victim": jax.jit(registry.build(MODEL)[1])(KEY)}
     for step in defense(config.defense).plan(config.method):
         said = estimate.announce(step, setup, values["victim"])
-        taken = plans.taken(step, values)
+        taken = plans.select_inputs(step, values)
         program = jax.jit(partial(plans.compute, step, setup))
         key, seconds = plans.step_key(KEY, step), None
         if step.name in names:

@@ -24,7 +24,7 @@ import dataclasses
 import ml_collections
 
 from configs import otbr
-from otbr_jax.contrib.judge import SuspicionConfig
+from otbr_jax.contrib.pruning_detection import PruningDetectionConfig
 from otbr_jax.contrib.trigger_finetuning import TriggerFinetuningConfig
 from otbr_jax.settings import as_dict, change, from_dict
 from otbr_jax.studies.repair_config import RepairConfig
@@ -36,7 +36,7 @@ def plus(config: RepairConfig) -> RepairConfig:
     """The same victim, repaired by OTBR+; the sweep is the grid that it chooses from."""
     return change(
         config,
-        suspicion=SuspicionConfig(gamma=GAMMA, lam=LAM, least_agreement=0.95),
+        detection=PruningDetectionConfig(gamma=GAMMA, lam=LAM, least_agreement=0.95),
         trigger_finetuning=TriggerFinetuningConfig(triggers=4),
         sweep=dataclasses.replace(config.method.sweep, gamma=GAMMA, lam=LAM),
     )

@@ -26,7 +26,7 @@ Add the `--config.data.mean` and `--config.data.std` of its training. With some 
 
 import ml_collections
 
-from otbr_jax.contrib.judge import SuspicionConfig
+from otbr_jax.contrib.pruning_detection import PruningDetectionConfig
 from otbr_jax.data.clean import CleanConfig
 from otbr_jax.defenses.tsbd import SweepConfig, TSBDConfig
 from otbr_jax.models.registry import ModelConfig
@@ -48,7 +48,7 @@ def get_config() -> ml_collections.ConfigDict:
         model=ModelConfig(name="preact_resnet10", width=24, image_shape=(16, 16, 1), num_classes=10),
         training=TrainingConfig(epochs=20),
         clean=CleanConfig(fraction=0.05, crop_padding=1),
-        suspicion=SuspicionConfig(gamma=GAMMA, lam=LAM),
+        detection=PruningDetectionConfig(gamma=GAMMA, lam=LAM),
         tsbd=TSBDConfig(
             scheme="neurons",
             unlearning=CleanUnlearningConfig(max_epochs=500, batch_size=32),

@@ -89,7 +89,7 @@ def _on_the_site(app, page, source):
     if page.startswith("generated/colabs/"):
         source[0] = _with_badge(source[0], page)
     else:
-        source[0] = _LINK.sub(lambda found: found[1] + _linked(found[2], page), source[0])
+        source[0] = _LINK.sub(lambda match: match[1] + _linked(match[2], page), source[0])
 
 
 def _with_badge(text: str, page: str) -> str:

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> None:
     from otbr_jax.detectors.calibration import read_calibration
     from otbr_jax.files import write_text
     from otbr_jax.report import rows
-    from otbr_jax.report.calibration import SOURCES, updated, usual, written
+    from otbr_jax.report.calibration import SOURCES, clean_evidence, updated, written
 
     del arguments
     out, folder = local_path(OUT.value, name="--out"), local_path(RESULTS.value, name="--results")
@@ -38,8 +38,8 @@ def main(arguments: Sequence[str]) -> None:
         raise InputError(f"--results, --out: cannot read and write {error.filename} ({error.strerror})") from None
     for name, entry in contents.items():
         print(f"{OUT.value}: {len(entry['networks'])} clean networks scored by {name}")
-        for kind, (middle, deviation) in usual(benches[name], SOURCES[name]).items():
-            now = " and ".join(f"{value:g}" for value in entry.get("usual", {}).get(kind, ()))
+        for kind, (middle, deviation) in clean_evidence(benches[name], SOURCES[name]).items():
+            now = " and ".join(f"{value:g}" for value in entry.get("evidence", {}).get(kind, ()))
             print(f"{name}, largest {kind}: median {middle:.2f}, deviation {deviation:.2f}; in the file: {now}")
 
 

@@ -1,5 +1,5 @@
-from otbr_jax.contrib.judge import SuspicionConfig
 from otbr_jax.contrib.otbr_plus import OTBRPlusInfo, OTBRSettings, otbr_plus
+from otbr_jax.contrib.pruning_detection import PruningDetectionConfig
 from otbr_jax.contrib.trigger_finetuning import TriggerFinetuningConfig
 from otbr_jax.defenses.defend import Defended, defend
 from otbr_jax.defenses.otbr import OTBRConfig, OTBRInfo, otbr
@@ -49,10 +49,10 @@ __all__ = [
     "OTBRPlusInfo",
     "OTBRSettings",
     "Penalised",
+    "PruningDetectionConfig",
     "Setup",
     "Smallest",
     "Step",
-    "SuspicionConfig",
     "TSBDConfig",
     "TSBDInfo",
     "TransportConfig",

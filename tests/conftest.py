@@ -1,46 +1,21 @@
-"""Eight simulated CPU devices, so that every test of sharding is a real one; programs are compiled once for all."""
+"""Fixtures that tests of several files share."""
 
-import os
 import shutil
-import tempfile
 
-os.environ["XLA_FLAGS"] = " ".join(
-    (
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=8",
-        # Most of a tiny network's time is compilation; this halves it.
-        "--xla_backend_optimization_level=0",
-    )
-)
-os.environ.setdefault("TQDM_DISABLE", "1")
+import environment  # noqa: F401
 
+# isort: split
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+from jax._src import compiler
 
 from otbr_jax import trace
 from otbr_jax.models import registry
 from otbr_jax.models.layers import BatchNorm
 from otbr_jax.models.preact_resnet import PreActResNet
 from otbr_jax.models.registry import ModelConfig, network_from_flax
-
-CACHE = "JAX_COMPILATION_CACHE_DIR"
-
-
-def pytest_configure(config):
-    """One folder of compiled programs for this process, its workers, and the programs that tests launch."""
-    if CACHE not in os.environ:
-        config.made = os.environ[CACHE] = tempfile.mkdtemp(prefix="otbr_jax_tests_")
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-    jax.config.update("jax_compilation_cache_dir", os.environ[CACHE])
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-
-def pytest_unconfigure(config):
-    """Removes the folder, in the process that made it."""
-    if hasattr(config, "made"):
-        shutil.rmtree(os.environ.pop(CACHE), ignore_errors=True)
 
 
 class Small(nn.Module):
@@ -67,6 +42,19 @@ def disturbed(variables, key):
 def small_network(axis_name=None):
     """`Small` on 8 x 8 images of one channel."""
     return network_from_flax(Small(axis_name), image_shape=(8, 8, 1), num_classes=10)
+
+
+@pytest.fixture
+def usual_compiler(monkeypatch):
+    """For two programs that must round alike: the passes that `environment.QUICK` leaves out are not left out."""
+    options = compiler.get_compile_options
+
+    def usual(*arguments, **more):
+        own = dict(more.pop("env_options_overrides", None) or {})
+        return options(*arguments, **more, env_options_overrides={"xla_cpu_use_fusion_emitters": True} | own)
+
+    monkeypatch.setattr(compiler, "get_compile_options", usual)
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -7,14 +7,16 @@ versions, that `platform` names, since compilers round in their own ways.
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 import platform
 import sys
 import tempfile
 
 if __name__ == "__main__":
+    os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=true"  # as `conftest.usual_compiler`
     sys.path.insert(0, str(pathlib.Path(__file__).parent))
-    import conftest  # noqa: F401  the environment of the tests
+    import environment  # noqa: F401
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +27,7 @@ from otbr_jax.attacks.badnets import BadNetsConfig
 from otbr_jax.attacks.registry import AttackConfig
 from otbr_jax.contrib import otbr_plus
 from otbr_jax.contrib.images import SyntheticConfig
-from otbr_jax.contrib.judge import SuspicionConfig
+from otbr_jax.contrib.pruning_detection import PruningDetectionConfig
 from otbr_jax.contrib.trigger_finetuning import TriggerFinetuningConfig
 from otbr_jax.data.clean import CleanConfig
 from otbr_jax.data.sources import DataConfig
@@ -45,7 +47,7 @@ from otbr_jax.victims.training import TrainingConfig
 
 FOLDER = pathlib.Path(__file__).parent / "goldens"
 SEARCH = PenalisedConfig(steps=4, images=10)
-SUSPICION = SuspicionConfig(
+DETECTION = PruningDetectionConfig(
     gamma=(0.1, 0.3),
     lam=(0.5, 0.75),
     synthetic=SyntheticConfig(images=20, steps=4),
@@ -63,7 +65,7 @@ OTBR = repair_config(
     otbr=OTBRConfig(unlearning=UnlearningConfig(steps=3, batch_size=16), gamma=0.2),
     sweep=otbr_plus.SweepConfig(gamma=(0.05, 0.2), lam=(0.5, 1.0)),
 )
-PATCHING = TriggerFinetuningConfig(
+TRIGGER_FINETUNING = TriggerFinetuningConfig(
     triggers=1,
     rounds=1,
     relearnings=1,
@@ -73,13 +75,13 @@ PATCHING = TriggerFinetuningConfig(
     finetuning=FinetuningConfig(epochs=1, batch_size=10),
     shares=(0.0, 0.5, 1.0),
 )
-OTBR_PLUS = change(OTBR, suspicion=SUSPICION, trigger_finetuning=PATCHING)
-UNCHANGED = change(OTBR_PLUS, suspicion=dataclasses.replace(SUSPICION, threshold=2.0))
+OTBR_PLUS = change(OTBR, detection=DETECTION, trigger_finetuning=TRIGGER_FINETUNING)
+UNCHANGED = change(OTBR_PLUS, detection=dataclasses.replace(DETECTION, threshold=2.0))
 TSBD = repair_config(
     **VICTIM,
     defense="tsbd",
     clean=CleanConfig(crop_padding=1),
-    suspicion=SUSPICION,
+    detection=DETECTION,
     tsbd=TSBDConfig(
         unlearning=CleanUnlearningConfig(max_epochs=6, batch_size=32, learning_rate=1e-3),
         finetuning=FinetuningConfig(epochs=3, batch_size=32),

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_runs
 import torch
+import tuning_runs
 from torch import nn
 from torch.nn import functional
 
@@ -15,18 +15,16 @@ from otbr_jax import InputError, run, set_up, trace
 from otbr_jax.defenses.bcu import (
     BCUConfig,
     BCUSettings,
-    Teaching,
+    DistillationSettings,
     distillation,
-    draw_anew,
     layer_shares,
     objective,
+    reinitialize_weights,
 )
 from otbr_jax.defenses.bcu import plan as plan_of
 from otbr_jax.detectors.trigger_size import ImagesConfig
 from otbr_jax.graph.graph import Layer
 from otbr_jax.steps.finetune import FinetuningConfig
-from otbr_jax.studies.repair_config import repaired_by
-from otbr_jax.studies.results import summarize
 from otbr_jax.types import Batch, named_leaves, split
 
 SHARES = (0.01, 0.01, 0.03, 0.09, 0.27, 0.1)
@@ -57,7 +55,7 @@ def test_so_many_weights_are_drawn_anew_and_no_others(tiny):
     network, variables = tiny
     graph = trace(network.apply, variables, jnp.zeros((1, 8, 8, 1)))
     shares = (0.2, 0.05, 0.5, 0.4)
-    student = jax.jit(lambda v: draw_anew(v, graph.layers, shares, key=jax.random.key(0)))(variables)
+    student = jax.jit(lambda v: reinitialize_weights(v, graph.layers, shares, key=jax.random.key(0)))(variables)
     wanted = layer_shares(graph.layers, shares)
     assert set(wanted) == set(student.drawn) == {each.name for each in graph.layers}
     assert {*wanted.values()} == {*shares}
@@ -78,12 +76,12 @@ def test_so_many_weights_are_drawn_anew_and_no_others(tiny):
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 def test_the_loss_is_pytorchs(temperature):
     draw = np.random.default_rng(0)
-    taught, teacher = (draw.normal(size=(6, 10)).astype(np.float32) * 3 for _ in range(2))
-    theirs = torch.tensor(taught, requires_grad=True)
+    student, teacher = (draw.normal(size=(6, 10)).astype(np.float32) * 3 for _ in range(2))
+    theirs = torch.tensor(student, requires_grad=True)
     target = functional.softmax(torch.tensor(teacher) / temperature, 1)
     loss = nn.KLDivLoss(reduction="batchmean")(functional.log_softmax(theirs / temperature, 1), target)
     loss.backward()
-    value, grads = jax.value_and_grad(distillation)(jnp.asarray(taught), jnp.asarray(teacher), temperature)
+    value, grads = jax.value_and_grad(distillation)(jnp.asarray(student), jnp.asarray(teacher), temperature)
     np.testing.assert_allclose(value, loss.item(), rtol=1e-5)
     np.testing.assert_allclose(grads, theirs.grad.numpy(), rtol=1e-4, atol=1e-6)
 
@@ -93,17 +91,17 @@ def test_the_temperature_rises_with_the_epoch(small, statistics):
     network, variables, graph = small
     setup, (params, state) = set_up(network, graph, layers="convolutions"), split(variables)
     images = jax.random.uniform(jax.random.key(1), (6, 8, 8, 1))
-    moved = jax.tree.map(lambda leaf: 1.2 * leaf, params)
+    other = jax.tree.map(lambda leaf: 1.2 * leaf, params)
 
     @jax.jit
-    def found(epoch):
-        own = objective(setup, params, Teaching(3.0, 100, statistics), victim=variables, epoch=epoch)
-        return own(moved, state, Batch(images, jnp.zeros(6, jnp.int32)))[0]
+    def evaluated(epoch):
+        own = objective(setup, params, DistillationSettings(3.0, 100, statistics), victim=variables, epoch=epoch)
+        return own(other, state, Batch(images, jnp.zeros(6, jnp.int32)))[0]
 
-    teacher, taught = network.apply(variables, images), {"params": moved, **state}
-    ours = network.apply(taught, images) if statistics == "kept" else network.train(taught, images)[0]
+    teacher, student = network.apply(variables, images), {"params": other, **state}
+    ours = network.apply(student, images) if statistics == "kept" else network.train(student, images)[0]
     for epoch, temperature in ((0, 1.03), (99, 4.0)):
-        np.testing.assert_allclose(found(epoch).loss, distillation(ours, teacher, temperature), rtol=1e-3)
+        np.testing.assert_allclose(evaluated(epoch).loss, distillation(ours, teacher, temperature), rtol=1e-3)
 
 
 def test_statistics_are_kept_unless_they_shall_move(small):
@@ -122,10 +120,7 @@ def test_bad_settings_are_named():
 
 
 def test_a_run_leaves_a_report(tmp_path):
-    config = repaired_by("bcu", tiny_runs.OTBR, pictures=TINY.pictures, bcu=TINY.bcu)
-    summary = summarize(tiny_runs.run(tmp_path / "w", config))
-    assert [*summary["metrics"]] == ["victim", "redrawn", "unlearned_triggers"]
+    _, summary, page = tuning_runs.run("bcu", tmp_path / "w", images=TINY.images, bcu=TINY.bcu)
+    assert [*summary["metrics"]] == ["victim", "redrawn", "distilled"]
     assert len(summary["finetuning"]["loss"]) == 2
-    assert (
-        "weights drawn anew, taught on 16 procedural pictures, 2 epochs" in (tmp_path / "w" / "report.html").read_text()
-    )
+    assert "weights reinitialised, distilled on 16 procedural images, 2 epochs" in page

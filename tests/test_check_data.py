@@ -48,7 +48,7 @@ def test_a_checkpoint_with_the_data_of_the_embedded_default(tsbd_run, tmp_path):
     save_checkpoint(tmp_path / "c", jax.tree.map(abs, random))
     model = dataclasses.replace(tiny_runs.TSBD.victim.model, checkpoint=str(tmp_path / "c"))
     config = change(tiny_runs.TSBD, model=model)
-    with pytest.raises(InputError, match="^data.name: .* found the test images of 'digits', of which it answers"):
+    with pytest.raises(InputError, match="^data.name: .* found the test images of 'digits', of which it classifies"):
         tiny_runs.run(tmp_path / "w", config)
     np.savez(tmp_path / "own.npz", images=np.full((50, 8, 8, 1), 9, np.uint8), labels=np.arange(50) % 10)
     clean = CleanConfig(name="npz", path=str(tmp_path / "own.npz"))

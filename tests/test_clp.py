@@ -1,10 +1,10 @@
 """CLP: scores by hand, scales and variances found by what they do, and the whole way to a report."""
 
-import golden_runs
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tuning_runs
 from test_anp import backdoored
 
 from otbr_jax import plan as plans
@@ -21,9 +21,6 @@ from otbr_jax.defenses.clp import (
 )
 from otbr_jax.detectors.trigger_size import ImagesConfig
 from otbr_jax.settings import change
-from otbr_jax.studies.repair import repair
-from otbr_jax.studies.repair_config import repaired_by
-from otbr_jax.studies.results import summarize
 from otbr_jax.types import named_leaves, replace_leaves
 
 
@@ -65,15 +62,14 @@ def test_only_channels_far_above_their_layer_are_pruned(amplifying):
 
 
 def test_a_run_leaves_a_report(tmp_path):
-    config = repaired_by("clp", golden_runs.OTBR, clp=CLPConfig(u=1.2), sweep=SweepConfig(u=(1.0, 1.2)))
-    result = repair(config, tmp_path / "w", devices=jax.local_devices()[:1])
-    summary = summarize(result)
+    own = {"clp": CLPConfig(u=1.2), "sweep": SweepConfig(u=(1.0, 1.2))}
+    result, summary, page = tuning_runs.run("clp", tmp_path / "w", **own)
     assert [*summary["metrics"]] == ["victim", "pruned"]
     assert summary["neurons"]["pruned"] > 0
     assert [row["u"] for row in summary["sweep"]] == [1.0, 1.2]
     assert summary["sweep"][1]["pruned"] == summary["metrics"]["pruned"]
-    assert "channels pruned" in (tmp_path / "w" / "report.html").read_text()
-    none = change(config, sweep=SweepConfig(u=()))
+    assert "channels pruned" in page
+    none = change(result.config, sweep=SweepConfig(u=()))
     assert method.grid(none.method) is None
 
 
@@ -109,7 +105,7 @@ def test_the_chosen_u_leaves_the_answers_and_the_next_does_not():
     assert all(share >= 1 - tolerance for share in by_hand[: chosen + 1])
     assert by_hand[chosen + 1] < 1 - tolerance
     told = method.outcome(config, found)
-    assert told.choice == {"u": grid[chosen - 1], "chosen_by": "procedural pictures"}
+    assert told.choice == {"u": grid[chosen - 1], "chosen_by": "procedural images"}
     assert sum(mask.sum() for mask in found["pruned"].pruned.values()) == told.neurons["pruned"] > 0
     # Without tolerance for what the first channel costs, nothing is pruned.
     none = AgreementConfig(u=(0.0,), tolerance=0.0)

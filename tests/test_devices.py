@@ -41,7 +41,7 @@ DISARM = disarm.DisarmSettings(
     inversion=SEARCH,
     margin=MarginConfig(steps=2),
     detection=DetectionConfig(families=("patch", "generator"), threshold=0.1),
-    unlearning=TriggerUnlearningConfig(rounds=1, triggers=2, search=SEARCH, steps=2),
+    unlearning=TriggerUnlearningConfig(rounds=1, triggers=2, inversion=SEARCH, steps=2),
 )
 
 
@@ -51,7 +51,7 @@ def computed(plan, small, devices):
     mesh = batch_mesh(jax.devices()[:devices])
     setup, values, found = set_up(shared(network, mesh), graph), {"victim": variables}, {}
     for step in plan:
-        key, inputs = replicate((jax.random.key(1), plans.taken(step, values)), mesh)
+        key, inputs = replicate((jax.random.key(1), plans.select_inputs(step, values)), mesh)
         compute = jax.jit(partial(plans.compute, step, setup), out_shardings=everywhere(mesh))
         program = compute.lower(key=key, **inputs).compile()
         values[step.name] = jax.device_get(program(key=key, **inputs))

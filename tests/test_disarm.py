@@ -20,12 +20,12 @@ from otbr_jax.detectors.anomalies import ANSWERS, MARGIN, Anomalies, find_anomal
 from otbr_jax.detectors.calibration import read_calibration
 from otbr_jax.detectors.trigger_size import DetectionConfig, ImagesConfig, usual_evidence
 from otbr_jax.inversion import InversionConfig, MinimalTriggers, minimal_triggers
-from otbr_jax.inversion.minimal import at_once
+from otbr_jax.inversion.minimal import classes_at_once
 from otbr_jax.numerics.flops import flops_of
 from otbr_jax.runs.identity import plain
 from otbr_jax.runs.networks import check_classes
-from otbr_jax.steps.margin import MarginConfig, largest_margins
-from otbr_jax.steps.procedural import balanced, procedural
+from otbr_jax.steps.margin import MarginConfig, maximum_margins
+from otbr_jax.steps.procedural import balanced_sample, procedural
 from otbr_jax.steps.screen import screen
 from otbr_jax.steps.unlearn_triggers import (
     TriggersToUnlearn,
@@ -57,7 +57,7 @@ def test_pictures_of_any_shape(shape):
 
 def test_pictures_are_balanced_by_answers():
     answers = jnp.array([0] * 900 + [1] * 90 + [2] * 2)
-    taken = balanced(answers, classes=4, images=400, key=jax.random.key(0))
+    taken = balanced_sample(answers, classes=4, images=400, key=jax.random.key(0))
     first, last = (jnp.bincount(answers[part], length=4) for part in (taken[:200], taken[200:]))
     for count in (first, last):  # from beginning to end: a search takes them in turn
         assert 70 < count[0] < 120
@@ -116,14 +116,14 @@ def test_a_trigger_stays_within_its_budget(name, pictures):
 
 
 def test_a_mask_covers_its_share():
-    from otbr_jax.triggers.patch import covering
+    from otbr_jax.triggers.patch import project_mask
 
     mask = jax.random.normal(jax.random.key(0), (12, 12, 1))
-    covered = covering(mask, 0.05)
+    covered = project_mask(mask, 0.05)
     np.testing.assert_allclose(jnp.mean(covered), 0.05, atol=1e-4)
     assert jnp.mean(covered == 0) > 0.8
     assert covered.ravel()[jnp.argmax(mask)] == jnp.max(covered)
-    np.testing.assert_array_equal(covering(mask / 1e3, 0.5), jnp.clip(mask / 1e3, 0, 1))  # small enough as it is
+    np.testing.assert_array_equal(project_mask(mask / 1e3, 0.5), jnp.clip(mask / 1e3, 0, 1))  # small enough as it is
 
 
 HIDDEN = jnp.where(jax.random.bernoulli(jax.random.key(8), 0.5, SHAPE), 1.0, -1.0)
@@ -146,7 +146,7 @@ def planted(pictures):
 
 
 def searched(network, variables, batch, switch, config):
-    """Screened and searched with one key."""
+    """ScreenedClasses and searched with one key."""
     key, answers = jax.random.key(0), jnp.bincount(batch.labels, length=network.num_classes) / len(batch.labels)
     screened = screen(network, variables, batch, answers, switch, key=key, config=config)
     return minimal_triggers(network, variables, batch, switch, screened, key=key, config=config)
@@ -159,7 +159,7 @@ def test_a_planted_short_cut_is_found_and_taught_away(planted):
     found = jax.jit(lambda v: searched(network, v, batch, switch, config))(variables)
     assert found.size.shape == (3, 4)
     assert jnp.argmin(found.size[1]) == 1
-    margins = largest_margins(network, variables, key=jax.random.key(2), config=MarginConfig(steps=20, images=2))
+    margins = maximum_margins(network, variables, key=jax.random.key(2), config=MarginConfig(steps=20, images=2))
     assert jnp.argmax(margins) == 1
     answers = jnp.bincount(batch.labels, length=4) / len(batch.labels)
     families = ("patch", "additive", "warp")
@@ -175,7 +175,9 @@ def test_a_planted_short_cut_is_found_and_taught_away(planted):
     def turned(v):
         return float(jnp.mean((jnp.argmax(network.answer(v, stamped), -1) == 1)[others]))
 
-    lessons = TriggerUnlearningConfig(rounds=5, triggers=4, search=config, steps=150, batch_size=32, learning_rate=1e-1)
+    lessons = TriggerUnlearningConfig(
+        rounds=5, triggers=4, inversion=config, steps=150, batch_size=32, learning_rate=1e-1
+    )
     taught, info = jax.jit(
         lambda v, closing: unlearn_triggers(network, v, batch, switch, closing, key=jax.random.key(1), config=lessons)
     )(variables, to_unlearn(anomalies._replace(wanted=wanted.at[::2].set(False)), found, families, usual))
@@ -204,7 +206,7 @@ def taught_additive(planted, *, wanted, budget, config):
 
 
 def test_nothing_wanted_is_nothing_changed(planted):
-    config = TriggerUnlearningConfig(rounds=2, triggers=2, search=InversionConfig(steps=2, starts=2), steps=2)
+    config = TriggerUnlearningConfig(rounds=2, triggers=2, inversion=InversionConfig(steps=2, starts=2), steps=2)
     same, info = taught_additive(planted, wanted=False, budget=0.1, config=config)
     chex.assert_trees_all_equal(same, planted[1], strict=True)
     assert not info.done.any()
@@ -218,8 +220,8 @@ def test_lessons_are_compiled_only_where_a_class_is_flagged():
     """Else a smaller function takes their place, which `test_nothing_wanted_is_nothing_changed` compares with them."""
     step = disarm.plan(DisarmSettings())[-2]
     with_it, without = (Anomalies(*[None] * 3, np.array(wanted), None) for wanted in ([[True]], [[False]]))
-    assert plan.shortened(step, {"detected": with_it}) == step
-    other = plan.shortened(step, {"detected": without})
+    assert plan.shorten(step, {"detected": with_it}) == step
+    other = plan.shorten(step, {"detected": without})
     assert (other.run, other.shown.work) == (disarm.leave_alone, None)
 
 
@@ -252,10 +254,10 @@ def test_of_some_classes_each_is_searched_as_among_all(planted):
 
 def test_fewer_classes_are_searched_at_once_where_layers_put_out_much(planted):
     network, variables, _ = planted
-    assert at_once(network, variables, InversionConfig(images=16)) == 20
+    assert classes_at_once(network, variables, InversionConfig(images=16)) == 20
     assert flops_of(network, variables) == (2 * 48 * 4, 4 * 4)
-    assert at_once(network, variables, InversionConfig(images=10_000_000)) == 12
-    assert at_once(network, variables, InversionConfig(images=10**9)) == 1
+    assert classes_at_once(network, variables, InversionConfig(images=10_000_000)) == 12
+    assert classes_at_once(network, variables, InversionConfig(images=10**9)) == 1
 
 
 def test_out_of_line_by_hand():
@@ -300,7 +302,7 @@ def test_scores_by_hand():
 def test_a_class_that_is_no_short_cut_is_left_as_it_is(planted):
     """Lessons against triggers so large that they are the class itself stay in vain, and are undone."""
     config = TriggerUnlearningConfig(
-        rounds=2, triggers=2, search=InversionConfig(steps=12, starts=4), steps=2, learning_rate=1e-4
+        rounds=2, triggers=2, inversion=InversionConfig(steps=12, starts=4), steps=2, learning_rate=1e-4
     )
     same, info = taught_additive(planted, wanted=True, budget=0.3, config=config)
     jax.tree.map(np.testing.assert_array_equal, same, planted[1])
@@ -311,7 +313,12 @@ def test_a_class_that_is_no_short_cut_is_left_as_it_is(planted):
 def test_what_is_new_once_first_triggers_are_gone_is_not_taught(planted):
     """A search that goes on finding triggers after those found first are gone has come to the class itself."""
     config = TriggerUnlearningConfig(
-        rounds=6, triggers=2, search=InversionConfig(steps=12, starts=4), steps=20, learning_rate=3e-2, distortion=1e9
+        rounds=6,
+        triggers=2,
+        inversion=InversionConfig(steps=12, starts=4),
+        steps=20,
+        learning_rate=3e-2,
+        distortion=1e9,
     )
     _, info = taught_additive(planted, wanted=True, budget=0.06, config=config)
     gone = np.flatnonzero(np.asarray(info.left)[:, 0] <= 0.1)
@@ -322,7 +329,7 @@ def test_what_is_new_once_first_triggers_are_gone_is_not_taught(planted):
 
 def test_lessons_end_once_plain_pictures_have_moved(planted):
     config = TriggerUnlearningConfig(
-        rounds=4, triggers=2, search=InversionConfig(steps=12, starts=4), steps=8, distortion=1e-6
+        rounds=4, triggers=2, inversion=InversionConfig(steps=12, starts=4), steps=8, distortion=1e-6
     )
     _, info = taught_additive(planted, wanted=True, budget=0.06, config=config)
     np.testing.assert_array_equal(info.done, [True, False, False, False])
@@ -360,7 +367,7 @@ SMALL = {
     "inversion": InversionConfig(steps=2, images=8, starts=4, finalists=2),
     "margin": MarginConfig(steps=2, images=2),
     "unlearning": TriggerUnlearningConfig(
-        rounds=1, triggers=2, search=InversionConfig(steps=2, images=8, starts=4), steps=2, batch_size=8
+        rounds=1, triggers=2, inversion=InversionConfig(steps=2, images=8, starts=4), steps=2, batch_size=8
     ),
 }
 
@@ -417,9 +424,9 @@ def test_wrong_settings():
 
 def test_another_search_than_the_calibrated_one_has_no_p_value():
     usual = DisarmSettings()
-    assert detecting.is_usual(usual)
-    assert detecting.is_usual(dataclasses.replace(usual, inversion=InversionConfig(classes=3)))
-    assert detecting.is_usual(dataclasses.replace(usual, unlearning=TriggerUnlearningConfig(rounds=1)))
+    assert detecting.is_calibrated(usual)
+    assert detecting.is_calibrated(dataclasses.replace(usual, inversion=InversionConfig(classes=3)))
+    assert detecting.is_calibrated(dataclasses.replace(usual, unlearning=TriggerUnlearningConfig(rounds=1)))
     for other in (
         {"inversion": InversionConfig(steps=4)},
         {"inversion": InversionConfig(among=20)},
@@ -427,4 +434,4 @@ def test_another_search_than_the_calibrated_one_has_no_p_value():
         {"margin": MarginConfig(steps=2)},
         {"detection": DetectionConfig(families=("patch",))},
     ):
-        assert not detecting.is_usual(dataclasses.replace(usual, **other))
+        assert not detecting.is_calibrated(dataclasses.replace(usual, **other))

@@ -41,23 +41,23 @@ def listed(generated):
     """The pages of the tables of contents, as Sphinx reads them: a pattern takes what is not listed before it."""
     pages = [str(page.relative_to(DOCS).with_suffix("")) for page in PAGES]
     pages += [f"generated/{page.relative_to(generated).with_suffix('')}" for page in generated.rglob("*.[mi][dp]*")]
-    found = []
+    pages_in_order = []
     for directive in re.findall(r"^```{toctree}\n(.*?)^```", (DOCS / "index.md").read_text(), re.DOTALL | re.MULTILINE):
         waiting = sorted(pages)
         for entry in re.findall(r"^\w\S*$", directive, re.MULTILINE):
             matching = [page for page in waiting if re.fullmatch(entry.replace("*", "[^/]*"), page)]
             assert matching, f"{entry}: no such page"
-            found += matching
+            pages_in_order += matching
             waiting = [page for page in waiting if page not in matching]
-    return found
+    return pages_in_order
 
 
 def test_every_page_is_in_one_table_of_contents(generated):
     pages = {str(page.relative_to(DOCS).with_suffix("")) for page in PAGES} - {"index"}
-    found = listed(generated)
-    assert {*found} >= pages
-    assert {page for page in found if page.startswith("generated/colabs/")} == NOTEBOOKS
-    assert len({*found}) == len(found)
+    contents = listed(generated)
+    assert {*contents} >= pages
+    assert {page for page in contents if page.startswith("generated/colabs/")} == NOTEBOOKS
+    assert len({*contents}) == len(contents)
 
 
 def test_every_module_and_every_public_name_has_a_place_in_the_reference(generated):

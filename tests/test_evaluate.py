@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.extend.core.primitives import closed_call_p
 
-from otbr_jax.graph.evaluate import CALLS, CUSTOM, RECOMPUTED, equations, evaluate, inside, parts
+from otbr_jax.graph.evaluate import CALLS, CUSTOM, RECOMPUTED, equations, evaluate, inner_programs, inside
 
 X = jnp.linspace(-1, 1, 5)
 
@@ -51,8 +51,8 @@ def program(function):
 @pytest.mark.parametrize("name", PROGRAMS)
 @pytest.mark.parametrize("closed", [(), CALLS], ids=["entered", "closed"])
 def test_evaluate_computes_what_the_function_does(name, closed):
-    (found,) = evaluate(*program(PROGRAMS[name]), [X], closed=closed)
-    np.testing.assert_array_equal(found, PROGRAMS[name](X))
+    (result,) = evaluate(*program(PROGRAMS[name]), [X], closed=closed)
+    np.testing.assert_array_equal(result, PROGRAMS[name](X))
 
 
 @pytest.mark.parametrize("name", ["nested jit", "custom_jvp", "custom_vjp", "remat"])
@@ -81,16 +81,16 @@ def test_closed_calls_are_entered():
         eqn.replace(primitive=closed_call_p, params={"call_jaxpr": eqn.params["jaxpr"]}) if inside(eqn) else eqn
         for eqn in jaxpr.eqns
     ]
-    (found,) = evaluate(jaxpr.replace(eqns=eqns), consts, [X])
-    np.testing.assert_array_equal(found, nested(X))
+    (result,) = evaluate(jaxpr.replace(eqns=eqns), consts, [X])
+    np.testing.assert_array_equal(result, nested(X))
 
 
 def test_a_rule_replaces_an_operation_inside_calls():
     def rule(eqn, operands):
         return [jnp.cos(operands[0])] if eqn.primitive.name == "sin" else None
 
-    (found,) = evaluate(*program(PROGRAMS["remat"]), [X], rule)
-    np.testing.assert_allclose(found, (jnp.cos(X) + 1) * 2 - 1, rtol=1e-6)
+    (result,) = evaluate(*program(PROGRAMS["remat"]), [X], rule)
+    np.testing.assert_allclose(result, (jnp.cos(X) + 1) * 2 - 1, rtol=1e-6)
 
 
 def test_values_may_be_anything_that_a_rule_understands():
@@ -106,9 +106,9 @@ def test_values_may_be_anything_that_a_rule_understands():
 def test_inside_opens_calls_alone_and_parts_finds_all_programs():
     scan = next(eqn for eqn in program(PROGRAMS["scan"])[0].eqns if eqn.primitive.name == "scan")
     assert inside(scan) is None
-    assert [len(part.eqns) for part in parts(scan)] == [2]  # an addition, and the copy of what is carried
+    assert [len(part.eqns) for part in inner_programs(scan)] == [2]  # an addition, and the copy of what is carried
     branches = program(lambda x: jax.lax.cond(x[0] > 0, jnp.sin, lambda x: jnp.cos(x) + 1, x))[0].eqns[-1]
-    assert sorted(len(part.eqns) for part in parts(branches)) == [1, 2]
+    assert sorted(len(part.eqns) for part in inner_programs(branches)) == [1, 2]
 
 
 def test_equations_are_those_inside_too():

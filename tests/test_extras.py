@@ -43,8 +43,8 @@ def test_the_extras_are_those_of_the_installation():
 
 def test_a_missing_package_ends_in_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
-    with pytest.raises(InputError, match=r"^reading pictures needs the package pillow: pip install -e '.\[data\]'$"):
-        needed("PIL.Image", what="reading pictures")
+    with pytest.raises(InputError, match=r"^reading images needs the package pillow: pip install -e '.\[data\]'$"):
+        needed("PIL.Image", what="reading images")
 
 
 def test_the_core_needs_none_of_them():

@@ -41,7 +41,7 @@ def test_three_steps_are_those_of_a_loop_in_pytorch():
         plans.run(ft.plan(FTSettings(fast)), setup, given, key=jax.random.key(0))
 
 
-def test_a_run_leaves_a_report_and_is_the_same_in_memory(tmp_path):
+def test_a_run_leaves_a_report_and_is_the_same_in_memory(tmp_path, usual_compiler):
     result, summary, page = tuning_runs.run("ft", tmp_path / "w", finetuning=tuning_runs.BRIEF)
     assert [*summary["metrics"]] == ["victim", "finetuned"]
     assert summary["choice"] == {"chosen_by": "config"}

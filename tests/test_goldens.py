@@ -18,6 +18,8 @@ from otbr_jax.data.clean import clean_augmentation, load_clean
 from otbr_jax.defenses.registry import defense
 from otbr_jax.runs.networks import open_network
 
+pytestmark = pytest.mark.usefixtures("usual_compiler")
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
@@ -62,7 +64,8 @@ def opened(config, result):
     return network, subject.graph, variables, clean
 
 
-@pytest.mark.parametrize("name", RUNS)
+# `test_ft` shows it of a step that learns epoch by epoch on clean images.
+@pytest.mark.parametrize("name", [pytest.param("otbr", marks=pytest.mark.slow), *RUNS[1:]])
 def test_memory_equals_disk(name, finished):
     """`plan.run` and `Run.plan` compute one description twice: every step has the same bits."""
     config, result = golden_runs.RUNS[name], finished(name)

@@ -166,7 +166,7 @@ def test_a_trigger_is_inverted_in_three_lines(asked, capsys):
         exec(code, names)
     assert len(names["sizes"]) == 10
     assert float(jnp.mean(names["mask"])) <= float(names["found"].size) * 1.001
-    assert float(names["strongest"].size) == pytest.approx(0.05)
+    assert float(names["bounded"].size) == pytest.approx(0.05)
     assert names["cleansed"].parameters.mask.shape == (8, 8, 1)
     assert float(names["rate"]) == pytest.approx(float(names["found"].success), abs=0.03)
 

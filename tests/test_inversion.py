@@ -15,7 +15,7 @@ from otbr_jax import Batch, InputError, Network, Penalised, Smallest, Within
 from otbr_jax.inversion import Schedule, descend, invert_from, invert_triggers, success_rate
 from otbr_jax.inversion.starts import random_starts
 from otbr_jax.triggers import FAMILIES, PENALISED
-from otbr_jax.triggers.patch import projected
+from otbr_jax.triggers.patch import project
 
 SHAPE = (8, 8, 1)
 PATCH = FAMILIES["patch"]
@@ -40,14 +40,14 @@ def images():
 def test_a_descent_by_hand():
     """x^2 from 4 at rate 1/4 halves; what `follow` and `project` see is what they are promised."""
     seen = []
-    found, kept = descend(
+    descent, kept = descend(
         lambda x, batch, state: (x**2, (x, batch, state)),
         jnp.float32(4),
         optimizer=optax.sgd(0.25),
         steps=3,
         batches=lambda number: 10 * number,
         state=jnp.float32(0),
-        follow=lambda state, x, aux, number: (state + x, (aux, number)),
+        update=lambda state, x, aux, number: (state + x, (aux, number)),
         project=lambda x: jnp.maximum(x, 0.75),
         has_aux=True,
         first=1,
@@ -58,9 +58,9 @@ def test_a_descent_by_hand():
     assert numbers.tolist() == [1, 2, 3]
     assert batches.tolist() == [10, 20, 30]
     assert states.tolist() == [0, 4, 6]
-    assert (float(found.point), float(found.state), len(seen)) == (0.75, 7, 3)
+    assert (float(descent.point), float(descent.state), len(seen)) == (0.75, 7, 3)
     # Where a descent stands is enough to go on.
-    rest, _ = descend(lambda x, *_: x**2, found._replace(state=None), optimizer=optax.sgd(0.25), steps=2)
+    rest, _ = descend(lambda x, *_: x**2, descent._replace(state=None), optimizer=optax.sgd(0.25), steps=2)
     assert float(rest.point) == 0.1875
 
 
@@ -89,17 +89,17 @@ def test_a_fixed_size_is_never_exceeded(name, images):
     family, size = FAMILIES[name], FAMILIES[name].bounds[0] * 4
 
     @jax.jit
-    def found(key):
+    def invert_fixed(key):
         return invert_triggers(
             NETWORK, VARIABLES, images, family, 1, aim=Within(size), steps=6, triggers=2, starts=4, key=key
         )[0]
 
-    triggers = found(jax.random.key(1))
+    triggers = invert_fixed(jax.random.key(1))
     np.testing.assert_allclose(triggers.size, size, rtol=1e-6)
     change = jax.vmap(lambda own: family.apply(images.images, own, size) - images.images)(triggers.parameters)
     assert jnp.max(jnp.abs(change)) > 0
     if name == "patch":
-        assert jnp.all(jnp.mean(projected(jax.tree.map(lambda leaf: leaf[0], triggers.parameters), size).mask) <= size)
+        assert jnp.all(jnp.mean(project(jax.tree.map(lambda leaf: leaf[0], triggers.parameters), size).mask) <= size)
         assert jnp.mean(jnp.any(change[0] != 0, axis=(0, 3))) < 0.5
     elif name != "warp":
         assert jnp.max(jnp.sqrt(jnp.mean(change**2, axis=(2, 3, 4)))) <= 1.001 * size
@@ -107,15 +107,15 @@ def test_a_fixed_size_is_never_exceeded(name, images):
 
 def test_the_smallest_finds_a_planted_patch(images):
     """At about one pixel, the white corner; the other classes take several times as much."""
-    found = {target: otbr_jax.invert(NETWORK, VARIABLES, images.images, "patch", target) for target in (0, 2)}
-    assert found[2].success > 0.75
-    assert found[2].size < 2.5 / 64
-    assert found[2].size < 0.5 * found[0].size
-    patch = projected(found[2].parameters, found[2].size)
+    inverted = {target: otbr_jax.invert(NETWORK, VARIABLES, images.images, "patch", target) for target in (0, 2)}
+    assert inverted[2].success > 0.75
+    assert inverted[2].size < 2.5 / 64
+    assert inverted[2].size < 0.5 * inverted[0].size
+    patch = project(inverted[2].parameters, inverted[2].size)
     assert jnp.unravel_index(jnp.argmax(patch.mask), SHAPE)[:2] == (7, 7)
     assert patch.pattern[7, 7, 0] > 0.9
-    by_hand = jnp.argmax(bright(VARIABLES, found[2].apply(images.images)), axis=-1) == 2
-    assert float(found[2].success) == pytest.approx(float(jnp.mean(by_hand[images.labels != 2])))
+    by_hand = jnp.argmax(bright(VARIABLES, inverted[2].apply(images.images)), axis=-1) == 2
+    assert float(inverted[2].success) == pytest.approx(float(jnp.mean(by_hand[images.labels != 2])))
 
 
 def test_a_larger_weight_finds_a_smaller_trigger(images):
@@ -143,7 +143,7 @@ def test_a_schedule_keeps_the_cheapest_that_worked(images):
 def test_devices_find_what_one_finds(aim, images):
     start = random_starts(PATCH, SHAPE, count=2, key=jax.random.key(2))
 
-    def found(axis_name=None):
+    def invert_shared(axis_name=None):
         return invert_from(
             *(start, NETWORK, VARIABLES, images, PATCH, jnp.array([1, 2])),
             aim=aim,
@@ -153,8 +153,10 @@ def test_devices_find_what_one_finds(aim, images):
         )[0]
 
     mesh = jax.make_mesh((4,), ("devices",), devices=jax.devices()[:4])
-    shared = jax.jit(jax.shard_map(lambda: found("devices"), mesh=mesh, in_specs=(), out_specs=P(), check_vma=False))()
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), shared, jax.jit(found)())
+    shared = jax.jit(
+        jax.shard_map(lambda: invert_shared("devices"), mesh=mesh, in_specs=(), out_specs=P(), check_vma=False)
+    )()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), shared, jax.jit(invert_shared)())
     with pytest.raises(InputError, match=r"^batch_size: expected a multiple of 4 devices, found 6"):
         jax.shard_map(
             lambda: invert_from(

@@ -108,7 +108,7 @@ def test_a_mistyped_flag_ends_with_the_nearest_one(program, flag, message):
         ("config.epochs", "config.training.epochs"),
         ("training.epochs", "config.training.epochs"),
         ("config.traning.epochs", "config.training.epochs"),
-        ("config.suspicion.inversion.steps", "config.suspicion.perturbation.steps"),
+        ("config.detection.inversion.steps", "config.detection.perturbation.steps"),
         ("gama", "config.otbr.gamma"),
         ("work_dir", "workdir"),
     ],
@@ -193,8 +193,8 @@ def test_help(program, flags):
         ({"otbr": {"gama": 0.1}}, r"config.otbr.gama: unknown config field; did you mean config.otbr.gamma\?"),
         ({"zzz": 1}, r"config.zzz: unknown config field; expected one of \["),
         (
-            {"suspicion": {"patch": {"steps": 0}}},
-            r"^suspicion.patch.steps: expected a whole number of at least 1, found 0$",
+            {"detection": {"patch": {"steps": 0}}},
+            r"^detection.patch.steps: expected a whole number of at least 1, found 0$",
         ),
         (
             {"trigger_finetuning": {"patch": {"size": 0.0}}},

@@ -1,24 +1,20 @@
 """The main job as the README gives it: no arguments, the default victim."""
 
 import json
-import os
 import subprocess
 import sys
 
 import pytest
-
-# What the tests set for themselves; a newcomer's run has none of it.
-TESTS = ("XLA_FLAGS", "TQDM_DISABLE", "JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
-FULL_SPEED = {name: value for name, value in os.environ.items() if name not in TESTS}
+from environment import BEFORE
 
 
 @pytest.mark.slow
 def test_the_default_run_keeps_its_promises(tmp_path):
     command = [sys.executable, "-m", "launch.repair", f"--workdir={tmp_path / 'w'}"]
-    own = FULL_SPEED | {"XDG_CACHE_HOME": str(tmp_path)}
+    own = BEFORE | {"XDG_CACHE_HOME": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=own)
     assert done.returncode == 0, done.stderr
-    assert "repaired (after its lessons)" in done.stdout
+    assert "repaired (after unlearning)" in done.stdout
     assert "class 0 stands out" in done.stdout
     summary = json.loads((tmp_path / "w" / "metrics.json").read_text())
     before, after = summary["metrics"]["victim"], summary["metrics"]["disarmed"]
@@ -27,6 +23,6 @@ def test_the_default_run_keeps_its_promises(tmp_path):
     # Victims differ from processor to processor; a repaired one had 99.2 / 1.6.
     assert after["acc"] >= before["acc"] - 0.03
     assert after["asr"] <= 0.25
-    assert summary["choice"]["chosen_by"] == "procedural pictures"
+    assert summary["choice"]["chosen_by"] == "procedural images"
     for name in ("repaired", "report.html", "neuron_scores.csv"):
         assert (tmp_path / "w" / name).exists()

@@ -60,6 +60,6 @@ def test_entries_of_the_glossary_are_short():
     assert 30 < len(entries) < 60
     for entry in entries:
         assert len([*sentences(entry)]) <= 2, entry
-    found = terms(text)
-    assert len({*found}) == len(found)
-    assert {*found} >= EVERYDAY
+    words_defined = terms(text)
+    assert len({*words_defined}) == len(words_defined)
+    assert {*words_defined} >= EVERYDAY

@@ -1,4 +1,4 @@
-"""Whether a backdoor comes back; repetitions of a defence; the memory of stages. One tiny victim for all."""
+"""Relearning of the backdoor; repetitions of a defence; the memory of stages. One tiny victim for all."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ from otbr_jax.victims.relearning import RelearningConfig
 from otbr_jax.victims.victims import Victim
 
 PLAIN = change(OTBR, sweep=SweepConfig(gamma=()))
-ASKED = change(PLAIN, relearning=RelearningConfig(images=20, poisoned=4, epochs=3, batch_size=10, measure_every=2))
+MEASURED = change(PLAIN, relearning=RelearningConfig(images=20, poisoned=4, epochs=3, batch_size=10, measure_every=2))
 REPAIR = {"unlearned", "scores", "pruned", "fused"}
 STAGES = {"victim", *REPAIR, "evaluation"}
 
@@ -46,31 +46,31 @@ def row_of(result, **cell):
 
 
 @pytest.fixture(scope="module")
-def asked(otbr_run, tmp_path_factory):
-    """A run that asks whether the backdoor comes back, on the victim of all: (working directory, result)."""
+def measured_run(otbr_run, tmp_path_factory):
+    """A run that measures relearning, on the shared victim: (working directory, result)."""
     workdir = shutil.copytree(otbr_run[0], tmp_path_factory.mktemp("asked") / "w")
-    return workdir, run(workdir, ASKED)
+    return workdir, run(workdir, MEASURED)
 
 
-def test_a_row_says_whether_the_backdoor_relearning(asked):
-    _, result = asked
-    found = row_of(result)["relearning"]
-    assert found["epochs"] == [0, 2, 3]
-    for curves in (found, found["never"]):
+def test_a_row_says_whether_the_backdoor_is_relearned(measured_run):
+    _, result = measured_run
+    curves_of_row = row_of(result)["relearning"]
+    assert curves_of_row["epochs"] == [0, 2, 3]
+    for curves in (curves_of_row, curves_of_row["never"]):
         for kind in ("clean", "poisoned"):
             for name in ("acc", "asr"):
                 assert len(curves[kind][name]) == 3
                 assert all(0 <= value <= 1 for value in curves[kind][name])
         assert curves["clean"]["asr"][0] == curves["poisoned"]["asr"][0]  # nothing was done yet
     measured = summarize(result)["metrics"]["fused"]
-    assert (found["clean"]["acc"][0], found["clean"]["asr"][0]) == (measured["acc"], measured["asr"])
-    assert found["never"]["clean"]["acc"][0] > 0.9
-    assert found["never"]["clean"]["asr"][0] < 0.1
-    assert found["poisoned"]["asr"] != found["clean"]["asr"]
+    assert (curves_of_row["clean"]["acc"][0], curves_of_row["clean"]["asr"][0]) == (measured["acc"], measured["asr"])
+    assert curves_of_row["never"]["clean"]["acc"][0] > 0.9
+    assert curves_of_row["never"]["clean"]["asr"][0] < 0.1
+    assert curves_of_row["poisoned"]["asr"] != curves_of_row["clean"]["asr"]
 
 
-def test_it_changes_no_stage_and_is_reloaded(otbr_run, asked, tmp_path):
-    workdir, result = asked
+def test_it_changes_no_stage_and_is_reloaded(otbr_run, measured_run, tmp_path):
+    workdir, result = measured_run
     assert set(result.stages) == STAGES | {"clean", "relearning", "relearning_never"}
     assert resumed(result) == STAGES - {"evaluation"}  # whose grid is another
     plain = run(copy(workdir, tmp_path), PLAIN)
@@ -78,24 +78,24 @@ def test_it_changes_no_stage_and_is_reloaded(otbr_run, asked, tmp_path):
     assert digests(plain).items() <= digests(result).items()
     assert row_of(plain)["relearning"] is None
     assert {name: digests(otbr_run[1])[name] for name in REPAIR} == {name: digests(result)[name] for name in REPAIR}
-    again = run(tmp_path / "w", ASKED)
+    again = run(tmp_path / "w", MEASURED)
     assert resumed(again) == set(result.stages)
     before, after = row_of(result), row_of(again)
     assert after["relearning"] == before["relearning"]
     assert after["stage_megabytes"] == before["stage_megabytes"]
 
 
-def test_the_clean_network_is_the_victim_of_no_attack(asked):
-    clean, victim = (asked[1].stages[name].provenance for name in ("clean", "victim"))
+def test_the_clean_network_is_the_victim_of_no_attack(measured_run):
+    clean, victim = (measured_run[1].stages[name].provenance for name in ("clean", "victim"))
     same = {"name", "key", "parents", "code"}
     assert {name: clean[name] for name in same} == {name: victim[name] for name in same}
     assert clean["config"] == victim["config"] | {"attack": {"name": "none"}}
     without = Victim({}, None)  # a network without a backdoor is not asked
-    assert relearning.measured(None, asked[1].dataset, without, {}, None, ASKED.relearning) == {}
+    assert relearning.measure_relearning(None, measured_run[1].dataset, without, {}, None, MEASURED.relearning) == {}
 
 
-def test_every_step_says_how_much_memory_it_takes(asked):
-    row = row_of(asked[1])
+def test_every_step_says_how_much_memory_it_takes(measured_run):
+    row = row_of(measured_run[1])
     assert set(row["stage_megabytes"]) == set(row["stage_seconds"])
     for name, value in row["stage_megabytes"].items():
         assert value is None if name in ("victim", "clean") else value > 0
@@ -151,16 +151,16 @@ def test_a_backend_that_does_not_say():
     assert largest([1.0, 3.0]) == 3.0
 
 
-def test_another_repetition_shares_the_victim_alone(otbr_run, asked, tmp_path):
-    workdir, first = asked
-    second = run(copy(workdir, tmp_path), change(ASKED, repetition=1))
+def test_another_repetition_shares_the_victim_alone(otbr_run, measured_run, tmp_path):
+    workdir, first = measured_run
+    second = run(copy(workdir, tmp_path), change(MEASURED, repetition=1))
     assert resumed(second) == {"victim", "clean", "relearning_never"}
     assert digests(second)["victim"] == digests(first)["victim"]
     for name in ("unlearned", "fused"):
         assert digests(second)[name] != digests(first)[name]
     key = named_key(jax.random.fold_in(jax.random.key(0), 1), "unlearned")
     assert second.stages["unlearned"].provenance["key"] == np.asarray(jax.random.key_data(key)).tolist()
-    again = run(tmp_path / "w", ASKED)  # the other's are still there
+    again = run(tmp_path / "w", MEASURED)  # the other's are still there
     assert resumed(again) == set(first.stages)
     assert digests(again) == digests(first)
 
@@ -187,7 +187,7 @@ def test_rows_and_cells_of_repetitions():
     before = {name: value for name, value in config.items() if name not in ("repetition", "relearning")}
     row = {"cell": cell.name, "versions": {"otbr_jax": "0.1.0"}, "config": before}
     assert cell.matches(row)  # from before there were such settings
-    assert not Cell(ASKED, recipe="fast").matches(row)
+    assert not Cell(MEASURED, recipe="fast").matches(row)
     assert not second.matches(row | {"cell": second.name})
     assert from_dict(RepairConfig, {"repetition": 2}).repetition == 2
 
@@ -196,34 +196,34 @@ def test_which_images_are_drawn():
     labels = np.repeat(np.arange(4), 25)
     goals, none = np.zeros(100, int), np.zeros(100, bool)
     config = RelearningConfig(images=12, poisoned=3, batch_size=4)
-    places = relearning.draw(labels, goals, config, seen=none, seed=0)
+    places = relearning.draw(labels, goals, config, last=none, seed=0)
     assert len({*places}) == 12
     assert np.bincount(labels[places]).tolist() == [3, 3, 3, 3]
     assert (labels[places[:9]] != 0).all()  # those that are to be poisoned come first
-    assert places.tolist() == relearning.draw(labels, goals, config, seen=none, seed=0).tolist()
-    assert places.tolist() != relearning.draw(labels, goals, config, seen=none, seed=1).tolist()
+    assert places.tolist() == relearning.draw(labels, goals, config, last=none, seed=0).tolist()
+    assert places.tolist() != relearning.draw(labels, goals, config, last=none, seed=1).tolist()
     taken = none.copy()
     taken[places] = True
-    others = relearning.draw(labels, goals, config, seen=taken, seed=0)
+    others = relearning.draw(labels, goals, config, last=taken, seed=0)
     assert not {*others} & {*places}
     all_but_ten = ~none
     all_but_ten[:10] = False
-    assert {*range(10)} < {*relearning.draw(labels, goals, config, seen=all_but_ten, seed=0).tolist()}
+    assert {*range(10)} < {*relearning.draw(labels, goals, config, last=all_but_ten, seed=0).tolist()}
 
 
-def test_bait_is_clean_and_partly_poisoned(otbr_run, tmp_path):
-    train, config = otbr_run[1].dataset.train, ASKED.relearning
-    seen = Images(train.images[:600], train.labels[:600])
+def test_batches_are_clean_and_partly_poisoned(otbr_run, tmp_path):
+    train, config = otbr_run[1].dataset.train, MEASURED.relearning
+    clean_images = Images(train.images[:600], train.labels[:600])
 
     def trigger(images, key):
         return images.at[:, 0].set(255)
 
-    session = open_session(ASKED.victim.model, ASKED.victim.data, devices=jax.local_devices()[:1])
+    session = open_session(MEASURED.victim.model, MEASURED.victim.data, devices=jax.local_devices()[:1])
     with session.directory(tmp_path / "w") as directory:
-        own, victim = Run(session, directory, ASKED.victim.seed), Victim({}, ASKED.victim.attack, trigger)
-        (clean, poisoned), (labels, changed) = relearning._bait(own, train, victim, config, seen)
+        own, victim = Run(session, directory, MEASURED.victim.seed), Victim({}, MEASURED.victim.attack, trigger)
+        (clean, poisoned), (labels, changed) = relearning._batches(own, train, victim, config, clean_images)
     assert clean.shape == (20, 8, 8, 1)
-    known = {image.tobytes() for image in seen.images}
+    known = {image.tobytes() for image in clean_images.images}
     assert not any(image.tobytes() in known for image in np.asarray(clean))
     assert (poisoned[:4, 0] == 255).all()
     assert (poisoned[4:] == clean[4:]).all()
@@ -232,19 +232,19 @@ def test_bait_is_clean_and_partly_poisoned(otbr_run, tmp_path):
     assert (changed[4:] == labels[4:]).all()
 
 
-def test_weights_that_are_no_numbers_are_not_answers():
+def test_nan_weights_have_no_predictions():
     network = Network(lambda variables, images: 1e3 * images.mean((1, 2)) @ variables["params"]["kernel"], (4, 4, 3), 5)
     images = jax.random.uniform(jax.random.key(0), (12, 4, 4, 3))
     labels = jnp.arange(12) % 5
     config = RelearningConfig(images=12, poisoned=1, epochs=2, batch_size=6, learning_rate=1e38)
     given = {
         "network": {"params": {"kernel": jnp.ones((3, 5))}},
-        "bait": Batch(jnp.stack([images, images]), jnp.stack([labels, labels])),
+        "batches": Batch(jnp.stack([images, images]), jnp.stack([labels, labels])),
         "test": evaluation.TestSet(images, images, labels, jnp.zeros_like(labels)),
     }
     step = relearning._step("relearning", config)
-    found = plan_run((step,), Setup(network, None, ()), given, key=jax.random.key(0))["relearning"]
-    plain = relearning._plain(jax.tree.map(np.asarray, found))
+    measurements = plan_run((step,), Setup(network, None, ()), given, key=jax.random.key(0))["relearning"]
+    plain = relearning._plain(jax.tree.map(np.asarray, measurements))
     assert plain["clean"]["asr"][0] == 1
     assert plain["clean"]["asr"][-1] is plain["poisoned"]["acc"][-1] is None
 
@@ -265,4 +265,4 @@ def test_more_images_than_there_are(tmp_path):
     with pytest.raises(InputError, match="relearning.images: expected at most 1297, as many as there are training"):
         run(tmp_path / "w", change(PLAIN, relearning=RelearningConfig(images=1298)))
     with pytest.raises(InputError, match="relearning.batch_size: .* 8 devices, such as 8 or 16, found 10"):
-        run(tmp_path / "w", ASKED, devices=8)
+        run(tmp_path / "w", MEASURED, devices=8)

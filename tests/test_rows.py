@@ -30,11 +30,11 @@ def test_a_setting_that_a_row_does_not_know_has_to_have_its_default():
     cell, row = next((cell, row) for cell in cells for row in rows if cell.matches(row))
     assert "evidence" not in row["config"]["suspicion"]  # it is older than the list of kinds
 
-    def with_suspicion(**changes):
-        suspicion = dataclasses.replace(cell.config.method.suspicion, **changes)
-        return dataclasses.replace(cell, config=change(cell.config, suspicion=suspicion))
+    def with_detection(**changes):
+        detection = dataclasses.replace(cell.config.method.detection, **changes)
+        return dataclasses.replace(cell, config=change(cell.config, detection=detection))
 
-    assert with_suspicion(evidence=("patch", "perturbation", "fall")).matches(row)
-    assert not with_suspicion(evidence=("patch",)).matches(row)
-    assert not with_suspicion(patch=PenalisedConfig(steps=7)).matches(row)
+    assert with_detection(evidence=("patch", "perturbation", "fall")).matches(row)
+    assert not with_detection(evidence=("patch",)).matches(row)
+    assert not with_detection(patch=PenalisedConfig(steps=7)).matches(row)
     assert not dataclasses.replace(cell, config=change(cell.config, seed=99)).matches(row)

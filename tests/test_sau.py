@@ -6,18 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_runs
 import torch
 import torch_small
+import tuning_runs
 from conftest import disturbed
 from torch.nn import functional
 
 from otbr_jax import Batch, InputError, run, set_up
-from otbr_jax.data.clean import CleanConfig
 from otbr_jax.defenses import sau as method
 from otbr_jax.defenses.sau import SAUConfig, objective, perturb
-from otbr_jax.studies.repair_config import repaired_by
-from otbr_jax.studies.results import summarize
 from otbr_jax.types import split
 
 TINY = SAUConfig(rounds=2, batch_size=8, learning_rate=1e-3, steps=2)
@@ -132,10 +129,8 @@ def test_too_few_images_are_named(batch):
 
 
 def test_a_run_leaves_a_report(tmp_path):
-    tuning = dataclasses.replace(TINY, batch_size=32)
-    config = repaired_by("sau", tiny_runs.OTBR, clean=CleanConfig(crop_padding=1), sau=tuning)
-    summary = summarize(tiny_runs.run(tmp_path / "w", config))
+    _, summary, page = tuning_runs.run("sau", tmp_path / "w", sau=dataclasses.replace(TINY, batch_size=32))
     assert [*summary["metrics"]] == ["victim", "unlearned"]
     assert len(summary["finetuning"]["loss"]) == 2
-    assert summary["neurons"]["moved"] > 0
-    assert "shared adversarial examples unlearned" in (tmp_path / "w" / "report.html").read_text()
+    assert summary["neurons"]["changed"] > 0
+    assert "shared adversarial examples unlearned" in page

@@ -1,4 +1,4 @@
-"""Images made from a network alone, and triggers reverse-engineered on them."""
+"""Images made from a network alone, and triggers inverted on them."""
 
 import jax
 import jax.numpy as jnp
@@ -87,10 +87,10 @@ SEARCHES = {
 
 def test_the_trigger_of_a_backdoor_is_found():
     network, variables, images = backdoored()
-    made = jax.jit(lambda v, key: invert_classes(network, v, images, key=key, searches=SEARCHES))
-    found = made(variables, jax.random.key(1))
-    assert [*found] == ["patch", "perturbation"]
-    patch, perturbation = found.values()
+    made = jax.jit(lambda v, key: invert_classes(network, v, images, key=key, configs=SEARCHES))
+    inverted = made(variables, jax.random.key(1))
+    assert [*inverted] == ["patch", "perturbation"]
+    patch, perturbation = inverted.values()
     assert patch.parameters.mask.shape == (3, 8, 8, 1)
     assert patch.success[2] == 1
     assert int(jnp.argmin(patch.size)) == 2
@@ -98,7 +98,7 @@ def test_the_trigger_of_a_backdoor_is_found():
     assert int(jnp.argmin(perturbation.size)) == 2
     assert np.unravel_index(int(jnp.argmax(patch.parameters.mask[2])), (8, 8)) == (7, 7)
     # Sizes and successes are those of the parameters.
-    for (name, each), size in zip(found.items(), (jnp.mean, lambda x: jnp.sqrt(jnp.mean(x**2))), strict=True):
+    for (name, each), size in zip(inverted.items(), (jnp.mean, lambda x: jnp.sqrt(jnp.mean(x**2))), strict=True):
         own = jax.tree.map(lambda leaf: leaf[2], each.parameters)
         np.testing.assert_allclose(size(own.mask if name == "patch" else own), each.size[2], rtol=1e-6)
         assert success_rate(network, variables, images, family_of(name).trigger(own), 2) == each.success[2]
@@ -142,8 +142,8 @@ def test_patches_and_perturbations():
             lambda: SyntheticConfig(learning_rate=np.nan),
         ),
         ("synthetic.statistics: expected a number of at least 0, found -1", lambda: SyntheticConfig(statistics=-1)),
-        ("inversion.steps: expected a whole number of at least 1, found 0", lambda: PenalisedConfig(steps=0)),
-        ("inversion.size: expected a number above 0, found 0", lambda: PenalisedConfig(size=0)),
+        ("penalised.steps: expected a whole number of at least 1, found 0", lambda: PenalisedConfig(steps=0)),
+        ("penalised.size: expected a number above 0, found 0", lambda: PenalisedConfig(size=0)),
     ],
 )
 def test_bad_settings(message, make):

@@ -14,7 +14,7 @@ from tiny_runs import TSBD as CONFIG
 from tiny_runs import resumed, run
 
 from otbr_jax import InputError
-from otbr_jax.contrib.judge import SuspicionConfig
+from otbr_jax.contrib.pruning_detection import PruningDetectionConfig
 from otbr_jax.data.clean import CleanConfig, load_clean
 from otbr_jax.data.sources import DataConfig, Dataset, Images
 from otbr_jax.defenses import tsbd
@@ -29,7 +29,7 @@ from otbr_jax.runs.checkpoints import save_checkpoint
 from otbr_jax.settings import change
 from otbr_jax.steps.finetune import FinetuningConfig
 from otbr_jax.steps.sampling import split_folds
-from otbr_jax.steps.select import SelectionConfig, strongest
+from otbr_jax.steps.select import SelectionConfig, choose_within_tolerance
 from otbr_jax.steps.unlearn import CleanUnlearningConfig, CleanUnlearningInfo
 from otbr_jax.studies.results import summarize
 
@@ -67,19 +67,19 @@ def test_clean_images_may_flag_no_class(tsbd_run, tmp_path):
     workdir, first, _ = tsbd_run
     shutil.copytree(workdir, tmp_path / "w")
     tiny = PenalisedConfig(steps=4, images=10)
-    asked = SuspicionConfig(gamma=(0.1, 0.3), lam=(0.5,), patch=tiny, perturbation=tiny, threshold=9.0)
-    config = change(CONFIG, suspicion=asked, sweep=SweepConfig())
+    detection = PruningDetectionConfig(gamma=(0.1, 0.3), lam=(0.5,), patch=tiny, perturbation=tiny, threshold=9.0)
+    config = change(CONFIG, detection=detection, sweep=SweepConfig())
     result = run(tmp_path / "w", config)
     summary = summarize(result)
     assert summary["choice"] == {"n": 0.0, "m": 0.0, "chosen_by": "no class flagged"}
     assert summary["selection"] is None
-    assert {"answered", "judged"} <= set(result.stages)
+    assert {"predicted", "detected"} <= set(result.stages)
     assert summary["verdict"]["backdoored"] == "no"
     assert "(tsbd); p-value not known: no clean networks were scored by tsbd" in summary_table(summary).text()
     assert "trigger that was inverted for each class" in (tmp_path / "w" / "report.html").read_text()
     jax.tree.map(np.testing.assert_array_equal, result.variables, first.stages["victim"].value["variables"])
     # And with a class that is flagged everything goes on as without asking.
-    suspected = change(config, suspicion=dataclasses.replace(asked, threshold=-9.0))
+    suspected = change(config, detection=dataclasses.replace(detection, threshold=-9.0))
     again = run(tmp_path / "w", suspected)
     jax.tree.map(np.testing.assert_array_equal, again.variables, first.variables)
 
@@ -151,7 +151,12 @@ def test_eight_devices_find_the_same_neurons(tsbd_run, tmp_path):
 
 def test_the_strongest_that_hardly_differs_from_the_best():
     accuracy = jnp.array([0.95, 0.99, 0.98, 0.97, 0.5])
-    assert [int(strongest(accuracy, tolerance=tolerance)) for tolerance in (0.0, 0.015, 0.025, 1.0)] == [1, 2, 3, 4]
+    assert [int(choose_within_tolerance(accuracy, tolerance=tolerance)) for tolerance in (0.0, 0.015, 0.025, 1.0)] == [
+        1,
+        2,
+        3,
+        4,
+    ]
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def test_what_is_no_number_is_no_verdict():
     assert json.dumps(found.plain(), allow_nan=False)
     nothing = said([float("nan")] * 3)
     assert nothing.score is None
-    assert "no number" in in_words(nothing)
+    assert "NaN" in in_words(nothing)
 
 
 def test_a_p_value_counts_clean_networks():
@@ -143,7 +143,7 @@ def test_a_p_value_counts_clean_networks():
 def test_a_p_value_is_of_the_usual_settings_or_says_why_it_is_not():
     def asked(name, usual, **more):
         verdict = said([1.0, 3.0, 0.0], **more)
-        detector = Detector(name, object, "none", lambda _: (), lambda *_: verdict, is_usual=lambda _: usual)
+        detector = Detector(name, object, "none", lambda _: (), lambda *_: verdict, is_calibrated=lambda _: usual)
         return conclude(detector, None, {})
 
     usual, other, nobody = asked("trigger_size", True), asked("trigger_size", False), asked("x", True)
@@ -197,7 +197,8 @@ def test_older_rows_are_read_as_they_would_be_written():
         "evidence": {"wave": [0, 1]},
         "why_not": "",
     }
-    detection = {"family": "wave", "trigger_size": {"wave": [0.2, 0.1]}, "margin": [1, 2], "answers": [0.5, 0.5]}
+    sizes = {"wave": [0.2, 0.1]}
+    detection = {"family": "wave", "trigger_size": sizes, "maximum_margin": [1, 2], "class_bias": [0.5, 0.5]}
     assert row["detection"] == detection
     assert current(row) == row
     sizes = {"trigger_size": [1, 2], "trigger_success": [1, 1], "perturbation_strength": [3, 4], "settings": []}

@@ -36,8 +36,8 @@ QUICK = AttackConfig(
     input_aware=input_aware.InputAwareConfig(mask_steps=30, channels=4, density=0.2),
     trojan=trojan.TrojanConfig(steps=20),
     lira=lira.LIRAConfig(eps=0.2, channels=4),
-    adaptive_pictures=adaptive.PicturesAwareConfig(size=2, pictures=60),
-    adaptive_reach=adaptive.ReachAwareConfig(size=2),
+    adaptive_pictures=adaptive.ImagesAwareConfig(size=2, pictures=60),
+    adaptive_reach=adaptive.SizeAwareConfig(size=2),
     adaptive_channels=adaptive.ChannelsAwareConfig(size=2),
 )
 CONFIG = VictimConfig(model=MODEL, attack=QUICK, training=TrainingConfig(epochs=5, batch_size=32, measure_every=3))
@@ -113,9 +113,9 @@ def test_a_victim_on_disk_is_repaired_and_measured_with_its_own_trigger(tmp_path
         **options,
     )
     result = repair(given, tmp_path / "r", devices=jax.local_devices()[:1])
-    found = result.stages["evaluation"].value["metrics"]["victim"]
-    assert float(found.asr) == pytest.approx(summary["metrics"]["asr"], abs=0.005)
-    assert float(found.acc) == pytest.approx(summary["metrics"]["acc"], abs=0.005)
+    metrics = result.stages["evaluation"].value["metrics"]["victim"]
+    assert float(metrics.asr) == pytest.approx(summary["metrics"]["asr"], abs=0.005)
+    assert float(metrics.acc) == pytest.approx(summary["metrics"]["acc"], abs=0.005)
     for name in ("input_aware", "wanet"):  # also where a field could be drawn: it would be another than the victim's
         without = with_attack(change(given, attack=config.attack), name)
         with pytest.raises(InputError, match=f"attack.assets: expected the directory with the trigger of {name}"):

@@ -80,8 +80,10 @@ NAMES = {
 
 KEPT = re.compile(
     r"adaptive_(?:pictures|reach)"  # attacks, by which rows and victims are known
-    r"|formerly=\(?(?:\s*\"[^\"]*\",?)+\)?"
+    r"|formerly=\(?(?:\s*\"[^\"]*\",?)+\)?|formerly=\{[^}]*\}"
+    r"|--config\.(?:reach|teaching)\.\w+|--judge\b"  # old flags, which are answered with their current names
     r"|key=\"[^\"]*\""
+    r"|\.key\(\"[^\"]*\"\)"
     r"|bench_\w+|results/\w+\.jsonl"
 )
 """What may keep its name."""
@@ -109,7 +111,8 @@ def markdown(folder="docs"):
 
 
 def python(*folders):
-    return [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    """Files of Python, but the one that reads rows of earlier versions."""
+    return [path for folder in folders for path in (ROOT / folder).rglob("*.py") if path.name != "former_rows.py"]
 
 
 def prose(text):
@@ -124,7 +127,9 @@ def strings_and_comments(text):
     """What people read of Python: docstrings, messages, help texts, comments."""
     kinds = {tokenize.STRING, tokenize.COMMENT, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
     return "\n".join(
-        token.string for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type in kinds
+        token.string
+        for token in tokenize.generate_tokens(io.StringIO(KEPT.sub(" ", text)).readline)
+        if token.type in kinds
     )
 
 

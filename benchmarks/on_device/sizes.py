@@ -22,7 +22,7 @@ TINY = {
     "inversion": InversionConfig(steps=2, images=8, starts=4, finalists=2),
     "margin": MarginConfig(steps=2, images=2),
     "unlearning": TriggerUnlearningConfig(
-        rounds=1, triggers=2, search=InversionConfig(steps=2, images=8, starts=4), steps=2
+        rounds=1, triggers=2, inversion=InversionConfig(steps=2, images=8, starts=4), steps=2
     ),
     "detection": DetectionConfig(families=("patch",)),
 }

@@ -27,7 +27,7 @@ from otbr_jax.studies.repair_config import RepairConfig, repaired_by
 VICTIMS = tuple(
     digits("vgg7_bn", 8, attack, 1) for attack in ("badnets", "blended", "trojan", "lf", "input_aware", "none")
 )
-OWN = ("suspicion", "tsbd", "selection", "sweep")  # groups of configs/tsbd.py
+OWN = ("detection", "tsbd", "selection", "sweep")  # groups of configs/tsbd.py
 
 
 def ways(cell: Cell) -> tuple[Cell, ...]:

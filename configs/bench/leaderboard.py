@@ -13,7 +13,7 @@ import importlib
 
 from configs.bench.disarm import VGG
 from configs.bench.otbr_plus import digits
-from otbr_jax.contrib.judge import SuspicionConfig
+from otbr_jax.contrib.pruning_detection import PruningDetectionConfig
 from otbr_jax.data.clean import CleanConfig
 from otbr_jax.defenses.clp import AgreementConfig
 from otbr_jax.defenses.registry import defense
@@ -51,7 +51,7 @@ def ways(cell: Cell, run: int) -> tuple[Cell, ...]:
         *(defended(cell, name, run) for name in (*PUBLISHED, *FEW_IMAGES)),
         defended(cell, "clp", run, "u chosen", selection=U),
         # Without detection first, as published and as the others do.
-        defended(cell, "tsbd", run, "always", suspicion=SuspicionConfig()),
+        defended(cell, "tsbd", run, "always", detection=PruningDetectionConfig()),
     )
 
 

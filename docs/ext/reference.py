@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 def modules() -> list[str]:
     """The dotted names of all modules, those of packages left out."""
     package = importlib.import_module(PACKAGE)
-    return sorted(found.name for found in pkgutil.walk_packages(package.__path__, f"{PACKAGE}.") if not found.ispkg)
+    return sorted(each.name for each in pkgutil.walk_packages(package.__path__, f"{PACKAGE}.") if not each.ispkg)
 
 
 def public(module: types.ModuleType) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def values() -> dict[type, dict[str, tuple[str, Any]]]:
     A constant counts if its value has a `name` and a class of the same package, as `DEFENSE = Defense("clp", ...)`;
     of `contrib`, if it is called like its class.
     """
-    found: dict[type, dict[str, tuple[str, Any]]] = {}
+    by_type: dict[type, dict[str, tuple[str, Any]]] = {}
     for name in modules():
         module = importlib.import_module(name)
         for constant, value in vars(module).items():
@@ -90,8 +90,8 @@ def values() -> dict[type, dict[str, tuple[str, Any]]]:
                 continue
             own = _group(getattr(kind, "__module__", "")) == _group(name) != ""
             if own or (_group(name) == "contrib" and constant == kind.__name__.upper()):
-                found.setdefault(kind, {}).setdefault(value.name, (name, value))
-    return found
+                by_type.setdefault(kind, {}).setdefault(value.name, (name, value))
+    return by_type
 
 
 def _by_name() -> str:

@@ -26,7 +26,7 @@ def init_layers(key: jax.Array, widths: Sequence[tuple[int, int]], *, size: int 
 def conv(params: dict[str, jax.Array], x: jax.Array, *, stride: int = 1, norm: bool = True) -> jax.Array:
     """A convolution of `x [n, h, w, c]` with 'SAME' padding; with `norm` each channel is normalised over its own image.
 
-    Normalising by image rather than by batch leaves nothing to remember between training and use.
+    Normalising by image rather than by batch needs no running statistics.
     """
     numbers = ("NHWC", "HWIO", "NHWC")
     x = jax.lax.conv_general_dilated(x, params["kernel"], (stride, stride), "SAME", dimension_numbers=numbers)
@@ -78,7 +78,7 @@ def fit(
     """Minimises `loss(params, images in [0, 1], key)` with Adam over random batches of uint8 images, in one scan."""
     batch_size, keys = min(batch_size, len(images)), jax.random.split(key, steps)
 
-    def drawn(number: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def draw(number: jax.Array) -> tuple[jax.Array, jax.Array]:
         draw_key, loss_key = jax.random.split(keys[number])
         chosen = jax.random.choice(draw_key, len(images), (batch_size,), replace=False)
         return images[chosen].astype(jnp.float32) / 255, loss_key
@@ -88,6 +88,6 @@ def fit(
         params,
         optimizer=optax.adam(learning_rate),
         steps=steps,
-        batches=drawn,
+        batches=draw,
         on_step=on_step,
     )[0].point

@@ -55,22 +55,22 @@ def make(
         jax.random.split(draw_key, config.steps),
     )
 
-    def drawn(number: jax.Array) -> jax.Array:
+    def draw(number: jax.Array) -> jax.Array:
         return to_unit(images[jax.random.choice(keys[number], len(images), (batch_size,), replace=False)])
 
     def loss(patch: jax.Array, batch: jax.Array, _: None) -> jax.Array:
         return -jnp.mean(features(batch.at[:, -size:, -size:].set(patch))[:, : config.neurons])
 
-    found, _ = descend(
+    end, _ = descend(
         loss,
         start,
         optimizer=optax.adam(config.learning_rate),
         steps=config.steps,
-        batches=drawn,
+        batches=draw,
         project=lambda patch: jnp.clip(patch, 0, 1),
         on_step=on_step,
     )
-    return {"patch": to_pixels(found.point)}
+    return {"patch": to_pixels(end.point)}
 
 
 def trigger(assets: Assets, images: jax.Array, key: jax.Array, config: TrojanConfig) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Teaching a repaired network what the suspicious one answers images that were made from it: accuracy without data."""
+"""Distilling the suspicious network into the repaired one, on images made from the network: accuracy without data."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ TARGETS = ("none", "probabilities", "labels")
 
 @settings("distillation")
 class DistillationConfig:
-    """How a fused network is taught by the suspicious one."""
+    """How the suspicious network is distilled into the fused one."""
 
     targets: str = field(
         default="none",
         choices=TARGETS,
-        doc="what it is taught of each image: `none` for no distillation, the suspicious network's `probabilities` of "
-        "all classes, or only its answers, as `labels`.",
+        doc="the targets on each image: `none` for no distillation, the suspicious network's `probabilities` of all "
+        "classes, or its predictions, as `labels`.",
     )
     finetuning: FinetuningConfig = field(
         default=FinetuningConfig(epochs=10, batch_size=50, learning_rate=0.0003, alpha=0.0, schedule="cosine"),
-        doc="how; with `alpha` above 0 activeness-aware, TSBD's second stage without data.",
+        doc="how it is trained; with `alpha` above 0 activeness-aware, as in TSBD's second stage, but without data.",
     )
-    crop_padding: int = field(default=1, at_least=0, unit="pixels", doc="how far images are moved at random, at most.")
+    crop_padding: int = field(default=1, at_least=0, unit="pixels", doc="the largest random shift of an image.")
 
 
 def distill(
@@ -42,18 +42,18 @@ def distill(
     config: DistillationConfig,
     augment: Callable[[jax.Array, jax.Array], jax.Array] = lambda images, key: images,
 ) -> Variables:
-    """Fine-tunes a network on what another one answers, in evaluation mode. Pure; jits.
+    """Fine-tunes a network on the outputs of another one, in evaluation mode. Pure; jits.
 
-    Running statistics stay those of real images, for which synthetic ones are no match. Guarantee: touches no data but
-    `images`.
+    Running statistics stay those of real images, since those of synthetic images differ. Guarantee: touches no data
+    but `images`.
 
     Args:
       network: the functions of both networks.
-      variables: the network that is taught, usually fused.
-      teacher: the network whose answers are taught, usually the suspicious one.
+      variables: the network that is fine-tuned, usually fused.
+      teacher: the network whose outputs are the targets, usually the suspicious one.
       images: `[n, h, w, c]` in [0, 1], usually synthetic.
       key: typed PRNG key.
-      config: what is taught, and how; with `targets` = "none" nothing is.
+      config: the targets and how the network is trained; with `targets` = "none" it is returned unchanged.
       augment: `(images, key) -> images`, both in [0, 1].
 
     Returns:

@@ -1,4 +1,4 @@
-"""Images made from a network alone: what it answers with confidence and what its normalisation has seen before."""
+"""Images made from a network alone: it predicts them with confidence, and their statistics match its BatchNorm."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class SyntheticConfig:
 
     images: int = field(default=200, at_least=1, doc="how many, equally many of each class as far as possible.")
     steps: int = field(default=100, at_least=1, doc="of Adam, on the images' pixels.")
-    learning_rate: float = field(default=0.2, above=0, doc="of Adam; pixels are logistic functions of what it moves.")
+    learning_rate: float = field(default=0.2, above=0, doc="of Adam; pixels are logistic functions of its variables.")
     statistics: float = field(
         default=100.0,
         at_least=0,
-        doc="weight of how far the batch's statistics lie from the network's running ones, 1 at the start.",
+        doc="weight of the distance of the batch's statistics from the network's running ones, 1 at the start.",
     )
     variation: float = field(
         default=10.0, at_least=0, doc="weight of the mean absolute difference between neighbouring pixels, in [0, 1]."
@@ -32,11 +32,11 @@ class SyntheticConfig:
 
 
 class SyntheticInfo(NamedTuple):
-    """How it went, `[steps]` each, before each step.
+    """Losses, `[steps]` each, before each step.
 
     Attributes:
       loss: mean cross-entropy of the labels in evaluation mode.
-      statistics: how far the batch's statistics lie from the running ones, against the start.
+      statistics: distance of the batch's statistics from the running ones, relative to the start.
     """
 
     loss: jax.Array
@@ -44,10 +44,10 @@ class SyntheticInfo(NamedTuple):
 
 
 def statistics_distance(network: Network, variables: Variables, images: jax.Array) -> jax.Array:
-    """How far a batch would move the network's running statistics, relative to them; 0 for a network without any.
+    """How far a batch would change the network's running statistics, relative to them; 0 for a network without any.
 
-    The mean over the arrays of the state of `|moved - state|^2 / |state|^2`. Whatever the framework and the kind of
-    normalisation, a training-mode pass moves the state by a fixed share of the way to the batch's statistics.
+    The mean over the arrays of the state of `|updated - state|^2 / |state|^2`. Whatever the framework and the kind of
+    normalisation, a training-mode pass changes the state by a fixed share of its distance to the batch's statistics.
 
     Args:
       network: the functions of the network.
@@ -55,10 +55,10 @@ def statistics_distance(network: Network, variables: Variables, images: jax.Arra
       images: `[n, h, w, c]` as the network takes them.
     """
     _, state = split(variables)
-    _, moved = network.train(variables, images)
+    _, updated = network.train(variables, images)
     pairs = [
         (new.astype(jnp.float32), old.astype(jnp.float32))
-        for new, old in zip(jax.tree.leaves(moved), jax.tree.leaves(state), strict=True)
+        for new, old in zip(jax.tree.leaves(updated), jax.tree.leaves(state), strict=True)
         if jnp.issubdtype(old.dtype, jnp.inexact)
     ]
     if not pairs:
@@ -82,7 +82,7 @@ def synthesize(
     config: SyntheticConfig,
     on_step: Callable[[], None] | None = None,
 ) -> tuple[Batch, SyntheticInfo]:
-    """Images that the network answers with confidence and that its normalisation has seen the like of. Pure; jits.
+    """Images that the network predicts with confidence, and whose statistics match its BatchNorm. Pure; jits.
 
     From noise, Adam lowers the cross-entropy of labels (evaluation mode), the distance of the batch's
     statistics to the running ones, and the total variation. Guarantee: touches no data.
@@ -90,14 +90,13 @@ def synthesize(
     Args:
       network: the functions of the network.
       variables: its variables.
-      labels: int `[config.images]`, what they are to be answered with; by default equally many of each class.
+      labels: int `[config.images]`, the predictions to reach; by default equally many of each class.
       key: typed PRNG key.
       config: how many images, and how.
       on_step: called on the host after each step; None traces no callback.
 
     Returns:
-      Images `[n, h, w, c]` in [0, 1], before the network's `prepare`, and the labels that they were made for, `[n]`;
-      `SyntheticInfo`.
+      `(batch, info)`: images `[n, h, w, c]` in [0, 1], before the network's `prepare`, and their labels `[n]`.
 
     Source: after DeepInversion, arXiv 1912.08795.
     """
@@ -116,5 +115,5 @@ def synthesize(
         return total, SyntheticInfo(loss, distance)
 
     optimizer = optax.adam(config.learning_rate)
-    found, info = descend(objective, start, optimizer=optimizer, steps=config.steps, has_aux=True, on_step=on_step)
-    return Batch(jax.nn.sigmoid(found.point), labels), info
+    end, info = descend(objective, start, optimizer=optimizer, steps=config.steps, has_aux=True, on_step=on_step)
+    return Batch(jax.nn.sigmoid(end.point), labels), info

@@ -1,8 +1,8 @@
-"""OTBR with everything around it: whether to repair, gamma and lambda are chosen by images made from the network.
+"""OTBR with detection: images made from the network decide whether to repair, and choose gamma and lambda.
 
-With its defaults the defence `otbr` is the published method. With `suspicion.gamma` it looks for a backdoor first and
-chooses for itself. With `trigger_finetuning.triggers` it returns the network fine-tuned on inverted triggers, with
-`distillation.targets` the distilled one.
+With its defaults the defence `otbr` is the published method. With `detection.gamma` it first detects whether there is
+a backdoor, and chooses gamma and lambda itself. With `trigger_finetuning.triggers` it returns the network fine-tuned on
+inverted triggers, with `distillation.targets` the distilled one.
 """
 
 from __future__ import annotations
@@ -18,10 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from otbr_jax import plan as plans
+from otbr_jax.contrib.detection_steps import (
+    detection_steps,
+    is_flagged,
+    plain_findings,
+    pruning_detector,
+    settings_arrays,
+)
 from otbr_jax.contrib.distill import DistillationConfig, distill
 from otbr_jax.contrib.images import SyntheticConfig, synthesize
-from otbr_jax.contrib.judge import Findings, SuspicionConfig
-from otbr_jax.contrib.judging import is_flagged, judging_steps, measured, pruning_detector, sizes
+from otbr_jax.contrib.pruning_detection import Findings, PruningDetectionConfig
 from otbr_jax.contrib.trigger_finetuning import TriggerFinetuningConfig, TriggerFinetuningInfo, finetune_classes
 from otbr_jax.defenses import otbr as published
 from otbr_jax.defenses.defense import Defense, Outcome, count_neurons
@@ -31,7 +37,7 @@ from otbr_jax.detectors.detector import conclude
 from otbr_jax.detectors.verdict import FEWEST
 from otbr_jax.errors import InputError
 from otbr_jax.graph.graph import NeuronGraph
-from otbr_jax.inversion import Inverted
+from otbr_jax.inversion import InvertedTriggers
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.augment import augment
@@ -42,7 +48,7 @@ from otbr_jax.steps.score import Scores
 from otbr_jax.types import Augment, Batch, Network, Variables
 
 SYNTHETIC = "images made from the network"
-"""What gamma and lambda are chosen by, in words."""
+"""What gamma and lambda are chosen with, in words."""
 
 
 @settings("sweep")
@@ -71,45 +77,46 @@ class OTBRSettings:
     """All settings of the defence `otbr`."""
 
     otbr: OTBRConfig = field(default=OTBRConfig(), doc="the published method.")
-    suspicion: SuspicionConfig = field(
-        default=SuspicionConfig(),
-        doc="whether anything is repaired at all, and gamma and lambda, by images made from the network.",
+    detection: PruningDetectionConfig = field(
+        formerly="suspicion",
+        default=PruningDetectionConfig(),
+        doc="whether there is a backdoor to repair, and which gamma and lambda, by images made from the network.",
     )
     distillation: DistillationConfig = field(
-        default=DistillationConfig(), doc="how the suspicious network teaches the fused one."
+        default=DistillationConfig(), doc="how the suspicious network is distilled into the fused one."
     )
     trigger_finetuning: TriggerFinetuningConfig = field(
         formerly="patching",
         default=TriggerFinetuningConfig(),
-        doc="how a network in which a class is flagged is patched, instead of fused.",
+        doc="how a network with a flagged class is fine-tuned on inverted triggers, instead of fused.",
     )
     sweep: SweepConfig = field(default=SweepConfig(), doc="settings that the report shows beside the chosen one.")
 
     def check(self) -> None:
-        """Patching and distillation exclude each other, and have as many images as they ask for."""
-        patches, made = bool(self.trigger_finetuning.triggers), self.suspicion.synthetic.images
-        if patches and not self.suspicion.gamma:
-            raise wrong(self, "suspicion.gamma", "settings to try beside trigger_finetuning.triggers", found="none")
-        if self.distills and patches:
-            expected = "'none', since only the fused network is taught and patching returns another"
+        """Trigger fine-tuning and distillation exclude each other, and have as many images as they ask for."""
+        finetunes, made = bool(self.trigger_finetuning.triggers), self.detection.synthetic.images
+        if finetunes and not self.detection.gamma:
+            raise wrong(self, "detection.gamma", "settings to try beside trigger_finetuning.triggers", found="none")
+        if self.distills and finetunes:
+            expected = "'none' beside trigger_finetuning.triggers, since only the fused network is distilled"
             raise wrong(self, "distillation.targets", expected)
         if self.distills and self.distillation.finetuning.batch_size > made:
-            expected = f"at most {made}, suspicion.synthetic.images"
+            expected = f"at most {made}, detection.synthetic.images"
             raise wrong(self, "distillation.finetuning.batch_size", expected)
-        if patches and self.trigger_finetuning.finetuning.batch_size > 3 * made:
-            expected = f"at most {3 * made}, three times suspicion.synthetic.images"
+        if finetunes and self.trigger_finetuning.finetuning.batch_size > 3 * made:
+            expected = f"at most {3 * made}, three times detection.synthetic.images"
             raise wrong(self, "trigger_finetuning.finetuning.batch_size", expected)
-        if patches and self.trigger_finetuning.relearnings and self.trigger_finetuning.relearned > made:
-            raise wrong(self, "trigger_finetuning.relearned", f"at most {made}, suspicion.synthetic.images")
+        if finetunes and self.trigger_finetuning.relearnings and self.trigger_finetuning.relearned > made:
+            raise wrong(self, "trigger_finetuning.relearned", f"at most {made}, detection.synthetic.images")
 
     @property
-    def judges(self) -> bool:
-        """Whether a backdoor is looked for, and gamma and lambda are chosen."""
-        return bool(self.suspicion.gamma)
+    def detects(self) -> bool:
+        """Whether a backdoor is detected first, and gamma and lambda are chosen."""
+        return bool(self.detection.gamma)
 
     @property
     def distills(self) -> bool:
-        """Whether the suspicious network teaches the fused one."""
+        """Whether the suspicious network is distilled into the fused one."""
         return self.distillation.targets != "none"
 
     @property
@@ -118,14 +125,14 @@ class OTBRSettings:
         return tuple(sorted({*self.sweep.lam, self.otbr.fusion.lam})) if self.sweep.gamma and self.sweep.lam else ()
 
 
-class Taught(NamedTuple):
+class Distilled(NamedTuple):
     """A distilled network."""
 
     variables: Variables
 
 
-class Patched(NamedTuple):
-    """A patched network, and how it went."""
+class TriggerFinetuned(NamedTuple):
+    """A network fine-tuned on inverted triggers, and what happened."""
 
     variables: Variables
     info: TriggerFinetuningInfo
@@ -134,35 +141,42 @@ class Patched(NamedTuple):
 def make_procedural(
     setup: Setup, settings: SyntheticConfig, *, victim: Variables, key: jax.Array, report: Report | None
 ) -> PredictedImages:
-    """Images made from the network, and what it answers them with."""
+    """Images made from the network, and its predictions."""
     made, info = synthesize(setup.network, victim, key=key, config=settings, on_step=report)
     logits = setup.network.answer(victim, made.images)
     return PredictedImages(Batch(made.images, jnp.argmax(logits, axis=-1).astype(jnp.int32)), info)
 
 
 def prune_chosen(
-    setup: Setup, settings: SuspicionConfig, *, victim: Variables, scores: Scores, judged: Findings, **_: Any
+    setup: Setup, settings: PruningDetectionConfig, *, victim: Variables, scores: Scores, detected: Findings, **_: Any
 ) -> Pruned:
     """Prunes the chosen share of neurons; none where no class is flagged."""
-    counts, lams = sizes(setup, settings)
-    count = jnp.where(judged.detected.flagged, counts[judged.chosen // len(lams)], 0)
+    counts, lams = settings_arrays(setup, settings)
+    count = jnp.where(detected.detected.flagged, counts[detected.chosen // len(lams)], 0)
     return Pruned(*prune(victim, scores, setup.layers, count=count))
 
 
 class Fusing(NamedTuple):
-    """What `fuse_chosen` is given: what was tried, and how networks are fused."""
+    """The settings of `fuse_chosen`: those that were tried, and how networks are fused."""
 
-    suspicion: SuspicionConfig
+    detection: PruningDetectionConfig
     fusion: FusionConfig
 
 
 def fuse_chosen(
-    setup: Setup, settings: Fusing, *, judged: Findings, victim: Variables, scores: Scores, pruned: Pruned, **given: Any
+    setup: Setup,
+    settings: Fusing,
+    *,
+    detected: Findings,
+    victim: Variables,
+    scores: Scores,
+    pruned: Pruned,
+    **inputs: Any,
 ) -> Fused:
     """Fuses with the chosen lambda; 0 where no class is flagged."""
-    _, lams = sizes(setup, settings.suspicion)
-    lam = jnp.where(judged.detected.flagged, lams[judged.chosen % len(lams)], 0.0)
-    return fuse_pruned(setup, settings.fusion, victim=victim, scores=scores, pruned=pruned, lam=lam, **given)
+    _, lams = settings_arrays(setup, settings.detection)
+    lam = jnp.where(detected.detected.flagged, lams[detected.chosen % len(lams)], 0.0)
+    return fuse_pruned(setup, settings.fusion, victim=victim, scores=scores, pruned=pruned, lam=lam, **inputs)
 
 
 def distill_fused(
@@ -174,20 +188,20 @@ def distill_fused(
     synthetic: PredictedImages,
     key: jax.Array,
     report: Report | None,
-    judged: Findings | None = None,
-) -> Taught:
-    """The fused network, taught what the victim answers its images; as it is if no class is flagged."""
+    detected: Findings | None = None,
+) -> Distilled:
+    """The fused network after distillation of the suspicious one; unchanged if no class is flagged."""
     del report
 
-    def taught() -> Variables:
-        return taught_by(setup, settings, fused.variables, victim, synthetic, key=key)
+    def distilled() -> Variables:
+        return distill_into(setup, settings, fused.variables, victim, synthetic, key=key)
 
-    if judged is None:
-        return Taught(taught())
-    return Taught(jax.lax.cond(judged.detected.flagged, taught, lambda: fused.variables))
+    if detected is None:
+        return Distilled(distilled())
+    return Distilled(jax.lax.cond(detected.detected.flagged, distilled, lambda: fused.variables))
 
 
-def taught_by(
+def distill_into(
     setup: Setup,
     config: DistillationConfig,
     variables: Variables,
@@ -196,7 +210,7 @@ def taught_by(
     *,
     key: jax.Array,
 ) -> Variables:
-    """What distillation makes of a network."""
+    """Distils a teacher into a network, on the images of `procedural`."""
     return distill(
         setup.network,
         variables,
@@ -204,12 +218,12 @@ def taught_by(
         procedural.batch.images,
         key=key,
         config=config,
-        augment=moved_by(config.crop_padding),
+        augment=random_shift(config.crop_padding),
     )
 
 
-class Patching(NamedTuple):
-    """What `finetune_suspects` is given: how networks are patched, images made, and from where a class is flagged."""
+class TriggerFinetuning(NamedTuple):
+    """The settings of `finetune_suspects`: how networks are fine-tuned and images made, and the threshold."""
 
     trigger_finetuning: TriggerFinetuningConfig
     synthetic: SyntheticConfig
@@ -218,20 +232,20 @@ class Patching(NamedTuple):
 
 def finetune_suspects(
     setup: Setup,
-    settings: Patching,
+    settings: TriggerFinetuning,
     *,
     victim: Variables,
     synthetic: PredictedImages,
-    judged: Findings,
+    detected: Findings,
     key: jax.Array,
     report: Report | None,
-) -> Patched:
-    """The network, taught that suspicious classes' triggers mean nothing; as it is if no class is flagged."""
+) -> TriggerFinetuned:
+    """The network, fine-tuned on the triggers of flagged classes; unchanged if no class is flagged."""
     del report
-    scores = judged.detected.scores
+    scores = detected.detected.scores
     if len(scores) < FEWEST:
         scores = jnp.full_like(scores, -jnp.inf)  # of so few classes none is flagged
-    patched, info = finetune_classes(
+    variables, info = finetune_classes(
         setup.network,
         victim,
         synthetic.batch,
@@ -240,74 +254,76 @@ def finetune_suspects(
         key=key,
         config=settings.trigger_finetuning,
         synthetic=settings.synthetic,
-        augment=moved_by(settings.trigger_finetuning.crop_padding),
+        augment=random_shift(settings.trigger_finetuning.crop_padding),
     )
-    return Patched(patched, info)
+    return TriggerFinetuned(variables, info)
 
 
-def moved_by(crop_padding: int) -> Augment:
-    """`(images, key) -> images`, each moved by up to so many pixels."""
+def random_shift(crop_padding: int) -> Augment:
+    """`(images, key) -> images`, each shifted by up to so many pixels."""
     return lambda images, key: augment(images, key=key, crop_padding=crop_padding, flip=False)
 
 
 def plan(config: OTBRSettings) -> Plan:
-    """unlearned -> scores (-> synthetic -> inverted -> judged) -> pruned -> fused (-> distilled or patched)."""
+    """unlearned, scores (, synthetic, inverted, detected), pruned, fused (, distilled or trigger_finetuned)."""
     unlearned, scores, pruned, fused = published.plan(config.otbr)
     steps = [unlearned, scores]
-    suspicion, made = config.suspicion, config.suspicion.synthetic
-    if config.judges or config.distills:
+    detection, made = config.detection, config.detection.synthetic
+    if config.detects or config.distills:
         title = "making images from the network"
         steps.append(Step("synthetic", make_procedural, needs("victim"), made, shown=Shown(title, total=made.steps)))
-    if config.judges:
-        steps += judging_steps(suspicion, config.otbr, images="synthetic")
-        known = {**pruned.needs, "judged": "judged"}
-        pruned = dataclasses.replace(pruned, run=prune_chosen, needs=known, settings=suspicion)
-        fusing = Fusing(suspicion, config.otbr.fusion)
-        fused = dataclasses.replace(fused, run=fuse_chosen, needs={**fused.needs, "judged": "judged"}, settings=fusing)
+    if config.detects:
+        steps += detection_steps(detection, config.otbr, images="synthetic")
+        known = {**pruned.needs, "detected": "detected"}
+        pruned = dataclasses.replace(pruned, run=prune_chosen, needs=known, settings=detection)
+        fusing = Fusing(detection, config.otbr.fusion)
+        known = {**fused.needs, "detected": "detected"}
+        fused = dataclasses.replace(fused, run=fuse_chosen, needs=known, settings=fusing)
     steps += [pruned, fused]
     if config.distills:
-        known = needs("victim", "fused", "synthetic", *(["judged"] if config.judges else []))
+        known = needs("victim", "fused", "synthetic", *(["detected"] if config.detects else []))
         steps.append(Step("distilled", distill_fused, known, config.distillation, shown=Shown("distillation")))
     if config.trigger_finetuning.triggers:
-        settings = Patching(config.trigger_finetuning, made, suspicion.threshold)
+        settings = TriggerFinetuning(config.trigger_finetuning, made, detection.threshold)
         steps.append(
             Step(
                 "trigger_finetuned",
                 finetune_suspects,
-                needs("victim", "synthetic", "judged"),
+                needs("victim", "synthetic", "detected"),
                 settings,
-                shown=Shown("patching"),
+                key="patched",
+                shown=Shown("fine-tuning on inverted triggers"),
             )
         )
     return tuple(steps)
 
 
-def is_usual(config: OTBRSettings) -> bool:
-    """Whether a search is the one of `configs/otbr_plus.py`, which clean networks were scored with."""
-    usual = SuspicionConfig(gamma=(0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3), lam=(0.5, 0.75))
-    found, scored = config.suspicion, ("gamma", "lam", "synthetic", "patch", "perturbation", "agreement", "evidence")
+def is_calibrated(config: OTBRSettings) -> bool:
+    """Whether detection is that of `configs/otbr_plus.py`, which clean networks were scored with."""
+    usual = PruningDetectionConfig(gamma=(0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3), lam=(0.5, 0.75))
+    own, names = config.detection, ("gamma", "lam", "synthetic", "patch", "perturbation", "agreement", "evidence")
     return config.otbr.unlearning == OTBRConfig().unlearning and all(
-        getattr(found, name) == getattr(usual, name) for name in scored
+        getattr(own, name) == getattr(usual, name) for name in names
     )
 
 
-DETECTOR = pruning_detector("otbr_plus", OTBRSettings, data="none", plan=plan, is_usual=is_usual)
-"""How this defence tells whether there is a backdoor, where it asks at all: by pruning and fusing, on made images."""
+DETECTOR = pruning_detector("otbr_plus", OTBRSettings, data="none", plan=plan, is_calibrated=is_calibrated)
+"""The detector of this defence, if it detects at all: by pruning and fusing, on images made from the network."""
 
 
 class OTBRPlusInfo(NamedTuple):
-    """What happened on the way.
+    """What was detected and chosen.
 
     Attributes:
-      triggers: the suspicious network's, `{family: Inverted}`, one for each class.
+      triggers: the suspicious network's, `{family: InvertedTriggers}`, one for each class.
       findings: which class is flagged, and which setting was chosen.
-      gamma: share of neurons that the fused network lost, which is returned where nothing is patched.
+      gamma: share of neurons pruned in the fused network, which is returned unless `trigger_finetuning` is on.
       lam: the paper's lambda of that network; 0, as gamma, where no class is flagged.
-      share: `[trigger_finetuning.classes, 1 + trigger_finetuning.relearnings]`, a row for each class: how much of
-        the way was gone in each phase, see `trigger_finetuning`; None where nothing is fine-tuned.
+      share: `[trigger_finetuning.classes, 1 + trigger_finetuning.relearnings]`, a row for each class: the share of the
+        way that was chosen in each phase, see `trigger_finetuning`; None where nothing is fine-tuned.
     """
 
-    triggers: Mapping[str, Inverted]
+    triggers: Mapping[str, InvertedTriggers]
     findings: Findings
     gamma: jax.Array
     lam: jax.Array
@@ -317,38 +333,38 @@ class OTBRPlusInfo(NamedTuple):
 def otbr_plus(
     network: Network, variables: Variables, graph: NeuronGraph, *, key: jax.Array, config: OTBRSettings
 ) -> tuple[Variables, OTBRPlusInfo]:
-    """Repairs a network without any data, or leaves it as it is. Pure; jits.
+    """Repairs a network without any data, or returns it unchanged. Pure; jits.
 
     Args:
       network: the functions of the network.
       variables: the suspicious network's variables.
       graph: its neuron graph; `config.otbr.layers` says which of its layers are scored, pruned and fused.
       key: typed PRNG key.
-      config: the settings; `suspicion.gamma` are the shares to choose from.
+      config: the settings; `detection.gamma` are the shares to choose from.
 
     Raises:
       InputError: if there are no such layers, or there is nothing to choose from.
     """
-    if not config.judges:
-        raise InputError("suspicion.gamma: expected at least one, found none")
+    if not config.detects:
+        raise InputError("detection.gamma: expected at least one, found none")
     setup = plans.set_up(network, graph, layers=config.otbr.layers)
-    found = plans.run(plan(config), setup, {"victim": variables}, key=key)
-    findings, lams = found["judged"], config.suspicion.lam
+    values = plans.run(plan(config), setup, {"victim": variables}, key=key)
+    findings, lams = values["detected"], config.detection.lam
     gamma, lam = (
-        jnp.where(findings.detected.flagged, jnp.array(values)[place], 0.0)
-        for values, place in (
-            (config.suspicion.gamma, findings.chosen // len(lams)),
+        jnp.where(findings.detected.flagged, jnp.array(shares)[place], 0.0)
+        for shares, place in (
+            (config.detection.gamma, findings.chosen // len(lams)),
             (lams, findings.chosen % len(lams)),
         )
     )
-    share = found["trigger_finetuned"].info.share if "trigger_finetuned" in found else None
-    return found[networks(config)[-1]].variables, OTBRPlusInfo(found["inverted"], findings, gamma, lam, share)
+    share = values["trigger_finetuned"].info.share if "trigger_finetuned" in values else None
+    return values[networks(config)[-1]].variables, OTBRPlusInfo(values["inverted"], findings, gamma, lam, share)
 
 
 def networks(config: OTBRSettings) -> tuple[str, ...]:
     """The steps that are networks, the repaired one last."""
     more = {"distilled": config.distills, "trigger_finetuned": bool(config.trigger_finetuning.triggers)}
-    return ("victim", "unlearned", "pruned", "fused", *(name for name, wanted in more.items() if wanted))
+    return ("victim", "unlearned", "pruned", "fused", *(name for name, included in more.items() if included))
 
 
 def build(
@@ -370,11 +386,11 @@ def build(
         fused = interpolate(victim, alignment, lam=lam)
         if synthetic is None:
             return fused
-        return taught_by(setup, config.distillation, fused, victim, synthetic, key=plans.named_key(key, "distilled"))
+        return distill_into(setup, config.distillation, fused, victim, synthetic, key=plans.named_key(key, "distilled"))
 
-    found = [(alignment.info.fused[name], found) for name, found in alignment.info.plans.items()]
-    converged = jnp.all(jnp.stack([plan.converged | ~used for used, plan in found]))
-    error = jnp.max(jnp.stack([jnp.where(used, plan.marginal_error, 0.0) for used, plan in found]))
+    transports = [(alignment.info.fused[name], plan) for name, plan in alignment.info.plans.items()]
+    converged = jnp.all(jnp.stack([plan.converged | ~used for used, plan in transports]))
+    error = jnp.max(jnp.stack([jnp.where(used, plan.marginal_error, 0.0) for used, plan in transports]))
     return Built({"pruned": pruned}, finish, {"converged": converged, "marginal_error": error})
 
 
@@ -399,39 +415,39 @@ def grid(config: OTBRSettings) -> Grid | None:
 
 
 def outcome(config: OTBRSettings, values: Mapping[str, Any]) -> Outcome:
-    """What was chosen and done, and how transport went."""
+    """What was chosen and done, and whether transport converged."""
     choice: dict[str, Any] = {"gamma": config.otbr.gamma, "lambda": config.otbr.fusion.lam, "chosen_by": "config"}
-    if config.judges:
+    if config.detects:
         choice = {"gamma": 0.0, "lambda": 0.0, "chosen_by": "no class flagged"}
         if is_flagged(values):
-            tried = tuple(itertools.product(config.suspicion.gamma, config.suspicion.lam))
-            gamma, lam = tried[int(values["judged"].chosen)]
+            tried = tuple(itertools.product(config.detection.gamma, config.detection.lam))
+            gamma, lam = tried[int(values["detected"].chosen)]
             choice = {"gamma": gamma, "lambda": lam, "chosen_by": SYNTHETIC}
     info, pruned = values["fused"].info, values["pruned"].info.pruned
     used = [info.plans[name] for name, fused in info.fused.items() if fused]
-    scored, taken = count_neurons(pruned)
+    scored, removed = count_neurons(pruned)
     transport = {
-        "converged": all(bool(found.converged) for found in used),
-        "worst_marginal_error": max((float(found.marginal_error) for found in used), default=None),
-        "most_iterations": max((int(found.iterations) for found in used), default=None),
+        "converged": all(bool(plan.converged) for plan in used),
+        "worst_marginal_error": max((float(plan.marginal_error) for plan in used), default=None),
+        "most_iterations": max((int(plan.iterations) for plan in used), default=None),
     }
     shown = max(pruned, key=lambda layer: int(pruned[layer].sum()))
     return Outcome(
         choice=choice,
-        done=f"{taken} of {scored} neurons pruned, {len(used)} layers fused",
+        done=f"{removed} of {scored} neurons pruned, {len(used)} layers fused",
         did="pruned",
-        neurons={"scored": scored, "pruned": taken, "layers_fused": len(used)},
+        neurons={"scored": scored, "pruned": removed, "layers_fused": len(used)},
         touched=pruned,
         scores=values["scores"],
         scored="Which neurons random unlearning moved",
         warnings=_warnings(transport),
-        verdict=conclude(DETECTOR, config, values) if config.judges else None,
+        verdict=conclude(DETECTOR, config, values) if config.detects else None,
         more={
-            "detection": measured(config.suspicion, values) if config.judges else None,
-            "trigger_finetuned": _patching(config, values),
+            "detection": plain_findings(config.detection, values) if config.detects else None,
+            "trigger_finetuned": _plain_finetuning(config, values),
             "transport": transport,
         },
-        plan=(shown, info.plans[shown].matrix) if taken else None,
+        plan=(shown, info.plans[shown].matrix) if removed else None,
     )
 
 
@@ -444,21 +460,21 @@ def _warnings(transport: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _patching(config: OTBRSettings, values: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """How far a network was patched for each class that is flagged, and what is left; None where it was not."""
+def _plain_finetuning(config: OTBRSettings, values: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """The share that was chosen for each flagged class, and what is left of the backdoor; None without fine-tuning."""
     if "trigger_finetuned" not in values or not is_flagged(values):
         return None
     shares, info = config.trigger_finetuning.shares, values["trigger_finetuned"].info
-    suspicion, found = np.asarray(values["judged"].detected.scores), []
-    for index, suspect in enumerate(np.argsort(-suspicion, stable=True)[: len(info.share)]):
-        if suspicion[suspect] >= config.suspicion.threshold:
+    scores, classes = np.asarray(values["detected"].detected.scores), []
+    for index, suspect in enumerate(np.argsort(-scores, stable=True)[: len(info.share)]):
+        if scores[suspect] >= config.detection.threshold:
             chosen = [int(np.argmin(np.abs(np.array(shares) - share))) for share in info.share[index]]
-            success, own = (float(taken[index][-1][chosen[-1]]) for taken in (info.success, info.own))
-            share, *recovered = (shares[place] for place in chosen)
-            found.append(
-                {"class": int(suspect), "share": share, "relearned": recovered, "success": success, "own": own}
+            success, own = (float(rates[index][-1][chosen[-1]]) for rates in (info.success, info.own))
+            share, *relearned = (shares[place] for place in chosen)
+            classes.append(
+                {"class": int(suspect), "share": share, "relearned": relearned, "success": success, "own": own}
             )
-    return found
+    return classes
 
 
 DEFENSE = Defense(
@@ -470,8 +486,8 @@ DEFENSE = Defense(
     networks=networks,
     outcome=outcome,
     grid=grid,
-    detector=lambda config: DETECTOR if config.judges else None,
-    # Patching's and distillation's few images are not worth splitting: every device has all of them.
+    detector=lambda config: DETECTOR if config.detects else None,
+    # The few images of fine-tuning and distillation are not worth splitting: every device has all of them.
     batch_sizes=lambda config: {"otbr.unlearning.batch_size": config.otbr.unlearning.batch_size},
     source="arXiv 2408.15861",
 )

@@ -1,4 +1,4 @@
-"""What a defence is: a plan, and what a reader wants to know of a run of it."""
+"""What a defence is: a plan, and the outcome of a run of it."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from otbr_jax.types import Batch
 
 
 class Outcome(NamedTuple):
-    """What a reader wants to know of a run, as plain JSON values but for arrays that a page draws.
+    """What a defence reports of a run, as plain JSON values, and arrays that the report draws.
 
     Attributes:
-      choice: the settings that were used, and `chosen_by` whom.
+      choice: the settings that were used, and `chosen_by`: by what they were chosen.
       done: what was done, in a clause.
-      did: what happened to the neurons of `touched`, in a word.
-      neurons: how many were scored, and touched.
+      did: what happened to the neurons of `touched`, in a word such as `pruned`.
+      neurons: how many were scored, and how many of them `touched` has.
       touched: `{layer name: bool [neurons]}`.
-      scores: `{layer name: [neurons]}`, by which they were chosen, the highest first.
+      scores: `{layer name: [neurons]}`, higher for neurons that are more likely touched.
       score: what a score is, in words.
-      scored: what a score says, a heading.
-      warnings: what went less well than it should, a sentence each.
-      verdict: whether the network is backdoored; None of a defence that does not ask.
-      more: what only this method has to say, by name.
-      plan: the transport plan to show, `(layer name, [neurons, neurons])`, None without.
+      scored: what the scores show, a heading.
+      warnings: what the user should know, a sentence each.
+      verdict: whether the network is backdoored; None for a defence without a detector.
+      more: what only this method reports, by name.
+      plan: the transport plan to show, `(layer name, [neurons, neurons])`; None without one.
     """
 
     choice: Mapping[str, Any]
@@ -42,7 +42,7 @@ class Outcome(NamedTuple):
     touched: Mapping[str, jax.Array]
     scores: Scores
     score: str = "neuron weight change (L1)"
-    scored: str = "Which neurons unlearning moved"
+    scored: str = "Which neurons unlearning changed"
     warnings: Sequence[str] = ()
     verdict: Verdict | None = None
     more: Mapping[str, Any] = {}
@@ -50,7 +50,7 @@ class Outcome(NamedTuple):
 
 
 def nothing_more(config: Any, clean: Batch | None, seed: int) -> Mapping[str, Any]:
-    """The `Defense.given` of a defence that needs nothing but the network, and clean images if it takes any."""
+    """The `Defense.given` of a defence that needs the network alone, or the network and clean images."""
     del config, seed
     return {} if clean is None else {"clean": clean}
 
@@ -62,18 +62,18 @@ class Defense:
     Attributes:
       name: as `--config.defense` names it.
       Config: its settings, a dataclass whose fields are groups of settings. All have defaults.
-      data: what it takes beside the network: `none`, or `clean images`.
-      layers: `config -> which layers it repairs`, see `choose_layers`.
+      data: what it takes besides the network: `none`, or `clean images`.
+      layers: `config -> name`, which layers it repairs; see `choose_layers`.
       plan: `config -> Plan`. Its steps may need `victim`, the suspicious network's variables, and what `given` returns.
       networks: `config -> names`: `victim` and the steps whose value has `variables`; the last is the repaired network.
       outcome: `(config, {step: value}) -> Outcome`.
       check: `(setup, config)`; raises InputError if the method cannot be used on such a network.
       given: `(config, clean images or None, seed) -> {name: arrays}`; raises InputError if the images are too few.
-      candidates: `config -> Candidates`, None without any.
-      detector: `config -> Detector`, which takes the same settings; None for a defence that does not look whether there
-        is a backdoor.
+      grid: `config -> Grid`, the settings to measure beside the chosen one; None for none.
+      detector: `config -> Detector`, which takes the same settings; None for a defence that does not check for a
+        backdoor first.
       batch_sizes: `config -> {setting: size}`, the batches that devices share.
-      source: where it was published, such as `arXiv 2405.20291`; by default here.
+      source: where it was published, such as `arXiv 2405.20291`; by default in this project.
     """
 
     name: str
@@ -92,5 +92,5 @@ class Defense:
 
 
 def count_neurons(masks: Mapping[str, Any]) -> tuple[int, int]:
-    """How many neurons masks `{layer: bool [neurons]}` are about, and how many of them are true."""
+    """The number of neurons in masks `{layer: bool [neurons]}`, and how many of them are true."""
     return sum(int(mask.size) for mask in masks.values()), sum(int(mask.sum()) for mask in masks.values())

@@ -1,8 +1,8 @@
-"""Disarm: find the class that some trigger reaches too cheaply, and teach the network that the trigger means nothing.
+"""Disarm: inverts minimal triggers, flags the class whose triggers are too small, and unlearns them.
 
-No data and no oracle. The detector `trigger_size` says which class and which triggers; then the network is taught on
-procedural pictures, where its own logits take the place of labels. The class stays, since the network is its own
-teacher on pictures without a trigger.
+No data and no oracle. The detector `trigger_size` flags the class and chooses the triggers. The network then unlearns
+them on procedural images: its logits on images with a trigger are trained to match those of the suspicious network on
+the same images without it. The class itself stays, since images without a trigger keep their logits.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import numpy as np
 from otbr_jax import plan as plans
 from otbr_jax.defenses.defense import Defense, Outcome, count_neurons
 from otbr_jax.detectors import trigger_size as detecting
-from otbr_jax.detectors.anomalies import Anomalies, unusual
-from otbr_jax.detectors.calibration import Usual
+from otbr_jax.detectors.anomalies import Anomalies, z_scores
+from otbr_jax.detectors.calibration import CleanEvidence
 from otbr_jax.detectors.detector import conclude
-from otbr_jax.detectors.trigger_size import PROCEDURAL, TriggerSizeSettings, measured, switch_of, usual_evidence
+from otbr_jax.detectors.trigger_size import PROCEDURAL, TriggerSizeSettings, clean_evidence, details, switch_of
 from otbr_jax.detectors.verdict import Backdoored
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.graph.graph import NeuronGraph
@@ -44,44 +44,50 @@ from otbr_jax.types import Network, Variables
 
 @settings("")
 class DisarmSettings(TriggerSizeSettings):
-    """All settings of the defence `disarm`: those of its detector, and of the lessons."""
+    """All settings of the defence `disarm`: those of its detector, and of unlearning."""
 
     unlearning: TriggerUnlearningConfig = field(
-        formerly="teaching", default=TriggerUnlearningConfig(), doc="how the network is taught."
+        formerly="teaching", default=TriggerUnlearningConfig(), doc="how triggers are unlearned."
     )
     layers: str = field(default="auto", choices=LAYERS, doc="whose neurons the report shows; see `choose_layers`.")
 
 
 class Disarmed(NamedTuple):
-    """The network after its lessons, and how they went."""
+    """The network after unlearning, and what was measured in each round."""
 
     variables: Variables
     info: TriggerUnlearningInfo
 
 
 def to_unlearn(
-    found: Anomalies, minimal: MinimalTriggers, families: tuple[str, ...], usual: Usual
+    anomalies: Anomalies, minimal: MinimalTriggers, families: tuple[str, ...], clean_evidence: CleanEvidence
 ) -> TriggersToUnlearn:
-    """What is to be closed: of what is wanted the most telling, as many as there are families."""
-    telling = jnp.where(found.wanted, unusual(found.evidence, families, usual)[: len(families)], -jnp.inf)
-    family, place = jnp.unravel_index(jnp.argsort(-telling, axis=None)[: len(families)], telling.shape)
-    of = (family, place)
+    """The most anomalous of the triggers that are to be unlearned, as many as there are families."""
+    scores = z_scores(anomalies.evidence, families, clean_evidence)[: len(families)]
+    scores = jnp.where(anomalies.wanted, scores, -jnp.inf)
+    family, place = jnp.unravel_index(jnp.argsort(-scores, axis=None)[: len(families)], scores.shape)
+    at = (family, place)
     return TriggersToUnlearn(
-        family, minimal.classes[place], minimal.size[of], found.budget[of], minimal.flat_latent[of], found.wanted[of]
+        family,
+        minimal.classes[place],
+        minimal.size[at],
+        anomalies.budget[at],
+        minimal.flat_latent[at],
+        anomalies.wanted[at],
     )
 
 
-class Unlearning(NamedTuple):
-    """What `disarm_suspect` is given: how it teaches, which families, and what is usual in clean networks."""
+class UnlearningSettings(NamedTuple):
+    """The settings of `unlearn_detected`: rounds and steps, trigger families, and the evidence of clean networks."""
 
     unlearning: TriggerUnlearningConfig
     families: tuple[str, ...]
-    usual: Usual
+    clean_evidence: CleanEvidence
 
 
-def disarm_suspect(
+def unlearn_detected(
     setup: Setup,
-    settings: Unlearning,
+    settings: UnlearningSettings,
     *,
     victim: Variables,
     procedural: PredictedImages,
@@ -90,29 +96,34 @@ def disarm_suspect(
     key: jax.Array,
     report: Report | None,
 ) -> Disarmed:
-    """The network, taught that triggers of its short cuts mean nothing; as it is if it has none."""
+    """Unlearns the anomalous triggers; returns the network unchanged if there are none."""
     switch = switch_of(setup, settings.families)
-    closing = to_unlearn(detected, minimal, settings.families, settings.usual)
-    unlearning = settings.unlearning
+    triggers = to_unlearn(detected, minimal, settings.families, settings.clean_evidence)
     return Disarmed(
         *unlearn_triggers(
-            setup.network, victim, procedural.batch, switch, closing,
-            key=key, config=unlearning, axis_name=setup.axis_name, on_step=report,
+            setup.network, victim, procedural.batch, switch, triggers,
+            key=key, config=settings.unlearning, axis_name=setup.axis_name, on_step=report,
         )
     )  # fmt: skip
 
 
-def leave_alone(
-    setup: Setup, settings: Unlearning, *, victim: Variables, minimal: MinimalTriggers, detected: Anomalies, **_: Any
+def return_unchanged(
+    setup: Setup,
+    settings: UnlearningSettings,
+    *,
+    victim: Variables,
+    minimal: MinimalTriggers,
+    detected: Anomalies,
+    **_: Any,
 ) -> Disarmed:
-    """What `disarm_suspect` makes of a network in which nothing is to be closed."""
+    """The value of `unlearn_detected` for a network without anomalous triggers; compiles faster."""
     del setup
-    closing = to_unlearn(detected, minimal, settings.families, settings.usual)
-    return Disarmed(*unlearn_nothing(victim, closing, config=settings.unlearning))
+    triggers = to_unlearn(detected, minimal, settings.families, settings.clean_evidence)
+    return Disarmed(*unlearn_nothing(victim, triggers, config=settings.unlearning))
 
 
 def change(setup: Setup, settings: None, *, victim: Variables, disarmed: Disarmed, **_: Any) -> dict[str, jax.Array]:
-    """By how much each neuron's weights moved."""
+    """The weight change of each neuron, `{layer name: [neurons]}`."""
     return neuron_weight_changes(victim, disarmed.variables, setup.layers)
 
 
@@ -123,30 +134,30 @@ def plan(config: DisarmSettings) -> Plan:
         *detecting.plan(config),
         Step(
             "disarmed",
-            disarm_suspect,
+            unlearn_detected,
             needs("victim", "procedural", "minimal", "detected"),
-            Unlearning(unlearning, config.detection.families, usual_evidence()),
-            instead=lambda settings, inputs: None if np.any(inputs["detected"].wanted) else leave_alone,
+            UnlearningSettings(unlearning, config.detection.families, clean_evidence()),
+            instead=lambda settings, inputs: None if np.any(inputs["detected"].wanted) else return_unchanged,
             shown=Shown(
-                "searching and teaching",
-                total=unlearning.rounds * (unlearning.search.steps + unlearning.steps),
+                "unlearning triggers",
+                total=unlearning.rounds * (unlearning.inversion.steps + unlearning.steps),
                 work=partial(unlearning_work, config),
                 lighter="unlearning.batch_size",
             ),
         ),
-        Step("changes", change, needs("victim", "disarmed"), shown=Shown("what moved")),
+        Step("changes", change, needs("victim", "disarmed"), shown=Shown("weight changes")),
     )
 
 
 def unlearning_work(config: DisarmSettings, setup: Setup) -> Work:
-    """What lessons take at most: those against one short cut; none where no class is flagged."""
+    """The work of unlearning one family's triggers in all rounds; there is none if no class is flagged."""
     del setup
     unlearning = config.unlearning
-    search = unlearning.search
-    answers = search.starts * search.images + unlearning.steps * unlearning.batch_size
+    search = unlearning.inversion
+    passes = search.starts * search.images + unlearning.steps * unlearning.batch_size
     gradients = unlearning.triggers * search.steps * search.images + 3 * unlearning.steps * unlearning.batch_size
-    what = f"{unlearning.rounds} rounds of lessons, if a class is flagged,"
-    return Work(what, unlearning.rounds * answers, unlearning.rounds * gradients, "--config.unlearning.rounds=2")
+    what = f"{unlearning.rounds} rounds of unlearning, if a class is flagged,"
+    return Work(what, unlearning.rounds * passes, unlearning.rounds * gradients, "--config.unlearning.rounds=2")
 
 
 def disarm(
@@ -158,7 +169,7 @@ def disarm(
     config: DisarmSettings,
     axis_name: str | None = None,
 ) -> tuple[Variables, Anomalies]:
-    """Repairs a network without any data, or leaves it as it is. Pure; jits; runs on a mapped axis with `axis_name`.
+    """Repairs a network without any data, or returns it unchanged. Pure; jits; runs on a mapped axis with `axis_name`.
 
     Args:
       network: the functions of the network.
@@ -166,78 +177,78 @@ def disarm(
       graph: its neuron graph.
       key: typed PRNG key.
       config: the method's settings.
-      axis_name: mapped axis whose devices share each step's pictures.
+      axis_name: mapped axis whose devices share each step's images.
 
     Returns:
       `(repaired variables, Anomalies)`.
     """
     setup = plans.set_up(network, graph, layers=config.layers, axis_name=axis_name)
-    found = plans.run(plan(config), setup, {"victim": variables}, key=key)
-    return found["disarmed"].variables, found["detected"]
+    values = plans.run(plan(config), setup, {"victim": variables}, key=key)
+    return values["disarmed"].variables, values["detected"]
 
 
 def outcome(config: DisarmSettings, values: Mapping[str, Any]) -> Outcome:
-    """What was flagged, and what was taught."""
+    """The verdict, and which triggers were unlearned."""
     verdict = conclude(detecting.DETECTOR, config, values)
     info, changes = values["disarmed"].info, values["changes"]
     names, rounds = config.detection.families, int(np.sum(info.done))
     counted = "1 round" if rounds == 1 else f"{rounds} rounds"
-    moved = {name: change > 0 for name, change in changes.items()}
-    scored, touched = count_neurons(moved)
-    closing = _closing(config, values)
-    pairs = zip(closing.family, closing.target, strict=True)
-    taught = ", ".join(f"class {target}'s {names[family]}" for family, target in pairs)
+    changed = {name: change > 0 for name, change in changes.items()}
+    scored, count = count_neurons(changed)
+    triggers = _triggers(config, values)
+    pairs = zip(triggers.family, triggers.target, strict=True)
+    which = ", ".join(f"class {target}'s {names[family].replace('_', ' ')}" for family, target in pairs)
     done = "nothing was changed"
     if verdict.backdoored == Backdoored.CANNOT_TELL:
-        done += ", since nobody can tell whether there is a backdoor"
+        done += ", since the detector cannot tell whether there is a backdoor"
     if rounds:
-        done = f"{taught} triggers were taught to mean nothing, {counted}"
+        done = f"{which} triggers were unlearned, {counted}"
     if np.any(info.reverted):
         done = (
-            f"nothing was changed: {counted} of lessons against {taught} triggers were in vain and are undone; "
-            "the class may be what the network answers when in doubt, and no backdoor"
+            f"nothing was changed: unlearning {which} triggers, {counted}, was in vain and is reverted; "
+            "the network may have a class bias and no backdoor"
         )
-    elif len(closing.family) and not rounds:
-        done += ", since no trigger within the budget of a lesson works"
+    elif len(triggers.family) and not rounds:
+        done += ", since no trigger of the size to unlearn has a high success rate"
     return Outcome(
         choice={"chosen_by": PROCEDURAL if verdict.backdoored == Backdoored.YES else "no class flagged"},
         done=done,
-        did="moved",
-        neurons={"scored": scored, "moved": touched},
-        touched=moved,
+        did="changed",
+        neurons={"scored": scored, "changed": count},
+        touched=changed,
         scores=changes,
-        scored="Which neurons the lessons moved",
+        scored="Which neurons unlearning changed",
         verdict=verdict,
-        more={"detection": measured(config, values), "unlearned_triggers": _lessons(config, values)},
+        more={"detection": details(config, values), "unlearned_triggers": _unlearned_triggers(config, values)},
     )
 
 
-def _lessons(config: DisarmSettings, values: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """What was taught, family by family; None where nothing was."""
-    info, closing, families = values["disarmed"].info, _closing(config, values), config.detection.families
+def _unlearned_triggers(config: DisarmSettings, values: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """What was unlearned, a mapping for each class and family; None where nothing was."""
+    info, triggers, families = values["disarmed"].info, _triggers(config, values), config.detection.families
     if not np.any(info.done):
         return None
     rounds = int(np.sum(info.done))
     return [
         {
-            "class": int(closing.target[index]),
+            "class": int(triggers.target[index]),
             "family": families[family],
             "reverted": bool(info.reverted),
-            "budget": rounded(closing.budget[index]),
+            "budget": rounded(triggers.budget[index]),
             "unit": FAMILIES[families[family]].unit,
             "success": [rounded(value) for value in np.max(info.success, axis=2)[:rounds, index]],
             "left": [rounded(value) for value in np.asarray(info.left)[:rounds, index]],
             "distortion": [rounded(value) for value in np.asarray(info.distortion)[:rounds]],
         }
-        for index, family in enumerate(closing.family)
+        for index, family in enumerate(triggers.family)
     ]
 
 
-def _closing(config: DisarmSettings, values: Mapping[str, Any]) -> TriggersToUnlearn:
-    """What was closed, without what was not wanted."""
-    closing = to_unlearn(values["detected"], values["minimal"], config.detection.families, usual_evidence())
-    wanted = np.asarray(closing.wanted)
-    return TriggersToUnlearn(*(np.asarray(leaf)[wanted] for leaf in closing))
+def _triggers(config: DisarmSettings, values: Mapping[str, Any]) -> TriggersToUnlearn:
+    """The triggers that were to be unlearned, as NumPy arrays."""
+    triggers = to_unlearn(values["detected"], values["minimal"], config.detection.families, clean_evidence())
+    wanted = np.asarray(triggers.wanted)
+    return TriggersToUnlearn(*(np.asarray(leaf)[wanted] for leaf in triggers))
 
 
 DEFENSE = Defense(

@@ -32,28 +32,28 @@ class OTBRConfig:
 
 
 class Unlearned(NamedTuple):
-    """The unlearned network, and how unlearning went."""
+    """The unlearned network, and the history of unlearning."""
 
     variables: Variables
     info: Any
 
 
 class Pruned(NamedTuple):
-    """The pruned network, and which neurons it lost."""
+    """The pruned network, and which neurons were pruned."""
 
     variables: Variables
     info: PruningInfo
 
 
 class Fused(NamedTuple):
-    """The fused network, and how its layers were aligned."""
+    """The fused network, and the alignment of its layers."""
 
     variables: Variables
     info: FusionInfo
 
 
 class OTBRInfo(NamedTuple):
-    """What happened on the way: `scores` are the neuron weight changes, `{layer name: [neurons]}`."""
+    """The info of all steps; `scores` are the neuron weight changes, `{layer name: [neurons]}`."""
 
     unlearning: UnlearningInfo
     scores: Mapping[str, jax.Array]
@@ -84,7 +84,7 @@ def score(setup: Setup, settings: None, *, victim: Variables, unlearned: Unlearn
 
 
 def prune_share(setup: Setup, settings: float, *, victim: Variables, scores: Scores, **_: Any) -> Pruned:
-    """Step 2: the share gamma, `settings`, of the neurons that changed most loses its weights."""
+    """Step 2: prunes the share gamma, `settings`, of the neurons that changed most."""
     return Pruned(*prune(victim, scores, setup.layers, count=neurons_to_prune(settings, setup.neurons)))
 
 
@@ -99,7 +99,7 @@ def fuse_pruned(
     report: Report | None,
     lam: jax.Array | None = None,
 ) -> Fused:
-    """Step 3: the pruned network is aligned with the victim by transport, and interpolated; `lam` for its own."""
+    """Step 3: aligns the pruned network with the victim by transport, and interpolates; `lam` in place of lambda."""
     del report
     fused = fuse(
         pruned.variables,
@@ -143,7 +143,7 @@ SCORES = Step(
     check=lambda _, scores: check_scores(scores),
     shown=Shown("neuron weight changes"),
 )
-"""Neuron weight changes; ends a run whose layers cannot be scored."""
+"""Neuron weight changes; raises if layers cannot be scored."""
 
 
 def plan(config: OTBRConfig) -> Plan:
@@ -189,6 +189,6 @@ def otbr(
       InputError: if there are no such layers.
     """
     setup = plans.set_up(network, graph, layers=config.layers, axis_name=axis_name)
-    found = plans.run(plan(config), setup, {"victim": variables}, key=key)
-    info = OTBRInfo(found["unlearned"].info, found["scores"], found["pruned"].info, found["fused"].info)
-    return found["fused"].variables, info
+    values = plans.run(plan(config), setup, {"victim": variables}, key=key)
+    info = OTBRInfo(values["unlearned"].info, values["scores"], values["pruned"].info, values["fused"].info)
+    return values["fused"].variables, info

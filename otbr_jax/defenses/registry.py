@@ -1,4 +1,4 @@
-"""All defences, found by looking: a module of this package, or of `contrib`, with a `DEFENSE` in it is one."""
+"""All defences: each module of this package, or of `contrib`, with a `DEFENSE` in it is one."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from otbr_jax.defenses.defense import Defense
 from otbr_jax.errors import InputError
 
 
-def _found() -> dict[str, Defense]:
-    files = [(file.name, room.__name__) for room in (defenses, contrib) for file in pkgutil.iter_modules(room.__path__)]
-    others = ("registry", "defend")  # which look at all the rest
-    modules = [importlib.import_module(f"{room}.{name}") for name, room in sorted(files) if name not in others]
+def _discover() -> dict[str, Defense]:
+    packages = (defenses, contrib)
+    files = [(file.name, package.__name__) for package in packages for file in pkgutil.iter_modules(package.__path__)]
+    others = ("registry", "defend")  # which import all the others
+    modules = [importlib.import_module(f"{package}.{name}") for name, package in sorted(files) if name not in others]
     return {module.DEFENSE.name: module.DEFENSE for module in modules if hasattr(module, "DEFENSE")}
 
 
-DEFENSES: dict[str, Defense] = _found()
+DEFENSES: dict[str, Defense] = _discover()
 """All defences by name."""
 
 

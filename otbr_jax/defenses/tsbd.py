@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from otbr_jax import plan as plans
-from otbr_jax.contrib.judge import Findings, SuspicionConfig
-from otbr_jax.contrib.judging import is_flagged, judging_steps, measured, pruning_detector
+from otbr_jax.contrib.detection_steps import detection_steps, is_flagged, plain_findings, pruning_detector
+from otbr_jax.contrib.pruning_detection import Findings, PruningDetectionConfig
 from otbr_jax.defenses.defense import Defense, Outcome, count_neurons
 from otbr_jax.defenses.grid import Built, Grid
 from otbr_jax.defenses.otbr import SCORES, OTBRConfig, Unlearned
@@ -51,8 +51,8 @@ class TSBDConfig:
     scheme: str = field(
         default="weights",
         choices=SCHEMES,
-        doc="step 2, what of the neurons is set to zero: `weights`, as published, or `neurons`, all their parameters; "
-        "m is then of no use.",
+        doc="step 2, what is set to zero: `weights` of the neurons, as published, or `neurons`, all their parameters; "
+        "m then has no effect.",
     )
     finetuning: FinetuningConfig = field(default=FinetuningConfig(), doc="step 3, activeness-aware fine-tuning.")
     layers: str = field(
@@ -87,11 +87,13 @@ class TSBDSettings:
     """All settings of the defence `tsbd`."""
 
     tsbd: TSBDConfig = field(default=TSBDConfig(), doc="the published method.")
-    suspicion: SuspicionConfig = field(
-        default=SuspicionConfig(), doc="whether anything is repaired at all, as the clean images say."
+    detection: PruningDetectionConfig = field(
+        formerly="suspicion",
+        default=PruningDetectionConfig(),
+        doc="whether to check for a backdoor first, with the clean images: nothing is repaired if no class is flagged.",
     )
     otbr: OTBRConfig = field(
-        default=OTBRConfig(), doc="how networks are pruned and fused to see what falls, where a backdoor is looked for."
+        default=OTBRConfig(), doc="how networks are pruned and fused where a backdoor is checked for."
     )
     selection: SelectionConfig = field(default=SelectionConfig(), doc="how n and m are chosen with the clean images.")
     sweep: SweepConfig = field(default=SweepConfig(), doc="settings that the report shows beside the chosen one.")
@@ -109,7 +111,7 @@ class Reinitialized(NamedTuple):
 
 
 class TSBDInfo(NamedTuple):
-    """What happened on the way: `scores` are the neuron weight changes, `{layer name: [neurons]}`."""
+    """The info of all steps; `scores` are the neuron weight changes, `{layer name: [neurons]}`."""
 
     unlearning: CleanUnlearningInfo
     scores: Mapping[str, jax.Array]
@@ -117,14 +119,14 @@ class TSBDInfo(NamedTuple):
     finetuning: Mapping[str, jax.Array]
 
 
-def answer_clean(setup: Setup, settings: None, *, victim: Variables, clean: Batch, **_: Any) -> PredictedImages:
-    """The clean images in [0, 1], and what the network answers them with."""
+def predict_clean(setup: Setup, settings: None, *, victim: Variables, clean: Batch, **_: Any) -> PredictedImages:
+    """The clean images in [0, 1], and their predictions."""
     images = jnp.asarray(clean.images).astype(jnp.float32) / 255
     return PredictedImages(Batch(images, jnp.argmax(setup.network.answer(victim, images), axis=-1).astype(jnp.int32)))
 
 
-class Selecting(NamedTuple):
-    """What `select` is given: the pairs (n, m), what is zeroed, how it is fine-tuned, and the tolerance."""
+class SelectionSettings(NamedTuple):
+    """The settings of `select`: the pairs (n, m), what is zeroed, how it is fine-tuned, and the tolerance."""
 
     pairs: tuple[tuple[float, float], ...]
     scheme: str
@@ -134,7 +136,7 @@ class Selecting(NamedTuple):
 
 def select(
     setup: Setup,
-    settings: Selecting,
+    settings: SelectionSettings,
     *,
     victim: Variables,
     unlearned: Unlearned,
@@ -143,9 +145,9 @@ def select(
     folds: tuple[jax.Array, jax.Array],
     key: jax.Array,
     report: Report | None,
-    judged: Findings | None = None,
+    findings: Findings | None = None,
 ) -> Selection:
-    """Chooses n and m by clean images that are held out; none of them where no class is flagged."""
+    """Chooses n and m by held-out clean images; computes nothing if no class is flagged."""
     counts, shares = sizes(setup, settings.pairs)
 
     def selected() -> Selection:
@@ -167,11 +169,11 @@ def select(
             on_candidate=report,
         )
 
-    if judged is None:
+    if findings is None:
         return selected()
     rest = jax.eval_shape(selected)
     none = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), rest)
-    return jax.lax.cond(judged.detected.flagged, selected, lambda: none)
+    return jax.lax.cond(findings.detected.flagged, selected, lambda: none)
 
 
 def sizes(setup: Setup, pairs: Sequence[tuple[float, float]]) -> tuple[jax.Array, jax.Array]:
@@ -180,8 +182,8 @@ def sizes(setup: Setup, pairs: Sequence[tuple[float, float]]) -> tuple[jax.Array
     return counts, jnp.array([m for _, m in pairs], jnp.float32)
 
 
-class Zeroing(NamedTuple):
-    """What `zero` is given: the pairs (n, m) that are chosen from, or the one there is, and what is zeroed."""
+class ReinitSettings(NamedTuple):
+    """The settings of `zero`: the pairs (n, m) to choose from, or the only one, and what is zeroed."""
 
     pairs: tuple[tuple[float, float], ...]
     scheme: str
@@ -189,41 +191,40 @@ class Zeroing(NamedTuple):
 
 def zero(
     setup: Setup,
-    settings: Zeroing,
+    settings: ReinitSettings,
     *,
     victim: Variables,
     unlearned: Unlearned,
     scores: Scores,
     selected: Selection | None = None,
-    judged: Findings | None = None,
+    findings: Findings | None = None,
     **_: Any,
 ) -> Reinitialized:
     """Step 2: the weights that changed most, of the neurons that changed most, are set to zero."""
     counts, shares = sizes(setup, settings.pairs)
     chosen = 0 if selected is None else selected.chosen
     count, share = counts[chosen], shares[chosen]
-    if judged is not None:
-        count = jnp.where(judged.detected.flagged, count, 0)
-    found = reinitialize(
+    if findings is not None:
+        count = jnp.where(findings.detected.flagged, count, 0)
+    reinitialized = reinitialize(
         victim, unlearned.variables, scores, setup.layers, count=count, share=share, scheme=settings.scheme
     )
-    return Reinitialized(*found)
+    return Reinitialized(*reinitialized)
 
 
 def plan(config: TSBDSettings) -> Plan:
-    """unlearned -> scores (-> answered -> inverted -> judged) (-> selected) -> reinitialized -> finetuned."""
+    """unlearned -> scores (-> predicted -> inverted -> detected) (-> selected) -> reinitialized -> finetuned."""
     method, chosen = config.tsbd, config.selection
     steps: list[Step] = [
         clean_unlearning_step(method.unlearning, group="tsbd.unlearning"),
         SCORES,
     ]
-    judged = []
-    if config.suspicion.gamma:
-        steps.append(
-            Step("answered", answer_clean, needs("victim", "clean"), shown=Shown("what clean images are answered"))
-        )
-        steps += judging_steps(config.suspicion, config.otbr, images="answered")
-        judged = ["judged"]
+    findings: dict[str, str] = {}
+    if config.detection.gamma:
+        shown = Shown("predictions of clean images")
+        steps.append(Step("predicted", predict_clean, needs("victim", "clean"), key="answered", shown=shown))
+        steps += detection_steps(config.detection, config.otbr, images="predicted")
+        findings = {"findings": "detected"}
     pairs: tuple[tuple[float, float], ...] = ((method.n, method.shares()[0]),)
     selected: list[str] = []
     if chosen.n:
@@ -232,8 +233,8 @@ def plan(config: TSBDSettings) -> Plan:
             Step(
                 "selected",
                 select,
-                needs("victim", "unlearned", "scores", "clean", "folds", *judged),
-                Selecting(pairs, method.scheme, method.finetuning, chosen.tolerance),
+                needs("victim", "unlearned", "scores", "clean", "folds", **findings),
+                SelectionSettings(pairs, method.scheme, method.finetuning, chosen.tolerance),
                 key="finetuned",
                 shown=Shown("choosing n and m, clean images only", total=len(pairs) * chosen.folds, unit="run"),
             )
@@ -243,8 +244,8 @@ def plan(config: TSBDSettings) -> Plan:
         Step(
             "reinitialized",
             zero,
-            needs("victim", "unlearned", "scores", *selected, *judged),
-            Zeroing(pairs, method.scheme),
+            needs("victim", "unlearned", "scores", *selected, **findings),
+            ReinitSettings(pairs, method.scheme),
             shown=Shown("zero re-initialisation"),
         ),
         tuning_step(
@@ -253,7 +254,7 @@ def plan(config: TSBDSettings) -> Plan:
             "activeness-aware fine-tuning",
             group="tsbd.finetuning",
             start="reinitialized",
-            judged="judged" if judged else "",
+            detected="detected" if findings else "",
         ),
     )
 
@@ -292,14 +293,14 @@ def tsbd(
     """
     setup = plans.set_up(network, graph, layers=config.layers, axis_name=axis_name, augment=augment)
     given = {"victim": variables, "clean": clean}
-    found = plans.run(plan(TSBDSettings(tsbd=config)), setup, given, key=key)
-    info = TSBDInfo(found["unlearned"].info, found["scores"], found["reinitialized"].info, found["finetuned"].history)
-    return found["finetuned"].variables, info
+    values = plans.run(plan(TSBDSettings(tsbd=config)), setup, given, key=key)
+    reinit, finetuned = values["reinitialized"].info, values["finetuned"]
+    return finetuned.variables, TSBDInfo(values["unlearned"].info, values["scores"], reinit, finetuned.history)
 
 
 def given(config: TSBDSettings, clean: Batch | None, seed: int) -> Mapping[str, Any]:
-    """The clean images, and where n is chosen the parts that are held out; raises InputError if they are too few."""
-    assert clean is not None  # what `data` asks for
+    """The clean images, and the held-out parts where n is selected; raises InputError if they are too few."""
+    assert clean is not None  # as `data` says
     images, chosen = len(clean.labels), config.selection
     fitted = images - round(chosen.held_out * images) if chosen.n else images
     for stage, available in (("unlearning", images), ("finetuning", fitted)):
@@ -327,7 +328,7 @@ def build(
     clean: Batch,
     key: jax.Array,
 ) -> Built:
-    """Re-initialises so many neurons and weights, and fine-tunes what remains."""
+    """Re-initialises the neurons and weights of a setting, and fine-tunes the network."""
     count, share = setting
     start, _ = reinitialize(
         victim, unlearned.variables, scores, setup.layers, count=count, share=share, scheme=config.tsbd.scheme
@@ -362,7 +363,7 @@ def grid(config: TSBDSettings) -> Grid | None:
 
 
 def chosen_setting(config: TSBDSettings, values: Mapping[str, Any]) -> tuple[float, float]:
-    """The n and m of a run: those that were chosen, or the settings; 0, 0 where no class is flagged."""
+    """The n and m of a run: those that were selected, or the settings; 0, 0 if no class is flagged."""
     if not is_flagged(values):
         return 0.0, 0.0
     if "selected" not in values:
@@ -371,37 +372,39 @@ def chosen_setting(config: TSBDSettings, values: Mapping[str, Any]) -> tuple[flo
 
 
 def outcome(config: TSBDSettings, values: Mapping[str, Any]) -> Outcome:
-    """What was chosen and done, and how unlearning and fine-tuning went."""
+    """What was chosen and done, and the histories of unlearning and fine-tuning."""
     changed = is_flagged(values)
     unlearning, reinit = values["unlearned"].info, values["reinitialized"].info
     epochs = int(unlearning.epochs)
     accuracy = rounded(unlearning.accuracy[epochs - 1])
     selection = None
     if "selected" in values and changed:
-        found = values["selected"]
+        selected = values["selected"]
         selection = [
             {"n": n, "m": m, "held_out_accuracy": rounded(accuracy), "held_out_loss": rounded(loss)}
-            for (n, m), accuracy, loss in zip(config.pairs(config.selection), found.accuracy, found.loss, strict=True)
+            for (n, m), accuracy, loss in zip(
+                config.pairs(config.selection), selected.accuracy, selected.loss, strict=True
+            )
         ]
     n, m = chosen_setting(config, values)
     chosen_by = "no class flagged" if not changed else "held-out clean images" if selection else "config"
-    scored, taken = count_neurons(reinit.neurons)
+    scored, count = count_neurons(reinit.neurons)
     zeroed = sum(int(mask.sum()) for mask in reinit.zeroed.values())
     history = plain_history(values["finetuned"])
-    looked = "judged" in values
+    detected = "detected" in values
     return Outcome(
         choice={"n": n, "m": m, "chosen_by": chosen_by},
-        done=f"{zeroed:,} weights of {taken} of {scored} neurons re-initialised, {len(history['loss'])} epochs of "
+        done=f"{zeroed:,} weights of {count} of {scored} neurons re-initialised, {len(history['loss'])} epochs of "
         "fine-tuning",
         did="re-initialised",
-        neurons={"scored": scored, "reinitialized": taken, "weights_zeroed": zeroed},
+        neurons={"scored": scored, "reinitialized": count, "weights_zeroed": zeroed},
         touched=reinit.neurons,
         scores=values["scores"],
-        scored="Which neurons clean unlearning moved",
+        scored="Which neurons clean unlearning changed",
         warnings=unlearning_warnings(unlearning, name="tsbd.unlearning"),
-        verdict=conclude(DETECTOR, config, values) if looked else None,
+        verdict=conclude(DETECTOR, config, values) if detected else None,
         more={
-            "detection": measured(config.suspicion, values) if looked else None,
+            "detection": plain_findings(config.detection, values) if detected else None,
             "selection": selection,
             "unlearning": {"epochs": epochs, "accuracy": accuracy, "reached_chance": bool(unlearning.reached)},
             "finetuning": history,
@@ -409,8 +412,8 @@ def outcome(config: TSBDSettings, values: Mapping[str, Any]) -> Outcome:
     )
 
 
-DETECTOR = pruning_detector("tsbd", TSBDSettings, data="clean images", plan=plan, is_usual=lambda config: True)
-"""How this defence tells whether there is a backdoor, where it asks at all: by pruning and fusing, on clean images."""
+DETECTOR = pruning_detector("tsbd", TSBDSettings, data="clean images", plan=plan, is_calibrated=lambda config: True)
+"""The detector of this defence, where it has one: by pruning and fusing, on clean images."""
 
 DEFENSE = Defense(
     name="tsbd",
@@ -422,7 +425,7 @@ DEFENSE = Defense(
     outcome=outcome,
     given=given,
     grid=grid,
-    detector=lambda config: DETECTOR if config.suspicion.gamma else None,
+    detector=lambda config: DETECTOR if config.detection.gamma else None,
     batch_sizes=lambda config: {
         f"tsbd.{stage}.batch_size": getattr(config.tsbd, stage).batch_size for stage in ("unlearning", "finetuning")
     },

@@ -1,4 +1,4 @@
-"""Clean unlearning as a step of a plan: what TSBD and RNP begin with."""
+"""Clean unlearning as a step of a plan: the first step of TSBD and RNP."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def check_clean_unlearning(settings: CleanUnlearningConfig, unlearned: Unlearned
 
 
 def unlearning_warnings(info: CleanUnlearningInfo, *, name: str) -> list[str]:
-    """A line if clean unlearning, whose settings are called `name`, did not reach chance; none otherwise."""
+    """A line if clean unlearning, whose settings are called `name`, did not reach chance; empty otherwise."""
     if info.reached:
         return []
     epochs = int(info.epochs)

@@ -1,9 +1,9 @@
-"""Neural Cleanse: the attacker's class is the one that a far smaller patch than any other's reaches.
+"""Neural Cleanse: flags the class whose inverted patch is far smaller than those of other classes.
 
 Source: Wang et al., Neural Cleanse: Identifying and Mitigating Backdoor Attacks in Neural Networks, S&P 2019, and the
-authors' code, from which the weight's schedule is. What differs: a number of Adam's steps bounds the search, where the
-authors go through all clean images for up to a thousand rounds or until the mask stays as it is; each step's success
-is of one mini-batch; and images of the class itself, which need no trigger, do not count.
+authors' code, which has the schedule of the weight. What differs: an inversion has a fixed number of Adam's steps,
+where the authors go through all clean images for up to a thousand rounds or until the mask no longer changes; the
+success rate is measured on one mini-batch a step; and images of the class itself, which need no trigger, do not count.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import optax
 
 from otbr_jax.detectors.detector import Detector
 from otbr_jax.detectors.verdict import FEWEST, Verdict, verdict_of
-from otbr_jax.inversion import Inverted, Penalised, Schedule, invert_from, success_rate
+from otbr_jax.inversion import InvertedTriggers, Penalised, Schedule, invert_from, success_rate
 from otbr_jax.metrics import rounded
 from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings
@@ -29,32 +29,37 @@ from otbr_jax.types import Batch, Network, Variables, in_unit_range
 
 @settings("neural_cleanse")
 class NeuralCleanseConfig:
-    """How patches are searched, and when one is too small; the defaults are the authors', but for the steps."""
+    """How patches are inverted, and when one is too small; the defaults are the authors', but for the steps."""
 
     steps: int = field(default=300, at_least=1, doc="of Adam, for every class.")
-    batch_size: int = field(default=32, at_least=1, doc="clean images of a step, in turn.")
+    batch_size: int = field(default=32, at_least=1, doc="clean images in a step, one batch after the other.")
     learning_rate: float = field(default=0.1, above=0, doc="of Adam, whose betas are 0.5 and 0.9.")
-    weight: float = field(default=1e-3, above=0, doc="of the mask's L1 norm, once the patch works for the first time.")
+    weight: float = field(
+        default=1e-3, above=0, doc="of the mask's L1 norm, once the patch reaches `success` for the first time."
+    )
     multiplier: float = field(
         default=2.0,
         above=1,
-        doc="of that weight where the patch has worked for `patience` steps; where it has not, it is divided by its "
-        "1.5th power.",
+        doc="the weight is multiplied with it where the patch has reached `success` for `patience` steps, and divided "
+        "by its 1.5th power where it has not.",
     )
     patience: int = field(default=5, at_least=1, doc="steps before the weight changes.")
     success: float = field(
-        default=0.99, above=0, at_most=1, doc="share of a step's images of other classes that a patch has to turn."
+        default=0.99,
+        above=0,
+        at_most=1,
+        doc="success rate that a patch has to reach: share of a step's images of other classes.",
     )
     threshold: float = field(default=2.0, above=0, doc="the anomaly index from which a class is flagged.")
 
 
 class Masks(NamedTuple):
-    """The smallest patch that worked, of each class.
+    """The smallest successful patch of each class.
 
     Attributes:
-      patch: masks `[classes, h, w, 1]` and patterns `[classes, h, w, c]`; the last ones where none worked.
+      patch: masks `[classes, h, w, 1]` and patterns `[classes, h, w, c]`; the last ones where none was successful.
       norm: L1 norm of the masks, `[classes]`.
-      success: share of all clean images of other classes that the patch turns, `[classes]`.
+      success: success rate on all clean images of other classes, `[classes]`, in [0, 1].
     """
 
     patch: Patch
@@ -89,8 +94,8 @@ def invert_mask(
     *,
     key: jax.Array,
     config: NeuralCleanseConfig,
-) -> Inverted:
-    """The smallest patch found that turns clean images into one class. Pure; jits.
+) -> InvertedTriggers:
+    """Inverts a small patch that turns clean images into one class. Pure; jits.
 
     Args:
       network: the functions of the network.
@@ -98,7 +103,7 @@ def invert_mask(
       clean: images `[n, h, w, c]`, uint8 or in [0, 1], and their labels `[n]`, whole numbers.
       target: the class; may be traced.
       key: typed PRNG key: where the inversion starts, and the order of the images.
-      config: how.
+      config: the settings.
 
     Returns:
       The patch; its success rate is that on all clean images.
@@ -106,7 +111,7 @@ def invert_mask(
     images = Batch(in_unit_range(jnp.asarray(clean.images)), jnp.asarray(clean.labels))
     mask_key, pattern_key, order_key = jax.random.split(key, 3)
     order = jax.random.permutation(order_key, len(images.labels))
-    found, _ = invert_from(
+    patch, _ = invert_from(
         _start((mask_key, pattern_key), network.image_shape),
         network,
         variables,
@@ -118,8 +123,8 @@ def invert_mask(
         batch_size=config.batch_size,
         optimizer=optax.scale_by_adam(b1=0.5, b2=0.9),
     )
-    success = success_rate(network, variables, images, MASK.trigger(found.parameters), target)
-    return found._replace(success=success)
+    success = success_rate(network, variables, images, MASK.trigger(patch.parameters), target)
+    return patch._replace(success=success)
 
 
 def search_masks(
@@ -131,14 +136,14 @@ def search_masks(
     key: jax.Array,
     report: Report | None,
 ) -> Masks:
-    """A patch for every class, one class after the other in one program."""
+    """Inverts a patch for every class, one class after the other in one program."""
     network = setup.network
 
     def one(target: jax.Array) -> Masks:
-        found = invert_mask(network, victim, clean, target, key=jax.random.fold_in(key, target), config=settings)
+        patch = invert_mask(network, victim, clean, target, key=jax.random.fold_in(key, target), config=settings)
         if report is not None:
             jax.debug.callback(report)
-        return Masks(*found)
+        return Masks(*patch)
 
     return jax.lax.map(one, jnp.arange(network.num_classes))
 
@@ -146,11 +151,12 @@ def search_masks(
 def anomaly_indices(norms: np.ndarray) -> np.ndarray:
     """By how many deviations each norm `[classes]` is below the median; at most 0 for those above.
 
-    A deviation is 1.4826 times the median absolute one, which is a normal distribution's standard deviation.
+    A deviation is 1.4826 times the median absolute deviation, which estimates a normal distribution's standard
+    deviation.
     """
-    middle = np.median(norms)
-    deviation = 1.4826 * np.median(np.abs(norms - middle))
-    indices: np.ndarray = (middle - norms) / max(deviation, 1e-6 * max(middle, 1e-6))
+    median = np.median(norms)
+    deviation = 1.4826 * np.median(np.abs(norms - median))
+    indices: np.ndarray = (median - norms) / max(deviation, 1e-6 * max(median, 1e-6))
     return indices
 
 
@@ -162,23 +168,23 @@ def plan(config: NeuralCleanseConfig) -> Plan:
             search_masks,
             needs("victim", "clean"),
             config,
-            shown=Shown("reverse-engineering patches", total=lambda setup: setup.network.num_classes, unit="class"),
+            shown=Shown("inverting patches", total=lambda setup: setup.network.num_classes, unit="class"),
         ),
     )
 
 
 def verdict(config: NeuralCleanseConfig, values: Mapping[str, Any]) -> Verdict:
-    """The largest anomaly index of a class whose mask is smaller than the median."""
+    """The verdict on the largest anomaly index of a class whose mask is smaller than the median."""
     norms = np.asarray(values["masks"].norm, np.float64)
     evidence = {"mask_norm": tuple(rounded(norm) for norm in norms)}
     return verdict_of(anomaly_indices(norms), threshold=config.threshold, evidence=evidence)
 
 
 def patches(config: NeuralCleanseConfig, values: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Each class's mask and pattern."""
+    """Each class's mask `[classes, h, w, 1]` and pattern `[classes, h, w, c]`, in [0, 1]."""
     del config
-    found = values["masks"].patch
-    return np.asarray(found.mask), np.asarray(found.pattern)
+    patch = values["masks"].patch
+    return np.asarray(patch.mask), np.asarray(patch.pattern)
 
 
 DETECTOR = Detector(

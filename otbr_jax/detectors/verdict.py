@@ -1,4 +1,4 @@
-"""Is a network backdoored, and for which class: the one answer that detectors give, and everything else reads."""
+"""Verdicts: whether a network is backdoored, and for which class; what every detector returns."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import numpy as np
 from otbr_jax.metrics import rounded
 
 FEWEST = 3
-"""Classes that a comparison with the median class needs: half of two are no majority."""
+"""Classes that a comparison with the median class needs: of two classes neither can be an outlier."""
 
 
 class Backdoored(enum.StrEnum):
-    """The three values of `Verdict.backdoored`. They equal plain strings, which JSON and rows of results hold.
+    """The three values of `Verdict.backdoored`. They equal plain strings, as in JSON and in rows of results.
 
-    There is no truth value, since `if not verdict.backdoored` would take *cannot tell* for *no*. Compare instead:
+    They have no truth value, since `if not verdict.backdoored` would treat *cannot tell* as *no*. Compare instead:
 
         if verdict.backdoored == "yes": ...
         elif verdict.backdoored == "cannot tell": print(verdict.why_not)
@@ -35,10 +35,10 @@ class Backdoored(enum.StrEnum):
 
 
 class Detected(NamedTuple):
-    """What a step finds, as arrays; `verdict_of` makes a verdict of them.
+    """Scores of classes as arrays, the value of a step; `verdict_of` makes a verdict of them.
 
     Attributes:
-      scores: float32 `[classes]`, higher for a class that is more likely the attacker's.
+      scores: float32 `[classes]`, higher for a class that is more likely the target class.
       suspect: int32, the class with the highest score.
       flagged: bool, whether its score reaches the threshold.
     """
@@ -49,23 +49,23 @@ class Detected(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What a detector says of a network, as plain values.
+    """A detector's verdict on a network, as plain values.
 
     Attributes:
       detector: its name.
       backdoored: `"yes"`: a class is flagged; `"no"`: none is; or `"cannot tell"`, see `why_not`.
-      suspect: the class with the highest score, whether it is flagged or not.
-      score: of the suspect; None where it is no number.
-      scores: of each class; None where it is no number.
+      suspect: the class with the highest score, flagged or not.
+      score: of the suspect; None where it is NaN.
+      scores: of each class; None where it is NaN.
       threshold: the score from which a class is flagged, as published or as calibrated.
-      p_value: the chance that a clean network scores as high, in [0, 1]; None where it is not known.
+      p_value: the probability that a clean network scores as high, in [0, 1]; None where it is not known.
       clean_networks: how many clean networks the p-value compares with; 0 where the detector has a null distribution of
         its own, or there is no p-value.
-      evidence: what scores are made of, `{kind: one number for each class}`; None for a class without.
-      triggers: what was found for each class, to be drawn: masks `[classes, h, w, 1]` and patterns
+      evidence: what scores are computed from, `{kind: one number for each class}`; None for a class without.
+      triggers: an inverted trigger of each class, to be drawn: masks `[classes, h, w, 1]` and patterns
         `[classes, h, w, c]`, all in [0, 1]; None without. JSON leaves them out.
-      why_not: why it is not known whether there is a backdoor, or else why the p-value is not, and what would help;
-        empty where both are known.
+      why_not: why the detector cannot tell, or why there is no p-value, and what would help; empty where there is a
+        verdict with a p-value.
     """
 
     detector: str
@@ -82,17 +82,17 @@ class Verdict(NamedTuple):
 
     def plain(self) -> dict[str, Any]:
         """As plain JSON values, without `triggers`; `read_verdict` is the way back."""
-        found = self._asdict() | {
+        values = self._asdict() | {
             "backdoored": self.backdoored.value,
             "scores": [*self.scores],
             "evidence": {kind: [*values] for kind, values in self.evidence.items()},
         }
-        del found["triggers"]
-        return found
+        del values["triggers"]
+        return values
 
 
 def read_verdict(values: Mapping[str, Any]) -> Verdict:
-    """The verdict of what `Verdict.plain` says; what has a default may be missing."""
+    """The verdict from the values of `Verdict.plain`; fields with a default may be missing."""
     evidence = {kind: tuple(each) for kind, each in values.get("evidence", {}).items()}
     known = {name: values[name] for name in Verdict._fields if name in values}
     plain = {"backdoored": Backdoored(values["backdoored"]), "scores": tuple(values["scores"]), "evidence": evidence}
@@ -108,14 +108,14 @@ def verdict_of(
     p_value: float | None = None,
     evidence: Mapping[str, tuple[float | None, ...]] | None = None,
 ) -> Verdict:
-    """The verdict that follows from scores: the class with the highest one is flagged if that reaches the threshold.
+    """Makes a verdict of scores: the class with the highest one is flagged if that reaches the threshold.
 
     Args:
-      scores: `[classes]`, higher for a class that is more likely the attacker's. One that is no number is in the way
-        of any verdict.
+      scores: `[classes]`, higher for a class that is more likely the target class. If one is NaN, the verdict is
+        *cannot tell*.
       threshold: the score from which a class is flagged.
       suspect: the class with the highest score, where several have it.
-      flagged: whether a step of the plan flagged it; by default said here, of scores as they are printed.
+      flagged: whether a step of the plan flagged it; by default the rounded score, as it is printed, decides.
       p_value: of the detector's own null distribution, in [0, 1]; None without one.
       evidence: see `Verdict`.
 
@@ -126,25 +126,25 @@ def verdict_of(
     known = tuple(None if math.isnan(value) else rounded(value) for value in values)
     if suspect is None:
         suspect = int(np.argmax(np.where(np.isnan(values), -np.inf, values)))
-    found = Verdict("", Backdoored.NO, suspect, known[suspect], known, float(threshold), evidence=evidence or {})
+    verdict = Verdict("", Backdoored.NO, suspect, known[suspect], known, float(threshold), evidence=evidence or {})
     if None in known:
         where = [label for label, value in enumerate(known) if value is None]
-        why = f"the scores of classes {where} are no numbers; its logits may overflow: try it in float32"
-        return found._replace(backdoored=Backdoored.CANNOT_TELL, why_not=why)
+        why = f"the scores of classes {where} are NaN; logits may overflow: try float32"
+        return verdict._replace(backdoored=Backdoored.CANNOT_TELL, why_not=why)
     if p_value is not None:
-        found = found._replace(p_value=_four_digits(p_value))
+        verdict = verdict._replace(p_value=_four_digits(p_value))
     exact, limit = float(values[suspect]), float(np.float32(threshold))
     if flagged is not None and flagged != (rounded(exact) >= threshold) and flagged == (exact >= limit):
-        # A step compares more digits than are printed elsewhere: print as many.
+        # A step compares more digits than are printed otherwise: keep them all.
         printed = tuple(exact if label == suspect else value for label, value in enumerate(known))
-        found = found._replace(score=exact, scores=printed, threshold=limit)
+        verdict = verdict._replace(score=exact, scores=printed, threshold=limit)
     if flagged is None:
         flagged = rounded(exact) >= threshold
-    return found._replace(backdoored=Backdoored.YES if flagged else Backdoored.NO)
+    return verdict._replace(backdoored=Backdoored.YES if flagged else Backdoored.NO)
 
 
 def with_enough_classes(verdict: Verdict, fewest: int) -> Verdict:
-    """The verdict; or *cannot tell* where the network has fewer classes than the detector has to compare."""
+    """The verdict; or *cannot tell* if the network has fewer classes than the detector needs."""
     classes = len(verdict.scores)
     if classes >= fewest:
         return verdict
@@ -156,26 +156,26 @@ def with_enough_classes(verdict: Verdict, fewest: int) -> Verdict:
 
 
 def in_words(verdict: Verdict) -> str:
-    """A verdict in a clause: what is flagged, by which score, how often a clean network scores as high."""
-    number = "no number" if verdict.score is None else f"{verdict.score:.2f}"
+    """A verdict in a clause: the class, its score, the threshold, and how often a clean network scores as high."""
+    number = "NaN" if verdict.score is None else f"{verdict.score:.2f}"
     threshold = f"threshold {verdict.threshold:g}" + (f" ({verdict.detector})" if verdict.detector else "")
     highest = f"class {verdict.suspect} scores highest, {number}, {threshold}"
     if verdict.backdoored == Backdoored.CANNOT_TELL:
         return f"cannot tell whether it is backdoored: {verdict.why_not}; {highest}"
-    said = f"no class is flagged: {highest}"
+    clause = f"no class is flagged: {highest}"
     if verdict.backdoored == Backdoored.YES:
-        said = f"class {verdict.suspect} is flagged: score {number}, {threshold}"
+        clause = f"class {verdict.suspect} is flagged: score {number}, {threshold}"
         reaching = [label for label, score in enumerate(verdict.scores) if (score or 0) >= verdict.threshold]
         if others := [f"class {label} ({verdict.scores[label]:.2f})" for label in reaching if label != verdict.suspect]:
-            said += f"; above the threshold, too: {' and '.join(others)}"
+            clause += f"; above the threshold, too: {' and '.join(others)}"
     if verdict.p_value is not None:
         compared = compared_in_words(verdict)
-        return f"{said}; p-value {verdict.p_value:.2g}" + (f": {compared}" if compared else "")
-    return f"{said}; p-value not known: {verdict.why_not}" if verdict.why_not else said
+        return f"{clause}; p-value {verdict.p_value:.2g}" + (f": {compared}" if compared else "")
+    return f"{clause}; p-value not known: {verdict.why_not}" if verdict.why_not else clause
 
 
 def compared_in_words(verdict: Verdict) -> str:
-    """How many of the clean networks that a p-value compares with score as high; empty where it compares with none."""
+    """How many of the clean networks behind a p-value score as high; empty where there are none."""
     if not verdict.clean_networks or verdict.p_value is None:
         return ""
     higher = round(verdict.p_value * (1 + verdict.clean_networks)) - 1
@@ -183,11 +183,11 @@ def compared_in_words(verdict: Verdict) -> str:
 
 
 def p_value(score: float, clean: Sequence[float]) -> float:
-    """The chance that a clean network scores as high, `(1 + as high) / (1 + all)`, as a conformal prediction has it.
+    """The probability that a clean network scores as high: the conformal p-value, `(1 + as high) / (1 + all)`.
 
     Args:
-      score: of a network.
-      clean: of clean networks.
+      score: of the network.
+      clean: scores of clean networks.
     """
     return _four_digits((1 + sum(other >= score for other in clean)) / (1 + len(clean)))
 

@@ -1,4 +1,4 @@
-"""The one interpreter of jaxprs: what a program computes, or what a rule makes of its operations instead."""
+"""The interpreter of jaxprs: computes a program, or whatever a rule makes of its operations."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from jax.extend.core import Literal
 
 RECOMPUTED = frozenset("remat remat2 checkpoint".split())
-"""Calls that are computed again in the backward pass; entered, their values would be kept instead."""
+"""Calls that are recomputed in the backward pass; entering them would keep their values instead."""
 CUSTOM = frozenset("custom_jvp_call custom_vjp_call".split())
-"""Calls with a derivative of their own; entered, they are differentiated by what they compute."""
+"""Calls with a custom derivative; entering them would differentiate what they compute."""
 CALLS = frozenset("jit pjit closed_call core_call".split()) | RECOMPUTED | CUSTOM
-"""Operations that compute what the jaxpr inside them says."""
+"""Operations that compute the jaxpr inside them."""
 
 Rule = Callable[[Any, Sequence[Any]], Sequence[Any] | None]
 
@@ -32,9 +32,9 @@ def evaluate(
       jaxpr: the program (`closed.jaxpr`).
       consts: its constants (`closed.consts`).
       args: a value for each of its inputs.
-      rule: `(equation, operands) -> results`; None where it has none: a call is entered, all else is computed.
+      rule: `(equation, operands) -> results`, or None: then a call is entered, and any other operation is computed.
       constant: the value that stands for an array written in the program.
-      closed: names among `CALLS` that are computed like any other operation, and not entered.
+      closed: names of `CALLS` that are not entered, but computed like any other operation.
     """
     values = dict(zip(jaxpr.constvars, map(constant, consts), strict=True))
     values.update(zip(jaxpr.invars, args, strict=True))
@@ -54,22 +54,22 @@ def evaluate(
 
 
 def compute(eqn: Any, operands: Sequence[Any]) -> list[Any]:
-    """What one equation computes of arrays."""
+    """The results of one equation for arrays."""
     with eqn.ctx.manager:
-        found = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
-    return [*found] if eqn.primitive.multiple_results else [found]
+        results = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
+    return [*results] if eqn.primitive.multiple_results else [results]
 
 
 def inside(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
-    """The jaxpr that a call computes, and its constants; None of what is no call."""
+    """The jaxpr that a call computes, and its constants; None for other operations."""
     if eqn.primitive.name not in CALLS:
         return None
     part = next(eqn.params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in eqn.params)
     return getattr(part, "jaxpr", part), getattr(part, "consts", ())
 
 
-def parts(eqn: Any) -> Iterator[Any]:
-    """All programs inside an equation, closed or not: those of calls, of the bodies of loops, of branches."""
+def inner_programs(eqn: Any) -> Iterator[Any]:
+    """All programs inside an equation, closed or not: those of calls, loop bodies and branches."""
     waiting = [*eqn.params.values()]
     while waiting:
         value = waiting.pop(0)
@@ -83,5 +83,5 @@ def equations(program: Any) -> Iterator[Any]:
     """All equations of a program, closed or not, each followed by those inside it."""
     for eqn in program.eqns:
         yield eqn
-        for part in parts(eqn):
+        for part in inner_programs(eqn):
             yield from equations(part)

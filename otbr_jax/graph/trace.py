@@ -1,11 +1,11 @@
-"""Which axis of which array is a neuron, and who feeds whom: found by tracing the network's function.
+"""Traces a network's function to its neuron graph: which axes hold neurons, and which layers feed which.
 
 Every index of every axis of every array in `variables` gets a slot (`otbr_jax.graph.slots`). Following the jaxpr,
-operations unite the slots that must move together: a BatchNorm scale with the channels it scales, the inputs of a
-kernel with the outputs that feed it, both sides of an addition. What remains are groups of slots, and each slot is one
-neuron wherever it appears. No layer's name or class is looked at.
+operations unite the slots that must permute together: a BatchNorm scale with the channels it scales, the inputs of a
+kernel with the outputs that feed it, both sides of an addition. Groups of slots remain, and each slot is one
+neuron wherever it appears. No layer's name or class is used.
 
-This file reads off the result; what each operation does to slots is in `otbr_jax.graph.rules`.
+This file reads the graph off the slots; `otbr_jax.graph.rules` has the rules of operations.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def trace(apply: ApplyFn, variables: Variables, images: Any) -> NeuronGraph:
       The neuron graph.
 
     Raises:
-      InputError: names the operation, its equation and its source line, if the tracer cannot follow it.
+      InputError: names an operation that the tracer cannot follow, its equation and its source line.
     """
     # At least two images: an axis of size 1 cannot be told from one that was inserted.
     batch = (max(2, np.shape(images)[0]), *np.shape(images)[1:])
@@ -48,7 +48,7 @@ def trace(apply: ApplyFn, variables: Variables, images: Any) -> NeuronGraph:
 
 
 def _following(state: Tracing) -> Rule:
-    """Follows what is known of arrays, and where the network's author wrote the operation."""
+    """A rule that follows labels of arrays, and the source line of each operation."""
 
     def rule(eqn: Any, operands: Sequence[Value]) -> list[Value]:
         outside = state.where
@@ -67,7 +67,7 @@ def _following(state: Tracing) -> Rule:
 
 
 def _source_line(eqn: Any) -> str | None:
-    """The innermost source line of an equation that is not inside a library of the field, if it is known."""
+    """The innermost source line of an equation outside the libraries of the field, if it is known."""
     traceback = eqn.source_info.traceback
     for frame in traceback.frames if traceback is not None else []:
         if not any(f"/{package}/" in frame.file_name for package in ("jax", "flax", "haiku", "equinox")):
@@ -126,18 +126,18 @@ def _graph(state: Tracing, results: Sequence[Value]) -> NeuronGraph:
 
 
 def _vectors(state: Tracing, arrays: Mapping[tuple[str, int], np.ndarray]) -> dict[int, list[Vector]]:
-    """Per-neuron vectors of every slot: all axes of arrays that are no kernels."""
+    """Per-neuron vectors of every slot: all axes of arrays that are not kernels."""
     kernels = {kernel.name for kernel in state.kernels}
-    found: dict[int, list[Vector]] = {}
+    vectors: dict[int, list[Vector]] = {}
     for (name, axis), roots in arrays.items():
         if name not in kernels:
             for root in dict.fromkeys(roots.tolist()):
-                found.setdefault(root, []).append(Vector(name, axis))
-    return found
+                vectors.setdefault(root, []).append(Vector(name, axis))
+    return vectors
 
 
 def _on_all_axes(vectors: Sequence[Vector], kernel: Kernel) -> tuple[Vector, ...]:
-    """Each once; of a kernel with several axes of neurons, such as heads and head sizes, arrays that have them all."""
+    """Each vector once; for a kernel with several neuron axes, such as heads and head sizes, arrays with all."""
     once = list(dict.fromkeys(vectors))
     names = [vector.name for vector in once]
     return tuple(vector for vector in once if names.count(vector.name) >= len(kernel.neuron_axes))
@@ -150,10 +150,10 @@ def _feeders(
     positions: dict[int, list[int]] = {}
     for place, slot in enumerate(inputs):
         # After flattening an input is the child of its channel's neuron: look for the nearest ancestor that is one.
-        waiting, seen = [slot], {slot}
+        waiting, visited = [slot], {slot}
         while waiting and not any(near in owners for near in waiting):
-            waiting = [above for near in waiting for above in parents.get(near, ()) if above not in seen]
-            seen.update(waiting)
+            waiting = [above for near in waiting for above in parents.get(near, ()) if above not in visited]
+            visited.update(waiting)
         for near in waiting:
             for layer, neuron in owners.get(near, ()):
                 row = positions.setdefault(layer, [-1] * len(inputs))

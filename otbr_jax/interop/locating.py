@@ -91,6 +91,19 @@ def is_complete(place: Location, expected: Shapes) -> bool:
     return len(place.names) == len(expected) and not place.wrong
 
 
+def names_by_spelling(sets: Mapping[Path, TensorSet]) -> list[frozenset[str]]:
+    """The names of whole tensors of each set of a file, in each spelling that is known."""
+    wholes = [join_weights(each.tensors)[0] for each in sets.values()]
+    return [frozenset(respell(whole, rules).values()) for whole in wholes for rules in SPELLINGS]
+
+
+def hold_all(names: frozenset[str], expected: Shapes) -> bool:
+    """Whether all of a network's names stand behind one prefix; otherwise no place that `locate` finds is complete."""
+    first = next(iter(expected))
+    prefixes = {name.removesuffix(first) for name in names if name.endswith(first)}
+    return any(all(prefix + name in names for name in expected) for prefix in prefixes)
+
+
 def known_shapes(place: Location) -> dict[str, tuple[int, ...]]:
     """Shapes by the network's names; those of extra tensors by the file's names."""
     shapes = {known: place.tensors[stored].shape for known, stored in place.names.items()}

@@ -1,7 +1,7 @@
-"""What an inversion is after: the minimal trigger, the strongest of a fixed size, or a small one at a price.
+"""Aims of trigger inversion: a minimal trigger, a trigger of a fixed size, or one whose size is penalised.
 
-An aim is a few numbers, and functions of one trigger that say how it goes on from a step; `invert_from` maps them over
-several.
+An aim holds a few numbers, and functions that update the state of one trigger after a step. `invert_from` maps them
+over several triggers.
 """
 
 from __future__ import annotations
@@ -15,41 +15,43 @@ import jax.numpy as jnp
 from otbr_jax.triggers import TriggerFamily
 
 
-class Seen(NamedTuple):
-    """What a step saw of a trigger as it was before it: mean cross-entropy, and success rate in [0, 1]."""
+class TriggerMetrics(NamedTuple):
+    """Metrics of a trigger before a step: mean cross-entropy, and success rate in [0, 1]."""
 
     loss: jax.Array
     success: jax.Array
 
 
 class Aim:
-    """What an inversion is after. A state is a pytree of arrays, at least one."""
+    """The objective of an inversion. Its state is a pytree of at least one array."""
 
     def begin(self, family: TriggerFamily, parameters: Any) -> Any:
         """The state before the first step."""
         raise NotImplementedError
 
     def budget(self, state: Any) -> jax.Array:
-        """At which the trigger is put on in the next step; infinite for a family without budgets."""
+        """The budget of the trigger in the next step; infinite for a family without budgets."""
         raise NotImplementedError
 
-    def price(self, state: Any, family: TriggerFamily, parameters: Any) -> jax.Array:
-        """What is added to the loss."""
+    def penalty(self, state: Any, family: TriggerFamily, parameters: Any) -> jax.Array:
+        """The term that is added to the loss."""
         del state, family, parameters
         return jnp.zeros(())
 
-    def follow(self, state: Any, family: TriggerFamily, parameters: Any, seen: Seen, number: jax.Array) -> Any:
-        """The state after a step; the parameters are those that were seen."""
-        del family, parameters, seen, number
+    def update(
+        self, state: Any, family: TriggerFamily, parameters: Any, metrics: TriggerMetrics, number: jax.Array
+    ) -> Any:
+        """The state after a step; the metrics are those of the given parameters, before the step."""
+        del family, parameters, metrics, number
         return state
 
     def end(self, state: Any, family: TriggerFamily, parameters: Any) -> tuple[Any, jax.Array]:
-        """`(parameters, size)` of what was found, by the state and the parameters after the last step."""
+        """`(parameters, size)` of the result, from the state and the parameters after the last step."""
         raise NotImplementedError
 
 
 class Minimum(NamedTuple):
-    """The budget now; success rate and loss of late; the smallest budget that sufficed, infinite before any did."""
+    """The budget, running means of success rate and loss, and the smallest budget that worked, infinite at first."""
 
     budget: jax.Array
     success: jax.Array
@@ -61,16 +63,16 @@ class Minimum(NamedTuple):
 class Smallest(Aim):
     """The minimal trigger: its budget shrinks while it works, and grows slowly while it does not.
 
-    The size is the smallest budget at which it worked; where it never did, the budget that it had come to.
+    The size is the smallest budget at which it worked; where it never did, the last budget.
 
     Attributes:
-      success: the success rate from which it works, a running mean over steps. A backdoor turns nearly all images, what
-        makes a class in a clean network only some.
-      shrink: what the budget is multiplied by after a step in which it works.
-      grow: and after one in which it does not.
-      ample: the success rate from which it is multiplied by `fast` instead.
-      fast: see there.
-      settle: steps before the budget moves.
+      success: a trigger works if the running mean of its success rate is at least this. A backdoor trigger turns nearly
+        all images; in a clean network a trigger turns only some.
+      shrink: factor on the budget after a step in which the trigger works.
+      grow: factor after a step in which it does not.
+      ample: success rate from which the factor is `fast`.
+      fast: the factor while the trigger works easily.
+      settle: steps before the budget changes.
     """
 
     success: float = 0.85
@@ -85,13 +87,15 @@ class Smallest(Aim):
         return Minimum(jnp.asarray(family.start, jnp.float32), jnp.zeros(()), jnp.zeros(()), jnp.full((), jnp.inf))
 
     def budget(self, state: Minimum) -> jax.Array:
-        """What it has come to."""
+        """The current budget."""
         return state.budget
 
-    def follow(self, state: Minimum, family: TriggerFamily, parameters: Any, seen: Seen, number: jax.Array) -> Minimum:
+    def update(
+        self, state: Minimum, family: TriggerFamily, parameters: Any, metrics: TriggerMetrics, number: jax.Array
+    ) -> Minimum:
         """The budget follows the success rate, within the family's bounds."""
         assert family.bounds is not None
-        success, loss = 0.6 * state.success + 0.4 * seen.success, 0.6 * state.loss + 0.4 * seen.loss
+        success, loss = 0.6 * state.success + 0.4 * metrics.success, 0.6 * state.loss + 0.4 * metrics.loss
         works = success >= self.success
         size = jnp.where(works, jnp.minimum(state.size, state.budget), state.size)
         factor = jnp.where(success >= self.ample, self.fast, jnp.where(works, self.shrink, self.grow))
@@ -105,7 +109,7 @@ class Smallest(Aim):
 
 @dataclasses.dataclass(frozen=True)
 class Within(Aim):
-    """The strongest trigger of a fixed size.
+    """The trigger of a fixed size that works best.
 
     Attributes:
       size: its budget, in the family's unit; may be traced.
@@ -114,11 +118,11 @@ class Within(Aim):
     size: jax.Array | float
 
     def begin(self, family: TriggerFamily, parameters: Any) -> jax.Array:
-        """The budget, which stays."""
+        """The budget, which is constant."""
         return jnp.asarray(self.size, jnp.float32)
 
     def budget(self, state: jax.Array) -> jax.Array:
-        """As it was."""
+        """The fixed budget."""
         return state
 
     def end(self, state: jax.Array, family: TriggerFamily, parameters: Any) -> tuple[Any, jax.Array]:
@@ -128,14 +132,14 @@ class Within(Aim):
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """How the weight of a size changes on the way: after Neural Cleanse (Wang et al., S&P 2019).
+    """How the weight of the size changes during an inversion, after Neural Cleanse (Wang et al., S&P 2019).
 
-    It is 0 until the trigger has worked for the first time, and then rises and falls so that it goes on working.
+    It is 0 until the trigger works for the first time. It then rises while the trigger works, and falls while it fails.
 
     Attributes:
-      success: the success rate in a step from which a trigger works.
-      multiplier: of the weight where the trigger has worked for `patience` steps; where it has not, the weight is
-        divided by its 1.5th power.
+      success: a trigger works in a step if its success rate is at least this.
+      multiplier: factor on the weight after `patience` steps in which the trigger worked; after as many in which it
+        failed, the weight is divided by `multiplier ** 1.5`.
       patience: steps before the weight changes.
     """
 
@@ -144,67 +148,72 @@ class Schedule:
     patience: int = 5
 
 
-class Priced(NamedTuple):
-    """The weight now; steps in a row with success, and without; the cheapest trigger that worked, and its cost."""
+class PenaltyState(NamedTuple):
+    """The weight; steps in a row that worked, and that failed; the cheapest trigger that worked, and its penalty."""
 
     weight: jax.Array
     up: jax.Array
     down: jax.Array
     best: Any
-    cost: jax.Array
+    lowest: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
 class Penalised(Aim):
-    """A small trigger, whose cost is a term of the loss; of a family without budgets.
+    """A trigger whose size is a term of the loss; of a family without budgets.
 
-    With a constant weight the last trigger is the answer. With a schedule it is the cheapest one that worked in a step,
-    and the last one where none did.
+    With a constant weight the result is the last trigger. With a schedule it is the trigger of the lowest penalty that
+    worked in a step, or the last one if none did.
 
     Attributes:
-      weight: of the family's cost.
-      schedule: how it changes; None for a constant one.
+      weight: of the family's penalty.
+      schedule: how the weight changes; None for a constant weight.
     """
 
     weight: float
     schedule: Schedule | None = None
 
-    def begin(self, family: TriggerFamily, parameters: Any) -> Priced | jax.Array:
-        """The weight; 0 and nothing that works where it changes."""
+    def begin(self, family: TriggerFamily, parameters: Any) -> PenaltyState | jax.Array:
+        """The constant weight; with a schedule the weight 0, and no trigger that worked."""
         if self.schedule is None:
             return jnp.asarray(self.weight, jnp.float32)
         none = jnp.zeros((), jnp.int32)
-        return Priced(jnp.zeros(()), none, none, parameters, jnp.array(jnp.inf))
+        return PenaltyState(jnp.zeros(()), none, none, parameters, jnp.array(jnp.inf))
 
-    def budget(self, state: Priced | jax.Array) -> jax.Array:
-        """None."""
+    def budget(self, state: PenaltyState | jax.Array) -> jax.Array:
+        """Infinite: the family has no budget."""
         return jnp.full((), jnp.inf)
 
-    def price(self, state: Priced | jax.Array, family: TriggerFamily, parameters: Any) -> jax.Array:
-        """The weight times the cost."""
-        return (state.weight if isinstance(state, Priced) else state) * family.price(parameters)
+    def penalty(self, state: PenaltyState | jax.Array, family: TriggerFamily, parameters: Any) -> jax.Array:
+        """The weight times the family's penalty."""
+        return (state.weight if isinstance(state, PenaltyState) else state) * family.penalty(parameters)
 
-    def follow(
-        self, state: Priced | jax.Array, family: TriggerFamily, parameters: Any, seen: Seen, number: jax.Array
-    ) -> Priced | jax.Array:
-        """The cheapest that worked is kept, and the weight follows success."""
-        if not isinstance(state, Priced):
+    def update(
+        self,
+        state: PenaltyState | jax.Array,
+        family: TriggerFamily,
+        parameters: Any,
+        metrics: TriggerMetrics,
+        number: jax.Array,
+    ) -> PenaltyState | jax.Array:
+        """Keeps the trigger of the lowest penalty that worked, and changes the weight by the schedule."""
+        if not isinstance(state, PenaltyState):
             return state
-        rule = self.schedule or Schedule()
-        cost, works = family.price(parameters), seen.success >= rule.success
-        cheaper = works & (cost < state.cost)
-        best = jax.tree.map(lambda new, old: jnp.where(cheaper, new, old), parameters, state.best)
+        schedule = self.schedule or Schedule()
+        penalty, works = family.penalty(parameters), metrics.success >= schedule.success
+        better = works & (penalty < state.lowest)
+        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), parameters, state.best)
         up, down = jnp.where(works, state.up + 1, 0), jnp.where(works, 0, state.down + 1)
-        stronger, weaker = up >= rule.patience, down >= rule.patience
-        raised = jnp.where(state.weight > 0, state.weight * rule.multiplier, self.weight)
-        weight = jnp.where(stronger, raised, jnp.where(weaker, state.weight / rule.multiplier**1.5, state.weight))
-        up, down = jnp.where(stronger, 0, up), jnp.where(weaker, 0, down)
-        return Priced(weight, up, down, best, jnp.where(cheaper, cost, state.cost))
+        increase, decrease = up >= schedule.patience, down >= schedule.patience
+        raised = jnp.where(state.weight > 0, state.weight * schedule.multiplier, self.weight)
+        weight = jnp.where(increase, raised, jnp.where(decrease, state.weight / schedule.multiplier**1.5, state.weight))
+        up, down = jnp.where(increase, 0, up), jnp.where(decrease, 0, down)
+        return PenaltyState(weight, up, down, best, jnp.where(better, penalty, state.lowest))
 
-    def end(self, state: Priced | jax.Array, family: TriggerFamily, parameters: Any) -> tuple[Any, jax.Array]:
-        """The cheapest that worked, or the last."""
+    def end(self, state: PenaltyState | jax.Array, family: TriggerFamily, parameters: Any) -> tuple[Any, jax.Array]:
+        """The trigger of the lowest penalty that worked, or the last one."""
         assert family.size is not None
-        if isinstance(state, Priced):
-            worked = jnp.isfinite(state.cost)
+        if isinstance(state, PenaltyState):
+            worked = jnp.isfinite(state.lowest)
             parameters = jax.tree.map(lambda best, last: jnp.where(worked, best, last), state.best, parameters)
         return parameters, family.size(parameters)

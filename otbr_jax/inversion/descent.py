@@ -1,4 +1,4 @@
-"""Gradient descent on what a network is given: one loop for triggers, images and inner representations."""
+"""Gradient descent on inputs of a network: one loop for triggers, images and inner representations."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from otbr_jax.numerics.convolutions import channels_last
 
 
 class Descent(NamedTuple):
-    """Where a descent stands.
+    """The state of a descent, from which it can continue.
 
     Attributes:
-      point: what is moved, a pytree of float32 arrays.
-      opt_state: the optimizer's.
-      state: what `follow` remembers.
+      point: the optimised variables, a pytree of float32 arrays.
+      opt_state: the optimizer's state.
+      state: the state that `update` keeps.
     """
 
     point: Any
@@ -35,7 +35,7 @@ def _same(point: Any) -> Any:
     return point
 
 
-def _no_more(state: Any, point: Any, aux: Any, number: jax.Array) -> tuple[Any, Any]:
+def _keep_all(state: Any, point: Any, aux: Any, number: jax.Array) -> tuple[Any, Any]:
     del point, number
     return state, aux
 
@@ -48,7 +48,7 @@ def descend(
     steps: int,
     batches: Callable[[jax.Array], Any] = _nothing,
     state: Any = None,
-    follow: Callable[..., tuple[Any, Any]] = _no_more,
+    update: Callable[..., tuple[Any, Any]] = _keep_all,
     project: Callable[[Any], Any] = _same,
     has_aux: bool = False,
     first: int = 0,
@@ -59,33 +59,33 @@ def descend(
 
     Args:
       loss: `(point, batch, state) -> scalar`, or `(scalar, aux)` with `has_aux`.
-      start: the point where it begins, a pytree; or a `Descent` that goes on from where it stands.
-      optimizer: gradients to updates.
-      steps: how many.
-      batches: `number of the step, int32 -> batch`; computed beside the gradient, not within it.
-      state: what the loss and `follow` know beside the point, such as a budget that changes on the way.
-      follow: `(state, point, aux, number) -> (state, what is kept of the step)`, with the point before the step. By
-        default the state stays and all of `aux` is kept.
-      project: `point -> point`, after each step: back to where points are allowed.
+      start: the first point, a pytree; or a `Descent` to continue.
+      optimizer: turns gradients into updates.
+      steps: number of steps.
+      batches: `number of the step, int32 -> batch`; evaluated outside the gradient.
+      state: what the loss and `update` use beside the point, such as a budget that changes during the descent.
+      update: `(state, point, aux, number) -> (state, history of the step)`, with the point before the step. By default
+        the state is constant and the history is `aux`.
+      project: `point -> point`, after each step: projects onto the feasible set.
       has_aux: as in `jax.grad`.
       first: the number of the first step.
       axis_name: mapped axis over which gradients are averaged.
       on_step: called on the host after each step; None traces no callback.
 
     Returns:
-      `(Descent, what was kept)`, the latter with a leading axis `[steps]`.
+      `(Descent, history)`, the latter with a leading axis `[steps]`.
     """
     if not isinstance(start, Descent):
         start = Descent(start, optimizer.init(start), state)
-    gradient = channels_last(jax.grad(loss, has_aux=has_aux))
+    gradient_of = channels_last(jax.grad(loss, has_aux=has_aux))
 
-    def step(now: Descent, number: jax.Array) -> tuple[Descent, Any]:
-        found = gradient(now.point, batches(number), now.state)
-        grads, aux = found if has_aux else (found, None)
-        updates, opt_state = optimizer.update(mean(grads, axis_name), now.opt_state, now.point)
-        state, kept = follow(now.state, now.point, aux, number)
+    def step(descent: Descent, number: jax.Array) -> tuple[Descent, Any]:
+        result = gradient_of(descent.point, batches(number), descent.state)
+        grads, aux = result if has_aux else (result, None)
+        updates, opt_state = optimizer.update(mean(grads, axis_name), descent.opt_state, descent.point)
+        state, history = update(descent.state, descent.point, aux, number)
         if on_step is not None:
             jax.debug.callback(on_step)
-        return Descent(project(optax.apply_updates(now.point, updates)), opt_state, state), kept
+        return Descent(project(optax.apply_updates(descent.point, updates)), opt_state, state), history
 
     return jax.lax.scan(step, start, first + jnp.arange(steps))

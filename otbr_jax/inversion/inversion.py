@@ -1,4 +1,4 @@
-"""Trigger inversion: from a network and images to what turns them into a class."""
+"""Trigger inversion from given or random starts: triggers that turn images into a class."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from otbr_jax.inversion.aims import Aim, Seen
+from otbr_jax.inversion.aims import Aim, TriggerMetrics
 from otbr_jax.inversion.descent import Descent, descend
-from otbr_jax.inversion.starts import in_turn, nearness, random_starts
-from otbr_jax.inversion.success import seen
+from otbr_jax.inversion.starts import random_starts, score_starts, step_batch
+from otbr_jax.inversion.success import trigger_metrics
 from otbr_jax.triggers import TriggerFamily
 from otbr_jax.types import Batch, Network, Variables
 
@@ -20,11 +20,11 @@ ADAM = optax.scale_by_adam()
 _LATE = 8  # steps at the end whose success rates count
 
 
-class Inverted(NamedTuple):
-    """Triggers that were found; every array has a leading axis where there are several.
+class InvertedTriggers(NamedTuple):
+    """Inverted triggers; every array has a leading axis where there are several.
 
     Attributes:
-      parameters: what their family's `apply` takes.
+      parameters: the arguments of their family's `apply`.
       size: in the family's unit.
       success: the success rate: the share of images of other classes that a trigger turns into its target, in [0, 1].
     """
@@ -38,7 +38,7 @@ def invert_from(
     starts: Any,
     network: Network,
     variables: Variables,
-    images: Batch,
+    batch: Batch,
     family: TriggerFamily,
     targets: jax.Array | int,
     *,
@@ -50,29 +50,29 @@ def invert_from(
     axis_name: str | None = None,
     name: str = "batch_size",
     on_step: Callable[[], None] | None = None,
-) -> tuple[Inverted, Descent]:
+) -> tuple[InvertedTriggers, Descent]:
     """Inverts triggers from given starts. Pure; jits.
 
-    Guarantee: touches no data but `images`.
+    Guarantee: touches no data but `batch`.
 
     Args:
-      starts: a latent of the family for each target, or a `Descent` that goes on from where it stands.
+      starts: a latent of the family for each target, or a `Descent` to continue.
       network: the functions of the network.
       variables: its variables.
-      images: `[n, h, w, c]` in [0, 1], clean or made, and what the network answers them with, int `[n]`.
-      family: what a trigger can be.
+      batch: images `[n, h, w, c]` in [0, 1], clean or procedural, and the network's predictions for them, int `[n]`.
+      family: the family of triggers.
       targets: the class, or `[k]` for k triggers at once; may be traced.
-      aim: what is sought.
-      steps: how many.
-      batch_size: images of a step, in turn; by default all of them in each.
-      optimizer: gradients to updates of rate 1; the family has the rate. Each trigger has a state of its own.
-      first: the number of the first step, for a descent that goes on.
+      aim: the objective.
+      steps: number of steps.
+      batch_size: images per step, in order; by default every step uses all images.
+      optimizer: turns gradients into updates of rate 1; the family has the rate. Each trigger has its own state.
+      first: the number of the first step, for a descent that continues.
       axis_name: mapped axis whose devices share each step's images.
-      name: of the setting that `batch_size` is, for errors.
+      name: of the setting that holds `batch_size`, for errors.
       on_step: called on the host after each step; None traces no callback.
 
     Returns:
-      What was found, with success rates over the last eight steps; and where the descent stands.
+      The triggers, with success rates over the last eight steps, and the descent.
 
     Raises:
       InputError: if the devices of the axis cannot share the images of a step.
@@ -81,34 +81,34 @@ def invert_from(
     if not isinstance(starts, Descent):
         starts = begin(starts, family, targets, aim=aim, optimizer=optimizer)
 
-    def loss(latents: Any, batch: Batch, state: Any) -> tuple[jax.Array, Seen]:
+    def loss(latents: Any, batch: Batch, state: Any) -> tuple[jax.Array, TriggerMetrics]:
         parameters = each(family.parameters)(latents)
         trigger = family.trigger(parameters, each(aim.budget)(state))
-        found = seen(network, variables, batch, trigger, targets, axis_name=axis_name)
-        prices = each(lambda state, own: aim.price(state, family, own))(state, parameters)
-        return jnp.sum(found.loss) + jnp.sum(prices), found
+        metrics = trigger_metrics(network, variables, batch, trigger, targets, axis_name=axis_name)
+        penalties = each(lambda state, own: aim.penalty(state, family, own))(state, parameters)
+        return jnp.sum(metrics.loss) + jnp.sum(penalties), metrics
 
-    def follow(state: Any, latents: Any, found: Seen, number: jax.Array) -> tuple[Any, jax.Array]:
-        def one(state: Any, latent: Any, found: Seen) -> Any:
-            return aim.follow(state, family, family.parameters(latent), found, number)
+    def update(state: Any, latents: Any, metrics: TriggerMetrics, number: jax.Array) -> tuple[Any, jax.Array]:
+        def one(state: Any, latent: Any, metrics: TriggerMetrics) -> Any:
+            return aim.update(state, family, family.parameters(latent), metrics, number)
 
-        return each(one)(state, latents, found), found.success
+        return each(one)(state, latents, metrics), metrics.success
 
     descent, success = descend(
         loss,
         starts,
-        optimizer=_rated(optimizer, family, targets),
+        optimizer=_with_rate(optimizer, family, targets),
         steps=steps,
-        batches=lambda number: in_turn(images, number, batch_size, axis_name, name=name),
-        follow=follow,
+        batches=lambda number: step_batch(batch, number, batch_size, axis_name, name=name),
+        update=update,
         has_aux=True,
         first=first,
         axis_name=axis_name,
         on_step=on_step,
     )
     end = each(lambda state, latent: aim.end(state, family, family.parameters(latent)))
-    found, size = end(descent.state, descent.point)
-    return Inverted(found, size, jnp.mean(success[-_LATE:], axis=0)), descent
+    parameters, size = end(descent.state, descent.point)
+    return InvertedTriggers(parameters, size, jnp.mean(success[-_LATE:], axis=0)), descent
 
 
 def begin(
@@ -119,30 +119,30 @@ def begin(
     aim: Aim,
     optimizer: optax.GradientTransformation = ADAM,
 ) -> Descent:
-    """Where `invert_from` begins, of which it takes the arguments."""
+    """The descent with which `invert_from` begins; takes its arguments."""
     state = _each(targets)(lambda latent: aim.begin(family, family.parameters(latent)))(starts)
-    return Descent(starts, _rated(optimizer, family, targets).init(starts), state)
+    return Descent(starts, _with_rate(optimizer, family, targets).init(starts), state)
 
 
 def _each(targets: jax.Array | int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """What makes a function of one trigger one of all triggers."""
+    """Maps a function of one trigger over all triggers."""
     return jax.vmap if jnp.ndim(targets) else lambda function: function
 
 
-def _rated(
+def _with_rate(
     optimizer: optax.GradientTransformation, family: TriggerFamily, targets: jax.Array | int
 ) -> optax.GradientTransformation:
-    """The optimizer at the family's rate, with a state for each trigger."""
-    each, rated = _each(targets), optax.chain(optimizer, optax.scale(-family.learning_rate))
+    """The optimizer at the family's learning rate, with a state for each trigger."""
+    each, scaled = _each(targets), optax.chain(optimizer, optax.scale(-family.learning_rate))
     return optax.GradientTransformation(
-        each(rated.init), lambda updates, state, params=None: each(rated.update)(updates, state, params)
+        each(scaled.init), lambda updates, state, params=None: each(scaled.update)(updates, state, params)
     )
 
 
 def invert_triggers(
     network: Network,
     variables: Variables,
-    images: Batch,
+    batch: Batch,
     family: TriggerFamily,
     target: jax.Array | int,
     *,
@@ -151,30 +151,30 @@ def invert_triggers(
     triggers: int,
     starts: int,
     key: jax.Array,
-    known: Any = None,
+    first_start: Any = None,
     batch_size: int | None = None,
     axis_name: str | None = None,
     name: str = "batch_size",
     on_step: Callable[[], None] | None = None,
-) -> tuple[Inverted, Descent]:
+) -> tuple[InvertedTriggers, Descent]:
     """Inverts several triggers of one class, each from its own start. Pure; jits.
 
-    Every other one starts from the random triggers that come nearest to the class, the rest from any: what is nearest
-    at first is not always the way in. Takes what `invert_from` takes, but for:
+    Half of them start from the random triggers that make the class most likely, the others from any random trigger: the
+    best start does not always lead to the best trigger. The arguments are those of `invert_from`, and:
 
     Args:
       network: see there.
       variables: see there.
-      images: see there.
+      batch: see there.
       family: see there.
       target: one class; may be traced.
       aim: see there.
       steps: see there.
-      triggers: how many.
-      starts: how many random triggers are tried first; at least as many as triggers are.
+      triggers: number of triggers.
+      starts: number of random triggers to choose from; at least `triggers`.
       key: typed PRNG key of the starts.
-      known: a latent, where the first trigger starts; None for none.
-      batch_size: see there; as many images are the random triggers tried on.
+      first_start: a latent from which the first trigger starts; None for none.
+      batch_size: see there; random triggers are scored on as many images.
       axis_name: see there.
       name: see there.
       on_step: see there.
@@ -182,20 +182,20 @@ def invert_triggers(
     Returns:
       As `invert_from`, with a leading axis `[triggers]`.
     """
-    tried = random_starts(family, network.image_shape, count=max(starts, triggers), key=key)
+    candidates = random_starts(family, network.image_shape, count=max(starts, triggers), key=key)
     budget = aim.budget(aim.begin(family, None))
-    few = in_turn(images, 0, batch_size, axis_name, name=name)
-    near = nearness(network, variables, few, family, tried, budget=budget, axis_name=axis_name)
-    nearest = jax.lax.top_k(near[:, target], triggers)[1]
-    chosen = jnp.where(jnp.arange(triggers) % 2 == 0, nearest, jnp.arange(triggers))
-    begun = jax.tree.map(lambda leaf: leaf[chosen], tried)
-    if known is not None:
-        begun = jax.tree.map(lambda leaf, own: leaf.at[0].set(own), begun, known)
+    few = step_batch(batch, 0, batch_size, axis_name, name=name)
+    scores = score_starts(network, variables, few, family, candidates, budget=budget, axis_name=axis_name)
+    best = jax.lax.top_k(scores[:, target], triggers)[1]
+    chosen = jnp.where(jnp.arange(triggers) % 2 == 0, best, jnp.arange(triggers))
+    first = jax.tree.map(lambda leaf: leaf[chosen], candidates)
+    if first_start is not None:
+        first = jax.tree.map(lambda leaf, own: leaf.at[0].set(own), first, first_start)
     return invert_from(
-        begun,
+        first,
         network,
         variables,
-        images,
+        batch,
         family,
         jnp.full(triggers, target),
         aim=aim,

@@ -1,7 +1,7 @@
-"""The minimal triggers of every class: the smallest budget at which a trigger of a family turns images into it.
+"""Minimal triggers: for every class and family, the smallest budget at which a trigger turns images into the class.
 
-A backdoor is a short cut to the attacker's class, so that some family reaches it at a fraction of what other classes
-take. One compiled program inverts triggers of every class at once, family after family.
+The target of a backdoor needs a trigger much smaller than those of other classes, in at least one family. One compiled
+program inverts triggers of all classes at once, family after family.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import jax.numpy as jnp
 
 from otbr_jax.inversion.aims import Smallest
 from otbr_jax.inversion.descent import Descent
-from otbr_jax.inversion.inversion import Inverted, begin, invert_from
-from otbr_jax.inversion.starts import in_chunks, in_turn, nearness, random_starts
+from otbr_jax.inversion.inversion import InvertedTriggers, begin, invert_from
+from otbr_jax.inversion.starts import map_in_chunks, random_starts, score_starts, step_batch
 from otbr_jax.numerics.flops import flops_of
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.triggers import FamilySwitch
@@ -25,43 +25,46 @@ from otbr_jax.types import Batch, Network, Variables
 
 @settings("inversion")
 class InversionConfig:
-    """How triggers are searched within budgets."""
+    """How triggers are inverted within budgets."""
 
     steps: int = field(default=24, at_least=1, doc="of Adam, for every class and family.")
     finalists: int = field(
-        default=5, at_least=1, doc="classes, those nearest to being reached, that are searched for as many steps more."
+        default=5,
+        at_least=1,
+        doc="number of classes with the smallest triggers, whose inversions run for as many steps again.",
     )
-    images: int = field(default=16, at_least=1, doc="pictures in a step.")
-    starts: int = field(default=128, at_least=1, doc="random triggers of which each class's best is where Adam starts.")
+    images: int = field(default=16, at_least=1, doc="per step.")
+    starts: int = field(
+        default=128, at_least=1, doc="number of random triggers; inversions of a class start from the best of them."
+    )
     classes: int = field(
         default=20,
         at_least=1,
-        doc="that are searched at once, at most; fewer where a network's layers put out more than 2 GB for them.",
+        doc="that are inverted at once, at most; fewer where the activations for them exceed 2 GB.",
     )
     among: int = field(
         default=0,
         at_least=0,
-        doc="search no more than so many classes, those that a screening finds most likely to be an attacker's; 0 for "
-        "all.",
+        doc="number of classes that are inverted, those that screening finds most suspicious; 0 for all.",
     )
 
     def check(self) -> None:
-        """One or two classes have no majority to stand out of."""
+        """One or two classes have no majority to be compared with."""
         if 0 < self.among < 3:
             raise wrong(self, "among", "0 for all classes, or at least 3 to compare")
 
 
 IMAGES = "inversion.images"
-"""The setting that devices of a mapped axis share, for errors."""
-_MOST_BYTES = 2e9  # that layers put out for the classes that are inverted at once; gradients take about twice that
+"""The setting of the batch that devices of a mapped axis share, for errors."""
+_MOST_BYTES = 2e9  # of activations for the classes that are inverted at once; gradients take about twice that
 
 
-class Screened(NamedTuple):
-    """Which classes are inverted, and from where.
+class ScreenedClasses(NamedTuple):
+    """The classes that are inverted, and the start for each.
 
     Attributes:
-      classes: `[searched]`, ascending; by default all.
-      start: `[families, searched]`, which of a family's random triggers comes nearest to each of them.
+      classes: `[screened]`, ascending; by default all.
+      start: `[families, screened]`, the index of the random trigger of a family that makes each class most likely.
     """
 
     classes: jax.Array
@@ -69,13 +72,13 @@ class Screened(NamedTuple):
 
 
 class MinimalTriggers(NamedTuple):
-    """Minimal triggers of every family for every class that was searched.
+    """Minimal triggers of every family for every screened class.
 
     Attributes:
-      flat_latent: `[families, searched, length]`, see `FamilySwitch`.
-      size: `[families, searched]`, the smallest budget at which 85 % of the images of other classes were turned, in the
-        family's unit; where they never were, the budget that an inversion had come to.
-      classes: `[searched]`, which they are.
+      flat_latent: `[families, screened, length]`, see `FamilySwitch`.
+      size: `[families, screened]`, the smallest budget with a success rate of 85 %, in the family's unit; the last
+        budget where none had it.
+      classes: `[screened]`, the classes.
     """
 
     flat_latent: jax.Array
@@ -86,9 +89,9 @@ class MinimalTriggers(NamedTuple):
 def minimal_triggers(
     network: Network,
     variables: Variables,
-    images: Batch,
+    batch: Batch,
     switch: FamilySwitch,
-    screened: Screened,
+    screened: ScreenedClasses,
     *,
     key: jax.Array,
     config: InversionConfig,
@@ -97,75 +100,75 @@ def minimal_triggers(
 ) -> MinimalTriggers:
     """Inverts a minimal trigger of every family for every screened class. Pure; jits.
 
-    The classes that are nearest to being reached are the finalists: their inversions go on.
+    The classes with the smallest triggers are the finalists, whose inversions continue.
 
-    Guarantee: touches no data but `images`.
+    Guarantee: touches no data but `batch`.
 
     Args:
       network: the functions of the network.
       variables: its variables.
-      images: `[n, h, w, c]` in [0, 1], and what the network answers them with, `[n]`.
+      batch: images `[n, h, w, c]` in [0, 1] and the network's predictions for them, `[n]`.
       switch: the families.
       screened: of `otbr_jax.steps.screen.screen` with the same key and configuration.
-      key: typed PRNG key: where inversions start.
-      config: how.
+      key: typed PRNG key of the starts.
+      config: the settings.
       axis_name: mapped axis whose devices share each step's images.
       on_step: called on the host after each step, once for every class; None traces no callback.
     """
     count, aim = len(screened.classes), Smallest()
-    finalists, size = min(config.finalists, count), min(at_once(network, variables, config), count)
-    # The last chunk repeats classes to be as long.
+    finalists, size = min(config.finalists, count), min(classes_at_once(network, variables, config), count)
+    # The last chunk is padded with repeated classes.
     chunks = jnp.arange(-(-count // size) * size).reshape(-1, size)
 
-    def one_family(of: tuple[jax.Array, jax.Array]) -> MinimalTriggers:
-        index, start = of
-        family, starts = switch[index], starts_of(switch, index, key, config)
+    def one_family(entry: tuple[jax.Array, jax.Array]) -> MinimalTriggers:
+        index, start = entry
+        family, starts = switch[index], family_starts(switch, index, key, config)
 
-        def invert(targets: jax.Array, begun: Any, first: int) -> tuple[Inverted, Descent]:
+        def invert(targets: jax.Array, first_points: Any, first: int) -> tuple[InvertedTriggers, Descent]:
             return invert_from(
-                begun, network, variables, images, family, targets,
+                first_points, network, variables, batch, family, targets,
                 aim=aim, steps=config.steps, batch_size=config.images, first=first,
-                axis_name=axis_name, name=IMAGES, on_step=on_step and partial(_times, on_step, len(targets)),
+                axis_name=axis_name, name=IMAGES, on_step=on_step and partial(_repeat, on_step, len(targets)),
             )  # fmt: skip
 
-        def chunk(nearest: Any, numbers: jax.Array) -> tuple[Any, tuple[jax.Array, jax.Array]]:
-            """A chunk's triggers; where descents stand is kept of the nearest classes alone."""
+        def invert_chunk(best: Any, numbers: jax.Array) -> tuple[Any, tuple[jax.Array, jax.Array]]:
+            """A chunk's triggers; descents are kept for the classes with the smallest triggers alone."""
             places = numbers % count
-            found, descent = invert(screened.classes[places], starts[start[places]], 0)
-            far = jnp.where(numbers < count, found.size, jnp.inf)
-            both = jax.tree.map(lambda old, new: jnp.concatenate([old, new]), nearest, (places, far, descent))
+            triggers, descent = invert(screened.classes[places], starts[start[places]], 0)
+            sizes = jnp.where(numbers < count, triggers.size, jnp.inf)
+            both = jax.tree.map(lambda old, new: jnp.concatenate([old, new]), best, (places, sizes, descent))
             order = jnp.lexsort((both[2].state.loss, both[1]))[:finalists]
-            return jax.tree.map(lambda leaf: leaf[order], both), (found.parameters, found.size)
+            return jax.tree.map(lambda leaf: leaf[order], both), (triggers.parameters, triggers.size)
 
         zero = jnp.zeros(finalists, jnp.int32)
         nobody = zero, jnp.full(finalists, jnp.inf), begin(jnp.zeros((finalists, switch.length)), family, zero, aim=aim)
-        (places, _, begun), found = jax.lax.scan(chunk, nobody, chunks)
-        latent, least = found[0].reshape(-1, switch.length)[:count], found[1].reshape(-1)[:count]
-        second, _ = in_chunks(partial(invert, first=config.steps), size, screened.classes[places], begun)
+        (places, _, descents), (latents, sizes) = jax.lax.scan(invert_chunk, nobody, chunks)
+        latents, sizes = latents.reshape(-1, switch.length)[:count], sizes.reshape(-1)[:count]
+        second, _ = map_in_chunks(partial(invert, first=config.steps), size, screened.classes[places], descents)
         return MinimalTriggers(
-            latent.at[places].set(second.parameters), least.at[places].set(second.size), screened.classes
+            latents.at[places].set(second.parameters), sizes.at[places].set(second.size), screened.classes
         )
 
-    found = jax.lax.map(one_family, (jnp.arange(len(switch)), screened.start))
-    return found._replace(classes=screened.classes)
+    minimal = jax.lax.map(one_family, (jnp.arange(len(switch)), screened.start))
+    return minimal._replace(classes=screened.classes)
 
 
-def at_once(network: Network, variables: Variables, config: InversionConfig) -> int:
-    """How many classes are inverted at once: `config.classes`, or as many as memory is for."""
+def classes_at_once(network: Network, variables: Variables, config: InversionConfig) -> int:
+    """How many classes are inverted at once: `config.classes`, or as many as fit into memory."""
     each = config.images * flops_of(network, variables).bytes
     return int(max(1, min(config.classes, _MOST_BYTES // max(each, 1))))
 
 
-def starts_of(switch: FamilySwitch, index: jax.Array, key: jax.Array, config: InversionConfig) -> jax.Array:
+def family_starts(switch: FamilySwitch, index: jax.Array, key: jax.Array, config: InversionConfig) -> jax.Array:
     """A family's random triggers, `[starts, length]`."""
     key = jax.random.fold_in(key, index)
     return random_starts(switch[index], switch.image_shape, count=config.starts, key=key)
 
 
-def nearest_starts(
+def score_family_starts(
     network: Network,
     variables: Variables,
-    images: Batch,
+    batch: Batch,
     switch: FamilySwitch,
     index: jax.Array,
     *,
@@ -173,14 +176,14 @@ def nearest_starts(
     config: InversionConfig,
     axis_name: str | None = None,
 ) -> jax.Array:
-    """How near each of a family's random triggers comes to each class, `[starts, classes]`; see `nearness`."""
-    family, starts = switch[index], starts_of(switch, index, key, config)
-    few = in_turn(images, 0, config.images, axis_name, name=IMAGES)
-    return nearness(
+    """Scores of a family's random triggers for each class, `[starts, classes]`; see `score_starts`."""
+    family, starts = switch[index], family_starts(switch, index, key, config)
+    few = step_batch(batch, 0, config.images, axis_name, name=IMAGES)
+    return score_starts(
         network, variables, few, family, starts, budget=jnp.asarray(family.start), axis_name=axis_name
     )  # fmt: skip
 
 
-def _times(on_step: Callable[[], None], count: int) -> None:
+def _repeat(on_step: Callable[[], None], count: int) -> None:
     for _ in range(count):
         on_step()

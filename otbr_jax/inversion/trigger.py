@@ -1,4 +1,4 @@
-"""One trigger of one class, in one call: what `otbr_jax.invert` gives."""
+"""`otbr_jax.invert`: inverts one trigger of one class in one call."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import jax.numpy as jnp
 
 from otbr_jax.errors import InputError
 from otbr_jax.inversion.aims import Aim, Penalised, Smallest, Within
-from otbr_jax.inversion.inversion import Inverted, begin, invert_from, invert_triggers
+from otbr_jax.inversion.inversion import InvertedTriggers, begin, invert_from, invert_triggers
 from otbr_jax.triggers import FAMILIES, PENALISED, Trigger, TriggerFamily
 from otbr_jax.types import Batch, Network, Variables, check_finite, in_unit_range
 
 _LEARNING_RATE = 0.1  # of a family without a budget
-_NEARLY = 0.9  # of the success rate that is aimed at: a trigger that reaches so much of it works
-_WORKS = 0.85  # the success rate that is aimed at where the aim names none
+_NEARLY = 0.9  # a trigger works if its success rate is at least this share of the aim's
+_WORKS = 0.85  # success rate of aims that name none
 _PART = 200  # images that success rates are measured on at once
 
 
@@ -28,12 +28,12 @@ _PART = 200  # images that success rates are measured on at once
 )
 @dataclasses.dataclass(frozen=True)
 class InvertedTrigger:
-    """A trigger that was found. A pytree.
+    """An inverted trigger. A pytree.
 
     Attributes:
-      family: what it is.
+      family: its family.
       target: the class that it leads to.
-      parameters: what the family's `apply` takes.
+      parameters: the arguments of the family's `apply`.
       size: in the family's unit, `family.unit`.
       success: the success rate: the share of the images of other classes that it turns into the class, in [0, 1].
     """
@@ -45,7 +45,7 @@ class InvertedTrigger:
     success: jax.Array
 
     def apply(self, images: jax.Array) -> jax.Array:
-        """Images `[n, h, w, c]` that carry it, in [0, 1]; given are uint8 ones in 0..255, or others in [0, 1]."""
+        """Images `[n, h, w, c]` with the trigger, in [0, 1]; takes uint8 images in 0..255, or images in [0, 1]."""
         return self.family.apply(in_unit_range(jnp.asarray(images)), self.parameters, self.size)
 
 
@@ -63,24 +63,24 @@ def invert(
     batch_size: int = 32,
     key: jax.Array | None = None,
 ) -> InvertedTrigger:
-    """Inverts a trigger: what turns images into a class, and how small it can be. Not to be jitted.
+    """Inverts a trigger of a class: a change that turns images into it, as small as possible. Not to be jitted.
 
-    Several triggers are inverted from different starts. Of those that work, the smallest is the answer; where none
-    does, or the size is fixed, it is the one that works best.
+    Several triggers are inverted from different starts. The result is the smallest of those that work. If none works,
+    or the size is fixed, it is the trigger with the highest success rate.
 
     Args:
       network: the functions of the network, at least two classes.
       variables: its variables.
-      images: `[n, h, w, c]`, uint8 in 0..255 or in [0, 1], as the network's `prepare` takes them. Labels are not asked
-        for: what the network answers takes their place.
-      family: what a trigger can be: a name, one of `otbr_jax.triggers.FAMILIES` (with the aim `Penalised` one of
+      images: `[n, h, w, c]`, uint8 in 0..255 or in [0, 1], as the network's `prepare` takes them. Labels are not
+        needed: the network's predictions take their place.
+      family: the family of triggers: a name, one of `otbr_jax.triggers.FAMILIES` (with the aim `Penalised` one of
         `PENALISED`), or a family of your own.
       target: the class.
-      aim: what is sought: `Smallest()`, which is the default, `Within(size)` or `Penalised(weight)`.
-      steps: of Adam; half as many again at the size that `Smallest` came to.
-      triggers: how many are inverted.
-      starts: random triggers of which those that come nearest are where they start.
-      batch_size: images of a step, at most.
+      aim: the objective: `Smallest()`, which is the default, `Within(size)` or `Penalised(weight)`.
+      steps: of Adam; half as many again at the final size of `Smallest`.
+      triggers: number of triggers that are inverted.
+      starts: number of random triggers from which their starts are chosen.
+      batch_size: images per step, at most.
       key: typed PRNG key; by default `jax.random.key(0)`.
 
     Returns:
@@ -99,18 +99,18 @@ def invert(
     height, width, channels = network.image_shape
     network = dataclasses.replace(network, image_shape=(height, width, channels))
     target_class, key = jnp.int32(target), jax.random.key(0) if key is None else key
-    found, others = _search(
+    trigger, others = _invert(
         variables, images, target_class, key,
         network=network, family=kind, aim=aim, steps=steps, triggers=triggers, starts=starts,
         batch_size=min(batch_size, len(images)),
     )  # fmt: skip
     if not others:
         raise InputError(f"images: expected some that the network does not take for class {target}, found none")
-    return InvertedTrigger(kind, target_class, *found)
+    return InvertedTrigger(kind, target_class, *trigger)
 
 
 @partial(jax.jit, static_argnames=("network", "family", "aim", "steps", "triggers", "starts", "batch_size"))
-def _search(
+def _invert(
     variables: Variables,
     images: jax.Array,
     target: jax.Array,
@@ -123,19 +123,19 @@ def _search(
     triggers: int,
     starts: int,
     batch_size: int,
-) -> tuple[Inverted, jax.Array]:
+) -> tuple[InvertedTriggers, jax.Array]:
     """The best of several triggers, and how many images are of other classes."""
     images = in_unit_range(images)
 
-    def answers(trigger: Trigger) -> jax.Array:
+    def predictions(trigger: Trigger) -> jax.Array:
         def one(image: jax.Array) -> jax.Array:
             return jnp.argmax(network.answer(variables, trigger(image[None]))[0], axis=-1)
 
         return jax.lax.map(one, images, batch_size=_PART)
 
-    batch = Batch(images, answers(lambda images: images))
+    batch = Batch(images, predictions(lambda images: images))
     others, same = batch.labels != target, jnp.full(triggers, target)
-    found, descent = invert_triggers(
+    inverted, descent = invert_triggers(
         network,
         variables,
         batch,
@@ -149,42 +149,42 @@ def _search(
         batch_size=batch_size,
     )
     if isinstance(aim, Smallest):
-        # Each goes on at its own size: on the way there it was mostly larger.
+        # Each continues at its final size, since most of its steps were at larger ones.
         fixed = Within(0.0)
-        start = begin(descent.point, family, same, aim=fixed)._replace(state=found.size)
-        found, _ = invert_from(
+        start = begin(descent.point, family, same, aim=fixed)._replace(state=inverted.size)
+        inverted, _ = invert_from(
             start, network, variables, batch, family, same, aim=fixed, steps=-(-steps // 2), batch_size=batch_size
         )
 
-    def success_of(of: tuple[Any, jax.Array]) -> jax.Array:
-        turned = answers(family.trigger(*of)) == target
+    def success_of(trigger: tuple[Any, jax.Array]) -> jax.Array:
+        turned = predictions(family.trigger(*trigger)) == target
         return jnp.sum(turned & others) / jnp.maximum(jnp.sum(others), 1)
 
-    success = jax.lax.map(success_of, (found.parameters, found.size))
+    success = jax.lax.map(success_of, (inverted.parameters, inverted.size))
     works = success >= _NEARLY * getattr(aim, "success", _WORKS)
     if isinstance(aim, Within):
         works = jnp.zeros(triggers, bool)
-    least, most = jnp.argmin(jnp.where(works, found.size, jnp.inf)), jnp.argmax(success)
-    best = jnp.where(jnp.any(works), least, most)
-    return jax.tree.map(lambda leaf: leaf[best], found._replace(success=success)), jnp.sum(others)
+    smallest, best_working = jnp.argmin(jnp.where(works, inverted.size, jnp.inf)), jnp.argmax(success)
+    best = jnp.where(jnp.any(works), smallest, best_working)
+    return jax.tree.map(lambda leaf: leaf[best], inverted._replace(success=success)), jnp.sum(others)
 
 
 def _family(family: str | TriggerFamily, aim: Aim) -> TriggerFamily:
-    """The family itself, if the aim is one for it."""
+    """The family, if the aim suits it."""
     if not isinstance(aim, Aim):
         raise InputError(f"aim: expected Smallest(), Within(size) or Penalised(weight), found {aim!r}")
-    priced = isinstance(aim, Penalised)
+    penalised = isinstance(aim, Penalised)
     if isinstance(family, TriggerFamily):
-        if priced and family.size is None:
+        if penalised and family.size is None:
             raise InputError(f"aim: expected Smallest() or Within(size) for {family.name!r}, found {aim}")
-        if not priced and family.bounds is None:
+        if not penalised and family.bounds is None:
             raise InputError(f"aim: expected Penalised(weight) for {family.name!r}, which has no budget, found {aim}")
         return family
-    known = PENALISED if priced else FAMILIES
+    known = PENALISED if penalised else FAMILIES
     if family not in known:
-        of = " with Penalised" if priced else ""
-        raise InputError(f"family: expected one of {[*known]}{of} or a TriggerFamily, found {family!r}")
-    return PENALISED[family](_LEARNING_RATE) if priced else FAMILIES[family]
+        with_aim = " with Penalised" if penalised else ""
+        raise InputError(f"family: expected one of {[*known]}{with_aim} or a TriggerFamily, found {family!r}")
+    return PENALISED[family](_LEARNING_RATE) if penalised else FAMILIES[family]
 
 
 def _check(network: Network, variables: Variables, images: Any, target: int, aim: Aim, **counts: int) -> jax.Array:
@@ -209,6 +209,6 @@ def _check(network: Network, variables: Variables, images: Any, target: int, aim
         return images
     low, high = float(jnp.min(images)), float(jnp.max(images))
     if not jnp.issubdtype(images.dtype, jnp.floating) or not 0 <= low <= high <= 1:
-        seen = f"{images.dtype} in {low:g}..{high:g}"
-        raise InputError(f"images: expected uint8 in 0..255 or numbers in [0, 1], found {seen}")
+        values = f"{images.dtype} in {low:g}..{high:g}"
+        raise InputError(f"images: expected uint8 in 0..255 or numbers in [0, 1], found {values}")
     return images

@@ -1,1 +1,1 @@
-"""How things are computed: convolutions that are fast on each device, what devices share, what a pass takes."""
+"""Numerics: fast convolutions for each device, collectives, and counts of operations."""

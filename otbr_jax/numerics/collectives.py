@@ -1,8 +1,8 @@
-"""What devices share on a mapped axis (`jax.pmap`, `jax.shard_map`): parts of a batch, sums and means over all parts.
+"""Collectives on a mapped axis (`jax.pmap`, `jax.shard_map`): parts of a batch, sums and means over devices.
 
-With `axis_name` None there is one device, and nothing is shared. A loss is summed or averaged over the axis *before* it
-is differentiated, and its gradients are averaged afterwards: so they are right whether or not the map adds up gradients
-of what is the same on all devices (`check_vma` of `jax.shard_map`).
+With `axis_name` None there is one device. A loss is summed or averaged over the axis *before* it is differentiated, and
+its gradients are averaged afterwards. Both then hold whether or not the map sums gradients of replicated values
+(`check_vma` of `jax.shard_map`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def per_device(batch_size: int, axis_name: str | None, *, name: str) -> int:
-    """Each device's part of a batch that the devices of a mapped axis share; raises InputError if it is uneven."""
+    """The batch size of each device of a mapped axis; raises InputError if the devices cannot share it evenly."""
     devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
     if batch_size % devices:
         raise InputError(f"{name}: expected a multiple of {devices} devices, found {batch_size}")
@@ -26,7 +26,7 @@ def per_device(batch_size: int, axis_name: str | None, *, name: str) -> int:
 
 
 def own_part(batch: T, axis_name: str | None, *, name: str) -> T:
-    """A device's own part of a batch, a pytree of arrays `[n, ...]` that all devices have; raises as `per_device`."""
+    """A device's own part of a replicated batch, a pytree of arrays `[n, ...]`; raises as `per_device`."""
     if axis_name is None:
         return batch
     size = per_device(len(jax.tree.leaves(batch)[0]), axis_name, name=name)
@@ -40,7 +40,7 @@ def total(tree: T, axis_name: str | None) -> T:
 
 
 def mean(tree: T, axis_name: str | None) -> T:
-    """The mean over devices; counters and the like, which are the same on all of them, stay as they are."""
+    """The mean over devices; integers, such as counters, are the same on all of them and stay."""
     if axis_name is None:
         return tree
 

@@ -1,4 +1,4 @@
-"""What it takes to pass one picture through a network: operations, and what its layers put out."""
+"""FLOPs and sizes of activations of one image in a network."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from otbr_jax.graph.evaluate import parts
+from otbr_jax.graph.evaluate import inner_programs
 from otbr_jax.types import Network, Variables
 
 
 class Flops(NamedTuple):
-    """Of one picture, in evaluation mode; convolutions and products of matrices alone.
+    """Of one image, in evaluation mode; convolutions and matrix products alone.
 
     Attributes:
       operations: additions and multiplications.
-      bytes: of what they put out, which is what a gradient has to keep at least.
+      bytes: of their outputs, which a gradient keeps at least.
     """
 
     operations: float
@@ -25,15 +25,15 @@ class Flops(NamedTuple):
 
 
 def flops_of(network: Network, variables: Variables) -> Flops:
-    """What passing one picture takes; traces the network and computes nothing.
+    """The FLOPs of one image; traces the network and computes nothing.
 
     Args:
       network: the functions of the network.
       variables: its variables, or their shapes; may be traced.
     """
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), variables)
-    picture = jax.ShapeDtypeStruct((1, *network.image_shape), jnp.float32)
-    return _count(jax.make_jaxpr(network.answer)(like, picture))
+    image = jax.ShapeDtypeStruct((1, *network.image_shape), jnp.float32)
+    return _count(jax.make_jaxpr(network.answer)(like, image))
 
 
 def _count(program: Any) -> Flops:
@@ -44,14 +44,14 @@ def _count(program: Any) -> Flops:
             operations += 2 * out.size * _summed(eqn)
             size += out.size * out.dtype.itemsize
         times = eqn.params.get("length", 1)
-        for inner in parts(eqn):
-            found = _count(inner)
-            operations, size = operations + times * found.operations, size + times * found.bytes
+        for inner in inner_programs(eqn):
+            flops = _count(inner)
+            operations, size = operations + times * flops.operations, size + times * flops.bytes
     return Flops(operations, size)
 
 
 def _summed(eqn: Any) -> int:
-    """Over how many products each number that is put out is a sum."""
+    """The number of products in the sum of each output."""
     left, right = (variable.aval.shape for variable in eqn.invars)
     if eqn.primitive.name == "dot_general":
         return math.prod(left[axis] for axis in eqn.params["dimension_numbers"][0][0])

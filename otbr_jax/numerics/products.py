@@ -10,18 +10,18 @@ import jax
 import jax.numpy as jnp
 
 POSITIONS = 1024
-"""Positions of the images that one matrix product sums over: as many as its patches stay in a core's cache."""
+"""Image positions that one matrix product sums over: so many that its patches fit into a core's cache."""
 
-# Below, XLA's convolutions are as fast, or up to twice: the products have too few columns. They compile faster, too.
+# Below, XLA's convolutions are up to twice as fast, since the products have few columns. They also compile faster.
 FEWEST_CHANNELS = 64
 # Kernels with more positions than a 7x7 one has (patch embeddings) would need as many slices of every image.
 _LARGEST_KERNEL = 49
 
 
 def sums_well(params: dict[str, Any], result: Any) -> bool:
-    """Whether it is a kernel gradient, which sums over the leading axis of both operands, the images, and a large one.
+    """Whether a convolution is a large kernel gradient: a sum over the leading axis of both operands, the images.
 
-    Grouped ones are not: their products would be small.
+    Grouped ones do not count: their products would be small.
     """
     numbers = params["dimension_numbers"]
     return (
@@ -43,10 +43,10 @@ def summed_products(
       rhs: the gradient with respect to the layer's output.
       params: of the kernel gradient's `conv_general_dilated` without groups.
       result: its shape and dtype.
-      positions: how many positions a product sums over, at least one image's.
+      positions: number of positions that a product sums over, at least one image's.
 
     Returns:
-      What the convolution is, but for rounding; sums are at least in float32.
+      The convolution's value, but for rounding; sums are at least in float32.
     """
     numbers = params["dimension_numbers"]
     (batch, channel, *lhs_spatial), (out, into, *rhs_spatial) = numbers.lhs_spec, numbers.rhs_spec
@@ -54,7 +54,7 @@ def summed_products(
     rhs = jnp.transpose(rhs, (into, *rhs_spatial, out))
     window, kernel = rhs.shape[1:-1], tuple(result.shape[axis] for axis in numbers.out_spec[2:])
     images = max(1, positions // max(1, math.prod(window)))
-    lhs, rhs = in_chunks(lhs, images), in_chunks(rhs, images)
+    lhs, rhs = split_in_chunks(lhs, images), split_in_chunks(rhs, images)
     summed = tuple(range(1 + len(window)))
 
     def product(chunk: Any) -> jax.Array:
@@ -67,23 +67,23 @@ def summed_products(
             preferred_element_type=jnp.promote_types(result.dtype, jnp.float32),
         )
 
-    # From the first product on, not from zeros: on a mapped axis these would be of another type.
+    # Starts from the first product, not from zeros: on a mapped axis zeros would have another type.
     total = jax.lax.fori_loop(1, len(lhs), lambda chunk, total: total + product(chunk), product(0))
     total = total.reshape(*kernel, lhs.shape[-1], rhs.shape[-1]).astype(result.dtype)
     last = len(kernel) + 1
-    return ordered(total, (last - 1, last, *range(last - 1)), numbers.out_spec)
+    return reorder(total, (last - 1, last, *range(last - 1)), numbers.out_spec)
 
 
-def in_chunks(array: jax.Array, images: int) -> jax.Array:
-    """`[n, ...]` as `[chunks, at most images, ...]`, filled up with zeros."""
+def split_in_chunks(array: jax.Array, images: int) -> jax.Array:
+    """`[n, ...]` as `[chunks, at most images, ...]`, padded with zeros."""
     chunks = math.ceil(len(array) / images)
     images = math.ceil(len(array) / chunks)
-    filled = jnp.pad(array, [(0, chunks * images - len(array)), *[(0, 0)] * (array.ndim - 1)])
-    return filled.reshape(chunks, images, *array.shape[1:])
+    padded = jnp.pad(array, [(0, chunks * images - len(array)), *[(0, 0)] * (array.ndim - 1)])
+    return padded.reshape(chunks, images, *array.shape[1:])
 
 
-def ordered(result: jax.Array, axes: tuple[int, ...], spec: tuple[int, ...]) -> jax.Array:
-    """Axes `(batch, feature, *spatial)` of `result`, put where a convolution's `out_spec` has them."""
+def reorder(result: jax.Array, axes: tuple[int, ...], spec: tuple[int, ...]) -> jax.Array:
+    """Transposes axes `(batch, feature, *spatial)` of `result` to the order of a convolution's `out_spec`."""
     order = [0] * result.ndim
     for position, axis in zip(spec, axes, strict=True):
         order[position] = axis
@@ -91,14 +91,14 @@ def ordered(result: jax.Array, axes: tuple[int, ...], spec: tuple[int, ...]) -> 
 
 
 def _patches(images: jax.Array, window: Any, kernel: Any, params: dict[str, Any]) -> jax.Array:
-    """What each position of the kernel sees: `[n, *window, positions * channels]`."""
+    """The inputs of each position of the kernel: `[n, *window, positions * channels]`."""
     padding = [(low, high, by - 1) for (low, high), by in zip(params["padding"], params["lhs_dilation"], strict=True)]
     images = jax.lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), *padding, (0, 0, 0)])
 
-    def seen(position: tuple[int, ...]) -> jax.Array:
+    def inputs_of(position: tuple[int, ...]) -> jax.Array:
         starts = [at * stride for at, stride in zip(position, params["window_strides"], strict=True)]
         spans = zip(starts, window, params["rhs_dilation"], strict=True)
         along = [slice(start, start + (size - 1) * by + 1, by) for start, size, by in spans]
         return images[:, *along]
 
-    return jnp.concatenate([seen(position) for position in itertools.product(*map(range, kernel))], axis=-1)
+    return jnp.concatenate([inputs_of(position) for position in itertools.product(*map(range, kernel))], axis=-1)

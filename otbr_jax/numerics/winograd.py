@@ -16,10 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from otbr_jax.numerics.products import FEWEST_CHANNELS, in_chunks, ordered
+from otbr_jax.numerics.products import FEWEST_CHANNELS, reorder, split_in_chunks
 
 VALUES = 2**16
-"""Tiles that one matrix product takes, times their channels: as many as their transforms stay in a core's cache."""
+"""Tiles of one matrix product, times their channels: so many that their transforms fit into a core's cache."""
 
 # Smaller images would be padded to twice their pixels. A result of 3 x 3 is a kernel gradient's.
 _SMALLEST = 4
@@ -71,10 +71,10 @@ def convolution(
       rhs: the kernel.
       params: of its `conv_general_dilated` in two dimensions, without strides, dilations and groups.
       result: its shape and dtype.
-      values: how many tiles times channels a product takes, at least one image's.
+      values: tiles times channels of one product, at least one image's.
 
     Returns:
-      What the convolution is, but for rounding.
+      The convolution's value, but for rounding.
     """
     numbers = params["dimension_numbers"]
     (batch, channel, *lhs_spatial), (out, into, *rhs_spatial) = numbers.lhs_spec, numbers.rhs_spec
@@ -84,16 +84,16 @@ def convolution(
     rows = _sums(_KERNEL, rhs)
     kernel = _sums(_KERNEL, [rows[:, x] for x in range(3)])
 
-    def convolved(images: jax.Array) -> jax.Array:
+    def convolve(images: jax.Array) -> jax.Array:
         tiles = _tiles(images, params["padding"])
         products = _products(tiles, kernel, 2, params["precision"]).reshape(*tiles.shape[:-1], -1)
-        found = _sums(_OUTPUTS, _sums(_OUTPUTS, products, axis=4), axis=2)
-        n, high, _, wide, _, channels = found.shape
-        return found.reshape(n, 2 * high, 2 * wide, channels)[:, :height, :width]
+        outputs = _sums(_OUTPUTS, _sums(_OUTPUTS, products, axis=4), axis=2)
+        n, high, _, wide, _, channels = outputs.shape
+        return outputs.reshape(n, 2 * high, 2 * wide, channels)[:, :height, :width]
 
-    chunks = in_chunks(lhs, _images(height, width, lhs.shape[-1], values))
-    found = jax.lax.map(convolved, chunks) if len(chunks) > 1 else convolved(chunks[0])[None]
-    return ordered(found.reshape(-1, *found.shape[2:])[: len(lhs)], (0, 3, 1, 2), numbers.out_spec)
+    chunks = split_in_chunks(lhs, _images(height, width, lhs.shape[-1], values))
+    outputs = jax.lax.map(convolve, chunks) if len(chunks) > 1 else convolve(chunks[0])[None]
+    return reorder(outputs.reshape(-1, *outputs.shape[2:])[: len(lhs)], (0, 3, 1, 2), numbers.out_spec)
 
 
 def kernel_gradient(
@@ -106,10 +106,10 @@ def kernel_gradient(
       rhs: the gradient with respect to the layer's output.
       params: of the kernel gradient's `conv_general_dilated` in two dimensions, without strides, dilations and groups.
       result: its shape and dtype.
-      values: how many tiles times channels a product takes, at least one image's.
+      values: tiles times channels of one product, at least one image's.
 
     Returns:
-      What the convolution is, but for rounding.
+      The convolution's value, but for rounding.
     """
     numbers = params["dimension_numbers"]
     (batch, channel, *lhs_spatial), (out, into, *rhs_spatial) = numbers.lhs_spec, numbers.rhs_spec
@@ -117,59 +117,59 @@ def kernel_gradient(
     lhs = jnp.transpose(lhs, (channel, *lhs_spatial, batch))
     _, height, width, _ = rhs.shape
     images = _images(height, width, lhs.shape[-1], values)
-    lhs, rhs = in_chunks(lhs, images), in_chunks(rhs, images)
+    lhs, rhs = split_in_chunks(lhs, images), split_in_chunks(rhs, images)
 
     def products(chunk: Any) -> jax.Array:
         images, gradients = (jax.lax.dynamic_index_in_dim(part, chunk, keepdims=False) for part in (lhs, rhs))
-        gradients = _padded(gradients, [(0, size % 2) for size in gradients.shape[1:3]])
-        rows = _sums(_transposed(_OUTPUTS), [gradients[:, y::2] for y in range(2)])
-        gradients = _sums(_transposed(_OUTPUTS), [rows[..., x::2, :] for x in range(2)])
+        gradients = _pad(gradients, [(0, size % 2) for size in gradients.shape[1:3]])
+        rows = _sums(_transpose(_OUTPUTS), [gradients[:, y::2] for y in range(2)])
+        gradients = _sums(_transpose(_OUTPUTS), [rows[..., x::2, :] for x in range(2)])
         return _products(_tiles(images, params["padding"]), gradients, 1, params["precision"])
 
-    # From the first products on, not from zeros: on a mapped axis these would be of another type.
+    # Starts from the first products, not from zeros: on a mapped axis zeros would have another type.
     total = jax.lax.fori_loop(1, len(lhs), lambda chunk, total: total + products(chunk), products(0))
-    found = _sums(_transposed(_KERNEL), _sums(_transposed(_KERNEL), total, axis=1))
-    return ordered(found, (2, 3, 0, 1), numbers.out_spec)
+    gradient = _sums(_transpose(_KERNEL), _sums(_transpose(_KERNEL), total, axis=1))
+    return reorder(gradient, (2, 3, 0, 1), numbers.out_spec)
 
 
-def _sums(matrix: Sequence[Sequence[float]], parts: Any, *, axis: int = 0) -> jax.Array:
-    """The weighted sums of `parts` that the matrix's rows say, stacked along `axis`."""
+def _sums(matrix: Sequence[Sequence[float]], arrays: Any, *, axis: int = 0) -> jax.Array:
+    """The sums of `arrays` weighted by each row of the matrix, stacked along `axis`."""
 
     def one(row: Sequence[float]) -> jax.Array:
-        terms = [part if weight == 1 else weight * part for weight, part in zip(row, parts, strict=True) if weight]
+        terms = [array if weight == 1 else weight * array for weight, array in zip(row, arrays, strict=True) if weight]
         return functools.reduce(jnp.add, terms)
 
-    # Else XLA computes the sums of one axis again for every sum of the other.
+    # Without the barrier XLA computes the sums of one axis again for every sum of the other.
     return jax.lax.optimization_barrier(jnp.stack([one(row) for row in matrix], axis=axis))
 
 
 def _images(height: int, width: int, channels: int, values: int) -> int:
-    """How many images of such a size a product takes."""
+    """The number of images of this size in one product."""
     return max(1, values // (math.ceil(height / 2) * math.ceil(width / 2) * channels))
 
 
 def _tiles(images: jax.Array, padding: Sequence[tuple[int, int]]) -> jax.Array:
     """Every tile, transformed: `[4, 4, n, tiles high, tiles wide, channels]`, the places along x first."""
     sizes = [size + sum(amounts) for size, amounts in zip(images.shape[1:3], padding, strict=True)]
-    padded = _padded(images, [(low, high + size % 2) for (low, high), size in zip(padding, sizes, strict=True)])
+    padded = _pad(images, [(low, high + size % 2) for (low, high), size in zip(padding, sizes, strict=True)])
     last_y, last_x = (size - 3 for size in padded.shape[1:3])
     rows = _sums(_IMAGES, [padded[:, y : y + last_y : 2] for y in range(4)])
     return _sums(_IMAGES, [rows[..., x : x + last_x : 2, :] for x in range(4)])
 
 
-def _padded(images: jax.Array, amounts: Sequence[tuple[int, int]]) -> jax.Array:
+def _pad(images: jax.Array, amounts: Sequence[tuple[int, int]]) -> jax.Array:
     spatial = [(low, high, 0) for low, high in amounts]
     padded = jax.lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), *spatial, (0, 0, 0)])
-    # Else every pixel of every tile would ask whether it is padding.
+    # Without the barrier XLA fuses the padding into every tile, which is slow.
     return jax.lax.optimization_barrier(padded)
 
 
 def _products(a: jax.Array, b: jax.Array, contracted: int, precision: Any) -> jax.Array:
     """The matrix products of each place: `contracted` is 2 for the channels of `a`, 1 for its tiles."""
     a, b = (array.reshape(16, -1, array.shape[-1]) for array in (a, b))
-    found = jax.lax.dot_general(a, b, (((contracted,), (1,)), ((0,), (0,))), precision=precision)
-    return found.reshape(4, 4, *found.shape[1:])
+    products = jax.lax.dot_general(a, b, (((contracted,), (1,)), ((0,), (0,))), precision=precision)
+    return products.reshape(4, 4, *products.shape[1:])
 
 
-def _transposed(matrix: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:
+def _transpose(matrix: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:
     return list(zip(*matrix, strict=True))

@@ -1,12 +1,12 @@
-"""What benches say of clean networks, as `otbr_jax/detectors/calibration.json` holds it: `python -m launch.calibrate`.
+"""The scores of clean networks in benches: `python -m launch.calibrate`.
 
-The file has an entry for each detector that clean networks were scored by:
+`otbr_jax/detectors/calibration.json` has an entry for each detector that clean networks were scored by:
 
 - `networks`: a clean network each, ascending by its `score`, and what it is. P-values compare with these.
 - `networks_from`: which rows those are.
-- `usual`: by kind of evidence `[median, deviation]` of the largest evidence of a class in clean networks. The search
-  `trigger_size` counts in such deviations, so that another one is another score of every network.
-- `usual_from`: where those come from.
+- `evidence`: by kind, `[median, deviation]` of the largest evidence of any class in clean networks. The detector
+  `trigger_size` counts in these deviations, so that others change the score of every network.
+- `evidence_from`: where those come from.
 """
 
 from __future__ import annotations
@@ -37,62 +37,63 @@ LEAST_DEVIATION = 0.15
 
 
 def clean_rows(rows: Iterable[Row], source: Source) -> list[Row]:
-    """The rows of clean networks that count, the last one of each: scored by the search that the source is about."""
+    """The rows of clean networks that count, the last one of each, scored with the usual evidence."""
     return [
         row
         for row in latest(rows, "cell")
         if row.values["attack"] == "none" and row.values["seed"] >= source.seeds and row.values.get("verdict")
-        if (row.values.get("detection") or {}).get("usual", True)
+        if (row.values.get("detection") or {}).get("calibrated", True)
     ]
 
 
 def networks(rows: Iterable[Row], source: Source) -> list[dict[str, Any]]:
     """The clean networks, ascending by score: what each is, the `commit` that measured it, and its `score`."""
-    found = [
+    scored = [
         {name: row.values[name] for name in ("dataset", "network", "seed", "commit")}
         | {"score": round(max(row.values["verdict"]["scores"]), 2)}
         for row in clean_rows(rows, source)
     ]
-    return sorted(found, key=lambda one: (one["score"], one["dataset"], one["network"], one["seed"]))
+    return sorted(scored, key=lambda one: (one["score"], one["dataset"], one["network"], one["seed"]))
 
 
-def usual(rows: Iterable[Row], source: Source) -> dict[str, list[float]]:
-    """What evidence is usual in clean networks, by kind.
+def clean_evidence(rows: Iterable[Row], source: Source) -> dict[str, list[float]]:
+    """The evidence of clean networks, by kind: `{kind: [median, deviation]}`.
 
     Of the largest evidence of any class: the median, and 1.48 times the median distance from it, which is a normal
-    distribution's standard deviation, but at least `LEAST_DEVIATION`. Empty where no row tells kinds of evidence.
+    distribution's standard deviation, but at least `LEAST_DEVIATION`. Empty where no row has kinds of evidence.
     """
     largest: dict[str, list[float]] = {}
     for row in clean_rows(rows, source):
         for kind, of_classes in (row.values["verdict"].get("evidence") or {}).items():
             largest.setdefault(kind, []).append(max(value for value in of_classes if value is not None))
-    found = {}
+    statistics_of = {}
     for kind, values in largest.items():
         middle = statistics.median(values)
         deviation = 1.48 * statistics.median(abs(value - middle) for value in values)
-        found[kind] = [round(middle, 2), round(max(deviation, LEAST_DEVIATION), 2)]
-    return found
+        statistics_of[kind] = [round(middle, 2), round(max(deviation, LEAST_DEVIATION), 2)]
+    return statistics_of
 
 
 def updated(
     file: Mapping[str, Any], rows: Mapping[str, Iterable[Row]], *, evidence: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """The contents of the file, its networks as these rows say; its usual evidence stays, unless `evidence` is true.
+    """The contents of the file, its networks as these rows say; its evidence stays, unless `evidence` is true.
 
     Args:
       file: the contents so far.
       rows: of the bench of each of `SOURCES`, by the detector's name.
-      evidence: whether to replace the usual evidence of detectors that have any.
+      evidence: whether to replace the evidence of clean networks, too, for detectors that need it.
     """
-    found = {}
+    contents = {}
     for name, source in SOURCES.items():
         own, listed = dict(file.get(name, {})), list(rows[name])
         seeds = f", seeds from {source.seeds} on" if source.seeds else ""
         where = f"clean networks of results/{source.bench}.jsonl{seeds}"
-        if evidence and "usual" in own:
-            own |= {"usual": usual(listed, source), "usual_from": f"launch.calibrate --evidence: {where}"}
-        found[name] = own | {"networks_from": f"launch.calibrate: {where}", "networks": networks(listed, source)}
-    return found
+        if evidence and "evidence" in own:
+            own["evidence"] = clean_evidence(listed, source)
+            own["evidence_from"] = f"launch.calibrate --evidence: {where}"
+        contents[name] = own | {"networks_from": f"launch.calibrate: {where}", "networks": networks(listed, source)}
+    return contents
 
 
 def written(contents: Mapping[str, Mapping[str, Any]]) -> str:

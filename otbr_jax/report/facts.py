@@ -1,4 +1,4 @@
-"""What a run knows, as the answers of a report need it: what was flagged, what changed, what was measured."""
+"""The facts of a run that the answers of a report rest on: what was flagged, what changed, what was measured."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from otbr_jax.report.summary import is_changed
 
 
 class Facts(NamedTuple):
-    """What a run knows.
+    """What is known after a run.
 
     Attributes:
       method: its name in capitals.
-      verdict: whether it is backdoored; None where nobody asked.
+      verdict: whether it is backdoored; None where no detector ran.
       changed: whether the network afterwards is another one.
-      reverted: whether it was taught in vain.
+      reverted: whether unlearning was in vain.
       acc: before and after, shares in [0, 1]; None where it was not measured.
       asr: the same.
       ra: the same.
@@ -39,8 +39,8 @@ class Facts(NamedTuple):
         return self.verdict is not None and self.verdict.backdoored == Backdoored.YES
 
     @property
-    def untold(self) -> bool:
-        """Whether there is no verdict: nobody asked, or nobody can tell."""
+    def undecided(self) -> bool:
+        """Whether it is neither yes nor no: no detector ran, or the verdict is *cannot tell*."""
         return self.verdict is None or self.verdict.backdoored == Backdoored.CANNOT_TELL
 
     @property
@@ -50,7 +50,7 @@ class Facts(NamedTuple):
 
     @property
     def left(self) -> bool:
-        """Whether the backdoor is known to be there still, or was found and not touched."""
+        """Whether the backdoor is known to be there still, or was detected and not removed."""
         if self.known and self.asr is not None:
             return self.asr[1] > LEFT
         return self.flagged and not self.changed
@@ -67,10 +67,10 @@ class Facts(NamedTuple):
         return None if attack.get("labels") == "all_to_all" else attack.get("target")
 
 
-def facts_of(summary: Mapping[str, Any]) -> Facts:
+def read_facts(summary: Mapping[str, Any]) -> Facts:
     """The facts of `results.summarize`; of its fields, `metrics` is enough."""
     before, after = ([*summary["metrics"].values()][place] or {} for place in (0, -1))
-    verdict, taught = summary.get("verdict"), summary.get("unlearned_triggers") or ()
+    verdict, unlearned = summary.get("verdict"), summary.get("unlearned_triggers") or ()
 
     def both(metric: str) -> tuple[float, float] | None:
         first, last = before.get(metric), after.get(metric)
@@ -80,7 +80,7 @@ def facts_of(summary: Mapping[str, Any]) -> Facts:
         method=summary["defense"].upper() if "defense" in summary else "The method",
         verdict=None if verdict is None else read_verdict(verdict),
         changed=is_changed(summary),
-        reverted=any(lesson["reverted"] for lesson in taught),
+        reverted=any(each["reverted"] for each in unlearned),
         acc=both("acc"),
         asr=both("asr"),
         ra=both("ra"),

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from otbr_jax.errors import InputError
 from otbr_jax.locks import locked
+from otbr_jax.report.former_rows import current
 from otbr_jax.report.numbers import NOTHING, formatted, percent
 
 log = logging.getLogger(__name__)
@@ -51,106 +52,6 @@ def parse(text: str, *, name: str) -> list[Row]:
     if not rows:
         raise InputError(f"{name}: expected rows, found none")
     return rows
-
-
-_DETECTED_BY = {
-    "procedural pictures": "trigger_size",
-    "images made from the network": "otbr_plus",
-    "clean images": "tsbd",
-}
-"""Detectors by the images that older rows name instead."""
-_OF_VERDICTS = ("backdoored", "suspect", "score", "scores", "threshold", "p_value")
-
-
-_FORMERLY = {
-    "comes_back": "relearning",
-    "comes_back_never": "relearning_never",
-    "patched": "trigger_finetuned",
-    "pictures": "procedural",
-    "reached": "minimal",
-    "recovered": "relearned",
-    "short_cuts": "trigger_size",
-    "taught": "distilled",
-    "undone": "reverted",
-}
-"""What keys, and names of detectors, were called in older rows."""
-_ABOUT_UNLEARNING = {"taught": "unlearned_triggers"}
-"""The same of a whole row."""
-_OF_OTHERS = ("config", "grid", "versions")
-
-
-def current(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A row as it would be written today, whatever it was written with; `settings` reads its config."""
-    names = _FORMERLY | _ABOUT_UNLEARNING
-    named = {names.get(name, name): value if name in _OF_OTHERS else _named(value) for name, value in values.items()}
-    if isinstance(named.get("detector"), str):
-        named["detector"] = _FORMERLY.get(named["detector"], named["detector"])
-        if "cell" in named:
-            named["cell"] = "/".join(_FORMERLY.get(part, part) for part in named["cell"].split("/"))
-    return _with_verdict(named)
-
-
-def _named(value: Any) -> Any:
-    """A value whose keys, and those inside it, have the names of today."""
-    if isinstance(value, Mapping):
-        return {_FORMERLY.get(name, name): _named(inner) for name, inner in value.items()}
-    return [_named(inner) for inner in value] if isinstance(value, list) else value
-
-
-def _with_verdict(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A row with a `verdict`, as `Verdict.plain` says it.
-
-    Older rows of repairs have a `judgement`, which holds what is now `verdict` and `detection`; older rows of detectors
-    have a verdict's fields beside their own; those of a spread and of screenings say what `stands_out`.
-    """
-    if "judgement" in values:
-        return _of_judgement(
-            {name: value for name, value in values.items() if name != "judgement"}, values["judgement"]
-        )
-    if isinstance(values.get("backdoored"), bool) and "detector" in values:
-        rest = {name: value for name, value in values.items() if name not in _OF_VERDICTS}
-        found = {name: values[name] for name in _OF_VERDICTS if name in values}
-        return rest | {"verdict": {"detector": values["detector"], **found, "backdoored": _said(found["backdoored"])}}
-    if "stands_out" in values:
-        rest = {name: value for name, value in values.items() if name != "stands_out"}
-        said = values["stands_out"]
-        if isinstance(said, bool):
-            return {"suspect": rest["suspect"], "score": rest["suspicion"], "backdoored": _said(said)}
-        return rest | {"flagged": said}
-    searches = {name: _with_verdict(values[name]) for name in ("of_some", "of_all") if values.get(name)}
-    return {**values, **searches} if searches else values
-
-
-def _of_judgement(rest: dict[str, Any], judgement: Mapping[str, Any] | None) -> dict[str, Any]:
-    if judgement is None:
-        return rest | {"verdict": None, "detection": None}
-    known, scores = dict(judgement), judgement["suspicion"]
-    for name in ("stands_out", "suspicion", "false_positive_rate", "score"):
-        known.pop(name, None)
-    verdict = {
-        "detector": _DETECTED_BY.get(known.pop("by", ""), ""),
-        "backdoored": _said(judgement["stands_out"]),
-        "suspect": known.pop("suspect"),
-        "score": scores[judgement["suspect"]],
-        "scores": scores,
-        "threshold": known.pop("threshold", None),
-        "p_value": known.pop("p_value", None),
-        "evidence": known.pop("evidence", {}),
-    }
-    if "reach_cost" in known:
-        known["trigger_size"] = known.pop("reach_cost")
-    elif "trigger_size" in known:
-        known["trigger_size"] = {"patch": known["trigger_size"]}
-        if "perturbation_strength" in known:
-            known["trigger_size"] |= {"perturbation": known.pop("perturbation_strength")}
-        known["trigger_success"] = {"patch": known["trigger_success"]}
-    if "calibrated" in known:
-        known["usual"] = known.pop("calibrated")
-    return rest | {"verdict": verdict, "detection": known}
-
-
-def _said(flagged: bool) -> str:
-    return "yes" if flagged else "no"
 
 
 def is_flagged(row: Row, path: str = "verdict") -> bool:
@@ -222,7 +123,7 @@ def joined(cells: Sequence[str]) -> str:
 
 def latest(rows: Iterable[Row], *paths: str) -> list[Row]:
     """Of all rows with the same values at these paths the last one, in the order of their first ones."""
-    return [found[-1] for found in grouped(rows, *paths).values()]
+    return [group[-1] for group in grouped(rows, *paths).values()]
 
 
 def grouped(rows: Iterable[Row], *paths: str) -> dict[tuple[str, ...], list[Row]]:
@@ -274,7 +175,7 @@ def append_row(
       InputError: if the file cannot be written; with `unless` also if it cannot be read.
     """
     with _alone(path) as file:
-        if unless is not None and any(unless(found.values) for found in _rows(file, path)):
+        if unless is not None and any(unless(other.values) for other in _rows(file, path)):
             return False
         end = file.seek(0, os.SEEK_END)
         try:

@@ -124,16 +124,16 @@ def second_start(rows: Sequence[Row]) -> list[Table]:
         "again": "programs and working directory kept",
     }
     for name, title in starts.items():
-        spent = [number(row, f"{name}.spent.{part}", ".1f") for part in ("compile", "run", "disk")]
+        parts = [number(row, f"{name}.spent.{part}", ".1f") for part in ("compile", "run", "disk")]
         seconds = [number(row, f"{name}.{measure}", ".0f") for measure in ("seconds", "cpu_seconds")]
         ratio = NOTHING if name == "first" else number(row, f"ratio_{name}_cpu_seconds", ".2f")
-        lines.append([title, *seconds, ratio, *spent])
+        lines.append([title, *seconds, ratio, *parts])
     titles = ("start of the main job", "seconds", "CPU seconds", "ratio", "compiling", "running", "disk")
     return [Table(titles, lines)]
 
 
 def start(rows: Sequence[Row]) -> list[Table]:
-    """The latest row: what it takes until the library is imported, and until a program answers."""
+    """The latest row: what it takes until the library is imported, and until a program replies."""
     row, lines = rows[-1], list[list[Cell]]()
     starts = {
         "python": Code("python -c pass"),
@@ -146,8 +146,10 @@ def start(rows: Sequence[Row]) -> list[Table]:
         "missing_file": "a missing file",
     }
     for name, title in starts.items():
-        taken = [number(row, f"{name}.{measure}", ".2f") for measure in ("seconds", "cpu_seconds")]
-        lines.append([(title,), *taken, *(number(row, f"ratio_{other}.{name}", ".2f") for other in ("jax", "python"))])
+        seconds = [number(row, f"{name}.{measure}", ".2f") for measure in ("seconds", "cpu_seconds")]
+        lines.append(
+            [(title,), *seconds, *(number(row, f"ratio_{other}.{name}", ".2f") for other in ("jax", "python"))]
+        )
     return [Table(("start", "seconds", "CPU seconds", "to JAX alone", "to Python alone"), lines)]
 
 

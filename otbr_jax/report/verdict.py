@@ -1,4 +1,4 @@
-"""The triggers that a detector found, as a picture."""
+"""A figure of the triggers that a detector inverted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from otbr_jax.report.plots import BAD, BAD_INK, STYLE, displayable
 
 
 def draw_triggers(verdict: Verdict, triggers: Any) -> Figure:
-    """The trigger that was found for each class, on mid-grey, those of the highest scores first, a flagged one framed.
+    """The inverted trigger of each class on mid-grey, those of the highest scores first, a flagged one framed.
 
     Args:
       verdict: the verdict.

@@ -20,6 +20,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import pathlib
 import re
 import sys
@@ -380,10 +381,13 @@ def _top(module: str) -> str:
 
 @functools.cache
 def _is_own(name: str) -> bool:
-    """Whether a module or package is this one, or lies where no library is installed."""
+    """Whether a module or package is this one, or lies where no library is installed; it need not be imported yet."""
     if name in (PACKAGE, "__main__"):
         return True
-    module = sys.modules.get(name)
-    paths = [getattr(module, "__file__", None) or "", *getattr(module, "__path__", ())]
-    places = [str(pathlib.Path(path).resolve()) for path in paths if path]
-    return bool(places) and not any(path.startswith(_INSTALLED) for path in places)
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):  # a module without a spec, such as one that was made by hand
+        return False
+    places = [] if spec is None else [spec.origin or "", *(spec.submodule_search_locations or ())]
+    paths = [str(pathlib.Path(place).resolve()) for place in places if os.path.isabs(place)]
+    return bool(paths) and not any(path.startswith(_INSTALLED) for path in paths)

@@ -38,10 +38,10 @@ def announce(step: Step, setup: Setup, variables: Variables | None, *, devices: 
     if step.shown.work is None or variables is None:
         return None
     work = step.shown.work(setup)
-    if flops_of(setup.network, variables).operations * (work.answers + 2 * work.gradients) < _WORTH:
+    if flops_of(setup.network, variables).operations * (work.predictions + 2 * work.gradients) < _WORTH:
         return None
     forward, gradient = _time(setup, variables)
-    seconds = (work.answers * forward + work.gradients * gradient) / devices
+    seconds = (work.predictions * forward + work.gradients * gradient) / devices
     if seconds < _LONG:
         return None
     line = f"{work.what} will take about {_duration(seconds)} on {_device()}; less with {work.less}"

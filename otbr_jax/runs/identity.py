@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from otbr_jax.graph.evaluate import parts
+from otbr_jax.graph.evaluate import inner_programs
 from otbr_jax.plan import Setup, Step
 from otbr_jax.runs.code import code_digest
 from otbr_jax.types import Network, Variables, named_leaves
@@ -107,7 +107,7 @@ def _constants(program: Any) -> list[Any]:
     constants = [value for value in getattr(program, "consts", ()) if _is_array(value)]
     for equation in getattr(program, "jaxpr", program).eqns:
         constants += [atom.val for atom in equation.invars if hasattr(atom, "val") and _is_array(atom.val)]
-        for part in parts(equation):
+        for part in inner_programs(equation):
             constants += _constants(part)
     return constants
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 import jax
 
 from otbr_jax.errors import InputError
-from otbr_jax.interop.locating import Shapes, known_shapes, locate, same_shape
+from otbr_jax.interop.locating import Shapes, hold_all, known_shapes, locate, names_by_spelling, same_shape
 from otbr_jax.interop.state_dict import tensor_name, tensor_shape
 from otbr_jax.interop.tensor_files import TensorFile
 from otbr_jax.interop.torch_files import Path, TensorSet
@@ -92,8 +92,11 @@ def infer_model(
       names: architectures to try.
       depth: see `ModelConfig`; other depths than this (by default the published ones) are not tried.
     """
+    held = names_by_spelling(sets)
     for name in names:
         probe = _probe(name, depth)
+        if not any(hold_all(each, probe) for each in held):  # looking closely takes long
+            continue
         shapes = _best(sets, probe)
         if probe.keys() == shapes.keys():
             config = _sizes(probe, shapes, name=name, depth=depth)

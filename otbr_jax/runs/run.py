@@ -108,7 +108,7 @@ class Run:
 
     def step(self, step: Step, stages: Mapping[str, Stage]) -> Stage:
         """Computes (or reloads) one step, from the values of the stages that it needs, and nothing else."""
-        inputs = {argument: stage.value for argument, stage in plans.taken(step, stages).items()}
+        inputs = {argument: stage.value for argument, stage in plans.select_inputs(step, stages).items()}
         key = plans.step_key(self.root, step)
         compute: Callable[..., Any] = self._rounds if isinstance(step, LongStep) else self._at_once
         stage = self.directory.run_long(
@@ -128,7 +128,7 @@ class Run:
     def _at_once(self, step: Step, key: jax.Array, inputs: Mapping[str, Any], progress: pathlib.Path) -> Any:
         """Computes a step as one program, with a clock; devices have copies of everything but shared batches."""
         del progress
-        step = plans.shortened(step, inputs)
+        step = plans.shorten(step, inputs)
         shown = step.shown
         estimate.announce(step, self._setup, inputs.get("victim"), devices=self.mesh.size)
         with step_progress(shown.title, shown.count(self.setup), unit=shown.unit) as report:

@@ -1,4 +1,4 @@
-"""What a network answers many images with."""
+"""Predictions of a network for many images."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import jax.numpy as jnp
 
 from otbr_jax.types import Network, Variables
 
-_SHARED = 8  # devices, or fewer, that divide a batch of fewer images
+_SHARED = 8  # the largest number of devices that can share a batch of fewer images
 
 
 def predict(network: Network, variables: Variables, images: jax.Array, *, batch_size: int = 512) -> jax.Array:
-    """The classes int32 `[n]` that a network answers images `[n, h, w, c]` with, batch by batch.
+    """The predicted classes, int32 `[n]`, of images `[n, h, w, c]`, batch by batch.
 
-    The last batch is filled up with copies, a small one so that devices can share it.
+    The last batch is padded with copies, to a size that devices can share.
     """
     count = len(images)
     batch_size = min(batch_size, -(-count // _SHARED) * _SHARED)

@@ -26,7 +26,7 @@ from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.report import activeness_page
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.activeness import Activeness, gradient_norms, over_batches
-from otbr_jax.steps.sampling import stratified
+from otbr_jax.steps.sampling import stratified_sample
 from otbr_jax.steps.score import Scores, check_scores, neuron_weight_changes
 from otbr_jax.steps.unlearn import UnlearningConfig, unlearn
 from otbr_jax.studies.study import (
@@ -99,7 +99,7 @@ def inputs(case: Case) -> Mapping[str, Any]:
     count = round(fraction * len(pool.labels))
     if count < 1:
         raise InputError(f"fraction: expected at least one of the {len(pool.labels)} images, found none at {fraction}")
-    chosen = stratified(pool.labels, count, seed=case.config.seed)
+    chosen = stratified_sample(pool.labels, count, seed=case.config.seed)
     return {"clean": Batch(jnp.asarray(pool.images[chosen]), jnp.asarray(pool.labels[chosen], jnp.int32))}
 
 

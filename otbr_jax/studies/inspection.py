@@ -29,7 +29,7 @@ from otbr_jax.runs.session import session_of
 from otbr_jax.studies.detection import clean_inputs
 from otbr_jax.studies.repair_config import RepairConfig
 from otbr_jax.types import Variables, named_leaves
-from otbr_jax.victims.victims import as_it_came
+from otbr_jax.victims.victims import checkpoint_stage
 
 DRAWINGS = (".png", ".svg", ".pdf")
 TOLERANCE = 1e-3  # of the largest logit; rounding stays well below it
@@ -96,7 +96,7 @@ def _detect(
     with session.directory(workdir) as directory:
         layers = defense(config.defense).layers(config.method)
         run = Run(session, directory, config.victim.seed, layers=layers, repetition=config.repetition)
-        inputs = {"victim": as_it_came(run).value["variables"], **clean}
+        inputs = {"victim": checkpoint_stage(run).value["variables"], **clean}
         values = {name: stage.value for name, stage in run.plan(detector.plan(settings), inputs).items()}
         verdict = conclude(detector, settings, values)
         if verdict.triggers is None:

@@ -97,8 +97,8 @@ def repair(
             test = test_set(run, victim)
             stages |= repetition.plan((evaluation_step(config),), {**inputs, **own_stages, "test": test})
             recipe, settings = config.victim.training, config.relearning
-            stages |= relearning.measured(
-                run, victim, repaired, test, settings, recipe=recipe, seen=preparation.clean_images
+            stages |= relearning.measure_relearning(
+                run, victim, repaired, test, settings, recipe=recipe, clean=preparation.clean_images
             )
         result = Repair(
             session.source.restore(repaired), session.source.network, run.setup.layers, stages, session.dataset, test,

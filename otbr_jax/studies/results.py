@@ -37,7 +37,8 @@ class Repair(NamedTuple):
       network: its functions.
       layers: the layers that were repaired, in execution order.
       stages: `attack` and `clean` if there are any (see `victims.Victim`); `victim`, the steps of the defence's plan,
-        and `evaluation` if there was data; `relearning` and `relearning_never` if wanted, see `relearning.measured`.
+        and `evaluation` if there was data; `relearning` and `relearning_never` if wanted, see
+        `measure_relearning`.
       dataset: the data it was measured with, or None.
       test: the test images of the evaluation, or None.
       config: the settings.

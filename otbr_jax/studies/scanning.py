@@ -186,9 +186,9 @@ def _detect_fn(config: RepairConfig, session: Session, chosen: Detector, own: An
     def values_of(members: Sequence[Variables]) -> list[Mapping[str, Any]]:
         if stack == 1:
             return [jax.device_get(run({"victim": members[0], **clean}, key=key))]
-        full = plans.stacked([members[index % len(members)] for index in range(stack)])
+        full = plans.stack_trees([members[index % len(members)] for index in range(stack)])
         values = jax.device_get(run({"victim": full}, clean, keys=jnp.broadcast_to(key, (stack,))))
-        return [plans.entry(values, index) for index in range(len(members))]
+        return [plans.tree_entry(values, index) for index in range(len(members))]
 
     def detect(members: Sequence[Variables]) -> list[dict[str, Any]]:
         try:

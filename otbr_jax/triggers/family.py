@@ -1,4 +1,4 @@
-"""What a family of triggers is: anything that changes an image, within a budget or at a price."""
+"""`TriggerFamily`: anything that changes an image, within a budget or with its size penalised."""
 
 from __future__ import annotations
 
@@ -12,31 +12,29 @@ Trigger = Callable[[jax.Array], jax.Array]
 """`images [n, h, w, c] in [0, 1] -> images that carry it`, of the same shape; `[n, k, h, w, c]` for k triggers."""
 
 
-def _as_it_is(latent: Any) -> Any:
+def _identity(latent: Any) -> Any:
     return latent
 
 
 class TriggerFamily(NamedTuple):
-    """What a trigger that a defender inverts can be; pure functions.
+    """One kind of trigger that a defender inverts, as pure functions.
 
-    An inversion moves a latent freely. A family with a budget brings it to that budget, so that what is moved is a
-    direction, and a trigger never has to grow. A family without one has a size of its own, which the aim `Penalised`
-    keeps small.
+    An inversion optimises an unconstrained latent. A family with a budget scales the latent to that budget, so that
+    only its direction is optimised. A family without one measures its own size, which the aim `Penalised` keeps small.
 
     Attributes:
       name: such as `patch`.
-      unit: what a budget or a size is, in words.
+      unit: of a budget or a size, in words.
       init: `(key, image shape (h, w, c)) -> latent`, a pytree of float32 arrays; each key is another start.
       apply: `(images [n, h, w, c] in [0, 1], parameters, budget) -> images in [0, 1]`, changed by no more than
         `budget`, which means nothing to a family without one.
       learning_rate: of Adam on the latent.
       start: the budget that the aim `Smallest` begins with.
       bounds: the smallest and the largest budget that it tries; None for a family without a budget.
-      left: of the pictures, what triggers may still turn when lessons against them end. Lessons against a patch cost a
-        network little; those against what changes whole pictures cost more the longer they last.
-      beyond: how much further than the lessons a network goes along the way that they took it. A patch that an
-        inversion finds is only part of the attacker's.
-      parameters: `latent -> parameters`, whatever bounds those have; by default they are the latent.
+      stop_success: unlearning ends once the success rate is at most this. Unlearning patches costs little accuracy;
+        unlearning triggers that change whole images costs more with every round.
+      extrapolation: factor on the weight change of unlearning. An inverted patch is only part of the attacker's.
+      parameters: `latent -> parameters`, which may have bounds; by default they are the latent.
       size: `parameters -> scalar`, how much of an image a trigger without a budget changes, in `unit`.
       cost: `parameters -> scalar`, what `Penalised` keeps small; by default the size.
     """
@@ -48,9 +46,9 @@ class TriggerFamily(NamedTuple):
     learning_rate: float | jax.Array
     start: float | jax.Array = jnp.inf
     bounds: tuple[float | jax.Array, float | jax.Array] | None = None
-    left: float = 0.3
-    beyond: float = 1.0
-    parameters: Callable[[Any], Any] = _as_it_is
+    stop_success: float = 0.3
+    extrapolation: float = 1.0
+    parameters: Callable[[Any], Any] = _identity
     size: Callable[[Any], jax.Array] | None = None
     cost: Callable[[Any], jax.Array] | None = None
 
@@ -58,16 +56,16 @@ class TriggerFamily(NamedTuple):
         """The trigger of these parameters, at this budget; for a budget `[k]`, k triggers with a leading axis each."""
         if jnp.ndim(budget) == 0:
             return lambda images: self.apply(images, parameters, budget)
-        # Image by image: devices that share the images share what carries triggers likewise.
+        # Image by image: devices that share the images share the triggered ones in the same way.
         return lambda images: jax.vmap(lambda own, most: self.apply(images, own, most), out_axes=1)(parameters, budget)
 
-    def price(self, parameters: Any) -> jax.Array:
-        """What `Penalised` keeps small; only of a family without a budget."""
+    def penalty(self, parameters: Any) -> jax.Array:
+        """The number that `Penalised` keeps small; only for a family without a budget."""
         cost = self.cost or self.size
         assert cost is not None
         return cost(parameters)
 
 
-def scaled(change: jax.Array, budget: jax.Array, *, axes: tuple[int, ...] | None = None) -> jax.Array:
-    """A change scaled to a root mean square of `budget`, over `axes` (by default all); no change stays none."""
+def scale_to(change: jax.Array, budget: jax.Array, *, axes: tuple[int, ...] | None = None) -> jax.Array:
+    """Scales a change to a root mean square of `budget`, over `axes` (by default all); zero stays zero."""
     return change * (budget / jnp.sqrt(jnp.mean(change**2, axis=axes, keepdims=axes is not None) + 1e-12))

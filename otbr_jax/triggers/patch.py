@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from otbr_jax.triggers.family import TriggerFamily
 
-_SHARPNESS = 3.0  # patterns are logistic functions of this times what a search moves: near black or white in few steps
+_SHARPNESS = 3.0  # patterns are logistic functions of this times the latent: near black or white in few steps
 
 
 class Patch(NamedTuple):
@@ -23,11 +23,11 @@ class Patch(NamedTuple):
 
 
 def replace(images: jax.Array, patch: Patch) -> jax.Array:
-    """Images `[n, h, w, c]` in [0, 1] with a patch put on, both of whose parts are in [0, 1]."""
+    """Images `[n, h, w, c]` in [0, 1] with a patch applied, both of whose parts are in [0, 1]."""
     return (1 - patch.mask) * images + patch.mask * patch.pattern
 
 
-def covering(mask: jax.Array, share: jax.Array) -> jax.Array:
+def project_mask(mask: jax.Array, share: jax.Array) -> jax.Array:
     """The nearest mask `[h, w, 1]` in [0, 1] whose mean is at most `share`: all entries lowered by the same amount.
 
     This projection leaves a few pixels wholly covered, where scaling down would leave a faint veil over all.
@@ -43,19 +43,19 @@ def covering(mask: jax.Array, share: jax.Array) -> jax.Array:
     return jnp.clip(mask - jnp.maximum(lowered, 0.0), 0, 1)
 
 
-def projected(patch: Patch, budget: jax.Array) -> Patch:
-    """The mask and the pattern in [0, 1] that a latent means at a budget."""
-    return Patch(covering(patch.mask, budget), jax.nn.sigmoid(_SHARPNESS * patch.pattern))
+def project(patch: Patch, budget: jax.Array) -> Patch:
+    """The mask and the pattern in [0, 1] of a latent at a budget."""
+    return Patch(project_mask(patch.mask, budget), jax.nn.sigmoid(_SHARPNESS * patch.pattern))
 
 
 def stamp(images: jax.Array, patch: Patch, budget: jax.Array) -> jax.Array:
-    """Images `[n, h, w, c]` with a latent's patch on; gradients pass the projection as if it were not there."""
-    mask = patch.mask + jax.lax.stop_gradient(covering(patch.mask, budget) - patch.mask)
+    """Images `[n, h, w, c]` with the patch of a latent applied; gradients pass straight through the projection."""
+    mask = patch.mask + jax.lax.stop_gradient(project_mask(patch.mask, budget) - patch.mask)
     return replace(images, Patch(mask, jax.nn.sigmoid(_SHARPNESS * patch.pattern)))
 
 
 def _start(key: jax.Array, image_shape: tuple[int, int, int]) -> Patch:
-    """Half of them nothing yet, half a rectangle of one colour, two to six 32nds of the image long on each side."""
+    """Half of them an empty mask, half a rectangle of one colour, with sides of two to six 32nds of the image."""
     height, width, channels = image_shape
     draw, noise_key = jax.random.split(key)
     draws = jax.random.uniform(draw, (5 + channels,))
@@ -80,16 +80,16 @@ PATCH = TriggerFamily(
     learning_rate=0.1,
     start=0.12,
     bounds=(0.002, 0.4),
-    left=0.01,
-    beyond=1.25,
+    stop_success=0.01,
+    extrapolation=1.25,
 )
 
 
 def penalised_patch(learning_rate: float) -> TriggerFamily:
-    """A patch whose mask has a price: after Neural Cleanse (Wang et al., S&P 2019). No budget.
+    """A patch whose mask size is penalised, after Neural Cleanse (Wang et al., S&P 2019). No budget.
 
-    Mask and pattern are logistic functions of the latent. A mask that is half there everywhere at the start finds the
-    trigger wherever it lies.
+    Mask and pattern are logistic functions of the latent. The mask starts at a half everywhere, so that it finds the
+    trigger at any position.
     """
     return TriggerFamily(
         name="patch",

@@ -1,7 +1,7 @@
 """Several families as one: a trigger is a flat latent and the index of its family.
 
-Then one compiled program, with the network in it once, inverts and teaches triggers of every family; which one it is
-about is a value.
+One compiled program, which holds the network once, then inverts and unlearns triggers of every family; the family is an
+argument.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class FamilySwitch:
 
     def numbers(self, name: str, place: int | None = None) -> jax.Array:
         """A number of every family, `[families]`, such as `learning_rate`; `place` of a pair."""
-        found = [getattr(family, name) for family in self.families]
-        return jnp.array(found if place is None else [pair[place] for pair in found], jnp.float32)
+        values = [getattr(family, name) for family in self.families]
+        return jnp.array(values if place is None else [pair[place] for pair in values], jnp.float32)
 
     def latent(self, family: TriggerFamily, flat_latent: jax.Array) -> Any:
         """The latent of a family that a flat one holds."""

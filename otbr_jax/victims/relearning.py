@@ -1,7 +1,7 @@
-"""Whether a backdoor comes back: a repaired network is fine-tuned on a few images, some of them with the trigger.
+"""Is the backdoor relearned? A repaired network is fine-tuned on a few images, some of them with the trigger.
 
-A repair can be superficial: the attack's success returns after few poisoned images, sooner than in a network that never
-had the backdoor (arXiv 2410.09838). So both networks are fine-tuned alike, on clean images and on the same ones partly
+A repair can be superficial: a few poisoned images restore the attack's success, sooner than in a network that never had
+the backdoor (arXiv 2410.09838). So both networks are fine-tuned alike, on clean images and on the same ones partly
 poisoned. The test uses the trigger, the attacker's class and test images: it measures a repair, and selects nothing.
 """
 
@@ -30,7 +30,7 @@ from otbr_jax.types import Batch, Variables, unchanged
 from otbr_jax.victims import evaluation
 from otbr_jax.victims.evaluation import TestSet
 from otbr_jax.victims.training import TrainingConfig
-from otbr_jax.victims.victims import Victim, attacker_goals, without_backdoor
+from otbr_jax.victims.victims import Victim, attacker_goals, clean_victim
 
 KINDS = ("clean", "poisoned")
 """What a network is fine-tuned on."""
@@ -38,12 +38,12 @@ KINDS = ("clean", "poisoned")
 
 @settings("relearning")
 class RelearningConfig:
-    """Fine-tuning that asks whether a backdoor comes back: SGD with momentum in training mode, images as they are.
+    """Fine-tuning that tests whether a backdoor is relearned: SGD with momentum in training mode, no augmentation.
 
     It tests a repaired network, with the trigger and the attacker's class known, and selects nothing.
     """
 
-    images: int = field(default=0, at_least=0, doc="how many training images; 0 leaves it unmeasured.")
+    images: int = field(default=0, at_least=0, doc="how many training images; 0 for no measurement.")
     poisoned: int = field(
         default=5, at_least=1, doc="how many of them carry the trigger and the attacker's label, in one of two runs."
     )
@@ -63,7 +63,7 @@ class RelearningConfig:
     )
 
     def check(self) -> None:
-        """Where it is measured there are as many images as are poisoned, and as a batch takes."""
+        """There are at least as many images as are poisoned, and as a batch holds."""
         for name in ("poisoned", "batch_size"):
             if self.images and getattr(self, name) > self.images:
                 raise wrong(self, name, f"at most relearning.images ({self.images})")
@@ -103,7 +103,7 @@ def check_possible(config: RelearningConfig, session: Session) -> None:
         )
 
 
-def measured(
+def measure_relearning(
     run: Run,
     victim: Victim,
     repaired: Variables,
@@ -111,86 +111,86 @@ def measured(
     config: RelearningConfig,
     *,
     recipe: TrainingConfig,
-    seen: Images | None = None,
+    clean: Images | None = None,
 ) -> dict[str, Stage]:
-    """How a repaired network, and one that never had the backdoor, take to a few images.
+    """Fine-tunes a repaired network, and one that never had the backdoor, on a few images, and measures both.
 
     Args:
       run: that of the victim; the training images of its data are fine-tuned on.
-      victim: whose trigger they carry.
+      victim: the victim, whose trigger they carry.
       repaired: the repaired network.
-      test: what is measured on.
+      test: the images that ACC and ASR are measured on.
       config: the settings.
-      recipe: how a clean network is trained to compare with.
-      seen: what the defence took as clean images; left out as long as there are others.
+      recipe: how the clean network is trained that it is compared with.
+      clean: the defence's clean images; left out as long as there are others.
 
     Returns:
       The stages `relearning` and `relearning_never` with `Curves`, and `clean`, the network of the latter. Nothing
-      without images or a trigger. The first alone for a network that came with its weights.
+      without images or a trigger. Only `relearning` for a network that came with its weights.
     """
     dataset = run.session.dataset
     if not config.images or victim.trigger is None or dataset is None or dataset.train is None:
         return {}
-    # Not the defence's layers and augmentation: so that defences share what is measured of the clean network.
+    # Without the defence's layers and augmentation, so that defences share the measurements of the clean network.
     plain = dataclasses.replace(run, layers="auto", augment=unchanged, repetition=0)
-    given = {"bait": _bait(plain, dataset.train, victim, config, seen), "test": test}
-    stages = plain.plan((_step("relearning", config),), {"network": repaired, **given})
+    inputs = {"batches": _batches(plain, dataset.train, victim, config, clean), "test": test}
+    stages = plain.plan((_step("relearning", config),), {"network": repaired, **inputs})
     if run.session.source.variables is None:
-        clean = victim.stages.get("clean") or without_backdoor(plain, recipe)
-        stages |= {"clean": clean}
-        stages |= plain.plan((_step("relearning_never", config),), {"network": clean.value["variables"], **given})
+        never = victim.stages.get("clean") or clean_victim(plain, recipe)
+        stages |= {"clean": never}
+        stages |= plain.plan((_step("relearning_never", config),), {"network": never.value["variables"], **inputs})
     return stages
 
 
 def curves(stages: Mapping[str, Stage], config: RelearningConfig) -> dict[str, Any] | None:
-    """What `measured` found as plain JSON values, fractions in [0, 1]; None where nothing was measured.
+    """The results of `measure_relearning` as plain JSON values, fractions in [0, 1]; None where nothing was measured.
 
-    `epochs`, after which was measured; `clean` and `poisoned` with `acc` and `asr` of the repaired network, None once
-    its weights are not finite; `never`, the same of the network that never had the backdoor, or None.
+    `epochs`, the epochs of the measurements; `clean` and `poisoned` with `acc` and `asr` of the repaired network, None
+    once its weights are not finite; `never`, the same of the network that never had the backdoor, or None.
     """
     if "relearning" not in stages:
         return None
     never = stages.get("relearning_never")
-    found = {"epochs": config.measured_epochs(), **_plain(stages["relearning"].value)}
-    return found | {"never": None if never is None else _plain(never.value)}
+    repaired = {"epochs": config.measured_epochs(), **_plain(stages["relearning"].value)}
+    return repaired | {"never": None if never is None else _plain(never.value)}
 
 
-def _plain(found: Curves) -> dict[str, dict[str, list[float | None]]]:
+def _plain(measurements: Curves) -> dict[str, dict[str, list[float | None]]]:
     return {
         kind: {
             name: [round(float(value), 6) if np.isfinite(value) else None for value in values[place]]
-            for name, values in found._asdict().items()
+            for name, values in measurements._asdict().items()
         }
         for place, kind in enumerate(KINDS)
     }
 
 
-def draw(labels: np.ndarray, goals: np.ndarray, config: RelearningConfig, *, seen: np.ndarray, seed: int) -> np.ndarray:
-    """Places `[images]` of images, of every class as many; the first `poisoned` of them are to be poisoned.
+def draw(labels: np.ndarray, goals: np.ndarray, config: RelearningConfig, *, last: np.ndarray, seed: int) -> np.ndarray:
+    """Places `[images]` of random images, equally many of every class; the first `poisoned` of them are to be poisoned.
 
     Args:
       labels: int `[n]`.
-      goals: int `[n]`, what the attacker wants; images that have it already are poisoned last.
+      goals: int `[n]`, the labels that the attacker wants; images that have them already are poisoned last.
       config: how many.
-      seen: bool `[n]`, images that are drawn last.
-      seed: which ones.
+      last: bool `[n]`, images that are drawn last.
+      seed: of the random order.
     """
     order = np.random.default_rng((seed, len(labels))).permutation(len(labels))
-    order = order[np.argsort(seen[order], kind="stable")]
+    order = order[np.argsort(last[order], kind="stable")]
     turn = np.empty(len(labels), int)
     for label in np.unique(labels):
         members = order[labels[order] == label]
         turn[members] = np.arange(len(members))
-    # Round by round through the classes, and only then those that were seen.
-    chosen = order[np.lexsort((turn[order], seen[order]))][: config.images]
+    # Round by round through the classes, and `last` only then.
+    chosen = order[np.lexsort((turn[order], last[order]))][: config.images]
     return chosen[np.argsort(labels[chosen] == goals[chosen], kind="stable")]
 
 
-def _bait(run: Run, train: Images, victim: Victim, config: RelearningConfig, seen: Images | None) -> Batch:
+def _batches(run: Run, train: Images, victim: Victim, config: RelearningConfig, clean: Images | None) -> Batch:
     """Images `[2, n, h, w, c]` and labels `[2, n]`, clean and partly poisoned."""
     labels = jnp.asarray(train.labels)
     goals = attacker_goals(victim.attack, labels, run.network.num_classes)
-    places = draw(train.labels, np.asarray(goals), config, seen=_among(train, seen), seed=run.seed)
+    places = draw(train.labels, np.asarray(goals), config, last=_among(train, clean), seed=run.seed)
     images, own = jnp.asarray(train.images[places]), labels[places]
     few = config.poisoned
     assert victim.trigger is not None
@@ -199,17 +199,17 @@ def _bait(run: Run, train: Images, victim: Victim, config: RelearningConfig, see
     return Batch(jnp.stack([images, poisoned.images]), jnp.stack([own, poisoned.labels]))
 
 
-def _among(train: Images, seen: Images | None) -> np.ndarray:
-    """Which training images are among others, bool `[n]`, pixel by pixel."""
-    known = set() if seen is None else {image.tobytes() for image in seen.images}
+def _among(train: Images, others: Images | None) -> np.ndarray:
+    """Which training images are among the others, bool `[n]`, by their pixels."""
+    known = set() if others is None else {image.tobytes() for image in others.images}
     return np.array([image.tobytes() in known for image in train.images], bool)
 
 
 def _step(name: str, config: RelearningConfig) -> Step:
-    """Fine-tunes `network` on both parts of `bait`, each from where it is, and measures it on the way."""
+    """Fine-tunes `network` on each of `batches`, both times from the same weights, and measures it on the way."""
 
     def run(
-        setup: Setup, settings: RelearningConfig, *, key: Any, report: Any, network: Any, bait: Any, test: Any
+        setup: Setup, settings: RelearningConfig, *, key: Any, report: Any, network: Any, batches: Any, test: Any
     ) -> Any:
         del report
         tuning = settings.tuning
@@ -221,14 +221,14 @@ def _step(name: str, config: RelearningConfig) -> Step:
             def until(progress: finetune.Progress, epochs: jax.Array) -> tuple[finetune.Progress, Curves]:
                 progress = jax.lax.fori_loop(0, epochs, one_epoch, progress)
                 now = finetune.variables_of(progress.tuning)
-                found = evaluation.measure(setup.network, now, test)
-                # Logits that are no numbers would all be answered with class 0, often the attacker's.
+                metrics = evaluation.measure(setup.network, now, test)
+                # NaN logits would all be predicted as class 0, often the attacker's.
                 finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(now)]))
-                return progress, Curves(*(jnp.where(finite, value, jnp.nan) for value in (found.acc, found.asr)))
+                return progress, Curves(*(jnp.where(finite, value, jnp.nan) for value in (metrics.acc, metrics.asr)))
 
-            begun = finetune.start(network, tuning, images=settings.images)
-            return jax.lax.scan(until, begun, jnp.diff(jnp.array([0, *settings.measured_epochs()])))[1]
+            initial = finetune.start(network, tuning, images=settings.images)
+            return jax.lax.scan(until, initial, jnp.diff(jnp.array([0, *settings.measured_epochs()])))[1]
 
-        return jax.lax.map(curve, bait)
+        return jax.lax.map(curve, batches)
 
-    return Step(name, run, needs("network", "bait", "test"), config, key="comes_back", shown=Shown("relearning"))
+    return Step(name, run, needs("network", "batches", "test"), config, key="comes_back", shown=Shown("relearning"))

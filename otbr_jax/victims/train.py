@@ -1,4 +1,4 @@
-"""Training a victim from start to finish, and what it leaves for whoever repairs it: what the launcher calls."""
+"""Trains a victim and writes the files that a repair needs: what the launcher calls."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def train_victim(
     devices: Sequence[jax.Device] | None = None,
     profile: bool = False,
 ) -> tuple[Victim, dict[str, Any]]:
-    """Trains the victim that `config` names, measures it and leaves it in `workdir`.
+    """Trains the victim that `config` names, measures it and writes it to `workdir`.
 
-    Leaves there: the checkpoint `victim`, the trigger's arrays in `attack` (what `attack.assets` takes), `victim.json`
+    Writes there: the checkpoint `victim`, the trigger's arrays in `attack` (what `attack.assets` takes), `victim.json`
     with all numbers, and `trigger.html`, a page to look at the trigger.
 
     Args:
@@ -69,14 +69,14 @@ def train_victim(
         if example is not None:
             summary["trigger"] = {"psnr": example.quality.psnr, "ssim": example.quality.ssim}
         try:
-            hosts.first(lambda: _leave(directory.path, victim, summary, example))
+            hosts.first(lambda: _write(directory.path, victim, summary, example))
         except OSError as error:
             raise InputError(f"workdir: the victim cannot be written to {directory.path}: {error.strerror}") from None
         return victim, summary
 
 
-def _leave(folder: pathlib.Path, victim: Victim, summary: Mapping[str, Any], example: Example | None) -> None:
-    """Writes what a user takes; what an earlier victim left and this one does not have goes."""
+def _write(folder: pathlib.Path, victim: Victim, summary: Mapping[str, Any], example: Example | None) -> None:
+    """Writes the files of `train_victim`, and removes those of an earlier victim that this one lacks."""
     replace_checkpoint(folder / "victim", victim.stage.value["variables"])
     if "assets" in victim.stage.value:
         replace_checkpoint(folder / "attack", victim.stage.value["assets"])
@@ -90,7 +90,7 @@ def _leave(folder: pathlib.Path, victim: Victim, summary: Mapping[str, Any], exa
 
 
 def summarize(config: VictimConfig, session: Session, victim: Victim) -> dict[str, Any]:
-    """All numbers of a trained victim as plain JSON values; fractions in [0, 1], what has no trigger is None."""
+    """All numbers of a trained victim as plain JSON values; fractions in [0, 1], None without a trigger."""
     stage, dataset = victim.stage, session.dataset
     assert dataset is not None  # or there would be nothing to train on
     history = History(**stage.value["history"])
@@ -117,14 +117,14 @@ def _number(value: Any) -> float | None:
 
 
 def repair_flags(config: VictimConfig, workdir: str) -> list[str]:
-    """The flags with which `launch.repair` repairs a victim that `train_victim` left, and measures with its trigger."""
+    """The flags with which `launch.repair` repairs a victim of `train_victim`, and measures with its trigger."""
     model = dataclasses.replace(config.model, checkpoint=f"{workdir}/victim")
     attack = config.attack
     if attack.name != "none" and ATTACKS[attack.name].make is not None:
         attack = dataclasses.replace(attack, assets=f"{workdir}/attack")
-    wanted = dataclasses.asdict(VictimConfig(model=model, data=config.data, attack=attack))
-    flags = [f"{name}={value}" for name, value in _changed(wanted, dataclasses.asdict(VictimConfig()), "--config")]
-    # configs/own_network.py has no data and no trigger, and looks for the network in a file.
+    values = dataclasses.asdict(VictimConfig(model=model, data=config.data, attack=attack))
+    flags = [f"{name}={value}" for name, value in _changed(values, dataclasses.asdict(VictimConfig()), "--config")]
+    # configs/own_network.py has no data and no trigger, and reads the network from a file.
     names = {"attack": AttackConfig().name, "data": DataConfig().name, "model": ModelConfig().name}
     usual = [part for part, name in names.items() if getattr(config, part).name == name]
     return [*flags, *(f"--config.{part}.name={names[part]}" for part in usual)]

@@ -1,4 +1,4 @@
-"""Victims: an attack is made, gets into a training set or the training, and a network learns it."""
+"""Victims: an attack is made, it poisons a training set or the training, and a network is trained."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from otbr_jax.victims.triggers import classifier, clean_network, trigger_stage
 
 
 class Victim(NamedTuple):
-    """A victim as it was trained, or as it came.
+    """A victim that was trained here, or a user's network with a known trigger.
 
     Attributes:
       stages: `attack` if the trigger needs arrays, `clean` if the attack was made against a clean network, `victim`.
-      attack: its backdoor, as far as it is known.
+      attack: its backdoor, if it is known.
       trigger: puts the attack's trigger on images; None without an attack.
     """
 
@@ -54,12 +54,12 @@ class Victim(NamedTuple):
     @property
     def variables(self) -> Variables:
         """Its weights and statistics."""
-        found: Variables = self.stage.value["variables"]
-        return found
+        variables: Variables = self.stage.value["variables"]
+        return variables
 
 
 def check_trainable(session: Session, attack: AttackConfig, recipe: TrainingConfig) -> None:
-    """Raises InputError, before anything is written, if a network without weights cannot be made a victim of."""
+    """Raises InputError, before anything is written, if a network without weights cannot be trained as a victim."""
     if session.source.variables is not None:
         return
     check_batch_size(recipe.batch_size, session.mesh, name="training.batch_size")
@@ -76,15 +76,15 @@ def check_trainable(session: Session, attack: AttackConfig, recipe: TrainingConf
 
 
 def open_victim(run: Run, attack: AttackConfig, recipe: TrainingConfig) -> Victim:
-    """The network of a run: the user's checkpoint, or a victim trained for the purpose.
+    """The network of a run: the user's checkpoint, or a victim trained here.
 
     Raises:
-      InputError: if there is no checkpoint and nothing to train on, or the attack's trigger is not known.
+      InputError: if there is no checkpoint and nothing to train on, or the attack's trigger is unknown.
     """
     check_trainable(run.session, attack, recipe)
     if run.session.source.variables is None:
         return _trained(run, attack, recipe)
-    stage = as_it_came(run)
+    stage = checkpoint_stage(run)
     if run.session.dataset is None or attack.name == "none":
         return Victim({"victim": stage}, attack, None)
     made = trigger_stage(run, attack)
@@ -92,7 +92,7 @@ def open_victim(run: Run, attack: AttackConfig, recipe: TrainingConfig) -> Victi
     return Victim(known | {"victim": stage}, attack, trigger(attack, made.value if made else {}))
 
 
-def as_it_came(run: Run) -> Stage:
+def checkpoint_stage(run: Run) -> Stage:
     """The stage `victim` of a network that came with its weights."""
     variables = run.session.source.variables
     return run.directory.run(
@@ -106,7 +106,7 @@ def as_it_came(run: Run) -> Stage:
 
 
 def test_set(run: Run, victim: Victim) -> TestSet:
-    """The test images, clean and with the victim's trigger, and what the attacker wants of each.
+    """The test images, clean and with the victim's trigger, and the classes that the attacker wants.
 
     Raises InputError if there are no images.
     """
@@ -121,19 +121,19 @@ def test_set(run: Run, victim: Victim) -> TestSet:
 
 
 def attacker_goals(attack: AttackConfig, labels: jax.Array, num_classes: int) -> jax.Array:
-    """What the attacker wants images of these labels to be answered with, int32 `[n]`."""
+    """The classes that the attacker wants images of these labels to be predicted as, int32 `[n]`."""
     return goals(labels, mode=attack.label_mode, target=attack.target, num_classes=num_classes)
 
 
 def _trained(run: Run, attack: AttackConfig, recipe: TrainingConfig) -> Victim:
     """The attack is made (against a clean network of the same training, if it needs one) and the victim trained."""
     if attack.name == "none":
-        return Victim({"victim": without_backdoor(run, recipe)}, attack, None)
+        return Victim({"victim": clean_victim(run, recipe)}, attack, None)
     stages: dict[str, Stage] = {}
     kind = ATTACKS[attack.name]
     if kind.needs_clean_network and (kind.poison is not None or not attack.assets):
         classifier(run.session.source.graph, run.network.num_classes)
-        stages["clean"] = without_backdoor(run, recipe)
+        stages["clean"] = clean_victim(run, recipe)
     made = trigger_stage(run, attack, clean=stages.get("clean"))
     if made is not None:
         stages["attack"] = made
@@ -142,8 +142,8 @@ def _trained(run: Run, attack: AttackConfig, recipe: TrainingConfig) -> Victim:
     return Victim(stages, attack, trigger(attack, stages["victim"].value.get("assets", {})))
 
 
-def without_backdoor(run: Run, recipe: TrainingConfig) -> Stage:
-    """The clean network of the same images, order and start as the victim's, which attackers and comparisons want.
+def clean_victim(run: Run, recipe: TrainingConfig) -> Stage:
+    """The clean network with the same images, order and start as the victim's, for attackers and comparisons.
 
     It is the victim of the attack `none`, trained once for each seed of a working directory.
     """
@@ -168,17 +168,17 @@ def _victim_stage(
         start, data, placed, key = replicate((jax.jit(init)(init_key), data, dict(assets), train_key), run.mesh)
         title = "training a clean network" if attack.name == "none" else f"training: {attack.name}"
         with progress_bar(title, recipe.epochs, unit="epoch") as advance:
-            found = training.train(
+            trained = training.train(
                 run.shared_network, start, data, key=key, config=recipe, mesh=run.mesh,
                 assets=placed, attack=in_training, measure=_measure(kind, run, attack, dataset.test),
                 on_epoch=advance,
                 progress=progress,
             )  # fmt: skip
-        value = {"variables": found.variables, "history": found.history._asdict(), "poisoned": np.int32(poisoned)}
-        if found.assets:  # Orbax saves no empty trees
-            value["assets"] = found.assets
-        speed = found.images_per_second
-        notes = {"seconds": round(found.seconds, 2), "images_per_second": None if speed is None else round(speed, 1)}
+        value = {"variables": trained.variables, "history": trained.history._asdict(), "poisoned": np.int32(poisoned)}
+        if trained.assets:  # Orbax saves no empty trees
+            value["assets"] = trained.assets
+        speed = trained.images_per_second
+        notes = {"seconds": round(trained.seconds, 2), "images_per_second": None if speed is None else round(speed, 1)}
         return value, notes | {"precision": precision, "hardware": hardware()}
 
     def like() -> dict[str, Any]:
@@ -202,7 +202,7 @@ def _victim_stage(
         config=settings,
         key=key,
         parents=parents,
-        # Of this attack alone: a change of another one trains no victim anew.
+        # Of this attack alone: changing another attack retrains no victim.
         code=code_digest(kind, training.train, _training_set, _measure),
     )
 
@@ -218,19 +218,19 @@ def _training_set(
 ) -> tuple[TrainingSet, InTraining | None, int]:
     """The data to learn from, what the attack does in training, and how many images (of an epoch) are poisoned."""
     images, labels = jnp.asarray(train.images), jnp.asarray(train.labels)
-    wanted = attacker_goals(attack, labels, run.network.num_classes)
+    goal_labels = attacker_goals(attack, labels, run.network.num_classes)
     if kind is None:
-        return TrainingSet(images, labels, wanted), None, 0
+        return TrainingSet(images, labels, goal_labels), None, 0
     if kind.in_training is not None:
         count = poisoning.poisoned_count(len(labels), attack)
-        return TrainingSet(images, labels, wanted), kind.in_training(attack.poisoning_ratio, attack.own), count
+        return TrainingSet(images, labels, goal_labels), kind.in_training(attack.poisoning_ratio, attack.own), count
     network = None if clean is None else clean_network(run.setup, clean.value["variables"])
     poisoned = poisoning.poison(
         images, labels, trigger_of(kind, attack.own, assets), key=key, config=attack,
         num_classes=run.network.num_classes,
         change=poisoner(kind, attack.own, assets, network) if kind.poison is not None else None,
     )  # fmt: skip
-    return TrainingSet(poisoned.images, poisoned.labels, wanted), None, int(poisoned.poisoned.sum())
+    return TrainingSet(poisoned.images, poisoned.labels, goal_labels), None, int(poisoned.poisoned.sum())
 
 
 def _measure(
@@ -248,7 +248,7 @@ def _measure(
         put = trigger_of(kind, attack.own, assets)
         with_trigger = dataclasses.replace(network, prepare=lambda batch: network.prepare(put(batch, key)))
         triggered = predict(with_trigger, variables, images)
-        wanted = attacker_goals(attack, labels, run.network.num_classes)
-        return evaluate_predictions(clean, triggered, labels, target=wanted)
+        goal_labels = attacker_goals(attack, labels, run.network.num_classes)
+        return evaluate_predictions(clean, triggered, labels, target=goal_labels)
 
     return lambda variables, assets: measure(variables, assets, images, labels)

@@ -1,4 +1,4 @@
-"""What evidence is: how much a search found of what the attacker's class of a network has."""
+"""What evidence is: a number for each class, higher for a class that looks like the attacker's."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from otbr_jax.inversion import Inverted
+from otbr_jax.inversion import InvertedTriggers
 
 
-class Answers(NamedTuple):
-    """How a network answers the images that were made from the original; leading axes for several networks.
+class Predictions(NamedTuple):
+    """How far a network's predictions agree with the suspicious network's; leading axes for several networks.
 
     Attributes:
-      agreement: `[classes]`, of the images that the original gives a class, the share that keeps it; 1 without any.
-      success: `[classes]`, of the images of other classes, the share that a class's patch turns into it.
+      agreement: `[classes]`, of the images predicted as a class, the share that still is; 1 for a class without any.
+      success: `[classes]`, the success rate of each class's patch on images of other classes.
     """
 
     agreement: jax.Array
     success: jax.Array
 
 
-class Observed(NamedTuple):
-    """What evidence is made of.
+class Observations(NamedTuple):
+    """What evidence is computed from.
 
     Attributes:
-      triggers: of the suspicious network, `{family: Inverted}`, a trigger for each class.
-      along: `[settings, classes]`, of networks with more and more neurons pruned and fused.
-      agreement: settings at which fewer of the images keep their answer say nothing about single classes, in [0, 1].
+      triggers: of the suspicious network, `{family: InvertedTriggers}`, a trigger for each class.
+      predictions: `[settings, classes]`, of networks with more and more neurons pruned and fused.
+      agreement: the least share of images that keep their prediction; settings below it are no evidence, in [0, 1].
     """
 
-    triggers: Mapping[str, Inverted]
-    along: Answers
+    triggers: Mapping[str, InvertedTriggers]
+    predictions: Predictions
     agreement: float
 
 
@@ -42,13 +42,13 @@ class Evidence(NamedTuple):
 
     Attributes:
       name: as settings and rows of results name it.
-      weight: of it in the sum of all.
-      of: `Observed -> [classes]`, higher for a class that is more likely the attacker's. Pure; jits.
+      weight: its weight in the sum of all.
+      of: `Observations -> [classes]`, higher for a class that is more likely the attacker's. Pure; jits.
     """
 
     name: str
     weight: float
-    of: Callable[[Observed], jax.Array]
+    of: Callable[[Observations], jax.Array]
 
 
 def relative(values: jax.Array) -> jax.Array:

@@ -4,5 +4,5 @@ from __future__ import annotations
 
 from otbr_jax.contrib.evidence.evidence import Evidence, relative
 
-PATCH = Evidence("patch", 1.0, lambda found: 1 - relative(found.triggers["patch"].size[None])[0])
+PATCH = Evidence("patch", 1.0, lambda observations: 1 - relative(observations.triggers["patch"].size[None])[0])
 """How much smaller its patch is: `1 - size / median size`."""

@@ -1,4 +1,4 @@
-"""Picture files (PNG, JPEG and whatever else Pillow reads) into uint8 arrays."""
+"""Image files (PNG, JPEG and whatever else Pillow reads) as uint8 arrays."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ from otbr_jax.extras import needed
 _GREY = ("1", "L", "LA", "La")
 _COLOUR = ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV")
 _DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
-_NO_PICTURES = frozenset(".h5 .hdf .bufr .grib .mpg .mpeg .wmf .emf .fits .fit .pdf .eps .ps".split())
-_BLOCK = 256  # a thread's share at a time: handing over single pictures costs as much as decoding small ones
+_NO_IMAGES = frozenset(".h5 .hdf .bufr .grib .mpg .mpeg .wmf .emf .fits .fit .pdf .eps .ps".split())
+_BLOCK = 256  # images per thread at a time, since handing over single images costs as much as decoding small ones
 
 
 def suffixes() -> frozenset[str]:
-    """Endings of files that are read as pictures, lower case: whatever Pillow reads, but documents and films."""
-    image = needed("PIL.Image", what="reading pictures")
+    """Endings of files that are read as images, lower case: whatever Pillow reads, but documents and films."""
+    image = needed("PIL.Image", what="reading images")
     endings = image.registered_extensions().items()
-    return frozenset(ending for ending, kind in endings if kind in image.OPEN) - _NO_PICTURES
+    return frozenset(ending for ending, kind in endings if kind in image.OPEN) - _NO_IMAGES
 
 
 def decode(
     files: Sequence[bytes | pathlib.Path], image_shape: tuple[int, int, int], *, name: Callable[[int], str]
 ) -> np.ndarray:
-    """Decodes pictures, and resizes those of another size: uint8 `[n, h, w, c]`.
+    """Decodes images, and resizes those of another size: uint8 `[n, h, w, c]`.
 
-    Resizing is bilinear; when shrinking, over all pixels that a new one covers (antialiased). Grey pictures become
-    colour by repeating their channel, and colour pictures whose channels are equal become grey. 16 bits become 8 by
-    leaving out the lower ones. A camera's note that it was held upright turns the picture. Transparency is left out.
+    Resizing is bilinear; when shrinking, over all pixels that a new one covers (antialiased). Grey images become
+    colour by repeating their channel, and colour images whose channels are equal become grey. 16 bits become 8 by
+    dropping the lower ones. Images are rotated as their EXIF orientation says. Transparency is dropped.
 
     Args:
       files: paths, or the bytes of files.
       image_shape: height, width, and 1 or 3 channels.
-      name: what messages call a picture, by its place in `files`.
+      name: what messages call an image, by its place in `files`.
 
     Raises:
-      InputError: names the picture that cannot be read, has values out of 16 bits, or is in colour where `image_shape`
+      InputError: names the image that cannot be read, has values out of 16 bits, or is in colour where `image_shape`
         is grey.
     """
     if image_shape[2] not in (1, 3):
-        raise InputError(f"model.image_shape: expected 1 or 3 channels, as pictures have, found {image_shape[2]}")
-    needed("PIL.Image", what="reading pictures")
+        raise InputError(f"model.image_shape: expected 1 or 3 channels, as image files have, found {image_shape[2]}")
+    needed("PIL.Image", what="reading images")
     pixels = np.empty((len(files), *image_shape), np.uint8)
 
     def decode_block(start: int) -> None:
@@ -68,26 +68,26 @@ def _decode(
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as opened:
             opened.load()
-            mode, turned = opened.mode, ImageOps.exif_transpose(opened)
-            deep = np.asarray(turned) if mode in _DEEP else None
-            picture = turned.convert("RGB") if mode in _COLOUR else turned.convert("L")
+            mode, upright = opened.mode, ImageOps.exif_transpose(opened)
+            deep = np.asarray(upright) if mode in _DEEP else None
+            image = upright.convert("RGB") if mode in _COLOUR else upright.convert("L")
     except Exception as error:  # whatever a damaged file does
-        reason = "no known picture format" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise InputError(f"{name(place)}: expected a picture, found: {reason}") from None
+        reason = "no known image format" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise InputError(f"{name(place)}: expected an image, found: {reason}") from None
     if mode not in (*_GREY, *_COLOUR, *_DEEP):
         raise InputError(f"{name(place)}: expected 8 or 16 bits per channel, found pixels of kind {mode!r}")
     if deep is not None:
-        picture = Image.fromarray(_in_8_bits(deep, name=name(place)))
-    if channels == 1 and picture.mode != "L":
-        red, green, blue = (np.asarray(channel) for channel in picture.split())
+        image = Image.fromarray(_in_8_bits(deep, name=name(place)))
+    if channels == 1 and image.mode != "L":
+        red, green, blue = (np.asarray(channel) for channel in image.split())
         if np.any(red != green) or np.any(red != blue):
-            raise InputError(f"{name(place)}: expected a grey picture as model.image_shape says, found colour ({mode})")
-        picture = picture.getchannel(0)
-    if channels == 3 and picture.mode != "RGB":
-        picture = picture.convert("RGB")
-    if picture.size != (width, height):
-        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(picture).reshape(image_shape)
+            raise InputError(f"{name(place)}: expected a grey image as model.image_shape says, found colour ({mode})")
+        image = image.getchannel(0)
+    if channels == 3 and image.mode != "RGB":
+        image = image.convert("RGB")
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(image).reshape(image_shape)
 
 
 def _in_8_bits(pixels: np.ndarray, *, name: str) -> np.ndarray:
