@@ -80,7 +80,8 @@ NAMES = {
 
 KEPT = re.compile(
     r"adaptive_(?:pictures|reach)"  # attacks, by which rows and victims are known
-    r"|formerly=\(?(?:\s*\"[^\"]*\",?)+\)?"
+    r"|formerly=\(?(?:\s*\"[^\"]*\",?)+\)?|formerly=\{[^}]*\}"
+    r"|--config\.(?:reach|teaching)\.\w+|--judge\b"  # old flags, which are answered with their current names
     r"|key=\"[^\"]*\""
     r"|\.key\(\"[^\"]*\"\)"
     r"|bench_\w+|results/\w+\.jsonl"
