@@ -44,7 +44,7 @@ def methods() -> dict[str, tuple[Plan, Mapping[str, Any]]]:
     """Plans, and what each is given beside the victim."""
     images = np.random.default_rng(0).integers(0, 256, (CLEAN, 16, 16, 1), dtype=np.uint8)
     clean = Batch(images, np.arange(CLEAN, dtype=np.int32) % 10)
-    everything = DisarmSettings(detection=DetectionConfig(threshold=1e-6))  # lessons, whatever is found
+    everything = DisarmSettings(detection=DetectionConfig(threshold=1e-6))  # unlearning, whatever the score
     return {
         "disarm": (disarm.plan(everything), {}),
         "otbr": (otbr.plan(OTBRConfig()), {}),
@@ -113,16 +113,16 @@ def main(arguments: Sequence[str]) -> None:
     image = int(np.prod(MODEL.image_shape)) * jnp.float32(0).nbytes
     row: dict[str, Any] = {"devices": DEVICES, "network": "vgg7_bn-w8", "image_bytes": image, "stages": {}}
     compiled = {"training: an epoch": training(subject, variables), **wide()}
-    row["stages"] |= {name: {"collectives": found, "apart": None} for name, found in compiled.items()}
+    row["stages"] |= {name: {"collectives": entry, "apart": None} for name, entry in compiled.items()}
     for method, (plan, given) in methods().items():
         given = {"victim": variables, **given}
         one, many = batch_mesh(jax.devices()[:1]), batch_mesh()
         alone = {name: value for name, _, value in computed(plan, given, set_up(subject.network, subject.graph), one)}
         setup = set_up(shared(subject.network, many), subject.graph)
         for name, program, value in computed(plan, given, setup, many):
-            found = {"collectives": row_of(program), "apart": apart(alone[name], value)}
-            row["stages"][f"{method}: {name}"] = found
-            print(f"{method}: {name:<12}", found, flush=True)
+            entry = {"collectives": row_of(program), "apart": apart(alone[name], value)}
+            row["stages"][f"{method}: {name}"] = entry
+            print(f"{method}: {name:<12}", entry, flush=True)
     append_row(RESULTS, row | origin)
 
 

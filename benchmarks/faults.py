@@ -74,8 +74,8 @@ def outcome(work: pathlib.Path) -> str:
     for file in sorted(work.rglob("stages/*/provenance.json")):
         digests[file.parent.name] = json.loads(file.read_text())["digest"]
     for file in sorted(work.rglob("metrics.json")):
-        found = json.loads(file.read_text())
-        digests[str(file.relative_to(work))] = [found["metrics"], found["choice"]]
+        manifest = json.loads(file.read_text())
+        digests[str(file.relative_to(work))] = [manifest["metrics"], manifest["choice"]]
     for file in sorted(work.glob("rows.jsonl")):
         digests["rows"] = [[row["cell"], row["metrics"]] for row in map(json.loads, file.read_text().splitlines())]
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()

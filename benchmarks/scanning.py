@@ -81,9 +81,9 @@ def main(arguments: Sequence[str]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             for seed in range(count):
                 save(pathlib.Path(folder) / f"{seed:02}.pt", seed)
-            found = scanned(pathlib.Path(folder), detector)
-        append_row(pathlib.Path(RESULTS.value), found | origin)
-        print(found, flush=True)
+            result = scanned(pathlib.Path(folder), detector)
+        append_row(pathlib.Path(RESULTS.value), result | origin)
+        print(result, flush=True)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python -m benchmarks.screening --workdir=runs/screening
 
 Pairs of scikit-learn's digits beside each other make a hundred classes. Victims are trained on them. Each is screened
-with several keys, which draw other pictures and other random triggers. Prints, and appends to results/screening.jsonl,
+with several keys, which draw other images and other random triggers. Prints, and appends to results/screening.jsonl,
 in how many of the screenings the attacker's class was among the 5, 10 and 20 likeliest; and what a search of twenty
 classes says, for some victims one of all.
 """
@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from benchmarks.victims import Opened, opened
+from benchmarks.victims import BenchVictim, open_cell
 from configs.bench.disarm import WIDE, digits
 from launch import cli
 from otbr_jax import plan as plans
@@ -71,7 +71,7 @@ def cell(attack: str, path: pathlib.Path) -> Cell:
     return Cell(change(config, model=model, data=data, training=training), recipe="fast")
 
 
-def programs(victim: Opened, among: int, *, last: str) -> Any:
+def programs(victim: BenchVictim, among: int, *, last: str) -> Any:
     """`key -> values` of the steps up to that one."""
     config = change(victim.config, inversion=dataclasses.replace(victim.config.method.inversion, among=among))
     steps = trigger_size.plan(config)
@@ -80,7 +80,7 @@ def programs(victim: Opened, among: int, *, last: str) -> Any:
     return lambda seed: jax.device_get(run({"victim": victim.variables}, key=jax.random.key(seed)))
 
 
-def searched(victim: Opened, among: int) -> Mapping[str, Any]:
+def searched(victim: BenchVictim, among: int) -> Mapping[str, Any]:
     """The verdict of a search among so many, and the processor's seconds."""
     run, began = programs(victim, among, last="detected"), time.process_time()
     verdict = conclude(trigger_size.DETECTOR, victim.config, run(0), draw=False)
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str]) -> None:
     origin, path = provenance(), pathlib.Path(WORKDIR.value) / "pairs.npz"
     write_pairs(path)
     for attack in ATTACKS.value:
-        victim = opened(cell(attack, path.absolute()), WORKDIR.value)
+        victim = open_cell(cell(attack, path.absolute()), WORKDIR.value)
         attacked, target = attack != "none", victim.config.victim.attack.target
         kept = []
         for among in AMONG:

@@ -3,7 +3,7 @@
     python -m benchmarks.spread --workdir=runs/disarm
 
 Victims of `configs/bench/disarm.py` on scikit-learn's digits, which are reloaded from the bench's working directory or
-trained there. Nothing but the key of the search and of its pictures changes. Prints, and appends to
+trained there. Nothing but the key of the inversion and of its images changes. Prints, and appends to
 results/spread.jsonl, the suspicion of the attacker's class and the highest one of any class.
 """
 
@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from benchmarks.victims import opened
+from benchmarks.victims import open_cell
 from configs.bench.disarm import RESNET, VGG, digits
 from launch import cli
 from otbr_jax import plan as plans
@@ -36,10 +36,10 @@ VICTIMS = (
 
 def searched(cell: Cell, seeds: int) -> list[np.ndarray]:
     """The suspicion of every class, `[classes]`, for each seed of the search."""
-    found = opened(cell, WORKDIR.value)
-    given = {"victim": found.variables}
-    steps = trigger_size.DETECTOR.plan(found.config)
-    program = jax.jit(lambda key: plans.run(steps, found.setup, given, key=key)["detected"].detected.scores)
+    result = open_cell(cell, WORKDIR.value)
+    given = {"victim": result.variables}
+    steps = trigger_size.DETECTOR.plan(result.config)
+    program = jax.jit(lambda key: plans.run(steps, result.setup, given, key=key)["detected"].detected.scores)
     return [np.asarray(program(jax.random.key(seed))) for seed in range(seeds)]
 
 
@@ -47,7 +47,7 @@ def main(arguments) -> None:
     del arguments
     origin = provenance()
     for cell in VICTIMS:
-        found = searched(cell, SEEDS.value)
+        scores = searched(cell, SEEDS.value)
         threshold = repaired_by("disarm", cell.config).detection.threshold
         attacked = cell.config.victim.attack.name != "none"
         row = {
@@ -55,11 +55,11 @@ def main(arguments) -> None:
             "network": cell.network,
             "attack": cell.config.victim.attack.name,
             "seed": cell.config.victim.seed,
-            "target": [round(float(each[0]), 2) for each in found] if attacked else None,
-            "highest": [round(float(each.max()), 2) for each in found],
-            "flagged": int(sum(each.max() >= threshold for each in found)),
-            "right": int(sum(each.max() >= threshold and each.argmax() == 0 for each in found)) if attacked else None,
-            "searches": len(found),
+            "target": [round(float(each[0]), 2) for each in scores] if attacked else None,
+            "highest": [round(float(each.max()), 2) for each in scores],
+            "flagged": int(sum(each.max() >= threshold for each in scores)),
+            "right": int(sum(each.max() >= threshold and each.argmax() == 0 for each in scores)) if attacked else None,
+            "searches": len(scores),
             "threshold": threshold,
         }
         print(json.dumps(row), flush=True)

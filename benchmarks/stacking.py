@@ -86,13 +86,13 @@ def make(count: int) -> Victims:
     images, labels = map(jnp.asarray, dataset.train)
     keys = jax.random.split(jax.random.key(0), count)
 
-    def poisoned(key: jax.Array) -> TrainingSet:
-        found = poisoning.poison(images, labels, trigger(attack, {}), key=key, config=attack, num_classes=10)
-        return TrainingSet(found.images, found.labels, attacker_goals(attack, labels, 10))
+    def poison(key: jax.Array) -> TrainingSet:
+        poisoned = poisoning.poison(images, labels, trigger(attack, {}), key=key, config=attack, num_classes=10)
+        return TrainingSet(poisoned.images, poisoned.labels, attacker_goals(attack, labels, 10))
 
     prepared = dataclasses.replace(network, prepare=partial(preprocess, config=config))
     start = jax.jit(init)
-    return Victims(prepared, [start(key) for key in keys], [poisoned(key) for key in keys], keys)
+    return Victims(prepared, [start(key) for key in keys], [poison(key) for key in keys], keys)
 
 
 def an_epoch(victims: Victims, size: int) -> Callable[[], Any]:
@@ -153,18 +153,18 @@ def main(arguments: Sequence[str]) -> None:
     mesh, trained = batch_mesh(jax.devices()[:1]), list[Variables]()
     for name in TASKS.value:
         if name == "training":
-            found = measured({size: an_epoch(victims, size) for size in sizes}, times=TRAINING.epochs)
+            costs = measured({size: an_epoch(victims, size) for size in sizes}, times=TRAINING.epochs)
         else:
             if not trained:
                 made = train_stack(
                     victims.network, victims.starts, victims.sets, keys=victims.keys, config=TRAINING, mesh=mesh
                 )
                 trained = [one.variables for one in made]
-            found = measured({size: a_repair(PLANS[name], victims, trained, size) for size in sizes}, times=1)
+            costs = measured({size: a_repair(PLANS[name], victims, trained, size) for size in sizes}, times=1)
         row = {"network": f"{NAME.value}-w{WIDTH.value}", "dataset": "digits", "seed": 0, "task": name}
         row |= {"epochs": TRAINING.epochs, "images": IMAGES, "rounds": ROUNDS.value, "sizes": sizes}
-        append_row(RESULTS, row | found | origin)
-        print(name, found, flush=True)
+        append_row(RESULTS, row | costs | origin)
+        print(name, costs, flush=True)
 
 
 if __name__ == "__main__":

@@ -58,8 +58,8 @@ def main(arguments: Sequence[str]) -> None:
         for name, own in STARTS.items():
             runs[name].append(start(own))
     row: dict[str, Any] = {"repeats": REPEATS.value}
-    for name, found in runs.items():
-        row[name] = {each: statistics.median(one[each] for one in found) for each in ("seconds", "cpu_seconds")}
+    for name, launches in runs.items():
+        row[name] = {each: statistics.median(one[each] for one in launches) for each in ("seconds", "cpu_seconds")}
     for other in ("jax", "python"):
         ratios = {name: row[name]["cpu_seconds"] / row[other]["cpu_seconds"] for name in STARTS}
         row[f"ratio_{other}"] = {name: round(ratio, 2) for name, ratio in ratios.items()}

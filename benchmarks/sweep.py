@@ -90,13 +90,13 @@ def unmeasured(setup: Setup, gammas, lams) -> Callable[..., Any]:
 
 def seconds(functions: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
     """CPU seconds of the fastest of several calls of each, which take turns."""
-    found: dict[str, list[float]] = {name: [] for name in functions}
+    cpu_seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(ROUNDS):
         for name, function in functions.items():
             began = time.process_time()
             jax.block_until_ready(function())
-            found[name].append(time.process_time() - began)
-    return {name: round(min(times), 3) for name, times in found.items()}
+            cpu_seconds[name].append(time.process_time() - began)
+    return {name: round(min(times), 3) for name, times in cpu_seconds.items()}
 
 
 def megabytes(program: Any) -> float:

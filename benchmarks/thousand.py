@@ -42,13 +42,13 @@ ONLY = flags.DEFINE_list("cases", ["0", "1", "2", "3"], "Which of `CASES`.")
 MODEL = ModelConfig("resnet50", image_shape=(224, 224, 3), num_classes=1000)
 OTHERS = {"model": MODEL, "data": DataConfig(name="none")}
 KEY = jax.random.key(0)
-DISARM = ("pictures", "screened", "reached", "margins", "disarmed")
+DISARM = ("procedural", "screened", "minimal", "margins", "disarmed")
 LESS = UnlearningConfig(batch_size=32, steps=3)
 CASES = (
     ("as they are", DISARM, repair_config(defense="disarm", **OTHERS)),
     (
         "inversion.among=20, unlearning.batch_size=16",
-        ("screened", "reached", "disarmed"),
+        ("screened", "minimal", "disarmed"),
         repair_config(
             defense="disarm",
             inversion=InversionConfig(among=20),

@@ -47,7 +47,7 @@ def measure(file: pathlib.Path, defense: str) -> dict[str, Any]:
     print(f"\n{file.name}\n{summary_table(summary)}")
     written, _ = load_checkpoint(result.files[0], result.variables, name="written")
     jax.tree.map(np.testing.assert_array_equal, written, result.variables)
-    kept = ("metrics", "choice", "verdict", "detection", "taught", "oracle", "sweep", "transport")
+    kept = ("metrics", "choice", "verdict", "detection", "unlearned_triggers", "oracle", "sweep", "transport")
     return {
         "file": file.name,
         "defense": defense,

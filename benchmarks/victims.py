@@ -17,7 +17,7 @@ from otbr_jax.types import Variables
 from otbr_jax.victims.victims import open_victim, test_set
 
 
-class Opened(NamedTuple):
+class BenchVictim(NamedTuple):
     """A victim: the settings of the default on it, its setup and variables, and how it does on test images."""
 
     config: Any
@@ -26,7 +26,7 @@ class Opened(NamedTuple):
     metrics: Metrics
 
 
-def opened(cell: Cell, workdir: str) -> Opened:
+def open_cell(cell: Cell, workdir: str) -> BenchVictim:
     """The victim of a cell, which is reloaded from the bench's working directory, or trained there."""
     config = repaired_by("disarm", cell.config)
     session = open_session(config.victim.model, config.victim.data)
@@ -36,4 +36,4 @@ def opened(cell: Cell, workdir: str) -> Opened:
         victim = open_victim(run, config.victim.attack, config.victim.training)
         variables, test = victim.variables, test_set(run, victim)
     measured = jax.jit(lambda variables, test: measure_networks(run.setup, {"victim": variables}, test))
-    return Opened(config, run.setup, variables, measured(variables, test)["metrics"]["victim"])
+    return BenchVictim(config, run.setup, variables, measured(variables, test)["metrics"]["victim"])

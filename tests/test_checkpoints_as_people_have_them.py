@@ -111,7 +111,7 @@ def assert_only_weights_moved(before, after, slots):
             assert after[key] == value
 
 
-def test_plain_data_comes_back_and_code_does_not(saved, tmp_path, caplog):
+def test_plain_data_is_written_back_and_code_is_not(saved, tmp_path, caplog):
     class Settings:  # of somebody's module, which nobody has
         pass
 

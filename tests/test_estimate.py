@@ -30,7 +30,7 @@ def test_a_long_search_is_said_and_a_short_one_is_not(small, monkeypatch, caplog
     setup, variables = small
     pictures, *others = DEFENSE.plan(DisarmSettings())
     assert estimate.announce(pictures, setup, variables) is None  # as nothing is compiled for it
-    monkeypatch.setattr(estimate, "_timed", lambda *_: (1.0, 2.0))
+    monkeypatch.setattr(estimate, "_time", lambda *_: (1.0, 2.0))
     monkeypatch.setattr(estimate, "_WORTH", 0)
     line = estimate.announce(pictures, setup, variables)
     gradients = 4 * 60 * 8 + 6 * 24 * 16 * (4 + 4)
@@ -42,13 +42,13 @@ def test_a_long_search_is_said_and_a_short_one_is_not(small, monkeypatch, caplog
     assert estimate.announce(pictures, setup, None) is None
     many = dataclasses.replace(setup, network=dataclasses.replace(setup.network, num_classes=1000))
     assert "; less with --config.inversion.among=20, --config.detection" in estimate.announce(pictures, many, variables)
-    monkeypatch.setattr(estimate, "_timed", lambda *_: (1e-4, 1e-4))
+    monkeypatch.setattr(estimate, "_time", lambda *_: (1e-4, 1e-4))
     assert estimate.announce(pictures, setup, variables) is None
 
 
 def test_fewer_classes_and_more_devices_take_less(small, monkeypatch):
     setup, variables = small
-    monkeypatch.setattr(estimate, "_timed", lambda *_: (10.0, 10.0))
+    monkeypatch.setattr(estimate, "_time", lambda *_: (10.0, 10.0))
     monkeypatch.setattr(estimate, "_WORTH", 0)
     pictures, *_ = DEFENSE.plan(DisarmSettings(inversion=InversionConfig(among=3)))
     assert estimate.announce(pictures, setup, variables).startswith("a search of 3 classes ")
@@ -61,8 +61,8 @@ def test_fewer_classes_and_more_devices_take_less(small, monkeypatch):
 
 
 def test_an_answer_and_a_gradient_are_timed(small):
-    answer, gradient = estimate._timed(*small)
-    assert answer > 0
+    forward, gradient = estimate._time(*small)
+    assert forward > 0
     assert gradient > 0
 
 

@@ -319,7 +319,7 @@ def test_a_scan_reads_a_file_once_even_where_it_is_another_network(tensors, tmp_
     assert readings == ["victim.pt"]
 
 
-def test_a_half_precision_safetensors_file_comes_back_as_it_was(tensors, tmp_path, caplog):
+def test_a_half_precision_safetensors_file_is_written_back_as_it_was(tensors, tmp_path, caplog):
     half = {f"module.{name}": tensor.astype(ml_dtypes.bfloat16) for name, tensor in tensors.items() if tensor.ndim}
     write_tensors(tmp_path / "victim.safetensors", half, format="safetensors")
     result = repaired(tmp_path / "w", checkpoint=str(tmp_path / "victim.safetensors"))

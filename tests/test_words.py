@@ -80,7 +80,8 @@ NAMES = {
 
 KEPT = re.compile(
     r"adaptive_(?:pictures|reach)"  # attacks, by which rows and victims are known
-    r"|formerly=\(?(?:\s*\"[^\"]*\",?)+\)?"
+    r"|formerly=\(?(?:\s*\"[^\"]*\",?)+\)?|formerly=\{[^}]*\}"
+    r"|--config\.(?:reach|teaching)\.\w+|--judge\b"  # old flags, which are answered with their current names
     r"|key=\"[^\"]*\""
     r"|\.key\(\"[^\"]*\"\)"
     r"|bench_\w+|results/\w+\.jsonl"
@@ -125,11 +126,8 @@ def prose(text):
 def strings_and_comments(text):
     """What people read of Python: docstrings, messages, help texts, comments."""
     kinds = {tokenize.STRING, tokenize.COMMENT, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
-    return "\n".join(
-        token.string
-        for token in tokenize.generate_tokens(io.StringIO(KEPT.sub(" ", text)).readline)
-        if token.type in kinds
-    )
+    lines = io.StringIO(KEPT.sub(" ", text)).readline
+    return "\n".join(token.string for token in tokenize.generate_tokens(lines) if token.type in kinds)
 
 
 def names(path):

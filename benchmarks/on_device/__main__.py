@@ -45,8 +45,8 @@ def main(arguments: Sequence[str]) -> None:
 def measure(part: str, size: Sizes, work: pathlib.Path, results: pathlib.Path) -> None:
     origin = {} if size.reduced else provenance()
     kind = jax.devices()[0].device_kind
-    for found in parts.PARTS[part](size, work):
-        row = {"part": part, "network": size.network, "device": kind} | found
+    for values in parts.PARTS[part](size, work):
+        row = {"part": part, "network": size.network, "device": kind} | values
         print(json.dumps(row), flush=True)
         if not size.reduced:
             append_row(results, row | origin)

@@ -71,8 +71,8 @@ def step_operations(network: Network, variables: Variables, images: int = 16) ->
     def loss(params: Any, state: Any, batch: jax.Array) -> jax.Array:
         return jnp.sum(network.train({"params": params, **state}, batch)[0])
 
-    found = clock.operations(jax.grad(loss), params, state, batch)
-    return None if found is None else found / images
+    count = clock.operations(jax.grad(loss), params, state, batch)
+    return None if count is None else count / images
 
 
 def in_bfloat16(network: Network) -> Network:
@@ -110,10 +110,10 @@ def unlearning(sizes: Sizes, folder: pathlib.Path) -> Rows:
     def theirs(forward: Callable[..., Any]) -> Callable[[], None]:
         return lambda: (pytorch.unlearning(model, forward, config), pytorch.wait())[1]
 
-    found = {"jax": ours(network), "jax, bfloat16": ours(in_bfloat16(network)), "torch, AMP": theirs(model)}
+    functions = {"jax": ours(network), "jax, bfloat16": ours(in_bfloat16(network)), "torch, AMP": theirs(model)}
     if compiled:
-        found["torch, AMP, compiled"] = theirs(forward)
-    seconds = clock.alternating(found, repeats=sizes.repeats)
+        functions["torch, AMP, compiled"] = theirs(forward)
+    seconds = clock.alternating(functions, repeats=sizes.repeats)
     each = step_operations(network, variables)
     total = None if each is None else each * config.batch_size * config.steps
     yield {
@@ -158,11 +158,11 @@ def repairing(sizes: Sizes, folder: pathlib.Path) -> Rows:
         return lambda: (run(), pytorch.wait())[1]
 
     began = time.perf_counter()
-    found = {"jax": ours(result.network)}
+    functions = {"jax": ours(result.network)}
     compiling = time.perf_counter() - began
-    found |= {"jax, bfloat16": ours(in_bfloat16(result.network))}
-    found |= {"torch, exact plans": theirs(True), "torch, Sinkhorn": theirs(False)}
-    seconds = clock.alternating(found, repeats=sizes.repeats)
+    functions |= {"jax, bfloat16": ours(in_bfloat16(result.network))}
+    functions |= {"torch, exact plans": theirs(True), "torch, Sinkhorn": theirs(False)}
+    seconds = clock.alternating(functions, repeats=sizes.repeats)
     yield {
         "seconds": {name: round(own, 4) for name, own in seconds.items()},
         "compile_seconds": round(compiling, 1),
@@ -191,9 +191,9 @@ def fusion(sizes: Sizes, folder: pathlib.Path) -> Rows:
         run = partial(pytorch.fuse, *states, own, layers, config, exact=exact)
         return lambda: (run(), pytorch.wait())[1]
 
-    found = {"jax": ready(lambda *arrays: ours(*arrays), *given)}
-    found |= {"torch, exact plans": theirs(True), "torch, Sinkhorn": theirs(False)}
-    seconds = clock.alternating(found, repeats=sizes.repeats)
+    functions = {"jax": ready(lambda *arrays: ours(*arrays), *given)}
+    functions |= {"torch, exact plans": theirs(True), "torch, Sinkhorn": theirs(False)}
+    seconds = clock.alternating(functions, repeats=sizes.repeats)
     plans = result.stages["fused"].value.info.plans
     yield {
         "layers": len(result.layers),
@@ -216,10 +216,10 @@ def grid(sizes: Sizes, folder: pathlib.Path) -> Rows:
     own = config.method.otbr
     setup, single = set_up(network, graph, layers=own.layers), ((own.gamma,), (own.fusion.lam,))
     axes = {"single": (*single, 0), "grid": (settings.gamma, settings.lam, settings.screening_images)}
-    found = {name: ready(sweep.program(setup, *own, []), variables, scores, test) for name, own in axes.items()}
+    functions = {name: ready(sweep.program(setup, *own, []), variables, scores, test) for name, own in axes.items()}
     for name, own in axes.items():
-        found[f"{name}, unmeasured"] = ready(sweep.unmeasured(setup, *own[:2]), variables, scores)
-    seconds = clock.alternating(found, repeats=sizes.repeats)
+        functions[f"{name}, unmeasured"] = ready(sweep.unmeasured(setup, *own[:2]), variables, scores)
+    seconds = clock.alternating(functions, repeats=sizes.repeats)
     assert test is not None
     yield {
         "settings": len(settings.gamma) * len(settings.lam),
@@ -239,8 +239,8 @@ def default(sizes: Sizes, folder: pathlib.Path) -> Rows:
         yield {
             "on": name,
             "network": f"{config.victim.model.name}-w{config.victim.model.width or 64}",
-            "seconds": round(sum(found.seconds for found in result.stages.values()), 1),
-            "stage_seconds": {stage: round(found.seconds, 1) for stage, found in result.stages.items()},
+            "seconds": round(sum(stage.seconds for stage in result.stages.values()), 1),
+            "stage_seconds": {name: round(stage.seconds, 1) for name, stage in result.stages.items()},
             "metrics": summary["metrics"],
             "choice": summary["choice"],
         }

@@ -105,9 +105,10 @@ def defaults(of: Sizes) -> dict:
     """The settings of the default repair, on digits as `launch.repair` has it and on the CIFAR-10 victim, by name."""
     digits = from_dict(RepairConfig, disarm.get_config().to_dict())
     cifar10 = repaired_by("disarm", victim(of).config)
-    found = {"digits": digits, "cifar10": cifar10}
+    configs = {"digits": digits, "cifar10": cifar10}
     if not of.reduced:
-        return found
+        return configs
     small = dataclasses.replace(digits.model, width=4)
-    found["digits"] = dataclasses.replace(digits, model=small, training=dataclasses.replace(digits.training, epochs=1))
-    return {name: change(config, **TINY) for name, config in found.items()}
+    training = dataclasses.replace(digits.training, epochs=1)
+    configs["digits"] = dataclasses.replace(digits, model=small, training=training)
+    return {name: change(config, **TINY) for name, config in configs.items()}
