@@ -1,4 +1,4 @@
-"""Detectors: each flags the class of a planted backdoor, in memory as on disk, and says in one line what it cannot use."""
+"""Detectors: each flags the class of a planted backdoor, in memory as on disk; bad input ends in one line."""
 
 import dataclasses
 import json

@@ -14,7 +14,16 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-SWEPT = ("pages",)
+SWEPT = (
+    "pages",
+    "pages with code",
+    "notebooks",
+    "texts of the library",
+    "templates",
+    "code of the library",
+    "names of the library",
+    "tests and benchmarks",
+)
 """The scopes that are free of old words: extend it as they are swept."""
 
 PHRASES = {
