@@ -1,4 +1,4 @@
-"""Detectors: each flags the class of a planted backdoor, in memory as on disk; bad input ends in one line."""
+"""Detectors: each flags the class of a planted backdoor, in memory as on disk, and rejects bad input in one line."""
 
 import dataclasses
 import json

@@ -93,6 +93,7 @@ def plan(config: MMBDConfig) -> Plan:
             search_margins,
             needs("victim"),
             config.margin,
+            key="largest_margins",
             shown=Shown("searching maximum margins", total=lambda setup: setup.network.num_classes, unit="class"),
         ),
     )
