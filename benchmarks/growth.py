@@ -98,7 +98,7 @@ def programs(*, width: int, depth: int, batch: int, classes: int, side: int) -> 
         "pictures": (partial(make_images, setup), (variables,), 1),
         "search": (invert, (variables, labelled), len(FEW)),
         "margins": (margins, (variables,), 2),
-        "lessons": (partial(unlearning_round, setup, switch, batch), (variables, labelled), 1),
+        "trigger unlearning": (partial(unlearning_round, setup, switch, batch), (variables, labelled), 1),
     }
 
 

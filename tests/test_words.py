@@ -120,8 +120,8 @@ def markdown(folder="docs"):
 
 
 def python(*folders):
-    """Files of Python, but the one that reads rows of earlier versions."""
-    return [path for folder in folders for path in (ROOT / folder).rglob("*.py") if path.name != "former_rows.py"]
+    """Files of Python, but those about rows of earlier versions."""
+    return [path for folder in folders for path in (ROOT / folder).rglob("*.py") if "former_rows" not in path.name]
 
 
 def prose(text):
