@@ -43,7 +43,7 @@ def settings() -> Iterator[Case]:
         "--config.defense=disarmed", "--config.images.images=0", "--config.images.images=9999999",
         "--config.inversion.steps=0", "--config.inversion.images=0", "--config.detection.threshold=0",
         "--config.detection.families=('patchwork',)", "--config.detection.families=()", "--config.detection.share=2",
-        "--config.detection.closed=some", "--config.unlearning.rounds=0", "--config.unlearning.learning_rate=0",
+        "--config.detection.unlearn=some", "--config.unlearning.rounds=0", "--config.unlearning.learning_rate=0",
         "--config.unlearning.emphasis=0.5", "--config.unlearning.distortion=0", "--config.layers=convolution",
         "--config.seed=x", "--config=nowhere.py", "--config=README.md", "--config=configs/otbr.py:badnets,quick",
     ):  # fmt: skip

@@ -51,7 +51,7 @@ def test_shares_rise_from_front_to_back():
     assert found == {each.name: expected.get(each.name) or SHARES[1 + int(each.name[0])] for each in layers}
 
 
-def test_so_many_weights_are_drawn_anew_and_no_others(tiny):
+def test_as_many_weights_are_reinitialised_and_no_others(tiny):
     network, variables = tiny
     graph = trace(network.apply, variables, jnp.zeros((1, 8, 8, 1)))
     shares = (0.2, 0.05, 0.5, 0.4)
@@ -104,10 +104,10 @@ def test_the_temperature_rises_with_the_epoch(small, statistics):
         np.testing.assert_allclose(evaluated(epoch).loss, distillation(ours, teacher, temperature), rtol=1e-3)
 
 
-def test_statistics_are_kept_unless_they_shall_move(small):
+def test_running_statistics_are_kept_by_default(small):
     network, variables, graph = small
     plan, setup = plan_of(TINY), set_up(network, graph)
-    found, history = run(plan, setup, {"victim": variables}, key=jax.random.key(0))["unlearned_triggers"]
+    found, history = run(plan, setup, {"victim": variables}, key=jax.random.key(0))["distilled"]
     assert np.isfinite(history["loss"]).all()
     jax.tree.map(np.testing.assert_array_equal, found["batch_stats"], variables["batch_stats"])
 
@@ -115,7 +115,7 @@ def test_statistics_are_kept_unless_they_shall_move(small):
 def test_bad_settings_are_named():
     with pytest.raises(InputError, match="bcu.shares: expected at least 3, of the first layer, hidden layers and the"):
         BCUConfig(shares=(0.1, 0.2))
-    with pytest.raises(InputError, match="bcu.finetuning.batch_size: expected at most 16, pictures.images, found 17"):
+    with pytest.raises(InputError, match="bcu.finetuning.batch_size: expected at most 16, images.images, found 17"):
         dataclasses.replace(TINY, bcu=BCUConfig(finetuning=dataclasses.replace(TUNING, batch_size=17)))
 
 

@@ -73,7 +73,7 @@ def test_a_run_leaves_a_report(tmp_path):
     assert method.grid(none.method) is None
 
 
-def test_the_chosen_u_leaves_the_answers_and_the_next_does_not():
+def test_the_chosen_u_keeps_predictions_and_the_next_does_not():
     """Each of four channels speaks for a class, and a fifth for none; they are pruned in order of their gains."""
     network, variables, graph, *_ = backdoored()
     scale = jnp.array([1.0, 1.1, 1.2, 1.3, 1.5])
@@ -90,14 +90,14 @@ def test_the_chosen_u_leaves_the_answers_and_the_next_does_not():
     )
     setup = set_up(network, graph, layers="convolutions")
     found = plans.run(method.plan(config), setup, {"victim": variables}, key=jax.random.key(0))
-    images, answers = found["pictures"].batch
+    images, predictions = found["procedural"].batch
     victim = {"victim": variables, "scores": found["scores"]}
     chosen = int(found["selected"].chosen)
 
     @jax.jit
     def agreement(u):
         pruned = method.prune(setup, u, **victim).variables
-        return jnp.mean(jnp.argmax(network.answer(pruned, images), 1) == answers)
+        return jnp.mean(jnp.argmax(network.answer(pruned, images), 1) == predictions)
 
     by_hand = [1.0, *(float(agreement(u)) for u in grid)]
     np.testing.assert_allclose(found["selected"].agreement, by_hand, atol=1e-6)
@@ -109,7 +109,7 @@ def test_the_chosen_u_leaves_the_answers_and_the_next_does_not():
     assert sum(mask.sum() for mask in found["pruned"].pruned.values()) == told.neurons["pruned"] > 0
     # Without tolerance for what the first channel costs, nothing is pruned.
     none = AgreementConfig(u=(0.0,), tolerance=0.0)
-    select = jax.jit(lambda: method.select(setup, none, **victim, pictures=found["pictures"], report=None))
+    select = jax.jit(lambda: method.select(setup, none, **victim, procedural=found["procedural"], report=None))
     assert select().chosen == 0
     assert not any(mask.any() for mask in method.prune_chosen(setup, None, **victim, selected=select()).pruned.values())
 

@@ -1,4 +1,4 @@
-"""Detectors: each finds a planted short cut, in memory as on disk, and says in one line what it cannot use."""
+"""Detectors: each flags the class of a planted backdoor, in memory as on disk, and rejects bad input in one line."""
 
 import dataclasses
 import json
@@ -91,7 +91,7 @@ def clean_for(name, images):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_planted_short_cut_is_found(name, planted):
+def test_the_class_of_a_planted_backdoor_is_flagged(name, planted):
     network, variables, images = planted
     found = detect(name, network, variables, key=jax.random.key(0), clean=clean_for(name, images), config=SMALL[name])
     assert (found.detector, found.suspect, found.backdoored) == (name, 1, "yes"), found

@@ -86,7 +86,7 @@ def test_a_defence_is_one_file(house, monkeypatch, moved, clean):
     pruned, gentle, use, file = blocks("add_a_defence.md")
     for name, text in (("pruned", pruned), ("gentle", gentle)):
         house(defenses, name, text)
-    monkeypatch.setattr(registry, "DEFENSES", registry._found())
+    monkeypatch.setattr(registry, "DEFENSES", registry._discover())
     found = otbr_jax.defend("pruned", network, variables, key=jax.random.key(0), graph=graph)
     assert re.fullmatch(r"\d+ of \d+ neurons pruned", found.outcome.done)
     names = {"otbr_jax": otbr_jax, "jax": jax, "network": network, "variables": variables, "clean": clean}
@@ -104,7 +104,7 @@ def test_a_detector_is_one_file(house, monkeypatch, moved):
     network, _, variables, _ = moved
     code, use = blocks("add_a_detector.md")
     house(detectors, "noise_answers", code)
-    monkeypatch.setattr(detector_registry, "DETECTORS", detector_registry._found())
+    monkeypatch.setattr(detector_registry, "DETECTORS", detector_registry._discover())
     names = {"otbr_jax": otbr_jax, "jax": jax, "network": network, "variables": variables}
     exec(use, names)
     found = names["verdict"]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -87,11 +88,17 @@ def test_it_changes_no_stage_and_is_reloaded(otbr_run, measured_run, tmp_path):
 
 def test_the_clean_network_is_the_victim_of_no_attack(measured_run):
     clean, victim = (measured_run[1].stages[name].provenance for name in ("clean", "victim"))
-    same = {"name", "key", "parents", "code"}
+    same = {"name", "key", "parents"}  # the code is that of the attack too
     assert {name: clean[name] for name in same} == {name: victim[name] for name in same}
     assert clean["config"] == victim["config"] | {"attack": {"name": "none"}}
-    without = Victim({}, None)  # a network without a backdoor is not asked
-    assert relearning.measure_relearning(None, measured_run[1].dataset, without, {}, None, MEASURED.relearning) == {}
+
+
+def test_a_network_without_a_trigger_is_not_measured(measured_run):
+    session = types.SimpleNamespace(dataset=measured_run[1].dataset)
+    without = Victim({}, MEASURED.victim.attack, None)
+    assert not relearning.measure_relearning(
+        types.SimpleNamespace(session=session), without, {}, None, MEASURED.relearning, recipe=MEASURED.victim.training
+    )
 
 
 def test_every_step_says_how_much_memory_it_takes(measured_run):

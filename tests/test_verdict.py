@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from otbr_jax.steps.reach import InversionConfig
 
 from otbr_jax import Batch, Network, detect
 from otbr_jax.detectors.calibration import Calibration, calibrated, calibration_of
@@ -18,6 +17,7 @@ from otbr_jax.detectors.neural_cleanse import NeuralCleanseConfig
 from otbr_jax.detectors.registry import DETECTORS
 from otbr_jax.detectors.trigger_size import DetectionConfig, ImagesConfig, TriggerSizeSettings
 from otbr_jax.detectors.verdict import Backdoored, in_words, p_value, read_verdict, verdict_of, with_enough_classes
+from otbr_jax.inversion import InversionConfig
 from otbr_jax.report.rows import Row, current, field, is_flagged, parse
 from otbr_jax.steps.margin import MarginConfig
 

@@ -14,7 +14,16 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-SWEPT = ("pages",)
+SWEPT = (
+    "pages",
+    "pages with code",
+    "notebooks",
+    "texts of the library",
+    "templates",
+    "code of the library",
+    "names of the library",
+    "tests and benchmarks",
+)
 """The scopes that are free of old words: extend it as they are swept."""
 
 PHRASES = {
@@ -126,11 +135,8 @@ def prose(text):
 def strings_and_comments(text):
     """What people read of Python: docstrings, messages, help texts, comments."""
     kinds = {tokenize.STRING, tokenize.COMMENT, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
-    return "\n".join(
-        token.string
-        for token in tokenize.generate_tokens(io.StringIO(KEPT.sub(" ", text)).readline)
-        if token.type in kinds
-    )
+    lines = io.StringIO(KEPT.sub(" ", text)).readline
+    return "\n".join(token.string for token in tokenize.generate_tokens(lines) if token.type in kinds)
 
 
 def names(path):

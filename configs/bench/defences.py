@@ -42,7 +42,7 @@ def ways(cell: Cell) -> tuple[Cell, ...]:
 
     return (
         way(repaired_by("disarm", config)),
-        way(repaired_by("disarm", config, detection=DetectionConfig(closed="all")), "all classes"),
+        way(repaired_by("disarm", config, detection=DetectionConfig(unlearn="all")), "all classes"),
         way(repaired_by("disarm_clean", config, clean=few[0.01]), "1 % clean"),
         way(repaired_by("disarm_clean", config, clean=few[0.05]), "5 % clean"),
         way(repaired_by("clp", config)),

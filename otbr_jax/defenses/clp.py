@@ -72,7 +72,7 @@ class CLPSettings:
 
 
 class Pruned(NamedTuple):
-    """The pruned network, and which channels it lost, `{layer name: bool [neurons]}`."""
+    """The pruned network, and which channels were pruned, `{layer name: bool [neurons]}`."""
 
     variables: Variables
     pruned: Mapping[str, jax.Array]

@@ -76,7 +76,7 @@ def z_scores(evidence: jax.Array, families: tuple[str, ...], clean_evidence: Cle
 
 def find_anomalies(
     sizes: jax.Array,
-    margins: jax.Array,
+    maximum_margins: jax.Array,
     frequencies: jax.Array,
     *,
     clean_evidence: CleanEvidence,
@@ -92,12 +92,12 @@ def find_anomalies(
 
     Args:
       sizes: of minimal triggers, `[families, searched]`, each in its family's unit.
-      margins: maximum margins, `[searched]`, differences of logits.
+      maximum_margins: of each class, `[searched]`, differences of logits.
       frequencies: shares of the procedural images that are predicted as each class, `[searched]`, in [0, 1].
       clean_evidence: the largest evidence of any class in clean networks.
       families: the families' names.
       threshold: the anomaly score from which a class is flagged.
-      share: triggers are unlearned of families with at least this share of the suspect's strongest evidence.
+      share: triggers are unlearned of families with at least this share of the suspect's largest evidence.
       budget: the size of triggers that are unlearned: between the class's minimal one (0) and the median over classes
         (1), as logarithms.
       unlearn: which classes' triggers are unlearned, one of `UNLEARN`.
@@ -106,9 +106,10 @@ def find_anomalies(
     """
     num_classes = num_classes or len(frequencies)
     classes = jnp.arange(num_classes) if classes is None else classes
-    median = jnp.median(margins)
+    median = jnp.median(maximum_margins)
     # Where half of the classes can never be predicted, a factor over the median says nothing.
-    excess = jnp.where(median > 0, jnp.log(jnp.maximum(margins, 1e-3) / jnp.where(median > 0, median, 1.0)), 0.0)
+    factor = jnp.maximum(maximum_margins, 1e-3) / jnp.where(median > 0, median, 1.0)
+    excess = jnp.where(median > 0, jnp.log(factor), 0.0)
     clipped = jnp.clip(frequencies, 1e-3, 1 - 1e-3)
     odds = jnp.log(clipped / (1 - clipped)) + jnp.log(num_classes - 1.0)
     evidence = jnp.concatenate([size_anomalies(sizes), excess[None], odds[None]])
@@ -118,8 +119,8 @@ def find_anomalies(
     flagged = (scores[place] >= threshold) & (len(frequencies) >= FEWEST)
     by_family = standardized[: len(families)]
     budgets = jnp.maximum(sizes ** (1 - budget) * jnp.median(sizes, axis=1, keepdims=True) ** budget, _SLACK * sizes)
-    strongest = jnp.max(by_family[:, place])
-    of_suspect = jnp.where(strongest > 0, by_family >= share * strongest, by_family >= strongest) & flagged
+    largest = jnp.max(by_family[:, place])
+    of_suspect = jnp.where(largest > 0, by_family >= share * largest, by_family >= largest) & flagged
     wanted = by_family > 0 if unlearn == "all" else of_suspect & (jnp.arange(sizes.shape[1]) == place)
     detected = Detected(jnp.zeros(num_classes).at[classes].set(scores), classes[place], flagged)
     return Anomalies(detected, classes, evidence, wanted, budgets)

@@ -58,7 +58,7 @@ def search_margins(
     return maximum_margins(setup.network, victim, key=key, config=settings, axis_name=setup.axis_name, on_step=report)
 
 
-def p_values(margins: np.ndarray, *, null: str = "gamma") -> np.ndarray:
+def p_values(maximum_margins: np.ndarray, *, null: str = "gamma") -> np.ndarray:
     """The probability that the largest of as many clean margins is as large as each of these, `[classes]`.
 
     `1 - H(r)^(K - 1)` for K classes, where H is fitted to all margins but the largest. A gamma distribution's shape,
@@ -66,14 +66,14 @@ def p_values(margins: np.ndarray, *, null: str = "gamma") -> np.ndarray:
     mean. If all margins but the largest are equal, a larger one has the p-value 0, all others 1.
 
     Args:
-      margins: float64 `[classes]`, at least two.
+      maximum_margins: float64 `[classes]`, at least two.
       null: one of `NULLS`.
     """
     from scipy import stats  # slow to import, and not needed by other detectors
 
-    others = np.delete(margins, np.argmax(margins))
+    others = np.delete(maximum_margins, np.argmax(maximum_margins))
     if np.ptp(others) < 1e-9 * max(1.0, float(np.max(np.abs(others)))):
-        return np.where(margins > np.max(others), 0.0, 1.0)
+        return np.where(maximum_margins > np.max(others), 0.0, 1.0)
     fitted = stats.expon(loc=np.min(others), scale=np.mean(others) - np.min(others))
     if null == "gamma":
         with warnings.catch_warnings(), np.errstate(all="ignore"):
@@ -81,7 +81,7 @@ def p_values(margins: np.ndarray, *, null: str = "gamma") -> np.ndarray:
             shape, loc, scale = stats.gamma.fit(others)
         fitted = stats.gamma(shape, loc=loc, scale=scale)
     with np.errstate(divide="ignore"):  # where the null has no margin as small, the p-value is 1
-        probabilities: np.ndarray = -np.expm1((len(margins) - 1) * np.log1p(-fitted.sf(margins)))
+        probabilities: np.ndarray = -np.expm1((len(maximum_margins) - 1) * np.log1p(-fitted.sf(maximum_margins)))
     return probabilities
 
 
@@ -93,6 +93,7 @@ def plan(config: MMBDConfig) -> Plan:
             search_margins,
             needs("victim"),
             config.margin,
+            key="largest_margins",
             shown=Shown("searching maximum margins", total=lambda setup: setup.network.num_classes, unit="class"),
         ),
     )

@@ -70,7 +70,7 @@ class DetectionConfig:
         default=0.6,
         at_least=0,
         at_most=1,
-        doc="triggers are unlearned of families with at least this share of the suspect's strongest evidence.",
+        doc="triggers are unlearned of families with at least this share of the suspect's largest evidence.",
     )
     budget: float = field(
         default=0.5,
@@ -204,14 +204,14 @@ def detect(
     *,
     procedural: PredictedImages,
     minimal: MinimalTriggers,
-    margins: jax.Array,
+    maximum_margins: jax.Array,
     **_: Any,
 ) -> Anomalies:
     """Scores the classes that were searched, and flags one or none; others have the score 0."""
     detection = settings.detection
     return find_anomalies(
         minimal.size,
-        margins,
+        maximum_margins,
         procedural.info[minimal.classes],
         clean_evidence=settings.clean_evidence,
         families=detection.families,
@@ -273,7 +273,7 @@ def plan(config: TriggerSizeSettings) -> Plan:
         Step(
             "detected",
             detect,
-            needs("procedural", "minimal", "margins"),
+            needs("procedural", "minimal", maximum_margins="margins"),
             ScoringSettings(config.detection, clean_evidence()),
             shown=Shown(
                 "anomaly scores",
