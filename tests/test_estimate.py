@@ -35,7 +35,7 @@ def test_a_long_search_is_said_and_a_short_one_is_not(small, monkeypatch, caplog
     line = estimate.announce(pictures, setup, variables)
     gradients = 4 * 60 * 8 + 6 * 24 * 16 * (4 + 4)
     days = (3000 + 6 * 128 * 16 + 2 * gradients) / 86400
-    assert line.startswith(f"a search of 4 classes by 6 families of triggers will take about {days * 24:.0f} h on ")
+    assert line.startswith(f"inverting triggers of 6 families for 4 classes will take about {days * 24:.0f} h on ")
     assert line.endswith("; less with --config.detection.families=patch,additive")
     assert [record.getMessage() for record in caplog.records] == [line]
     assert [estimate.announce(step, setup, variables) for step in others[:4]] == [None] * 4
@@ -51,7 +51,7 @@ def test_fewer_classes_and_more_devices_take_less(small, monkeypatch):
     monkeypatch.setattr(estimate, "_time", lambda *_: (10.0, 10.0))
     monkeypatch.setattr(estimate, "_WORTH", 0)
     pictures, *_ = DEFENSE.plan(DisarmSettings(inversion=InversionConfig(among=3)))
-    assert estimate.announce(pictures, setup, variables).startswith("a search of 3 classes ")
+    assert estimate.announce(pictures, setup, variables).startswith("inverting triggers of 6 families for 3 classes ")
     unlearned, *_ = plan(OTBRConfig())
     line = estimate.announce(unlearned, setup, variables, devices=2)
     assert line.startswith("20 steps of unlearning on 256 images will take about 11 h on ")
