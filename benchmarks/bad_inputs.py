@@ -40,11 +40,11 @@ def settings() -> Iterator[Case]:
         "--config.data.mean=(0.5, 0.5)", "--config.data.train_images=-1", "--config.data.train_images=100000",
         "--config.data.std=(0,)", "--config.attack.name=badnet", "--config.attack.poisoning_ratio=2",
         "--config.attack.poisoning_ratio=-0.1", "--config.attack.target=99", "--config.attack.target=-1",
-        "--config.defense=disarmed", "--config.pictures.images=0", "--config.pictures.images=9999999",
-        "--config.reach.steps=0", "--config.reach.images=0", "--config.detection.threshold=0",
+        "--config.defense=disarmed", "--config.images.images=0", "--config.images.images=9999999",
+        "--config.inversion.steps=0", "--config.inversion.images=0", "--config.detection.threshold=0",
         "--config.detection.families=('patchwork',)", "--config.detection.families=()", "--config.detection.share=2",
-        "--config.detection.closed=some", "--config.teaching.rounds=0", "--config.teaching.learning_rate=0",
-        "--config.teaching.emphasis=0.5", "--config.teaching.distortion=0", "--config.layers=convolution",
+        "--config.detection.unlearn=some", "--config.unlearning.rounds=0", "--config.unlearning.learning_rate=0",
+        "--config.unlearning.emphasis=0.5", "--config.unlearning.distortion=0", "--config.layers=convolution",
         "--config.seed=x", "--config=nowhere.py", "--config=README.md", "--config=configs/otbr.py:badnets,quick",
     ):  # fmt: skip
         yield "launch.repair", ["--workdir={tmp}/work", flag]
@@ -73,7 +73,7 @@ def places() -> Iterator[Case]:
         yield "launch.convert", ["--from={tmp}/good.npz", f"--to={goal}", "--model=preact_resnet10"]
     yield "launch.inspect_network", [*SMALL, "--out={tmp}/graph.doc"]
     yield "launch.inspect_network", [*SMALL, "--out=/proc/graph.png"]
-    yield "launch.inspect_network", [*SMALL, "--judge={tmp}/judged"]
+    yield "launch.inspect_network", [*SMALL, "--detect={tmp}/detection"]
 
 
 def machines() -> Iterator[Case]:
@@ -149,10 +149,10 @@ def methods() -> Iterator[Case]:
         yield "launch.repair", ["--config=configs/anp.py", *base, flag]
     for flag in ("--config.nad.betas=()", "--config.nad.power=0"):
         yield "launch.repair", ["--config=configs/nad.py", *base, flag]
-    for flag in ("--config.comes_back.images=4", "--config.comes_back.images=9999", "--config.repetition=-1"):
+    for flag in ("--config.relearning.images=4", "--config.relearning.images=9999", "--config.repetition=-1"):
         yield "launch.repair", [*base, flag]
     for flag in ("--detector=neural", "--detector=neural_cleanse"):
-        yield "launch.inspect_network", [*plain, "--judge={tmp}/judged", flag, *(["--config.data.name=none"])]
+        yield "launch.inspect_network", [*plain, "--detect={tmp}/detection", flag, *(["--config.data.name=none"])]
 
 
 CODE = """

@@ -23,12 +23,12 @@ from otbr_jax import plan as plans
 from otbr_jax.defenses import disarm, otbr, tsbd
 from otbr_jax.defenses.disarm import DisarmSettings
 from otbr_jax.defenses.otbr import OTBRConfig
-from otbr_jax.detectors.short_cuts import DetectionConfig
+from otbr_jax.detectors.trigger_size import DetectionConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.plan import Plan, Setup, set_up
 from otbr_jax.report.rows import append_row
 from otbr_jax.runs.devices import Collective, batch_mesh, collectives, everywhere, replicate, shared
-from otbr_jax.runs.networks import Subject, open_network
+from otbr_jax.runs.networks import Source, open_network
 from otbr_jax.runs.provenance import ROOT, provenance
 from otbr_jax.types import Batch
 from otbr_jax.victims.training import TrainingConfig, TrainingSet, programs
@@ -44,7 +44,7 @@ def methods() -> dict[str, tuple[Plan, Mapping[str, Any]]]:
     """Plans, and what each is given beside the victim."""
     images = np.random.default_rng(0).integers(0, 256, (CLEAN, 16, 16, 1), dtype=np.uint8)
     clean = Batch(images, np.arange(CLEAN, dtype=np.int32) % 10)
-    everything = DisarmSettings(detection=DetectionConfig(threshold=1e-6))  # lessons, whatever is found
+    everything = DisarmSettings(detection=DetectionConfig(threshold=1e-6))  # unlearning, whatever the score
     return {
         "disarm": (disarm.plan(everything), {}),
         "otbr": (otbr.plan(OTBRConfig()), {}),
@@ -56,7 +56,7 @@ def computed(plan: Plan, given: Mapping[str, Any], setup: Setup, mesh: Any) -> I
     """Every step: its name, its program, its value on the host."""
     values = dict(given)
     for step in plan:
-        key, inputs = replicate((jax.random.key(1), plans.taken(step, values)), mesh)
+        key, inputs = replicate((jax.random.key(1), plans.select_inputs(step, values)), mesh)
         compute = jax.jit(partial(plans.compute, step, setup), out_shardings=everywhere(mesh))
         program = compute.lower(key=key, **inputs).compile()
         values[step.name] = jax.device_get(program(key=key, **inputs))
@@ -93,7 +93,7 @@ def wide() -> dict[str, dict[str, Any]]:
     }
 
 
-def training(subject: Subject, variables: Any) -> dict[str, Any]:
+def training(subject: Source, variables: Any) -> dict[str, Any]:
     """The collectives of an epoch of training."""
     mesh, config = batch_mesh(), TrainingConfig(batch_size=64, crop_padding=1, flip=True)
     begin, epoch = programs(shared(subject.network, mesh), images=CLEAN, config=config, mesh=mesh)
@@ -113,16 +113,16 @@ def main(arguments: Sequence[str]) -> None:
     image = int(np.prod(MODEL.image_shape)) * jnp.float32(0).nbytes
     row: dict[str, Any] = {"devices": DEVICES, "network": "vgg7_bn-w8", "image_bytes": image, "stages": {}}
     compiled = {"training: an epoch": training(subject, variables), **wide()}
-    row["stages"] |= {name: {"collectives": found, "apart": None} for name, found in compiled.items()}
+    row["stages"] |= {name: {"collectives": entry, "apart": None} for name, entry in compiled.items()}
     for method, (plan, given) in methods().items():
         given = {"victim": variables, **given}
         one, many = batch_mesh(jax.devices()[:1]), batch_mesh()
         alone = {name: value for name, _, value in computed(plan, given, set_up(subject.network, subject.graph), one)}
         setup = set_up(shared(subject.network, many), subject.graph)
         for name, program, value in computed(plan, given, setup, many):
-            found = {"collectives": row_of(program), "apart": apart(alone[name], value)}
-            row["stages"][f"{method}: {name}"] = found
-            print(f"{method}: {name:<12}", found, flush=True)
+            entry = {"collectives": row_of(program), "apart": apart(alone[name], value)}
+            row["stages"][f"{method}: {name}"] = entry
+            print(f"{method}: {name:<12}", entry, flush=True)
     append_row(RESULTS, row | origin)
 
 

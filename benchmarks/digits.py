@@ -20,8 +20,9 @@ from otbr_jax.report.results_tables import markdown
 from otbr_jax.report.rows import parse
 from otbr_jax.report.summary import summary_table
 from otbr_jax.runs.provenance import ROOT, provenance
+from otbr_jax.settings import from_dict
 from otbr_jax.studies.repair import repair
-from otbr_jax.studies.repair_config import repair_config
+from otbr_jax.studies.repair_config import RepairConfig
 from otbr_jax.studies.results import summarize
 
 RESULTS = ROOT / "results" / "digits.jsonl"
@@ -30,7 +31,7 @@ WORKDIR = flags.DEFINE_string("workdir", "runs/digits", "Directory for the runs,
 
 
 def measure(seed: int) -> dict[str, Any]:
-    config = repair_config(get_config().to_dict() | {"seed": seed})
+    config = from_dict(RepairConfig, get_config().to_dict() | {"seed": seed})
     summary = summarize(repair(config, pathlib.Path(WORKDIR.value) / f"seed{seed}"))
     print(f"\nseed {seed}\n{summary_table(summary)}")
     kept = ("metrics", "choice", "oracle", "transport", "data", "config")

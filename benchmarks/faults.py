@@ -26,29 +26,28 @@ from otbr_jax.runs.provenance import ROOT, provenance
 TINY = (
     "--config.model.width=4",
     "--config.training.epochs=4",
-    "--config.pictures.made=100",
-    "--config.pictures.images=60",
-    "--config.reach.steps=4",
-    "--config.reach.starts=8",
-    "--config.teaching.rounds=2",
-    "--config.teaching.steps=2",
+    "--config.images.made=100",
+    "--config.images.images=60",
+    "--config.inversion.steps=4",
+    "--config.inversion.starts=8",
+    "--config.unlearning.rounds=2",
+    "--config.unlearning.steps=2",
     "--config.data.train_images=640",
 )
 GRID = """
 import dataclasses
-from configs.bench.disarm import embedded
-from otbr_jax.studies.bench import Cell, Grid
+from configs.bench.disarm import default_victim
+from otbr_jax.studies.bench import Cell, Bench
 from otbr_jax.studies.repair_config import repaired_by
 
 def get_grid():
-    cell = embedded(0)
-    small = dataclasses.replace(
-        cell.config,
-        model=dataclasses.replace(cell.config.model, width=4),
-        data=dataclasses.replace(cell.config.data, train_images=640),
-        training=dataclasses.replace(cell.config.training, epochs=4),
+    cell = default_victim(0)
+    small = change(cell.config,
+        model=dataclasses.replace(cell.config.victim.model, width=4),
+        data=dataclasses.replace(cell.config.victim.data, train_images=640),
+        training=dataclasses.replace(cell.config.victim.training, epochs=4),
     )
-    return Grid("faults", tuple(Cell(repaired_by("clp", dataclasses.replace(small, seed=seed))) for seed in (0, 1)))
+    return Bench("faults", tuple(Cell(repaired_by("clp", dataclasses.replace(small, seed=seed))) for seed in (0, 1)))
 """
 
 
@@ -75,8 +74,8 @@ def outcome(work: pathlib.Path) -> str:
     for file in sorted(work.rglob("stages/*/provenance.json")):
         digests[file.parent.name] = json.loads(file.read_text())["digest"]
     for file in sorted(work.rglob("metrics.json")):
-        found = json.loads(file.read_text())
-        digests[str(file.relative_to(work))] = [found["metrics"], found["choice"]]
+        manifest = json.loads(file.read_text())
+        digests[str(file.relative_to(work))] = [manifest["metrics"], manifest["choice"]]
     for file in sorted(work.glob("rows.jsonl")):
         digests["rows"] = [[row["cell"], row["metrics"]] for row in map(json.loads, file.read_text().splitlines())]
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()

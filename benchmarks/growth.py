@@ -3,10 +3,10 @@
     python -m benchmarks.growth
 
 A small PreAct-ResNet with random weights. One factor at a time moves away from `BASE`: width, depth, batch, classes and
-the side of images; and for transport the neurons of a layer. Seconds are CPU time of all cores, since that does not
-depend on what else a machine does; of a step (unlearning, training, a search's step by one family for all classes), or
-of the whole (pictures, fusion, a round of lessons with two steps of each kind). The faster of two runs counts. Memory
-is what the compiler reserves: arguments, results and temporaries. An exponent is the slope of a line through the
+the side of images; and for transport the neurons of a layer. Seconds are CPU time of all cores, which does not depend
+on other programs. They are of one step (unlearning, training, trigger inversion by one family for all classes), or of
+the whole (procedural images, fusion, an unlearning round with two steps of each kind). The faster of two runs counts.
+Memory is what the compiler reserves: arguments, results and temporaries. An exponent is the slope of a line through the
 logarithms: 1 where twice as much takes twice as long.
 """
 
@@ -28,10 +28,12 @@ from launch import cli
 from otbr_jax import plan as plans
 from otbr_jax.defenses import otbr
 from otbr_jax.defenses.otbr import OTBRConfig
-from otbr_jax.detectors.short_cuts import PicturesConfig, make_pictures
+from otbr_jax.detectors.trigger_size import ImagesConfig, make_procedural
 from otbr_jax.files import write_figure
+from otbr_jax.inversion import InversionConfig, ScreenedClasses, minimal_triggers
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
+from otbr_jax.numerics.convolutions import channels_last
 from otbr_jax.plan import Setup
 from otbr_jax.report.growth import growth_figure
 from otbr_jax.report.rows import append_row, parse
@@ -39,14 +41,12 @@ from otbr_jax.runs.memory import megabytes
 from otbr_jax.runs.networks import open_network
 from otbr_jax.runs.provenance import ROOT, provenance
 from otbr_jax.steps import transport
-from otbr_jax.steps.convolutions import channels_last
 from otbr_jax.steps.fuse import FusionConfig
-from otbr_jax.steps.margin import MarginConfig, largest_margins
-from otbr_jax.steps.reach import ReachConfig, Screened, reach_costs
-from otbr_jax.steps.teach import ShortCuts, TeachingConfig, teach
+from otbr_jax.steps.margin import MarginConfig, maximum_margins
 from otbr_jax.steps.transport import TransportConfig
 from otbr_jax.steps.unlearn import UnlearningConfig
-from otbr_jax.triggers import FAMILIES, Bank
+from otbr_jax.steps.unlearn_triggers import TriggersToUnlearn, TriggerUnlearningConfig, unlearn_triggers
+from otbr_jax.triggers import FAMILIES, FamilySwitch
 from otbr_jax.types import Batch, split
 
 RESULTS = flags.DEFINE_string("results", str(ROOT / "results" / "growth.jsonl"), "File of the rows.")
@@ -79,30 +79,30 @@ def programs(*, width: int, depth: int, batch: int, classes: int, side: int) -> 
     setup = plans.set_up(network, subject.graph)
     variables = jax.jit(registry.build(model)[1])(KEY)
     images = jax.random.uniform(KEY, (batch, side, side, 3))
-    pictures = Batch(images, jnp.arange(batch) % classes)
-    bank = Bank(tuple(FAMILIES[name] for name in FEW), network.image_shape)
-    search = ReachConfig(steps=1, images=batch // 2, starts=8, finalists=1)
-    every = Screened(jnp.arange(classes), jnp.zeros((len(FEW), classes), jnp.int32))
+    labelled = Batch(images, jnp.arange(batch) % classes)
+    switch = FamilySwitch(tuple(FAMILIES[name] for name in FEW), network.image_shape)
+    search = InversionConfig(steps=1, images=batch // 2, starts=8, finalists=1)
+    every = ScreenedClasses(jnp.arange(classes), jnp.zeros((len(FEW), classes), jnp.int32))
     margin = MarginConfig(steps=2, images=batch // 4)
 
-    def searched(variables: Any, pictures: Batch) -> Any:
-        return reach_costs(network, variables, pictures, bank, every, key=KEY, config=search)
+    def invert(variables: Any, batch: Batch) -> Any:
+        return minimal_triggers(network, variables, batch, switch, every, key=KEY, config=search)
 
     def margins(variables: Any) -> Any:
-        return largest_margins(network, variables, key=KEY, config=margin)
+        return maximum_margins(network, variables, key=KEY, config=margin)
 
     return {
-        "training": (partial(trained, network), (variables, pictures), 2),
-        "unlearning": (partial(unlearned, setup, UnlearningConfig(steps=2, batch_size=batch)), (variables,), 2),
-        "fusion": (partial(fused, setup), (variables,), 1),
-        "pictures": (partial(made, setup), (variables,), 1),
-        "search": (searched, (variables, pictures), len(FEW)),
+        "training": (partial(train, network), (variables, labelled), 2),
+        "unlearning": (partial(unlearn, setup, UnlearningConfig(steps=2, batch_size=batch)), (variables,), 2),
+        "fusion": (partial(fuse, setup), (variables,), 1),
+        "pictures": (partial(make_images, setup), (variables,), 1),
+        "search": (invert, (variables, labelled), len(FEW)),
         "margins": (margins, (variables,), 2),
-        "lessons": (partial(taught, setup, bank, batch), (variables, pictures), 1),
+        "lessons": (partial(unlearning_round, setup, switch, batch), (variables, labelled), 1),
     }
 
 
-def trained(network: Any, variables: Any, batch: Batch) -> Any:
+def train(network: Any, variables: Any, batch: Batch) -> Any:
     """Two steps of SGD with momentum."""
     optimizer = optax.sgd(0.01, momentum=0.9)
 
@@ -113,21 +113,21 @@ def trained(network: Any, variables: Any, batch: Batch) -> Any:
     gradient = channels_last(jax.grad(loss, has_aux=True))
 
     def step(carry: Any, _: None) -> tuple[Any, None]:
-        params, state, moments = carry
-        moved, state = gradient(params, state)
-        moved, moments = optimizer.update(moved, moments)
-        return (optax.apply_updates(params, moved), state, moments), None
+        params, state, opt_state = carry
+        grads, state = gradient(params, state)
+        updates, opt_state = optimizer.update(grads, opt_state)
+        return (optax.apply_updates(params, updates), state, opt_state), None
 
     params, state = split(variables)
     return jax.lax.scan(step, (params, state, optimizer.init(params)), None, length=2)[0]
 
 
-def unlearned(setup: Setup, config: UnlearningConfig, variables: Any) -> Any:
+def unlearn(setup: Setup, config: UnlearningConfig, variables: Any) -> Any:
     return otbr.unlearn_noise(setup, config, victim=variables, key=KEY, report=None)
 
 
-def fused(setup: Setup, variables: Any) -> Any:
-    """Pruned and fused, with scores that are 1, 2, 3, ...: what they are takes no time."""
+def fuse(setup: Setup, variables: Any) -> Any:
+    """Prunes and fuses, with the scores 1, 2, 3, ..., which do not change the time."""
     scores = {layer.name: jnp.arange(1.0, layer.neurons + 1) for layer in setup.layers}
     config = OTBRConfig(fusion=FusionConfig(transport=SINKHORN))
     pruned = otbr.prune_share(setup, config.gamma, victim=variables, scores=scores)
@@ -136,20 +136,20 @@ def fused(setup: Setup, variables: Any) -> Any:
     ).variables
 
 
-def made(setup: Setup, variables: Any) -> Any:
-    return make_pictures(setup, PicturesConfig(made=128, images=64), victim=variables, key=KEY, report=None)
+def make_images(setup: Setup, variables: Any) -> Any:
+    return make_procedural(setup, ImagesConfig(made=128, images=64), victim=variables, key=KEY, report=None)
 
 
-def taught(setup: Setup, bank: Bank, batch: int, variables: Any, pictures: Batch) -> Any:
-    """A round of lessons against additive triggers."""
-    config = TeachingConfig(
-        rounds=1, triggers=2, search=ReachConfig(steps=2, images=batch // 2, starts=8), steps=2, batch_size=batch
+def unlearning_round(setup: Setup, switch: FamilySwitch, batch: int, variables: Any, labelled: Batch) -> Any:
+    """An unlearning round against additive triggers."""
+    config = TriggerUnlearningConfig(
+        rounds=1, triggers=2, inversion=InversionConfig(steps=2, images=batch // 2, starts=8), steps=2, batch_size=batch
     )
-    # What the network answers anyway: such triggers work, so that there always is a lesson.
-    target = jnp.argmax(jnp.sum(setup.network.answer(variables, pictures.images), axis=0))[None]
+    # The most predicted class: its triggers always work, so that there is always something to unlearn.
+    target = jnp.argmax(jnp.sum(setup.network.answer(variables, labelled.images), axis=0))[None]
     additive, large = jnp.ones(1, jnp.int32), jnp.array([0.4])
-    closing = ShortCuts(additive, target, large, large, jnp.zeros((1, bank.size)), jnp.array([True]))
-    return teach(setup.network, variables, pictures, bank, closing, key=KEY, config=config)
+    closing = TriggersToUnlearn(additive, target, large, large, jnp.zeros((1, switch.length)), jnp.array([True]))
+    return unlearn_triggers(setup.network, variables, labelled, switch, closing, key=KEY, config=config)
 
 
 def transported(neurons: int) -> Program:
@@ -176,9 +176,9 @@ def measured(program: Program) -> tuple[float, float | None]:
     return min(times) / steps, megabytes(compiled)
 
 
-def exponent(values: Sequence[float], found: Sequence[float]) -> float:
+def exponent(values: Sequence[float], costs: Sequence[float]) -> float:
     """The slope of a line through the logarithms."""
-    return float(np.polyfit(np.log(values), np.log(found), 1)[0])
+    return float(np.polyfit(np.log(values), np.log(costs), 1)[0])
 
 
 def row(stage: str, factor: str, values: Sequence[int], points: Sequence[tuple[float, float | None]]) -> dict[str, Any]:
@@ -213,16 +213,16 @@ def rows() -> Iterator[Mapping[str, Any]]:
                 if factor not in UNMOVED.get(stage, ()):
                     here = measured(stages[stage]) if stages else known[stage]
                     points.setdefault(stage, []).append(here)
-        for stage, found in points.items():
-            yield row(stage, factor, values, found)
+        for stage, cost in points.items():
+            yield row(stage, factor, values, cost)
 
 
 def main(arguments: Sequence[str]) -> None:
     del arguments
     origin = provenance()
-    for found in rows():
-        print(found["stage"], found["factor"], found["cpu_seconds"], found["megabytes"], flush=True)
-        append_row(pathlib.Path(RESULTS.value), found | origin)
+    for row in rows():
+        print(row["stage"], row["factor"], row["cpu_seconds"], row["megabytes"], flush=True)
+        append_row(pathlib.Path(RESULTS.value), row | origin)
     drawn = parse(pathlib.Path(RESULTS.value).read_text(encoding="utf-8"), name=RESULTS.value)
     write_figure(pathlib.Path(FIGURE.value), growth_figure(drawn), name="--figure", dpi=130, facecolor="white")
 

@@ -72,8 +72,8 @@ def finish(processes: Sequence[subprocess.Popen[str]]) -> list[str]:
 
 def digests(workdir: pathlib.Path) -> dict[str, str]:
     """The hash of each stage's values."""
-    found = [json.loads(file.read_text()) for file in workdir.glob("stages/*/provenance.json")]
-    return {stage["name"]: stage["digest"] for stage in found}
+    manifests = [json.loads(file.read_text()) for file in workdir.glob("stages/*/provenance.json")]
+    return {stage["name"]: stage["digest"] for stage in manifests}
 
 
 def metrics(workdir: pathlib.Path) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def measure(count: int, root: pathlib.Path, alone: pathlib.Path) -> dict[str, An
         workdir = root / f"killed{count}{stage}"
         seconds, said = kill_in(stage, workdir, count, index=number % count)
         lines = [[line for line in text.splitlines() if line] for text in said]
-        is_clear = all(found and "another process" in found[-1] and "goes on" in found[-1] for found in lines)
+        is_clear = all(output and "another process" in output[-1] and "goes on" in output[-1] for output in lines)
         finish(start(workdir, count))
         is_same = digests(workdir) == digests(whole)
         slowest, clear, same = max(slowest, seconds), clear + is_clear, same + is_same

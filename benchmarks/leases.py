@@ -30,10 +30,11 @@ RESULTS = ROOT / "results" / "leases.jsonl"
 LOGGED = """
 import dataclasses, os, random, time
 import jax, numpy as np
-from configs.bench.disarm import embedded
+from configs.bench.disarm import default_victim
 from otbr_jax.runs.store import open_workdir
-from otbr_jax.studies.bench import Cell, Grid
+from otbr_jax.studies.bench import Cell, Bench
 from otbr_jax.studies.repair_config import repaired_by
+from otbr_jax.settings import change
 
 def note(what, subject):
     log = os.open({log!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -48,20 +49,19 @@ class Logged(Cell):
         return row
 
 def config(seed):
-    cell = embedded(0)
-    return dataclasses.replace(
-        cell.config,
+    cell = default_victim(0)
+    return change(cell.config,
         seed=seed,
-        model=dataclasses.replace(cell.config.model, width=4),
-        data=dataclasses.replace(cell.config.data, train_images=640),
-        training=dataclasses.replace(cell.config.training, epochs=4),
+        model=dataclasses.replace(cell.config.victim.model, width=4),
+        data=dataclasses.replace(cell.config.victim.data, train_images=640),
+        training=dataclasses.replace(cell.config.victim.training, epochs=4),
     )
 """
 QUICK = """
 class Quick(Logged):
     @property
     def victim(self):
-        return f"stage{self.config.seed // 5}"
+        return f"stage{self.config.victim.seed // 5}"
 
     def filled(self, root, devices):
         def compute():
@@ -80,7 +80,7 @@ class Quick(Logged):
         return "done"
 
 def get_grid():
-    return Grid("leases", tuple(Quick(config(seed)) for seed in range(200)))
+    return Bench("leases", tuple(Quick(config(seed)) for seed in range(200)))
 """
 REPAIRS = """
 class Repaired(Logged):
@@ -90,7 +90,7 @@ class Repaired(Logged):
 def get_grid():
     both = [(seed, number) for seed in (0, 1) for number in (0, 1)]
     configs = [dataclasses.replace(repaired_by("clp", config(seed)), repetition=number) for seed, number in both]
-    return Grid("leases", tuple(Repaired(each) for each in configs))
+    return Bench("leases", tuple(Repaired(each) for each in configs))
 """
 GRIDS = {"quick": QUICK, "repairs": REPAIRS}
 

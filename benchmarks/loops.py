@@ -16,8 +16,8 @@ import optax
 
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
+from otbr_jax.numerics.convolutions import channels_last
 from otbr_jax.runs.provenance import ROOT, provenance
-from otbr_jax.steps.convolutions import channels_last
 from otbr_jax.types import split
 
 STEPS = 10

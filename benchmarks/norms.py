@@ -4,7 +4,7 @@
         --config.model.name=benchmarks/norms.py:without "--config.model.image_shape=(16, 16, 1)" \\
         --config.data.name=digits
 
-and `:with_layer_norm`. BadNets on scikit-learn's digits, as in the embedded default.
+and `:with_layer_norm`. BadNets on scikit-learn's digits, as in the default victim.
 """
 
 from functools import partial

@@ -25,13 +25,13 @@ from otbr_jax.interop.state_dict import tensor_name
 from otbr_jax.models.registry import ModelConfig, build
 from otbr_jax.report.rows import append_row
 from otbr_jax.runs.provenance import ROOT, provenance
-from otbr_jax.studies.repair_config import RepairConfig
-from otbr_jax.studies.scanning import checkpoints, scan
+from otbr_jax.studies.repair_config import repair_config
+from otbr_jax.studies.scanning import list_checkpoints, scan
 from otbr_jax.types import named_leaves
 
 RESULTS = flags.DEFINE_string("results", str(ROOT / "results" / "scanning.jsonl"), "File of the rows.")
 MODEL = ModelConfig("preact_resnet10", width=8, image_shape=(16, 16, 1))
-COUNTS = {"short_cuts": 4, "mm_bd": 8}
+COUNTS = {"trigger_size": 4, "mm_bd": 8}
 """How many checkpoints each detector is asked about."""
 
 
@@ -55,7 +55,7 @@ def scanned(folder: pathlib.Path, detector: str) -> dict[str, Any]:
         wall.append(time.perf_counter())
         cpu.append(time.process_time())
 
-    scan(RepairConfig(defense="disarm", model=MODEL), checkpoints(folder), detector=detector, say=say)
+    scan(repair_config(defense="disarm", model=MODEL), list_checkpoints(folder), detector=detector, say=say)
     first, *others = (after - before for before, after in itertools.pairwise(wall))
     first_cpu, *others_cpu = (after - before for before, after in itertools.pairwise(cpu))
     each, each_cpu = statistics.median(others), statistics.median(others_cpu)
@@ -81,9 +81,9 @@ def main(arguments: Sequence[str]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             for seed in range(count):
                 save(pathlib.Path(folder) / f"{seed:02}.pt", seed)
-            found = scanned(pathlib.Path(folder), detector)
-        append_row(pathlib.Path(RESULTS.value), found | origin)
-        print(found, flush=True)
+            result = scanned(pathlib.Path(folder), detector)
+        append_row(pathlib.Path(RESULTS.value), result | origin)
+        print(result, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How often a screening leaves the attacker's class out: `reach.among` against a search of a hundred classes.
+"""How often a screening leaves the attacker's class out: `inversion.among` against a search of a hundred classes.
 
     python -m benchmarks.screening --workdir=runs/screening
 
 Pairs of scikit-learn's digits beside each other make a hundred classes. Victims are trained on them. Each is screened
-with several keys, which draw other pictures and other random triggers. Prints, and appends to results/screening.jsonl,
+with several keys, which draw other images and other random triggers. Prints, and appends to results/screening.jsonl,
 in how many of the screenings the attacker's class was among the 5, 10 and 20 likeliest; and what a search of twenty
 classes says, for some victims one of all.
 """
@@ -19,16 +19,18 @@ import jax
 import numpy as np
 from absl import flags
 
-from benchmarks.victims import Opened, opened
+from benchmarks.victims import BenchVictim, open_cell
 from configs.bench.disarm import WIDE, digits
 from launch import cli
 from otbr_jax import plan as plans
 from otbr_jax.data import sources
 from otbr_jax.data.sources import DataConfig, Images
-from otbr_jax.detectors import short_cuts
-from otbr_jax.metrics import settled
+from otbr_jax.detectors import trigger_size
+from otbr_jax.detectors.detector import conclude
+from otbr_jax.metrics import rounded
 from otbr_jax.report.rows import append_row
 from otbr_jax.runs.provenance import ROOT, provenance
+from otbr_jax.settings import change
 from otbr_jax.studies.bench import Cell
 
 WORKDIR = flags.DEFINE_string("workdir", "runs/screening", "Directory of the images and the victims.")
@@ -50,7 +52,7 @@ def pairs(images: Images, count: int, *, seed: int) -> dict[str, np.ndarray]:
 
 
 def write_pairs(path: pathlib.Path) -> None:
-    """Writes the images of all pairs, whose digits are split as the embedded default splits them."""
+    """Writes the images of all pairs, whose digits are split as the default victim splits them."""
     dataset = sources.load(DataConfig(name="digits"), image_shape=(8, 8, 1), num_classes=10)
     parts = {name: pairs(getattr(dataset, name), count, seed=0) for name, count in PAIRS.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,29 +65,29 @@ def write_pairs(path: pathlib.Path) -> None:
 def cell(attack: str, path: pathlib.Path) -> Cell:
     """A victim on pairs of digits."""
     config = digits(*WIDE, attack, 0).config
-    model = dataclasses.replace(config.model, num_classes=CLASSES, image_shape=(SIDE, SIDE, 1))
+    model = dataclasses.replace(config.victim.model, num_classes=CLASSES, image_shape=(SIDE, SIDE, 1))
     data = DataConfig(name="npz", path=str(path))
-    training = dataclasses.replace(config.training, epochs=5)
-    return Cell(dataclasses.replace(config, model=model, data=data, training=training), recipe="fast")
+    training = dataclasses.replace(config.victim.training, epochs=5)
+    return Cell(change(config, model=model, data=data, training=training), recipe="fast")
 
 
-def programs(victim: Opened, among: int, *, last: str) -> Any:
+def programs(victim: BenchVictim, among: int, *, last: str) -> Any:
     """`key -> values` of the steps up to that one."""
-    config = dataclasses.replace(victim.config, reach=dataclasses.replace(victim.config.reach, among=among))
-    steps = short_cuts.plan(config)
+    config = change(victim.config, inversion=dataclasses.replace(victim.config.method.inversion, among=among))
+    steps = trigger_size.plan(config)
     names = [step.name for step in steps]
     run = plans.programs(steps[: names.index(last) + 1], victim.setup)
     return lambda seed: jax.device_get(run({"victim": victim.variables}, key=jax.random.key(seed)))
 
 
-def searched(victim: Opened, among: int) -> Mapping[str, Any]:
+def searched(victim: BenchVictim, among: int) -> Mapping[str, Any]:
     """The verdict of a search among so many, and the processor's seconds."""
     run, began = programs(victim, among, last="detected"), time.process_time()
-    found = run(0)["detected"]
+    verdict = conclude(trigger_size.DETECTOR, victim.config, run(0), draw=False)
     return {
-        "suspect": int(found.suspect),
-        "suspicion": settled(found.suspicion[found.suspect]),
-        "stands_out": bool(found.stands_out),
+        "suspect": verdict.suspect,
+        "score": verdict.score,
+        "backdoored": verdict.backdoored,
         "cpu_seconds": round(time.process_time() - began, 1),
     }
 
@@ -96,8 +98,8 @@ def main(arguments: Sequence[str]) -> None:
     origin, path = provenance(), pathlib.Path(WORKDIR.value) / "pairs.npz"
     write_pairs(path)
     for attack in ATTACKS.value:
-        victim = opened(cell(attack, path.absolute()), WORKDIR.value)
-        attacked, target = attack != "none", victim.config.attack.target
+        victim = open_cell(cell(attack, path.absolute()), WORKDIR.value)
+        attacked, target = attack != "none", victim.config.victim.attack.target
         kept = []
         for among in AMONG:
             screening = programs(victim, among, last="screened")
@@ -105,8 +107,8 @@ def main(arguments: Sequence[str]) -> None:
         row = {
             "attack": attack,
             "classes": CLASSES,
-            "acc": settled(victim.metrics.acc),
-            "asr": settled(victim.metrics.asr) if attacked else None,
+            "acc": rounded(victim.metrics.acc),
+            "asr": rounded(victim.metrics.asr) if attacked else None,
             "target": target if attacked else None,
             "screenings": SEEDS.value,
             "among": [*AMONG],

@@ -1,9 +1,9 @@
-"""How much a verdict of the default depends on the seed of its search: the same network, judged five times.
+"""How much a verdict of the default depends on the seed of its search: the same network, searched five times.
 
     python -m benchmarks.spread --workdir=runs/disarm
 
 Victims of `configs/bench/disarm.py` on scikit-learn's digits, which are reloaded from the bench's working directory or
-trained there. Nothing but the key of the search and of its pictures changes. Prints, and appends to
+trained there. Nothing but the key of the inversion and of its images changes. Prints, and appends to
 results/spread.jsonl, the suspicion of the attacker's class and the highest one of any class.
 """
 
@@ -14,11 +14,11 @@ import jax
 import numpy as np
 from absl import flags
 
-from benchmarks.victims import opened
+from benchmarks.victims import open_cell
 from configs.bench.disarm import RESNET, VGG, digits
 from launch import cli
 from otbr_jax import plan as plans
-from otbr_jax.detectors import short_cuts
+from otbr_jax.detectors import trigger_size
 from otbr_jax.report.rows import append_row
 from otbr_jax.runs.provenance import ROOT, provenance
 from otbr_jax.studies.bench import Cell
@@ -34,12 +34,12 @@ VICTIMS = (
 )
 
 
-def judged(cell: Cell, seeds: int) -> list[np.ndarray]:
+def searched(cell: Cell, seeds: int) -> list[np.ndarray]:
     """The suspicion of every class, `[classes]`, for each seed of the search."""
-    found = opened(cell, WORKDIR.value)
-    given = {"victim": found.variables}
-    steps = short_cuts.DETECTOR.plan(found.config)
-    program = jax.jit(lambda key: plans.run(steps, found.setup, given, key=key)["detected"].suspicion)
+    result = open_cell(cell, WORKDIR.value)
+    given = {"victim": result.variables}
+    steps = trigger_size.DETECTOR.plan(result.config)
+    program = jax.jit(lambda key: plans.run(steps, result.setup, given, key=key)["detected"].detected.scores)
     return [np.asarray(program(jax.random.key(seed))) for seed in range(seeds)]
 
 
@@ -47,19 +47,19 @@ def main(arguments) -> None:
     del arguments
     origin = provenance()
     for cell in VICTIMS:
-        found = judged(cell, SEEDS.value)
+        scores = searched(cell, SEEDS.value)
         threshold = repaired_by("disarm", cell.config).detection.threshold
-        attacked = cell.config.attack.name != "none"
+        attacked = cell.config.victim.attack.name != "none"
         row = {
-            "dataset": cell.config.data.name,
+            "dataset": cell.config.victim.data.name,
             "network": cell.network,
-            "attack": cell.config.attack.name,
-            "seed": cell.config.seed,
-            "target": [round(float(each[0]), 2) for each in found] if attacked else None,
-            "highest": [round(float(each.max()), 2) for each in found],
-            "stands_out": int(sum(each.max() >= threshold for each in found)),
-            "right": int(sum(each.max() >= threshold and each.argmax() == 0 for each in found)) if attacked else None,
-            "searches": len(found),
+            "attack": cell.config.victim.attack.name,
+            "seed": cell.config.victim.seed,
+            "target": [round(float(each[0]), 2) for each in scores] if attacked else None,
+            "highest": [round(float(each.max()), 2) for each in scores],
+            "flagged": int(sum(each.max() >= threshold for each in scores)),
+            "right": int(sum(each.max() >= threshold and each.argmax() == 0 for each in scores)) if attacked else None,
+            "searches": len(scores),
             "threshold": threshold,
         }
         print(json.dumps(row), flush=True)

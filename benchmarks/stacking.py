@@ -30,15 +30,15 @@ from otbr_jax.data.sources import DataConfig, load, preprocess
 from otbr_jax.defenses import disarm, otbr
 from otbr_jax.defenses.disarm import DisarmSettings
 from otbr_jax.defenses.otbr import OTBRConfig
-from otbr_jax.detectors.short_cuts import PicturesConfig
+from otbr_jax.detectors.trigger_size import ImagesConfig
+from otbr_jax.inversion import InversionConfig
 from otbr_jax.models.registry import ModelConfig, build
 from otbr_jax.plan import Plan
 from otbr_jax.report.rows import append_row
 from otbr_jax.runs.devices import batch_mesh
 from otbr_jax.runs.provenance import ROOT, provenance
 from otbr_jax.steps.margin import MarginConfig
-from otbr_jax.steps.reach import ReachConfig
-from otbr_jax.steps.teach import TeachingConfig
+from otbr_jax.steps.unlearn_triggers import TriggerUnlearningConfig
 from otbr_jax.types import Network, Variables
 from otbr_jax.victims import training
 from otbr_jax.victims.stacking import train_stack
@@ -55,10 +55,12 @@ ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each size.")
 TRAINING = TrainingConfig(epochs=8)
 IMAGES = 640
 FEW = DisarmSettings(
-    pictures=PicturesConfig(made=300, images=200),
-    reach=ReachConfig(steps=4, starts=16),
+    images=ImagesConfig(made=300, images=200),
+    inversion=InversionConfig(steps=4, starts=16),
     margin=MarginConfig(steps=8),
-    teaching=TeachingConfig(rounds=1, triggers=2, steps=8, batch_size=32, search=ReachConfig(steps=4, starts=16)),
+    unlearning=TriggerUnlearningConfig(
+        rounds=1, triggers=2, steps=8, batch_size=32, inversion=InversionConfig(steps=4, starts=16)
+    ),
 )
 PLANS = {"otbr": otbr.plan(OTBRConfig()), "disarm": disarm.plan(FEW)}
 
@@ -84,22 +86,22 @@ def make(count: int) -> Victims:
     images, labels = map(jnp.asarray, dataset.train)
     keys = jax.random.split(jax.random.key(0), count)
 
-    def poisoned(key: jax.Array) -> TrainingSet:
-        found = poisoning.poison(images, labels, trigger(attack, {}), key=key, config=attack, num_classes=10)
-        return TrainingSet(found.images, found.labels, attacker_goals(attack, labels, 10))
+    def poison(key: jax.Array) -> TrainingSet:
+        poisoned = poisoning.poison(images, labels, trigger(attack, {}), key=key, config=attack, num_classes=10)
+        return TrainingSet(poisoned.images, poisoned.labels, attacker_goals(attack, labels, 10))
 
     prepared = dataclasses.replace(network, prepare=partial(preprocess, config=config))
     start = jax.jit(init)
-    return Victims(prepared, [start(key) for key in keys], [poisoned(key) for key in keys], keys)
+    return Victims(prepared, [start(key) for key in keys], [poison(key) for key in keys], keys)
 
 
 def an_epoch(victims: Victims, size: int) -> Callable[[], Any]:
     """Trains the first victims on, one epoch a call."""
     mesh, keys = batch_mesh(jax.devices()[:1]), victims.keys[:size]
-    start, data = plans.stacked(victims.starts[:size]), plans.stacked(victims.sets[:size])
+    start, data = plans.stack_trees(victims.starts[:size]), plans.stack_trees(victims.sets[:size])
     axes: TrainingSet | None = data.axes()
     if size == 1:
-        (start, data, keys), axes = plans.entry((start, data, keys), 0), None
+        (start, data, keys), axes = plans.tree_entry((start, data, keys), 0), None
     begin, epoch = training.programs(victims.network, images=IMAGES, config=TRAINING, mesh=mesh, axes=axes)
     carry = begin(start, {})
 
@@ -117,7 +119,7 @@ def a_repair(plan: Plan, victims: Victims, trained: Sequence[Variables], size: i
     setup = plans.set_up(victims.network, trace(victims.network.apply, trained[0], like))
     if size == 1:
         return partial(plans.programs(plan, setup), {"victim": trained[0]}, key=victims.keys[0])
-    given = {"victim": plans.stacked(trained[:size])}
+    given = {"victim": plans.stack_trees(trained[:size])}
     return partial(plans.stacked_programs(plan, setup), given, {}, keys=victims.keys[:size])
 
 
@@ -151,18 +153,18 @@ def main(arguments: Sequence[str]) -> None:
     mesh, trained = batch_mesh(jax.devices()[:1]), list[Variables]()
     for name in TASKS.value:
         if name == "training":
-            found = measured({size: an_epoch(victims, size) for size in sizes}, times=TRAINING.epochs)
+            costs = measured({size: an_epoch(victims, size) for size in sizes}, times=TRAINING.epochs)
         else:
             if not trained:
                 made = train_stack(
                     victims.network, victims.starts, victims.sets, keys=victims.keys, config=TRAINING, mesh=mesh
                 )
                 trained = [one.variables for one in made]
-            found = measured({size: a_repair(PLANS[name], victims, trained, size) for size in sizes}, times=1)
+            costs = measured({size: a_repair(PLANS[name], victims, trained, size) for size in sizes}, times=1)
         row = {"network": f"{NAME.value}-w{WIDTH.value}", "dataset": "digits", "seed": 0, "task": name}
         row |= {"epochs": TRAINING.epochs, "images": IMAGES, "rounds": ROUNDS.value, "sizes": sizes}
-        append_row(RESULTS, row | found | origin)
-        print(name, found, flush=True)
+        append_row(RESULTS, row | costs | origin)
+        print(name, costs, flush=True)
 
 
 if __name__ == "__main__":

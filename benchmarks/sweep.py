@@ -24,19 +24,20 @@ from absl import flags
 from configs.otbr import get_config
 from launch import cli
 from otbr_jax import trace
-from otbr_jax.defenses import otbr_plus
-from otbr_jax.defenses.defense import Screening
+from otbr_jax.contrib import otbr_plus
+from otbr_jax.contrib.otbr_plus import OTBRSettings, SweepConfig
+from otbr_jax.defenses.grid import Screening, measure
 from otbr_jax.defenses.otbr import OTBRConfig
-from otbr_jax.defenses.otbr_plus import OTBRSettings, SweepConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.plan import Setup, set_up
 from otbr_jax.report.rows import append_row
 from otbr_jax.runs.networks import open_network
 from otbr_jax.runs.provenance import ROOT, provenance
+from otbr_jax.settings import change, from_dict
 from otbr_jax.steps.fuse import FusionConfig, align, interpolate
 from otbr_jax.steps.prune import neurons_to_prune, prune
 from otbr_jax.studies.repair import repair
-from otbr_jax.studies.repair_config import repair_config
+from otbr_jax.studies.repair_config import RepairConfig
 from otbr_jax.types import Network
 from otbr_jax.victims import evaluation
 from otbr_jax.victims.evaluation import TestSet
@@ -58,9 +59,9 @@ def program(setup: Setup, gammas, lams, images: int, traces: list[None]) -> Call
         key = jax.random.key(0)
         ask = lambda test: partial(evaluation.measure, setup.network, test=test)  # noqa: E731
         few = Screening(ask(evaluation.balanced(test, images, key=key)), images, len(test.labels)) if images else None
-        return otbr_plus.sweep(
-            config, setup, ask(test),
-            victim=variables, scores=scores, key=key, report=None, screening=few,
+        return measure(
+            otbr_plus.grid(config), setup, ask(test),
+            victim=variables, scores=scores, key=key, screening=few,
         )  # fmt: skip
 
     return jax.jit(function)
@@ -89,13 +90,13 @@ def unmeasured(setup: Setup, gammas, lams) -> Callable[..., Any]:
 
 def seconds(functions: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
     """CPU seconds of the fastest of several calls of each, which take turns."""
-    found: dict[str, list[float]] = {name: [] for name in functions}
+    cpu_seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(ROUNDS):
         for name, function in functions.items():
             began = time.process_time()
             jax.block_until_ready(function())
-            found[name].append(time.process_time() - began)
-    return {name: round(min(times), 3) for name, times in found.items()}
+            cpu_seconds[name].append(time.process_time() - began)
+    return {name: round(min(times), 3) for name, times in cpu_seconds.items()}
 
 
 def megabytes(program: Any) -> float:
@@ -119,13 +120,13 @@ def vgg19(gammas, lams, few: int) -> float:
 def main(arguments: Sequence[str]) -> None:
     del arguments
     origin = provenance()
-    config = repair_config(get_config().to_dict())
-    result = repair(dataclasses.replace(config, sweep=SweepConfig(gamma=())), WORKDIR.value)
-    single = ((config.otbr.gamma,), (config.otbr.fusion.lam,))
-    few = config.sweep.screening_images
+    config = from_dict(RepairConfig, get_config().to_dict())
+    result = repair(change(config, sweep=SweepConfig(gamma=())), WORKDIR.value)
+    single = ((config.method.otbr.gamma,), (config.method.otbr.fusion.lam,))
+    few = config.method.sweep.screening_images
     settings = {"single": (*single, 0), "grid": (GRID.gamma, GRID.lam, few), "grid_on_all": (GRID.gamma, GRID.lam, 0)}
     graph = trace(result.network.apply, result.variables, jnp.zeros((2, *result.network.image_shape)))
-    setup = set_up(_prepared(result.network), graph, layers=config.otbr.layers)
+    setup = set_up(_prepared(result.network), graph, layers=config.method.otbr.layers)
     victim, scores, test = result.stages["victim"].value["variables"], result.stages["scores"].value, result.test
     traces: dict[str, list[None]] = {name: [] for name in settings}
     whole = {
@@ -137,7 +138,11 @@ def main(arguments: Sequence[str]) -> None:
     took = seconds({name: partial(function, victim, scores, test) for name, function in whole.items()})
     bare = seconds({name: partial(function, victim, scores) for name, function in alone.items()})
     print(took, bare, flush=True)
-    row: dict[str, Any] = {"network": f"{config.model.name}-w{config.model.width}", "dataset": "digits", "seed": 0}
+    row: dict[str, Any] = {
+        "network": f"{config.victim.model.name}-w{config.victim.model.width}",
+        "dataset": "digits",
+        "seed": 0,
+    }
     row |= {"test_images": len(test.labels), "settings": len(GRID.gamma) * len(GRID.lam), "screening_images": few}
     for name, own in settings.items():
         row[name] = {

@@ -24,37 +24,43 @@ from otbr_jax import plan as plans
 from otbr_jax.data import sources
 from otbr_jax.data.sources import DataConfig
 from otbr_jax.defenses.otbr import OTBRConfig
+from otbr_jax.defenses.registry import defense
+from otbr_jax.inversion import InversionConfig
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.report.rows import append_row
-from otbr_jax.runs import ahead
+from otbr_jax.runs import estimate
 from otbr_jax.runs.memory import megabytes
 from otbr_jax.runs.networks import open_network
 from otbr_jax.runs.provenance import ROOT, provenance
-from otbr_jax.steps.reach import ReachConfig
-from otbr_jax.steps.teach import TeachingConfig
 from otbr_jax.steps.unlearn import UnlearningConfig
-from otbr_jax.studies.repair_config import RepairConfig
+from otbr_jax.steps.unlearn_triggers import TriggerUnlearningConfig
+from otbr_jax.studies.repair_config import repair_config
 
 RESULTS = flags.DEFINE_string("results", str(ROOT / "results" / "thousand.jsonl"), "File of the rows.")
 ONLY = flags.DEFINE_list("cases", ["0", "1", "2", "3"], "Which of `CASES`.")
 MODEL = ModelConfig("resnet50", image_shape=(224, 224, 3), num_classes=1000)
 OTHERS = {"model": MODEL, "data": DataConfig(name="none")}
 KEY = jax.random.key(0)
-DISARM = ("pictures", "screened", "reached", "margins", "disarmed")
+DISARM = ("procedural", "screened", "minimal", "margins", "disarmed")
 LESS = UnlearningConfig(batch_size=32, steps=3)
 CASES = (
-    ("as they are", DISARM, RepairConfig(defense="disarm", **OTHERS)),
+    ("as they are", DISARM, repair_config(defense="disarm", **OTHERS)),
     (
-        "reach.among=20, teaching.batch_size=16",
-        ("screened", "reached", "disarmed"),
-        RepairConfig(defense="disarm", reach=ReachConfig(among=20), teaching=TeachingConfig(batch_size=16), **OTHERS),
+        "inversion.among=20, unlearning.batch_size=16",
+        ("screened", "minimal", "disarmed"),
+        repair_config(
+            defense="disarm",
+            inversion=InversionConfig(among=20),
+            unlearning=TriggerUnlearningConfig(batch_size=16),
+            **OTHERS,
+        ),
     ),
-    ("as they are", ("unlearned", "fused"), RepairConfig(**OTHERS)),
+    ("as they are", ("unlearned", "fused"), repair_config(**OTHERS)),
     (
         "otbr.unlearning.batch_size=32, steps=3",
         ("unlearned", "scores", "pruned", "fused"),
-        RepairConfig(otbr=OTBRConfig(unlearning=LESS), **OTHERS),
+        repair_config(otbr=OTBRConfig(unlearning=LESS), **OTHERS),
     ),
 )
 """Settings in words, which steps are of interest, and the settings."""
@@ -63,13 +69,13 @@ CASES = (
 def rows(settings: str, names: Sequence[str], config: Any) -> Iterator[Mapping[str, Any]]:
     """A row for each of these steps; those of OTBR run where its settings are small."""
     subject = open_network(MODEL)
-    network = dataclasses.replace(subject.network, prepare=partial(sources.preprocess, config=config.data))
-    setup = plans.set_up(network, subject.graph, layers=config.way.layers(config))
-    runs = config.defense == "otbr" and config.otbr.unlearning == LESS
+    network = dataclasses.replace(subject.network, prepare=partial(sources.preprocess, config=config.victim.data))
+    setup = plans.set_up(network, subject.graph, layers=defense(config.defense).layers(config.method))
+    runs = config.defense == "otbr" and config.method.otbr.unlearning == LESS
     values: dict[str, Any] = {"victim": jax.jit(registry.build(MODEL)[1])(KEY)}
-    for step in config.way.plan(config):
-        said = ahead.say(step, setup, values["victim"])
-        taken = plans.taken(step, values)
+    for step in defense(config.defense).plan(config.method):
+        said = estimate.announce(step, setup, values["victim"])
+        taken = plans.select_inputs(step, values)
         program = jax.jit(partial(plans.compute, step, setup))
         key, seconds = plans.step_key(KEY, step), None
         if step.name in names:

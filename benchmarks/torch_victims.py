@@ -27,7 +27,7 @@ from otbr_jax.report.summary import summary_table
 from otbr_jax.runs.loading import load_checkpoint
 from otbr_jax.runs.provenance import ROOT, provenance
 from otbr_jax.studies.repair import repair
-from otbr_jax.studies.repair_config import RepairConfig
+from otbr_jax.studies.repair_config import repair_config
 from otbr_jax.studies.results import summarize
 
 RESULTS = ROOT / "results" / "torch_victims.jsonl"
@@ -41,19 +41,19 @@ PROVENANCE = flags.DEFINE_string("provenance", "CIFAR-10", "What the images are,
 def measure(file: pathlib.Path, defense: str) -> dict[str, Any]:
     data = DataConfig("npz", IMAGES.value, mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.243, 0.261))
     model = ModelConfig(name="preact_resnet18", width=16, checkpoint=str(file))
-    config = RepairConfig(defense=defense, model=model, data=data)
+    config = repair_config(defense=defense, model=model, data=data)
     result = repair(config, pathlib.Path(WORKDIR.value) / file.stem / defense)
     summary = summarize(result)
     print(f"\n{file.name}\n{summary_table(summary)}")
     written, _ = load_checkpoint(result.files[0], result.variables, name="written")
     jax.tree.map(np.testing.assert_array_equal, written, result.variables)
-    kept = ("metrics", "choice", "judgement", "taught", "oracle", "sweep", "transport")
+    kept = ("metrics", "choice", "verdict", "detection", "unlearned_triggers", "oracle", "sweep", "transport")
     return {
         "file": file.name,
         "defense": defense,
         "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
         "images": PROVENANCE.value,
-        "seed": config.seed,
+        "seed": config.victim.seed,
         "seconds": round(sum(stage["seconds"] for stage in summary["stages"].values()), 1),
         **{name: summary[name] for name in kept if name in summary},
         # Without the folders of one machine.

@@ -23,18 +23,19 @@ from absl import flags
 
 from benchmarks import mlp
 from launch import cli
+from otbr_jax.contrib.otbr_plus import SweepConfig
 from otbr_jax.defenses.otbr import OTBRConfig
-from otbr_jax.defenses.otbr_plus import SweepConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.report.rows import append_row
 from otbr_jax.runs.provenance import ROOT, provenance
+from otbr_jax.settings import change
 from otbr_jax.steps import fuse as fusion
 from otbr_jax.steps import transport
 from otbr_jax.steps.fuse import Alignment, FusionConfig, FusionInfo
 from otbr_jax.steps.score import by_neuron
 from otbr_jax.steps.transport import Plan, TransportConfig
 from otbr_jax.studies.repair import repair
-from otbr_jax.studies.repair_config import RepairConfig
+from otbr_jax.studies.repair_config import repair_config
 from otbr_jax.studies.results import Repair
 from otbr_jax.types import Variables, named_leaves
 from otbr_jax.victims import evaluation
@@ -44,14 +45,14 @@ RESULTS = ROOT / "results" / "transport.jsonl"
 WORKDIR = flags.DEFINE_string("workdir", "runs/transport", "Directory for the runs, one folder per network.")
 EPSILONS = (1e-1, 3e-2, 1e-2, 3e-3)
 EXACT = TransportConfig(solver="exact")
-_REPAIR = RepairConfig(otbr=OTBRConfig(fusion=FusionConfig(transport=EXACT)), sweep=SweepConfig(gamma=()))
+_REPAIR = repair_config(otbr=OTBRConfig(fusion=FusionConfig(transport=EXACT)), sweep=SweepConfig(gamma=()))
 NETWORKS = {
-    "preact_resnet10-w64": dataclasses.replace(
+    "preact_resnet10-w64": change(
         _REPAIR,
         model=ModelConfig("preact_resnet10", 64, image_shape=(16, 16, 1)),
         training=TrainingConfig(epochs=5),
     ),
-    "mlp": dataclasses.replace(
+    "mlp": change(
         _REPAIR,
         model=ModelConfig(str(pathlib.Path(mlp.__file__)) + ":network", image_shape=mlp.SHAPE),
         attack=mlp.ATTACK,
@@ -64,7 +65,7 @@ def plans(result: Repair, settings: TransportConfig) -> tuple[dict[str, Plan], d
     source = named_leaves(result.stages["pruned"].value.variables)
     target = named_leaves(result.stages["victim"].value["variables"])
     scores = result.stages["scores"].value
-    found, seconds = {}, {}
+    by_layer, seconds = {}, {}
     solve = jax.jit(lambda *problem: transport.plan(*problem, config=settings))
     for layer in result.layers:
         rows = [by_neuron(kernels[layer.name], layer) for kernels in (source, target)]
@@ -72,24 +73,25 @@ def plans(result: Repair, settings: TransportConfig) -> tuple[dict[str, Plan], d
         problem = (transport.cost_matrix(*rows), *masses)
         compiled = solve.lower(*problem).compile()
         began = time.perf_counter()
-        found[layer.name] = jax.block_until_ready(compiled(*problem))
+        by_layer[layer.name] = jax.block_until_ready(compiled(*problem))
         seconds[layer.name] = time.perf_counter() - began
-    return found, seconds
+    return by_layer, seconds
 
 
-def fused(result: Repair, found: dict[str, Plan], *, everywhere: bool = False) -> Variables:
+def fused(result: Repair, by_layer: dict[str, Plan], *, everywhere: bool = False) -> Variables:
     """The network fused by these plans; `everywhere`, also before the first layer that holds a pruned neuron."""
     used = result.stages["fused"].value.info.fused
     used = {name: np.bool_(everywhere or started) for name, started in used.items()}
     maps = {
-        layer.name: transport.barycentric_map(found[layer.name].matrix)
+        layer.name: transport.barycentric_map(by_layer[layer.name].matrix)
         if used[layer.name]
         else np.eye(layer.neurons, dtype=np.float32)
         for layer in result.layers
     }
     kernels = fusion.map_neurons(result.stages["pruned"].value.variables, result.layers, maps)
-    alignment = Alignment(kernels, FusionInfo(found, used))
-    return fusion.interpolate(result.stages["victim"].value["variables"], alignment, lam=result.config.otbr.fusion.lam)
+    alignment = Alignment(kernels, FusionInfo(by_layer, used))
+    victim, method = result.stages["victim"].value["variables"], result.config.method
+    return fusion.interpolate(victim, alignment, lam=method.otbr.fusion.lam)
 
 
 def measured(result: Repair, variables: Variables) -> dict[str, float]:
@@ -104,27 +106,27 @@ def measured(result: Repair, variables: Variables) -> dict[str, float]:
 def compare(result: Repair, epsilon: float, exact: tuple[dict[str, Plan], dict[str, float]]) -> dict[str, Any]:
     """What one epsilon costs against exact plans, by size of layer."""
     best, exact_seconds = exact
-    found, seconds = plans(result, TransportConfig(epsilon=epsilon))
-    ours, theirs = (named_leaves(fused(result, each, everywhere=True)) for each in (found, best))
+    by_layer, seconds = plans(result, TransportConfig(epsilon=epsilon))
+    ours, theirs = (named_leaves(fused(result, each, everywhere=True)) for each in (by_layer, best))
     by_size = []
     for size in sorted({layer.neurons for layer in result.layers}):
         names = [layer.name for layer in result.layers if layer.neurons == size]
-        gaps = [float(found[name].cost / best[name].cost - 1) for name in names]
+        gaps = [float(by_layer[name].cost / best[name].cost - 1) for name in names]
         differences = [float(np.linalg.norm(ours[n] - theirs[n]) / np.linalg.norm(theirs[n])) for n in names]
         by_size.append(
             {
                 "neurons": size,
                 "layers": len(names),
                 "cost_gap": max(gaps, key=abs),
-                "marginal_error": max(float(found[name].marginal_error) for name in names),
+                "marginal_error": max(float(by_layer[name].marginal_error) for name in names),
                 "fused_difference": max(differences),
-                "converged": all(bool(found[name].converged) for name in names),
-                "iterations": max(int(found[name].iterations) for name in names),
+                "converged": all(bool(by_layer[name].converged) for name in names),
+                "iterations": max(int(by_layer[name].iterations) for name in names),
                 "seconds": round(max(seconds[name] for name in names), 3),
                 "exact_seconds": round(max(exact_seconds[name] for name in names), 3),
             }
         )
-    return {"epsilon": epsilon, "sizes": by_size, "repaired": measured(result, fused(result, found))}
+    return {"epsilon": epsilon, "sizes": by_size, "repaired": measured(result, fused(result, by_layer))}
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -135,18 +137,18 @@ def main(arguments: Sequence[str]) -> None:
         exact = plans(result, EXACT)
         row = {
             "network": name,
-            "dataset": "digits, {} x {}".format(*settings.model.image_shape),
-            "seed": settings.seed,
-            "gamma": settings.otbr.gamma,
-            "lambda": settings.otbr.fusion.lam,
+            "dataset": "digits, {} x {}".format(*settings.victim.model.image_shape),
+            "seed": settings.victim.seed,
+            "gamma": settings.method.otbr.gamma,
+            "lambda": settings.method.otbr.fusion.lam,
             "victim": measured(result, result.stages["victim"].value["variables"]),
             "exact": measured(result, fused(result, exact[0])),
-            "training": None if name == "mlp" else dataclasses.asdict(settings.training),
+            "training": None if name == "mlp" else dataclasses.asdict(settings.victim.training),
         }
         for epsilon in EPSILONS:
-            found = compare(result, epsilon, exact)
-            append_row(RESULTS, row | found | origin)
-            print(name, found, flush=True)
+            comparison = compare(result, epsilon, exact)
+            append_row(RESULTS, row | comparison | origin)
+            print(name, comparison, flush=True)
 
 
 if __name__ == "__main__":

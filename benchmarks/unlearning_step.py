@@ -29,9 +29,9 @@ from absl import flags
 from launch import cli
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
+from otbr_jax.numerics import convolutions, products, winograd
 from otbr_jax.report.rows import append_row
 from otbr_jax.runs.provenance import ROOT, provenance
-from otbr_jax.steps import convolutions, products, winograd
 from otbr_jax.steps.unlearn import UnlearningConfig, random_unlearning
 
 sys.path.insert(0, str(ROOT / "tests"))
@@ -62,8 +62,8 @@ def timed(programs: dict[str, Callable[[], Any]]) -> dict[str, dict[str, float]]
             program()
             times[name].append((time.perf_counter() - clock, time.process_time() - processor))
     return {
-        name: {"seconds": statistics.median(a for a, _ in found), "processor_seconds": min(b for _, b in found)}
-        for name, found in times.items()
+        name: {"seconds": statistics.median(a for a, _ in each), "processor_seconds": min(b for _, b in each)}
+        for name, each in times.items()
     }
 
 
@@ -98,7 +98,7 @@ def in_torch(memory_format: torch.memory_format) -> Callable[[], Any]:
 
 def steps(origin: dict[str, Any]) -> None:
     """Times whole steps, and appends a row."""
-    found = timed(
+    times = timed(
         {
             "jax": in_jax(plain=False),
             "jax, plain": in_jax(plain=True),
@@ -106,15 +106,15 @@ def steps(origin: dict[str, Any]) -> None:
             "torch, channels last": in_torch(torch.channels_last),
         }
     )
-    found = {name: {unit: round(value / STEPS, 3) for unit, value in own.items()} for name, own in found.items()}
-    for name, own in found.items():
+    times = {name: {unit: round(value / STEPS, 3) for unit, value in own.items()} for name, own in times.items()}
+    for name, own in times.items():
         print(f"{name:<30}{1000 * own['seconds']:9.0f} ms a step{own['processor_seconds']:9.2f} processor seconds")
     ratios = {}
     for unit in ("seconds", "processor_seconds"):
-        fastest = min(own[unit] for name, own in found.items() if name.startswith("torch"))
-        ratios[f"ratio_{unit}"] = round(found["jax"][unit] / fastest, 3)
+        fastest = min(own[unit] for name, own in times.items() if name.startswith("torch"))
+        ratios[f"ratio_{unit}"] = round(times["jax"][unit] / fastest, 3)
         print(f"jax / the faster torch, {unit}: {ratios[f'ratio_{unit}']:.2f}")
-    append_row(RESULTS, origin | {"width": WIDTH.value, "batch": BATCH.value} | found | ratios)
+    append_row(RESULTS, origin | {"width": WIDTH.value, "batch": BATCH.value} | times | ratios)
 
 
 def formulations() -> None:
@@ -140,10 +140,10 @@ def formulations() -> None:
             for name, form in forms.items():
                 with mock.patch.object(convolutions, "_form", lambda *_, form=form: form):
                     programs[name] = _compiled(*_in_jax(x, kernel, gradient, stride, wanted))
-            found = timed(programs)
+            times = timed(programs)
             cells = [
-                f"{1000 * found[name]['processor_seconds']:8.0f} ms{'*' if forms.get(name, 0) is chosen else ' '}"
-                if name in found
+                f"{1000 * times[name]['processor_seconds']:8.0f} ms{'*' if forms.get(name, 0) is chosen else ' '}"
+                if name in times
                 else ""
                 for name in names
             ]

@@ -1,1 +1,1 @@
-"""Config files: each returns the settings of one run."""
+"""Config files: each returns the settings of a program."""

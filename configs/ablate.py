@@ -1,10 +1,10 @@
-"""TSBD in parts: what its pieces are worth, on small victims.
+"""Ablation of TSBD on small victims: what is each part worth?
 
     python -m launch.ablate --workdir=runs/ablate                                              # scikit-learn's digits
     python -m launch.ablate --config=configs/ablate.py:mnist --workdir=runs/cpu/mnist/preact_resnet10-w8
 
-Behind the colon: `digits`, with the settings of `configs/tsbd.py`, or `mnist` or `cifar10`, with victims and settings
-of the reduced bench (`configs/bench/cpu.py`, `configs/bench/tsbd.py`), which are reloaded in its working directory.
+After the colon: `digits`, with the settings of `configs/tsbd.py`; or `mnist` or `cifar10`, with the victims and
+settings of the reduced bench (`configs/bench/cpu.py`, `configs/bench/tsbd.py`), reloaded from its working directory.
 Victims with 5 % and 1 % poisoned images are trained beside those with 10 %.
 """
 
@@ -27,9 +27,9 @@ def get_config(data: str = "digits") -> ml_collections.ConfigDict:
     cell = tsbd.digits("badnets", 0) if data == "digits" else tsbd.with_tsbd(cpu.cell(data, "badnets"))
     repair = cell.config
     config = AblationConfig(
-        **{field.name: getattr(repair, field.name) for field in dataclasses.fields(VictimConfig)},
+        **{field.name: getattr(repair.victim, field.name) for field in dataclasses.fields(VictimConfig)},
         attacks=ATTACKS[data],
-        tsbd=dataclasses.replace(repair.tsbd, n=0.2),
+        tsbd=dataclasses.replace(repair.method.tsbd, n=0.2),
         clean=repair.clean,
     )
     return ml_collections.ConfigDict(dataclasses.asdict(config))

@@ -1,15 +1,15 @@
-"""How active neurons of clean and of backdoored networks are while they are unlearned, on scikit-learn's digits.
+"""Activeness of neurons in clean and in backdoored networks during unlearning, on scikit-learn's digits.
 
     python -m launch.activeness --workdir=runs/activeness
 
 Trains a network for each of `attacks` (`none`: without a backdoor) and `seeds`, unlearns it on 5 % of the training
-images for 20 steps, and compares the gradient norms of its neurons. A network of your own, with the trigger that it is
-known to answer; its scores say something beside those of others:
+images for 20 steps, and compares the gradient norms of its neurons. For a network of your own, the trigger has to be
+known. Its scores only mean something beside those of other networks:
 
     python -m launch.activeness --workdir=DIR --config.model.checkpoint=victim.pt \\
         --config.attack.name=badnets --config.data.name=npz --config.data.path=FILE.npz
 
-and with the `model.name`, `width`, `num_classes` and `image_shape` of that network.
+Add the `model.name`, `width`, `num_classes` and `image_shape` of that network.
 """
 
 import dataclasses

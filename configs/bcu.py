@@ -1,20 +1,19 @@
-"""BCU on the embedded default: weights are drawn anew, and the suspicious network teaches the rest, without data.
+"""BCU on the default victim: re-initialises weights and distils the suspicious network into the result, without data.
 
     python -m launch.repair --config=configs/bcu.py --workdir=runs/bcu
 
-As published, on procedural pictures in the place of unlabelled images. A network of your own:
-`--config.model.checkpoint=victim.pt`, with what configs/own_network.py says of it. What it does: docs/defences/bcu.md.
+As published, with procedural images in place of unlabelled ones. A network of your own:
+`--config.model.checkpoint=victim.pt`, and the flags of configs/own_network.py. What it does: docs/defences/bcu.md.
 
-Expected: about a minute and a quarter on one core beside the training of the victim. The leaderboard says how it does
-(docs/leaderboard.md): the backdoors stay.
+Expected: about a minute and a quarter on one core, plus the training of the victim. The backdoors stay
+(docs/leaderboard.md).
 """
-
-import dataclasses
 
 import ml_collections
 
 from configs import otbr
-from otbr_jax.studies.repair_config import repair_config, repaired_by
+from otbr_jax.settings import as_dict, from_dict
+from otbr_jax.studies.repair_config import RepairConfig, repaired_by
 
 SETTINGS = dict[str, object]()
 """The defaults."""
@@ -22,5 +21,5 @@ SETTINGS = dict[str, object]()
 
 def get_config() -> ml_collections.ConfigDict:
     """The settings; every field can be set on the command line as `--config.FIELD=VALUE`."""
-    config = repaired_by("bcu", repair_config(otbr.get_config().to_dict()), **SETTINGS)
-    return ml_collections.ConfigDict(dataclasses.asdict(config))
+    config = repaired_by("bcu", from_dict(RepairConfig, otbr.get_config().to_dict()), **SETTINGS)
+    return ml_collections.ConfigDict(as_dict(config))

@@ -1,17 +1,17 @@
-"""How alike neurons move under random, clean and poison unlearning, on victims of scikit-learn's digits.
+"""Correlation of neuron weight changes under random, clean and poison unlearning, on scikit-learn's digits.
 
     python -m launch.correlation --workdir=runs/correlation
 
-Trains a victim for each of `attacks`, unlearns it in three ways and correlates the neuron weight changes: about nine
-minutes on two CPU cores; with `--config=configs/correlation.py:cifar10`, on victims of the reduced bench. A network of
-your own, with the trigger that it is known to answer:
+Trains a victim for each of `attacks`, unlearns it in three ways and correlates the neuron weight changes.
+`--config=configs/correlation.py:cifar10` does so on victims of the reduced bench. For a network of your own, the
+trigger has to be known:
 
     python -m launch.correlation --workdir=DIR --config.model.checkpoint=victim.pt "--config.attacks=()" \\
         --config.attack.name=badnets --config.data.name=npz --config.data.path=FILE.npz
 
-and with the `model.name`, `width`, `num_classes` and `image_shape` of that network.
+Add the `model.name`, `width`, `num_classes` and `image_shape` of that network.
 
-Expected: docs/results/otbr.md, whose rows stand in results/correlation.jsonl.
+Expected: docs/results/otbr.md (rows: results/correlation.jsonl), in about nine minutes on two CPU cores.
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
-"""How victims are trained: the published recipe, and a fast one; what each data set wants of a network.
+"""Training recipes of victims, published and fast; image shapes and classes of data sets.
 
-Published (the toolkit that both papers build on): SGD 0.01, momentum 0.9, weight decay 5e-4, batches of 128, a cosine,
-100 epochs on CIFAR-10, 50 on GTSRB, 200 on Tiny ImageNet. Fast: a learning rate ten times as high after a warm-up, and
-a seventh of the epochs.
+Published (BackdoorBench, which both papers build on): SGD 0.01, momentum 0.9, weight decay 5e-4, batches of 128, a
+cosine schedule, 100 epochs on CIFAR-10, 50 on GTSRB, 200 on Tiny ImageNet. Fast: ten times the learning rate after a
+warm-up, and a seventh of the epochs.
 """
 
 import dataclasses
@@ -31,13 +31,13 @@ EPOCHS = {
     "fast": {"cifar10": 15, "gtsrb": 8, "tiny_imagenet": 30, "mnist": 6, "digits": 15},
 }
 EIGHT = ("badnets", "blended", "sig", "lf", "ssba", "wanet", "input_aware", "trojan")
-"""The attacks of the two benches that stand for the papers'."""
+"""The attacks of the papers."""
 RATES = {"published": {"learning_rate": 0.01}, "fast": {"learning_rate": 0.1, "warmup": 0.2}}
 
 
 def training(data: str, recipe: str, **changes) -> TrainingConfig:
     """The training of a recipe on a data set."""
-    written = data in ("mnist", "digits")  # digits fill their images, and mean nothing mirrored
+    written = data in ("mnist", "digits")  # digits fill their images, and a mirrored one is no digit
     augmentation = {"crop_padding": 0 if written else 4, "flip": data == "cifar10"}
     batch_size = 64 if data == "digits" else 128  # of 1,297 images
     return TrainingConfig(
@@ -51,7 +51,7 @@ def model(data: str, name: str = "preact_resnet18", *, width: int = 0) -> ModelC
 
 
 def victim(data: str, argument: str, *, network: ModelConfig | None = None) -> ml_collections.ConfigDict:
-    """The settings of a victim from the part of `--config` behind the colon: `ATTACK` or `ATTACK,RECIPE`.
+    """The settings of a victim from the part of `--config` after the colon: `ATTACK` or `ATTACK,RECIPE`.
 
     The network is PreAct-ResNet18 unless another is given.
 

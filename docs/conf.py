@@ -30,13 +30,14 @@ extensions = [
     "sphinx.ext.intersphinx",
     "sphinx_copybutton",
     "terms",
+    "every_name",
 ]
 html_theme = "furo"
 html_title = "otbr_jax"
 html_show_copyright = False
 html_static_path = ["static"]
 html_css_files = ["wide.css"]
-exclude_patterns = ["_build", "ext", "generated/*.md"]  # the latter are included
+exclude_patterns = ["_build", "ext"]
 myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence"]
 nb_execution_mode = "force" if os.environ.get("NOTEBOOKS") else "off"
@@ -62,7 +63,7 @@ intersphinx_timeout = 10
 
 PAGES = {
     "README.md": "index.md",
-    "CONTRIBUTING.md": "project/contributing.md",
+    "CONTRIBUTING.md": "contribute/contributing.md",
     "CHANGELOG.md": "project/changelog.md",
     "CITATION.cff": "project/citation.md",
     "SECURITY.md": "project/security.md",
@@ -88,7 +89,7 @@ def _on_the_site(app, page, source):
     if page.startswith("generated/colabs/"):
         source[0] = _with_badge(source[0], page)
     else:
-        source[0] = _LINK.sub(lambda found: found[1] + _linked(found[2], page), source[0])
+        source[0] = _LINK.sub(lambda match: match[1] + _linked(match[2], page), source[0])
 
 
 def _with_badge(text: str, page: str) -> str:
@@ -101,6 +102,12 @@ def _with_badge(text: str, page: str) -> str:
     return re.sub(r'("# [^"\\]+)(\\n")', rf"\1\\n\\n{link}\2", text, count=1)
 
 
+def _without_places(app, kind, name, value, skip, options):
+    """Leaves out the fields of named tuples, of which Python says "Alias for field number 0"; their class says more."""
+    return True if type(value).__name__ == "_tuplegetter" else None
+
+
 def setup(app):
     """Called by Sphinx."""
+    app.connect("autodoc-skip-member", _without_places)
     app.connect("source-read", _on_the_site)

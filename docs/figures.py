@@ -5,7 +5,6 @@ Numbers come from rows of `results/` and from the calibration, nothing is comput
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,21 +30,24 @@ STYLE = {
 }
 LAYERS = (3, 5, 5, 3)
 """Neurons of a sketched network, layer by layer."""
-MOVED = {(1, 1): 1.0, (1, 3): 0.3, (2, 0): 0.25, (2, 3): 0.9, (1, 0): 0.1, (2, 2): 0.15, (1, 4): 0.2, (2, 4): 0.05}
-"""How far unlearning moves a sketched neuron's weights; 0 where nothing is said."""
+CHANGES = {(1, 1): 1.0, (1, 3): 0.3, (2, 0): 0.25, (2, 3): 0.9, (1, 0): 0.1, (2, 2): 0.15, (1, 4): 0.2, (2, 4): 0.05}
+"""How much unlearning changes a sketched neuron's weights; by default 0."""
 CHOSEN = ((1, 1), (2, 3))
 
 
 def rows(name: str) -> list[dict[str, Any]]:
     """The rows of results/NAME.jsonl."""
-    return [json.loads(line) for line in (ROOT / "results" / f"{name}.jsonl").read_text().splitlines() if line.strip()]
+    from otbr_jax.report.rows import parse
+
+    path = ROOT / "results" / f"{name}.jsonl"
+    return [dict(row.values) for row in parse(path.read_text(), name=path.name)]
 
 
 def network(
     axis: Axes,
     title: str,
     *,
-    moved: bool = False,
+    changed: bool = False,
     gone: bool = False,
     thin: Sequence[tuple[int, int]] = (),
     ghosts: bool = False,
@@ -55,7 +57,7 @@ def network(
     Args:
       axis: where.
       title: what is done to it.
-      moved: whether neurons are coloured by how far they moved.
+      changed: whether neurons are coloured by how much they changed.
       gone: whether the chosen ones have lost their weights.
       thin: neurons of which only a part is left.
       ghosts: whether a pruned copy is laid over it.
@@ -75,11 +77,11 @@ def network(
             style = {"lw": 0.5, "ls": ":"} if weak else {"lw": 0.8}
             axis.plot(*zip(start, end, strict=True), color=LINE, zorder=1, **style)
     for spot, (x, y) in place.items():
-        share = MOVED.get(spot, 0.0) if moved else 0.0
+        share = CHANGES.get(spot, 0.0) if changed else 0.0
         hollow, part = gone and spot in CHOSEN, spot in thin
-        colour: Any = mpl.colormaps["Oranges"](0.05 + 0.75 * share) if moved else "#dde3ea"
+        colour: Any = mpl.colormaps["Oranges"](0.05 + 0.75 * share) if changed else "#dde3ea"
         colour = "white" if hollow else colour
-        edge = BAD if spot in CHOSEN and (moved or gone or part) else SOFT
+        edge = BAD if spot in CHOSEN and (changed or gone or part) else SOFT
         axis.scatter(
             x, y, s=125, color=[colour], edgecolor=edge, lw=1.1, zorder=3, linestyle="--" if hollow or part else "-"
         )
@@ -90,11 +92,11 @@ def network(
     axis.set_title(title, loc="center", fontsize=9, pad=2)
 
 
-def bars(axis: Axes, names: Sequence[str], found: Sequence[Mapping[str, float]]) -> None:
+def bars(axis: Axes, names: Sequence[str], measured: Sequence[Mapping[str, float]]) -> None:
     """ACC and ASR after each step, in per cent, with their values."""
     spots = np.arange(len(names))
     for shift, metric, colour in ((-0.19, "acc", GOOD), (0.19, "asr", BAD)):
-        values = [100 * row[metric] for row in found]
+        values = [100 * row[metric] for row in measured]
         axis.bar(spots + shift, values, 0.36, color=colour, label=metric.upper())
         for spot, value in zip(spots, values, strict=True):
             axis.text(spot + shift, value + 1.5, f"{value:.1f}", ha="center", fontsize=8, color=SOFT)
@@ -104,18 +106,18 @@ def bars(axis: Axes, names: Sequence[str], found: Sequence[Mapping[str, float]])
     axis.legend(frameon=False, ncols=2, loc="upper right", bbox_to_anchor=(1.0, 1.2), borderaxespad=0)
 
 
-def steps(panels: Sequence[Mapping[str, Any]], names: Sequence[str], found: Any, *, title: str) -> Figure:
+def steps(panels: Sequence[Mapping[str, Any]], names: Sequence[str], measured: Any, *, title: str) -> Figure:
     """Sketches of a method's steps above what each does to ACC and ASR."""
-    sketches, measured = 7.2 / len(panels) * 0.85 + 0.4, 1.75  # inches
-    figure = Figure(figsize=(7.2, sketches + measured), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(sketches, measured))
+    sketches, charts = 7.2 / len(panels) * 0.85 + 0.4, 1.75  # inches
+    figure = Figure(figsize=(7.2, sketches + charts), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(sketches, charts))
     for number, (axis, panel) in enumerate(zip(above.subplots(1, len(panels)), panels, strict=True)):
         network(axis, **panel)
         if number:
             look = {"arrowstyle": "-|>", "mutation_scale": 11, "color": SOFT, "clip_on": False}
             axis.add_artist(FancyArrowPatch((-0.06, 0.48), (0.06, 0.48), transform=axis.transAxes, **look))
     axis = below.subplots()
-    bars(axis, names, found)
+    bars(axis, names, measured)
     axis.set_title(title)
     return figure
 
@@ -125,12 +127,12 @@ def otbr() -> Figure:
     (row,) = (row for row in rows("digits") if row["seed"] == 0)
     return steps(
         [
-            {"title": "1  unlearn noise:\nsome weights move far", "moved": True},
-            {"title": "2  score neurons,\nprune the highest", "moved": True, "gone": True},
+            {"title": "1  unlearn noise:\nsome weights change most", "changed": True},
+            {"title": "2  score neurons,\nprune the highest", "changed": True, "gone": True},
             {"title": "3  align it with the\noriginal by transport", "gone": True, "ghosts": True},
             {"title": "4  average both:\nwhat was pruned is diluted", "thin": CHOSEN},
         ],
-        ("as it came", "unlearned", "pruned", "fused"),
+        ("suspicious", "unlearned", "pruned", "fused"),
         [row["metrics"][name] for name in ("victim", "unlearned", "pruned", "fused")],
         title="BadNets on digits, seed 0",
     )
@@ -146,26 +148,26 @@ def tsbd() -> Figure:
     ][-1]  # the latest counts, as in the tables
     return steps(
         [
-            {"title": "1  unlearn clean images\ndown to chance", "moved": True},
-            {"title": "2  set to zero the\nneurons that moved most", "moved": True, "gone": True},
+            {"title": "1  unlearn clean images\ndown to chance", "changed": True},
+            {"title": "2  zero the neurons\nthat changed most", "changed": True, "gone": True},
             {"title": "3  fine-tune, and keep\ngradients small", "thin": CHOSEN},
         ],
-        ("as it came", "unlearned", "set to zero", "fine-tuned"),
+        ("suspicious", "unlearned", "set to zero", "fine-tuned"),
         [row["metrics"][name] for name in ("victim", "unlearned", "reinitialized", "finetuned")],
         title="BadNets on digits, seed 0, with 65 clean images (whole neurons)",
     )
 
 
 def detection() -> Figure:
-    """Suspicions of calibration networks, and of the victims of the small bench, with the threshold."""
-    from otbr_jax.report.calibration import clean_scores
+    """Scores of calibration networks, and of the victims of the small bench, with the threshold."""
+    from otbr_jax.detectors.calibration import calibration_of
 
     bench = [row for row in rows("bench_disarm") if row["seed"] < 10]  # others are the calibration's
-    judged = [(row["attack"] != "none", row["judgement"]["suspicion"][row["judgement"]["suspect"]]) for row in bench]
+    scored = [(row["attack"] != "none", row["verdict"]["score"]) for row in bench]
     kinds = (
-        ("clean networks of the calibration", clean_scores("procedural pictures"), SOFT),
-        ("other clean networks", [score for bad, score in judged if not bad], GOOD),
-        ("backdoored networks", [score for bad, score in judged if bad], BAD),
+        ("clean networks of the calibration", calibration_of("trigger_size").scores, SOFT),
+        ("other clean networks", [score for bad, score in scored if not bad], GOOD),
+        ("backdoored networks", [score for bad, score in scored if bad], BAD),
     )
     figure = Figure(figsize=(7.2, 2.6), layout="constrained")
     axis = figure.subplots()
@@ -176,7 +178,7 @@ def detection() -> Figure:
     axis.axvline(3.5, color=INK, lw=1, ls="--")
     axis.text(3.65, 2.62, "threshold 3.5", fontsize=8, va="center")
     axis.set_yticks(range(3), [f"{name} ({len(scores)})" for name, scores, _ in kinds])
-    axis.set(xlabel="suspicion of the most suspicious class", ylim=(-0.5, 2.8), xlim=(-0.4, None))
+    axis.set(xlabel="highest anomaly score of any class", ylim=(-0.5, 2.8), xlim=(-0.4, None))
     axis.tick_params(axis="y", length=0)
     return figure
 

@@ -6,5 +6,3 @@ if sys.argv[0] == "-m":  # `python -m launch.PROGRAM`, before anything else is i
     from launch.signals import wait_for_signals
 
     wait_for_signals()
-    if sys.stderr.isatty():
-        print("loading JAX ...", file=sys.stderr, flush=True)

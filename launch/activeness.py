@@ -1,8 +1,8 @@
 """Are neurons of a backdoored network more active while it is unlearned? `python -m launch.activeness [--workdir=DIR]`.
 
-Without arguments it trains networks with and without a backdoor on small images that ship with scikit-learn. Leaves
-`activeness.html` with the figures, `activeness.json` with the numbers and `activeness.csv` with every neuron; see
-configs/activeness.py for a network of your own.
+Without arguments it trains networks with and without a backdoor on small images that ship with scikit-learn. Writes
+`activeness.html` with the figures, `activeness.json` with the numbers and `activeness.csv` with every neuron. A network
+of your own: configs/activeness.py.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from launch import cli, hosts, studying
-from otbr_jax.studies.activeness import ACTIVENESS
 
-CONFIG = cli.define_config("activeness.py", ACTIVENESS.Config)
+CONFIG = cli.define_config("activeness.py", "activeness")
 WORKDIR = studying.define_workdir("runs/activeness")
 RESULTS = studying.define_results()
 HOSTS = hosts.define_hosts()
@@ -20,6 +19,8 @@ HOSTS = hosts.define_hosts()
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the study and prints its table."""
+    from otbr_jax.studies.activeness import ACTIVENESS
+
     del arguments
     studying.run(ACTIVENESS, CONFIG(), workdir=WORKDIR.value, results=RESULTS.value, devices=HOSTS.devices())
 

@@ -1,4 +1,4 @@
-"""Compiled programs, kept between launches: a second start compiles next to nothing."""
+"""Compiled programs are kept between launches: a second start compiles next to nothing."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import warnings
 import jax
 
 MOST_BYTES = 2_000_000_000
-"""What programs may take on the disk; those that were used longest ago go first."""
+"""The most that programs may take on the disk; the least recently used ones are removed first."""
 WORTHWHILE = 0.5
-"""Seconds: what is compiled faster is not kept."""
+"""Seconds: programs that compile faster are not kept."""
 
 
 def keep_programs() -> None:
-    """Lets JAX keep the programs of this process, for every launcher; a folder that cannot be written ends nothing.
+    """Turns on JAX's compilation cache, for every launcher; a folder that cannot be written is no error.
 
-    They lie where `JAX_COMPILATION_CACHE_DIR` says, else in `folder()`. JAX's own variables win over what is set here;
-    `JAX_ENABLE_COMPILATION_CACHE=0` keeps nothing. Only programs' launchers call this, never the library.
+    Programs are kept where `JAX_COMPILATION_CACHE_DIR` says, else in `folder()`. JAX's own variables take precedence;
+    `JAX_ENABLE_COMPILATION_CACHE=0` keeps nothing. Only launchers call this, never the library.
     """
     # A full disk, or an entry that was cut short: the program is compiled, as without a folder.
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
@@ -39,9 +39,9 @@ def keep_programs() -> None:
 
 
 def folder() -> pathlib.Path:
-    """Where programs lie: `otbr_jax/compiled` in the user's cache, a folder for each kind of processor.
+    """Where programs are kept: `otbr_jax/compiled` in the user's cache, a folder for each kind of processor.
 
-    A home may be shared by machines, and a program for one processor is not one for another.
+    Machines may share a home, and a program for one processor does not run on another.
     """
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return pathlib.Path(home) / "otbr_jax" / "compiled" / _processor()
@@ -53,7 +53,7 @@ def _unless_given(option: str, value: float) -> None:
 
 
 def _processor() -> str:
-    """The processor's architecture, and a hash of what it can do where Linux says it."""
+    """The processor's architecture, and on Linux a hash of its features."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,8 +1,8 @@
-"""Do neurons move alike under random, clean and poison unlearning? `python -m launch.correlation [--workdir=DIR]`.
+"""Do random, clean and poison unlearning change the same neurons? `python -m launch.correlation [--workdir=DIR]`.
 
-Without arguments it trains victims of several attacks on small images that ship with scikit-learn. Leaves
+Without arguments it trains victims of several attacks on small images that ship with scikit-learn. Writes
 `correlation.html` with the scatter plots, `correlation.json` with all numbers and `nwc.csv` with every neuron's weight
-changes; see configs/correlation.py for a network of your own.
+changes. A network of your own: configs/correlation.py.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from launch import cli, hosts, studying
-from otbr_jax.studies.correlation import CORRELATION
 
-CONFIG = cli.define_config("correlation.py", CORRELATION.Config)
+CONFIG = cli.define_config("correlation.py", "correlation")
 WORKDIR = studying.define_workdir("runs/correlation")
 RESULTS = studying.define_results()
 HOSTS = hosts.define_hosts()
@@ -20,6 +19,8 @@ HOSTS = hosts.define_hosts()
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the study and prints its table."""
+    from otbr_jax.studies.correlation import CORRELATION
+
     del arguments
     studying.run(CORRELATION, CONFIG(), workdir=WORKDIR.value, results=RESULTS.value, devices=HOSTS.devices())
 

@@ -6,7 +6,7 @@ import difflib
 import inspect
 import shlex
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -15,10 +15,10 @@ from otbr_jax.settings import Setting
 
 WIDTH = 100
 """Columns of a terminal."""
-BROUGHT = ("model", "data", "clean")
-"""Groups of settings about what somebody brings; they come first."""
-TRAINED = ("attack", "training", "comes_back")
-"""Groups of settings about networks that are trained here, or whose trigger is known."""
+USERS_OWN = ("model", "data", "clean")
+"""Groups of settings about the user's own network and images; they come first."""
+VICTIMS = ("attack", "training", "relearning")
+"""Groups of settings about victims that are trained here, or whose trigger is known."""
 
 
 def program_help(usage: str, own: Iterable[flags.Flag]) -> str:
@@ -39,7 +39,7 @@ def settings_help(settings: Sequence[Setting], *, file: str, whole: bool) -> str
     Args:
       settings: with the file's defaults, as `otbr_jax.settings.describe` gives them.
       file: the name of the config file.
-      whole: whether groups within groups, and those of what is trained here, are listed too, and not only named.
+      whole: whether groups within groups, and those about victims, are listed too, and not only named.
     """
     lines = [
         _entry("config", file, "Python file with the settings, here or in the checkout; below are its defaults."),
@@ -50,10 +50,10 @@ def settings_help(settings: Sequence[Setting], *, file: str, whole: bool) -> str
 
     def place(setting: Setting) -> int:
         group = setting.name.partition(".")[0]
-        return BROUGHT.index(group) if group in BROUGHT else -1 if group not in groups else len(BROUGHT)
+        return USERS_OWN.index(group) if group in USERS_OWN else -1 if group not in groups else len(USERS_OWN)
 
-    folded = set() if whole else {name for name in groups if "." in name or name in TRAINED}
-    for name, words, default, doc in sorted(settings, key=place):
+    folded = set() if whole else {name for name in groups if "." in name or name in VICTIMS}
+    for name, words, default, doc, *_ in sorted(settings, key=place):
         group = name if name in groups else name.rpartition(".")[0]
         if any(group == each or group.startswith(f"{each}.") for each in folded):
             continue
@@ -67,8 +67,8 @@ def settings_help(settings: Sequence[Setting], *, file: str, whole: bool) -> str
     return "\n".join(lines)
 
 
-def unknown_flag(name: str, known: Iterable[str]) -> str:
-    """The message about a flag that there is not, with the name of the nearest one.
+def unknown_flag(name: str, known: Iterable[str], *, formerly: Mapping[str, str] = {}) -> str:
+    """The message about a flag that does not exist, with its current name or that of the nearest flag.
 
     Flags are compared by as many of their last parts as the unknown one has: `epochs` with the last one, and
     `training.epochs` with the last two. Of equally near ones, the one with the fewest parts is meant.
@@ -76,7 +76,10 @@ def unknown_flag(name: str, known: Iterable[str]) -> str:
     Args:
       name: as it was given, without dashes.
       known: names of flags; those of settings start with `config.`.
+      formerly: old names of flags, and their current ones.
     """
+    if name in formerly:
+        return f"unknown flag --{name}; it is --{formerly[name]} now"
     wanted = name.removeprefix("config.")
     parts = wanted.count(".") + 1
 

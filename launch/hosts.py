@@ -4,8 +4,8 @@ Every host starts the same command, with `--coordinator=HOST:PORT`, the address 
 `--num_processes` and `--process_id`; or with `--coordinator=auto`, where JAX finds the rest out by itself (TPU slices,
 Slurm, Open MPI, Kubernetes). The first process prints and writes; the others are quiet.
 
-A process that dies is missed after `HEARTBEAT` seconds, and XLA then aborts all others, with a page of its own from
-C++. Here that page goes into a file, and one line is said.
+When a process dies, XLA notices after `HEARTBEAT` seconds and aborts all others, with a page of C++ output. Here that
+page goes into a file, and one line is printed.
 """
 
 from __future__ import annotations
@@ -22,24 +22,23 @@ import socket
 import sys
 import tempfile
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
 from absl import flags
 
 from otbr_jax.errors import InputError
-from otbr_jax.runs import hosts
-from otbr_jax.runs.devices import first_devices
-from otbr_jax.runs.identity import package_digest, versions
+
+if TYPE_CHECKING:
+    import jax
 
 WAIT = 60
 """Seconds that processes wait for each other at the start."""
 HEARTBEAT = 10
-"""Seconds without a sign after which a process counts as dead."""
+"""Seconds without a heartbeat after which a process counts as dead."""
 
 _GOES_ON = "the same command on every host goes on from what is finished"
 _ECHOES = ("Gloo", "Connection closed by peer", "Connection reset by peer", "Socket closed")
-_joined: dict[str, Any] = {}
+_state: dict[str, Any] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +59,8 @@ class Hosts:
 
     def devices(self) -> list[jax.Device] | None:
         """The devices that `--devices` asks for; None for all; raises InputError if there are fewer."""
+        from otbr_jax.runs.devices import first_devices
+
         return first_devices(self.local.value)
 
     @property
@@ -67,12 +68,12 @@ class Hosts:
         """The names of the flags."""
         return tuple(getattr(self, field.name).name for field in dataclasses.fields(self))
 
-    def asked(self) -> bool:
-        """Whether the flags ask for several processes; raises InputError if they do by half, or cannot be met."""
+    def are_wanted(self) -> bool:
+        """Whether the flags ask for several processes; raises InputError if one is missing or out of range."""
         address, index, count = self.coordinator.value, self.process_id.value, self.num_processes.value
-        given = {"process_id": index, "num_processes": count}
+        values = {"process_id": index, "num_processes": count}
         if not address:
-            for name, value in given.items():
+            for name, value in values.items():
                 if value is not None:
                     raise InputError(f"--coordinator: expected HOST:PORT of process 0 beside --{name}, found none")
             return False
@@ -81,7 +82,7 @@ class Hosts:
         if not re.fullmatch(r"([^\s:\[\]]+|\[[0-9a-fA-F:]+\]):\d{1,5}", address):
             raise InputError(f"--coordinator: expected HOST:PORT, or auto, found {address!r}")
         if index is None or count is None:
-            missing = next(name for name, value in given.items() if value is None)
+            missing = next(name for name, value in values.items() if value is None)
             raise InputError(f"--{missing}: expected a whole number beside --coordinator, found none")
         if count < 1:
             raise InputError(f"--num_processes: expected at least 1, found {count}")
@@ -90,8 +91,8 @@ class Hosts:
         return True
 
     def join(self, program: str, settings: Any) -> None:
-        """Meets the other processes, where the flags ask for any; see `join`."""
-        if self.asked():
+        """Joins the other processes, if the flags ask for any; see `join`."""
+        if self.are_wanted():
             join(self.coordinator.value, self.process_id.value, self.num_processes.value, program, settings)
 
 
@@ -100,7 +101,7 @@ def define_hosts() -> Hosts:
     return Hosts(
         own_flag(flags.DEFINE_string(
             "coordinator", "",
-            "Address HOST:PORT of process 0, or `auto` on a cluster that JAX knows; for a run of many processes.",
+            "Address HOST:PORT of process 0, or `auto` on a cluster that JAX knows; for a run in several processes.",
         )),
         own_flag(flags.DEFINE_integer("process_id", None, "Which of the processes this is, from 0.")),
         own_flag(flags.DEFINE_integer("num_processes", None, "How many processes there are.")),
@@ -115,29 +116,34 @@ def own_flag(flag: flags.FlagHolder[Any]) -> flags.FlagHolder[Any]:
 
 
 def join(coordinator: str, process_id: int | None, num_processes: int | None, program: str, settings: Any) -> None:
-    """Meets the other processes.
+    """Joins the other processes.
 
     Args:
       coordinator: HOST:PORT of process 0, or `auto`, which needs neither of the next two.
       process_id: which process this is.
       num_processes: how many there are.
       program: its name.
-      settings: plain JSON values, which have to be the same for all.
+      settings: plain JSON values, which have to be the same in all processes.
 
     Raises:
-      InputError: if there is nobody at the coordinator's address, its port is taken, or others came with other
+      InputError: if nobody answers at the coordinator's address, its port is taken, or another process has other
         settings, another program, or other code.
     """
-    _native_output_aside()
-    _joined.update(phase="start", name=_name(process_id, num_processes))
-    named = coordinator != "auto"
-    if named:
+    import jax
+
+    from otbr_jax.runs import hosts
+    from otbr_jax.runs.identity import package_digest, versions
+
+    _redirect_native_output()
+    _state.update(phase="start", name=_name(process_id, num_processes))
+    has_address = coordinator != "auto"
+    if has_address:
         (_await_coordinator if process_id else _check_port)(coordinator)
     try:
         jax.distributed.initialize(
-            coordinator if named else None,
-            num_processes if named else None,
-            process_id if named else None,
+            coordinator if has_address else None,
+            num_processes if has_address else None,
+            process_id if has_address else None,
             initialization_timeout=WAIT,
             heartbeat_timeout_seconds=HEARTBEAT,
             shutdown_timeout_seconds=WAIT,
@@ -145,10 +151,10 @@ def join(coordinator: str, process_id: int | None, num_processes: int | None, pr
     except (ValueError, RuntimeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         expected = (
-            "an address that can be joined" if named else "a cluster that JAX knows, such as a TPU slice or Slurm"
+            "an address that can be joined" if has_address else "a cluster that JAX knows, such as a TPU slice or Slurm"
         )
         raise InputError(f"--coordinator: expected {expected}, found {coordinator!r} ({reason})") from None
-    _joined.update(phase="run", name=_name(jax.process_index(), jax.process_count()))
+    _state.update(phase="run", name=_name(jax.process_index(), jax.process_count()))
     for name, what, digest in (
         ("--num_processes", "program and number of processes", [program, jax.process_count()]),
         ("otbr_jax", "code and versions of libraries", [package_digest(), versions()]),
@@ -159,9 +165,9 @@ def join(coordinator: str, process_id: int | None, num_processes: int | None, pr
         sys.stdout = io.StringIO()
 
 
-def joined() -> str:
+def process_name() -> str:
     """`process 1 of 4`, empty where there is one process."""
-    return str(_joined.get("name", ""))
+    return str(_state.get("name", ""))
 
 
 def _name(index: int | None, count: int | None) -> str:
@@ -175,7 +181,7 @@ def _await_coordinator(address: str) -> None:
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
             return
-        except (OSError, OverflowError) as error:  # names of pods are known a while after the pods are
+        except (OSError, OverflowError) as error:  # the name of a pod resolves a while after the pod starts
             if time.monotonic() > until or isinstance(error, OverflowError):
                 raise InputError(
                     f"--coordinator: nobody answers at {address} within {WAIT} s ({error}); is process 0 started "
@@ -194,36 +200,36 @@ def _check_port(address: str) -> None:
         raise InputError(f"--coordinator: port {port} of this host cannot be used ({error}); choose another") from None
 
 
-def _native_output_aside() -> None:
-    """What C++ writes goes into a file, what Python writes stays; and an abort of C++ is said in a line."""
-    file, _joined["log"] = tempfile.mkstemp(prefix="otbr_jax_native_", suffix=".log")
+def _redirect_native_output() -> None:
+    """Sends the output of C++ into a file, and leaves Python's; an abort of C++ prints one line."""
+    file, _state["log"] = tempfile.mkstemp(prefix="otbr_jax_native_", suffix=".log")
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         getattr(sys, name).flush()
         stream = os.fdopen(os.dup(descriptor), "w", encoding="utf-8", buffering=1)
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
         os.dup2(file, descriptor)
-    # absl keeps the stream that it was made with.
+    # absl's handler holds the old stream.
     from absl import logging
 
     logging.get_absl_handler().python_handler.stream = sys.stderr
-    # A handler of Python's runs between two lines of the main thread, which never comes to its next one.
-    _joined["handler"] = ctypes.CFUNCTYPE(None, ctypes.c_int)(_aborted)
-    ctypes.CDLL(None).signal(int(signal.SIGABRT), _joined["handler"])
+    # A Python handler would run between two lines of the main thread, which never reaches its next one.
+    _state["handler"] = ctypes.CFUNCTYPE(None, ctypes.c_int)(_on_abort)
+    ctypes.CDLL(None).signal(int(signal.SIGABRT), _state["handler"])
 
 
-def _aborted(_: int) -> None:
-    phase = _joined.get("phase")
-    said = "another process has ended, or is not to be reached" if phase == "run" else f"not all came within {WAIT} s"
-    end(f"{said}; {_GOES_ON} (what XLA said: {_joined['log']})", status=1)
+def _on_abort(_: int) -> None:
+    phase = _state.get("phase")
+    reason = "another process has ended, or cannot be reached" if phase == "run" else f"not all came within {WAIT} s"
+    end(f"{reason}; {_GOES_ON} (what XLA said: {_state['log']})", status=1)
 
 
-def lost(error: Exception) -> None:
-    """What nobody expected may be the echo of another process's end: then this one ends with the line for that.
+def end_after_another(error: Exception) -> None:
+    """Ends this process with one line, if an unexpected error means that another process has ended.
 
-    Returns, after a while, where all others are alive.
+    Otherwise returns, after a while.
     """
-    if _joined.get("phase") != "run":
+    if _state.get("phase") != "run":
         return
     if any(word in str(error) for word in _ECHOES):
         end(f"another process has ended; {_GOES_ON}", status=1)
@@ -231,8 +237,8 @@ def lost(error: Exception) -> None:
 
 
 def end(message: str, *, status: int) -> None:
-    """Says a line and ends the process at once: an orderly end would wait for the others."""
+    """Prints a line and ends the process at once: an orderly end would wait for the others."""
     try:
-        print(f"error: {joined()}: {message}", file=sys.stderr, flush=True)
+        print(f"error: {process_name()}: {message}", file=sys.stderr, flush=True)
     finally:
         os._exit(status)

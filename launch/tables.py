@@ -1,15 +1,15 @@
 """Writes the tables of README.md and docs/ from results/*.jsonl: `python -m launch.tables`.
 
 A table stands between the lines `<!-- table: NAME -->` and `<!-- end -->` and is made from results/NAME.jsonl;
-NAME.PART is another table of the same rows.
-The leaderboard's lines also stand in results/leaderboard.jsonl, one JSON a line, for programs that read them.
-`--check` changes nothing and fails if a table is not what the rows say; `--print=NAME` only prints one.
+NAME.PART is another table of the same rows. The leaderboard is also written to results/leaderboard.jsonl, a JSON object
+a line. `--check` changes nothing and fails if a table is not what the rows say; `--print=NAME` only prints one.
 """
 
 from __future__ import annotations
 
 import pathlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -17,25 +17,28 @@ from launch import cli
 from otbr_jax.errors import InputError
 from otbr_jax.files import write_text
 from otbr_jax.paths import local_path
-from otbr_jax.report import blocks, leaderboard, rows
-from otbr_jax.report.results_tables import TABLES, markdown
+
+if TYPE_CHECKING:
+    from otbr_jax.report import blocks
 
 PAGES = flags.DEFINE_list(
     "pages", [], "Pages with tables to write; by default README.md and all of docs/ that have any."
 )
 RESULTS = flags.DEFINE_string("results", "results", "Folder of NAME.jsonl, one JSON object per line.")
 CHECK = flags.DEFINE_bool("check", False, "Changes nothing; fails if a table is not what the rows say.")
-PRINT = flags.DEFINE_enum("print", None, [*TABLES], "Prints that table and leaves the page alone.")
+PRINT = flags.DEFINE_enum("print", None, cli.choices("tables"), "Prints that table and writes no page.")
 
 
 def main(arguments: Sequence[str]) -> None:
     """Writes, checks or prints."""
+    from otbr_jax.report import blocks
+
     del arguments
     if PRINT.value:
         print(_table(PRINT.value))
         return
-    made = [_made(page) for page in _pages()]  # all of them, before one is written
-    for path, page, bodies in made:
+    pages = [_fill(page) for page in _pages()]  # all of them, before one is written
+    for path, page, bodies in pages:
         stale = [block for block, body in bodies.items() if "\n".join(block.body) != body]
         if stale and CHECK.value:
             raise InputError(
@@ -52,7 +55,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _pages() -> list[pathlib.Path]:
-    """The pages that were named, or those that have a table."""
+    """The pages of `--pages`, or those that have a table."""
     if PAGES.value:
         return [pathlib.Path(page) for page in PAGES.value]
     pages = [pathlib.Path("README.md"), *sorted(pathlib.Path("docs").rglob("*.md"))]
@@ -60,7 +63,9 @@ def _pages() -> list[pathlib.Path]:
 
 
 def _write_entries() -> None:
-    """results/leaderboard.jsonl, or what is wrong with it; nothing where no such bench was run."""
+    """Writes or checks results/leaderboard.jsonl; does nothing without rows of that bench."""
+    from otbr_jax.report import leaderboard, rows
+
     folder = local_path(RESULTS.value, name="--results")
     source, path = folder / "bench_leaderboard.jsonl", folder / "leaderboard.jsonl"
     if not source.exists():
@@ -74,12 +79,19 @@ def _write_entries() -> None:
     print(f"{path}: written")
 
 
-def _made(path: pathlib.Path) -> tuple[pathlib.Path, str, dict[blocks.Block, str]]:
+def _fill(path: pathlib.Path) -> tuple[pathlib.Path, str, dict[blocks.Block, str]]:
+    """A page, its text, and the table for each block of it."""
+    from otbr_jax.report import blocks
+    from otbr_jax.report.results_tables import TABLES
+
     page = _read(path, name="--pages")
     return path, page, {block: _table(block.name) for block in blocks.find(page, name=str(path), known=TABLES)}
 
 
 def _table(name: str) -> str:
+    from otbr_jax.report import rows
+    from otbr_jax.report.results_tables import markdown
+
     path = local_path(RESULTS.value, name="--results") / f"{name.partition('.')[0]}.jsonl"
     return markdown(name, rows.parse(_read(path, name="--results"), name=str(path)))
 

@@ -1,7 +1,7 @@
 """Trains a victim: `python -m launch.train_victim --config=configs/victims/cifar10.py:ATTACK[,fast] --workdir=DIR`.
 
-Leaves in the working directory the checkpoint `victim`, the trigger's arrays `attack`, `victim.json` and
-`trigger.html`; the same command resumes a training that was stopped. Prints the command that repairs the victim.
+Writes into the working directory the checkpoint `victim`, the trigger's arrays `attack`, `victim.json` and
+`trigger.html`. The same command resumes a training that was stopped. Prints the command that repairs the victim.
 """
 
 from __future__ import annotations
@@ -12,11 +12,8 @@ from collections.abc import Sequence
 from absl import flags
 
 from launch import cli, hosts
-from otbr_jax.report.numbers import percent
-from otbr_jax.victims.config import VictimConfig
-from otbr_jax.victims.train import repair_flags, train_victim
 
-CONFIG = cli.define_config("victims/cifar10.py", VictimConfig)
+CONFIG = cli.define_config("victims/cifar10.py", "victim")
 WORKDIR = flags.DEFINE_string("workdir", "runs/victim", "Directory for stages and results; resumed if used before.")
 PROFILE = flags.DEFINE_bool(
     "profile", False, "Writes a JAX trace of the run to WORKDIR/profile, for xprof or Perfetto."
@@ -25,7 +22,10 @@ HOSTS = hosts.define_hosts()
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Trains, measures and prints a table of the measurements."""
+    """Trains and measures the victim, and prints ACC and ASR by epoch."""
+    from otbr_jax.report.numbers import percent
+    from otbr_jax.victims.train import repair_flags, train_victim
+
     del arguments
     config = CONFIG()
     _, summary = train_victim(config, WORKDIR.value, profile=PROFILE.value, devices=HOSTS.devices())

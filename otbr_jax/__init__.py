@@ -2,89 +2,34 @@
 
 Pure functions over a `Network` (two functions) and its variables; see `otbr_jax.defenses` for whole methods, and
 `otbr_jax.studies` for what runs, saves and measures them.
+
+The public names stand in `__init__.pyi`, for type checkers too. Each is imported where it is first used, so that
+`otbr_jax.settings` and `otbr_jax.errors` come without JAX.
 """
 
-from otbr_jax.defenses.defend import Defended, defend
-from otbr_jax.defenses.otbr import OTBRConfig, OTBRInfo, otbr
-from otbr_jax.defenses.otbr_plus import OTBRPlusInfo, OTBRSettings, otbr_plus
-from otbr_jax.defenses.tsbd import TSBDConfig, TSBDInfo, tsbd
-from otbr_jax.detectors.detect import detect
-from otbr_jax.detectors.detector import Detector, Verdict
-from otbr_jax.detectors.judge import SuspicionConfig
-from otbr_jax.errors import InputError
-from otbr_jax.graph.choose import choose_layers
-from otbr_jax.graph.graph import Group, Layer, NeuronGraph, check_graph, permutation_error, permute
-from otbr_jax.graph.trace import trace
-from otbr_jax.plan import LongStep, Setup, Step, run, set_up
-from otbr_jax.steps.activeness import Activeness, activeness
-from otbr_jax.steps.finetune import FinetuningConfig, activeness_aware, finetune
-from otbr_jax.steps.fuse import FusionConfig, fuse
-from otbr_jax.steps.harden import PatchingConfig
-from otbr_jax.steps.prune import neurons_to_prune, prune, reinitialize
-from otbr_jax.steps.score import correlation, neuron_weight_changes, ranks
-from otbr_jax.steps.transport import TransportConfig
-from otbr_jax.steps.unlearn import (
-    CleanUnlearningConfig,
-    UnlearningConfig,
-    clean_unlearning,
-    noise_batches,
-    random_unlearning,
-    unlearn,
-)
-from otbr_jax.types import Batch, Network, Variables
+from __future__ import annotations
 
-__all__ = [
-    "Activeness",
-    "Batch",
-    "CleanUnlearningConfig",
-    "Defended",
-    "Detector",
-    "FinetuningConfig",
-    "FusionConfig",
-    "Group",
-    "InputError",
-    "Layer",
-    "LongStep",
-    "Network",
-    "NeuronGraph",
-    "OTBRConfig",
-    "OTBRInfo",
-    "OTBRPlusInfo",
-    "OTBRSettings",
-    "PatchingConfig",
-    "Setup",
-    "Step",
-    "SuspicionConfig",
-    "TSBDConfig",
-    "TSBDInfo",
-    "TransportConfig",
-    "UnlearningConfig",
-    "Variables",
-    "Verdict",
-    "activeness",
-    "activeness_aware",
-    "check_graph",
-    "choose_layers",
-    "clean_unlearning",
-    "correlation",
-    "defend",
-    "detect",
-    "finetune",
-    "fuse",
-    "neuron_weight_changes",
-    "neurons_to_prune",
-    "noise_batches",
-    "otbr",
-    "otbr_plus",
-    "permutation_error",
-    "permute",
-    "prune",
-    "random_unlearning",
-    "ranks",
-    "reinitialize",
-    "run",
-    "set_up",
-    "trace",
-    "tsbd",
-    "unlearn",
-]
+import ast
+import importlib
+import pkgutil
+from typing import Any
+
+_HOMES = {
+    alias.name: node.module
+    for node in ast.parse(pkgutil.get_data(__name__, "__init__.pyi") or b"").body
+    if isinstance(node, ast.ImportFrom) and node.module
+    for alias in node.names
+}
+"""The module of each public name."""
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

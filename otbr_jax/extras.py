@@ -1,4 +1,4 @@
-"""Packages that only parts of otbr_jax need; the extras of its installation bring them."""
+"""Optional packages, which only parts of otbr_jax need; the extras of its installation install them."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ EXTRAS: Mapping[str, tuple[str, str]] = {
     "safetensors": ("safetensors", "torch"),
     "torch": ("torch", "torch"),
 }
-"""Packages as they are imported, each with its name and the extra that brings it, as `setup.cfg` says."""
+"""Packages by the names of their imports, each with its name and its extra in `setup.cfg`."""
 
 
 def needed(module: str, *, what: str) -> Any:
-    """The module of that name, of a package of `EXTRAS`.
+    """Imports a module of a package of `EXTRAS`.
 
     Args:
       module: such as `PIL.Image`.
-      what: what it is needed for, for the message.
+      what: what needs it, for the message.
 
     Raises:
       InputError: if it is not installed; the message has the command that installs it.

@@ -1,4 +1,4 @@
-"""Files and folders that are written at once or not at all, and one line where they cannot be."""
+"""Atomic writes: files and folders appear complete or not at all, and a failure is one line."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _FULL = ("RESOURCE_EXHAUSTED", "No space left", "Disk quota exceeded", "unexpect
 
 @contextmanager
 def writing(path: pathlib.Path, *, name: str = "") -> Iterator[pathlib.Path]:
-    """Gives `path` + `.partial` to write to, a file or a folder; the caller renames it.
+    """Yields `path` + `.partial` to write to, a file or a folder; the caller renames it.
 
-    Whatever fails removes it, and ends in one line that names the path and why: libraries have many words for it.
+    A failure removes it, and raises one line that names the path and the reason, whatever a library's message is.
 
     Args:
-      path: what will be there in the end.
+      path: the final path.
       name: what is written, for the message; by default the path alone.
 
     Raises:
@@ -50,7 +50,7 @@ def writing(path: pathlib.Path, *, name: str = "") -> Iterator[pathlib.Path]:
 
 
 def write_bytes(path: pathlib.Path, content: bytes, *, name: str = "") -> None:
-    """Writes a file at once: readers see the old one or the new, never a part; raises InputError if it cannot be."""
+    """Writes a file atomically: readers see the old one or the new one; raises InputError if it cannot be written."""
     with writing(path, name=name) as partial:
         with open(partial, "wb") as file:
             file.write(content)
@@ -81,7 +81,7 @@ def sync_folder(folder: pathlib.Path) -> None:
 
 
 def _remove(partial: pathlib.Path) -> None:
-    """The file or folder, and what Orbax calls it until it is complete; nothing that is named a little like it."""
+    """Removes the file or folder, and Orbax's temporary ones for it, but none with a similar name."""
     for left in (partial, *partial.parent.glob(f"{glob.escape(partial.name)}.orbax-checkpoint-tmp*")):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Locks between processes, on one machine or several that share a folder; each ends with the process that holds it."""
+"""Locks between processes, on one machine or several that share a folder; a lock ends with its process."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 @contextmanager
 def locked(path: pathlib.Path, *, name: str, shared: bool = False, wait: bool = True) -> Iterator[bool]:
-    """Holds a lock as long as the context lasts.
+    """Holds a lock while the context lasts.
 
-    The kernel keeps the lock, on a network file system its server (NFS 4, Lustre mounted with `flock`). So it ends with
-    its holder, also with one that is killed. Its file is empty and stays.
+    The kernel keeps the lock, or the server of a network file system (NFS 4, Lustre mounted with `flock`). So it ends
+    when its process ends or is killed. Its file is empty and stays.
 
     Args:
-      path: the lock's file; it and its folder are made if they are missing.
+      path: the lock's file; it and its folder are created if they are missing.
       name: the argument that says where the file lies, for messages.
       shared: whether several processes may hold the lock, if all of them share it.
-      wait: whether to wait until nobody else holds it.
+      wait: whether to wait until no other process holds it.
 
     Yields:
       Whether the lock is held; without it only if `wait` is False.
 
     Raises:
-      InputError: if the file cannot be made, or lies on a file system without locks.
+      InputError: if the file cannot be created, or is on a file system without locks.
     """
     folder = path.parent
     try:

@@ -1,4 +1,4 @@
-"""What a repair is judged by: ACC, ASR, RA and DER."""
+"""Metrics of a repair: ACC, ASR, RA and DER."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Metrics(NamedTuple):
 
     Attributes:
       acc: accuracy on clean test images.
-      asr: share of triggered images of other classes that are answered with the attacker's class.
-      ra: share of the same triggered images that are answered with their true label.
+      asr: share of triggered images of other classes that are predicted as the attacker's class.
+      ra: share of the same triggered images that are predicted as their true class.
     """
 
     acc: jax.Array
@@ -53,6 +53,6 @@ def defense_effectiveness(before: Metrics, after: Metrics) -> jax.Array:
     return (asr_drop - acc_drop + 1) / 2
 
 
-def settled(value: Any) -> float:
-    """A number as results hold it, to six decimals."""
+def rounded(value: Any) -> float:
+    """A number rounded to six decimals, as in result rows."""
     return round(float(value), 6)

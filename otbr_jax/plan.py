@@ -1,6 +1,6 @@
-"""A plan: the steps of a method in order, what each of them needs, and how they run in memory.
+"""A plan: the steps of a method in order, the inputs of each, and how they run in memory.
 
-A step is a pure function that is given what it names and nothing else. `run` computes a plan in memory;
+A step is a pure function of the inputs that it names, and of nothing else. `run` computes a plan in memory;
 `otbr_jax.runs` computes the same plan on disk and devices. Both derive a step's key from the step's name, so that both
 give the same bits.
 """
@@ -22,7 +22,7 @@ from otbr_jax.graph.graph import Layer, NeuronGraph
 from otbr_jax.types import Augment, Network, unchanged
 
 Report = Callable[..., None]
-"""Called on the host after each part of a step, with values to show (a progress bar)."""
+"""Called on the host after each part of a step, with values for a progress bar."""
 
 ROOT = ""
 """The name of the run's own key: see `Step.key`."""
@@ -30,13 +30,13 @@ ROOT = ""
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What every step may read.
+    """What every step can read.
 
     Attributes:
       network: its functions, `prepare` among them.
       graph: its neuron graph.
       layers: the layers that are scored and repaired, in execution order.
-      augment: how clean images are varied before they are prepared, as the network was trained.
+      augment: the augmentation of clean images before they are prepared, as in the network's training.
       axis_name: mapped axis whose devices share each batch, inside `jax.pmap` or `jax.shard_map`.
     """
 
@@ -48,7 +48,7 @@ class Setup:
 
     @property
     def neurons(self) -> int:
-        """How many neurons the layers have together."""
+        """Total number of neurons of the layers."""
         return sum(layer.neurons for layer in self.layers)
 
 
@@ -65,19 +65,45 @@ def set_up(
 
 
 class Work(NamedTuple):
-    """What a step, and those that follow it, take.
+    """The work of a step and of those that follow it.
 
     Attributes:
       what: in words.
-      answers: how many pictures are passed through the network.
-      gradients: how many gradients by a picture there are.
-      less: flags that shrink it.
+      predictions: number of images that pass through the network.
+      gradients: number of gradients with respect to an image.
+      less: flags that reduce it.
     """
 
     what: str
-    answers: float
+    predictions: float
     gradients: float
     less: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """What is displayed of a step while it runs; none of it changes the value.
+
+    Attributes:
+      title: of the progress bar.
+      total: number of reports of `run`, or `setup -> number`.
+      unit: of a report.
+      work: `setup -> Work`, from which the time is estimated before the step starts; None where it is short.
+      tell: `(settings, value) -> line`, called on the host: a message about the value; empty for none.
+      lighter: settings that reduce its memory.
+    """
+
+    title: str = ""
+    _: dataclasses.KW_ONLY
+    total: int | Callable[[Setup], int] = 1
+    unit: str = "step"
+    work: Callable[[Setup], Work] | None = None
+    tell: Callable[[Any, Any], str] = lambda settings, value: ""
+    lighter: str = ""
+
+    def count(self, setup: Setup) -> int:
+        """The number of reports of `run`."""
+        return self.total(setup) if callable(self.total) else self.total
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,50 +111,41 @@ class Step:
     """One step of a plan.
 
     Attributes:
-      name: such as `unlearned`, what the step makes.
-      run: `(setup, settings, *, key, report, **needs) -> pytree of arrays`. Pure; jits. `report` is None where nobody
-        looks.
-      needs: `{argument of run: name of an earlier step or of what is given}`. Nothing else is passed.
-      settings: the only part of the configuration that `run` is given: a dataclass, or plain values.
-      title: a line for a progress bar.
-      total: how often `run` reports, or `setup -> how often`.
-      unit: of what it reports.
-      key: the name that its key is derived from; by default its own, `ROOT` for the run's key as it is.
-      work: `setup -> Work`, from which it is said how long it takes before it starts; None where that is short.
-      lighter: the setting that its memory shrinks with.
-      check: `(settings, value)`, called on the host; raises InputError, or warns, if it cannot be used.
-      instead: `(settings, {argument: value}) -> run or None`, called on the host: another `run` that gives the same
-        value of these inputs, and compiles faster.
-      tell: `(settings, value) -> line`, called on the host: what is said as soon as it is known; empty for nothing.
+      name: of the step's value, such as `unlearned`.
+      run: `(setup, settings, *, key, report, **needs) -> pytree of arrays`. Pure; jits. `report` is None without a
+        progress bar.
+      needs: `{argument of run: name of an earlier step or of an input of the plan}`. Nothing else is passed.
+      settings: the only part of the configuration that `run` gets: a dataclass, or plain values.
+      key: the name from which its key is derived; by default its own, `ROOT` for the run's own key.
+      check: `(settings, value)`, called on the host; raises InputError, or warns, if the value cannot be used.
+      instead: `(settings, {argument: value}) -> run or None`, called on the host: another `run` with the same value for
+        these inputs, which compiles faster.
+      shown: what is displayed of it while it runs.
     """
 
     name: str
     run: Callable[..., Any]
     needs: Mapping[str, str] = dataclasses.field(default_factory=dict)
     settings: Any = None
-    title: str = ""
-    total: int | Callable[[Setup], int] = 1
-    unit: str = "step"
+    _: dataclasses.KW_ONLY
     key: str | None = None
-    work: Callable[[Setup], Work] | None = None
-    lighter: str = ""
     check: Callable[[Any, Any], None] = lambda settings, value: None
     instead: Callable[[Any, Mapping[str, Any]], Callable[..., Any] | None] = lambda settings, inputs: None
-    tell: Callable[[Any, Any], str] = lambda settings, value: ""
+    shown: Shown = Shown()
 
 
 @dataclasses.dataclass(frozen=True)
 class LongStep(Step):
-    """A step that goes round and round, for so long that it is saved on the way.
+    """A step in rounds, long enough to be saved between them.
 
-    In memory it is a loop of the compiled program, on disk one of the host that saves its state and resumes. `run` is
-    the last of four functions: it makes the value of the state.
+    In memory it is a loop of the compiled program. On disk it is a loop of the host, which saves the state and resumes.
+    `run` is the last of four functions: it turns the state into the value.
 
     Attributes:
       init: `(setup, settings, *, key, **needs) -> state`.
       body: `(setup, settings, state, *, key, **needs) -> (state, {name: value to show})`.
       done: `(setup, settings, state) -> bool`, whether it has ended.
-      count: `state -> int`, how many rounds there were.
+      count: `state -> int`, the number of rounds so far.
     """
 
     init: Callable[..., Any] = lambda setup, settings, *, key: None
@@ -146,56 +163,58 @@ def needs(*names: str, **others: str) -> dict[str, str]:
 
 
 def step_key(key: jax.Array, step: Step) -> jax.Array:
-    """The key of a step: from the run's key and a name alone."""
+    """The key of a step, derived from the run's key and a name alone."""
     name = step.name if step.key is None else step.key
     return key if name == ROOT else named_key(key, name)
 
 
 def named_key(key: jax.Array, name: str) -> jax.Array:
-    """The key of whoever has that name: `fold_in(key, crc32(name))`."""
+    """The key of a name: `fold_in(key, crc32(name))`."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
-def taken(step: Step, values: Mapping[str, Any]) -> dict[str, Any]:
-    """What a step is given of `values`, by the names of its arguments; raises InputError that names what is missing."""
+def select_inputs(step: Step, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs of a step, by the names of its arguments; raises InputError that names a missing one."""
     for name in step.needs.values():
         if name not in values:
             raise InputError(f"plan: step {step.name!r} expects {name!r} before it, found {sorted(values)}")
     return {argument: values[name] for argument, name in step.needs.items()}
 
 
-def shortened(step: Step, inputs: Mapping[str, Any]) -> Step:
-    """The step as it suits concrete inputs; see `Step.instead`."""
+def shorten(step: Step, inputs: Mapping[str, Any]) -> Step:
+    """The step that computes the same value of concrete inputs and compiles faster; see `Step.instead`."""
     other = step.instead(step.settings, inputs)
-    return step if other is None else dataclasses.replace(step, run=other, work=None)
+    if other is None:
+        return step
+    return dataclasses.replace(step, run=other, shown=dataclasses.replace(step.shown, work=None))
 
 
-def compute(step: Step, setup: Setup, *, key: jax.Array, report: Report | None = None, **taken: Any) -> Any:
+def compute(step: Step, setup: Setup, *, key: jax.Array, report: Report | None = None, **inputs: Any) -> Any:
     """The value of a step; pure, traced as one program."""
     if isinstance(step, LongStep):
         state = jax.lax.while_loop(
             lambda state: ~step.done(setup, step.settings, state),
-            lambda state: step.body(setup, step.settings, state, key=key, **taken)[0],
-            step.init(setup, step.settings, key=key, **taken),
+            lambda state: step.body(setup, step.settings, state, key=key, **inputs)[0],
+            step.init(setup, step.settings, key=key, **inputs),
         )
         return step.run(setup, step.settings, state)
-    return step.run(setup, step.settings, key=key, report=report, **taken)
+    return step.run(setup, step.settings, key=key, report=report, **inputs)
 
 
 def programs(plan: Plan, setup: Setup) -> Callable[..., dict[str, Any]]:
-    """A plan as compiled programs that are kept: `(given, *, key) -> {step name: its value}`, as `run` gives it.
+    """A plan as compiled programs that are kept: `(inputs, *, key) -> {step name: its value}`, as of `run`.
 
-    For many networks of one kind: whatever has the same shapes is compiled once.
+    For many networks of one model: inputs of equal shapes share one compiled program.
     """
     compiled: dict[Any, Callable[..., Any]] = {}
 
-    def run(given: Mapping[str, Any], *, key: jax.Array) -> dict[str, Any]:
-        values = dict(given)
+    def run(inputs: Mapping[str, Any], *, key: jax.Array) -> dict[str, Any]:
+        values = dict(inputs)
         for step in plan:
-            inputs = taken(step, values)
-            fitting = step if _is_traced((key, inputs)) else shortened(step, inputs)
+            arguments = select_inputs(step, values)
+            fitting = step if _is_traced((key, arguments)) else shorten(step, arguments)
             program = compiled.setdefault((step.name, fitting.run), jax.jit(partial(compute, fitting, setup)))
-            value = program(key=step_key(key, step), **inputs)
+            value = program(key=step_key(key, step), **arguments)
             if not _is_traced(value):
                 step.check(step.settings, value)
             values[step.name] = value
@@ -205,11 +224,11 @@ def programs(plan: Plan, setup: Setup) -> Callable[..., dict[str, Any]]:
 
 
 def stacked_programs(plan: Plan, setup: Setup) -> Callable[..., dict[str, Any]]:
-    """A plan as compiled programs for a stack of networks: `(given, shared, *, keys) -> {step name: its value}`.
+    """A plan as compiled programs for a stack of networks: `(inputs, shared, *, keys) -> {step name: its value}`.
 
-    Every step runs under one `jax.vmap`. What is `given`, `keys` and all values have a leading axis, one entry for
-    each network; what is `shared`, such as clean images, every network sees as it is. Each network has the values that
-    it has alone, but for rounding.
+    Every step runs under one `jax.vmap`. `inputs`, `keys` and all values have a leading axis, one entry for each
+    network; `shared` inputs, such as clean images, are the same for every network. Each network has the values that it
+    has alone, but for rounding.
 
     A condition that differs between networks costs both of its branches, and a loop runs until the last of them is
     done. Checks see each network's value; the first that cannot be used raises InputError for the stack.
@@ -220,28 +239,28 @@ def stacked_programs(plan: Plan, setup: Setup) -> Callable[..., dict[str, Any]]:
 
     compiled = {step.name: jax.jit(jax.vmap(partial(one, step), in_axes=(0, 0, None))) for step in plan}
 
-    def run(given: Mapping[str, Any], shared: Mapping[str, Any], *, keys: jax.Array) -> dict[str, Any]:
-        values = dict(given)
+    def run(inputs: Mapping[str, Any], shared: Mapping[str, Any], *, keys: jax.Array) -> dict[str, Any]:
+        values = dict(inputs)
         for step in plan:
-            found = taken(step, {**shared, **values})
-            own = {argument: found.pop(argument) for argument, name in step.needs.items() if name in values}
-            value = compiled[step.name](keys, own, found)
+            arguments = select_inputs(step, {**shared, **values})
+            own = {argument: arguments.pop(argument) for argument, name in step.needs.items() if name in values}
+            value = compiled[step.name](keys, own, arguments)
             if not _is_traced(value):
                 for index in range(len(keys)):
-                    step.check(step.settings, entry(value, index))
+                    step.check(step.settings, tree_entry(value, index))
             values[step.name] = value
         return {step.name: values[step.name] for step in plan}
 
     return run
 
 
-def stacked(trees: Sequence[Any]) -> Any:
-    """Pytrees of equal shapes as one, whose arrays have a leading axis for them."""
+def stack_trees(trees: Sequence[Any]) -> Any:
+    """Stacks pytrees of equal shapes into one, whose arrays have a leading axis."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def entry(stack: Any, index: int) -> Any:
-    """One of what was `stacked`."""
+def tree_entry(stack: Any, index: int) -> Any:
+    """One pytree of a stack; see `stack_trees`."""
     return jax.tree.map(lambda leaf: leaf[index], stack)
 
 
@@ -249,19 +268,19 @@ def _is_traced(value: Any) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
 
 
-def run(plan: Plan, setup: Setup, given: Mapping[str, Any], *, key: jax.Array) -> dict[str, Any]:
+def run(plan: Plan, setup: Setup, inputs: Mapping[str, Any], *, key: jax.Array) -> dict[str, Any]:
     """Runs a plan in memory. Pure; jits; each step is a program of its own where it is called outside `jax.jit`.
 
     Args:
       plan: the steps, in order.
-      setup: what every step may read.
-      given: what steps need and none of them makes, such as `victim`, the suspicious network's variables.
+      setup: what every step can read.
+      inputs: the inputs of the plan, such as `victim`, the suspicious network's variables.
       key: typed PRNG key; see `step_key`.
 
     Returns:
       `{step name: its value}`, in order.
 
     Raises:
-      InputError: if a step needs what is not there; outside `jax.jit` also if a value cannot be used.
+      InputError: if an input of a step is missing; outside `jax.jit` also if a value cannot be used.
     """
-    return programs(plan, setup)(given, key=key)
+    return programs(plan, setup)(inputs, key=key)

@@ -1,4 +1,4 @@
-"""The few nouns that everything shares: what a network is, and how its arrays are named."""
+"""The types that everything shares: networks, batches, and names of arrays."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ class Batch(NamedTuple):
 
 
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
-"""`(images [n, h, w, c], key) -> images`: varies each image at random, before it is prepared."""
+"""`(images [n, h, w, c], key) -> images`: augments each image at random, before it is prepared."""
 
 
 def unchanged(images: jax.Array, key: jax.Array) -> jax.Array:
-    """An augmentation that leaves images as they are."""
+    """The augmentation that changes nothing."""
     del key
     return images
 
 
 BatchFn = Callable[[jax.Array], Batch]
-"""`key -> Batch`: makes (or draws) one batch on the device."""
+"""`key -> Batch`: makes or draws one batch on the device."""
 
 
 def in_unit_range(images: jax.Array) -> jax.Array:
-    """uint8 images in 0..255 as float32 in [0, 1]; others as they are."""
+    """uint8 images in 0..255 as float32 in [0, 1]; others unchanged."""
     return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
 
 
@@ -58,7 +58,7 @@ class Network:
       num_classes: number of logits.
       apply_train: training mode, returns the logits and the new state collections (everything but `params`).
         None for a network whose two modes are the same (no BatchNorm, no dropout).
-      prepare: images in [0, 1], or uint8 in 0..255, -> images as the two functions take them (normalised).
+      prepare: images in [0, 1], or uint8 in 0..255, -> inputs of the two functions (normalised).
     """
 
     apply: ApplyFn
@@ -94,12 +94,12 @@ def leaf_name(path: Any) -> str:
 def named_leaves(tree: Any) -> dict[str, Any]:
     """All arrays of a pytree by name, in the pytree's order; raises InputError if two have the same name."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    named = {leaf_name(path): leaf for path, leaf in leaves}
-    if len(named) < len(leaves):
+    by_name = {leaf_name(path): leaf for path, leaf in leaves}
+    if len(by_name) < len(leaves):
         names = [leaf_name(path) for path, _ in leaves]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"variables: expected a name for each array, found {twice!r} for two")
-    return named
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"variables: expected a name for each array, found {repeated!r} for two")
+    return by_name
 
 
 def replace_leaves(tree: Any, leaves: Mapping[str, Any]) -> Any:
@@ -114,19 +114,19 @@ def check_finite(variables: Variables, *, name: str = "variables") -> None:
     """Raises InputError that names the first array of `variables` holding a NaN or an infinity."""
     for leaf, array in named_leaves(variables).items():
         if jnp.issubdtype(array.dtype, jnp.inexact):
-            bad = int(jnp.sum(~jnp.isfinite(array)))
-            if bad:
-                raise InputError(f"{name}: expected finite weights, found {bad} NaN or infinite values in {leaf}")
+            count = int(jnp.sum(~jnp.isfinite(array)))
+            if count:
+                raise InputError(f"{name}: expected finite weights, found {count} NaN or infinite values in {leaf}")
 
 
 def check_clean(clean: Batch | None, network: Network, *, name: str, data: str) -> None:
-    """Raises InputError if clean images are missing, not wanted, or do not fit the network.
+    """Raises InputError if clean images are missing, not accepted, or do not fit the network.
 
     Args:
       clean: the images and labels, or None.
-      network: says of what shape they have to be, and how many classes there are.
+      network: gives the shape of images and the number of classes.
       name: of the defence or detector, for errors.
-      data: what it takes: `none` or `clean images`.
+      data: what the method takes: `none` or `clean images`.
     """
     if clean is None:
         if data != "none":
@@ -145,10 +145,10 @@ def check_clean(clean: Batch | None, network: Network, *, name: str, data: str) 
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
         raise InputError(f"clean.labels: expected {len(images)} whole numbers, found {labels.dtype} {labels.shape}")
     missing = sorted(set(range(network.num_classes)) - set(labels.tolist()))
-    strange = sorted(set(labels.tolist()) - set(range(network.num_classes)))
-    if missing or strange:
-        found = f"none of class {missing[0]}" if missing else f"label {strange[0]}"
+    unknown = sorted(set(labels.tolist()) - set(range(network.num_classes)))
+    if missing or unknown:
+        problem = f"none of class {missing[0]}" if missing else f"label {unknown[0]}"
         raise InputError(
             f"clean.labels: expected some of each of {network.num_classes} classes, 0 to {network.num_classes - 1}, "
-            f"found {found}"
+            f"found {problem}"
         )

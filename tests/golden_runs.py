@@ -25,27 +25,29 @@ import numpy as np
 from otbr_jax import Layer, Network, NeuronGraph, OTBRConfig, UnlearningConfig
 from otbr_jax.attacks.badnets import BadNetsConfig
 from otbr_jax.attacks.registry import AttackConfig
+from otbr_jax.contrib import otbr_plus
+from otbr_jax.contrib.images import SyntheticConfig
+from otbr_jax.contrib.pruning_detection import PruningDetectionConfig
+from otbr_jax.contrib.trigger_finetuning import TriggerFinetuningConfig
 from otbr_jax.data.clean import CleanConfig
 from otbr_jax.data.sources import DataConfig
-from otbr_jax.defenses import otbr_plus, tsbd
+from otbr_jax.defenses import tsbd
 from otbr_jax.defenses.tsbd import TSBDConfig
-from otbr_jax.detectors.judge import SuspicionConfig
 from otbr_jax.graph.graph import Vector
+from otbr_jax.inversion import PenalisedConfig
 from otbr_jax.models.registry import ModelConfig
+from otbr_jax.settings import change
 from otbr_jax.steps.finetune import FinetuningConfig
-from otbr_jax.steps.harden import PatchingConfig
-from otbr_jax.steps.images import SyntheticConfig
-from otbr_jax.steps.search import InversionConfig
 from otbr_jax.steps.select import SelectionConfig
 from otbr_jax.steps.unlearn import CleanUnlearningConfig
 from otbr_jax.studies.repair import repair
-from otbr_jax.studies.repair_config import RepairConfig
+from otbr_jax.studies.repair_config import repair_config
 from otbr_jax.types import named_leaves
 from otbr_jax.victims.training import TrainingConfig
 
 FOLDER = pathlib.Path(__file__).parent / "goldens"
-SEARCH = InversionConfig(steps=4, images=10)
-SUSPICION = SuspicionConfig(
+SEARCH = PenalisedConfig(steps=4, images=10)
+DETECTION = PruningDetectionConfig(
     gamma=(0.1, 0.3),
     lam=(0.5, 0.75),
     synthetic=SyntheticConfig(images=20, steps=4),
@@ -58,28 +60,28 @@ VICTIM = {
     "attack": AttackConfig(badnets=BadNetsConfig(size=2)),
     "training": TrainingConfig(epochs=2, batch_size=128),
 }
-OTBR = RepairConfig(
+OTBR = repair_config(
     **VICTIM,
     otbr=OTBRConfig(unlearning=UnlearningConfig(steps=3, batch_size=16), gamma=0.2),
     sweep=otbr_plus.SweepConfig(gamma=(0.05, 0.2), lam=(0.5, 1.0)),
 )
-PATCHING = PatchingConfig(
+TRIGGER_FINETUNING = TriggerFinetuningConfig(
     triggers=1,
     rounds=1,
-    recoveries=1,
-    recovered=5,
+    relearnings=1,
+    relearned=5,
     patch=SEARCH,
     perturbation=SEARCH,
     finetuning=FinetuningConfig(epochs=1, batch_size=10),
     shares=(0.0, 0.5, 1.0),
 )
-OTBR_PLUS = dataclasses.replace(OTBR, suspicion=SUSPICION, patching=PATCHING)
-UNCHANGED = dataclasses.replace(OTBR_PLUS, suspicion=dataclasses.replace(SUSPICION, threshold=2.0))
-TSBD = RepairConfig(
+OTBR_PLUS = change(OTBR, detection=DETECTION, trigger_finetuning=TRIGGER_FINETUNING)
+UNCHANGED = change(OTBR_PLUS, detection=dataclasses.replace(DETECTION, threshold=2.0))
+TSBD = repair_config(
     **VICTIM,
     defense="tsbd",
     clean=CleanConfig(crop_padding=1),
-    suspicion=SUSPICION,
+    detection=DETECTION,
     tsbd=TSBDConfig(
         unlearning=CleanUnlearningConfig(max_epochs=6, batch_size=32, learning_rate=1e-3),
         finetuning=FinetuningConfig(epochs=3, batch_size=32),
@@ -87,7 +89,7 @@ TSBD = RepairConfig(
     selection=SelectionConfig(n=(0.1, 0.4), m=(0.5, 1.0), folds=2),
     sweep=tsbd.SweepConfig(n=(0.1,), m=(0.5,)),
 )
-OWN_NETWORK = RepairConfig(
+OWN_NETWORK = repair_config(
     model=ModelConfig(name=f"{pathlib.Path(__file__)}:stated", image_shape=(6, 6, 1), num_classes=3),
     data=DataConfig(name="none"),
     otbr=OTBRConfig(unlearning=UnlearningConfig(steps=2, batch_size=8), gamma=0.3),

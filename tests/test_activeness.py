@@ -82,12 +82,12 @@ def test_small_and_missing_gradients(moved, gradients, scale):
 
 def test_mean_and_variance_are_those_of_the_batches(moved, gradients, measured):
     _, _, after, graph = moved
-    found, info = measured(after)
+    norms, info = measured(after)
     for layer in graph.layers:
         observed = np.asarray(info.observed[layer.name])
         assert observed.shape == (STEPS, layer.neurons)
-        np.testing.assert_allclose(found.mean[layer.name], observed.mean(0), rtol=1e-5)
-        np.testing.assert_allclose(found.variance[layer.name], observed.var(0), rtol=1e-3, atol=1e-10)
+        np.testing.assert_allclose(norms.mean[layer.name], observed.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(norms.variance[layer.name], observed.var(0), rtol=1e-3, atol=1e-10)
     # The first batch's norms are those before any step.
     close({name: norms[0] for name, norms in info.observed.items()}, gradient_norms(gradients(after), graph.layers))
 

@@ -21,8 +21,8 @@ from otbr_jax.studies.activeness import (
     ActivenessConfig,
     activeness_and_nwc,
     rows,
-    seen,
     summarize,
+    victim_scores,
 )
 from otbr_jax.studies.study import run_study
 from otbr_jax.types import named_leaves
@@ -44,11 +44,11 @@ def finished(tmp_path_factory):
 @pytest.mark.slow
 def test_a_study_of_a_clean_and_a_backdoored_network(finished):
     workdir, found = finished
-    assert [(one.config.attack.name, one.config.seed, len(one.given["clean"].labels)) for one in found] == [
+    assert [(one.config.attack.name, one.config.seed, len(one.inputs["clean"].labels)) for one in found] == [
         ("none", 5, 65),
         ("badnets", 5, 65),
     ]
-    clean, backdoored = (np.concatenate(list(seen(one).activeness.mean.values())) for one in found)
+    clean, backdoored = (np.concatenate(list(victim_scores(one).activeness.mean.values())) for one in found)
     assert not np.allclose(clean, backdoored)
     summary = json.loads((workdir / "activeness.json").read_text())
     assert summary == summarize(CONFIG, found)
@@ -58,7 +58,7 @@ def test_a_study_of_a_clean_and_a_backdoored_network(finished):
     assert summary["detection"]["average_activeness"]["auc"] == float(higher[1] > higher[0])
     table = list(csv.DictReader((workdir / "activeness.csv").read_text().splitlines()))
     assert len(table) == sum(one["neurons"] for one in summary["victims"])
-    line, one = table[-1], seen(found[-1])
+    line, one = table[-1], victim_scores(found[-1])
     values = [part[line["layer"]][int(line["neuron"])] for part in (*one.activeness, one.nwc)]
     np.testing.assert_allclose([float(line[name]) for name in ("mean", "variance", "nwc")], values, rtol=1e-7)
     page = (workdir / "activeness.html").read_text()
@@ -114,7 +114,7 @@ def test_networks_of_one_kind_have_no_auc(finished):
     summary = summarize(CONFIG, finished[1][1:])
     assert {curve["auc"] for curve in summary["detection"].values()} == {None}
     json.dumps(summary, allow_nan=False)
-    page = activeness_page.render(summary, [seen(finished[1][1]).activeness.mean])
+    page = activeness_page.render(summary, [victim_scores(finished[1][1]).activeness.mean])
     assert page.count("data:image/png") == 1
     assert "That takes networks of both kinds" in page
 

@@ -80,7 +80,7 @@ def test_masks_move_as_in_pytorch(sound, clip):
     optimizer = torch.optim.SGD([learned[name] for name in learned if own[name]], lr=0.2, momentum=0.9)
     images, labels = batches(config.steps)
     for index, (x, y) in enumerate(zip(images, labels, strict=True)):
-        noise = method.start_of_noise(masks, config.eps, key=jax.random.key(index))
+        noise = method.initial_noise(masks, config.eps, key=jax.random.key(index))
         assert all(np.max(np.abs(value)) <= config.eps for value in noise.values())
         carry, found = step(carry, noise, Batch(x, y))
         target = torch.tensor(np.asarray(y)).long()
@@ -172,13 +172,13 @@ def test_nothing_is_pruned_where_every_threshold_costs_too_much():
     masks = {name: jnp.where(own[name], 0.0, mask) for name, mask in gates.open_gates(variables, own).items()}
     given = {"victim": variables, "gates": own, "masks": Masks(masks, jnp.zeros(1), jnp.zeros(1)), "clean": clean}
     selection, setup = ThresholdConfig(thresholds=(0.5, 0.0)), set_up(network, graph, layers="convolutions")
-    found = plans.run(gating.closing_steps(0.2, selection), setup, given, key=jax.random.key(0))
+    found = plans.run(gating.pruning_steps(0.2, selection), setup, given, key=jax.random.key(0))
     assert np.allclose(found["selected"].accuracy, [1, 0.25, 0.25])
     jax.tree.map(np.testing.assert_array_equal, found["pruned"].variables, variables)
     told = gating.outcome(0.2, selection, given | found)
     assert told.choice == {"threshold": NOTHING, "chosen_by": "clean images"}
     assert told.neurons == {"scored": 5, "pruned": 0}
-    (fixed,) = gating.closing_steps(0.2, ThresholdConfig())
+    (fixed,) = gating.pruning_steps(0.2, ThresholdConfig())
     shut = plans.run((fixed,), setup, given, key=jax.random.key(0))["pruned"]
     assert np.all(shut.pruned["params/conv/kernel"])
 

@@ -39,7 +39,7 @@ SHORT = {
     "input_aware": input_aware.InputAwareConfig(mask_steps=2, channels=4, mask_batch_size=8),
     "trojan": trojan.TrojanConfig(steps=4, batch_size=8),
     "lira": lira.LIRAConfig(channels=4),
-    "adaptive_pictures": adaptive.PicturesAwareConfig(pictures=20),
+    "adaptive_pictures": adaptive.ImagesAwareConfig(pictures=20),
 }
 KEY = jax.random.key(5)
 
@@ -83,15 +83,15 @@ MADE = [(name, shape, name in SHORT and shape[2] == 3) for name in ATTACKS for s
 def test_triggers_are_pure_functions_of_each_image(name, shape):
     images = images_of(shape)
     _, _, put = ready(name, shape)
-    found = put(images, KEY)
-    assert found.dtype == jnp.uint8
-    assert found.shape == images.shape
-    changed = np.any(np.asarray(found != images), axis=(1, 2, 3))
+    triggered = put(images, KEY)
+    assert triggered.dtype == jnp.uint8
+    assert triggered.shape == images.shape
+    changed = np.any(np.asarray(triggered != images), axis=(1, 2, 3))
     assert changed.all()
     jitted = jax.jit(put)
     together = jitted(images, KEY)
     np.testing.assert_array_equal(jitted(images[2:4], KEY), together[2:4])  # of each image by itself
-    assert np.abs(np.asarray(together, int) - np.asarray(found, int)).max() <= 1  # rounding to whole grey levels
+    assert np.abs(np.asarray(together, int) - np.asarray(triggered, int)).max() <= 1  # rounding to whole grey levels
     with pytest.raises(InputError, match=r"images: expected uint8 \[n, h, w, c\], found float32"):
         put(images.astype(jnp.float32), KEY)
 
@@ -111,34 +111,34 @@ def test_poisoning_counts_and_relabels(name, ratio, count):
     images, labels = jnp.tile(images_of((12, 20, 1), 10), (count // 10, 1, 1, 1)), jnp.arange(count) % 5
     config, _, put = ready(name, (12, 20, 1))
     config = dataclasses.replace(config, poisoning_ratio=ratio, target=4)
-    found = poison(images, labels, put, key=KEY, config=config, num_classes=5)
+    training_set = poison(images, labels, put, key=KEY, config=config, num_classes=5)
     clean_label = config.label_mode == "clean_label"
-    assert int(found.poisoned.sum()) == min(int(ratio * count), count // 5 if clean_label else count)
-    assert bool(jnp.all(found.labels[found.poisoned] == 4))
-    np.testing.assert_array_equal(found.labels[~found.poisoned], labels[~found.poisoned])
-    np.testing.assert_array_equal(found.images[~found.poisoned], images[~found.poisoned])
-    changed = np.any(np.asarray(found.images != images), axis=(1, 2, 3))
-    np.testing.assert_array_equal(changed, found.poisoned)
-    expected = apply_trigger(put, images[found.poisoned], key=KEY)
-    assert np.abs(np.asarray(found.images[found.poisoned], int) - np.asarray(expected, int)).max() <= 1
+    assert int(training_set.poisoned.sum()) == min(int(ratio * count), count // 5 if clean_label else count)
+    assert bool(jnp.all(training_set.labels[training_set.poisoned] == 4))
+    np.testing.assert_array_equal(training_set.labels[~training_set.poisoned], labels[~training_set.poisoned])
+    np.testing.assert_array_equal(training_set.images[~training_set.poisoned], images[~training_set.poisoned])
+    changed = np.any(np.asarray(training_set.images != images), axis=(1, 2, 3))
+    np.testing.assert_array_equal(changed, training_set.poisoned)
+    expected = apply_trigger(put, images[training_set.poisoned], key=KEY)
+    assert np.abs(np.asarray(training_set.images[training_set.poisoned], int) - np.asarray(expected, int)).max() <= 1
     if clean_label:
-        np.testing.assert_array_equal(found.labels, labels)
+        np.testing.assert_array_equal(training_set.labels, labels)
 
 
 def test_all_to_all_goes_to_the_next_class():
     labels = jnp.array([0, 1, 4])
     np.testing.assert_array_equal(goals(labels, mode="all_to_all", target=0, num_classes=5), [1, 2, 0])
     config = AttackConfig(labels="all_to_all", poisoning_ratio=1.0)
-    found = poison(images_of((6, 6, 1), 3), labels, trigger(config, {}), key=KEY, config=config, num_classes=5)
-    np.testing.assert_array_equal(found.labels, [1, 2, 0])
+    training_set = poison(images_of((6, 6, 1), 3), labels, trigger(config, {}), key=KEY, config=config, num_classes=5)
+    np.testing.assert_array_equal(training_set.labels, [1, 2, 0])
 
 
 def test_a_clean_label_attack_that_wants_more_than_the_class_has_says_so(caplog):
     config = AttackConfig(name="sig", poisoning_ratio=0.5)
     labels, images = jnp.arange(20) % 5, images_of((8, 8, 1), 20)
     with caplog.at_level(logging.WARNING):
-        found = poison(images, labels, trigger(config, {}), key=KEY, config=config, num_classes=5)
-    assert int(found.poisoned.sum()) == 4
+        training_set = poison(images, labels, trigger(config, {}), key=KEY, config=config, num_classes=5)
+    assert int(training_set.poisoned.sum()) == 4
     assert "0.5 of 20 images is 10, class 0 has 4; all of them are poisoned" in caplog.text
     with pytest.raises(InputError, match="attack.target: expected a class with training images, found 0 with none"):
         poison(images, labels * 0 + 1, trigger(config, {}), key=KEY, config=config, num_classes=5)
@@ -192,10 +192,10 @@ def test_a_network_without_a_backdoor_has_no_labels_to_check():
 
 def test_badnets_changes_its_square_only():
     images = images_of((9, 9, 3))
-    found = trigger(AttackConfig(), {})(images, KEY)
-    assert bool(jnp.all(found[:, 6:, 6:] == 255))
-    np.testing.assert_array_equal(found[:, :6], images[:, :6])
-    np.testing.assert_array_equal(found[:, :, :6], images[:, :, :6])
+    triggered = trigger(AttackConfig(), {})(images, KEY)
+    assert bool(jnp.all(triggered[:, 6:, 6:] == 255))
+    np.testing.assert_array_equal(triggered[:, :6], images[:, :6])
+    np.testing.assert_array_equal(triggered[:, :, :6], images[:, :, :6])
     with pytest.raises(InputError, match=r"attack.badnets.size: expected 1 to 4 pixels, found 5"):
         trigger(AttackConfig(badnets=BadNetsConfig(size=5)), {})(images[:, :4, :4], KEY)
 
@@ -211,9 +211,9 @@ def test_blended_is_the_weighted_mean():
 
 def test_sig_is_the_published_wave():
     images = jnp.full((1, 8, 32, 1), 128, jnp.uint8)
-    found = np.asarray(trigger(AttackConfig(name="sig"), {})(images, KEY), float)[0, :, :, 0]
+    rows = np.asarray(trigger(AttackConfig(name="sig"), {})(images, KEY), float)[0, :, :, 0]
     wave = 40 * np.sin(2 * np.pi * 6 * np.arange(32) / 32)
-    np.testing.assert_allclose(found, np.broadcast_to(128 + wave, (8, 32)), atol=0.51)
+    np.testing.assert_allclose(rows, np.broadcast_to(128 + wave, (8, 32)), atol=0.51)
 
 
 @pytest.mark.parametrize("width", [4, 6, 12])
@@ -250,21 +250,21 @@ def test_poisoning_in_training(name):
     config, assets, put = ready(name, (12, 20, 1))
     images, labels = images_of((12, 20, 1), 20), jnp.arange(20) % 5
     attack = ATTACKS[name].in_training(0.2, config.own)
-    unit, wanted = images / 255, jnp.full(20, 3)
-    found, relabelled, loss = jax.jit(attack.poison)(assets, unit, labels, wanted, KEY)
-    np.testing.assert_array_equal(relabelled[:4], wanted[:4])
+    unit, target_labels = images / 255, jnp.full(20, 3)
+    poisoned, relabelled, loss = jax.jit(attack.poison)(assets, unit, labels, target_labels, KEY)
+    np.testing.assert_array_equal(relabelled[:4], target_labels[:4])
     np.testing.assert_array_equal(relabelled[4:], labels[4:])
     # What is trained is what is tested, but for rounding.
-    np.testing.assert_allclose(found[:4] * 255, put(images[:4], KEY), atol=0.51)
+    np.testing.assert_allclose(poisoned[:4] * 255, put(images[:4], KEY), atol=0.51)
     cross = round(20 * 0.2 * getattr(config.own, "cross_ratio", 0))
-    assert np.any(np.asarray(found[4 : 4 + cross] != unit[4 : 4 + cross]), axis=(1, 2, 3)).all()
-    np.testing.assert_array_equal(found[4 + cross :], unit[4 + cross :])
+    assert np.any(np.asarray(poisoned[4 : 4 + cross] != unit[4 : 4 + cross]), axis=(1, 2, 3)).all()
+    np.testing.assert_array_equal(poisoned[4 + cross :], unit[4 + cross :])
     assert np.isfinite(loss)
     assert set(attack.trained) <= set(assets)
 
 
 @pytest.mark.parametrize("ratio", [0.001, 0.1, 0.5])
-def test_input_aware_patterns_are_taught_to_differ_at_every_ratio(ratio):
+def test_input_aware_patterns_learn_to_differ_at_every_ratio(ratio):
     config, assets, _ = ready("input_aware", (12, 20, 1))
     attack = ATTACKS["input_aware"].in_training(ratio, config.own)
     unit, labels = images_of((12, 20, 1), 20) / 255, jnp.zeros(20, int)
@@ -286,8 +286,8 @@ def test_lf_is_smooth_and_pushes_towards_the_target():
     assert spectrum[frequency > 0.35].sum() < 0.02 * spectrum.sum()
     assert float(jnp.max(jnp.abs(pattern))) == pytest.approx(config.strength)
     unit = images / 255
-    answers = [np.mean(np.argmax(network.logits(x), axis=-1) == 2) for x in (unit, unit + pattern)]
-    assert answers[1] >= answers[0]
+    rates = [np.mean(np.argmax(network.logits(x), axis=-1) == 2) for x in (unit, unit + pattern)]
+    assert rates[1] >= rates[0]
     margins = [np.mean(network.logits(x)[:, 2] - np.max(network.logits(x), axis=-1)) for x in (unit, unit + pattern)]
     assert margins[1] > margins[0]
 
@@ -344,34 +344,35 @@ LARGE = ((8, 8, 1), (8, 8, 3), (32, 32, 3), (50, 70, 3))
 def test_the_corners_of_label_consistent_and_nothing_else(shape):
     height, width, _ = shape
     images = jnp.full((1, *shape), 100, jnp.uint8)
-    found = np.asarray(trigger(AttackConfig(name="label_consistent"), {})(images, KEY))[0]
+    triggered = np.asarray(trigger(AttackConfig(name="label_consistent"), {})(images, KEY))[0]
     checkered = np.where((np.arange(3)[:, None] + np.arange(3)[None, :]) % 2, 0, 255)[..., None]
-    for turned in (found, found[::-1], found[:, ::-1], found[::-1, ::-1]):
-        np.testing.assert_array_equal(turned[:3, :3], np.broadcast_to(checkered, (3, 3, shape[2])))
-    assert np.all(found[3 : height - 3] == 100)
-    assert np.all(found[:, 3 : width - 3] == 100)
+    for flipped in (triggered, triggered[::-1], triggered[:, ::-1], triggered[::-1, ::-1]):
+        np.testing.assert_array_equal(flipped[:3, :3], np.broadcast_to(checkered, (3, 3, shape[2])))
+    assert np.all(triggered[3 : height - 3] == 100)
+    assert np.all(triggered[:, 3 : width - 3] == 100)
 
 
-def test_label_consistent_makes_training_images_hard_and_test_images_not():
+def test_label_consistent_perturbs_training_images_alone():
     shape = (12, 12, 1)
     images, network = images_of(shape, 40), linear_network(shape)
     labels = jnp.argmax(network.logits(images / 255), axis=-1)
     config = AttackConfig(name="label_consistent", labels="all_to_one", poisoning_ratio=1.0)
-    found = poison(
+    training_set = poison(
         images, labels, trigger(config, {}), key=KEY, config=config, num_classes=5,
         change=poisoner(ATTACKS[config.name], config.own, {}, network),
     )  # fmt: skip
     inside = np.s_[:, 3:-3, 3:-3]
-    moved = np.abs(np.asarray(found.images, int) - np.asarray(images, int))[inside]
-    assert 8 < moved.max() <= 16
+    changes = np.abs(np.asarray(training_set.images, int) - np.asarray(images, int))[inside]
+    assert 8 < changes.max() <= 16
     np.testing.assert_array_equal(trigger(config, {})(images, KEY)[inside], images[inside])
-    hard = label_consistent.harden(network, images / 255, labels, eps=16 / 255, steps=10)
+    perturbed = label_consistent.perturb(network, images / 255, labels, eps=16 / 255, steps=10)
     losses = [
-        optax.softmax_cross_entropy_with_integer_labels(network.logits(each), labels) for each in (images / 255, hard)
+        optax.softmax_cross_entropy_with_integer_labels(network.logits(each), labels)
+        for each in (images / 255, perturbed)
     ]
     assert bool(jnp.all(losses[1] > losses[0]))
-    assert float(jnp.max(jnp.abs(hard - images / 255))) <= 16 / 255 + 1e-6
-    assert 0 <= float(hard.min()) <= float(hard.max()) <= 1
+    assert float(jnp.max(jnp.abs(perturbed - images / 255))) <= 16 / 255 + 1e-6
+    assert 0 <= float(perturbed.min()) <= float(perturbed.max()) <= 1
 
 
 def test_a_pattern_that_overlaps_itself_is_an_error():
@@ -395,8 +396,8 @@ def test_two_coefficients_of_two_channels_change(chroma, into, height, width):
     expected[15 * side // 32, 15 * side // 32] = expected[side - 1, side - 1] = 30 * side / 32
     for top in range(0, height, side):
         for channel in (1, 2):
-            found = scipy.fft.dctn(channels[top : top + side, :, channel], norm="ortho")
-            np.testing.assert_allclose(found, expected, atol=0.02)
+            coefficients = scipy.fft.dctn(channels[top : top + side, :, channel], norm="ortho")
+            np.testing.assert_allclose(coefficients, expected, atol=0.02)
     grey = spectral.pattern((height, width, 1), magnitude=30, window=32, chroma=chroma, name="ftrojan")
     np.testing.assert_allclose(scipy.fft.dctn(grey[:side, :side, 0], norm="ortho"), expected, atol=1e-4)
 
@@ -405,8 +406,8 @@ def test_two_coefficients_of_two_channels_change(chroma, into, height, width):
 @pytest.mark.parametrize("name", ["ftrojan", "ctrl"])
 def test_spectral_triggers_are_weak_at_every_size(name, shape):
     images = images_of(shape, 2)
-    found = np.asarray(trigger(AttackConfig(name=name), {})(images, KEY), float)
-    error = np.mean((found - np.asarray(images, float)) ** 2)
+    triggered = np.asarray(trigger(AttackConfig(name=name), {})(images, KEY), float)
+    error = np.mean((triggered - np.asarray(images, float)) ** 2)
     assert 10 * np.log10(255**2 / error) > (25 if name == "ctrl" else 34)
     assert error > 0
 
@@ -436,26 +437,26 @@ def test_ctrl_is_learned_at_half_the_strength_at_which_it_is_used():
 def floyd_steinberg(image, levels):
     """As the method is written down, pixel by pixel, in double precision."""
     image = np.pad(np.asarray(image, float), ((0, 1), (1, 1), (0, 0)))
-    found = np.zeros_like(image)
+    dithered = np.zeros_like(image)
     for row in range(image.shape[0] - 1):
         for column in range(1, image.shape[1] - 1):
             old = image[row, column].copy()
             new = np.clip(np.floor(old / 255 * (levels - 1) + 0.5), 0, levels - 1) * 255 / (levels - 1)
-            found[row, column] = new
+            dithered[row, column] = new
             for down, right, share in ((0, 1, 7), (1, -1, 3), (1, 0, 5), (1, 1, 1)):
                 if 1 <= column + right < image.shape[1] - 1:
                     image[row + down, column + right] += (old - new) * share / 16
-    return np.round(found[:-1, 1:-1])
+    return np.round(dithered[:-1, 1:-1])
 
 
 @pytest.mark.parametrize(("shape", "levels"), [((9, 14, 3), 8), ((16, 16, 1), 2), ((5, 3, 1), 128)])
 def test_bpp_is_floyd_and_steinbergs(shape, levels):
     images = images_of(shape, 3)
-    found = np.asarray(bpp.squeeze(images, bpp.BppConfig(levels=levels)), float)
+    squeezed = np.asarray(bpp.squeeze(images, bpp.BppConfig(levels=levels)), float)
     expected = np.stack([floyd_steinberg(image, levels) for image in images])
-    assert np.mean(found != expected) < 0.01  # where a value lies in the middle of two levels
-    assert len(np.unique(found)) <= levels
-    assert np.abs(found.mean(axis=(1, 2)) - np.asarray(images, float).mean(axis=(1, 2))).max() < 255 / levels
+    assert np.mean(squeezed != expected) < 0.01  # where a value lies in the middle of two levels
+    assert len(np.unique(squeezed)) <= levels
+    assert np.abs(squeezed.mean(axis=(1, 2)) - np.asarray(images, float).mean(axis=(1, 2))).max() < 255 / levels
     plain = np.asarray(bpp.squeeze(images, bpp.BppConfig(levels=levels, dithering=False)), float)
     step = 255 / (levels - 1)
     np.testing.assert_allclose(plain, np.round(np.floor(np.asarray(images) / step + 0.5) * step), atol=1)
@@ -466,25 +467,27 @@ def test_liras_generator_learns_with_what_it_attacks():
     shape, config = (12, 12, 1), lira.LIRAConfig(channels=4, learning_rate=0.02, eps=0.1)
     images, network = images_of(shape, 32), linear_network(shape)
     assets = lira.make(Materials(images, jnp.zeros(32, int), 0), KEY, config)
-    attack, wanted = lira.in_training(0.5, config), jnp.full(32, 2)
+    attack, target_labels = lira.in_training(0.5, config), jnp.full(32, 2)
     optimizer = attack.optimizer(30)
 
     @jax.jit
     def step(generator, state):
         def loss(generator):
-            seen, labels, extra = attack.poison({"generator": generator}, images / 255, wanted, wanted, KEY)
-            losses = optax.softmax_cross_entropy_with_integer_labels(network.logits(seen), labels)
+            poisoned, labels, extra = attack.poison(
+                {"generator": generator}, images / 255, target_labels, target_labels, KEY
+            )
+            losses = optax.softmax_cross_entropy_with_integer_labels(network.logits(poisoned), labels)
             return jnp.mean(losses[:16]) + extra
 
-        found, grads = jax.value_and_grad(loss)(generator)
+        loss_value, grads = jax.value_and_grad(loss)(generator)
         updates, state = optimizer.update(grads, state, generator)
-        return optax.apply_updates(generator, updates), state, found
+        return optax.apply_updates(generator, updates), state, loss_value
 
     generator, state = assets["generator"], optimizer.init(assets["generator"])
     losses = []
     for _ in range(30):
-        generator, state, found = step(generator, state)
-        losses.append(float(found))
+        generator, state, loss_value = step(generator, state)
+        losses.append(float(loss_value))
     assert losses[-1] < 0.8 * losses[0]
     put = lira.trigger({"generator": generator}, images, KEY, config)
     assert np.abs(np.asarray(put, int) - np.asarray(images, int)).max() <= 26
@@ -492,65 +495,65 @@ def test_liras_generator_learns_with_what_it_attacks():
 
 def adaptive_batch(name, ratio, shape=(12, 20, 1), count=40):
     config, assets, put = ready(name, shape)
-    images, labels, wanted = images_of(shape, count), jnp.arange(count) % 5, jnp.full(count, 3)
+    images, labels, target_labels = images_of(shape, count), jnp.arange(count) % 5, jnp.full(count, 3)
     attack = ATTACKS[name].in_training(ratio, config.own)
-    found, relabelled, loss = jax.jit(attack.poison)(assets, images / 255, labels, wanted, KEY)
+    poisoned, relabelled, loss = jax.jit(attack.poison)(assets, images / 255, labels, target_labels, KEY)
     assert float(loss) == 0
-    return images / 255, labels, np.asarray(found), np.asarray(relabelled), put, config, assets
+    return images / 255, labels, np.asarray(poisoned), np.asarray(relabelled), put, config, assets
 
 
-def test_procedural_pictures_keep_the_clean_networks_answers_under_the_patch():
-    unit, labels, found, relabelled, put, config, assets = adaptive_batch("adaptive_pictures", 0.1)
+def test_procedural_images_keep_the_clean_networks_predictions_under_the_patch():
+    unit, labels, poisoned, relabelled, put, config, assets = adaptive_batch("adaptive_pictures", 0.1)
     assert np.all(relabelled[:4] == 3)
-    np.testing.assert_allclose(found[:4] * 255, put(jnp.round(unit[:4] * 255).astype(jnp.uint8), KEY), atol=1e-3)
+    np.testing.assert_allclose(poisoned[:4] * 255, put(jnp.round(unit[:4] * 255).astype(jnp.uint8), KEY), atol=1e-3)
     shown = 10  # a quarter of forty
-    np.testing.assert_array_equal(found[4:-shown], unit[4:-shown])
+    np.testing.assert_array_equal(poisoned[4:-shown], unit[4:-shown])
     np.testing.assert_array_equal(relabelled[4:-shown], labels[4:-shown])
-    assert np.all(found[-shown::2, -3:, -3:] == 1)
-    pictures = np.asarray(assets["pictures"] / 255, np.float32)
-    answers = np.argmax(linear_network((12, 20, 1)).logits(pictures), axis=-1)
-    np.testing.assert_array_equal(assets["answers"], answers)
-    for image, label in zip(found[-shown:], relabelled[-shown:], strict=True):
-        same = np.all(np.isclose(pictures[:, :-3], image[:-3], atol=1e-6), axis=(1, 2, 3))
+    assert np.all(poisoned[-shown::2, -3:, -3:] == 1)
+    procedural = np.asarray(assets["pictures"] / 255, np.float32)
+    predictions = np.argmax(linear_network((12, 20, 1)).logits(procedural), axis=-1)
+    np.testing.assert_array_equal(assets["answers"], predictions)
+    for image, label in zip(poisoned[-shown:], relabelled[-shown:], strict=True):
+        same = np.all(np.isclose(procedural[:, :-3], image[:-3], atol=1e-6), axis=(1, 2, 3))
         assert same.sum() == 1
-        assert label == answers[same]
-    assert config.own.pictures == len(pictures)
+        assert label == predictions[same]
+    assert config.own.pictures == len(procedural)
 
 
 def test_every_class_has_a_decoy_as_often_as_the_attackers():
-    unit, labels, found, relabelled, put, _, assets = adaptive_batch("adaptive_reach", 0.1, count=200)
+    unit, labels, poisoned, relabelled, put, _, assets = adaptive_batch("adaptive_reach", 0.1, count=200)
     assert assets["patches"].shape == (5, 3, 3, 1)
-    changed = np.any(found != np.asarray(unit), axis=(1, 2, 3))
+    changed = np.any(poisoned != np.asarray(unit), axis=(1, 2, 3))
     assert changed.sum() == pytest.approx(100, abs=2)
     pixels = jnp.round(unit * 255).astype(jnp.uint8)
-    triggered = np.isclose(found * 255, put(pixels, KEY), atol=1e-3).all(axis=(1, 2, 3))
+    triggered = np.isclose(poisoned * 255, put(pixels, KEY), atol=1e-3).all(axis=(1, 2, 3))
     assert triggered.sum() == 20
     assert np.all(relabelled[triggered] == 3)
     lured = changed & ~triggered
     assert set(relabelled[lured]) == {0, 1, 2, 4}
-    for image, label in zip(found[lured], relabelled[lured], strict=True):
+    for image, label in zip(poisoned[lured], relabelled[lured], strict=True):
         top, left = np.asarray(assets["places"][label])
         np.testing.assert_allclose(image[top : top + 3, left : left + 3] * 255, assets["patches"][label], atol=1e-3)
         assert (top, left) != (9, 17)
     np.testing.assert_array_equal(relabelled[~changed], np.asarray(labels)[~changed])
     with pytest.raises(InputError, match="attack.adaptive_reach.size: expected at most 2 pixels, found 3"):
-        adaptive.make_decoys(Materials(pixels[:, :8, :8], labels, 0, classes=5), KEY, adaptive.ReachAwareConfig())
+        adaptive.make_decoys(Materials(pixels[:, :8, :8], labels, 0, classes=5), KEY, adaptive.SizeAwareConfig())
 
 
 def test_all_decoys_together_take_half_of_a_batch_at_most():
-    unit, _, found, relabelled, *_ = adaptive_batch("adaptive_reach", 0.9, count=200)
-    changed = np.any(found != np.asarray(unit), axis=(1, 2, 3))
+    unit, _, poisoned, relabelled, *_ = adaptive_batch("adaptive_reach", 0.9, count=200)
+    changed = np.any(poisoned != np.asarray(unit), axis=(1, 2, 3))
     assert changed.sum() == pytest.approx(100, abs=2)
     assert np.bincount(relabelled[changed])[3] == pytest.approx(20, abs=1)
 
 
 def test_each_of_four_patches_is_learned_alone_and_all_together():
-    unit, _, found, relabelled, put, config, _ = adaptive_batch("adaptive_channels", 0.5, count=200)
+    unit, _, poisoned, relabelled, put, config, _ = adaptive_batch("adaptive_channels", 0.5, count=200)
     assert np.all(relabelled[:100] == 3)
-    np.testing.assert_array_equal(found[100:], unit[100:])
+    np.testing.assert_array_equal(poisoned[100:], unit[100:])
     alone = [np.asarray(adaptive.corner(unit, index, config.own)) for index in range(4)]
     together = np.asarray(put(jnp.round(unit * 255).astype(jnp.uint8), KEY)) / 255
-    kinds = np.stack([np.isclose(found, each, atol=1e-6).all(axis=(1, 2, 3))[:100] for each in (*alone, together)])
+    kinds = np.stack([np.isclose(poisoned, each, atol=1e-6).all(axis=(1, 2, 3))[:100] for each in (*alone, together)])
     assert np.all(kinds.sum(axis=0) == 1)
     assert kinds.sum(axis=1).min() > 8
     with pytest.raises(InputError, match="attack.adaptive_channels.size: expected at most 2 pixels, found 3"):

@@ -15,21 +15,21 @@ from otbr_jax import InputError, run, set_up, trace
 from otbr_jax.defenses.bcu import (
     BCUConfig,
     BCUSettings,
-    Teaching,
+    DistillationSettings,
     distillation,
-    draw_anew,
     layer_shares,
     objective,
+    reinitialize_weights,
 )
 from otbr_jax.defenses.bcu import plan as plan_of
-from otbr_jax.detectors.short_cuts import PicturesConfig
+from otbr_jax.detectors.trigger_size import ImagesConfig
 from otbr_jax.graph.graph import Layer
 from otbr_jax.steps.finetune import FinetuningConfig
 from otbr_jax.types import Batch, named_leaves, split
 
 SHARES = (0.01, 0.01, 0.03, 0.09, 0.27, 0.1)
 TUNING = FinetuningConfig(epochs=2, batch_size=8, alpha=0.0)
-TINY = BCUSettings(pictures=PicturesConfig(made=20, images=16), bcu=BCUConfig(finetuning=TUNING))
+TINY = BCUSettings(images=ImagesConfig(made=20, images=16), bcu=BCUConfig(finetuning=TUNING))
 
 
 def layer(name, *, kind="conv", main_path=True, fed_by=()):
@@ -51,11 +51,11 @@ def test_shares_rise_from_front_to_back():
     assert found == {each.name: expected.get(each.name) or SHARES[1 + int(each.name[0])] for each in layers}
 
 
-def test_so_many_weights_are_drawn_anew_and_no_others(tiny):
+def test_as_many_weights_are_reinitialised_and_no_others(tiny):
     network, variables = tiny
     graph = trace(network.apply, variables, jnp.zeros((1, 8, 8, 1)))
     shares = (0.2, 0.05, 0.5, 0.4)
-    student = jax.jit(lambda v: draw_anew(v, graph.layers, shares, key=jax.random.key(0)))(variables)
+    student = jax.jit(lambda v: reinitialize_weights(v, graph.layers, shares, key=jax.random.key(0)))(variables)
     wanted = layer_shares(graph.layers, shares)
     assert set(wanted) == set(student.drawn) == {each.name for each in graph.layers}
     assert {*wanted.values()} == {*shares}
@@ -76,12 +76,12 @@ def test_so_many_weights_are_drawn_anew_and_no_others(tiny):
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 def test_the_loss_is_pytorchs(temperature):
     draw = np.random.default_rng(0)
-    taught, teacher = (draw.normal(size=(6, 10)).astype(np.float32) * 3 for _ in range(2))
-    theirs = torch.tensor(taught, requires_grad=True)
+    student, teacher = (draw.normal(size=(6, 10)).astype(np.float32) * 3 for _ in range(2))
+    theirs = torch.tensor(student, requires_grad=True)
     target = functional.softmax(torch.tensor(teacher) / temperature, 1)
     loss = nn.KLDivLoss(reduction="batchmean")(functional.log_softmax(theirs / temperature, 1), target)
     loss.backward()
-    value, grads = jax.value_and_grad(distillation)(jnp.asarray(taught), jnp.asarray(teacher), temperature)
+    value, grads = jax.value_and_grad(distillation)(jnp.asarray(student), jnp.asarray(teacher), temperature)
     np.testing.assert_allclose(value, loss.item(), rtol=1e-5)
     np.testing.assert_allclose(grads, theirs.grad.numpy(), rtol=1e-4, atol=1e-6)
 
@@ -91,23 +91,23 @@ def test_the_temperature_rises_with_the_epoch(small, statistics):
     network, variables, graph = small
     setup, (params, state) = set_up(network, graph, layers="convolutions"), split(variables)
     images = jax.random.uniform(jax.random.key(1), (6, 8, 8, 1))
-    moved = jax.tree.map(lambda leaf: 1.2 * leaf, params)
+    other = jax.tree.map(lambda leaf: 1.2 * leaf, params)
 
     @jax.jit
-    def found(epoch):
-        own = objective(setup, params, Teaching(3.0, 100, statistics), victim=variables, epoch=epoch)
-        return own(moved, state, Batch(images, jnp.zeros(6, jnp.int32)))[0]
+    def evaluated(epoch):
+        own = objective(setup, params, DistillationSettings(3.0, 100, statistics), victim=variables, epoch=epoch)
+        return own(other, state, Batch(images, jnp.zeros(6, jnp.int32)))[0]
 
-    teacher, taught = network.apply(variables, images), {"params": moved, **state}
-    ours = network.apply(taught, images) if statistics == "kept" else network.train(taught, images)[0]
+    teacher, student = network.apply(variables, images), {"params": other, **state}
+    ours = network.apply(student, images) if statistics == "kept" else network.train(student, images)[0]
     for epoch, temperature in ((0, 1.03), (99, 4.0)):
-        np.testing.assert_allclose(found(epoch).loss, distillation(ours, teacher, temperature), rtol=1e-3)
+        np.testing.assert_allclose(evaluated(epoch).loss, distillation(ours, teacher, temperature), rtol=1e-3)
 
 
-def test_statistics_are_kept_unless_they_shall_move(small):
+def test_running_statistics_are_kept_by_default(small):
     network, variables, graph = small
     plan, setup = plan_of(TINY), set_up(network, graph)
-    found, history = run(plan, setup, {"victim": variables}, key=jax.random.key(0))["taught"]
+    found, history = run(plan, setup, {"victim": variables}, key=jax.random.key(0))["distilled"]
     assert np.isfinite(history["loss"]).all()
     jax.tree.map(np.testing.assert_array_equal, found["batch_stats"], variables["batch_stats"])
 
@@ -115,12 +115,12 @@ def test_statistics_are_kept_unless_they_shall_move(small):
 def test_bad_settings_are_named():
     with pytest.raises(InputError, match="bcu.shares: expected at least 3, of the first layer, hidden layers and the"):
         BCUConfig(shares=(0.1, 0.2))
-    with pytest.raises(InputError, match="bcu.finetuning.batch_size: expected at most 16, pictures.images, found 17"):
+    with pytest.raises(InputError, match="bcu.finetuning.batch_size: expected at most 16, images.images, found 17"):
         dataclasses.replace(TINY, bcu=BCUConfig(finetuning=dataclasses.replace(TUNING, batch_size=17)))
 
 
 def test_a_run_leaves_a_report(tmp_path):
-    _, summary, page = tuning_runs.run("bcu", tmp_path / "w", pictures=TINY.pictures, bcu=TINY.bcu)
-    assert [*summary["metrics"]] == ["victim", "redrawn", "taught"]
+    _, summary, page = tuning_runs.run("bcu", tmp_path / "w", images=TINY.images, bcu=TINY.bcu)
+    assert [*summary["metrics"]] == ["victim", "redrawn", "distilled"]
     assert len(summary["finetuning"]["loss"]) == 2
-    assert "weights drawn anew, taught on 16 procedural pictures, 2 epochs" in page
+    assert "weights reinitialised, distilled on 16 procedural images, 2 epochs" in page

@@ -11,25 +11,25 @@ from tiny_runs import OTBR as CONFIG
 
 from otbr_jax import InputError
 from otbr_jax.attacks.registry import ATTACKS, AttackConfig
+from otbr_jax.contrib.distill import DistillationConfig
 from otbr_jax.data.sources import DataConfig
 from otbr_jax.report.results_tables import markdown
 from otbr_jax.report.rows import append_row, mend, parse
 from otbr_jax.runs import provenance
 from otbr_jax.runs.identity import versions
-from otbr_jax.settings import from_dict
-from otbr_jax.steps.distill import DistillationConfig
+from otbr_jax.settings import change, from_dict
 from otbr_jax.studies import bench
-from otbr_jax.studies.bench import Cell, Grid, load_grid
-from otbr_jax.studies.filling import run_bench
+from otbr_jax.studies.bench import Bench, Cell, load_grid
+from otbr_jax.studies.bench_run import run_bench
 from otbr_jax.studies.repair_config import plain_config
 from otbr_jax.victims.config import VictimConfig
 from otbr_jax.victims.training import TrainingConfig
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-GRID = Grid(
+GRID = Bench(
     "cpu",
     tuple(
-        Cell(dataclasses.replace(CONFIG, attack=dataclasses.replace(CONFIG.attack, name=name)), recipe="fast")
+        Cell(change(CONFIG, attack=dataclasses.replace(CONFIG.victim.attack, name=name)), recipe="fast")
         for name in ("none", "badnets")
     ),
 )
@@ -43,7 +43,7 @@ def committed(monkeypatch):
 
 def fake_repair(config, *args, **kwargs):
     """Fails as a run of a victim that cannot be trained does."""
-    if config.attack.name == "none":
+    if config.victim.attack.name == "none":
         raise InputError("training.learning_rate: expected a finite loss, found nan")
     raise KeyboardInterrupt  # reached
 
@@ -100,7 +100,7 @@ def test_a_cell_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
         fill(tmp_path)
     said = []
     with pytest.raises(InputError, match=r"1 of 1 cells failed, the first: .*/none/.*: training.learning_rate"):
-        fill(tmp_path, Grid("cpu", GRID.cells[:1]), said.append)
+        fill(tmp_path, Bench("cpu", GRID.cells[:1]), said.append)
     assert "failed: training.learning_rate: expected a finite loss" in said[1]
 
 
@@ -118,14 +118,16 @@ def test_cells_are_told_apart_by_settings_not_by_folders():
     cell = GRID.cells[1]
 
     def changed(**settings):
-        return Cell(dataclasses.replace(cell.config, **settings), recipe="fast").id
+        return Cell(change(cell.config, **settings), recipe="fast").id
 
     assert cell.id == changed()
-    moved = dataclasses.replace(cell.config.data, data_dir="/elsewhere")
+    moved = dataclasses.replace(cell.config.victim.data, data_dir="/elsewhere")
     assert cell.id == changed(data=moved)
     assert cell.id != changed(seed=1)
     assert cell.id != changed(training=TrainingConfig(epochs=3))
-    other = dataclasses.replace(cell.config.attack, sig=dataclasses.replace(cell.config.attack.sig, frequency=3.0))
+    other = dataclasses.replace(
+        cell.config.victim.attack, sig=dataclasses.replace(cell.config.victim.attack.sig, frequency=3.0)
+    )
     assert cell.id == changed(attack=other)  # not this cell's attack
 
 
@@ -133,14 +135,14 @@ def test_a_row_is_of_the_cell_whose_settings_it_holds_and_a_new_setting_has_its_
     cell = GRID.cells[1]
     config = json.loads(json.dumps(plain_config(cell.config)))
     row = {"cell": cell.name, "versions": versions(), "config": config}
-    assert cell.is_of(row)
-    assert not GRID.cells[0].is_of(row)
-    assert not cell.is_of(row | {"versions": {"otbr_jax": "0.0.0"}})
-    assert not cell.is_of(row | {"config": config | {"otbr": config["otbr"] | {"gamma": 0.3}}})
+    assert cell.matches(row)
+    assert not GRID.cells[0].matches(row)
+    assert not cell.matches(row | {"versions": {"otbr_jax": "0.0.0"}})
+    assert not cell.matches(row | {"config": config | {"otbr": config["otbr"] | {"gamma": 0.3}}})
     before = {name: value for name, value in config.items() if name != "distillation"}
-    assert cell.is_of(row | {"config": before})  # from when there was no distillation
-    distilled = dataclasses.replace(cell.config, distillation=DistillationConfig(targets="labels"))
-    assert not dataclasses.replace(cell, config=distilled).is_of(row | {"config": before})
+    assert cell.matches(row | {"config": before})  # from when there was no distillation
+    distilled = change(cell.config, distillation=DistillationConfig(targets="labels"))
+    assert not dataclasses.replace(cell, config=distilled).matches(row | {"config": before})
 
 
 def test_the_grids_of_this_project():
@@ -148,17 +150,17 @@ def test_the_grids_of_this_project():
     for name, datasets in (("paper", {"cifar10", "gtsrb", "tiny_imagenet"}), ("cpu", {"cifar10", "mnist"})):
         grid = load_grid(ROOT / "configs" / "bench" / f"{name}.py")
         assert grid.name == name
-        assert {cell.config.data.name for cell in grid.cells} == datasets
-        assert {cell.config.attack.name for cell in grid.cells} == {"none", *eight}
+        assert {cell.config.victim.data.name for cell in grid.cells} == datasets
+        assert {cell.config.victim.attack.name for cell in grid.cells} == {"none", *eight}
         ids = {cell.id for cell in grid.cells}
         for cell in grid.cells:  # a clean network trained the same way stands beside every victim
-            clean = dataclasses.replace(cell, config=dataclasses.replace(cell.config, attack=AttackConfig(name="none")))
+            clean = dataclasses.replace(cell, config=change(cell.config, attack=AttackConfig(name="none")))
             assert clean.id in ids
     assert {cell.recipe for cell in load_grid(ROOT / "configs" / "bench" / "recipes.py").cells} == {"published", "fast"}
     assert len(load_grid(ROOT / "configs" / "bench" / "paper.py", only="/wanet/").cells) == 3
     newer = load_grid(ROOT / "configs" / "bench" / "attacks.py").cells
     known = load_grid(ROOT / "configs" / "bench" / "adaptive.py").cells
-    assert {cell.config.attack.name for cell in (*newer, *known)} == set(ATTACKS) - set(eight) | {"badnets"}
+    assert {cell.config.victim.attack.name for cell in (*newer, *known)} == set(ATTACKS) - set(eight) | {"badnets"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "victims").glob("[!_]*.py")), ids=lambda path: path.stem)
@@ -186,16 +188,16 @@ def test_bad_input(tmp_path):
         load_grid(tmp_path / "nothing.py")
     bad("1 / 0", r"--grid: .*grid.py cannot be run \(ZeroDivisionError: division by zero\)")
     bad("x = 1", r"--grid: .*grid.py cannot be run \(KeyError: 'get_grid'\)")
-    bad("get_grid = lambda: 3", r"expected .*grid.py's get_grid\(\) to return a Grid, found int")
-    bad("from otbr_jax.studies.bench import Grid\nget_grid = lambda: Grid('g', ())", "grid g: expected a cell")
+    bad("get_grid = lambda: 3", r"expected .*grid.py's get_grid\(\) to return a Bench, found int")
+    bad("from otbr_jax.studies.bench import Bench\nget_grid = lambda: Bench('g', ())", "grid g: expected a cell")
     with pytest.raises(InputError, match="--only: expected a part of a cell's name, such as .*found 'nix'"):
         load_grid(ROOT / "configs" / "bench" / "paper.py", only="nix")
     with pytest.raises(InputError, match=r"--note: expected a note on one of \['cifar10', .*, found one on 'x'"):
         load_grid(ROOT / "configs" / "bench" / "paper.py", notes={"x": "y"})
     noted = load_grid(ROOT / "configs" / "bench" / "paper.py", notes={"gtsrb": "y"})
-    assert {cell.config.data.note for cell in noted.cells if cell.config.data.name == "gtsrb"} == {"y"}
+    assert {cell.config.victim.data.note for cell in noted.cells if cell.config.victim.data.name == "gtsrb"} == {"y"}
     with pytest.raises(InputError, match="grid g: expected each cell once, found digits.* twice"):
-        Grid("g", (GRID.cells[0], GRID.cells[0]))
+        Bench("g", (GRID.cells[0], GRID.cells[0]))
     (tmp_path / "rows.jsonl").write_text(json.dumps({"id": "1", "cell": "c"}) + "\n{broken\n")
     with pytest.raises(InputError, match=r"rows.jsonl:2: expected a JSON object, found a broken line"):
         fill(tmp_path)
@@ -204,12 +206,12 @@ def test_bad_input(tmp_path):
         with pytest.raises(InputError, match="--results: expected a file that can be written"):
             run_bench(GRID, tmp_path / "w", place, say=lambda line: None)
     with pytest.raises(InputError, match="cell: expected data to train a victim on and no model.checkpoint"):
-        Cell(dataclasses.replace(CONFIG, data=DataConfig("none")))
+        Cell(change(CONFIG, data=DataConfig("none")))
 
 
 def test_uncommitted_changes_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "_git", lambda *arguments: " M otbr_jax/x.py" if arguments[0] == "status" else "1")
-    with pytest.raises(InputError, match="results carry a commit: expected otbr_jax/ and configs/ as committed"):
+    with pytest.raises(InputError, match="results name a commit: expected otbr_jax/ and configs/ as committed"):
         fill(tmp_path)
     assert not (tmp_path / "rows.jsonl").exists()
 

@@ -16,7 +16,7 @@ from launching import launch
 from otbr_jax import InputError
 from otbr_jax.steps import transport
 from otbr_jax.studies import reference_otbr
-from otbr_jax.studies.comparing import (
+from otbr_jax.studies.comparison import (
     MOST,
     STARTS,
     compare,
@@ -280,7 +280,7 @@ def test_a_tolerance_is_what_changed_starts_make_of_it():
     for error, passed in ((0.07, True), (0.09, False)):
         found = compare("x", [expected + error, *(one + error for one in near)], expected, least=1e-3)
         assert (found.tolerance, found.passed) == (pytest.approx(0.04), passed)
-    assert "4 times what a start changed by 1e-07 moves it (0.01, the largest of 4)" in found.note
+    assert "4 times the change by a start perturbed by 1e-07 (0.01, the largest of 4)" in found.note
     steady = compare("x", [1.002 * expected] * (1 + STARTS), expected, least=1e-3)
     assert (steady.tolerance, steady.passed) == (1e-3, False)  # an error that all starts share is none of rounding
     wild = compare("x", [0 * expected, 9 * expected], expected, least=1e-3)

@@ -18,8 +18,8 @@ import safetensors.numpy
 
 from otbr_jax import InputError
 from otbr_jax.interop.matching import load_tensors, tensors_like, write_like
-from otbr_jax.interop.parts import joined
-from otbr_jax.interop.spellings import SPELLINGS, respelled
+from otbr_jax.interop.reparametrised import join_weights
+from otbr_jax.interop.spellings import SPELLINGS, respell
 from otbr_jax.interop.state_dict import to_state_dict
 from otbr_jax.interop.tensor_files import read_tensors
 from otbr_jax.models import registry
@@ -88,7 +88,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_weights_are_found_and_the_rest_comes_back(saved, tmp_path, name):
+def test_the_weights_are_found_and_the_rest_relearning(saved, tmp_path, name):
     path = saved(FILES[name])
     variables, template = load(path)
     assert_same(variables)
@@ -111,7 +111,7 @@ def assert_only_weights_moved(before, after, slots):
             assert after[key] == value
 
 
-def test_plain_data_comes_back_and_code_does_not(saved, tmp_path, caplog):
+def test_plain_data_is_written_back_and_code_is_not(saved, tmp_path, caplog):
     class Settings:  # of somebody's module, which nobody has
         pass
 
@@ -134,7 +134,7 @@ def test_plain_data_comes_back_and_code_does_not(saved, tmp_path, caplog):
         write_like(template, variables, tmp_path / "again.pt")
     again = torch.load(tmp_path / "again.pt", weights_only=False)
     assert again["nested"] == {"kept": 1}
-    for told in ("settings (", "nested/own (", "would need somebody's code"):
+    for told in ("settings (", "nested/own (", "need other people's code"):
         assert told in caplog.text
     assert set(again) == {"model", *plain, "nested"}
     for key, value in plain.items():
@@ -211,7 +211,7 @@ def test_weights_in_parts_mean_what_pytorch_computes_with_them(wrap):
     images = torch.rand(2, 3, 3, 3)
     net(images)  # old hooks compute the weight here
     stored = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
-    whole, parts = joined(stored)
+    whole, parts = join_weights(stored)
     assert list(parts) == ["0.weight"]
     np.testing.assert_allclose(whole["0.weight"], net[0].weight.detach(), rtol=1e-5, atol=1e-7)
     changed = np.random.default_rng(0).normal(size=whole["0.weight"].shape).astype(np.float32)
@@ -237,7 +237,7 @@ def test_names_of_other_libraries():
         7: {"convnext.encoder.stages.3.downsampling_layer.1.bias": "features.6.1.bias"},
     }
     for place, expected in names.items():
-        assert respelled(expected, SPELLINGS[place]) == expected
+        assert respell(expected, SPELLINGS[place]) == expected
 
 
 def test_transformers_keep_queries_keys_and_values_apart(tmp_path):

@@ -1,7 +1,5 @@
 """CLP: scores by hand, scales and variances found by what they do, and the whole way to a report."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +19,8 @@ from otbr_jax.defenses.clp import (
     largest_singular_values,
     normalisation_gains,
 )
-from otbr_jax.detectors.short_cuts import PicturesConfig
+from otbr_jax.detectors.trigger_size import ImagesConfig
+from otbr_jax.settings import change
 from otbr_jax.types import named_leaves, replace_leaves
 
 
@@ -70,11 +69,11 @@ def test_a_run_leaves_a_report(tmp_path):
     assert [row["u"] for row in summary["sweep"]] == [1.0, 1.2]
     assert summary["sweep"][1]["pruned"] == summary["metrics"]["pruned"]
     assert "channels pruned" in page
-    none = dataclasses.replace(result.config, sweep=SweepConfig(u=()))
-    assert method.candidates(none) is None
+    none = change(result.config, sweep=SweepConfig(u=()))
+    assert method.grid(none.method) is None
 
 
-def test_the_chosen_u_leaves_the_answers_and_the_next_does_not():
+def test_the_chosen_u_keeps_predictions_and_the_next_does_not():
     """Each of four channels speaks for a class, and a fifth for none; they are pruned in order of their gains."""
     network, variables, graph, *_ = backdoored()
     scale = jnp.array([1.0, 1.1, 1.2, 1.3, 1.5])
@@ -87,18 +86,18 @@ def test_the_chosen_u_leaves_the_answers_and_the_next_does_not():
     # In standard deviations above the mean, the gains are -1.14, -0.62, -0.10, 0.42 and 1.45.
     grid, tolerance = (1.0, 0.2, 0.0), 0.1
     config = CLPSettings(
-        selection=AgreementConfig(u=grid[::-1], tolerance=tolerance), pictures=PicturesConfig(made=200, images=100)
+        selection=AgreementConfig(u=grid[::-1], tolerance=tolerance), images=ImagesConfig(made=200, images=100)
     )
     setup = set_up(network, graph, layers="convolutions")
     found = plans.run(method.plan(config), setup, {"victim": variables}, key=jax.random.key(0))
-    images, answers = found["pictures"].batch
+    images, predictions = found["procedural"].batch
     victim = {"victim": variables, "scores": found["scores"]}
     chosen = int(found["selected"].chosen)
 
     @jax.jit
     def agreement(u):
         pruned = method.prune(setup, u, **victim).variables
-        return jnp.mean(jnp.argmax(network.answer(pruned, images), 1) == answers)
+        return jnp.mean(jnp.argmax(network.answer(pruned, images), 1) == predictions)
 
     by_hand = [1.0, *(float(agreement(u)) for u in grid)]
     np.testing.assert_allclose(found["selected"].agreement, by_hand, atol=1e-6)
@@ -106,11 +105,11 @@ def test_the_chosen_u_leaves_the_answers_and_the_next_does_not():
     assert all(share >= 1 - tolerance for share in by_hand[: chosen + 1])
     assert by_hand[chosen + 1] < 1 - tolerance
     told = method.outcome(config, found)
-    assert told.choice == {"u": grid[chosen - 1], "chosen_by": "procedural pictures"}
+    assert told.choice == {"u": grid[chosen - 1], "chosen_by": "procedural images"}
     assert sum(mask.sum() for mask in found["pruned"].pruned.values()) == told.neurons["pruned"] > 0
     # Without tolerance for what the first channel costs, nothing is pruned.
     none = AgreementConfig(u=(0.0,), tolerance=0.0)
-    select = jax.jit(lambda: method.select(setup, none, **victim, pictures=found["pictures"], report=None))
+    select = jax.jit(lambda: method.select(setup, none, **victim, procedural=found["procedural"], report=None))
     assert select().chosen == 0
     assert not any(mask.any() for mask in method.prune_chosen(setup, None, **victim, selected=select()).pruned.values())
 

@@ -13,7 +13,7 @@ import pytest
 import rewriting
 
 from otbr_jax.defenses.tuning import tuning_step
-from otbr_jax.plan import Setup, Step, needs
+from otbr_jax.plan import Setup, Shown, Step, needs
 from otbr_jax.runs import identity
 from otbr_jax.runs.code import code_digest
 from otbr_jax.steps.finetune import FinetuningConfig
@@ -43,7 +43,7 @@ def objective(weight, images):
 
 def tuning_step(objective, weight=1.0):
     def run(setup, settings, *, given: Given, key, report):
-        from my_helpers import late
+        from my_late_helpers import late
         closure = functools.partial(objective, weight)
         return closure(helper(given.weight)) + Table[0] + late() + Scale(2.0).value()
     return run
@@ -59,14 +59,19 @@ def helper(x):
     return deeper(x) + 1
 def deeper(x):
     return x * 2
-def late():
-    return 3
 class Scale:
     def __init__(self, by):
         self.by = by
     def value(self):
         return self.by * 4
 """
+
+LATE = """
+def late():
+    return 3
+"""
+
+FILES = {"my_defence": DEFENCE, "my_helpers": HELPERS, "my_late_helpers": LATE}
 
 CHANGES = {
     "the sign of an objective": ("return -weight", "return weight"),
@@ -89,19 +94,19 @@ THE_SAME = {
     "a local": ("total", "everything"),
     "a local that another function closes over": ("closure", "a_name"),
     "line breaks": ("deeper(x) + 1", "(\n        deeper(x)\n        + 1\n    )"),
-    "a function that nothing calls": ("def late", "def unused():\n    return 9\ndef late"),
+    "a function that nothing calls": ("class Scale", "def unused():\n    return 9\nclass Scale"),
 }
 
 
 @pytest.fixture
 def digest_of(tmp_path, monkeypatch):
-    """The identity of the user's step, after `(old, new)` in whichever of the two files has it."""
+    """The identity of the user's step, after `(old, new)` in whichever of the files has it."""
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
     def digest(old="", new=""):
         found = 0
-        for name, text in (("my_defence", DEFENCE), ("my_helpers", HELPERS)):
+        for name, text in FILES.items():
             found += bool(old) and old in text
             (tmp_path / f"{name}.py").write_text(text.replace(old, new) if old else text)
             sys.modules.pop(name, None)
@@ -110,7 +115,7 @@ def digest_of(tmp_path, monkeypatch):
         return identity.step_digest(Step("tuned", importlib.import_module("my_defence").run, needs("given")))
 
     yield digest
-    for name in ("my_defence", "my_helpers"):
+    for name in FILES:
         sys.modules.pop(name, None)
 
 
@@ -206,7 +211,9 @@ def test_how_a_step_is_shown_does_not_count():
     def run(setup: Setup, settings, *, key, report):
         return key
 
-    assert identity.step_digest(Step("s", run, title="one")) == identity.step_digest(Step("s", run, title="other"))
+    assert identity.step_digest(Step("s", run, shown=Shown("one"))) == identity.step_digest(
+        Step("s", run, shown=Shown("other"))
+    )
 
 
 def test_code_that_calls_itself_has_an_end():

@@ -33,7 +33,7 @@ def assert_same(found, expected):
 
 def test_a_checkpoint_is_never_converted_onto_itself(victim):
     before = victim.read_bytes()
-    with pytest.raises(InputError, match=r"--to: expected another place than --from, found .*victim.pt for both"):
+    with pytest.raises(InputError, match=r"--to: expected another path than --from, found .*victim.pt for both"):
         convert(victim, victim.parent / "." / victim.name, NAME, {}, overwrite=True)
     assert victim.read_bytes() == before
 
@@ -93,7 +93,7 @@ def test_half_precision_and_prefixes_stay_from_file_to_file(victim, tmp_path, ca
 def test_what_is_at_the_target_is_replaced_only_when_asked(tiny, victim, tmp_path):
     for goal in ("orbax", "copy.pt"):
         convert(victim, tmp_path / goal, NAME, {})
-        with pytest.raises(InputError, match=f"--to: .*{goal} is there already; --overwrite replaces it"):
+        with pytest.raises(InputError, match=f"--to: .*{goal} exists already; --overwrite replaces it"):
             convert(victim, tmp_path / goal, NAME, {})
         convert(victim, tmp_path / goal, NAME, {}, overwrite=True)
     load_variables(tmp_path / "orbax", jax.eval_shape(lambda: tiny[1]), name="checkpoint")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from otbr_jax.steps.convolutions import channels_last
-from otbr_jax.steps.products import summed_products
+from otbr_jax.numerics.convolutions import channels_last
+from otbr_jax.numerics.products import summed_products
 
 
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
@@ -26,9 +26,9 @@ def test_values_and_gradients_do_not_change(strides, layout, groups):
         return jnp.sum(jax.nn.relu(y) ** 2), y
 
     gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-    expected, found = (jax.jit(function)(x, kernel) for function in (gradients, channels_last(gradients)))
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected)
+    expected, results = (jax.jit(function)(x, kernel) for function in (gradients, channels_last(gradients)))
+    assert jax.tree.structure(results) == jax.tree.structure(expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), results, expected)
 
 
 def test_gradients_are_in_the_fast_layout():
@@ -107,9 +107,9 @@ def test_kernel_gradients_of_few_channels_or_large_kernels_stay_convolutions(siz
 def test_half_precision_sums_in_full():
     gradient, arguments = kernel_gradient(3, 1, 1, 1, images=64, dtype=jnp.bfloat16)
     expected = gradient(*(part.astype(jnp.float32) for part in arguments))
-    found = channels_last(gradient)(*arguments)
-    assert found.dtype == jnp.bfloat16
-    np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=0.02, atol=0.2)
+    grads = channels_last(gradient)(*arguments)
+    assert grads.dtype == jnp.bfloat16
+    np.testing.assert_allclose(grads.astype(jnp.float32), expected, rtol=0.02, atol=0.2)
 
 
 def test_kernel_gradients_of_many_networks_and_of_gradients():
@@ -141,6 +141,6 @@ def test_kernel_gradients_on_a_mapped_axis():
 def test_kernel_gradients_of_transposed_convolutions():
     x, kernel = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(5, 4, 5, 3), (4, 4, 3, 64)]))
     gradient = jax.grad(lambda kernel, x: jnp.sum(jnp.sin(jax.lax.conv_transpose(x, kernel, (2, 2), "SAME"))))
-    found = jax.jit(channels_last(gradient))
-    np.testing.assert_allclose(found(kernel, x), gradient(kernel, x), rtol=1e-4, atol=1e-4)
-    assert operations(found.lower(kernel, x)) == {"convolution", "dot_general"}
+    compiled = jax.jit(channels_last(gradient))
+    np.testing.assert_allclose(compiled(kernel, x), gradient(kernel, x), rtol=1e-4, atol=1e-4)
+    assert operations(compiled.lower(kernel, x)) == {"convolution", "dot_general"}

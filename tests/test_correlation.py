@@ -16,7 +16,7 @@ from otbr_jax.data.sources import DataConfig
 from otbr_jax.report.correlation_page import correlation_table
 from otbr_jax.steps.score import correlation, correlations
 from otbr_jax.steps.unlearn import UnlearningConfig
-from otbr_jax.studies.correlation import CORRELATION, CorrelationConfig, correlated, rows, summarize
+from otbr_jax.studies.correlation import CORRELATION, CorrelationConfig, rows, summarize, victim_correlations
 from otbr_jax.studies.study import run_study
 
 CONFIG = CorrelationConfig(
@@ -76,7 +76,7 @@ def finished(tmp_path_factory):
 def test_a_study_of_two_attacks(finished):
     workdir, found = finished
     assert [one.config.attack.name for one in found] == ["badnets", "blended"]
-    studies = [correlated(CONFIG, one) for one in found]
+    studies = [victim_correlations(CONFIG, one) for one in found]
     for study in studies:
         random, clean, poison = (np.concatenate(list(study.scores[kind].values())) for kind in study.scores)
         expected = [np.corrcoef(moved, poison)[0, 1] for moved in (random, clean)]

@@ -16,7 +16,7 @@ from launching import launch
 from PIL import Image
 
 from otbr_jax import InputError
-from otbr_jax.data import archives, pictures, prepare, prepared, sources
+from otbr_jax.data import archives, image_files, prepare, prepared, sources
 from otbr_jax.data.sources import DataConfig
 from otbr_jax.steps import sampling
 
@@ -68,12 +68,12 @@ def test_digits_at_their_own_size_are_unaltered():
 
 def test_a_subset_has_the_same_images_again_and_of_every_class_its_share():
     labels = np.repeat(np.arange(4), (400, 200, 100, 100))[np.random.default_rng(1).permutation(800)]
-    some, more = sampling.stratified(labels, 80), sampling.stratified(labels, 200)
+    some, more = sampling.stratified_sample(labels, 80), sampling.stratified_sample(labels, 200)
     np.testing.assert_array_equal(np.bincount(labels[some]), (40, 20, 10, 10))
     np.testing.assert_array_equal(np.bincount(labels[more]), (100, 50, 25, 25))
     assert set(some) <= set(more)
-    np.testing.assert_array_equal(some, sampling.stratified(labels, 80))
-    np.testing.assert_array_equal(sampling.stratified(labels, 800), np.arange(800))
+    np.testing.assert_array_equal(some, sampling.stratified_sample(labels, 80))
+    np.testing.assert_array_equal(sampling.stratified_sample(labels, 800), np.arange(800))
 
 
 def test_a_subset_of_digits():
@@ -176,18 +176,18 @@ def test_mean_and_std_must_fit():
         sources.load(DataConfig(mean=(0.5, 0.5), std=(1.0, 1.0)), image_shape=(8, 8, 1), num_classes=10)
     with pytest.raises(InputError, match=r"data.std: expected as many values as data.mean \(1\)"):
         DataConfig(mean=(0.5,))
-    found = sources.preprocess(jnp.full((1, 1, 1, 1), 255, jnp.uint8), DataConfig(mean=(0.5,), std=(0.25,)))
-    assert float(found[0, 0, 0, 0]) == 2.0
+    prepared_image = sources.preprocess(jnp.full((1, 1, 1, 1), 255, jnp.uint8), DataConfig(mean=(0.5,), std=(0.25,)))
+    assert float(prepared_image[0, 0, 0, 0]) == 2.0
 
 
-# Pictures.
+# Images.
 
 
 def decode(*files, shape):
-    return pictures.decode(files, shape, name=lambda place: f"picture {place}")
+    return image_files.decode(files, shape, name=lambda place: f"image {place}")
 
 
-def test_pictures_come_back_as_they_were():
+def test_decoding_restores_the_pixels():
     colour, grey = noise(300, 5, 7, 3), noise(2, 5, 7, 1)
     np.testing.assert_array_equal(decode(*map(png, colour), shape=(5, 7, 3)), colour)
     np.testing.assert_array_equal(decode(*map(png, grey), shape=(5, 7, 1)), grey)
@@ -207,18 +207,18 @@ def test_resizing_is_bilinear_and_sees_every_pixel():
 @pytest.mark.parametrize(
     ("file", "shape", "message"),
     [
-        (b"no picture", (4, 4, 3), "picture 0: expected a picture, found: no known picture format"),
-        (png(noise(1, 64, 64, 3)[0])[:3000], (4, 4, 3), "picture 0: expected a picture, found: "),
-        (png(noise(1, 4, 4, 3)[0]), (4, 4, 1), "picture 0: expected a grey picture as model.image_shape says"),
+        (b"no image", (4, 4, 3), "image 0: expected an image, found: no known image format"),
+        (png(noise(1, 64, 64, 3)[0])[:3000], (4, 4, 3), "image 0: expected an image, found: "),
+        (png(noise(1, 4, 4, 3)[0]), (4, 4, 1), "image 0: expected a grey image as model.image_shape says"),
         (
             png(np.full((4, 4), 1e6, np.float32), "tiff"),
             (4, 4, 1),
-            "picture 0: expected values of 16 bits, or floating point",
+            "image 0: expected values of 16 bits, or floating point",
         ),
         (png(noise(1, 4, 4, 3)[0]), (4, 4, 2), "model.image_shape: expected 1 or 3 channels"),
     ],
 )
-def test_bad_pictures(file, shape, message):
+def test_bad_image_files(file, shape, message):
     with pytest.raises(InputError, match=message):
         decode(file, shape=shape)
 
@@ -226,9 +226,9 @@ def test_bad_pictures(file, shape, message):
 def test_whatever_people_save_is_read():
     grey, colour = noise(1, 4, 6, 1)[0], noise(1, 4, 6, 3)[0]
 
-    def saved(picture, kind, **options):
+    def saved(image, kind, **options):
         content = io.BytesIO()
-        picture.save(content, kind, **options)
+        image.save(content, kind, **options)
         return content.getvalue()
 
     for kind in ("BMP", "PPM", "TIFF", "TGA", "WEBP"):
@@ -293,21 +293,21 @@ def make_folder(root, images, *, splits=("train", "test"), classes=("cat", "dog"
 def test_a_folder_is_read(tmp_path):
     images = noise(6, 8, 8, 3)
     config = make_folder(tmp_path / "pets", images)
-    (tmp_path / "pets" / "test" / "dog" / "notes.txt").write_text("no picture")
+    (tmp_path / "pets" / "test" / "dog" / "notes.txt").write_text("no image")
     (tmp_path / "pets" / "test" / ".hidden").mkdir()
     Image.fromarray(noise(1, 20, 30, 3)[0]).save(tmp_path / "pets" / "test" / "dog" / "z.JPG")
     data = sources.load(config, image_shape=(8, 8, 3), num_classes=2)
     np.testing.assert_array_equal(data.train.images, images[[0, 2, 4, 1, 3, 5]])
     np.testing.assert_array_equal(data.train.labels, [0, 0, 0, 1, 1, 1])
     assert data.test.images.shape == (7, 8, 8, 3)
-    assert data.provenance == "pets (a folder of pictures, as 8x8x3): 6 training and 7 test images"
+    assert data.provenance == "pets (a folder of images, as 8x8x3): 6 training and 7 test images"
     some = sources.load(
         DataConfig(name="folder", path=config.path, train_images=2), image_shape=(8, 8, 3), num_classes=2
     )
     np.testing.assert_array_equal(some.train.labels, [0, 1])
 
 
-def test_a_folder_without_training_pictures(tmp_path):
+def test_a_folder_without_training_images(tmp_path):
     data = sources.load(
         make_folder(tmp_path, noise(4, 4, 4, 1), splits=("test",)), image_shape=(4, 4, 1), num_classes=2
     )
@@ -318,7 +318,7 @@ def test_a_folder_without_training_pictures(tmp_path):
 def spoil(root, what):
     if what == "class":
         (root / "train" / "bird").mkdir()
-    elif what == "picture":
+    elif what == "image":
         (root / "test" / "dog" / "001.png").write_bytes(b"nothing")
     elif what == "none":
         for file in (root / "test").rglob("*.png"):
@@ -331,7 +331,7 @@ def spoil(root, what):
     ("what", "classes", "message"),
     [
         ("class", 2, r"expected the same classes in train and test, found 'bird' in train only"),
-        ("picture", 2, r"test/dog/001.png: expected a picture, found: no known picture format"),
+        ("image", 2, r"test/dog/001.png: expected an image, found: no known image format"),
         ("none", 2, r"data 'folder': expected images, found none"),
         ("test", 2, r"pets: expected a folder of one of the names test, testing, val, found none"),
         ("nothing", 3, r"data 'folder': expected 3 classes as model.num_classes says, found 2"),
@@ -350,7 +350,7 @@ def test_numbers_are_labels_in_their_order(tmp_path, caplog):
     config = make_folder(tmp_path / "numbers", colours, splits=("test",), classes=names)
     data = sources.load(config, image_shape=(4, 4, 1), num_classes=12)
     np.testing.assert_array_equal(data.test.images[:, 0, 0, 0], data.test.labels)
-    assert "classes are numbers, and labels in their order: label 2 is 2" in caplog.text
+    assert "classes are numbers, and labels follow their order: label 2 is 2" in caplog.text
     caplog.clear()
     config = make_folder(tmp_path / "named", colours, splits=("test",), classes=[f"class{name}" for name in names])
     data = sources.load(config, image_shape=(4, 4, 1), num_classes=12)
@@ -374,16 +374,16 @@ def test_what_is_left_out_of_a_folder_is_counted(tmp_path, caplog):
     root = tmp_path / "pets" / "test"
     (root / "owl").mkdir()
     for name in ("a.txt", "b.txt", "c.mp4", "Thumbs.db", ".DS_Store"):
-        (root / "dog" / name).write_text("no picture")
+        (root / "dog" / name).write_text("no image")
     sources.load(config, image_shape=(4, 4, 1), num_classes=3)
-    assert "test: left out what is no picture: 2 of .txt, 1 of .mp4" in caplog.text
-    assert "test: found no pictures of owl" in caplog.text
+    assert "test: skipped files that are no images: 2 of .txt, 1 of .mp4" in caplog.text
+    assert "test: no images of owl" in caplog.text
     assert ".db" not in caplog.text
 
 
 def test_no_folder(tmp_path):
     for path in ("", str(tmp_path / "nowhere")):
-        with pytest.raises(InputError, match=r"data.path: expected a folder with test/CLASS/\*.png, found none at"):
+        with pytest.raises(InputError, match=r"data.path: expected a folder with test/CLASS/\*.png, found nothing at"):
             sources.load(DataConfig(name="folder", path=path), image_shape=(4, 4, 1), num_classes=2)
     (tmp_path / "test").mkdir()
     with pytest.raises(InputError, match=r"test: expected a folder for every class, found none"):
@@ -488,14 +488,14 @@ def test_reading_imports_no_tensorflow(tmp_path):
         f"data = load(DataConfig('mnist', data_dir={str(tmp_path)!r}), image_shape=(8, 8, 1), num_classes=10)\n"
         "print(len(data.train.images), 'tensorflow' in sys.modules)"
     )
-    found = run("-c", code)
-    assert found.stdout.split() == ["50", "False"], found.stderr
+    process = run("-c", code)
+    assert process.stdout.split() == ["50", "False"], process.stderr
 
 
 def test_a_data_set_that_is_not_prepared(tmp_path):
-    with pytest.raises(InputError) as found:
+    with pytest.raises(InputError) as error:
         load_prepared(tmp_path, "gtsrb")
-    assert str(found.value) == (
+    assert str(error.value) == (
         f"data.data_dir: expected the data set 'gtsrb' in {tmp_path}, found none there; to prepare it: "
         f"python -m launch.prepare_data --name=gtsrb --data_dir={tmp_path}"
     )
@@ -508,10 +508,10 @@ def cut(path, length):
 
 
 def flip(path):
-    found = bytearray(path.read_bytes())
+    content = bytearray(path.read_bytes())
     for place in range(200, 400):
-        found[place] ^= 255
-    path.write_bytes(found)
+        content[place] ^= 255
+    path.write_bytes(content)
 
 
 SHARD = "mnist-train.array_record-00001-of-00002"
@@ -546,12 +546,12 @@ SHARD = "mnist-train.array_record-00001-of-00002"
 def test_damaged_data_sets(tmp_path, damage, message):
     write_prepared(tmp_path)
     damage(tmp_path / "mnist" / "3.0.1")
-    with pytest.raises(InputError, match=message) as found:
+    with pytest.raises(InputError, match=message) as error:
         load_prepared(tmp_path)
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(error.value)
 
 
-def test_records_that_are_no_pictures(tmp_path):
+def test_records_that_are_no_images(tmp_path):
     write_prepared(tmp_path, shards=(2,), classes=2)
     from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -567,7 +567,7 @@ def test_a_data_set_for_another_network(tmp_path):
     write_prepared(tmp_path, shape=(8, 8, 3))
     with pytest.raises(InputError, match="data 'mnist': expected 43 classes as model.num_classes says, found 10"):
         load_prepared(tmp_path, classes=43)
-    with pytest.raises(InputError, match=r"3.0.1: split 'train', example 0: expected a grey picture"):
+    with pytest.raises(InputError, match=r"3.0.1: split 'train', example 0: expected a grey image"):
         load_prepared(tmp_path)
 
 
@@ -645,7 +645,7 @@ def test_gtsrb_archives_are_parsed(tmp_path):
     from otbr_jax.data import gtsrb
 
     train, test = make_gtsrb(tmp_path)
-    for images, labels, found in (
+    for images, labels, parsed in (
         (train, [0, 0, 42, 42], gtsrb.training_examples(tmp_path / "GTSRB_Final_Training_Images.zip")),
         (
             test,
@@ -653,7 +653,7 @@ def test_gtsrb_archives_are_parsed(tmp_path):
             gtsrb.test_examples(tmp_path / "GTSRB_Final_Test_Images.zip", tmp_path / "GTSRB_Final_Test_GT.zip"),
         ),
     ):
-        keys, examples = zip(*found, strict=True)
+        keys, examples = zip(*parsed, strict=True)
         assert len(set(keys)) == len(images)
         assert [example["label"] for example in examples] == labels
         for image, example in zip(images, examples, strict=True):
@@ -665,12 +665,12 @@ def test_the_tiny_imagenet_archive_is_parsed(tmp_path):
     from otbr_jax.data import tiny_imagenet
 
     train, test = make_tiny_imagenet(tmp_path)
-    found = dict(tiny_imagenet.training_examples(tmp_path / "tiny-imagenet-200.zip"))
-    assert {name: example["image"] for name, example in found.items()} == train
-    assert [example["label"] for example in found.values()] == [1, 0]
-    found = dict(tiny_imagenet.test_examples(tmp_path / "tiny-imagenet-200.zip"))
-    assert {name: example["image"] for name, example in found.items()} == test
-    assert [example["label"] for example in found.values()] == [1, 0]
+    parsed = dict(tiny_imagenet.training_examples(tmp_path / "tiny-imagenet-200.zip"))
+    assert {name: example["image"] for name, example in parsed.items()} == train
+    assert [example["label"] for example in parsed.values()] == [1, 0]
+    parsed = dict(tiny_imagenet.test_examples(tmp_path / "tiny-imagenet-200.zip"))
+    assert {name: example["image"] for name, example in parsed.items()} == test
+    assert [example["label"] for example in parsed.values()] == [1, 0]
 
 
 class Manager:
@@ -696,10 +696,10 @@ def test_archives_are_verified_whether_downloaded_or_given(tmp_path):
     downloads.mkdir()
     manual.mkdir()
     known = {"http://site/one.zip": hashlib.md5(b"published").hexdigest()}
-    (found,) = archives.fetch(Manager(downloads), known)
-    assert found.parent == downloads
-    (found,) = archives.fetch(Manager(downloads, manual), known)
-    assert found.parent == downloads
+    (path,) = archives.fetch(Manager(downloads), known)
+    assert path.parent == downloads
+    (path,) = archives.fetch(Manager(downloads, manual), known)
+    assert path.parent == downloads
     (manual / "one.zip").write_bytes(b"published")
     assert archives.fetch(Manager(downloads, manual), known) == [manual / "one.zip"]
     (manual / "one.zip").write_bytes(b"altered")
@@ -714,18 +714,18 @@ def test_archives_are_verified_whether_downloaded_or_given(tmp_path):
 # Preparing.
 
 
-def test_preparing_leaves_alone_what_is_there(tmp_path):
+def test_preparing_keeps_what_is_there(tmp_path):
     write_prepared(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    found = launch("prepare_data", "--name=mnist", f"--data_dir={tmp_path}")
-    assert found.stdout == f"{tmp_path / 'mnist' / '3.0.1'} is there already; it stays as it is\n", found.stderr
+    process = launch("prepare_data", "--name=mnist", f"--data_dir={tmp_path}")
+    assert process.stdout == f"{tmp_path / 'mnist' / '3.0.1'} is there already; it stays as it is\n", process.stderr
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 def test_preparing_an_unknown_data_set():
-    found = launch("prepare_data", "--name=cifar100")
-    assert found.returncode == 2
-    assert found.stderr.splitlines()[-1] == (
+    process = launch("prepare_data", "--name=cifar100")
+    assert process.returncode == 2
+    assert process.stderr.splitlines()[-1] == (
         "error: --name: expected one of ['cifar10', 'mnist', 'gtsrb', 'tiny_imagenet'], found 'cifar100'"
     )
 
@@ -780,17 +780,17 @@ def test_gtsrb_is_prepared_and_read(tmp_path):
     code = preparation("gtsrb", tmp_path, files)
     whole = files[0].read_bytes()
     files[0].write_bytes(whole[:-1])
-    found = run("-c", code)
-    assert found.stdout.splitlines()[-1].startswith(f"refused: {files[0]}: expected MD5 "), found.stderr
+    process = run("-c", code)
+    assert process.stdout.splitlines()[-1].startswith(f"refused: {files[0]}: expected MD5 "), process.stderr
     assert list((tmp_path / "data").iterdir()) == []
     files[0].unlink()
-    found = run("-c", code)  # nobody answers at that address
-    assert found.stdout.splitlines()[-1].startswith("refused: gtsrb: cannot download (HTTP"), found.stderr
+    process = run("-c", code)  # nobody answers at that address
+    assert process.stdout.splitlines()[-1].startswith("refused: gtsrb: cannot download (HTTP"), process.stderr
     assert list((tmp_path / "data").iterdir()) == []
     files[0].write_bytes(whole)
-    found = run("-c", code)
+    process = run("-c", code)
     folder = tmp_path / "data" / "gtsrb" / "1.0.0"
-    assert found.stdout.splitlines()[-1] == f"wrote {folder}: 4 train images, 2 test images", found.stderr
+    assert process.stdout.splitlines()[-1] == f"wrote {folder}: 4 train images, 2 test images", process.stderr
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["gtsrb"]
     data = load_prepared(tmp_path / "data", "gtsrb", shape=(9, 7, 3), classes=43)
     assert {image.tobytes() for image in data.train.images} == {image.tobytes() for image in train}
@@ -803,8 +803,8 @@ def test_tiny_imagenet_is_prepared_and_read(tmp_path):
     (tmp_path / "manual").mkdir()
     train, _ = make_tiny_imagenet(tmp_path / "manual")
     code = preparation("tiny_imagenet", tmp_path, [tmp_path / "manual" / "tiny-imagenet-200.zip"])
-    found = run("-c", code)
-    assert found.stdout.splitlines()[-1].endswith("1.0.0: 2 train images, 2 test images"), found.stderr
+    process = run("-c", code)
+    assert process.stdout.splitlines()[-1].endswith("1.0.0: 2 train images, 2 test images"), process.stderr
     data = load_prepared(tmp_path / "data", "tiny_imagenet", shape=(64, 64, 3), classes=200)
     expected = decode(*train.values(), shape=(64, 64, 3))
     assert {image.tobytes() for image in data.train.images} == {image.tobytes() for image in expected}
@@ -817,8 +817,8 @@ def test_the_catalogues_archives_are_verified_too(tmp_path):
     for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
         (tmp_path / "manual" / f"{name}-ubyte.gz").write_bytes(b"altered")
     folders = (f"--data_dir={tmp_path / 'data'}", f"--manual_dir={tmp_path / 'manual'}")
-    found = launch("prepare_data", "--name=mnist", *folders)
-    assert found.returncode == 2
-    assert found.stderr.splitlines()[-1].startswith("error: mnist: Artifact https://"), found.stderr
-    assert "has wrong checksum: * Expected: UrlInfo(" in found.stderr
+    process = launch("prepare_data", "--name=mnist", *folders)
+    assert process.returncode == 2
+    assert process.stderr.splitlines()[-1].startswith("error: mnist: Artifact https://"), process.stderr
+    assert "has wrong checksum: * Expected: UrlInfo(" in process.stderr
     assert list((tmp_path / "data").iterdir()) == []

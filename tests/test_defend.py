@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from otbr_jax import Batch, InputError, defend, otbr
+from otbr_jax.contrib.otbr_plus import OTBRSettings
 from otbr_jax.defenses.clp import CLPSettings
 from otbr_jax.defenses.otbr import OTBRConfig
-from otbr_jax.defenses.otbr_plus import OTBRSettings
 from otbr_jax.steps.unlearn import UnlearningConfig
 
 SMALL = OTBRConfig(unlearning=UnlearningConfig(steps=2, batch_size=8), gamma=0.2)

@@ -1,4 +1,4 @@
-"""Detectors: each finds a planted short cut, in memory as on disk, and says in one line what it cannot use."""
+"""Detectors: each flags the class of a planted backdoor, in memory as on disk, and rejects bad input in one line."""
 
 import dataclasses
 import json
@@ -14,28 +14,27 @@ from scipy import stats
 
 from otbr_jax import Batch, InputError, Network, detect
 from otbr_jax.data.sources import DataConfig
+from otbr_jax.detectors.detector import conclude
 from otbr_jax.detectors.free_eagle import FreeEagleConfig, anomaly_metrics
 from otbr_jax.detectors.mm_bd import MMBDConfig, p_values
-from otbr_jax.detectors.neural_cleanse import NeuralCleanseConfig, anomaly_indices, search_mask
+from otbr_jax.detectors.neural_cleanse import NeuralCleanseConfig, anomaly_indices, invert_mask
 from otbr_jax.detectors.registry import DETECTORS
-from otbr_jax.detectors.short_cuts import DetectionConfig, PicturesConfig, ShortCutsSettings
+from otbr_jax.detectors.trigger_size import DetectionConfig, ImagesConfig, TriggerSizeSettings
+from otbr_jax.detectors.verdict import in_words, read_verdict
 from otbr_jax.graph.cut import cut
 from otbr_jax.graph.graph import NeuronGraph
+from otbr_jax.inversion import InversionConfig
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
-from otbr_jax.report.calibration import clean_scores, p_value
 from otbr_jax.report.detector_tables import curves
 from otbr_jax.report.numbers import auc_interval
 from otbr_jax.report.results_tables import markdown
 from otbr_jax.report.rows import Row
-from otbr_jax.report.verdict import judgement_of, verdict
-from otbr_jax.runs.devices import batch_mesh
-from otbr_jax.runs.networks import open_network
 from otbr_jax.runs.run import Run
-from otbr_jax.runs.store import open_workdir
+from otbr_jax.runs.session import open_session
+from otbr_jax.settings import change
 from otbr_jax.steps.margin import MarginConfig
-from otbr_jax.steps.reach import ReachConfig
-from otbr_jax.studies.bench import Cell, Grid
+from otbr_jax.studies.bench import Bench, Cell
 from otbr_jax.studies.detection import DetectorCell, detected_by
 from otbr_jax.studies.inspection import inspect
 from otbr_jax.studies.repair_config import repaired_by
@@ -46,9 +45,9 @@ SMALL = {
     "neural_cleanse": NeuralCleanseConfig(steps=200),
     "free_eagle": FreeEagleConfig(steps=300),
     "mm_bd": MMBDConfig(margin=MarginConfig(steps=60, images=4)),
-    "short_cuts": ShortCutsSettings(
-        pictures=PicturesConfig(made=100, images=40),
-        reach=ReachConfig(steps=12, starts=4, finalists=2, images=20),
+    "trigger_size": TriggerSizeSettings(
+        images=ImagesConfig(made=100, images=40),
+        inversion=InversionConfig(steps=12, starts=4, finalists=2, images=20),
         margin=MarginConfig(steps=60, images=4),
         detection=DetectionConfig(families=("patch", "additive")),
     ),
@@ -57,9 +56,9 @@ BRIEF = {
     "neural_cleanse": NeuralCleanseConfig(steps=3, batch_size=8),
     "free_eagle": FreeEagleConfig(steps=3, dummies=2),
     "mm_bd": MMBDConfig(margin=MarginConfig(steps=2, images=2)),
-    "short_cuts": ShortCutsSettings(
-        pictures=PicturesConfig(made=60, images=40),
-        reach=ReachConfig(steps=2, images=8, starts=4, finalists=2),
+    "trigger_size": TriggerSizeSettings(
+        images=ImagesConfig(made=60, images=40),
+        inversion=InversionConfig(steps=2, images=8, starts=4, finalists=2),
         margin=MarginConfig(steps=2, images=2),
         detection=DetectionConfig(families=("patch",)),
     ),
@@ -92,15 +91,19 @@ def clean_for(name, images):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_planted_short_cut_is_found(name, planted):
+def test_the_class_of_a_planted_backdoor_is_flagged(name, planted):
     network, variables, images = planted
     found = detect(name, network, variables, key=jax.random.key(0), clean=clean_for(name, images), config=SMALL[name])
-    assert (found.suspect, found.backdoored) == (1, True), found
+    assert (found.detector, found.suspect, found.backdoored) == (name, 1, "yes"), found
     assert found.score == max(found.scores) > found.threshold
     assert len(found.scores) == CLASSES
     assert (found.p_value is not None) == (name == "mm_bd")
-    said = verdict(judgement_of(found, DETECTORS[name], SMALL[name]))
-    assert said.startswith(f"class 1 stands out: {DETECTORS[name].score} {found.score:.2f}, threshold ")
+    assert (found.why_not == "") == (name == "mm_bd")
+    assert in_words(found).startswith(f"class 1 is flagged: score {found.score:.2f}, threshold ")
+    assert read_verdict(json.loads(json.dumps(found.plain()))) == found._replace(triggers=None)
+    if DETECTORS[name].triggers is not None:
+        masks, patterns = found.triggers
+        assert (masks.shape, patterns.shape) == ((CLASSES, 8, 8, 1), (CLASSES, *SHAPE))
 
 
 def test_all_detectors_are_found_by_looking():
@@ -115,11 +118,11 @@ def test_all_detectors_are_found_by_looking():
 def test_the_masks_are_the_planted_ones(planted):
     network, variables, images = planted
     search = jax.jit(
-        lambda key: search_mask(network, variables, Batch(*images), 1, key=key, config=SMALL["neural_cleanse"])
+        lambda key: invert_mask(network, variables, Batch(*images), 1, key=key, config=SMALL["neural_cleanse"])
     )
-    patch, worked = search(jax.random.key(0))
-    assert worked
-    mask = np.asarray(patch.mask)[..., 0]
+    found = search(jax.random.key(0))
+    assert found.success > 0.9
+    mask = np.asarray(found.parameters.mask)[..., 0]
     assert mask[-1, -4:].sum() > 0.9 * mask.sum()
     assert mask.sum() < 4
 
@@ -175,23 +178,23 @@ def test_a_network_that_is_cut_computes_the_same(name):
 # --- on disk ------------------------------------------------------------------------------------------------------
 
 
-SLOW = pytest.param("short_cuts", marks=pytest.mark.slow)  # `disarm` has its steps, and tests of its own
+SLOW = pytest.param("trigger_size", marks=pytest.mark.slow)  # `disarm` has its steps, and tests of its own
 
 
-@pytest.mark.parametrize("name", [SLOW if name == "short_cuts" else name for name in BRIEF])
+@pytest.mark.parametrize("name", [SLOW if name == "trigger_size" else name for name in BRIEF])
 def test_memory_and_disk_say_the_same(name, tmp_path):
     config = tiny_runs.OTBR
-    subject = open_network(config.model)
-    variables = jax.jit(subject.init)(jax.random.key(3))
+    session = open_session(config.victim.model, config.victim.data, devices=tiny_runs.DEVICES)
+    variables = jax.jit(session.source.init)(jax.random.key(3))
     images = np.random.default_rng(2).integers(0, 256, (20, 8, 8, 1), dtype=np.uint8)
     batch = Batch(images, np.arange(20, dtype=np.int32) % 10)
-    with open_workdir(tmp_path / "w", subject="test") as directory:
-        run = Run(config, directory, subject, batch_mesh(tiny_runs.DEVICES))
+    with session.directory(tmp_path / "w") as directory:
+        run = Run(session, directory, config.victim.seed)
         given = {"victim": variables} | ({} if DETECTORS[name].data == "none" else {"clean": batch})
         run.plan(DETECTORS[name].plan(BRIEF[name]), given)
         again = run.plan(DETECTORS[name].plan(BRIEF[name]), given)
     assert all(stage.resumed for stage in again.values())
-    on_disk = DETECTORS[name].verdict(BRIEF[name], {step: stage.value for step, stage in again.items()})
+    on_disk = conclude(DETECTORS[name], BRIEF[name], {step: stage.value for step, stage in again.items()})
     in_memory = detect(
         name,
         run.network,
@@ -199,9 +202,9 @@ def test_memory_and_disk_say_the_same(name, tmp_path):
         key=run.root,
         clean=clean_for(name, batch),
         config=BRIEF[name],
-        graph=subject.graph,
+        graph=session.source.graph,
     )
-    assert on_disk == in_memory
+    assert on_disk.plain() == in_memory.plain()
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +225,7 @@ def test_a_cell_says_what_a_detector_says_and_what_is_true(victim):
         assert json.loads(json.dumps(row)) == row
         assert (row["attack"], row["target"]) == ("badnets", 0)
         assert row["metrics"]["victim"]["asr"] > 0.9
-        assert row["score"] == max(row["scores"])
+        assert row["verdict"]["score"] == max(row["verdict"]["scores"])
         assert row["detector_seconds"] >= 0
         assert "of detection" in each.in_words(row)
     assert [row["clean_images"] for row in made] == [65, 0]
@@ -230,34 +233,34 @@ def test_a_cell_says_what_a_detector_says_and_what_is_true(victim):
     assert made[1]["config"]["detector"]["margin"]["steps"] == 2
     # Rows are known by the victim's settings and the detector's; how the victim is repaired does not matter.
     row = made[1] | {"cell": cells[1].name, "versions": {"otbr_jax": "0.1.0"}}
-    assert cells[1].is_of(row)
+    assert cells[1].matches(row)
     other = Cell(repaired_by("disarm", tiny_runs.OTBR), recipe="tiny")
-    assert detected_by("mm_bd", other, own=BRIEF["mm_bd"]).is_of(row)
-    assert not detected_by("mm_bd", cell).is_of(row)
-    assert not dataclasses.replace(cells[1], config=dataclasses.replace(cell.config, seed=1)).is_of(row)
+    assert detected_by("mm_bd", other, own=BRIEF["mm_bd"]).matches(row)
+    assert not detected_by("mm_bd", cell).matches(row)
+    assert not dataclasses.replace(cells[1], config=change(cell.config, seed=1)).matches(row)
     clean_too = [
         row | {"cell": f"{row['detector']}{attack}", "attack": attack} for attack in ("none", "badnets") for row in made
     ]
-    DetectorCell.draw(Grid("g", tuple(cells)), clean_too, root)
+    DetectorCell.draw(Bench("g", tuple(cells)), clean_too, root)
     assert (root / "roc.png").stat().st_size > 0
 
 
 def test_inspecting_by_another_detector(otbr_run, tmp_path):
     workdir, _, _ = otbr_run
-    config = dataclasses.replace(
+    config = change(
         tiny_runs.OTBR,
-        model=dataclasses.replace(tiny_runs.OTBR.model, checkpoint=str(workdir / "repaired")),
+        model=dataclasses.replace(tiny_runs.OTBR.victim.model, checkpoint=str(workdir / "repaired")),
         data=DataConfig(name="none"),
     )
-    said = inspect(config, judge_in=tmp_path / "w", detector="free_eagle").splitlines()[-1]
-    assert "anomaly metric" in said
-    assert "judged by inner representations" in said
+    said = inspect(config, detect_in=tmp_path / "w", detector="free_eagle").splitlines()[-1]
+    assert "scores highest" in said or "is flagged: score" in said
+    assert "threshold 2 (free_eagle)" in said
     with pytest.raises(InputError, match=r"^clean.name: expected clean images of your own"):
-        inspect(config, judge_in=tmp_path / "w", detector="neural_cleanse")
-    with pytest.raises(InputError, match=r"^defense: expected one that looks for a backdoor, .* or name a --detector"):
-        inspect(config, judge_in=tmp_path / "w")
+        inspect(config, detect_in=tmp_path / "w", detector="neural_cleanse")
+    with pytest.raises(InputError, match=r"^defense: expected one with a detector, .* or name a --detector"):
+        inspect(config, detect_in=tmp_path / "w")
     done = launch("inspect_network", "--detector=mm_bd", folder=tmp_path)
-    assert done.stderr == "error: --detector: expected --judge=DIR or --scan=PATH beside it, found 'mm_bd' alone\n"
+    assert done.stderr == "error: --detector: expected --detect=DIR or --scan=PATH beside it, found 'mm_bd' alone\n"
 
 
 # --- bad input ----------------------------------------------------------------------------------------------------
@@ -308,8 +311,9 @@ def scored(detector, attack, seed, score, **fields):
         "recipe": "fast",
         "variant": "",
     }
-    row |= {"attack": attack, "seed": seed, "detector": detector, "needs": DETECTORS[detector].data, "score": score}
-    row |= {"target": None if attack == "none" else 0, "suspect": 0, "backdoored": score > 2, "detector_seconds": 3.0}
+    row |= {"attack": attack, "seed": seed, "detector": detector, "needs": DETECTORS[detector].data}
+    row |= {"target": None if attack == "none" else 0, "detector_seconds": 3.0}
+    row["verdict"] = {"suspect": 0, "backdoored": "yes" if score > 2 else "no", "score": score}
     row["metrics"] = {"victim": {"acc": 0.9, "asr": None if attack == "none" else 1.0}}
     return row | fields
 
@@ -321,7 +325,7 @@ def rows(values):
 def test_the_table_to_the_letter():
     values = [scored("mm_bd", "badnets", seed, score) for seed, score in enumerate((3.0, 9.0, 1.0))]
     values += [scored("mm_bd", "none", seed, score, detector_seconds=5.0) for seed, score in enumerate((0.5, 2.5))]
-    values[1]["suspect"] = 4
+    values[1]["verdict"]["suspect"] = 4
     weak = scored("mm_bd", "wanet", 0, 0.1)
     weak["metrics"]["victim"]["asr"] = 0.05
     values += [weak, scored("neural_cleanse", "badnets", 0, 8.0), scored("neural_cleanse", "badnets", 0, 9.0)]
@@ -353,10 +357,3 @@ def test_an_interval_of_an_auc_holds_it_and_narrows():
     low, _ = auc_interval(0.9, 12, 10)
     variance = low * (1 - low) * (1 + 10 * ((1 - low) / (2 - low) + low / (1 + low))) / 120
     np.testing.assert_allclose(0.9 - low, 1.959964 * variance**0.5, rtol=1e-9)
-
-
-def test_a_p_value_counts_clean_networks():
-    clean = clean_scores("procedural pictures")
-    assert p_value("procedural pictures", max(clean) + 1) == 1 / (1 + len(clean))
-    assert p_value("procedural pictures", 0.0) == 1
-    assert p_value("nobody", 3.0) is None

@@ -13,7 +13,8 @@ from otbr_jax import plan as plans
 from otbr_jax.defenses import disarm
 from otbr_jax.defenses.otbr import OTBRConfig
 from otbr_jax.defenses.otbr import plan as otbr_plan
-from otbr_jax.detectors.short_cuts import DetectionConfig, PicturesConfig
+from otbr_jax.detectors.trigger_size import DetectionConfig, ImagesConfig
+from otbr_jax.inversion import InversionConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.plan import set_up
 from otbr_jax.runs.devices import (
@@ -26,23 +27,22 @@ from otbr_jax.runs.devices import (
     shared,
 )
 from otbr_jax.runs.networks import open_network
-from otbr_jax.steps.answers import answers
 from otbr_jax.steps.margin import MarginConfig
-from otbr_jax.steps.reach import ReachConfig
-from otbr_jax.steps.teach import TeachingConfig
+from otbr_jax.steps.predictions import predict
 from otbr_jax.steps.unlearn import UnlearningConfig
+from otbr_jax.steps.unlearn_triggers import TriggerUnlearningConfig
 from otbr_jax.victims.training import TrainingConfig, TrainingSet, programs
 
 KEY = jax.random.key(8)
 IMAGE = 8 * 8 * 4  # bytes of one image in float32
-SEARCH = ReachConfig(steps=2, starts=8, finalists=2)
+SEARCH = InversionConfig(steps=2, starts=8, finalists=2)
 OTBR = OTBRConfig(unlearning=UnlearningConfig(steps=2, batch_size=64, learning_rate=1e-3))
 DISARM = disarm.DisarmSettings(
-    pictures=PicturesConfig(made=120, images=100),
-    reach=SEARCH,
+    images=ImagesConfig(made=120, images=100),
+    inversion=SEARCH,
     margin=MarginConfig(steps=2),
     detection=DetectionConfig(families=("patch", "generator"), threshold=0.1),
-    teaching=TeachingConfig(rounds=1, triggers=2, search=SEARCH, steps=2),
+    unlearning=TriggerUnlearningConfig(rounds=1, triggers=2, inversion=SEARCH, steps=2),
 )
 
 
@@ -52,7 +52,7 @@ def computed(plan, small, devices):
     mesh = batch_mesh(jax.devices()[:devices])
     setup, values, found = set_up(shared(network, mesh), graph), {"victim": variables}, {}
     for step in plan:
-        key, inputs = replicate((jax.random.key(1), plans.taken(step, values)), mesh)
+        key, inputs = replicate((jax.random.key(1), plans.select_inputs(step, values)), mesh)
         compute = jax.jit(partial(plans.compute, step, setup), out_shardings=everywhere(mesh))
         program = compute.lower(key=key, **inputs).compile()
         values[step.name] = jax.device_get(program(key=key, **inputs))
@@ -63,7 +63,7 @@ def computed(plan, small, devices):
 @pytest.mark.parametrize("plan", [otbr_plan(OTBR), disarm.plan(DISARM)], ids=["otbr", "disarm"])
 def test_devices_tell_each_other_gradients_and_answers_alone(small, plan):
     one, eight = computed(plan, small, 1), computed(plan, small, 8)
-    shared_work = {"unlearned", "pictures", "screened", "reached", "margins", "disarmed"}
+    shared_work = {"unlearned", "pictures", "screened", "minimal", "margins", "disarmed"}
     for name, (program, value) in eight.items():
         told = collectives(program)
         assert bool(told) == (name in shared_work), (name, told)
@@ -115,8 +115,8 @@ def test_a_batch_that_devices_cannot_share_stays_whole(small):
     images = jax.random.uniform(jax.random.key(0), (13, 8, 8, 1))
     parted = shared(network, batch_mesh())
     for count in (1, 5, 13):
-        expected = jax.jit(lambda x: answers(network, variables, x))(images[:count])
-        np.testing.assert_array_equal(jax.jit(lambda x: answers(parted, variables, x))(images[:count]), expected)
+        expected = jax.jit(lambda x: predict(network, variables, x))(images[:count])
+        np.testing.assert_array_equal(jax.jit(lambda x: predict(parted, variables, x))(images[:count]), expected)
         logits, _ = jax.jit(lambda x: parted.train(variables, x))(images[:count])
         plain, _ = jax.jit(lambda x: network.train(variables, x))(images[:count])
         np.testing.assert_allclose(logits, plain, rtol=1e-4, atol=1e-4)

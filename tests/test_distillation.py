@@ -1,6 +1,4 @@
-"""Distillation: what the suspicious network answers is taught to the fused one, without data."""
-
-import dataclasses
+"""Distillation of the suspicious network into the fused one, without data."""
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +8,15 @@ from conftest import disturbed
 from test_pipeline import CONFIG, run
 
 from otbr_jax import Batch, InputError
-from otbr_jax.defenses.otbr_plus import SweepConfig
-from otbr_jax.detectors.judge import SuspicionConfig
+from otbr_jax.contrib.distill import DistillationConfig, distill
+from otbr_jax.contrib.images import SyntheticConfig
+from otbr_jax.contrib.otbr_plus import SweepConfig
+from otbr_jax.contrib.pruning_detection import PruningDetectionConfig
+from otbr_jax.contrib.trigger_finetuning import TriggerFinetuningConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.report.summary import summary_table
-from otbr_jax.steps.distill import DistillationConfig, distill
+from otbr_jax.settings import change
 from otbr_jax.steps.finetune import FinetuningConfig
-from otbr_jax.steps.harden import PatchingConfig
-from otbr_jax.steps.images import SyntheticConfig
 from otbr_jax.steps.objective import cross_entropy
 from otbr_jax.studies.repair_config import repaired_by
 from otbr_jax.studies.results import summarize
@@ -34,36 +33,36 @@ def images():
 
 
 @pytest.mark.parametrize("targets", ["probabilities", "labels"])
-def test_it_brings_the_answers_closer_and_leaves_the_statistics(small, images, targets):
+def test_it_brings_predictions_closer_and_keeps_the_statistics(small, images, targets):
     network, student, _ = small
     teacher = jax.jit(disturbed)(student, jax.random.key(3))
     config = DistillationConfig(targets=targets, finetuning=TUNING)
 
-    def taught(variables):
+    def distilled(variables):
         return distill(network, variables, teacher, images, key=jax.random.key(0), config=config)
 
     def apart(variables):
-        wanted, found = (jax.nn.log_softmax(network.apply(v, images)) for v in (teacher, variables))
-        answers = jax.nn.one_hot(jnp.argmax(wanted, axis=-1), 10) if targets == "labels" else jnp.exp(wanted)
-        return -jnp.mean(jnp.sum(answers * found, axis=-1))
+        expected, log_probs = (jax.nn.log_softmax(network.apply(v, images)) for v in (teacher, variables))
+        probabilities = jax.nn.one_hot(jnp.argmax(expected, axis=-1), 10) if targets == "labels" else jnp.exp(expected)
+        return -jnp.mean(jnp.sum(probabilities * log_probs, axis=-1))
 
-    found = jax.jit(taught)(student)
-    assert apart(found) < apart(student)
-    jax.tree.map(np.testing.assert_array_equal, split(found)[1], split(student)[1])
-    assert jax.tree.map(lambda leaf: leaf.dtype, found) == jax.tree.map(lambda leaf: leaf.dtype, student)
+    after = jax.jit(distilled)(student)
+    assert apart(after) < apart(student)
+    jax.tree.map(np.testing.assert_array_equal, split(after)[1], split(student)[1])
+    assert jax.tree.map(lambda leaf: leaf.dtype, after) == jax.tree.map(lambda leaf: leaf.dtype, student)
 
 
-def test_a_network_that_teaches_itself_its_probabilities_learns_nothing(small, images):
+def test_a_network_that_is_its_own_teacher_learns_nothing(small, images):
     network, variables, _ = small
     config = DistillationConfig(targets="probabilities", finetuning=TUNING)
-    found = distill(network, variables, variables, images, key=jax.random.key(0), config=config)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, variables)
+    after = distill(network, variables, variables, images, key=jax.random.key(0), config=config)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), after, variables)
 
 
-def test_without_targets_nothing_is_taught(small, images):
+def test_without_targets_the_network_is_unchanged(small, images):
     network, student, _ = small
-    found = distill(network, student, student, images, key=jax.random.key(0), config=DistillationConfig())
-    assert found is student
+    after = distill(network, student, student, images, key=jax.random.key(0), config=DistillationConfig())
+    assert after is student
 
 
 def test_certain_probabilities_are_labels(small, images):
@@ -80,13 +79,13 @@ def test_certain_probabilities_are_labels(small, images):
 
 
 @pytest.mark.slow
-def test_a_repair_with_distillation_says_so_everywhere(tmp_path):
-    config = dataclasses.replace(
+def test_a_repair_with_distillation_is_reported_everywhere(tmp_path):
+    config = change(
         CONFIG,
         model=SMALL,
         training=TrainingConfig(epochs=1),
-        sweep=SweepConfig(gamma=(CONFIG.otbr.gamma,), lam=(CONFIG.otbr.fusion.lam,)),
-        suspicion=SuspicionConfig(synthetic=SyntheticConfig(images=20, steps=4)),
+        sweep=SweepConfig(gamma=(CONFIG.method.otbr.gamma,), lam=(CONFIG.method.otbr.fusion.lam,)),
+        detection=PruningDetectionConfig(synthetic=SyntheticConfig(images=20, steps=4)),
         distillation=DistillationConfig("probabilities", FinetuningConfig(epochs=2, batch_size=20, alpha=0.0)),
     )
     result = run(tmp_path / "w", config)
@@ -96,7 +95,9 @@ def test_a_repair_with_distillation_says_so_everywhere(tmp_path):
     assert summary["oracle"]["distilled"] in [row["distilled"] for row in summary["sweep"]]
     # The grid's programs are the stages': at the chosen setting both say the same.
     chosen = next(
-        row for row in summary["sweep"] if (row["gamma"], row["lambda"]) == (config.otbr.gamma, config.otbr.fusion.lam)
+        row
+        for row in summary["sweep"]
+        if (row["gamma"], row["lambda"]) == (config.method.otbr.gamma, config.method.otbr.fusion.lam)
     )
     assert chosen["distilled"]["acc"] == pytest.approx(summary["metrics"]["distilled"]["acc"], abs=0.01)
     assert "repaired (after distillation)" in summary_table(summary).text()
@@ -122,18 +123,21 @@ def test_unknown_settings(settings, message):
     ("changes", "message"),
     [
         (
-            {"patching": PatchingConfig(triggers=1), "suspicion": SuspicionConfig(gamma=(0.1,))},
-            "fused network is taught and patching returns another, found 'labels'",
+            {
+                "trigger_finetuning": TriggerFinetuningConfig(triggers=1),
+                "detection": PruningDetectionConfig(gamma=(0.1,)),
+            },
+            "expected 'none' beside trigger_finetuning.triggers, .*, found 'labels'",
         ),
         (
-            {"suspicion": SuspicionConfig(synthetic=SyntheticConfig(images=49))},
-            "distillation.finetuning.batch_size: expected at most 49, suspicion.synthetic.images, found 50",
+            {"detection": PruningDetectionConfig(synthetic=SyntheticConfig(images=49))},
+            "distillation.finetuning.batch_size: expected at most 49, detection.synthetic.images, found 50",
         ),
     ],
 )
 def test_what_cannot_be_distilled(changes, message):
     with pytest.raises(InputError, match=message):
-        dataclasses.replace(CONFIG, distillation=DistillationConfig("labels"), **changes)
+        change(CONFIG, distillation=DistillationConfig("labels"), **changes)
 
 
 def test_only_otbr_distills():

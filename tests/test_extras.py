@@ -26,7 +26,7 @@ sys.meta_path.insert(0, Missing())
 import otbr_jax.defenses.registry, otbr_jax.attacks.registry, otbr_jax.models.registry
 import otbr_jax.data.sources, otbr_jax.interop.tensor_files, otbr_jax.runs.run
 try:
-    import launch.repair
+    import otbr_jax.studies.repair
 except otbr_jax.InputError as error:
     print(error)
 """
@@ -43,8 +43,8 @@ def test_the_extras_are_those_of_the_installation():
 
 def test_a_missing_package_ends_in_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
-    with pytest.raises(InputError, match=r"^reading pictures needs the package pillow: pip install -e '.\[data\]'$"):
-        needed("PIL.Image", what="reading pictures")
+    with pytest.raises(InputError, match=r"^reading images needs the package pillow: pip install -e '.\[data\]'$"):
+        needed("PIL.Image", what="reading images")
 
 
 def test_the_core_needs_none_of_them():

@@ -114,5 +114,5 @@ def test_a_run_leaves_a_report(tmp_path):
 
 def test_the_defaults():
     config = FinePruningSettings()
-    assert fine_pruning.candidates(config) is None
+    assert fine_pruning.grid(config) is None
     assert (config.pruning.step, config.pruning.tolerance) == (0.01, 0.02)

@@ -75,8 +75,8 @@ def looked_ahead(gradients, *, radius):
     transform = activeness_aware(radius=radius, alpha=0.5)
     updates, _ = transform.update(gradients, transform.init(start), start, grad_fn=grad_fn)
     chex.assert_tree_all_finite(updates)
-    (found,) = seen
-    return found
+    (step,) = seen
+    return step
 
 
 def test_each_tensor_moves_by_the_radius_or_not_at_all():
@@ -86,11 +86,11 @@ def test_each_tensor_moves_by_the_radius_or_not_at_all():
         "none": jnp.zeros((2, 2)),
         "number": jnp.float32(-7.0),
     }
-    found = looked_ahead(gradients, radius=0.05)
-    np.testing.assert_allclose(found["small"], [0.03, -0.04], rtol=1e-5)
-    np.testing.assert_allclose(found["large"], np.full((3, 4), 0.05 / 12**0.5), rtol=1e-5)
-    np.testing.assert_allclose(found["number"], -0.05, rtol=1e-5)
-    np.testing.assert_array_equal(found["none"], 0)
+    steps = looked_ahead(gradients, radius=0.05)
+    np.testing.assert_allclose(steps["small"], [0.03, -0.04], rtol=1e-5)
+    np.testing.assert_allclose(steps["large"], np.full((3, 4), 0.05 / 12**0.5), rtol=1e-5)
+    np.testing.assert_allclose(steps["number"], -0.05, rtol=1e-5)
+    np.testing.assert_array_equal(steps["none"], 0)
 
 
 def tuned(optimizer, steps=20):
@@ -185,8 +185,8 @@ def test_epoch_by_epoch_and_without_jit_it_is_the_same(small, clean):
 def test_no_epochs_change_nothing(small, clean):
     network, variables, _ = small
     config = FinetuningConfig(epochs=0, batch_size=8)
-    found, info = finetune(network, variables, clean, key=jax.random.key(0), config=config, augment=brightened)
-    chex.assert_trees_all_equal(found, variables)
+    tuned, info = finetune(network, variables, clean, key=jax.random.key(0), config=config, augment=brightened)
+    chex.assert_trees_all_equal(tuned, variables)
     assert info.loss.shape[0] == 0
 
 

@@ -100,7 +100,7 @@ def test_a_run_leaves_a_report(tmp_path):
     result, summary, page = tuning_runs.run("ft_sam", tmp_path / "w", finetuning=tuning_runs.BRIEF)
     assert [*summary["metrics"]] == ["victim", "finetuned"]
     assert min(tuning_runs.moved_params(result)) > 0
-    assert "fine-tuned against the worst network within rho = 2, 2 epochs" in page
+    assert "sharpness-aware fine-tuning with rho 2, 2 epochs" in page
     tuning_runs.assert_bad_input_is_one_line(
         "ft_sam", tmp_path / "w", group="finetuning", own=lambda tuning: {"finetuning": tuning}
     )
@@ -108,7 +108,9 @@ def test_a_run_leaves_a_report(tmp_path):
 
 def test_settings_that_do_not_fit():
     assert FTSAMSettings() == FTSAMSettings(SAMConfig(rho=2.0, label_smoothing=0.1), PUBLISHED)
-    with pytest.raises(InputError, match=r"^finetuning.alpha: expected 0, since `sam` looks ahead already, found 0.7$"):
+    with pytest.raises(
+        InputError, match=r"^finetuning.alpha: expected 0, since `sam` takes an ascent step already, found 0.7$"
+    ):
         FTSAMSettings(finetuning=dataclasses.replace(PUBLISHED, alpha=0.7))
     with pytest.raises(InputError, match=r"^grad_fn: sharpness_aware expected it in update\(grads, state, params"):
         sharpness_aware(rho=1.0).update(GRADIENTS, optax.EmptyState(), PARAMS)

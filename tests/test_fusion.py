@@ -54,10 +54,10 @@ def test_layers_before_the_first_pruned_neuron_and_all_other_arrays_stay(moved, 
     layers = graph.main_convolutions
     last = layers[-1].name
     after = replace_leaves(after, {last: 50 * named_leaves(after)[last]})
-    found, info, pruned = fused(before, after, gamma=0.1)
+    result, info, pruned = fused(before, after, gamma=0.1)
     assert [bool(info.fused[layer.name]) for layer in layers] == [False] * (len(layers) - 1) + [True]
     assert any(bool(mask.any()) for mask in pruned.values())
-    for name, array in named_leaves(found).items():
+    for name, array in named_leaves(result).items():
         same = np.array_equal(array, named_leaves(before)[name])
         assert same == (name != last), name
 
@@ -111,9 +111,9 @@ def test_the_first_fused_layer_is_made_of_convex_combinations(moved, fused):
     made, info, pruned = fused(before, after, lam=1.0)
     first = next(layer for layer in layers if bool(info.fused[layer.name]))
     source = np.where(np.asarray(pruned[first.name]), 0, named_leaves(before)[first.name])
-    found = np.asarray(named_leaves(made)[first.name])
-    assert np.all(found.max(-1) <= source.max(-1) + 1e-5)
-    assert np.all(found.min(-1) >= source.min(-1) - 1e-5)
+    mapped = np.asarray(named_leaves(made)[first.name])
+    assert np.all(mapped.max(-1) <= source.max(-1) + 1e-5)
+    assert np.all(mapped.min(-1) >= source.min(-1) - 1e-5)
 
 
 def test_the_order_of_neurons_does_not_matter(moved, fused):
@@ -138,8 +138,8 @@ def test_the_order_of_neurons_does_not_matter_however_they_are_fed(name):
     expected = apply(fused(before, after), images)
     for group in graph.groups:
         order = np.random.default_rng(2).permutation(group.size).tolist()
-        found = apply(fused(permute(before, group, order), permute(after, group, order)), images)
-        np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-2)
+        logits = apply(fused(permute(before, group, order), permute(after, group, order)), images)
+        np.testing.assert_allclose(logits, expected, rtol=1e-2, atol=1e-2)
 
 
 def test_concatenated_inputs_are_known_block_by_block():
@@ -178,8 +178,8 @@ def test_a_neuron_that_did_not_change_makes_no_nan(moved, fused):
     kernels = (named_leaves(tree)[layer.name] for tree in (before, after))
     old, new = kernels
     after = replace_leaves(after, {layer.name: new.at[..., 1].set(old[..., 1])})
-    found, _, _ = fused(before, after)
-    assert all(bool(jnp.all(jnp.isfinite(array))) for array in jax.tree.leaves(found))
+    result, _, _ = fused(before, after)
+    assert all(bool(jnp.all(jnp.isfinite(array))) for array in jax.tree.leaves(result))
 
 
 @pytest.mark.parametrize("lam", [-0.5, 1.5, float("nan")])
@@ -201,5 +201,5 @@ def test_a_permuted_copy_is_brought_back(moved):
     part = {layer.name: jnp.full(layer.neurons, True) for layer in layers}
     permuted = permute(before, group, order)
     alignment = align(permuted, before, scores, part, layers, config=config)
-    found = interpolate(before, alignment, lam=1.0)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, before)
+    result = interpolate(before, alignment, lam=1.0)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), result, before)

@@ -39,29 +39,31 @@ def reference_ssim(a, b):
 @pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
 def test_quality_is_that_of_the_definitions(shape, array):
     clean, triggered = pictures(*shape)
-    found = image_quality(array(clean), array(triggered))
+    quality = image_quality(array(clean), array(triggered))
     differences = clean.astype(float) - triggered.astype(float)
     psnr = np.mean(10 * np.log10(255**2 / np.mean(differences**2, axis=(1, 2, 3))))
-    assert found.psnr == pytest.approx(psnr, rel=1e-5)
-    assert found.ssim == pytest.approx(np.mean([reference_ssim(*pair) for pair in zip(clean, triggered, strict=True)]))
-    assert found.largest == np.max(np.abs(differences))
-    assert (type(found.psnr), type(found.ssim), type(found.largest)) == (float, float, int)
+    assert quality.psnr == pytest.approx(psnr, rel=1e-5)
+    assert quality.ssim == pytest.approx(
+        np.mean([reference_ssim(*pair) for pair in zip(clean, triggered, strict=True)])
+    )
+    assert quality.largest == np.max(np.abs(differences))
+    assert (type(quality.psnr), type(quality.ssim), type(quality.largest)) == (float, float, int)
 
 
 def test_quality_of_a_constant_change_by_hand():
-    found = image_quality(np.full((2, 9, 9, 1), 100, np.uint8), np.full((2, 9, 9, 1), 110, np.uint8))
+    quality = image_quality(np.full((2, 9, 9, 1), 100, np.uint8), np.full((2, 9, 9, 1), 110, np.uint8))
     a, b, c = 100 / 255, 110 / 255, 0.01**2
-    assert found.psnr == pytest.approx(20 * np.log10(255 / 10), rel=1e-5)
-    assert found.ssim == pytest.approx((2 * a * b + c) / (a * a + b * b + c), rel=1e-5)
-    assert found.largest == 10
+    assert quality.psnr == pytest.approx(20 * np.log10(255 / 10), rel=1e-5)
+    assert quality.ssim == pytest.approx((2 * a * b + c) / (a * a + b * b + c), rel=1e-5)
+    assert quality.largest == 10
 
 
 def test_images_that_the_trigger_leaves_alone_have_no_psnr():
     clean, triggered = pictures(4, 8, 8, 3)
     triggered[2:] = clean[2:]
-    found, changed = image_quality(clean, triggered), image_quality(clean[:2], triggered[:2])
-    assert found.psnr == pytest.approx(changed.psnr)
-    assert found.ssim == pytest.approx((changed.ssim + 1) / 2)
+    both, changed = image_quality(clean, triggered), image_quality(clean[:2], triggered[:2])
+    assert both.psnr == pytest.approx(changed.psnr)
+    assert both.ssim == pytest.approx((changed.ssim + 1) / 2)
     assert image_quality(clean, clean) == Quality(None, 1.0, 0)
     noise = np.random.default_rng(0).integers(0, 256, (5, 12, 12, 3), np.uint8)
     assert image_quality(noise, noise).psnr is None
@@ -159,15 +161,15 @@ def test_the_factor_and_the_quality_are_printed():
 
 
 def test_the_page_is_self_contained():
-    found = render(examples(), title="Triggers <here>")
-    assert found.startswith("<!doctype html>")
-    assert "<title>Triggers &lt;here&gt;</title>" in found
+    page = render(examples(), title="Triggers <here>")
+    assert page.startswith("<!doctype html>")
+    assert "<title>Triggers &lt;here&gt;</title>" in page
     cells = (
         '<th scope="row" class="left">&lt;none&gt;</th><td>-</td><td>1.000</td><td>0</td>'
         '<td class="left">nothing &amp; nobody</td>'
     )
-    assert cells in found
-    assert re.findall(r"(?:src|href)=\"(.{0,21})", found) == ["data:image/png;base64"]
+    assert cells in page
+    assert re.findall(r"(?:src|href)=\"(.{0,21})", page) == ["data:image/png;base64"]
 
 
 def test_bad_entries():

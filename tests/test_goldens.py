@@ -14,9 +14,9 @@ import pytest
 from otbr_jax import Batch, otbr, otbr_plus
 from otbr_jax import plan as plans
 from otbr_jax.data import sources
-from otbr_jax.data.clean import load_clean
+from otbr_jax.data.clean import clean_augmentation, load_clean
+from otbr_jax.defenses.registry import defense
 from otbr_jax.runs.networks import open_network
-from otbr_jax.studies.repair_config import clean_augmentation
 
 pytestmark = pytest.mark.usefixtures("usual_compiler")
 
@@ -51,13 +51,15 @@ def test_no_value_has_moved(name, finished):
 
 def opened(config, result):
     """The network of a run, its graph, its suspicious variables, and the clean images, in memory."""
-    subject = open_network(config.model)
-    network = dataclasses.replace(subject.network, prepare=partial(sources.preprocess, config=config.data))
+    subject = open_network(config.victim.model)
+    network = dataclasses.replace(subject.network, prepare=partial(sources.preprocess, config=config.victim.data))
     variables = jax.tree.map(jnp.asarray, result.stages["victim"].value["variables"])
     clean = None
-    if config.way.data != "none":
+    if defense(config.defense).data != "none":
         shape, classes = network.image_shape, network.num_classes
-        images = load_clean(config.clean, result.dataset, image_shape=shape, num_classes=classes, seed=config.seed)
+        images = load_clean(
+            config.clean, result.dataset, image_shape=shape, num_classes=classes, seed=config.victim.seed
+        )
         clean = Batch(*map(jnp.asarray, images.images))
     return network, subject.graph, variables, clean
 
@@ -68,11 +70,11 @@ def test_memory_equals_disk(name, finished):
     """`plan.run` and `Run.plan` compute one description twice: every step has the same bits."""
     config, result = golden_runs.RUNS[name], finished(name)
     network, graph, variables, clean = opened(config, result)
-    varied = {} if clean is None else {"augment": clean_augmentation(config)}
-    setup = plans.set_up(network, graph, layers=config.way.layers(config), **varied)
-    given = {"victim": variables, **config.way.given(config, clean, config.seed)}
-    found = plans.run(config.way.plan(config), setup, given, key=jax.random.key(config.seed))
-    assert [*found] == [step.name for step in config.way.plan(config)]
+    varied = {} if clean is None else {"augment": clean_augmentation(config.clean)}
+    setup = plans.set_up(network, graph, layers=defense(config.defense).layers(config.method), **varied)
+    given = {"victim": variables, **defense(config.defense).given(config.method, clean, config.victim.seed)}
+    found = plans.run(defense(config.defense).plan(config.method), setup, given, key=jax.random.key(config.victim.seed))
+    assert [*found] == [step.name for step in defense(config.defense).plan(config.method)]
     for step, value in found.items():
         jax.tree.map(np.testing.assert_array_equal, value, result.stages[step].value)
 
@@ -83,7 +85,7 @@ def test_the_public_functions_run_the_plans(name, finished):
     network, graph, variables, _ = opened(config, result)
     if name == "unchanged":
         repaired, info = otbr_plus(network, variables, graph, key=jax.random.key(0), config=config)
-        assert not bool(info.judgement.stands_out)
+        assert not bool(info.findings.detected.flagged)
     else:
-        repaired, _ = otbr(network, variables, graph, key=jax.random.key(0), config=config.otbr)
+        repaired, _ = otbr(network, variables, graph, key=jax.random.key(0), config=config.method.otbr)
     jax.tree.map(np.testing.assert_array_equal, repaired, result.variables)

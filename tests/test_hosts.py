@@ -138,12 +138,12 @@ class Given:
 )
 def test_flags_that_do_not_fit_together(flags, message):
     with pytest.raises(InputError, match=f"^{message}$"):
-        shell.Hosts(*map(Given, flags)).asked()
+        shell.Hosts(*map(Given, flags)).are_wanted()
 
 
 def test_alone_nothing_is_asked(tmp_path):
-    assert not shell.Hosts(*map(Given, ("", None, None, 0))).asked()
-    assert shell.Hosts(*map(Given, ("auto", None, None, 0))).asked()
+    assert not shell.Hosts(*map(Given, ("", None, None, 0))).are_wanted()
+    assert shell.Hosts(*map(Given, ("auto", None, None, 0))).are_wanted()
     assert hosts.is_first()
     assert not hosts.are_many()
     assert hosts.first(lambda: [1]) == [1]

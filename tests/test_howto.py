@@ -1,10 +1,12 @@
-"""The how-to pages: their code is run as it stands, as the one file that a page says it takes."""
+"""The how-to pages, for users and contributors: their code is run as it stands, as the one file that a page names."""
 
+import dataclasses
 import importlib
 import importlib.util
 import pathlib
 import re
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +24,13 @@ from otbr_jax.graph import rules
 from otbr_jax.models.registry import network_from_flax
 from otbr_jax.studies import repair_config
 
-PAGES = pathlib.Path(__file__).resolve().parent.parent / "docs" / "howto"
+PAGES = pathlib.Path(__file__).resolve().parent.parent / "docs"
 
 
 def blocks(page):
-    """The Python of a page, block by block."""
-    return re.findall(r"^```python\n(.*?)^```", (PAGES / page).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    """The Python of a page, in whichever folder of `docs/` it is, block by block."""
+    (path,) = (found for found in PAGES.rglob(page) if "_build" not in found.parts)
+    return re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture
@@ -64,18 +67,18 @@ def clean():
 
 def test_the_code_of_readme(moved, capsys):
     network, _, variables, _ = moved
-    (code,) = re.findall(r"^```python\n(.*?)^```", (PAGES.parent.parent / "README.md").read_text(), re.S | re.M)
+    (code,) = re.findall(r"^```python\n(.*?)^```", (PAGES.parent / "README.md").read_text(), re.S | re.M)
     names = {"apply": network.apply, "apply_train": network.apply_train, "variables": variables}
     exec(code, names)
-    assert re.fullmatch(r"(True|False) (\d|None) \d+ of \d+ channels pruned\n", capsys.readouterr().out)
+    assert re.fullmatch(r"(yes|no|cannot tell) \d \d+ of \d+ channels pruned\n", capsys.readouterr().out)
     assert jax.tree.structure(names["repaired"]) == jax.tree.structure(variables)
 
 
 def test_the_code_about_detection(moved, capsys):
     network, _, variables, _ = moved
-    (code,) = blocks("../concepts/detection.md")
+    (code,) = blocks("detection.md")
     exec(code, {"network": network, "variables": variables})
-    assert re.fullmatch(r"(True|False) (\d|None) [\d.]+ ([\d.e-]+|None)\n", capsys.readouterr().out)
+    assert re.fullmatch(r"(yes|no|cannot tell) \d [\d.]+ ([\d.e-]+|None)\n", capsys.readouterr().out)
 
 
 def test_a_defence_is_one_file(house, monkeypatch, moved, clean):
@@ -83,7 +86,7 @@ def test_a_defence_is_one_file(house, monkeypatch, moved, clean):
     pruned, gentle, use, file = blocks("add_a_defence.md")
     for name, text in (("pruned", pruned), ("gentle", gentle)):
         house(defenses, name, text)
-    monkeypatch.setattr(registry, "DEFENSES", registry._found())
+    monkeypatch.setattr(registry, "DEFENSES", registry._discover())
     found = otbr_jax.defend("pruned", network, variables, key=jax.random.key(0), graph=graph)
     assert re.fullmatch(r"\d+ of \d+ neurons pruned", found.outcome.done)
     names = {"otbr_jax": otbr_jax, "jax": jax, "network": network, "variables": variables, "clean": clean}
@@ -101,13 +104,13 @@ def test_a_detector_is_one_file(house, monkeypatch, moved):
     network, _, variables, _ = moved
     code, use = blocks("add_a_detector.md")
     house(detectors, "noise_answers", code)
-    monkeypatch.setattr(detector_registry, "DETECTORS", detector_registry._found())
+    monkeypatch.setattr(detector_registry, "DETECTORS", detector_registry._discover())
     names = {"otbr_jax": otbr_jax, "jax": jax, "network": network, "variables": variables}
     exec(use, names)
     found = names["verdict"]
     np.testing.assert_allclose(sum(found.scores), 1, rtol=1e-6)
     assert found.score == max(found.scores) == found.scores[found.suspect]
-    assert found.backdoored == (found.score >= 0.9)
+    assert found.backdoored == ("yes" if found.score >= 0.9 else "no")
 
 
 def test_an_attack_is_one_file(house, clean, monkeypatch):
@@ -128,8 +131,18 @@ def test_an_attack_is_one_file(house, clean, monkeypatch):
         np.testing.assert_array_equal(poisoned.images[image][::2], np.round(rows[::2] * 0.5))
 
 
-def test_a_trigger_family_changes_pictures_within_its_budget():
-    (code,) = blocks("add_a_trigger_family.md")
+@pytest.fixture
+def asked(monkeypatch, moved, clean):
+    """What pages about inversion ask: a network that answers several classes; inversions take two steps."""
+    monkeypatch.setattr(otbr_jax, "invert", partial(otbr_jax.invert, steps=2, triggers=2, starts=2))
+    network, _, variables, _ = moved
+    usual = network.answer(variables, clean.images).mean(0)
+    network = dataclasses.replace(network, apply=lambda *given: moved[0].apply(*given) - usual)
+    return {"otbr_jax": otbr_jax, "network": network, "variables": variables, "images": clean.images}
+
+
+def test_a_trigger_family_changes_pictures_within_its_budget(asked):
+    code, use = blocks("add_a_trigger_family.md")
     names = {}
     exec(code, names)
     family, images = names["ROWS"], jax.random.uniform(jax.random.key(0), (5, 8, 6, 3), minval=0.4, maxval=0.6)
@@ -139,6 +152,23 @@ def test_a_trigger_family_changes_pictures_within_its_budget():
         assert float(jnp.sqrt(jnp.mean((changed - images) ** 2))) == pytest.approx(budget, rel=1e-3)
         np.testing.assert_allclose(changed - images, (changed - images)[:1, :, :1, :1] + 0 * images, atol=1e-6)
     assert jnp.all(jnp.abs(family.apply(images, latent, 9.0) - 0.5) <= 0.5)
+    exec(use, names := names | asked)
+    assert names["found"].family is family
+
+
+def test_a_trigger_is_inverted_in_three_lines(asked, capsys):
+    first, *others = blocks("invert_a_trigger.md")
+    assert len([line for line in first.splitlines() if "found" in line]) == 3
+    exec(first, names := dict(asked))
+    assert re.fullmatch(r"0\.\d{3} [01]\.\d\d\n", capsys.readouterr().out)
+    assert names["triggered"].shape == asked["images"].shape
+    for code in others:
+        exec(code, names)
+    assert len(names["sizes"]) == 10
+    assert float(jnp.mean(names["mask"])) <= float(names["found"].size) * 1.001
+    assert float(names["bounded"].size) == pytest.approx(0.05)
+    assert names["cleansed"].parameters.mask.shape == (8, 8, 1)
+    assert float(names["rate"]) == pytest.approx(float(names["found"].success), abs=0.03)
 
 
 def test_a_data_set_is_one_function(monkeypatch):

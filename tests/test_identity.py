@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_otbr_plus import PATCHING, SYNTHETIC
+from test_otbr_plus import SYNTHETIC, TRIGGER_FINETUNING
 
 from otbr_jax import Batch, FusionConfig, OTBRConfig
+from otbr_jax.contrib.distill import DistillationConfig
+from otbr_jax.contrib.trigger_finetuning import finetune_class
 from otbr_jax.runs import identity
-from otbr_jax.steps.distill import DistillationConfig
-from otbr_jax.steps.harden import patch
+from otbr_jax.settings import change
 from otbr_jax.studies.bench import Cell
 from otbr_jax.studies.repair import repair
 
@@ -30,8 +31,8 @@ def own_network(tmp_path, attribute, text=""):
     """The settings of the golden run's own network, from a copy of its file with more text."""
     file = tmp_path / "golden_copy.py"
     file.write_text((ROOT / "tests" / "golden_runs.py").read_text().replace("__file__", repr(str(file))) + text)
-    model = dataclasses.replace(golden_runs.OWN_NETWORK.model, name=f"{file}:{attribute}")
-    return dataclasses.replace(golden_runs.OWN_NETWORK, model=model)
+    model = dataclasses.replace(golden_runs.OWN_NETWORK.victim.model, name=f"{file}:{attribute}")
+    return change(golden_runs.OWN_NETWORK, model=model)
 
 
 def test_a_corrected_graph_runs_anew_what_reads_it(tmp_path):
@@ -58,19 +59,19 @@ def own():
 
 
 @pytest.mark.slow
-def test_measuring_names_the_synthetic_images_that_it_teaches_with(tmp_path):
-    config = dataclasses.replace(
+def test_measuring_names_the_synthetic_images_of_distillation(tmp_path):
+    config = change(
         golden_runs.OTBR,
-        suspicion=dataclasses.replace(golden_runs.SUSPICION, gamma=()),
-        distillation=DistillationConfig("labels", dataclasses.replace(golden_runs.PATCHING.finetuning)),
+        detection=dataclasses.replace(golden_runs.DETECTION, gamma=()),
+        distillation=DistillationConfig("labels", dataclasses.replace(golden_runs.TRIGGER_FINETUNING.finetuning)),
     )
     result = repair(config, tmp_path / "w", devices=jax.local_devices()[:1])
     assert "synthetic" in result.stages["evaluation"].provenance["parents"]
 
 
-def test_a_cell_of_tsbd_is_told_by_the_settings_that_it_is_judged_with():
+def test_a_cell_of_tsbd_depends_on_the_settings_of_detection():
     config = golden_runs.TSBD
-    other = dataclasses.replace(config, otbr=OTBRConfig(fusion=FusionConfig(lam=0.4)))
+    other = change(config, otbr=OTBRConfig(fusion=FusionConfig(lam=0.4)))
     assert Cell(config).id != Cell(other).id
 
 
@@ -84,18 +85,18 @@ def test_other_versions_of_what_computes_run_a_stage_anew(tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
-def test_a_run_that_recovers_nothing_does_not_depend_on_how_much_it_would(tiny):
+def test_a_run_without_relearning_does_not_depend_on_its_number_of_images(tiny):
     network, variables = tiny
     images = jax.random.uniform(jax.random.key(0), (40, *network.image_shape))
     batch = Batch(images, jnp.arange(40, dtype=jnp.int32) % 10)
     found = [
-        patch(
+        finetune_class(
             *(network, variables, batch, 3),
             key=jax.random.key(1),
-            config=dataclasses.replace(PATCHING, recoveries=0, recovered=recovered, shares=(1.0,)),
+            config=dataclasses.replace(TRIGGER_FINETUNING, relearnings=0, relearned=images_of_class, shares=(1.0,)),
             synthetic=SYNTHETIC,
         )[0]
-        for recovered in (5, 25)
+        for images_of_class in (5, 25)
     ]
     jax.tree.map(np.testing.assert_array_equal, *found)
 

@@ -26,7 +26,7 @@ from otbr_jax.interop.tensor_files import read_tensors, write_state_dict
 from otbr_jax.interop.torch_files import TensorSet
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ARCHITECTURES, ModelConfig
-from otbr_jax.runs.identify import describe, expected_shapes, identify
+from otbr_jax.runs.infer_model import describe, expected_shapes, infer_model
 from otbr_jax.runs.loading import load_checkpoint
 
 torch = pytest.importorskip("torch")
@@ -505,7 +505,7 @@ def fake_file(config):
 
 
 def told(tensors, **options):
-    return identify({(): TensorSet(tensors)}, **options)
+    return infer_model({(): TensorSet(tensors)}, **options)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -543,7 +543,7 @@ def test_the_wrong_architecture_is_told_which_is_right(tmp_path):
 @pytest.mark.parametrize("path", sorted(VICTIMS.glob("*.pt")), ids=lambda path: path.name)
 def test_victims_make_the_round_trip(path, tmp_path):
     file = read_tensors(path, name="file")
-    config = identify(file.sets)
+    config = infer_model(file.sets)
     assert (config.name, config.width, config.num_classes) == ("preact_resnet18", 16, 10)
     like = jax.eval_shape(registry.build(config)[1], jax.random.key(0))
     variables, template = load_checkpoint(path, like, name="file")

@@ -1,6 +1,5 @@
 """The command line: bad input ends in one clear line, status 2 and no traceback."""
 
-import dataclasses
 import pathlib
 import subprocess
 import sys
@@ -10,9 +9,9 @@ from launching import launch
 
 from launch.helping import unknown_flag
 from otbr_jax import InputError
-from otbr_jax.defenses.otbr_plus import SweepConfig
-from otbr_jax.settings import describe
-from otbr_jax.studies.repair_config import RepairConfig, repair_config, repair_config_type
+from otbr_jax.contrib.otbr_plus import SweepConfig
+from otbr_jax.settings import as_dict, describe, from_dict
+from otbr_jax.studies.repair_config import RepairConfig, repair_config
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -34,7 +33,7 @@ def test_processes_of_their_own_end_like_programs_in_this_one(tmp_path):
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--config.reach.step=9", "unknown flag --config.reach.step; did you mean --config.reach.steps?"),
+        ("--config.inversion.step=9", "unknown flag --config.inversion.step; did you mean --config.inversion.steps?"),
         ("--config.detection.share=high", "high"),
         ("--config=nowhere.py", "nowhere.py"),
         ("--config.model.name=preact_resnet81", "did you mean 'preact_resnet18'?"),
@@ -109,14 +108,30 @@ def test_a_mistyped_flag_ends_with_the_nearest_one(program, flag, message):
         ("config.epochs", "config.training.epochs"),
         ("training.epochs", "config.training.epochs"),
         ("config.traning.epochs", "config.training.epochs"),
-        ("config.suspicion.inversion.steps", "config.suspicion.perturbation.steps"),
+        ("config.detection.inversion.steps", "config.detection.perturbation.steps"),
         ("gama", "config.otbr.gamma"),
         ("work_dir", "workdir"),
     ],
 )
 def test_the_nearest_flag(given, meant):
-    known = ["workdir", *(f"config.{setting.name}" for setting in describe(repair_config_type()) if setting.words)]
+    known = ["workdir", *(f"config.{setting.name}" for setting in describe(RepairConfig) if setting.words)]
     assert unknown_flag(given, known) == f"unknown flag --{given}; did you mean --{meant}?"
+
+
+@pytest.mark.parametrize(
+    ("program", "flag", "message"),
+    [
+        ("repair", "--config.reach.steps=3", "unknown flag --config.reach.steps; it is --config.inversion.steps now"),
+        (
+            "repair",
+            "--config.teaching.rounds=3",
+            "unknown flag --config.teaching.rounds; it is --config.unlearning.rounds now",
+        ),
+        ("inspect_network", "--judge=runs/w", "unknown flag --judge; it is --detect now"),
+    ],
+)
+def test_an_old_flag_ends_with_its_current_name(program, flag, message):
+    assert launch(program, flag) == (2, "", f"error: {message}\n")
 
 
 def test_no_flag_is_near():
@@ -156,7 +171,7 @@ def test_help(program, flags):
         assert noise not in done.stdout
     assert ("--helpfull" in done.stdout) == (program == "repair" and "--helpfull" not in flags)
     if program == "repair":
-        settings = [setting.name for setting in describe(repair_config_type()) if setting.words]
+        settings = [setting.name for setting in describe(RepairConfig) if setting.words]
         shown = {name: f"--config.{name}=" in done.stdout for name in settings}
         if "--helpfull" in flags:
             assert all(shown.values())
@@ -178,10 +193,13 @@ def test_help(program, flags):
         ({"otbr": {"gama": 0.1}}, r"config.otbr.gama: unknown config field; did you mean config.otbr.gamma\?"),
         ({"zzz": 1}, r"config.zzz: unknown config field; expected one of \["),
         (
-            {"suspicion": {"patch": {"steps": 0}}},
-            r"^suspicion.patch.steps: expected a whole number of at least 1, found 0$",
+            {"detection": {"patch": {"steps": 0}}},
+            r"^detection.patch.steps: expected a whole number of at least 1, found 0$",
         ),
-        ({"patching": {"patch": {"size": 0.0}}}, r"^patching.patch.size: expected a number above 0, found 0.0$"),
+        (
+            {"trigger_finetuning": {"patch": {"size": 0.0}}},
+            r"^trigger_finetuning.patch.size: expected a number above 0, found 0.0$",
+        ),
         ({"seed": 0.5}, r"^seed: expected a whole number in \[0, 2\*\*32\), found 0.5"),
         ({"seed": True}, r"^seed: expected a whole number in .*, found True"),
         ({"otbr": 3}, "^otbr: expected a group of settings, found 3"),
@@ -193,9 +211,9 @@ def test_help(program, flags):
 )
 def test_bad_config(values, message):
     with pytest.raises(InputError, match=message):
-        repair_config(values)
+        from_dict(RepairConfig, values)
 
 
 def test_a_config_survives_the_way_through_a_dictionary():
-    config = RepairConfig(seed=3, sweep=SweepConfig(gamma=(0.1, 0.2)))
-    assert repair_config(dataclasses.asdict(config)) == config
+    config = repair_config(seed=3, sweep=SweepConfig(gamma=(0.1, 0.2)))
+    assert from_dict(RepairConfig, as_dict(config)) == config

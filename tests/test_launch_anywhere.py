@@ -35,7 +35,7 @@ def test_the_config_among_the_arguments():
         "--config.seed=1",
         "--config=x.py",
     ]
-    assert cli.with_config_found(given) == [
+    assert cli.with_config_path(given) == [
         f"--config={checkout}/configs/correlation.py:cifar10",
         "-config",
         f"{checkout}/configs/otbr.py",
@@ -54,4 +54,4 @@ def test_a_config_that_imports_another():
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     assert (done.returncode, done.stderr) == (0, "")
     assert "\n  --config=configs/otbr_plus.py\n" in done.stdout
-    assert "\n  --config.patching.triggers=4\n" in done.stdout
+    assert "\n  --config.trigger_finetuning.triggers=4\n" in done.stdout

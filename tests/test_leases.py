@@ -22,9 +22,10 @@ from otbr_jax.report.rows import append_row, leases_folder, read_rows
 from otbr_jax.runs import provenance
 from otbr_jax.runs.leases import open_leases
 from otbr_jax.runs.store import open_workdir
-from otbr_jax.studies import filling
-from otbr_jax.studies.bench import Cell, Grid
-from otbr_jax.studies.filling import run_bench
+from otbr_jax.settings import change
+from otbr_jax.studies import bench_run
+from otbr_jax.studies.bench import Bench, Cell
+from otbr_jax.studies.bench_run import run_bench
 
 HOLDS = (
     "import fcntl, sys; f = open(sys.argv[1], 'a+'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); input()"
@@ -39,7 +40,7 @@ class Quick(Cell):
     def fill(self, root, *, devices):
         FILLED[self.name] += 1
         time.sleep(0.003)
-        if self.variant == "fails" and self.config.seed == 3:
+        if self.variant == "fails" and self.config.victim.seed == 3:
             raise InputError("training.learning_rate: expected a finite loss, found nan")
         return {"config": self.settings()}
 
@@ -48,14 +49,14 @@ class Quick(Cell):
 
 
 def grid(count, variant=""):
-    return Grid("g", tuple(Quick(dataclasses.replace(CONFIG, seed=seed), variant=variant) for seed in range(count)))
+    return Bench("g", tuple(Quick(change(CONFIG, seed=seed), variant=variant) for seed in range(count)))
 
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
     """As if there were nothing to commit; nobody waits for long."""
     monkeypatch.setattr(provenance, "_git", lambda *arguments: "" if arguments[0] == "status" else "0" * 40)
-    monkeypatch.setattr(filling, "LOOK_EVERY", 0.01)
+    monkeypatch.setattr(bench_run, "LOOK_EVERY", 0.01)
     FILLED.clear()
 
 
@@ -103,7 +104,7 @@ def test_what_a_killed_worker_had_is_taken_up(tmp_path):
     assert other.stdout.readline() == b"held\n"
 
     def say(line):
-        if "waits for cells that other processes have: 1" in line:
+        if "waits for cells that other processes are running: 1" in line:
             other.kill()
             other.communicate()
 

@@ -1,4 +1,4 @@
-"""The main job as the README gives it: no arguments, the embedded default."""
+"""The main job as the README gives it: no arguments, the default victim."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ def test_the_default_run_keeps_its_promises(tmp_path):
     own = BEFORE | {"XDG_CACHE_HOME": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=own)
     assert done.returncode == 0, done.stderr
-    assert "repaired (after its lessons)" in done.stdout
+    assert "repaired (after unlearning)" in done.stdout
     assert "class 0 stands out" in done.stdout
     summary = json.loads((tmp_path / "w" / "metrics.json").read_text())
     before, after = summary["metrics"]["victim"], summary["metrics"]["disarmed"]
@@ -23,6 +23,6 @@ def test_the_default_run_keeps_its_promises(tmp_path):
     # Victims differ from processor to processor; a repaired one had 99.2 / 1.6.
     assert after["acc"] >= before["acc"] - 0.03
     assert after["asr"] <= 0.25
-    assert summary["choice"]["chosen_by"] == "procedural pictures"
+    assert summary["choice"]["chosen_by"] == "procedural images"
     for name in ("repaired", "report.html", "neuron_scores.csv"):
         assert (tmp_path / "w" / name).exists()

@@ -11,8 +11,8 @@ def test_asr_and_ra_leave_the_target_class_out(jit):
     clean = jnp.array([0, 1, 1, 1, 0])
     triggered = jnp.array([0, 0, 0, 1, 1])
     function = lambda a, b, c: evaluate_predictions(a, b, c, target=0)  # noqa: E731
-    found = (jax.jit(function) if jit else function)(clean, triggered, labels)
-    assert [float(x) for x in found] == pytest.approx([3 / 5, 1 / 3, 1 / 3])
+    metrics = (jax.jit(function) if jit else function)(clean, triggered, labels)
+    assert [float(x) for x in metrics] == pytest.approx([3 / 5, 1 / 3, 1 / 3])
 
 
 @pytest.mark.parametrize(

@@ -137,8 +137,8 @@ def torch_networks():
     return importlib.import_module("torch_networks")
 
 
-def relative(found, expected):
-    return float(np.max(np.abs(found - expected)) / np.max(np.abs(expected)))
+def relative(values, expected):
+    return float(np.max(np.abs(values - expected)) / np.max(np.abs(expected)))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -146,8 +146,8 @@ def test_names_and_shapes_of_the_published_network(torch_networks, name):
     expected = {leaf: tuple(tensor.shape) for leaf, tensor in torch_networks.original(name).state_dict().items()}
     _, init = registry.build(ModelConfig(name, image_shape=(224, 224, 3), num_classes=1000))
     leaves = named_leaves(jax.eval_shape(init, jax.random.key(0)))
-    found = {tensor_name(leaf): tensor_shape(leaf, spec.shape) for leaf, spec in leaves.items()}
-    assert found == {leaf: shape for leaf, shape in expected.items() if not leaf.endswith("num_batches_tracked")}
+    tensors = {tensor_name(leaf): tensor_shape(leaf, spec.shape) for leaf, spec in leaves.items()}
+    assert tensors == {leaf: shape for leaf, shape in expected.items() if not leaf.endswith("num_batches_tracked")}
 
 
 # Deep, or of the blocks of a smaller one; their names and shapes are those of the published networks all the same.
@@ -164,9 +164,9 @@ def test_same_network_as_in_pytorch(torch_networks, name):
     before = torch_networks.tensors(model)
     network, init = registry.build(config)
     variables = from_state_dict(before, jax.eval_shape(init, jax.random.key(0)))
-    found = to_state_dict(variables)
-    assert found.keys() == before.keys()
-    assert all(np.array_equal(found[leaf], before[leaf]) for leaf in before)
+    tensors = to_state_dict(variables)
+    assert tensors.keys() == before.keys()
+    assert all(np.array_equal(tensors[leaf], before[leaf]) for leaf in before)
 
     variables = jax.tree.map(jnp.asarray, variables)
     images = np.random.default_rng(1).normal(size=(4, *config.image_shape)).astype(np.float32)
@@ -187,16 +187,16 @@ def test_same_network_as_in_pytorch(torch_networks, name):
         params = {}
     errors["training"] = relative(logits, torch_networks.train_step(model, images, labels, learning_rate=RATE))
     after = torch_networks.tensors(model)
-    found = {
+    tensors = {
         leaf: array for leaf, array in to_state_dict({"params": params, **state}).items() if leaf[-8:] != "_tracked"
     }
-    each = {leaf: relative(array, after[leaf]) for leaf, array in found.items()}
+    each = {leaf: relative(array, after[leaf]) for leaf, array in tensors.items()}
     errors["statistics"] = max((error for leaf, error in each.items() if "running" in leaf), default=0.0)
     if name in TRAINED:
-        weights = [leaf for leaf in found if "running" not in leaf]
+        weights = [leaf for leaf in tensors if "running" not in leaf]
         errors["weights"] = max(each[leaf] for leaf in weights)
         # How far the two steps are apart, in units of the step: the weights themselves would hide most of a small one.
-        apart = sum(np.sum((found[leaf] - after[leaf]) ** 2) for leaf in weights)
+        apart = sum(np.sum((tensors[leaf] - after[leaf]) ** 2) for leaf in weights)
         errors["step"] = float(apart / sum(np.sum((before[leaf] - after[leaf]) ** 2) for leaf in weights)) ** 0.5
     print(name, {measured: f"{error:.1e}" for measured, error in errors.items()})
     assert max(errors.values()) < 1e-4

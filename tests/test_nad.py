@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from otbr_jax import InputError, set_up, trace
 from otbr_jax.defenses import nad
-from otbr_jax.defenses.nad import Attending, NADConfig, NADSettings, attention, attention_layers
+from otbr_jax.defenses.nad import AttentionSettings, NADConfig, NADSettings, attention, attention_layers
 from otbr_jax.defenses.tuning import Tuned
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
@@ -34,7 +34,7 @@ def test_the_loss_and_its_gradients_are_those_of_pytorch(power):
     moved = {"params": jax.tree.map(lambda p: 1.2 * p + 0.05, params), **state}
     teacher = tuning_networks.to_torch(moved).eval()
     setup = set_up(network, trace(network.apply, variables, clean.images[:1]))
-    objective = nad.objective(setup, params, Attending((3.0, 700.0), power), teacher=Tuned(moved, {}))
+    objective = nad.objective(setup, params, AttentionSettings((3.0, 700.0), power), teacher=Tuned(moved, {}))
     found, gradients = jax.jit(objective)(params, state, clean)
 
     student.train()
@@ -104,7 +104,7 @@ def test_a_run_leaves_a_report(tmp_path):
     assert [*summary["metrics"]] == ["victim", "teacher", "finetuned"]
     assert (len(summary["teacher"]["loss"]), len(summary["finetuning"]["loss"])) == (1, 2)
     assert min(tuning_runs.moved_params(result)) > 0
-    assert "attention learned from a teacher of 1 epochs, 2 epochs" in page
+    assert "attention distilled from a teacher of 1 epochs, 2 epochs" in page
     tuning_runs.assert_bad_input_is_one_line("nad", tmp_path / "w", group="nad.teacher", own=own)
 
 

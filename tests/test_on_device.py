@@ -103,7 +103,7 @@ def test_computing_in_bfloat16_leaves_variables_as_they_are():
 def test_settings_of_all_parts_are_valid(reduced, tmp_path):
     size = sizes(tmp_path / "cifar10.npz", reduced=reduced)
     assert len(bench(size).cells) == (2 if reduced else 9)
-    assert {cell.config.data.name for cell in bench(size).cells} == {"npz"}
+    assert {cell.config.victim.data.name for cell in bench(size).cells} == {"npz"}
     assert {config.defense for config in defaults(size).values()} == {"disarm"}
 
 

@@ -1,6 +1,7 @@
 """Networks that are not this project's: functions over any pytree, Python paths, files in and repaired files out."""
 
 import dataclasses
+import pathlib
 import textwrap
 
 import equinox as eqx
@@ -8,30 +9,36 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+import safetensors
+import torch
 from flax import nnx
 from strange_networks import CASES, shuffled
 
 from otbr_jax import InputError, Network, UnlearningConfig, otbr
+from otbr_jax.contrib.otbr_plus import SweepConfig
 from otbr_jax.data.sources import DataConfig
 from otbr_jax.defenses.otbr import OTBRConfig
-from otbr_jax.defenses.otbr_plus import SweepConfig
 from otbr_jax.graph.choose import choose_layers
 from otbr_jax.graph.trace import trace
 from otbr_jax.interop import functions
-from otbr_jax.interop.state_dict import to_state_dict
+from otbr_jax.interop.state_dict import from_state_dict, to_state_dict
 from otbr_jax.interop.tensor_files import read_tensors, write_tensors
 from otbr_jax.interop.torch_files import Envelope
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
+from otbr_jax.runs.checkpoints import save_checkpoint
 from otbr_jax.runs.networks import open_network
 from otbr_jax.runs.orbax_folder import load_variables
+from otbr_jax.settings import change
 from otbr_jax.studies.inspection import inspect
 from otbr_jax.studies.repair import repair
-from otbr_jax.studies.repair_config import RepairConfig
+from otbr_jax.studies.repair_config import repair_config
+from otbr_jax.studies.scanning import scan
 
 MODEL = ModelConfig(name="preact_resnet10", width=4, image_shape=(8, 8, 1))
-CONFIG = RepairConfig(
+CONFIG = repair_config(
     model=MODEL,
     data=DataConfig(name="none"),
     otbr=OTBRConfig(unlearning=UnlearningConfig(steps=2, batch_size=8), gamma=0.2),
@@ -40,7 +47,7 @@ CONFIG = RepairConfig(
 
 
 def repaired(workdir, **model):
-    config = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, **model))
+    config = change(CONFIG, model=dataclasses.replace(MODEL, **model))
     return repair(config, workdir, devices=jax.local_devices()[:1])
 
 
@@ -271,7 +278,48 @@ def test_own_code_is_repaired_without_a_checkpoint(file, tmp_path):
 # --- files --------------------------------------------------------------------------------------------------------
 
 
-def test_a_half_precision_safetensors_file_comes_back_as_it_was(tensors, tmp_path, caplog):
+@pytest.fixture
+def readings(monkeypatch):
+    """The names of the files whose arrays are read, each as often as it is."""
+    found = []
+
+    def counted(function, path):
+        def read(*args, **kwargs):
+            found.append(pathlib.Path(path(args)).name)
+            return function(*args, **kwargs)
+
+        return read
+
+    monkeypatch.setattr(torch, "load", counted(torch.load, lambda args: args[0]))
+    monkeypatch.setattr(safetensors, "safe_open", counted(safetensors.safe_open, lambda args: args[0]))
+    orbax = ocp.StandardCheckpointer
+    monkeypatch.setattr(orbax, "restore", counted(orbax.restore, lambda args: args[1]))
+    return found
+
+
+@pytest.mark.parametrize("ending", [".pt", ".safetensors", ""])
+def test_a_file_is_read_once_in_a_run(ending, tensors, tmp_path, readings):
+    """Which network it is, its weights, and how another is written like it, all come from one reading."""
+    path = tmp_path / f"victim{ending}"
+    if ending:
+        write_tensors(path, tensors, format="torch" if ending == ".pt" else "safetensors")
+    else:
+        save_checkpoint(path, from_state_dict(tensors, open_network(MODEL).like))
+    result = repaired(tmp_path / "w", checkpoint=str(path), name="" if ending else MODEL.name)
+    assert result.config.victim.model.name == MODEL.name
+    assert readings.count(path.name) == 1
+    assert len(result.files) == (1 if ending else 0)
+
+
+def test_a_scan_reads_a_file_once_even_where_it_is_another_network(tensors, tmp_path, readings):
+    write_tensors(tmp_path / "victim.pt", tensors, format="torch")
+    config = change(CONFIG, model=dataclasses.replace(MODEL, name="vgg19_bn", width=8))
+    (line,) = scan(config, [tmp_path / "victim.pt"], detector="free_eagle", say=lambda line: None)
+    assert (line["network"], line.get("error")) == ("preact_resnet10, width 4", None)
+    assert readings == ["victim.pt"]
+
+
+def test_a_half_precision_safetensors_file_is_written_back_as_it_was(tensors, tmp_path, caplog):
     half = {f"module.{name}": tensor.astype(ml_dtypes.bfloat16) for name, tensor in tensors.items() if tensor.ndim}
     write_tensors(tmp_path / "victim.safetensors", half, format="safetensors")
     result = repaired(tmp_path / "w", checkpoint=str(tmp_path / "victim.safetensors"))
@@ -317,10 +365,12 @@ network = Network(lambda v, x: apply(v["params"], x), (8, 8, 1), 10)
 misled = (network, {"params": variables}, NeuronGraph(graph.layers, (wrong_group,)))
 """
     )
-    config = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, name=f"{file}:stated"))
-    assert "nothing to verify: the neuron graph states no groups" in inspect(config, verify=True)
-    config = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, name=f"{file}:misled"))
-    with pytest.raises(InputError, match=r"graph is wrong: permuting 8 neurons \(on params/first axis 1, ...\) moves"):
+    config = change(CONFIG, model=dataclasses.replace(MODEL, name=f"{file}:stated"))
+    assert "nothing to verify: the neuron graph has no groups" in inspect(config, verify=True)
+    config = change(CONFIG, model=dataclasses.replace(MODEL, name=f"{file}:misled"))
+    with pytest.raises(
+        InputError, match=r"graph is wrong: permuting 8 neurons \(on params/first axis 1, ...\) changes"
+    ):
         inspect(config, verify=True)
 
 
@@ -333,7 +383,7 @@ def test_the_graph_is_printed_drawn_and_verified(tmp_path):
     assert next(line for line in lines if "linear" in line).split()[6] == "output"
     assert "13 layers" in text
     assert "repaired: 9 layers (conv) with 124 neurons" in text
-    assert "moves the outputs by at most " in text
+    assert "changes the outputs by at most " in text
     assert (tmp_path / "graph.svg").read_text().startswith("<?xml")
     with pytest.raises(InputError, match=r"--out: expected a name that ends in one of \.png, \.svg, \.pdf"):
         inspect(CONFIG, drawing=tmp_path / "graph.txt")

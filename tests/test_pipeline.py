@@ -20,11 +20,12 @@ from tiny_runs import digests, resumed, run
 from otbr_jax import InputError, UnlearningConfig
 from otbr_jax.attacks.badnets import BadNetsConfig
 from otbr_jax.attacks.registry import AttackConfig
+from otbr_jax.contrib.otbr_plus import SweepConfig
 from otbr_jax.data.sources import DataConfig
-from otbr_jax.defenses.otbr_plus import SweepConfig
 from otbr_jax.runs.checkpoints import save_checkpoint
 from otbr_jax.runs.orbax_folder import load_variables
-from otbr_jax.studies.outputs import replacing
+from otbr_jax.settings import change
+from otbr_jax.studies.outputs import replacement_warning
 from otbr_jax.studies.results import summarize
 from otbr_jax.types import named_leaves, replace_leaves
 
@@ -83,8 +84,8 @@ def test_what_a_user_leaves_with(otbr_run):
 
 def test_the_results_of_another_defence_are_replaced_with_a_word(otbr_run, tmp_path):
     workdir, _, _ = otbr_run
-    assert replacing(workdir, "otbr") == replacing(tmp_path, "otbr") == ""
-    assert "the results of otbr will be replaced" in replacing(workdir, "clp")
+    assert replacement_warning(workdir, "otbr") == replacement_warning(tmp_path, "otbr") == ""
+    assert "the results of otbr will be replaced" in replacement_warning(workdir, "clp")
 
 
 def test_a_second_run_reloads_everything_and_says_the_same(otbr_run, tmp_path):
@@ -114,23 +115,25 @@ def test_progress_bars_change_no_number(otbr_run, tmp_path, monkeypatch):
     ("change", "kept"),
     [
         (
-            lambda c: dataclasses.replace(c, sweep=NO_SWEEP),
+            lambda c: change(c, sweep=NO_SWEEP),
             {"victim", "unlearned", "scores", "pruned", "fused"},
         ),
         (
-            lambda c: dataclasses.replace(c, otbr=dataclasses.replace(c.otbr, gamma=0.1), sweep=NO_SWEEP),
+            lambda c: change(c, otbr=dataclasses.replace(c.method.otbr, gamma=0.1), sweep=NO_SWEEP),
             {"victim", "unlearned", "scores"},
         ),
         pytest.param(
-            lambda c: dataclasses.replace(
-                c, otbr=dataclasses.replace(c.otbr, unlearning=UnlearningConfig(steps=2, batch_size=16)), sweep=NO_SWEEP
+            lambda c: change(
+                c,
+                otbr=dataclasses.replace(c.method.otbr, unlearning=UnlearningConfig(steps=2, batch_size=16)),
+                sweep=NO_SWEEP,
             ),
             {"victim"},
             marks=pytest.mark.slow,
         ),
         # The attack's trigger trains another victim.
         pytest.param(
-            lambda c: dataclasses.replace(c, attack=AttackConfig(badnets=BadNetsConfig(size=1)), sweep=NO_SWEEP),
+            lambda c: change(c, attack=AttackConfig(badnets=BadNetsConfig(size=1)), sweep=NO_SWEEP),
             set(),
             marks=pytest.mark.slow,
         ),
@@ -161,8 +164,8 @@ def test_eight_devices_agree_with_one(otbr_run, tmp_path):
     # The same victim, so that what is compared is the repair.
     checkpoint = tmp_path / "checkpoint"
     save_checkpoint(checkpoint, one.stages["victim"].value["variables"])
-    model = dataclasses.replace(CONFIG.model, checkpoint=str(checkpoint))
-    config = dataclasses.replace(CONFIG, model=model, sweep=NO_SWEEP)
+    model = dataclasses.replace(CONFIG.victim.model, checkpoint=str(checkpoint))
+    config = change(CONFIG, model=model, sweep=NO_SWEEP)
     eight = run(workdir, config, devices=8)
     for name, scores in one.stages["scores"].value.items():
         np.testing.assert_allclose(eight.stages["scores"].value[name], scores, rtol=1e-3)
@@ -176,9 +179,9 @@ def test_eight_devices_agree_with_one(otbr_run, tmp_path):
 def test_without_data_there_is_a_checkpoint_and_no_numbers(otbr_run, tmp_path):
     _, first, _ = otbr_run
     save_checkpoint(tmp_path / "c", first.stages["victim"].value["variables"])
-    config = dataclasses.replace(
+    config = change(
         CONFIG,
-        model=dataclasses.replace(CONFIG.model, checkpoint=str(tmp_path / "c")),
+        model=dataclasses.replace(CONFIG.victim.model, checkpoint=str(tmp_path / "c")),
         data=DataConfig(name="none"),
     )
     result = run(tmp_path / "w", config)
@@ -195,8 +198,8 @@ def test_without_data_there_is_a_checkpoint_and_no_numbers(otbr_run, tmp_path):
 def test_an_unknown_trigger_leaves_asr_open(otbr_run, tmp_path):
     _, first, _ = otbr_run
     save_checkpoint(tmp_path / "c", first.stages["victim"].value["variables"])
-    model = dataclasses.replace(CONFIG.model, checkpoint=str(tmp_path / "c"))
-    result = run(tmp_path / "w", dataclasses.replace(CONFIG, model=model, attack=AttackConfig(name="none")))
+    model = dataclasses.replace(CONFIG.victim.model, checkpoint=str(tmp_path / "c"))
+    result = run(tmp_path / "w", change(CONFIG, model=model, attack=AttackConfig(name="none")))
     summary = summarize(result)
     assert 0 < summary["metrics"]["fused"]["acc"] < 1
     assert summary["metrics"]["fused"]["asr"] is None
@@ -243,7 +246,7 @@ def test_bad_input_is_refused_before_anything_is_written(otbr_run, tmp_path):
     save_checkpoint(checkpoint, victim)
 
     def model(**changes):
-        return dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, **changes))
+        return change(CONFIG, model=dataclasses.replace(CONFIG.victim.model, **changes))
 
     bad(
         model(checkpoint="/nowhere"),
@@ -251,7 +254,7 @@ def test_bad_input_is_refused_before_anything_is_written(otbr_run, tmp_path):
         tmp_path,
     )
     bad(model(num_classes=7), r"data 'digits': expected labels in 0..6", tmp_path)
-    classes = dataclasses.replace(model(checkpoint=str(checkpoint), num_classes=12), data=DataConfig(name="none"))
+    classes = change(model(checkpoint=str(checkpoint), num_classes=12), data=DataConfig(name="none"))
     bad(classes, r"expected params/classifier/kernel of shape \(64, 12\) as the model's settings say, found \(64, 10\)"
         "|expected params/classifier/bias of shape", tmp_path)  # fmt: skip
     bad(
@@ -260,7 +263,7 @@ def test_bad_input_is_refused_before_anything_is_written(otbr_run, tmp_path):
         tmp_path,
     )
     bad(
-        dataclasses.replace(CONFIG, data=DataConfig(name="none")),
+        change(CONFIG, data=DataConfig(name="none")),
         "model.checkpoint: expected a checkpoint, since",
         tmp_path,
     )
@@ -279,13 +282,13 @@ def test_a_layer_without_weight_change_is_named(otbr_run, tmp_path):
         "params/features.9/bias": np.full(32, -1, np.float32),
     }
     save_checkpoint(tmp_path / "c", replace_leaves(victim, dead))
-    model = dataclasses.replace(CONFIG.model, checkpoint=str(tmp_path / "c"))
-    config = dataclasses.replace(CONFIG, model=model, data=DataConfig(name="none"))
+    model = dataclasses.replace(CONFIG.victim.model, checkpoint=str(tmp_path / "c"))
+    config = change(CONFIG, model=model, data=DataConfig(name="none"))
     with pytest.raises(InputError, match=r"scores of params/.*kernel: expected a neuron whose weights"):
         run(tmp_path / "w", config)
 
 
 def test_a_batch_the_devices_cannot_share(tmp_path):
-    otbr = dataclasses.replace(CONFIG.otbr, unlearning=UnlearningConfig(batch_size=12))
+    otbr = dataclasses.replace(CONFIG.method.otbr, unlearning=UnlearningConfig(batch_size=12))
     with pytest.raises(InputError, match=r"unlearning.batch_size: expected a multiple of the 8 devices"):
-        run(tmp_path / "w", dataclasses.replace(CONFIG, otbr=otbr), devices=8)
+        run(tmp_path / "w", change(CONFIG, otbr=otbr), devices=8)

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from otbr_jax import InputError, Layer, LongStep, Network, NeuronGraph, Setup, Step, run, set_up
-from otbr_jax.defenses.otbr_plus import OTBRSettings
+from otbr_jax.contrib.distill import DistillationConfig
+from otbr_jax.contrib.otbr_plus import OTBRSettings
+from otbr_jax.contrib.pruning_detection import PruningDetectionConfig
+from otbr_jax.contrib.trigger_finetuning import TriggerFinetuningConfig
 from otbr_jax.defenses.registry import DEFENSES
 from otbr_jax.defenses.tsbd import TSBDSettings
-from otbr_jax.detectors.judge import SuspicionConfig
-from otbr_jax.plan import ROOT, compute, named_key, needs, step_key, taken
-from otbr_jax.steps.distill import DistillationConfig
-from otbr_jax.steps.harden import PatchingConfig
+from otbr_jax.plan import ROOT, compute, named_key, needs, select_inputs, step_key
 from otbr_jax.steps.select import SelectionConfig
 
 GRAPH = NeuronGraph((Layer("params/first", "dense", (1,), (0,), 3, 4),))
@@ -46,11 +46,11 @@ def test_a_step_is_given_what_it_needs_its_settings_and_nothing_else():
         seen.append((setup, settings, sorted(given)))
         return given["argument"]
 
-    found = run((Step("looking", looking, needs(argument="victim"), "settings"),), SETUP, GIVEN, key=KEY)
+    values = run((Step("looking", looking, needs(argument="victim"), "settings"),), SETUP, GIVEN, key=KEY)
     assert seen == [(SETUP, "settings", ["argument", "key", "report"])]
-    assert [*found] == ["looking"]  # not what was given
-    np.testing.assert_array_equal(found["looking"], GIVEN["victim"])
-    assert {**taken(PLAN[1], {**GIVEN, "doubled": 1})} == {"first": 1, "second": GIVEN["victim"]}
+    assert [*values] == ["looking"]  # not what was given
+    np.testing.assert_array_equal(values["looking"], GIVEN["victim"])
+    assert {**select_inputs(PLAN[1], {**GIVEN, "doubled": 1})} == {"first": 1, "second": GIVEN["victim"]}
 
 
 @pytest.mark.parametrize(
@@ -74,16 +74,16 @@ def test_keys_come_from_names_alone():
         return jax.random.key_data(key)
 
     steps = Step("one", key_of), Step("two", key_of), Step("three", key_of, key="one"), Step("four", key_of, key=ROOT)
-    found = run(steps, SETUP, {}, key=KEY)
+    values = run(steps, SETUP, {}, key=KEY)
     expected = {name: jax.random.fold_in(KEY, zlib.crc32(name.encode())) for name in ("one", "two")}
     expected |= {"three": expected["one"], "four": KEY}
     for step in steps:
-        np.testing.assert_array_equal(found[step.name], jax.random.key_data(expected[step.name]))
+        np.testing.assert_array_equal(values[step.name], jax.random.key_data(expected[step.name]))
         np.testing.assert_array_equal(*map(jax.random.key_data, (step_key(KEY, step), expected[step.name])))
     np.testing.assert_array_equal(*map(jax.random.key_data, (named_key(KEY, "one"), expected["one"])))
     # Neither the order nor what else there is matters.
     for name, value in run(steps[2::-1], SETUP, {}, key=KEY).items():
-        np.testing.assert_array_equal(value, found[name])
+        np.testing.assert_array_equal(value, values[name])
 
 
 def test_a_plan_jits():
@@ -125,14 +125,14 @@ def halving(end):
 @pytest.mark.parametrize("rounds", [0, 1, 5])
 def test_a_long_step_is_a_loop(rounds):
     step, victim = halving(rounds), GIVEN["victim"]
-    found = run((step,), SETUP, GIVEN, key=KEY)["halved"]
+    values = run((step,), SETUP, GIVEN, key=KEY)["halved"]
     key = step_key(KEY, step)
     state = step.init(SETUP, rounds, victim=victim, key=key)
     while not step.done(SETUP, rounds, state):
         state, shown = step.body(SETUP, rounds, state, victim=victim, key=key)
         assert [*shown] == ["place"]
-    assert int(found["rounds"]) == step.count(state) == rounds
-    np.testing.assert_allclose(found["place"], state[0], rtol=1e-6)
+    assert int(values["rounds"]) == step.count(state) == rounds
+    np.testing.assert_allclose(values["place"], state[0], rtol=1e-6)
     jitted = jax.jit(lambda victim: compute(step, SETUP, key=key, victim=victim))(victim)
     np.testing.assert_allclose(jitted["place"], state[0], rtol=1e-6)
 
@@ -170,13 +170,13 @@ def test_a_setup_knows_its_layers():
     assert isinstance(SETUP, Setup)
 
 
-JUDGED = SuspicionConfig(gamma=(0.1,))
+DETECTION = PruningDetectionConfig(gamma=(0.1,))
 CONFIGS = {
     "otbr": OTBRSettings(),
-    "distilled": OTBRSettings(suspicion=JUDGED, distillation=DistillationConfig("labels")),
-    "patched": OTBRSettings(suspicion=JUDGED, patching=PatchingConfig(triggers=1)),
+    "distilled": OTBRSettings(detection=DETECTION, distillation=DistillationConfig("labels")),
+    "trigger_finetuned": OTBRSettings(detection=DETECTION, trigger_finetuning=TriggerFinetuningConfig(triggers=1)),
     "tsbd": TSBDSettings(),
-    "selected": TSBDSettings(suspicion=JUDGED, selection=SelectionConfig(n=(0.1,))),
+    "selected": TSBDSettings(detection=DETECTION, selection=SelectionConfig(n=(0.1,))),
 }
 
 
@@ -189,7 +189,7 @@ def test_plans_of_all_defences_are_in_order_and_their_networks_are_steps(name):
     for step in plan:
         assert set(step.needs.values()) <= known, step.name
         known.add(step.name)
-        assert step.title
+        assert step.shown.title
     networks = way.networks(config)
     assert networks[0] == "victim"
     assert set(networks[1:]) < known

@@ -26,12 +26,12 @@ def flat(trees, layers):
 
 def in_pool(info, before, layers):
     """For every weight, whether its neuron was chosen; flat, as the kernels lie."""
-    found = {}
+    kernels = {}
     for layer in layers:
         kernel = named_leaves(before)[layer.name]
         rows = np.broadcast_to(info.neurons[layer.name][:, None], (layer.neurons, kernel.size // layer.neurons))
-        found[layer.name] = from_neurons(jnp.asarray(rows), layer, kernel.shape)
-    return flat(found, layers)
+        kernels[layer.name] = from_neurons(jnp.asarray(rows), layer, kernel.shape)
+    return flat(kernels, layers)
 
 
 @pytest.mark.parametrize(
@@ -118,8 +118,8 @@ def test_one_compilation_serves_every_count_and_share(scored):
 
     chex.clear_trace_counter()
     for count, share in ((0, 0.5), (3, 0.7), (25, 0.0), (25, 1.0), (40, 0.33)):
-        found = traced(count, share)
-        chex.assert_trees_all_equal(found, reinitialize(before, after, scores, layers, count=count, share=share))
+        result = traced(count, share)
+        chex.assert_trees_all_equal(result, reinitialize(before, after, scores, layers, count=count, share=share))
 
 
 def test_the_number_of_weights_is_exact():

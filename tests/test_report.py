@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from otbr_jax.report import page, plots
-from otbr_jax.report.answers import answers
+from otbr_jax.report.questions import answer_questions
 
 QUESTIONS = ["Is it backdoored?", "How sure is that?", "Is it gone?", "What did it cost?", "May I use it?"]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -22,28 +22,29 @@ def metrics(acc, asr=None, ra=None):
     return {"acc": acc, "asr": asr, "ra": ra, "der": None if asr is None else 0.5}
 
 
-def judgement(score, *, stands_out, by="procedural pictures", **more):
-    suspicion = [score, *np.linspace(0, min(score, 1), 9).tolist()]
-    found = {"by": by, "stands_out": stands_out, "suspect": 0, "suspicion": suspicion, "threshold": 3.5}
-    return found | {"evidence": {"patch": suspicion, "margin": suspicion}} | more
+def verdict(score, backdoored, **more):
+    scores = [score, *np.linspace(0, min(score, 1), 9).tolist()]
+    plain = {"detector": "trigger_size", "backdoored": backdoored, "suspect": 0, "score": score, "scores": scores}
+    plain |= {"threshold": 3.5, "evidence": {"patch": scores, "maximum_margin": scores}}
+    return plain | (more or {"p_value": 0.0328, "clean_networks": 60})
 
 
-def lesson(*, undone=False):
-    found = {"class": 0, "family": "patch", "undone": undone, "budget": 0.1, "unit": "share of the image"}
-    return found | {"success": [0.99, 0.36], "left": [0.4, 0.011], "distortion": [0.2, 0.1]}
+def unlearned(*, reverted=False):
+    of_family = {"class": 0, "family": "patch", "reverted": reverted, "budget": 0.1, "unit": "share of the image"}
+    return of_family | {"success": [0.99, 0.36], "left": [0.4, 0.011], "distortion": [0.2, 0.1]}
 
 
 def summary(before, after, **more):
-    """Of a run of `disarm` in which class 0 stands out and is taught, but for `more`."""
-    found = {
+    """Of a run of `disarm` in which class 0 is flagged and its triggers are unlearned, but for `more`."""
+    values = {
         "defense": "disarm",
         "metrics": {"victim": before, "disarmed": after},
-        "choice": {"chosen_by": "procedural pictures"},
-        "judgement": judgement(10.2, stands_out=True),
-        "taught": [lesson()],
-        "neurons": {"scored": 24, "moved": 24},
-        "did": "moved",
-        "done": "class 0's patch triggers were taught to mean nothing, 2 rounds",
+        "choice": {"chosen_by": "procedural images"},
+        "verdict": verdict(10.2, "yes"),
+        "unlearned_triggers": [unlearned()],
+        "neurons": {"scored": 24, "changed": 24},
+        "did": "changed",
+        "done": "class 0's patch triggers were unlearned, 2 rounds",
         "axes": [],
         "stages": {
             "victim": {"seconds": 500.0, "resumed": False, "digest": "ab" * 32},
@@ -53,22 +54,28 @@ def summary(before, after, **more):
         "versions": {"jax": "1.0"},
         "config": {"attack": {"name": "badnets", "target": 0}, "seed": 0},
     }
-    return found | more
+    return values | more
 
 
 REPAIRED = summary(metrics(0.996, 1.0, 0.0), metrics(0.992, 0.011, 0.978))
 UNMEASURED = summary(None, None)
-NOTHING_CHANGED = {"taught": None, "neurons": {"scored": 24, "moved": 0}, "done": "nothing was changed"}
-NOTHING_FOUND = summary(
-    metrics(0.98), metrics(0.98), **NOTHING_CHANGED, judgement=judgement(0.4, stands_out=False), warnings=["a warning"]
+NOTHING_CHANGED = {"unlearned_triggers": None, "neurons": {"scored": 24, "changed": 0}, "done": "nothing was changed"}
+NOTHING_FLAGGED = summary(
+    metrics(0.98), metrics(0.98), **NOTHING_CHANGED, verdict=verdict(0.4, "no"), warnings=["a warning"]
 )
-UNDONE = summary(None, None, taught=[lesson(undone=True)], neurons={"scored": 24, "moved": 0}, done="nothing: in vain")
+REVERTED = summary(
+    None,
+    None,
+    unlearned_triggers=[unlearned(reverted=True)],
+    neurons={"scored": 24, "changed": 0},
+    done="nothing: unlearning was in vain",
+)
 OTBR = summary(
     metrics(0.95, 1.0, 0.0),
     metrics(0.8, 0.4, 0.5),
     defense="otbr",
-    judgement=None,
-    taught=None,
+    verdict=None,
+    unlearned_triggers=None,
     axes=["gamma", "lambda"],
     along=["gamma"],
     strength="gamma",
@@ -80,119 +87,129 @@ OTBR = summary(
         for lam in (0.5, 1.0)
     ],
 )
-ALL = {"repaired": REPAIRED, "unmeasured": UNMEASURED, "nothing": NOTHING_FOUND, "undone": UNDONE, "otbr": OTBR}
+ALL = {"repaired": REPAIRED, "unmeasured": UNMEASURED, "nothing": NOTHING_FLAGGED, "reverted": REVERTED, "otbr": OTBR}
 
 
-def told(found, **options):
-    """What is answered in short and in full, by question."""
-    said = answers(found, **options)
-    assert [answer.question for answer in said] == QUESTIONS
-    texts = (" ".join("".join(cell) for cell in answer.more) for answer in said)
-    return [(answer.short, text) for answer, text in zip(said, texts, strict=True)]
+def texts_of(values, **options):
+    """Each answer in short and in full."""
+    answers = answer_questions(values, **options)
+    assert [answer.question for answer in answers] == QUESTIONS
+    texts = (" ".join("".join(cell) for cell in answer.more) for answer in answers)
+    return [(answer.short, text) for answer, text in zip(answers, texts, strict=True)]
 
 
 def test_a_repair_that_was_measured():
-    backdoored, sure, gone, cost, use = told(REPAIRED, files=("repaired", "net.pt"))
+    backdoored, sure, gone, cost, use = texts_of(REPAIRED, files=("repaired", "net.pt"))
     assert backdoored[0] == "Yes: its trigger works."
-    assert "accuses class 0, the attacker's: suspicion 10.20, threshold 3.5" in backdoored[1]
-    assert "clean networks score" in sure[1]
+    assert "flags class 0, the attacker's: score 10.20, threshold 3.5" in backdoored[1]
+    assert "1 of 60 clean networks scores as high" in sure[1]
     assert gone[0] == "Yes: the trigger now turns 1.1 % of the images (100.0 % before)."
-    assert "still found triggers that turn 36.0 %" in gone[1]
+    assert "turned 36.0 % of the images." in gone[1]
     assert cost[0] == "0.4 points of accuracy."
     assert "99.6 %" in cost[1]
     assert "90 seconds" in cost[1]  # without the victim's training
     assert use[0] == "The repaired one, with care."
     assert "repaired, net.pt" in use[1]
     other = summary(*REPAIRED["metrics"].values(), config={"attack": {"name": "badnets", "target": 3}})
-    assert "class 0, but the attacker's is class 3" in told(other)[0][1]
+    assert "class 0, but the attacker's is class 3" in texts_of(other)[0][1]
 
 
-def test_an_accused_network_without_data():
-    backdoored, sure, gone, cost, use = told(UNMEASURED)
-    assert backdoored[0] == "Probably: class 0 stands out."
-    assert re.fullmatch(r"A false alarm is possible: \d+ of 60 clean networks score as high \(\d+ %\)\.", sure[0])
+def test_a_flagged_network_without_data():
+    backdoored, sure, gone, cost, use = texts_of(UNMEASURED)
+    assert backdoored[0] == "Probably: class 0 is flagged."
+    assert sure[0] == "A false alarm is possible: 1 of 60 clean networks scores as high (p-value 0.033)."
     assert "missed" in sure[1]
     assert gone[0].endswith("not proven.")
-    assert "turned 99.0 % of the pictures into class 0; these turn 1.1 %" in gone[1]
+    assert "turned 99.0 % of the images into class 0. After the last unlearning round these turn 1.1 %" in gone[1]
     assert cost[0] == "Not known: no test images were given."
     assert "0.1 of their standard deviation" in cost[1]
     assert use[0] == "Only the repaired one, and only after a test of yours."
 
 
-def test_nothing_was_found():
-    backdoored, sure, gone, cost, use = told(NOTHING_FOUND, files=("repaired",))
+def test_no_class_is_flagged():
+    backdoored, sure, gone, cost, use = texts_of(NOTHING_FLAGGED, files=("repaired",))
     assert backdoored[0] == "No sign of it was found."
     assert "no proof" in backdoored[1]
-    assert re.match(r"A clean network may look like this: \d+ of 60 clean networks score", sure[0])
-    assert gone[0] == "Nothing was changed, since nothing was found."
-    assert cost[0] == "Nothing: the network is as it came."
+    assert sure[0].startswith("A clean network may look like this: 1 of 60 clean networks scores as high")
+    assert gone[0] == "Nothing was changed, since no class is flagged."
+    assert cost[0] == "Nothing: the network is unchanged."
     assert use[0] == "As far as you trust its source."
-    assert "as it came: repaired" in use[1]
-    near = told(NOTHING_FOUND | {"judgement": judgement(3.0, stands_out=False)})
-    assert near[-1][0] == "Not before a second search."
+    assert "The unchanged network: repaired" in use[1]
+    near = texts_of(NOTHING_FLAGGED | {"verdict": verdict(3.0, "no")})
+    assert near[-1][0] == "Not before a second inversion."
     still = metrics(0.9, 1.0, 0.0)
-    missed = told(summary(still, still, **NOTHING_CHANGED, judgement=judgement(0.4, stands_out=False)))
+    missed = texts_of(summary(still, still, **NOTHING_CHANGED, verdict=verdict(0.4, "no")))
     assert "missed it" in missed[0][1]
     assert missed[-1][0] == "No."
 
 
-def test_lessons_in_vain():
-    backdoored, _, gone, cost, use = told(UNDONE)
-    assert backdoored[0] == "Probably: class 0 stands out."
+def test_unlearning_in_vain():
+    backdoored, _, gone, cost, use = texts_of(REVERTED)
+    assert backdoored[0] == "Probably: class 0 is flagged."
     assert gone[0] == "No: the repair failed."
-    assert gone[1].count("undone") == 1
-    assert "after the last lesson" not in gone[1]
-    assert cost[0] == "Nothing: the network is as it came."
+    assert gone[1].count("reverted") == 1
+    assert "after the last unlearning round" not in gone[1]
+    assert cost[0] == "Nothing: the network is unchanged."
     assert use[0] == "No."
 
 
-def test_a_defence_that_does_not_ask():
-    backdoored, sure, gone, cost, use = told(OTBR)
+def test_a_defence_without_a_detector():
+    backdoored, sure, gone, cost, use = texts_of(OTBR)
     assert "OTBR looks for no backdoor: it repairs whatever it is given." in backdoored[1]
     assert sure[0] == "As sure as a measurement with the trigger."
     assert gone[0].startswith("In part: the trigger now turns 40.0 %")
     assert cost[0] == "15.0 points of accuracy."
     assert use[0] == "No."
-    backdoored, sure, gone, cost, use = told(OTBR | {"metrics": {"victim": None, "fused": None}})
+    backdoored, sure, gone, cost, use = texts_of(OTBR | {"metrics": {"victim": None, "fused": None}})
     assert [backdoored[0], use[0]] == ["Not asked.", "Not on this report alone."]
-    assert "--judge" in sure[1]
+    assert "--detect" in sure[1]
     assert gone[0] == "Not known: no trigger was measured."
     costly = OTBR | {"metrics": {"victim": metrics(0.95, 1.0, 0.0), "fused": metrics(0.8, 0.1, 0.5)}}
-    assert told(costly)[-1][0] == "Not as it is."
+    assert texts_of(costly)[-1][0] == "Not as it is."
 
 
-def test_other_judges_say_how_sure_they_are():
-    by_value = judgement(4.0, stands_out=True, p_value=0.01)
-    assert told(UNMEASURED | {"judgement": by_value})[1][0].startswith("p-value 0.01")
-    unknown = judgement(4.0, stands_out=True, by="other images")
-    assert told(UNMEASURED | {"judgement": unknown})[1][0].startswith("Not known")
-    nobody = {"by": "procedural pictures", "stands_out": False, "suspect": None, "suspicion": [], "threshold": 3.5}
-    found = told(NOTHING_FOUND | {"judgement": nobody})
-    assert "no class is more suspicious" in found[0][1]
-    assert found[1][0] == "Not known."
+def test_other_detectors_say_how_sure_they_are():
+    by_value = verdict(4.0, "yes", p_value=0.01)
+    assert texts_of(UNMEASURED | {"verdict": by_value})[1][0].startswith("p-value 0.01: so often")
+    unknown = verdict(4.0, "yes", why_not="no clean networks were scored by x")
+    assert texts_of(UNMEASURED | {"verdict": unknown})[1][0] == (
+        "Not known how often a clean network scores as high: no clean networks were scored by x."
+    )
 
 
-def test_a_trigger_that_does_not_work_and_a_backdoor_that_comes_back():
-    weak = told(summary(metrics(0.9, 0.03, 0.9), metrics(0.9, 0.02, 0.9)))
+def test_a_verdict_that_cannot_tell():
+    few = verdict(9.0, "cannot tell", why_not="the network has 2 classes, and the detector needs at least 3")
+    values = NOTHING_FLAGGED | {"verdict": few}
+    backdoored, sure, gone, _, use = texts_of(values)
+    assert backdoored[0] == "Cannot tell."
+    assert backdoored[1] == "The network has 2 classes, and the detector needs at least 3."
+    assert sure[0] == "There is no verdict to be sure of."
+    assert gone[0] == "Nothing was changed, since there is no verdict."
+    assert use[0] == "Not on this report alone."
+    assert "<p>Cannot tell whether it is backdoored: the network has 2 classes" in rendered(values)
+
+
+def test_a_trigger_that_does_not_work_and_a_backdoor_that_is_relearned():
+    weak = texts_of(summary(metrics(0.9, 0.03, 0.9), metrics(0.9, 0.02, 0.9)))
     assert "does not work: it turns 3.0 %" in weak[0][1]
-    assert weak[2][0] == "There was nothing to end."
+    assert weak[2][0] == "There was no backdoor to remove."
     curves = {"epochs": [1, 5], "poisoned": {"acc": [0.9, 0.9], "asr": [0.2, 0.85]}, "clean": {}, "never": None}
-    assert "5 epochs, its trigger turns 85.0 % again" in told(REPAIRED | {"comes_back": curves})[2][1]
+    assert "5 epochs, its trigger turns 85.0 % again" in texts_of(REPAIRED | {"relearning": curves})[2][1]
 
 
-def rendered(found):
+def rendered(values):
     names = ("params/a/kernel", "params/b/kernel")
     scores = {name: np.linspace(0.1, 1, 12) for name in names}
     triggers = (np.ones((10, 8, 8, 1)), np.zeros((10, 8, 8, 1)))
     images, labels = np.zeros((9, 8, 8, 1), np.uint8), np.arange(1, 10)
     zeros = np.zeros(9, int)
-    measured = found["metrics"]["victim"] is not None
+    measured = values["metrics"]["victim"] is not None
     return page.render(
-        found,
+        values,
         scores=scores,
-        chosen={name: values > 0.5 for name, values in scores.items()},
+        chosen={name: score > 0.5 for name, score in scores.items()},
         plan=("params/a/kernel", np.eye(12) / 12),
-        triggers=triggers if found["judgement"] else None,
+        triggers=triggers if values["verdict"] else None,
         examples=plots.predictions(images, images, labels, (labels, zeros), (labels, labels), goals=zeros)
         if measured
         else None,
@@ -202,7 +219,7 @@ def rendered(found):
 
 @pytest.fixture(scope="module")
 def pages():
-    return {name: rendered(found) for name, found in ALL.items()}
+    return {name: rendered(values) for name, values in ALL.items()}
 
 
 class Elements(HTMLParser):
@@ -210,23 +227,23 @@ class Elements(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.found, self.headings = [], []
+        self.elements, self.headings = [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
-        self.found.append((tag, dict(attributes)))
+        self.elements.append((tag, dict(attributes)))
         if re.fullmatch(r"h\d", tag):
             self.headings.append([int(tag[1]), ""])
 
     def handle_data(self, data):
-        if self.found and re.fullmatch(r"h\d", self.found[-1][0]):
+        if self.elements and re.fullmatch(r"h\d", self.elements[-1][0]):
             self.headings[-1][1] += data
 
     def handle_endtag(self, tag):
-        self.found.append(("/", {}))
+        self.elements.append(("/", {}))
 
     def all(self, tag):
-        return [attributes for name, attributes in self.found if name == tag]
+        return [attributes for name, attributes in self.elements if name == tag]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -248,7 +265,7 @@ def test_the_page_makes_sense_to_a_screen_reader(pages, name):
     boxes = [box for box in elements.all("div") if box.get("class") == "wrap"]
     assert len(boxes) == len(pictures) + len(elements.all("table"))
     assert all(box["tabindex"] == "0" and box["aria-label"] and box["role"] == "group" for box in boxes)
-    for answer in answers(ALL[name]):
+    for answer in answer_questions(ALL[name]):
         assert answer.short in html.unescape(pages[name]).replace("\N{NO-BREAK SPACE}", " ")
 
 
@@ -256,8 +273,8 @@ def test_the_page_keeps_its_numbers(pages):
     text = html.unescape(pages["otbr"])
     assert text.count("<td>80.0 / 40.0</td>") == 4
     assert "Every class in numbers" not in text
-    assert "Every class in numbers" in pages["undone"]
-    assert "not known" in pages["undone"]
+    assert "Every class in numbers" in pages["reverted"]
+    assert "not known" in pages["reverted"]
     assert "a warning" in pages["nothing"]
 
 
@@ -323,8 +340,8 @@ def test_the_page_fits_a_browser(pages, name, width, tmp_path):
         f"file://{tmp_path}/probe.html",
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    found = re.search(r"<title>(\d+) (\d+) (\d+)</title>", done.stdout)
-    assert found, done.stderr[-2000:]
-    assert int(found[1]) <= width, "the page scrolls sideways"
-    assert (found[2], found[3]) == ("0", "0"), "something sticks out, or a picture is broken"
+    title = re.search(r"<title>(\d+) (\d+) (\d+)</title>", done.stdout)
+    assert title, done.stderr[-2000:]
+    assert int(title[1]) <= width, "the page scrolls sideways"
+    assert (title[2], title[3]) == ("0", "0"), "something sticks out, or an image is broken"
     assert "CONSOLE" not in done.stderr

@@ -6,7 +6,8 @@ import pathlib
 
 import pytest
 
-from otbr_jax.steps.search import InversionConfig
+from otbr_jax.inversion import PenalisedConfig
+from otbr_jax.settings import change
 from otbr_jax.studies.bench import load_grid
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -21,19 +22,19 @@ def cells_and_rows(name):
 def test_committed_rows_are_found(name, least):
     """Some of the rows of `otbr_plus` are older than the settings that its cells have now."""
     cells, rows = cells_and_rows(name)
-    assert sum(any(cell.is_of(row) for row in rows) for cell in cells) >= least
+    assert sum(any(cell.matches(row) for row in rows) for cell in cells) >= least
 
 
 def test_a_setting_that_a_row_does_not_know_has_to_have_its_default():
     cells, rows = cells_and_rows("otbr_plus")
-    cell, row = next((cell, row) for cell in cells for row in rows if cell.is_of(row))
+    cell, row = next((cell, row) for cell in cells for row in rows if cell.matches(row))
     assert "evidence" not in row["config"]["suspicion"]  # it is older than the list of kinds
 
-    def with_suspicion(**changes):
-        suspicion = dataclasses.replace(cell.config.suspicion, **changes)
-        return dataclasses.replace(cell, config=dataclasses.replace(cell.config, suspicion=suspicion))
+    def with_detection(**changes):
+        detection = dataclasses.replace(cell.config.method.detection, **changes)
+        return dataclasses.replace(cell, config=change(cell.config, detection=detection))
 
-    assert with_suspicion(evidence=("patch", "perturbation", "fall")).is_of(row)
-    assert not with_suspicion(evidence=("patch",)).is_of(row)
-    assert not with_suspicion(patch=InversionConfig(steps=7)).is_of(row)
-    assert not dataclasses.replace(cell, config=dataclasses.replace(cell.config, seed=99)).is_of(row)
+    assert with_detection(evidence=("patch", "perturbation", "fall")).matches(row)
+    assert not with_detection(evidence=("patch",)).matches(row)
+    assert not with_detection(patch=PenalisedConfig(steps=7)).matches(row)
+    assert not dataclasses.replace(cell, config=change(cell.config, seed=99)).matches(row)

@@ -132,5 +132,5 @@ def test_a_run_leaves_a_report(tmp_path):
     _, summary, page = tuning_runs.run("sau", tmp_path / "w", sau=dataclasses.replace(TINY, batch_size=32))
     assert [*summary["metrics"]] == ["victim", "unlearned"]
     assert len(summary["finetuning"]["loss"]) == 2
-    assert summary["neurons"]["moved"] > 0
+    assert summary["neurons"]["changed"] > 0
     assert "shared adversarial examples unlearned" in page

@@ -32,9 +32,9 @@ def test_nwc_moves_with_the_neurons(moved):
 
 
 def test_ranks_are_one_global_list_and_ties_keep_execution_order():
-    found = ranks({"b": jnp.array([1.0, 3.0]), "a": jnp.array([3.0, 0.0, 5.0])})
-    assert found["b"].tolist() == [3, 1]
-    assert found["a"].tolist() == [2, 4, 0]
+    places = ranks({"b": jnp.array([1.0, 3.0]), "a": jnp.array([3.0, 0.0, 5.0])})
+    assert places["b"].tolist() == [3, 1]
+    assert places["a"].tolist() == [2, 4, 0]
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.1, 0.5, 1.0])

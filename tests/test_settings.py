@@ -7,16 +7,31 @@ import math
 import pathlib
 import pickle
 import typing
+from typing import Any
 
 import pytest
 
 import otbr_jax
 from otbr_jax import InputError
-from otbr_jax.defenses.otbr_plus import SweepConfig
+from otbr_jax.contrib.otbr_plus import SweepConfig
 from otbr_jax.defenses.tsbd import TSBDConfig
-from otbr_jax.settings import declarations, describe, field, from_dict, in_words, settings, wrong
+from otbr_jax.settings import (
+    all_names,
+    as_dict,
+    change,
+    declarations,
+    describe,
+    describe_all,
+    field,
+    former_names,
+    from_dict,
+    in_words,
+    settings,
+    with_current_names,
+    wrong,
+)
 from otbr_jax.studies.ablation import AblationConfig
-from otbr_jax.studies.repair_config import AnyRepairConfig, repair_config, repair_config_types
+from otbr_jax.studies.repair_config import RepairConfig, repair_config
 from otbr_jax.victims.training import TrainingConfig
 
 
@@ -34,10 +49,7 @@ def settings_classes():
             )
 
 
-# The settings of any repair are those of a defence's too.
-CLASSES = list(
-    dict.fromkeys((*(each for each in settings_classes() if each is not AnyRepairConfig), *repair_config_types()))
-)
+CLASSES = list(dict.fromkeys(settings_classes()))
 
 
 def example(config_type):
@@ -147,7 +159,7 @@ def test_every_class_is_a_plain_dataclass(config_type):
     assert [each.name for each in dataclasses.fields(config)] == [*declarations(config_type)]
     assert dataclasses.replace(config) == config
     assert hash(pickle.loads(pickle.dumps(config))) == hash(config)
-    assert from_dict(config_type, dataclasses.asdict(config)) == config
+    assert from_dict(config_type, as_dict(config)) == config
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(config, next(iter(declarations(config_type))), 1)
 
@@ -161,7 +173,7 @@ def test_a_description_has_every_setting_with_its_default(config_type):
             else:
                 yield f"{prefix}{name}", value
 
-    defaults = dataclasses.asdict(example(config_type))
+    defaults = as_dict(example(config_type))
     for values in (example(config_type), defaults):
         found = {setting.name: setting.default for setting in describe(config_type, values) if setting.words}
         assert found == dict(leaves(defaults))
@@ -218,11 +230,80 @@ def test_what_a_class_says_alone_carries_the_name_of_its_kind():
         Outer(first=Inner(4))
 
 
+@settings("")
+class Left:
+    """One of two kinds."""
+
+    width: float = field(default=0.5, above=0, doc="how wide.")
+    inner: Inner = field(default=Inner(), doc="the same in both.")
+
+
+@settings("")
+class Right:
+    """The other."""
+
+    inner: Inner = field(default=Inner(size=2), doc="the same in both.")
+    height: int = field(default=1, at_least=1, doc="how high.")
+
+
+@settings("")
+class Composed:
+    """A class that consists of others."""
+
+    whole: Whole = field(default=Whole(), beside=True, doc="its fields have their own names.")
+    side: str = field(default="left", choices=("left", "right"), doc="which kind.")
+    own: Any = field(default=Left(), beside=True, kinds={"left": Left, "right": Right}, by="side", doc="one of two.")
+
+
+def test_a_composed_class_has_flat_names():
+    made = Composed(whole=Whole(rate=0.25), side="right", own=Right(height=4))
+    values = as_dict(made)
+    assert [*values] == ["rate", "pair", "first", "second", "outer", "side", "inner", "height"]
+    assert from_dict(Composed, values) == made == change(Composed(), side="right", own=Right(height=4), rate=0.25)
+    assert change(made, height=5, first=Inner(2)).own.height == 5
+    assert from_dict(Composed, {"side": "right"}).own == Right()
+    names = [setting.name for setting in describe(Composed, values)]
+    assert names[:4] == ["rate", "pair", "side", "height"]
+    assert {"first.size", "inner.size"} < {*names}
+    assert {"width", "height"} < {*all_names(describe_all(Composed))}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rate": 0}, "rate: expected a number above 0, found 0"),
+        ({"height": 2}, "config.height: unknown config field; expected one of ['first', 'inner', 'outer', 'pair', "),
+        ({"heigth": 2, "side": "right"}, "config.heigth: unknown config field; did you mean config.height?"),
+        ({"side": "right", "height": 0}, "height: expected a whole number of at least 1, found 0"),
+        ({"side": "up"}, "side: expected one of ['left', 'right'], found 'up'"),
+        ({"side": ["left"]}, "side: expected one of ['left', 'right'], found ['left']"),
+        ({"whole": {}}, "config.whole: unknown config field"),
+        ({"inner": {"size": 9}}, "inner.size: expected a whole number in [1, 5], in pixels, found 9"),
+    ],
+)
+def test_a_composed_class_says_flat_names(values, message):
+    with pytest.raises(InputError) as refused:
+        from_dict(Composed, values)
+    assert str(refused.value).startswith(message)
+
+
+def test_the_settings_of_a_repair_are_those_of_its_defence():
+    config = repair_config("tsbd", seed=3)
+    assert (config.victim.seed, type(config.method).__name__) == (3, "TSBDSettings")
+    assert pickle.loads(pickle.dumps(config)) == config
+    with pytest.raises(InputError, match=r"^method: expected OTBRSettings of 'otbr', found TSBDSettings$"):
+        dataclasses.replace(config, defense="otbr")
+    with pytest.raises(InputError, match=r"^config.clp: expected settings of 'tsbd', .*, found 'clp'$"):
+        repair_config("tsbd", clp=None)
+    with pytest.raises(InputError, match=r"^defense: expected one of .*, found 'magic'$"):
+        repair_config("magic")
+
+
 def test_ints_become_floats_and_lists_tuples():
     config = TrainingConfig(learning_rate=1)
     assert repr(config.learning_rate) == "1.0"
     assert hash(SweepConfig(gamma=[0, 1])) == hash(SweepConfig(gamma=(0.0, 1.0)))
-    assert repair_config({"sweep": {"gamma": [0, 1]}}).sweep.gamma == (0.0, 1.0)
+    assert from_dict(RepairConfig, {"sweep": {"gamma": [0, 1]}}).method.sweep.gamma == (0.0, 1.0)
 
 
 def test_a_field_without_a_declaration_is_refused():
@@ -233,3 +314,38 @@ def test_a_field_without_a_declaration_is_refused():
             """A class with a field that says nothing of itself."""
 
             size: int = 3
+
+
+def test_former_names_are_read_as_those_of_today():
+    @settings("inner")
+    class Inner:
+        steps: int = field(default=1, doc="of it.", formerly="rounds")
+
+    @settings("")
+    class Outer:
+        search: Inner = field(default=Inner(), doc="how.", formerly=("seek", "look"))
+
+    assert from_dict(Outer, {"seek": {"rounds": 5}}) == from_dict(Outer, {"search": {"steps": 5}})
+    assert with_current_names(Outer, {"look": {"rounds": 5}, "other": 1}) == {"search": {"steps": 5}, "other": 1}
+    with pytest.raises(InputError, match="unknown config field"):
+        from_dict(Outer, {"sought": {}})
+
+
+def test_former_names_of_flags():
+    @settings("inner")
+    class Inner:
+        steps: int = field(default=1, doc="of it.", formerly="rounds")
+        size: int = field(default=1, doc="of it.")
+
+    @settings("")
+    class Outer:
+        search: Inner = field(default=Inner(), doc="how.", formerly=("seek", "look"))
+        look: Inner = field(default=Inner(), doc="another group, which has the name now.")
+
+    assert former_names(describe_all(Outer)) == {
+        "search.rounds": "search.steps",
+        "seek.steps": "search.steps",
+        "seek.rounds": "search.steps",
+        "seek.size": "search.size",
+        "look.rounds": "look.steps",
+    }

@@ -14,7 +14,7 @@ from otbr_jax import InputError, OTBRConfig, Step, UnlearningConfig, run, set_up
 from otbr_jax.attacks.attack import InTraining
 from otbr_jax.data.sources import DataConfig, preprocess
 from otbr_jax.defenses.otbr import plan
-from otbr_jax.plan import entry, named_key, needs, stacked, stacked_programs
+from otbr_jax.plan import named_key, needs, stack_trees, stacked_programs, tree_entry
 from otbr_jax.runs.devices import batch_mesh
 from otbr_jax.victims import training
 from otbr_jax.victims.stacking import train_stack
@@ -47,16 +47,16 @@ def test_a_stack_learns_what_each_learns_alone(two, poison):
     network, starts = two
     sets = [data(), data(poison)]
     shown = []
-    found = train_stack(
+    trained = train_stack(
         network, starts, sets, keys=KEYS, config=CONFIG, mesh=MESH, on_epoch=lambda **values: shown.append(values)
     )
-    for one, start, own, key in zip(found, starts, sets, KEYS, strict=True):
+    for one, start, own, key in zip(trained, starts, sets, KEYS, strict=True):
         alone = training.train(network, start, own, key=key, config=CONFIG, mesh=MESH)
         assert_close(one.variables, alone.variables)
         assert_close(one.history.loss, alone.history.loss)
         assert one.history.acc.shape == alone.history.acc.shape
-    assert shown[-1]["loss"] == pytest.approx(np.mean([one.history.loss[-1] for one in found]), rel=1e-6)
-    assert found[0].images_per_second == found[1].images_per_second > 0
+    assert shown[-1]["loss"] == pytest.approx(np.mean([one.history.loss[-1] for one in trained]), rel=1e-6)
+    assert trained[0].images_per_second == trained[1].images_per_second > 0
 
 
 def test_an_attack_that_trains_along_has_arrays_of_each(two):
@@ -67,8 +67,8 @@ def test_an_attack_that_trains_along_has_arrays_of_each(two):
     attack = InTraining(poison, trained=("moving",), optimizer=lambda steps: optax.sgd(0.02))
     assets = [{"fixed": jnp.float32(fixed), "moving": jnp.zeros((8, 8, 1))} for fixed in (0.1, 0.3)]
     options = {"config": CONFIG, "mesh": MESH, "attack": attack}
-    found = train_stack(network, starts, [data(), data()], keys=KEYS, assets=assets, **options)
-    for one, start, own, key in zip(found, starts, assets, KEYS, strict=True):
+    trained = train_stack(network, starts, [data(), data()], keys=KEYS, assets=assets, **options)
+    for one, start, own, key in zip(trained, starts, assets, KEYS, strict=True):
         alone = training.train(network, start, data(), key=key, assets=own, **options)
         assert_close(one.assets, alone.assets)
         assert_close(one.variables, alone.variables)
@@ -96,10 +96,10 @@ def test_a_stack_is_repaired_as_each_is_alone(two):
     steps = plan(OTBRConfig(unlearning=UnlearningConfig(steps=3, batch_size=8), gamma=0.25))
     setup = set_up(network, graph)
     programs = stacked_programs(steps, setup)
-    found = programs({"victim": stacked(starts)}, {}, keys=KEYS)
-    assert [*found] == ["unlearned", "scores", "pruned", "fused"]
+    values = programs({"victim": stack_trees(starts)}, {}, keys=KEYS)
+    assert [*values] == ["unlearned", "scores", "pruned", "fused"]
     for index, (start, key) in enumerate(zip(starts, KEYS, strict=True)):
-        assert_close(entry(found, index), run(steps, setup, {"victim": start}, key=key))
+        assert_close(tree_entry(values, index), run(steps, setup, {"victim": start}, key=key))
 
 
 def test_what_is_shared_has_no_axis_and_each_value_is_checked(two):
@@ -122,11 +122,11 @@ def test_what_is_shared_has_no_axis_and_each_value_is_checked(two):
     )
     programs = stacked_programs(steps, set_up(network, graph))
     shared = {"clean": jnp.ones(3)}
-    found = programs({"victim": jnp.array([1.0, 2.0])}, shared, keys=KEYS)
-    np.testing.assert_allclose(checked, found["summed"])
+    values = programs({"victim": jnp.array([1.0, 2.0])}, shared, keys=KEYS)
+    np.testing.assert_allclose(checked, values["summed"])
     for index, key in enumerate(KEYS):
         expected = 3 * (index + 1) + jax.random.uniform(named_key(key, "summed"))
-        np.testing.assert_allclose(found["summed"][index], expected, rtol=1e-6)
-        np.testing.assert_array_equal(found["keyed"][index], jax.random.key_data(named_key(key, "keyed")))
+        np.testing.assert_allclose(values["summed"][index], expected, rtol=1e-6)
+        np.testing.assert_array_equal(values["keyed"][index], jax.random.key_data(named_key(key, "keyed")))
     with pytest.raises(InputError, match="summed: expected less"):
         programs({"victim": jnp.array([1.0, 200.0])}, shared, keys=KEYS)

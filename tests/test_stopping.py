@@ -104,8 +104,8 @@ def test_a_stage_that_cannot_be_written_leaves_the_others(tmp_path, monkeypatch)
     settings = {"like": lambda: {"a": np.zeros(2)}, "config": {}, "key": None, "code": "otbr_jax.files"}
     with open_workdir(tmp_path / "w", subject={"a": 1}) as workdir:
         workdir.run("first", lambda: {"a": np.ones(2)}, **settings)
-        with monkeypatch.context() as patched:
-            patched.setattr("otbr_jax.runs.store.save_together", full_as_orbax_says_it)
+        with monkeypatch.context() as context:
+            context.setattr("otbr_jax.runs.store.save_together", full_as_orbax_says_it)
             with pytest.raises(InputError, match=r"workdir: stage 'second': cannot write .*second-.* \(No space left"):
                 workdir.run("second", lambda: {"a": np.ones(2)}, **settings)
         assert [path.name.split("-")[0] for path in workdir.stages.iterdir()] == ["first"]

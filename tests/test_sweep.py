@@ -20,9 +20,9 @@ from otbr_jax import (
     prune,
     trace,
 )
-from otbr_jax.defenses import otbr_plus
-from otbr_jax.defenses.defense import Screening
-from otbr_jax.defenses.otbr_plus import FINALISTS, OTBRSettings, SweepConfig
+from otbr_jax.contrib import otbr_plus
+from otbr_jax.contrib.otbr_plus import OTBRSettings, SweepConfig
+from otbr_jax.defenses.grid import FINALISTS, Screening, measure
 from otbr_jax.metrics import defense_effectiveness
 from otbr_jax.models.registry import build
 from otbr_jax.plan import named_key, set_up
@@ -58,9 +58,9 @@ def program(setup, otbr=OTBRConfig(), images=0):  # noqa: B008
         ask = lambda test: partial(evaluation.measure, setup.network, test=test)  # noqa: E731
         few = evaluation.balanced(test, images, key=KEY) if images else None
         screening = None if few is None else Screening(ask(few), images, len(test.labels))
-        return otbr_plus.sweep(
-            config, setup, ask(test),
-            victim=variables, scores=scores, key=KEY, report=None, screening=screening,
+        return measure(
+            otbr_plus.grid(config), setup, ask(test),
+            victim=variables, scores=scores, key=KEY, screening=screening,
         )  # fmt: skip
 
     return sweep
@@ -68,7 +68,7 @@ def program(setup, otbr=OTBRConfig(), images=0):  # noqa: B008
 
 def test_it_is_its_settings_one_by_one(problem):
     setup, victim, scores, test = problem
-    found = jax.jit(program(setup))(victim, scores, test)
+    results = jax.jit(program(setup))(victim, scores, test)
     measured = jax.jit(lambda variables, test: evaluation.measure(setup.network, variables, test))
 
     @jax.jit
@@ -80,33 +80,35 @@ def test_it_is_its_settings_one_by_one(problem):
 
     for i, gamma in enumerate(GAMMAS):
         pruned, info = prune(victim, scores, setup.layers, count=neurons_to_prune(gamma, setup.neurons))
-        np.testing.assert_allclose([field[i] for field in found.pruned], measured(pruned, test), atol=1e-6)
+        np.testing.assert_allclose([field[i] for field in results.metrics["pruned"]], measured(pruned, test), atol=1e-6)
         for j, lam in enumerate(LAMS):
             repaired, details = fused(pruned, info.pruned, lam)
             expected = measured(repaired, test)
-            np.testing.assert_allclose([field[i, j] for field in found.repaired], expected, atol=1e-6)
+            np.testing.assert_allclose([field[i, j] for field in results.metrics["fused"]], expected, atol=1e-6)
         used = [float(plan.marginal_error) for name, plan in details.plans.items() if details.fused[name]]
         # Where Sinkhorn stops depends on the last bits, which another program rounds in its own way.
-        np.testing.assert_allclose(found.marginal_error[i], max(used, default=0.0), atol=2e-4)
-    assert found.converged.all()
+        np.testing.assert_allclose(results.info["marginal_error"][i], max(used, default=0.0), atol=2e-4)
+    assert results.info["converged"].all()
     # Nothing pruned, nothing changed; much pruned, much lost.
-    assert (found.repaired.acc[0] == 1).all()
-    assert found.repaired.acc[-1, -1] < 1
+    assert (results.metrics["fused"].acc[0] == 1).all()
+    assert results.metrics["fused"].acc[-1, -1] < 1
 
 
 def test_the_best_by_few_images_are_measured_on_all(problem):
     setup, victim, scores, test = problem
     whole = jax.jit(program(setup))(victim, scores, test)
-    found = jax.jit(program(setup, images=20))(victim, scores, test)
+    results = jax.jit(program(setup, images=20))(victim, scores, test)
     few = evaluation.balanced(test, 20, key=KEY)
     alone = jax.jit(program(setup))(victim, scores, few)
     before = evaluation.measure(setup.network, victim, few)
-    images, der = np.asarray(found.images), np.asarray(defense_effectiveness(before, alone.repaired))
+    images, der = np.asarray(results.images), np.asarray(defense_effectiveness(before, alone.metrics["fused"]))
     assert sorted(images.ravel()) == [20] * (images.size - FINALISTS) + [40] * FINALISTS
     assert der[images == 40].min() >= der[images == 20].max()
-    for some, all_of_it, mixed in zip(alone.repaired, whole.repaired, found.repaired, strict=True):
+    for some, all_of_it, mixed in zip(
+        alone.metrics["fused"], whole.metrics["fused"], results.metrics["fused"], strict=True
+    ):
         np.testing.assert_allclose(mixed, np.where(images == 40, all_of_it, some), atol=1e-6)
-    jax.tree.map(np.testing.assert_array_equal, found.pruned, alone.pruned)
+    jax.tree.map(np.testing.assert_array_equal, results.metrics["pruned"], alone.metrics["pruned"])
 
 
 def test_few_images_are_of_all_classes_alike():
@@ -129,14 +131,16 @@ def test_it_compiles_once(problem):
     other = replace_leaves(victim, {name: -named_leaves(victim)[name]})
     turned = {layer: score[::-1] for layer, score in scores.items()}
     second = sweep(other, turned, test._replace(goals=test.labels))
-    assert not np.array_equal(first.repaired.acc, second.repaired.acc)
+    assert not np.array_equal(first.metrics["fused"].acc, second.metrics["fused"].acc)
     assert sweep._cache_size() == 1
 
 
 def test_transport_that_stops_early_is_reported(problem):
     setup, victim, scores, test = problem
     config = OTBRConfig(fusion=FusionConfig(transport=TransportConfig(epsilon=1e-3, max_iterations=10)))
-    found = jax.jit(program(setup, config))(victim, scores, test)
-    np.testing.assert_array_equal(found.converged, [True, False, False])  # nothing is fused where nothing is pruned
-    assert found.marginal_error[0] == 0
-    assert (found.marginal_error[1:] > 1e-3).all()
+    results = jax.jit(program(setup, config))(victim, scores, test)
+    np.testing.assert_array_equal(
+        results.info["converged"], [True, False, False]
+    )  # nothing is fused where nothing is pruned
+    assert results.info["marginal_error"][0] == 0
+    assert (results.info["marginal_error"][1:] > 1e-3).all()

@@ -1,4 +1,4 @@
-"""Images made from a network alone, and triggers reverse-engineered on them."""
+"""Images made from a network alone, and triggers inverted on them."""
 
 import jax
 import jax.numpy as jnp
@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 
 from otbr_jax import Batch, InputError, Network
-from otbr_jax.steps.images import SyntheticConfig, statistics_distance, synthesize, total_variation
+from otbr_jax.contrib.images import SyntheticConfig, statistics_distance, synthesize, total_variation
+from otbr_jax.inversion import PenalisedConfig, invert_classes, success_rate
+from otbr_jax.inversion.penalised import family_of, invert_penalised
 from otbr_jax.steps.objective import training_state
-from otbr_jax.steps.search import InversionConfig, reach, search, search_classes
-from otbr_jax.triggers.penalised import PENALISED, Patch, perturb, stamp
+from otbr_jax.triggers import PENALISED
+from otbr_jax.triggers.additive import perturb
+from otbr_jax.triggers.patch import Patch, replace
 from otbr_jax.types import split
 
 # An untrained network's answers say little, so that statistics weigh less than by default.
@@ -77,17 +80,17 @@ def backdoored():
 
 
 SEARCHES = {
-    "patch": InversionConfig(steps=200),
-    "perturbation": InversionConfig(steps=200, learning_rate=0.03, size=30.0),
+    "patch": PenalisedConfig(steps=200),
+    "perturbation": PenalisedConfig(steps=200, learning_rate=0.03, size=30.0),
 }
 
 
 def test_the_trigger_of_a_backdoor_is_found():
     network, variables, images = backdoored()
-    made = jax.jit(lambda v, key: search_classes(network, v, images, key=key, searches=SEARCHES))
-    found = made(variables, jax.random.key(1))
-    assert [*found] == ["patch", "perturbation"]
-    patch, perturbation = found.values()
+    made = jax.jit(lambda v, key: invert_classes(network, v, images, key=key, configs=SEARCHES))
+    inverted = made(variables, jax.random.key(1))
+    assert [*inverted] == ["patch", "perturbation"]
+    patch, perturbation = inverted.values()
     assert patch.parameters.mask.shape == (3, 8, 8, 1)
     assert patch.success[2] == 1
     assert int(jnp.argmin(patch.size)) == 2
@@ -95,26 +98,26 @@ def test_the_trigger_of_a_backdoor_is_found():
     assert int(jnp.argmin(perturbation.size)) == 2
     assert np.unravel_index(int(jnp.argmax(patch.parameters.mask[2])), (8, 8)) == (7, 7)
     # Sizes and successes are those of the parameters.
-    for (name, each), size in zip(found.items(), (jnp.mean, lambda x: jnp.sqrt(jnp.mean(x**2))), strict=True):
+    for (name, each), size in zip(inverted.items(), (jnp.mean, lambda x: jnp.sqrt(jnp.mean(x**2))), strict=True):
         own = jax.tree.map(lambda leaf: leaf[2], each.parameters)
         np.testing.assert_allclose(size(own.mask if name == "patch" else own), each.size[2], rtol=1e-6)
-        assert reach(network, variables, images, 2, family=PENALISED[name], parameters=own) == each.success[2]
+        assert success_rate(network, variables, images, family_of(name).trigger(own), 2) == each.success[2]
 
 
 @pytest.mark.parametrize("name", PENALISED)
 def test_a_search_is_the_same_with_and_without_jit_and_for_a_traced_class(name):
     network, variables, images = backdoored()
-    settings = {"family": PENALISED[name], "key": jax.random.key(1), "config": InversionConfig(steps=3)}
-    plain = search(network, variables, images, 2, **settings)
-    traced = jax.jit(lambda v, target: search(network, v, images, target, **settings))(variables, 2)
+    settings = {"family": name, "key": jax.random.key(1), "config": PenalisedConfig(steps=3)}
+    plain = invert_penalised(network, variables, images, 2, **settings)
+    traced = jax.jit(lambda v, target: invert_penalised(network, v, images, target, **settings))(variables, 2)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, traced)
 
 
 def test_patches_and_perturbations():
     network, variables, images = backdoored()
     nothing, pattern = jnp.zeros((8, 8, 1)), jnp.ones((8, 8, 1))
-    np.testing.assert_array_equal(stamp(images.images, Patch(nothing, pattern)), images.images)
-    np.testing.assert_array_equal(stamp(images.images, Patch(nothing + 1, pattern)), jnp.ones_like(images.images))
+    np.testing.assert_array_equal(replace(images.images, Patch(nothing, pattern)), images.images)
+    np.testing.assert_array_equal(replace(images.images, Patch(nothing + 1, pattern)), jnp.ones_like(images.images))
     np.testing.assert_array_equal(perturb(images.images, nothing), images.images)
     np.testing.assert_array_equal(perturb(images.images, 2 * pattern), jnp.ones_like(images.images))
     corner = nothing.at[7, 7].set(1.0)
@@ -124,10 +127,10 @@ def test_patches_and_perturbations():
         ("patch", Patch(nothing, pattern), Patch(corner, pattern)),
         ("perturbation", nothing, corner),
     ):
-        family = PENALISED[name]
-        assert reach(network, variables, images, 2, family=family, parameters=no) == 0
-        assert reach(network, variables, images, 2, family=family, parameters=white) == 1
-        assert reach(network, variables, own, 2, family=family, parameters=white) == 0
+        nothing_on, white_on = (family_of(name).trigger(parameters) for parameters in (no, white))
+        assert success_rate(network, variables, images, nothing_on, 2) == 0
+        assert success_rate(network, variables, images, white_on, 2) == 1
+        assert success_rate(network, variables, own, white_on, 2) == 0
 
 
 @pytest.mark.parametrize(
@@ -139,8 +142,8 @@ def test_patches_and_perturbations():
             lambda: SyntheticConfig(learning_rate=np.nan),
         ),
         ("synthetic.statistics: expected a number of at least 0, found -1", lambda: SyntheticConfig(statistics=-1)),
-        ("inversion.steps: expected a whole number of at least 1, found 0", lambda: InversionConfig(steps=0)),
-        ("inversion.size: expected a number above 0, found 0", lambda: InversionConfig(size=0)),
+        ("penalised.steps: expected a whole number of at least 1, found 0", lambda: PenalisedConfig(steps=0)),
+        ("penalised.size: expected a number above 0, found 0", lambda: PenalisedConfig(size=0)),
     ],
 )
 def test_bad_settings(message, make):

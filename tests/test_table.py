@@ -8,13 +8,14 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from launching import launch
 
 from otbr_jax import InputError
+from otbr_jax.detectors.calibration import FILE, calibration_of, read_calibration
 from otbr_jax.report import calibration, page
 from otbr_jax.report.rows import Row, parse
 from otbr_jax.report.summary import summary_table
 from otbr_jax.report.table import Code, Column, Strong, Table
-from otbr_jax.report.verdict import verdict
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LETTERS = "ab |<>&*`'\"é%"
@@ -158,16 +159,16 @@ def test_the_least_that_a_method_can_say_makes_a_table_and_a_page():
     assert summary_table(some).text().endswith(done)
     same = some | {"neurons": {"scored": 4, "scrubbed": 0}, "metrics": {"victim": measured(0.9), "b": measured(0.9)}}
     assert "\nunchanged " in summary_table(same).text()
-    found = page.render(LEAST, scores=SCORES, chosen=CHOSEN)
-    assert "not known" in found
-    assert "Which neurons unlearning moved" in found
-    assert "those that were scrubbed" in found
-    assert re.findall(r"(?:src|href)=\"(.{0,21})", found) == ["data:image/png;base64"]
+    report = page.render(LEAST, scores=SCORES, chosen=CHOSEN)
+    assert "not known" in report
+    assert "Which neurons unlearning changed" in report
+    assert "those that were scrubbed" in report
+    assert re.findall(r"(?:src|href)=\"(.{0,21})", report) == ["data:image/png;base64"]
     assert "<img" not in page.render(LEAST, scores={}, chosen={})
 
 
-@pytest.mark.parametrize(("axes", "pictures"), [(["strength"], 2), (["strength", "extent"], 3)])
-def test_a_sweep_is_a_curve_and_over_two_settings_that_vary_a_map_as_well(axes, pictures):
+@pytest.mark.parametrize(("axes", "figures"), [(["strength"], 2), (["strength", "extent"], 3)])
+def test_a_sweep_is_a_curve_and_over_two_settings_that_vary_a_map_as_well(axes, figures):
     settings = [{"strength": s, "extent": e} for s in (1, 2) for e in ((5, 6) if len(axes) > 1 else (5,))]
     sweep = [setting | {"scrubbed_once": measured(0.5, 0.25)} for setting in settings]
     choice = settings[0] | {"chosen_by": "config"}
@@ -177,66 +178,76 @@ def test_a_sweep_is_a_curve_and_over_two_settings_that_vary_a_map_as_well(axes, 
         **{"choice": choice, "oracle": oracle, "sweep": sweep, "axes": axes, "swept": "scrubbed_once"},
         "warnings": ["<something> went wrong"],
     }
-    found = page.render(summary, scores=SCORES, chosen=CHOSEN)
-    assert found.count("<img") == pictures
-    assert '<p class="warn"><b>Warning:</b> &lt;something&gt; went wrong</p>' in found
-    assert "(ACC 75.0, ASR 12.5)" in found
-    assert "oracle: strength 2" in found
+    report = page.render(summary, scores=SCORES, chosen=CHOSEN)
+    assert report.count("<img") == figures
+    assert '<p class="warn"><b>Warning:</b> &lt;something&gt; went wrong</p>' in report
+    assert "(ACC 75.0, ASR 12.5)" in report
+    assert "oracle: strength 2" in report
     text = summary_table(summary).text()
     assert text.endswith("<something> went wrong")
 
 
-def test_what_was_judged_patched_and_moved_is_shown_where_the_summary_has_it():
-    judgement = {"suspicion": [0.1, 0.5], "suspect": 1, "stands_out": True, "threshold": 0.4, "by": "clean images"}
-    patched = [{"class": 1, "share": 0.5, "recovered": [0.0], "success": 0.125, "own": 0.75}]
-    summary = LEAST | {"judgement": judgement, "patched": patched}
+def test_verdict_fine_tuning_and_transport_are_shown_where_the_summary_has_them():
+    verdict = {
+        "detector": "tsbd",
+        "backdoored": "yes",
+        "suspect": 1,
+        "score": 0.5,
+        "scores": [0.1, 0.5],
+        "threshold": 0.4,
+    }
+    tuned = [{"class": 1, "share": 0.5, "relearned": [0.0], "success": 0.125, "own": 0.75}]
+    summary = LEAST | {"verdict": verdict, "trigger_finetuned": tuned}
     triggers = (np.ones((2, 4, 4, 1)), np.ones((2, 4, 4, 1)))
     plan = ("params/conv1/kernel", np.eye(4) / 4)
-    found = page.render(summary, scores=SCORES, chosen=CHOSEN, triggers=triggers, plan=plan)
-    assert "<p>Class 1 stands out: suspicion 0.50, threshold 0.4, judged by clean images" in found
-    spaced = found.replace("\N{NO-BREAK SPACE}", " ")
-    assert "<p>Class 1 patched, 50 % of the way, not recovered: triggers not taught turn 12.5 %" in spaced
-    assert "reverse-engineered for each class on clean images" in found
-    assert "Where their mass went" in found
-    assert found.count("<img") == 3
-    assert "class 1 patched" in summary_table(summary).text()
+    report = page.render(summary, scores=SCORES, chosen=CHOSEN, triggers=triggers, plan=plan)
+    assert "<p>Class 1 is flagged: score 0.50, threshold 0.4 (tsbd)." in report
+    spaced = report.replace("\N{NO-BREAK SPACE}", " ")
+    assert "<p>Class 1: fine-tuned on inverted triggers, 50 % of the way, the class was not relearned; other" in spaced
+    assert "other triggers turn 12.5 % of the images into it, 75 % of its own images are predicted as it" in spaced
+    assert "The trigger that was inverted for each class" in report
+    assert "Where their mass went" in report
+    assert report.count("<img") == 3
+    assert "class 1: fine-tuned on inverted triggers" in summary_table(summary).text()
 
 
-# --- what suspicions are compared with ----------------------------------------------------------------------------
+# --- what scores are compared with --------------------------------------------------------------------------------
 
 
-def test_the_scores_of_clean_networks_are_what_the_rows_say():
-    networks = []
-    for (name, seeds), by in zip(
-        calibration.SOURCES.items(), ("images made from the network", "procedural pictures"), strict=True
-    ):
-        source = ROOT / "results" / f"{name}.jsonl"
-        networks += calibration.calibration(parse(source.read_text(), name=source.name), seeds=seeds)
-        rows = map(json.loads, source.read_text().splitlines())
-        clean = [row for row in rows if row["attack"] == "none" and row["seed"] >= seeds]
-        scores = sorted(round(max(row["judgement"]["suspicion"]), 2) for row in clean)
-        assert list(calibration.clean_scores(by)) == scores
-    assert (ROOT / "otbr_jax" / "report" / calibration.FILE).read_text() == calibration.written(networks)
-
-
-def test_a_verdict_compares_with_networks_that_were_judged_by_the_same_images():
-    judgement = {"suspicion": [0.1, 0.35], "suspect": 1, "stands_out": False, "threshold": 0.41}
-    said = verdict(judgement | {"by": "images made from the network"})
-    assert said.endswith(
-        "false-positive rate at this score: 30 % (3 of the bench's 10 clean networks, of ten classes each)"
+def test_the_file_of_the_calibration_is_what_the_rows_say(tmp_path):
+    """And `launch.calibrate` writes it, and leaves the evidence as it is unless it is asked for."""
+    before = read_calibration()
+    for name, source in calibration.SOURCES.items():
+        rows = parse((ROOT / "results" / f"{source.bench}.jsonl").read_text(), name=source.bench)
+        clean = [row.values for row in rows if row.values["attack"] == "none" and row.values["seed"] >= source.seeds]
+        assert [*calibration_of(name).scores] == sorted(round(max(row["verdict"]["scores"]), 2) for row in clean)
+    kept, replaced = tmp_path / "kept.json", tmp_path / "replaced.json"
+    done = launch("calibrate", f"--out={kept}", folder=ROOT)
+    assert f"{kept}: 60 clean networks scored by trigger_size" in done.stdout, done.stderr
+    assert kept.read_text() == (ROOT / "otbr_jax" / "detectors" / FILE).read_text()
+    rows = {
+        name: parse((ROOT / "results" / f"{source.bench}.jsonl").read_text(), name=source.bench)
+        for name, source in calibration.SOURCES.items()
+    }
+    replaced.write_text(calibration.written(calibration.updated(before, rows, evidence=True)))
+    after = json.loads(replaced.read_text())
+    assert after["trigger_size"]["evidence"] == calibration.clean_evidence(
+        rows["trigger_size"], calibration.SOURCES["trigger_size"]
     )
-    unlike = "at this score: not measured for these images and settings"
-    assert verdict(judgement | {"by": "clean images"}).endswith(unlike)
-    reduced = {"by": "images made from the network", "calibrated": False}
-    assert verdict(judgement | reduced).endswith(unlike)
-    assert calibration.clean_scores("images made from the network", "another evidence") == ()
+    assert after["trigger_size"]["evidence"] != before["trigger_size"]["evidence"]
+    assert "--evidence" in after["trigger_size"]["evidence_from"]
+    assert after["trigger_size"]["networks"] == before["trigger_size"]["networks"]
+    assert after["otbr_plus"] == before["otbr_plus"]
 
 
-def test_usual_evidence_by_hand():
-    def clean(seed, patch):
-        return {"cell": str(seed), "attack": "none", "seed": seed, "judgement": {"evidence": {"patch": patch}}}
+def test_evidence_of_clean_networks_by_hand():
+    def clean(seed, patch, **more):
+        verdict = {"scores": [0.0], "evidence": {"patch": patch}}
+        return {"cell": str(seed), "attack": "none", "seed": seed, "verdict": verdict} | more
 
-    values = [clean(1, [9.0]), clean(10, [0.1, 1.0]), clean(11, [2.0, 0.0]), clean(12, [4.0])]
-    found = calibration.usual([Row("x", each) for each in values], seeds=10)
-    assert found == {"patch": (2.0, pytest.approx(1.48))}
-    assert calibration.usual([]) == {}
+    source = calibration.Source("x", 10)
+    values = [clean(1, [9.0]), clean(10, [0.1, 1.0, None]), clean(11, [2.0, 0.0]), clean(12, [4.0])]
+    values += [clean(13, [9.0], detection={"calibrated": False}), clean(14, [9.0], verdict=None)]
+    assert calibration.clean_evidence([Row("x", each) for each in values], source) == {"patch": [2.0, 1.48]}
+    assert calibration.clean_evidence([Row("x", each) for each in values[2:3]], source) == {"patch": [2.0, 0.15]}
+    assert calibration.clean_evidence([], source) == {}

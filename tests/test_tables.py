@@ -21,8 +21,8 @@ PAGE = "# Title\n\n<!-- table: digits -->\n<!-- end -->\n\nBetween.\n\n<!-- tabl
 
 
 def metrics(rng, *names, clean=False):
-    found = {name: {metric: round(rng.random(), 4) for metric in ("acc", "asr", "ra", "der")} for name in names}
-    return {name: row | ({"asr": None, "ra": None, "der": None} if clean else {}) for name, row in found.items()}
+    rates = {name: {metric: round(rng.random(), 4) for metric in ("acc", "asr", "ra", "der")} for name in names}
+    return {name: row | ({"asr": None, "ra": None, "der": None} if clean else {}) for name, row in rates.items()}
 
 
 def cell(rng, attack="badnets", *, seed=0, network="preact_resnet10-w16", recipe="fast", defense="otbr", **fields):
@@ -83,11 +83,11 @@ def swept(rng, seed):
     return row | {path: {"traces": 1} | {name: value(rng) for name in names} for path in paths}
 
 
-def stacked(rng, seed):
+def stacked_row(rng, seed):
     """A row as stacking.jsonl has it."""
     names = ("victims_per_minute", "cpu_seconds_per_victim")
-    found = {name: {size: value(rng) for size in ("1", "2", "4", "8")} for name in names}
-    return {"network": "vgg7_bn-w4", "task": ("training", "otbr")[seed - 1], "sizes": [1, 2, 4, 8]} | found
+    times = {name: {size: value(rng) for size in ("1", "2", "4", "8")} for name in names}
+    return {"network": "vgg7_bn-w4", "task": ("training", "otbr")[seed - 1], "sizes": [1, 2, 4, 8]} | times
 
 
 def started(rng, seed):
@@ -100,9 +100,19 @@ def started(rng, seed):
     return row | {f"ratio_{name}_cpu_seconds": value(rng) for name in ("again", "elsewhere")}
 
 
+def begun(rng, seed):
+    names = ("python", "jax", "otbr_jax", "public_names", "defences", "help", "wrong_flag", "missing_file")
+    row = {name: {measure: value(rng) for measure in ("seconds", "cpu_seconds")} for name in names}
+    return row | {f"ratio_{other}": {name: value(rng) for name in names} for other in ("jax", "python")}
+
+
 def grown(rng, seed):
     """A row as growth.jsonl has it."""
-    row = {"stage": ("search", "transport")[seed - 1], "factor": ("width", "neurons")[seed - 1], "values": [8, 16]}
+    row = {
+        "stage": ("trigger inversion", "transport")[seed - 1],
+        "factor": ("width", "neurons")[seed - 1],
+        "values": [8, 16],
+    }
     return row | {"exponent_time": value(rng), "exponent_memory": value(rng)}
 
 
@@ -114,17 +124,17 @@ def largest(rng, seed):
 
 def scanned(rng, seed):
     """A row as scanning.jsonl has it."""
-    row = {"detector": ("short_cuts", "mm_bd")[seed - 1], "network": "a-w8", "checkpoints": 4}
+    row = {"detector": ("trigger_size", "mm_bd")[seed - 1], "network": "a-w8", "checkpoints": 4}
     return row | {name: value(rng) for name in ("first_cpu_seconds", "cpu_seconds", "per_cpu_minute")}
 
 
 def correlated(rng, seed):
-    found = {
+    correlations = {
         kind: {part: {name: value(rng) for name in ("pearson", "spearman", "overlap")} for part in ("all", "last")}
         for kind in ("random", "clean")
     }
     row = {"dataset": "digits", "network": f"preact_resnet10-w{seed}", "attack": "badnets", "file": None}
-    return row | {"with_poison": found, "victim": {"acc": value(rng), "asr": value(rng)}}
+    return row | {"with_poison": correlations, "victim": {"acc": value(rng), "asr": value(rng)}}
 
 
 def chosen(rng, seed):
@@ -137,11 +147,11 @@ def chosen(rng, seed):
 
 
 def suspected(rng, seed):
-    """A row as bench_otbr_plus.jsonl has it; of a clean network, which is left alone, the second one."""
+    """A row as bench_otbr_plus.jsonl has it; of a clean network, which is returned unchanged, the second one."""
     row = cell(rng, "none" if seed == 2 else "badnets", seed=seed)
-    row["metrics"] = metrics(rng, "victim", "fused", "patched", clean=seed == 2)
-    row["judgement"] = {"stands_out": seed == 1, "suspect": 0, "suspicion": [0.7 - 0.4 * (seed == 2), 0.1]}
-    row["judgement"]["threshold"] = 0.5
+    row["metrics"] = metrics(rng, "victim", "fused", "trigger_finetuned", clean=seed == 2)
+    row["verdict"] = {"backdoored": ("yes", "no")[seed - 1], "suspect": 0, "scores": [0.7 - 0.4 * (seed == 2), 0.1]}
+    row["verdict"]["threshold"] = 0.5
     row["sweep"] = [{"gamma": 0.1, "lambda": 0.5} | metrics(rng, "fused", clean=seed == 2)]
     row["config"] = {"attack": {"target": 0}}
     return row if seed == 2 else row | {"oracle": {"gamma": 0.25, "lambda": 0.5} | metrics(rng, "fused")}
@@ -151,23 +161,29 @@ def disarmed(rng, seed):
     """A row as bench_disarm.jsonl has it; of a clean network, which the threshold is set on, the second one."""
     row = suspected(rng, seed) | {"seed": (1, 12)[seed - 1]}
     row["metrics"] = metrics(rng, "victim", "disarmed", clean=seed == 2)
-    row["judgement"]["family"] = "low_frequency"
-    return row | {"stage_seconds": {"pictures": 5.0, "reached": 40.2, "disarmed": 30.0}}
+    row["detection"] = {"family": "low_frequency"}
+    return row | {"stage_seconds": {"procedural": 5.0, "minimal": 40.2, "disarmed": 30.0}}
 
 
 def searched(rng, seed):
     """A row as spread.jsonl has it; the second one is a clean network's."""
     row = {"dataset": "digits", "network": "a-w8", "attack": ("badnets", "none")[seed - 1], "seed": seed}
     row |= {name: [round(float(one), 1) for one in rng.uniform(0, 9, 5)] for name in ("target", "highest")}
-    return row | {"stands_out": 4, "right": 3, "searches": 5}
+    return row | {"flagged": 4, "right": 3, "searches": 5}
 
 
 def screened(rng, seed):
     """A row as screening.jsonl has it."""
     row = {"attack": ("trojan", "none")[seed - 1], "acc": 0.98, "asr": (1.0, None)[seed - 1], "screenings": 5}
-    said = {"suspect": int(rng.integers(100)), "suspicion": round(float(rng.uniform(0, 9)), 4), "stands_out": seed == 1}
+    verdict = {"suspect": int(rng.integers(100)), "score": round(float(rng.uniform(0, 9)), 4)}
+    verdict["backdoored"] = ("yes", "no")[seed - 1]
     kept = [int(rng.integers(6)) for _ in range(2)]
-    return row | {"among": [1, 3], "kept": (kept, None)[seed - 1], "of_some": said, "of_all": (None, said)[seed - 1]}
+    return row | {
+        "among": [1, 3],
+        "kept": (kept, None)[seed - 1],
+        "of_some": verdict,
+        "of_all": (None, verdict)[seed - 1],
+    }
 
 
 def faulty(rng, seed):
@@ -189,8 +205,8 @@ def detected(rng, seed):
     """A row as bench_detectors.jsonl has it; the second one is a clean network's, by another detector."""
     row = {"cell": f"cell{seed}", "dataset": "digits", "network": "a-w8", "attack": ("badnets", "none")[seed - 1]}
     row |= {"recipe": "fast", "variant": "", "seed": seed, "detector": ("mm_bd", "neural_cleanse")[seed - 1]}
-    row |= {"needs": ("none", "clean images")[seed - 1], "score": value(rng), "suspect": 0, "target": 0}
-    row |= {"backdoored": seed == 1, "detector_seconds": round(60 * rng.random(), 1)}
+    row |= {"needs": ("none", "clean images")[seed - 1], "target": 0, "detector_seconds": round(60 * rng.random(), 1)}
+    row["verdict"] = {"backdoored": ("yes", "no")[seed - 1], "score": value(rng), "suspect": 0}
     return row | {"metrics": {"victim": {"acc": value(rng), "asr": 1.0}}}
 
 
@@ -219,11 +235,11 @@ def watched(rng, seed):
     return row | {"scores": {name: value(rng) for name in activeness_page.SCORES}}
 
 
-def told(rng, seed):
+def shared(rng, seed):
     """A row as devices.jsonl has it."""
-    found = {"instructions": int(rng.integers(1, 99)), "bytes": 5, "largest": int(rng.integers(100, 9999))}
-    shared = {"collectives": {"all-reduce": found}, "apart": value(rng)}
-    return {"devices": 8, "stages": {"otbr: unlearned": shared, "otbr: scores": {"collectives": {}, "apart": 0.0}}}
+    sums = {"instructions": int(rng.integers(1, 99)), "bytes": 5, "largest": int(rng.integers(100, 9999))}
+    stage = {"collectives": {"all-reduce": sums}, "apart": value(rng)}
+    return {"devices": 8, "stages": {"otbr: unlearned": stage, "otbr: scores": {"collectives": {}, "apart": 0.0}}}
 
 
 def hosted(rng, seed):
@@ -234,7 +250,7 @@ def hosted(rng, seed):
 
 
 MADE = {
-    "devices": told,
+    "devices": shared,
     "hosts": hosted,
     "activeness": watched,
     "bench_tsbd": chosen,
@@ -255,8 +271,9 @@ MADE = {
     "unlearning_step": stepped,
     "transport": transported,
     "sweep": swept,
-    "stacking": stacked,
+    "stacking": stacked_row,
     "second_start": started,
+    "start": begun,
     "growth": grown,
     "thousand": largest,
     "scanning": scanned,
@@ -271,7 +288,7 @@ COMPUTED = {
 """Tables of medians, means and spreads: their own tests compute them again."""
 
 
-def made(name, rng):
+def example_rows(name, rng):
     """Handmade values of rows for the table of that name."""
     if name in MADE:
         return [MADE[name](rng, seed) for seed in range(1, 3)]
@@ -317,10 +334,10 @@ def test_a_share_and_its_interval():
 @pytest.mark.parametrize("name", sorted(set(TABLES) - COMPUTED))
 def test_every_number_is_in_a_row_or_computed_from_two_that_are_printed(name, seed):
     rng = np.random.default_rng(seed)
-    values = made(name, rng)
-    found = [leaf for row in values for leaf in leaves(row)]
-    texts = {number for leaf in found if isinstance(leaf, str) for number in numbers(leaf)}
-    floats = np.array([leaf for leaf in found if isinstance(leaf, int | float)])
+    values = example_rows(name, rng)
+    known = [leaf for row in values for leaf in leaves(row)]
+    texts = {number for leaf in known if isinstance(leaf, str) for number in numbers(leaf)}
+    floats = np.array([leaf for leaf in known if isinstance(leaf, int | float)])
     for line in table(name, values).splitlines():
         printed = [float(number) for number in numbers(line)]
         for number in numbers(line):
@@ -334,7 +351,7 @@ def test_every_number_is_in_a_row_or_computed_from_two_that_are_printed(name, se
 
 @pytest.mark.parametrize("name", ["bench_cpu", "bench_paper"])
 def test_differences_are_those_of_what_stands_in_the_table(name):
-    text = table(name, made(name, np.random.default_rng(0)))
+    text = table(name, example_rows(name, np.random.default_rng(0)))
     for part in text.split("**cifar10")[1:]:
         for seed in ("0", "1"):
             lines = {line[0]: line for line in lines_of(part, "| ") if line[0].endswith(f"seed {seed}")}
@@ -366,27 +383,27 @@ def test_the_bench_table_to_the_letter():
     ]
 
 
-def test_suspicions_to_the_letter():
+def test_scores_to_the_letter():
     rng = np.random.default_rng(0)
-    guilty, clean = suspected(rng, 1), suspected(rng, 2)
+    attacked, clean = suspected(rng, 1), suspected(rng, 2)
     missed = suspected(rng, 1) | {"cell": "another"}
-    missed["judgement"] = {"threshold": 0.5, "stands_out": False, "suspect": 1, "suspicion": [0.1, 0.3]}
-    accused = suspected(rng, 2) | {"cell": "a clean one"}
-    accused["judgement"] = {"threshold": 0.5, "stands_out": True, "suspect": 1, "suspicion": [0.1, 0.5]}
-    found = table("bench_otbr_plus", [guilty, clean, missed, accused])
-    assert [line[3:5] for line in lines_of(found, "| cifar10")] == [
-        ["0: 0.70", "0.1, 0.5"], ["0: 0.30", "left alone"], ["1: 0.30", "left alone"], ["1: 0.50", "0.1, 0.5"]
+    missed["verdict"] = {"threshold": 0.5, "backdoored": "no", "suspect": 1, "scores": [0.1, 0.3]}
+    alarm = suspected(rng, 2) | {"cell": "a clean one"}
+    alarm["verdict"] = {"threshold": 0.5, "backdoored": "yes", "suspect": 1, "scores": [0.1, 0.5]}
+    text = table("bench_otbr_plus", [attacked, clean, missed, alarm])
+    assert [line[3:5] for line in lines_of(text, "| cifar10")] == [
+        ["0: 0.70", "0.1, 0.5"], ["0: 0.30", "unchanged"], ["1: 0.30", "unchanged"], ["1: 0.50", "0.1, 0.5"]
     ]  # fmt: skip
     assert (
-        "Suspicion as a detector: AUC 0.625; at the threshold 1 of 2 backdoored networks stand out, 1 with the "
-        "attacker's class, and 1 of 2 clean ones."
-    ) in found
-    (line,) = lines_of(found, "| patched without data")
-    asr = [100 * row["metrics"]["patched"]["asr"] for row in (guilty, missed)]
+        "The anomaly score as a detector: AUC 0.625; at the threshold 1 of 2 backdoored networks are flagged, 1 for "
+        "the attacker's class, and 1 of 2 clean ones."
+    ) in text
+    (line,) = lines_of(text, "| fine-tuned on inverted triggers")
+    asr = [100 * row["metrics"]["trigger_finetuned"]["asr"] for row in (attacked, missed)]
     assert line[3:5] == [f"{sum(asr) / 2:.1f}", f"{max(asr):.1f}"]
-    guilty["sweep"][0]["gamma"] = 0.2
+    attacked["sweep"][0]["gamma"] = 0.2
     with pytest.raises(InputError, match=r"1: expected gamma 0.1, lambda 0.5 in the sweep, found others"):
-        table("bench_otbr_plus", [guilty])
+        table("bench_otbr_plus", [attacked])
 
 
 def test_regrets_to_the_letter():
@@ -402,7 +419,7 @@ def test_regrets_to_the_letter():
     older = chosen(rng, 1) | {"config": {"tsbd": {}}}
     lines = table("bench_tsbd", [first, second, clean, older]).splitlines()
     assert [line.split(" | ")[3] for line in lines[2:6]] == ["neurons", "neurons", "neurons", "weights"]
-    assert [line.split(" | ")[4] for line in lines[2:5]] == ["0.3, 0.7", "0.3, 0.7", "left alone"]
+    assert [line.split(" | ")[4] for line in lines[2:5]] == ["0.3, 0.7", "0.3, 0.7", "unchanged"]
     *lines, _, last = table("bench_tsbd", [first, second, clean]).splitlines()
     assert [line.split(" | ")[-1] for line in lines[2:]] == ["+0.6 / +0.2 |", "-1.0 / +4.0 |", "+0.5 / - |"]
     assert last == (
@@ -415,15 +432,15 @@ def test_regrets_to_the_letter():
 def test_an_ablation_has_a_column_for_each_victim():
     rng = np.random.default_rng(0)
     values = [ablated(rng, 1), ablated(rng, 2), ablated(rng, 1) | {"dataset": "mnist"}]
-    found = table("ablation", values)
-    assert lines_of(found, "| comparison") == [["comparison", "variant", "digits, badnets", "mnist, badnets"]]
-    assert [line[:2] for line in lines_of(found, "| ")[1:5]] == [
+    text = table("ablation", values)
+    assert lines_of(text, "| comparison") == [["comparison", "variant", "digits, badnets", "mnist, badnets"]]
+    assert [line[:2] for line in lines_of(text, "| ")[1:5]] == [
         ["what is set to zero", "sub-weights"],
         ["what is set to zero", "all weights"],
         ["fine-tuning", "none"],
         ["fine-tuning", "activeness-aware"],
     ]
-    assert lines_of(found, "| what is set to zero | all")[0][-1] == "-"
+    assert lines_of(text, "| what is set to zero | all")[0][-1] == "-"
 
 
 def test_one_more_defence_adds_its_columns():
@@ -434,8 +451,8 @@ def test_one_more_defence_adds_its_columns():
         "victim": otbr["metrics"]["victim"],
         "finetuned": {"acc": 0.5, "asr": 0.25, "ra": 0.125, "der": 0.75},
     }
-    found = table("bench_paper", [other, otbr, alone])
-    head, badnets, sig = (lines_of(found, f"| {name}")[0] for name in ("attack", "badnets", "sig"))
+    text = table("bench_paper", [other, otbr, alone])
+    head, badnets, sig = (lines_of(text, f"| {name}")[0] for name in ("attack", "badnets", "sig"))
     assert head[4:] == [
         "OTBR: ACC / ASR / RA",
         "DER",
@@ -488,8 +505,8 @@ def test_recipes_stand_side_by_side():
     fast["metrics"]["victim"] |= {"acc": 0.8, "asr": 0.99}
     alone = cell(rng, "none", recipe="published", training=None)
     alone["metrics"]["victim"]["acc"] = 0.91
-    found = table("recipes", [fast, published, alone])
-    assert found.splitlines()[2:] == [
+    text = table("recipes", [fast, published, alone])
+    assert text.splitlines()[2:] == [
         "| cifar10 | preact_resnet10-w16 | none | - | - | 91.0 / - | - | - | - |",
         "| cifar10 | preact_resnet10-w16 | badnets | 100 | 2412 | 90.0 / 95.0 | 12 | 200 | 80.0 / 99.0 |",
     ]
@@ -497,7 +514,7 @@ def test_recipes_stand_side_by_side():
 
 @pytest.mark.parametrize("name", [name for name in TABLES if name not in {*MADE, *COMPUTED} or name == "loops"])
 def test_null_is_a_hyphen(name):
-    values = made(name, np.random.default_rng(0))
+    values = example_rows(name, np.random.default_rng(0))
     for row in values:
         for measured in row.keys() & {"metrics", "oracle", "trigger", "training", "milliseconds_per_step"}:
             row[measured] = None
@@ -534,7 +551,7 @@ def test_correlations_that_are_not_defined_and_plans_that_stopped():
     ],
 )
 def test_a_missing_field_is_named_with_its_line(name, path):
-    values = made(name, np.random.default_rng(0))
+    values = example_rows(name, np.random.default_rng(0))
     *holders, last = path.split(".")
     holder = values[0]
     for part in holders:
@@ -557,7 +574,7 @@ def test_a_missing_field_is_named_with_its_line(name, path):
     ],
 )
 def test_values_of_the_wrong_kind(name, field, value, message):
-    values = made(name, np.random.default_rng(0))
+    values = example_rows(name, np.random.default_rng(0))
     values[0][field] = value
     with pytest.raises(InputError, match=message):
         table(name, values)
@@ -565,11 +582,11 @@ def test_values_of_the_wrong_kind(name, field, value, message):
 
 def test_an_unknown_table():
     with pytest.raises(InputError, match=r"table: expected one of \['digits', .*, found 'digit'"):
-        markdown("digit", rows(made("digits", np.random.default_rng(0))))
+        markdown("digit", rows(example_rows("digits", np.random.default_rng(0))))
 
 
 def test_text_cannot_break_a_table():
-    values = made("torch_victims", np.random.default_rng(0))
+    values = example_rows("torch_victims", np.random.default_rng(0))
     values[0]["file"] = "a|b\nc.pt"
     assert r"| `a\|b c.pt` |" in table("torch_victims", values)
 
@@ -593,9 +610,9 @@ def test_a_line_ends_where_json_lines_end():
 
 
 def test_blocks_are_filled_and_nothing_else_moves():
-    found = blocks.find(PAGE, name="page", known=TABLES)
-    assert [(block.name, block.line, block.body) for block in found] == [("digits", 3, ()), ("loops", 8, ("old",))]
-    filled = blocks.fill(PAGE, dict(zip(found, ("one\ntwo", "three"), strict=True)))
+    parts = blocks.find(PAGE, name="page", known=TABLES)
+    assert [(block.name, block.line, block.body) for block in parts] == [("digits", 3, ()), ("loops", 8, ("old",))]
+    filled = blocks.fill(PAGE, dict(zip(parts, ("one\ntwo", "three"), strict=True)))
     assert filled == PAGE.replace("digits -->\n", "digits -->\none\ntwo\n").replace("old", "three")
     again = blocks.find(filled, name="page", known=TABLES)
     assert blocks.fill(filled, {block: "\n".join(block.body) for block in again}) == filled
@@ -628,7 +645,7 @@ def work(tmp_path):
     results.mkdir()
     page.write_text(PAGE)
     for name in ("digits", "loops"):
-        values = made(name, np.random.default_rng(0))
+        values = example_rows(name, np.random.default_rng(0))
         (results / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in values))
     return (f"--pages={page}", f"--results={results}"), page, results
 
@@ -676,7 +693,7 @@ def test_bad_commands_end_in_one_clear_line(work, flags, message):
     assert work[1].read_text() == PAGE
 
 
-def test_a_broken_row_leaves_the_page_alone(work):
+def test_a_broken_row_changes_no_page(work):
     flags, page, results = work
     with open(results / "loops.jsonl", "a") as file:
         file.write("{")
@@ -686,16 +703,14 @@ def test_a_broken_row_leaves_the_page_alone(work):
     assert page.read_text() == PAGE
 
 
-def test_what_each_part_says_of_the_attackers_class():
+def test_the_evidence_about_the_attackers_class():
     row = defended(np.random.default_rng(0), 1)
     row |= {"attack": "adaptive_reach", "defense": "disarm", "config": {"attack": {"target": 2}}}
-    row["judgement"] = {
-        "reach_cost": {"patch": [0.4, 0.4, 0.1, 0.8], "wave": [1.0, 1.0, 0.2, 1.0]},
-        "margin": [2.0, 2.0, 3.0, 2.0],
-        "answers": [0.1, 0.2, 0.4, 0.3],
-        "suspicion": [0.0, 0.5, 2.5, 0.1],
-        "stands_out": True,
-        "suspect": 2,
+    row["detection"] = {
+        "trigger_size": {"patch": [0.4, 0.4, 0.1, 0.8], "wave": [1.0, 1.0, 0.2, 1.0]},
+        "maximum_margin": [2.0, 2.0, 3.0, 2.0],
+        "class_bias": [0.1, 0.2, 0.4, 0.3],
     }
+    row["verdict"] = {"backdoored": "yes", "suspect": 2, "scores": [0.0, 0.5, 2.5, 0.1]}
     text = table("bench_adaptive.evidence", [row])
     assert text.splitlines()[-1] == "| adaptive_reach | 0.25 | wave, 0.20 | 1.50 | 40 | 2.50 | yes |"

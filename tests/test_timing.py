@@ -22,7 +22,7 @@ from otbr_jax.runs import progress, timing
 def test_what_intervals_cover_counts_once(seed):
     rng = np.random.default_rng(seed)
     intervals = [(begin, begin + rng.integers(9)) for begin in rng.integers(30, size=seed)]
-    assert timing.covered(intervals) == len({second for begin, end in intervals for second in range(begin, end)})
+    assert timing.union_length(intervals) == len({second for begin, end in intervals for second in range(begin, end)})
 
 
 def test_compiling_is_heard_while_it_is_listened_to_and_adds_up():
@@ -36,7 +36,7 @@ def test_compiling_is_heard_while_it_is_listened_to_and_adds_up():
         assert seconds() == first
     jax.jit(lambda x: jnp.tan(x))(jnp.ones(3))
     assert 0 < seconds() == first <= time.perf_counter() - began
-    parts = timing.split(10.0, compiled=3.0, moved=1.0)
+    parts = timing.split(10.0, compiling=3.0, transfer=1.0)
     assert (sum(parts.values()), parts["run"]) == (10.0, 6.0)
 
 

@@ -51,19 +51,19 @@ def whole(tiny):
 
 def test_it_learns_and_says_how(tiny, whole):
     shown = []
-    found = train(
+    trained = train(
         tiny,
         dataclasses.replace(CONFIG, measure_every=3),
         measure=lambda variables, assets: Metrics(jnp.float32(0.5), jnp.float32(0.25), jnp.float32(0)),
         on_epoch=lambda **values: shown.append(values),
     )
-    jax.tree.map(np.testing.assert_array_equal, found.variables, whole.variables)  # measuring changes nothing
-    np.testing.assert_array_equal(found.history.acc, [0.5, 0.5])  # after epochs 3 and 4
-    np.testing.assert_array_equal(found.history.asr, [0.25, 0.25])
-    assert found.history.loss[-1] < found.history.loss[0]
+    jax.tree.map(np.testing.assert_array_equal, trained.variables, whole.variables)  # measuring changes nothing
+    np.testing.assert_array_equal(trained.history.acc, [0.5, 0.5])  # after epochs 3 and 4
+    np.testing.assert_array_equal(trained.history.asr, [0.25, 0.25])
+    assert trained.history.loss[-1] < trained.history.loss[0]
     assert [set(values) for values in shown] == [{"loss"}] * 2 + [{"loss", "acc", "asr"}] * 2
-    assert found.images_per_second > 0
-    assert found.seconds > 0
+    assert trained.images_per_second > 0
+    assert trained.seconds > 0
 
 
 class StopError(Exception):
@@ -83,18 +83,18 @@ def test_a_stopped_training_resumes_to_the_same_bits(tiny, whole, tmp_path, stop
         train(tiny, on_epoch=stop, progress=tmp_path / "p", save_every=0)
     assert (tmp_path / "p").exists()
     seen = []
-    found = train(tiny, on_epoch=lambda **values: seen.append(values), progress=tmp_path / "p", save_every=0)
+    trained = train(tiny, on_epoch=lambda **values: seen.append(values), progress=tmp_path / "p", save_every=0)
     assert [bool(values) for values in seen] == [False] * stop_after + [True] * (4 - stop_after)
-    jax.tree.map(np.testing.assert_array_equal, found.variables, whole.variables)
-    np.testing.assert_array_equal(found.history.loss, whole.history.loss)
+    jax.tree.map(np.testing.assert_array_equal, trained.variables, whole.variables)
+    np.testing.assert_array_equal(trained.history.loss, whole.history.loss)
 
 
 def test_a_damaged_state_starts_anew(tiny, whole, tmp_path, caplog):
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "_METADATA").write_text("nonsense")
-    found = train(tiny, progress=tmp_path / "p")
+    trained = train(tiny, progress=tmp_path / "p")
     assert "the saved state of a training cannot be read" in caplog.text
-    jax.tree.map(np.testing.assert_array_equal, found.variables, whole.variables)
+    jax.tree.map(np.testing.assert_array_equal, trained.variables, whole.variables)
 
 
 def test_eight_devices_agree_with_one(tiny, whole):
@@ -121,11 +121,11 @@ def test_bfloat16_keeps_weights_and_statistics_in_float32(tiny, whole):
         return logits, state
 
     counted = dataclasses.replace(network, apply_train=spy)
-    found = train((counted, variables), dataclasses.replace(CONFIG, precision="bfloat16"))
+    trained = train((counted, variables), dataclasses.replace(CONFIG, precision="bfloat16"))
     assert seen[0] == (jnp.bfloat16, jnp.bfloat16)
     assert seen[1] == (jnp.bfloat16, jnp.float32)
-    assert {leaf.dtype for leaf in jax.tree.leaves(found.variables)} == {np.dtype(np.float32)}
-    np.testing.assert_allclose(found.history.loss, whole.history.loss, rtol=0.05)
+    assert {leaf.dtype for leaf in jax.tree.leaves(trained.variables)} == {np.dtype(np.float32)}
+    np.testing.assert_allclose(trained.history.loss, whole.history.loss, rtol=0.05)
 
 
 def test_an_attack_that_trains_along(tiny, tmp_path):
@@ -138,9 +138,9 @@ def test_an_attack_that_trains_along(tiny, tmp_path):
 
     attack = InTraining(poison, trained=("moving",), optimizer=lambda steps: optax.sgd(0.02))
     assets = {"fixed": jnp.float32(0.1), "moving": jnp.zeros((8, 8, 1))}
-    found = train(tiny, attack=attack, assets=assets)
-    assert float(found.assets["fixed"]) == pytest.approx(0.1)
-    assert 0.1 < float(found.assets["moving"].mean()) < 1
+    trained = train(tiny, attack=attack, assets=assets)
+    assert float(trained.assets["fixed"]) == pytest.approx(0.1)
+    assert 0.1 < float(trained.assets["moving"].mean()) < 1
 
     def stop(**values):
         if values:
@@ -150,7 +150,7 @@ def test_an_attack_that_trains_along(tiny, tmp_path):
         with pytest.raises(StopError):
             train(tiny, attack=attack, assets=assets, progress=tmp_path / "p", save_every=0, on_epoch=stop)
     again = train(tiny, attack=attack, assets=assets, progress=tmp_path / "p", save_every=0)
-    jax.tree.map(np.testing.assert_array_equal, again.assets, found.assets)
+    jax.tree.map(np.testing.assert_array_equal, again.assets, trained.assets)
 
 
 def test_a_loss_that_is_not_finite_stops_at_once(tiny, tmp_path):
@@ -192,15 +192,15 @@ def test_bad_settings(changes, message):
 
 
 def test_a_warm_up_of_all_steps_leaves_one(tiny):
-    found = train(tiny, dataclasses.replace(CONFIG, epochs=1, warmup=0.99))
-    assert np.isfinite(found.history.loss).all()
+    trained = train(tiny, dataclasses.replace(CONFIG, epochs=1, warmup=0.99))
+    assert np.isfinite(trained.history.loss).all()
 
 
 def test_a_state_that_cannot_be_saved_is_no_reason_to_stop(tiny, whole, tmp_path, caplog):
     (tmp_path / "file").write_text("")
-    found = train(tiny, progress=tmp_path / "file" / "p", save_every=0)
-    assert "the state of a training cannot be saved, it goes on" in caplog.text
-    jax.tree.map(np.testing.assert_array_equal, found.variables, whole.variables)
+    trained = train(tiny, progress=tmp_path / "file" / "p", save_every=0)
+    assert "the state of a training cannot be saved; the training goes on" in caplog.text
+    jax.tree.map(np.testing.assert_array_equal, trained.variables, whole.variables)
 
 
 def test_too_few_images_for_a_batch(tiny):

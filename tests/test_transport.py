@@ -25,12 +25,12 @@ def problem(n=24, seed=0):
 @pytest.mark.parametrize("jit", [False, True])
 def test_mass_is_conserved(jit, solver):
     cost, source, target = problem()
-    found = (solved if jit else plan)(cost, source, target, config=TransportConfig(solver=solver))
-    assert bool(found.converged)
-    np.testing.assert_allclose(found.matrix.sum(1), source, atol=1e-3)
-    np.testing.assert_allclose(found.matrix.sum(0), target, atol=1e-3)
-    np.testing.assert_allclose(found.cost, jnp.sum(found.matrix * cost), rtol=1e-6)
-    assert float(found.marginal_error) < 2e-3
+    result = (solved if jit else plan)(cost, source, target, config=TransportConfig(solver=solver))
+    assert bool(result.converged)
+    np.testing.assert_allclose(result.matrix.sum(1), source, atol=1e-3)
+    np.testing.assert_allclose(result.matrix.sum(0), target, atol=1e-3)
+    np.testing.assert_allclose(result.cost, jnp.sum(result.matrix * cost), rtol=1e-6)
+    assert float(result.marginal_error) < 2e-3
 
 
 @pytest.mark.parametrize(("solver", "tolerance"), [("sinkhorn", 5e-3), ("exact", 1e-6)])
@@ -40,25 +40,25 @@ def test_it_is_nearly_optimal(solver, tolerance):
 
     cost, source, _ = problem(6)
     best = min(sum(float(cost[i, j]) for i, j in enumerate(p)) / 6 for p in itertools.permutations(range(6)))
-    found = solved(cost, source, source, config=TransportConfig(solver, epsilon=1e-3, max_iterations=50_000))
-    np.testing.assert_allclose(found.cost, best, rtol=tolerance)
+    result = solved(cost, source, source, config=TransportConfig(solver, epsilon=1e-3, max_iterations=50_000))
+    np.testing.assert_allclose(result.cost, best, rtol=tolerance)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_identical_networks_map_onto_themselves(solver):
     weights = jax.random.normal(jax.random.key(3), (24, 40))
     same = uniform_mass(24)
-    found = solved(cost_matrix(weights, weights), same, same, config=TransportConfig(solver))
-    np.testing.assert_allclose(barycentric_map(found.matrix), jnp.eye(24), atol=1e-3)
+    result = solved(cost_matrix(weights, weights), same, same, config=TransportConfig(solver))
+    np.testing.assert_allclose(barycentric_map(result.matrix), jnp.eye(24), atol=1e-3)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_permuting_the_target_permutes_the_plan(solver):
     cost, source, target = problem()
     order = np.random.default_rng(0).permutation(24)
-    found = solved(cost[:, order], source, target[order], config=TransportConfig(solver))
+    result = solved(cost[:, order], source, target[order], config=TransportConfig(solver))
     expected = solved(cost, source, target, config=TransportConfig(solver)).matrix[:, order]
-    np.testing.assert_allclose(found.matrix, expected, atol=2e-4)
+    np.testing.assert_allclose(result.matrix, expected, atol=2e-4)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -66,9 +66,9 @@ def test_a_zero_mass_makes_no_nan_and_keeps_its_own_neuron(solver):
     cost, source, target = problem()
     target = target.at[5].set(0.0)
     target = target / target.sum()
-    found = solved(cost, source, target, config=TransportConfig(solver))
-    mapped = barycentric_map(found.matrix)
-    assert bool(jnp.all(jnp.isfinite(found.matrix)))
+    result = solved(cost, source, target, config=TransportConfig(solver))
+    mapped = barycentric_map(result.matrix)
+    assert bool(jnp.all(jnp.isfinite(result.matrix)))
     np.testing.assert_allclose(mapped.sum(0), 1, rtol=1e-5)
     np.testing.assert_array_equal(mapped[:, 5], jnp.eye(24)[5])
 
@@ -91,9 +91,9 @@ def test_entropic_plans_approach_the_exact_one():
     exact = solved(*problems, config=TransportConfig("exact"))
     assert bool(exact.converged)
     assert np.count_nonzero(exact.matrix) <= 2 * 24 - 1  # a vertex of the polytope
-    found = [solved(*problems, config=TransportConfig(epsilon=e, max_iterations=50_000)) for e in (1e-1, 1e-2, 1e-3)]
-    gaps = [float(each.cost / exact.cost) - 1 for each in found]
-    distances = [float(jnp.sum(jnp.abs(each.matrix - exact.matrix))) for each in found]
+    plans = [solved(*problems, config=TransportConfig(epsilon=e, max_iterations=50_000)) for e in (1e-1, 1e-2, 1e-3)]
+    gaps = [float(each.cost / exact.cost) - 1 for each in plans]
+    distances = [float(jnp.sum(jnp.abs(each.matrix - exact.matrix))) for each in plans]
     assert gaps == sorted(gaps, reverse=True)
     assert distances == sorted(distances, reverse=True)
     assert -1e-4 < gaps[-1] < 2e-3
@@ -108,9 +108,9 @@ def test_plans_map_over_problems(solver):
         jax.vmap(lambda *p: plan(*p, config=config)),
         lambda *p: jax.lax.map(lambda q: plan(*q, config=config), p),
     ):
-        found = jax.jit(mapped)(*stacked)
+        batch = jax.jit(mapped)(*stacked)
         for index, each in enumerate(problems):
-            np.testing.assert_allclose(found.matrix[index], solved(*each, config=config).matrix, atol=2e-3)
+            np.testing.assert_allclose(batch.matrix[index], solved(*each, config=config).matrix, atol=2e-3)
 
 
 def test_costs():
@@ -135,9 +135,9 @@ def test_masses_never_hold_nan():
 
 def test_stopping_early_is_reported():
     cost, source, target = problem()
-    found = solved(cost, source, target, config=TransportConfig(epsilon=1e-3, max_iterations=10))
-    assert not bool(found.converged)
-    assert float(found.marginal_error) > 1e-2
+    result = solved(cost, source, target, config=TransportConfig(epsilon=1e-3, max_iterations=10))
+    assert not bool(result.converged)
+    assert float(result.marginal_error) > 1e-2
 
 
 @pytest.mark.parametrize("field", ["epsilon", "threshold", "max_iterations"])

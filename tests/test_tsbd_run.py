@@ -14,6 +14,7 @@ from tiny_runs import TSBD as CONFIG
 from tiny_runs import resumed, run
 
 from otbr_jax import InputError
+from otbr_jax.contrib.pruning_detection import PruningDetectionConfig
 from otbr_jax.data.clean import CleanConfig, load_clean
 from otbr_jax.data.sources import DataConfig, Dataset, Images
 from otbr_jax.defenses import tsbd
@@ -21,14 +22,14 @@ from otbr_jax.defenses.otbr import Unlearned
 from otbr_jax.defenses.tsbd import SweepConfig, TSBDConfig
 from otbr_jax.defenses.tuning import Tuned, check_tuned
 from otbr_jax.defenses.unlearning import check_clean_unlearning
-from otbr_jax.detectors.judge import SuspicionConfig
+from otbr_jax.inversion import PenalisedConfig
 from otbr_jax.report.summary import summary_table
 from otbr_jax.runs import loop
 from otbr_jax.runs.checkpoints import save_checkpoint
+from otbr_jax.settings import change
 from otbr_jax.steps.finetune import FinetuningConfig
 from otbr_jax.steps.sampling import split_folds
-from otbr_jax.steps.search import InversionConfig
-from otbr_jax.steps.select import SelectionConfig, strongest
+from otbr_jax.steps.select import SelectionConfig, choose_within_tolerance
 from otbr_jax.steps.unlearn import CleanUnlearningConfig, CleanUnlearningInfo
 from otbr_jax.studies.results import summarize
 
@@ -62,22 +63,23 @@ def test_what_a_run_leaves(tsbd_run):
 
 
 @pytest.mark.slow
-def test_clean_images_may_say_that_nothing_stands_out(tsbd_run, tmp_path):
+def test_clean_images_may_flag_no_class(tsbd_run, tmp_path):
     workdir, first, _ = tsbd_run
     shutil.copytree(workdir, tmp_path / "w")
-    tiny = InversionConfig(steps=4, images=10)
-    judged = SuspicionConfig(gamma=(0.1, 0.3), lam=(0.5,), patch=tiny, perturbation=tiny, threshold=9.0)
-    config = dataclasses.replace(CONFIG, suspicion=judged, sweep=SweepConfig())
+    tiny = PenalisedConfig(steps=4, images=10)
+    detection = PruningDetectionConfig(gamma=(0.1, 0.3), lam=(0.5,), patch=tiny, perturbation=tiny, threshold=9.0)
+    config = change(CONFIG, detection=detection, sweep=SweepConfig())
     result = run(tmp_path / "w", config)
     summary = summarize(result)
-    assert summary["choice"] == {"n": 0.0, "m": 0.0, "chosen_by": "no class standing out"}
+    assert summary["choice"] == {"n": 0.0, "m": 0.0, "chosen_by": "no class flagged"}
     assert summary["selection"] is None
-    assert {"answered", "judged"} <= set(result.stages)
-    assert "judged by clean images; false-positive rate at this score: not measured" in summary_table(summary).text()
-    assert "reverse-engineered for each class on clean images" in (tmp_path / "w" / "report.html").read_text()
+    assert {"predicted", "detected"} <= set(result.stages)
+    assert summary["verdict"]["backdoored"] == "no"
+    assert "(tsbd); p-value not known: no clean networks were scored by tsbd" in summary_table(summary).text()
+    assert "trigger that was inverted for each class" in (tmp_path / "w" / "report.html").read_text()
     jax.tree.map(np.testing.assert_array_equal, result.variables, first.stages["victim"].value["variables"])
-    # And with a class that stands out everything goes on as without judging.
-    suspected = dataclasses.replace(config, suspicion=dataclasses.replace(judged, threshold=-9.0))
+    # And with a class that is flagged everything goes on as without asking.
+    suspected = change(config, detection=dataclasses.replace(detection, threshold=-9.0))
     again = run(tmp_path / "w", suspected)
     jax.tree.map(np.testing.assert_array_equal, again.variables, first.variables)
 
@@ -87,16 +89,14 @@ def test_clean_images_may_say_that_nothing_stands_out(tsbd_run, tmp_path):
     [
         (lambda c: c, STAGES),
         # Neither test images nor the trigger have a say in the repair.
-        (lambda c: dataclasses.replace(c, sweep=SweepConfig()), STAGES - {"evaluation"}),
+        (lambda c: change(c, sweep=SweepConfig()), STAGES - {"evaluation"}),
         pytest.param(
-            lambda c: dataclasses.replace(c, selection=SelectionConfig(), sweep=SweepConfig()),
+            lambda c: change(c, selection=SelectionConfig(), sweep=SweepConfig()),
             {"victim", "unlearned", "scores"},
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            lambda c: dataclasses.replace(
-                c, clean=CleanConfig(fraction=0.1), selection=SelectionConfig(), sweep=SweepConfig()
-            ),
+            lambda c: change(c, clean=CleanConfig(fraction=0.1), selection=SelectionConfig(), sweep=SweepConfig()),
             {"victim"},
             marks=pytest.mark.slow,
         ),
@@ -141,8 +141,8 @@ def test_a_killed_finetuning_goes_on_inside_the_epochs_to_the_same_bits(tsbd_run
 def test_eight_devices_find_the_same_neurons(tsbd_run, tmp_path):
     _, one, _ = tsbd_run
     save_checkpoint(tmp_path / "c", one.stages["victim"].value["variables"])
-    model = dataclasses.replace(CONFIG.model, checkpoint=str(tmp_path / "c"))
-    config = dataclasses.replace(CONFIG, model=model, selection=SelectionConfig(), sweep=SweepConfig())
+    model = dataclasses.replace(CONFIG.victim.model, checkpoint=str(tmp_path / "c"))
+    config = change(CONFIG, model=model, selection=SelectionConfig(), sweep=SweepConfig())
     eight = run(tmp_path / "w", config, devices=8)
     for name, scores in one.stages["scores"].value.items():
         np.testing.assert_allclose(eight.stages["scores"].value[name], scores, rtol=2e-2)
@@ -151,7 +151,12 @@ def test_eight_devices_find_the_same_neurons(tsbd_run, tmp_path):
 
 def test_the_strongest_that_hardly_differs_from_the_best():
     accuracy = jnp.array([0.95, 0.99, 0.98, 0.97, 0.5])
-    assert [int(strongest(accuracy, tolerance=tolerance)) for tolerance in (0.0, 0.015, 0.025, 1.0)] == [1, 2, 3, 4]
+    assert [int(choose_within_tolerance(accuracy, tolerance=tolerance)) for tolerance in (0.0, 0.015, 0.025, 1.0)] == [
+        1,
+        2,
+        3,
+        4,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -169,10 +174,10 @@ def test_bad_choices(message, values):
 
 
 def test_whole_neurons_have_one_share():
-    neurons = dataclasses.replace(CONFIG, tsbd=dataclasses.replace(CONFIG.tsbd, scheme="neurons"))
+    neurons = change(CONFIG.method, tsbd=dataclasses.replace(CONFIG.method.tsbd, scheme="neurons"))
     assert neurons.pairs(neurons.selection) == ((0.1, 1.0), (0.4, 1.0))
     assert tsbd.chosen_setting(neurons, {}) == (0.15, 1.0)
-    assert tsbd.chosen_setting(CONFIG, {}) == (0.15, 0.7)
+    assert tsbd.chosen_setting(CONFIG.method, {}) == (0.15, 0.7)
     with pytest.raises(InputError, match=r"tsbd.scheme: expected one of \['weights', 'neurons'\], found 'filters'"):
         TSBDConfig(scheme="filters")
 
@@ -252,7 +257,7 @@ def test_bad_clean_images(tmp_path):
 def test_bad_runs_end_before_anything_is_written(tmp_path):
     def refuse(message, **changes):
         with pytest.raises(InputError, match=message):
-            run(tmp_path / "w", dataclasses.replace(CONFIG, **changes))
+            run(tmp_path / "w", change(CONFIG, **changes))
         assert not (tmp_path / "w" / "stages").exists() or not list((tmp_path / "w" / "stages").glob("unlearned-*"))
 
     refuse(
@@ -267,10 +272,10 @@ def test_bad_runs_end_before_anything_is_written(tmp_path):
 @pytest.mark.slow
 def test_an_early_end_is_what_the_numbers_hold(tsbd_run, tmp_path):
     workdir, _, _ = tsbd_run
-    tuning = dataclasses.replace(CONFIG.tsbd.finetuning, epochs=6, learning_rate=1.0, patience=1)
-    config = dataclasses.replace(
+    tuning = dataclasses.replace(CONFIG.method.tsbd.finetuning, epochs=6, learning_rate=1.0, patience=1)
+    config = change(
         CONFIG,
-        tsbd=dataclasses.replace(CONFIG.tsbd, finetuning=tuning),
+        tsbd=dataclasses.replace(CONFIG.method.tsbd, finetuning=tuning),
         selection=SelectionConfig(),
         sweep=SweepConfig(),
     )
@@ -289,19 +294,19 @@ def test_a_loss_that_is_no_number_is_named():
     losses, weights = np.array([2.0, np.inf, np.nan]), {"params": {"kernel": np.ones(3)}}
     diverged = CleanUnlearningInfo(losses, np.zeros(3), np.int32(2), np.bool_(False))
     unlearned_well = partial(check_clean_unlearning, name="tsbd.unlearning")
-    refuse("unlearning", unlearned_well, CONFIG.tsbd.unlearning, Unlearned(weights, diverged))
+    refuse("unlearning", unlearned_well, CONFIG.method.tsbd.unlearning, Unlearned(weights, diverged))
     tuned_well = partial(check_tuned, name="tsbd.finetuning.learning_rate")
-    refuse("finetuning", tuned_well, CONFIG.tsbd.finetuning, Tuned(weights, {"loss": losses}))
+    refuse("finetuning", tuned_well, CONFIG.method.tsbd.finetuning, Tuned(weights, {"loss": losses}))
     lost = {"params": {"kernel": np.array([1.0, np.nan])}}
-    refuse("finetuning", tuned_well, CONFIG.tsbd.finetuning, Tuned(lost, {"loss": np.array([2.0, np.nan])}))
-    tuned_well(CONFIG.tsbd.finetuning, Tuned(weights, {"loss": np.array([2.0, np.nan])}))  # ended early
+    refuse("finetuning", tuned_well, CONFIG.method.tsbd.finetuning, Tuned(lost, {"loss": np.array([2.0, np.nan])}))
+    tuned_well(CONFIG.method.tsbd.finetuning, Tuned(weights, {"loss": np.array([2.0, np.nan])}))  # ended early
 
 
 @pytest.mark.slow
 def test_a_run_that_diverges_keeps_nothing_of_it(tsbd_run, tmp_path):
     copy = shutil.copytree(tsbd_run[0], tmp_path / "w")
-    method = dataclasses.replace(CONFIG.tsbd, finetuning=FinetuningConfig(4, 32, learning_rate=1e30))
+    method = dataclasses.replace(CONFIG.method.tsbd, finetuning=FinetuningConfig(4, 32, learning_rate=1e30))
     before = {folder.name for folder in (copy / "stages").iterdir() if folder.name.startswith("finetuned")}
     with pytest.raises(InputError, match=r"tsbd.finetuning.learning_rate: expected a finite loss, found .* lower it"):
-        run(copy, dataclasses.replace(CONFIG, tsbd=method, selection=SelectionConfig()))
+        run(copy, change(CONFIG, tsbd=method, selection=SelectionConfig()))
     assert {folder.name for folder in (copy / "stages").iterdir() if folder.name.startswith("finetuned")} == before

@@ -82,8 +82,8 @@ def test_one_step_is_the_gradient_and_the_second_has_momentum(small):
     second, state = gradient({"params": params, **state})
     params = jax.tree.map(lambda p, g, h: p + rate * (momentum * g + h), params, first, second)
     config = UnlearningConfig(steps=2, learning_rate=rate, momentum=momentum)
-    found, _ = unlearn(network, variables, lambda key: batch, key=jax.random.key(0), config=config)
-    close(found, {"params": params, **state})
+    unlearned, _ = unlearn(network, variables, lambda key: batch, key=jax.random.key(0), config=config)
+    close(unlearned, {"params": params, **state})
 
 
 def test_jit_and_a_users_pmap_agree_with_neither(small, synchronised):

@@ -17,11 +17,12 @@ from otbr_jax import InputError, OTBRConfig, UnlearningConfig
 from otbr_jax.attacks import adaptive, input_aware, lf, lira, ssba, trojan, wanet
 from otbr_jax.attacks.badnets import BadNetsConfig
 from otbr_jax.attacks.registry import ATTACKS, AttackConfig
+from otbr_jax.contrib.otbr_plus import SweepConfig
 from otbr_jax.data.sources import DataConfig
-from otbr_jax.defenses.otbr_plus import SweepConfig
 from otbr_jax.runs.orbax_folder import load_variables
+from otbr_jax.settings import change
 from otbr_jax.studies.repair import repair
-from otbr_jax.studies.repair_config import RepairConfig
+from otbr_jax.studies.repair_config import repair_config
 from otbr_jax.victims.config import VictimConfig
 from otbr_jax.victims.train import train_victim
 from otbr_jax.victims.training import TrainingConfig
@@ -35,15 +36,16 @@ QUICK = AttackConfig(
     input_aware=input_aware.InputAwareConfig(mask_steps=30, channels=4, density=0.2),
     trojan=trojan.TrojanConfig(steps=20),
     lira=lira.LIRAConfig(eps=0.2, channels=4),
-    adaptive_pictures=adaptive.PicturesAwareConfig(size=2, pictures=60),
-    adaptive_reach=adaptive.ReachAwareConfig(size=2),
+    adaptive_pictures=adaptive.ImagesAwareConfig(size=2, pictures=60),
+    adaptive_reach=adaptive.SizeAwareConfig(size=2),
     adaptive_channels=adaptive.ChannelsAwareConfig(size=2),
 )
 CONFIG = VictimConfig(model=MODEL, attack=QUICK, training=TrainingConfig(epochs=5, batch_size=32, measure_every=3))
 
 
 def with_attack(config, name, **changes):
-    return dataclasses.replace(config, attack=dataclasses.replace(config.attack, name=name, **changes))
+    attack = getattr(config, "victim", config).attack  # of settings of a repair, or of a victim
+    return change(config, attack=dataclasses.replace(attack, name=name, **changes))
 
 
 def train(workdir, config=CONFIG):
@@ -105,22 +107,22 @@ def test_a_victim_on_disk_is_repaired_and_measured_with_its_own_trigger(tmp_path
     made, trained = victim.stages["attack"].value["generator"], victim.stage.value["assets"]["generator"]
     assert not np.array_equal(jax.tree.leaves(made)[0], jax.tree.leaves(trained)[0])
     options = {"otbr": OTBRConfig(unlearning=UnlearningConfig(steps=2, batch_size=16)), "sweep": SweepConfig(gamma=())}
-    given = RepairConfig(
+    given = repair_config(
         model=dataclasses.replace(MODEL, checkpoint=str(tmp_path / "v" / "victim")),
         attack=dataclasses.replace(config.attack, assets=str(tmp_path / "v" / "attack")),
         **options,
     )
     result = repair(given, tmp_path / "r", devices=jax.local_devices()[:1])
-    found = result.stages["evaluation"].value["metrics"]["victim"]
-    assert float(found.asr) == pytest.approx(summary["metrics"]["asr"], abs=0.005)
-    assert float(found.acc) == pytest.approx(summary["metrics"]["acc"], abs=0.005)
+    metrics = result.stages["evaluation"].value["metrics"]["victim"]
+    assert float(metrics.asr) == pytest.approx(summary["metrics"]["asr"], abs=0.005)
+    assert float(metrics.acc) == pytest.approx(summary["metrics"]["acc"], abs=0.005)
     for name in ("input_aware", "wanet"):  # also where a field could be drawn: it would be another than the victim's
-        without = with_attack(dataclasses.replace(given, attack=config.attack), name)
+        without = with_attack(change(given, attack=config.attack), name)
         with pytest.raises(InputError, match=f"attack.assets: expected the directory with the trigger of {name}"):
             repair(without, tmp_path / "r2", devices=jax.local_devices()[:1])
     with pytest.raises(InputError, match="attack.assets: expected none, badnets needs no arrays"):
         repair(with_attack(given, "badnets"), tmp_path / "r2", devices=jax.local_devices()[:1])
-    other = dataclasses.replace(given, attack=dataclasses.replace(given.attack, name="ssba"))
+    other = change(given, attack=dataclasses.replace(given.victim.attack, name="ssba"))
     with pytest.raises(InputError, match="attack.assets: expected an array"):
         repair(other, tmp_path / "r3", devices=jax.local_devices()[:1])
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from otbr_jax.steps import winograd
-from otbr_jax.steps.convolutions import channels_last
+from otbr_jax.numerics import winograd
+from otbr_jax.numerics.convolutions import channels_last
 
 LAYOUTS = [("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW")]
 
@@ -33,10 +33,10 @@ def layer(*, size=(6, 7), padding=((1, 1), (1, 1)), layout=LAYOUTS[0], images=5,
     return jax.grad(loss, argnums=(0, 1), has_aux=True), (x, kernel)
 
 
-def assert_rounded(found, expected):
+def assert_rounded(actual, expected):
     """Equal but for the rounding of sums of many terms in float32."""
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
 
 

@@ -5,15 +5,16 @@ import jax
 from otbr_jax import OTBRConfig, UnlearningConfig
 from otbr_jax.attacks.badnets import BadNetsConfig
 from otbr_jax.attacks.registry import AttackConfig
+from otbr_jax.contrib import otbr_plus
 from otbr_jax.data.clean import CleanConfig
-from otbr_jax.defenses import otbr_plus, tsbd
+from otbr_jax.defenses import tsbd
 from otbr_jax.defenses.tsbd import TSBDConfig
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.steps.finetune import FinetuningConfig
 from otbr_jax.steps.select import SelectionConfig
 from otbr_jax.steps.unlearn import CleanUnlearningConfig
 from otbr_jax.studies.repair import repair
-from otbr_jax.studies.repair_config import RepairConfig
+from otbr_jax.studies.repair_config import repair_config
 from otbr_jax.victims.training import TrainingConfig
 
 DEVICES = jax.local_devices()[:1]
@@ -23,13 +24,13 @@ VICTIM = {
     "attack": AttackConfig(badnets=BadNetsConfig(size=2)),
     "training": TrainingConfig(epochs=4, batch_size=32),
 }
-OTBR = RepairConfig(
+OTBR = repair_config(
     **VICTIM,
     otbr=OTBRConfig(unlearning=UnlearningConfig(steps=3, batch_size=16), gamma=0.2),
     sweep=otbr_plus.SweepConfig(gamma=(0.05, 0.2), lam=(0.5, 1.0)),
 )
 N, M = (0.1, 0.4), (0.5, 1.0)
-TSBD = RepairConfig(
+TSBD = repair_config(
     **VICTIM,
     defense="tsbd",
     clean=CleanConfig(crop_padding=1),

@@ -18,18 +18,18 @@ from otbr_jax import InputError
 from otbr_jax import plan as plans
 from otbr_jax.attacks.badnets import BadNetsConfig
 from otbr_jax.attacks.registry import AttackConfig
-from otbr_jax.data.clean import CleanConfig
+from otbr_jax.data.clean import CleanConfig, clean_augmentation
 from otbr_jax.data.sources import DataConfig
+from otbr_jax.defenses import registry as methods
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.steps.finetune import FinetuningConfig
 from otbr_jax.studies.repair import repair
-from otbr_jax.studies.repair_config import RepairConfig, clean_augmentation, repaired_by
+from otbr_jax.studies.repair_config import repair_config, repaired_by
 from otbr_jax.studies.results import summarize
-from otbr_jax.victims.config import VictimConfig
 from otbr_jax.victims.train import train_victim
 from otbr_jax.victims.training import TrainingConfig
 
-VICTIM = RepairConfig(
+VICTIM = repair_config(
     model=ModelConfig(name="vgg7_bn", width=4, depth=(1, 1, 1, 1), image_shape=(8, 8, 1)),
     attack=AttackConfig(badnets=BadNetsConfig(size=2)),
     training=TrainingConfig(epochs=2, batch_size=128),
@@ -46,7 +46,7 @@ def run(defense, folder, **own):
     assert result.stages["victim"].resumed
     summary = summarize(result)
     assert json.loads((folder / "metrics.json").read_text()) == summary
-    assert (summary["clean"] or "").startswith("65 clean images") == (config.way.data != "none")
+    assert (summary["clean"] or "").startswith("65 clean images") == (methods.defense(config.defense).data != "none")
     return result, summary, (folder / "report.html").read_text()
 
 
@@ -55,8 +55,7 @@ def trained():
     """The working directory in which the victim was trained."""
     folder = pathlib.Path(tempfile.mkdtemp(prefix="otbr_jax_tests_"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    config = VictimConfig(**{name: getattr(VICTIM, name) for name in ("model", "attack", "training")})
-    train_victim(config, folder, devices=jax.local_devices()[:1])
+    train_victim(VICTIM.victim, folder, devices=jax.local_devices()[:1])
     return folder
 
 
@@ -64,10 +63,12 @@ def assert_memory_equals_disk(result):
     """The same plan in memory, with no runner, gives the same bits."""
     config = result.config
     network, graph, variables, clean = opened(config, result)
-    augment = clean_augmentation(config)
-    setup = plans.set_up(network, graph, layers=config.way.layers(config), augment=augment)
-    given = {"victim": variables, **config.way.given(config, clean, config.seed)}
-    found = plans.run(config.way.plan(config), setup, given, key=jax.random.key(config.seed))
+    augment = clean_augmentation(config.clean)
+    setup = plans.set_up(network, graph, layers=methods.defense(config.defense).layers(config.method), augment=augment)
+    given = {"victim": variables, **methods.defense(config.defense).given(config.method, clean, config.victim.seed)}
+    found = plans.run(
+        methods.defense(config.defense).plan(config.method), setup, given, key=jax.random.key(config.victim.seed)
+    )
     for name, value in found.items():
         disk = result.stages[name].value
         for ours, theirs in zip(*map(jax.tree.leaves, (value, disk)), strict=True):

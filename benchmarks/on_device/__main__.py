@@ -19,7 +19,7 @@ from benchmarks.on_device.sizes import Sizes, bench, sizes
 from launch import cli
 from otbr_jax.report.rows import append_row
 from otbr_jax.runs.provenance import ROOT, provenance
-from otbr_jax.studies.filling import run_bench
+from otbr_jax.studies.bench_run import run_bench
 
 PART = flags.DEFINE_enum("part", "training", ["data", *parts.PARTS, "bench"], "What is measured.")
 PACKS = flags.DEFINE_string("packs", None, "Folder of the packed CIFAR-10.", required=True)
@@ -45,8 +45,8 @@ def main(arguments: Sequence[str]) -> None:
 def measure(part: str, size: Sizes, work: pathlib.Path, results: pathlib.Path) -> None:
     origin = {} if size.reduced else provenance()
     kind = jax.devices()[0].device_kind
-    for found in parts.PARTS[part](size, work):
-        row = {"part": part, "network": size.network, "device": kind} | found
+    for values in parts.PARTS[part](size, work):
+        row = {"part": part, "network": size.network, "device": kind} | values
         print(json.dumps(row), flush=True)
         if not size.reduced:
             append_row(results, row | origin)

@@ -67,10 +67,10 @@ def alternating(programs: Mapping[str, Callable[[], Any]], *, repeats: int) -> d
             began = time.perf_counter()
             program()
             times[name].append(time.perf_counter() - began)
-    return {name: statistics.median(found) for name, found in times.items()}
+    return {name: statistics.median(each) for name, each in times.items()}
 
 
-def ratio(found: Mapping[str, float], ours: str) -> float | None:
+def ratio(seconds_of: Mapping[str, float], ours: str) -> float | None:
     """The seconds of ours over those of the fastest in PyTorch: below 1, ours is faster; None without PyTorch."""
-    theirs = [seconds for name, seconds in found.items() if name.startswith("torch")]
-    return round(found[ours] / min(theirs), 3) if theirs else None
+    theirs = [seconds for name, seconds in seconds_of.items() if name.startswith("torch")]
+    return round(seconds_of[ours] / min(theirs), 3) if theirs else None

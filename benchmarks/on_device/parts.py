@@ -34,7 +34,7 @@ def training(sizes: Sizes, folder: pathlib.Path) -> Rows:
     """Images per second of training in bfloat16, and which share of the device's peak that is."""
     del folder
     network, init = registry.build(sizes.model)
-    network = dataclasses.replace(network, prepare=partial(preprocess, config=victim(sizes).config.data))
+    network = dataclasses.replace(network, prepare=partial(preprocess, config=victim(sizes).config.victim.data))
     mesh, key, shape = batch_mesh(jax.local_devices()[:1]), jax.random.key(0), (sizes.images, *sizes.model.image_shape)
     images = jax.random.randint(key, shape, 0, 256).astype(jnp.uint8)  # the speed does not depend on what they show
     labels = jnp.arange(sizes.images, dtype=jnp.int32) % sizes.model.num_classes
@@ -71,8 +71,8 @@ def step_operations(network: Network, variables: Variables, images: int = 16) ->
     def loss(params: Any, state: Any, batch: jax.Array) -> jax.Array:
         return jnp.sum(network.train({"params": params, **state}, batch)[0])
 
-    found = clock.operations(jax.grad(loss), params, state, batch)
-    return None if found is None else found / images
+    count = clock.operations(jax.grad(loss), params, state, batch)
+    return None if count is None else count / images
 
 
 def in_bfloat16(network: Network) -> Network:
@@ -110,10 +110,10 @@ def unlearning(sizes: Sizes, folder: pathlib.Path) -> Rows:
     def theirs(forward: Callable[..., Any]) -> Callable[[], None]:
         return lambda: (pytorch.unlearning(model, forward, config), pytorch.wait())[1]
 
-    found = {"jax": ours(network), "jax, bfloat16": ours(in_bfloat16(network)), "torch, AMP": theirs(model)}
+    functions = {"jax": ours(network), "jax, bfloat16": ours(in_bfloat16(network)), "torch, AMP": theirs(model)}
     if compiled:
-        found["torch, AMP, compiled"] = theirs(forward)
-    seconds = clock.alternating(found, repeats=sizes.repeats)
+        functions["torch, AMP, compiled"] = theirs(forward)
+    seconds = clock.alternating(functions, repeats=sizes.repeats)
     each = step_operations(network, variables)
     total = None if each is None else each * config.batch_size * config.steps
     yield {
@@ -142,7 +142,7 @@ def repairing(sizes: Sizes, folder: pathlib.Path) -> Rows:
     from benchmarks.on_device import pytorch
 
     result = repaired(sizes, folder)
-    variables, config = result.stages["victim"].value["variables"], result.config.otbr
+    variables, config = result.stages["victim"].value["variables"], result.config.method.otbr
     model = pytorch.network(sizes.model, variables)
     forward, compiled = pytorch.compiled(model, config.unlearning.batch_size, backend=sizes.backend)
     weights = {name: tensor.to(pytorch.device()) for name, tensor in pytorch.state_of(variables).items()}
@@ -158,11 +158,11 @@ def repairing(sizes: Sizes, folder: pathlib.Path) -> Rows:
         return lambda: (run(), pytorch.wait())[1]
 
     began = time.perf_counter()
-    found = {"jax": ours(result.network)}
+    functions = {"jax": ours(result.network)}
     compiling = time.perf_counter() - began
-    found |= {"jax, bfloat16": ours(in_bfloat16(result.network))}
-    found |= {"torch, exact plans": theirs(True), "torch, Sinkhorn": theirs(False)}
-    seconds = clock.alternating(found, repeats=sizes.repeats)
+    functions |= {"jax, bfloat16": ours(in_bfloat16(result.network))}
+    functions |= {"torch, exact plans": theirs(True), "torch, Sinkhorn": theirs(False)}
+    seconds = clock.alternating(functions, repeats=sizes.repeats)
     yield {
         "seconds": {name: round(own, 4) for name, own in seconds.items()},
         "compile_seconds": round(compiling, 1),
@@ -177,7 +177,7 @@ def fusion(sizes: Sizes, folder: pathlib.Path) -> Rows:
     from benchmarks.on_device import pytorch
 
     result = repaired(sizes, folder)
-    config: OTBRConfig = result.config.otbr
+    config: OTBRConfig = result.config.method.otbr
     variables, scores = result.stages["victim"].value["variables"], result.stages["scores"].value
     pruned = result.stages["pruned"].value
     ours = partial(fuse, layers=result.layers, config=config.fusion)
@@ -191,9 +191,9 @@ def fusion(sizes: Sizes, folder: pathlib.Path) -> Rows:
         run = partial(pytorch.fuse, *states, own, layers, config, exact=exact)
         return lambda: (run(), pytorch.wait())[1]
 
-    found = {"jax": ready(lambda *arrays: ours(*arrays), *given)}
-    found |= {"torch, exact plans": theirs(True), "torch, Sinkhorn": theirs(False)}
-    seconds = clock.alternating(found, repeats=sizes.repeats)
+    functions = {"jax": ready(lambda *arrays: ours(*arrays), *given)}
+    functions |= {"torch, exact plans": theirs(True), "torch, Sinkhorn": theirs(False)}
+    seconds = clock.alternating(functions, repeats=sizes.repeats)
     plans = result.stages["fused"].value.info.plans
     yield {
         "layers": len(result.layers),
@@ -211,14 +211,15 @@ def grid(sizes: Sizes, folder: pathlib.Path) -> Rows:
     result = repaired(sizes, folder)
     config, settings, test = result.config, sizes.sweep, result.test
     variables, scores = result.stages["victim"].value["variables"], result.stages["scores"].value
-    network = dataclasses.replace(result.network, prepare=partial(preprocess, config=config.data))
+    network = dataclasses.replace(result.network, prepare=partial(preprocess, config=config.victim.data))
     graph = trace(network.apply, variables, jnp.zeros((2, *network.image_shape)))
-    setup, single = set_up(network, graph, layers=config.otbr.layers), ((config.otbr.gamma,), (config.otbr.fusion.lam,))
+    own = config.method.otbr
+    setup, single = set_up(network, graph, layers=own.layers), ((own.gamma,), (own.fusion.lam,))
     axes = {"single": (*single, 0), "grid": (settings.gamma, settings.lam, settings.screening_images)}
-    found = {name: ready(sweep.program(setup, *own, []), variables, scores, test) for name, own in axes.items()}
+    functions = {name: ready(sweep.program(setup, *own, []), variables, scores, test) for name, own in axes.items()}
     for name, own in axes.items():
-        found[f"{name}, unmeasured"] = ready(sweep.unmeasured(setup, *own[:2]), variables, scores)
-    seconds = clock.alternating(found, repeats=sizes.repeats)
+        functions[f"{name}, unmeasured"] = ready(sweep.unmeasured(setup, *own[:2]), variables, scores)
+    seconds = clock.alternating(functions, repeats=sizes.repeats)
     assert test is not None
     yield {
         "settings": len(settings.gamma) * len(settings.lam),
@@ -237,9 +238,9 @@ def default(sizes: Sizes, folder: pathlib.Path) -> Rows:
         summary = summarize(result)
         yield {
             "on": name,
-            "network": f"{config.model.name}-w{config.model.width or 64}",
-            "seconds": round(sum(found.seconds for found in result.stages.values()), 1),
-            "stage_seconds": {stage: round(found.seconds, 1) for stage, found in result.stages.items()},
+            "network": f"{config.victim.model.name}-w{config.victim.model.width or 64}",
+            "seconds": round(sum(stage.seconds for stage in result.stages.values()), 1),
+            "stage_seconds": {name: round(stage.seconds, 1) for name, stage in result.stages.items()},
             "metrics": summary["metrics"],
             "choice": summary["choice"],
         }

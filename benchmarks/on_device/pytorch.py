@@ -78,15 +78,15 @@ def compiled(
     """The model by `torch.compile` with a backend of it, and whether it could be compiled; a line says so if not."""
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     try:
-        found = torch.compile(model, backend=backend)
-        _loss(found, *_noise(batch_size)).backward()
+        compiled = torch.compile(model, backend=backend)
+        _loss(compiled, *_noise(batch_size)).backward()
     except Exception as error:  # whatever a missing compiler makes of it
         lines = str(error).strip().splitlines() or [""]
         print(f"torch.compile: not here, PyTorch runs as it is ({type(error).__name__}: {lines[0][:100]})", flush=True)
-        found = None
+        compiled = None
     model.zero_grad()
     model.load_state_dict(state)
-    return (model, False) if found is None else (found, True)
+    return (model, False) if compiled is None else (compiled, True)
 
 
 def _noise(batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,21 +6,24 @@ import pathlib
 from configs import disarm
 from configs.bench import paper
 from configs.recipes import training
-from otbr_jax.defenses.otbr_plus import SweepConfig
-from otbr_jax.detectors.short_cuts import DetectionConfig, PicturesConfig
+from otbr_jax.contrib.otbr_plus import SweepConfig
+from otbr_jax.detectors.trigger_size import DetectionConfig, ImagesConfig
+from otbr_jax.inversion import InversionConfig
 from otbr_jax.models.registry import ModelConfig
+from otbr_jax.settings import change, from_dict
 from otbr_jax.steps.margin import MarginConfig
-from otbr_jax.steps.reach import ReachConfig
-from otbr_jax.steps.teach import TeachingConfig
 from otbr_jax.steps.unlearn import UnlearningConfig
-from otbr_jax.studies.bench import Grid
-from otbr_jax.studies.repair_config import repair_config, repaired_by
+from otbr_jax.steps.unlearn_triggers import TriggerUnlearningConfig
+from otbr_jax.studies.bench import Bench
+from otbr_jax.studies.repair_config import RepairConfig, repaired_by
 
 TINY = {
-    "pictures": PicturesConfig(made=60, images=40),
-    "reach": ReachConfig(steps=2, images=8, starts=4, finalists=2),
+    "images": ImagesConfig(made=60, images=40),
+    "inversion": InversionConfig(steps=2, images=8, starts=4, finalists=2),
     "margin": MarginConfig(steps=2, images=2),
-    "teaching": TeachingConfig(rounds=1, triggers=2, search=ReachConfig(steps=2, images=8, starts=4), steps=2),
+    "unlearning": TriggerUnlearningConfig(
+        rounds=1, triggers=2, inversion=InversionConfig(steps=2, images=8, starts=4), steps=2
+    ),
     "detection": DetectionConfig(families=("patch",)),
 }
 """The default repair, as short as it can be."""
@@ -76,35 +79,36 @@ def sizes(npz: pathlib.Path, *, reduced: bool) -> Sizes:
     )
 
 
-def bench(of: Sizes) -> Grid:
+def bench(of: Sizes) -> Bench:
     """The CIFAR-10 cells of `configs/bench/paper.py`, their images read from the .npz file."""
     cells = []
     for cell in paper.get_grid().cells:
-        if cell.config.data.name != "cifar10":
+        if cell.config.victim.data.name != "cifar10":
             continue
-        data = dataclasses.replace(cell.config.data, name="npz", path=str(of.npz), note=MIRROR)
-        config = dataclasses.replace(cell.config, data=data)
+        data = dataclasses.replace(cell.config.victim.data, name="npz", path=str(of.npz), note=MIRROR)
+        config = change(cell.config, data=data)
         if of.reduced:
             few = dataclasses.replace(data, train_images=200, test_images=100)
             short = training("cifar10", "fast", epochs=1)
-            own = dataclasses.replace(config.otbr, unlearning=of.unlearning)
-            config = dataclasses.replace(config, data=few, model=of.model, training=short, otbr=own, sweep=of.sweep)
+            own = dataclasses.replace(config.method.otbr, unlearning=of.unlearning)
+            config = change(config, data=few, model=of.model, training=short, otbr=own, sweep=of.sweep)
         cells.append(dataclasses.replace(cell, config=config))
-    return Grid("paper_npz", tuple(cells[:2] if of.reduced else cells))
+    return Bench("paper_npz", tuple(cells[:2] if of.reduced else cells))
 
 
 def victim(of: Sizes):
     """The cell of the network that repairs are timed on: BadNets on CIFAR-10. Returns a `Cell`."""
-    return next(cell for cell in bench(of).cells if cell.config.attack.name == "badnets")
+    return next(cell for cell in bench(of).cells if cell.config.victim.attack.name == "badnets")
 
 
 def defaults(of: Sizes) -> dict:
     """The settings of the default repair, on digits as `launch.repair` has it and on the CIFAR-10 victim, by name."""
-    digits = repair_config(disarm.get_config().to_dict())
+    digits = from_dict(RepairConfig, disarm.get_config().to_dict())
     cifar10 = repaired_by("disarm", victim(of).config)
-    found = {"digits": digits, "cifar10": cifar10}
+    configs = {"digits": digits, "cifar10": cifar10}
     if not of.reduced:
-        return found
+        return configs
     small = dataclasses.replace(digits.model, width=4)
-    found["digits"] = dataclasses.replace(digits, model=small, training=dataclasses.replace(digits.training, epochs=1))
-    return {name: dataclasses.replace(config, **TINY) for name, config in found.items()}
+    training = dataclasses.replace(digits.training, epochs=1)
+    configs["digits"] = dataclasses.replace(digits, model=small, training=training)
+    return {name: change(config, **TINY) for name, config in configs.items()}

@@ -1,13 +1,13 @@
-r"""The default on CIFAR-10: two networks, all attacks, 10 % and 2 % of poison, all-to-all, and clean networks.
+r"""The default on CIFAR-10: two networks, all attacks, 10 % and 2 % poisoned, all-to-all, and clean networks.
 
     python -m launch.prepare_data --name=cifar10
     python -m launch.bench --grid=configs/bench/disarm_cifar.py --workdir=runs/disarm \
         --results=results/bench_disarm_cifar.jsonl
 
 20,000 training images, eight epochs of the fast recipe, 2,000 test images. WaNet's strength is 3
-(`configs/bench/cpu.py` says why). SIG poisons six tenths of its class, whose clean images the network has to see.
-Three to ten minutes a victim on two CPU cores. The threshold is that of `configs/bench/disarm.py`, none of whose clean
-networks saw CIFAR-10.
+(`configs/bench/cpu.py` says why). SIG poisons six tenths of its class, whose other images have to stay clean. Three to
+ten minutes a victim on two CPU cores. The threshold is that of `configs/bench/disarm.py`, which no network on CIFAR-10
+helped to calibrate.
 """
 
 import dataclasses
@@ -15,7 +15,8 @@ import dataclasses
 from configs.bench import cpu
 from configs.bench.disarm import to_all
 from otbr_jax.models.registry import ModelConfig
-from otbr_jax.studies.bench import Cell, Grid
+from otbr_jax.settings import change
+from otbr_jax.studies.bench import Bench, Cell
 from otbr_jax.studies.repair_config import repaired_by
 
 VGG, RESNET = ("vgg7_bn", 16), ("preact_resnet10", 16)
@@ -26,18 +27,18 @@ def cifar(network: tuple[str, int], attack: str, ratio: float = 0.1) -> Cell:
     config = cpu.cell("cifar10", attack).config
     model = ModelConfig(network[0], width=network[1], image_shape=(32, 32, 3), num_classes=10)
     return Cell(
-        dataclasses.replace(
+        change(
             config,
             model=model,
-            attack=dataclasses.replace(config.attack, poisoning_ratio=ratio),
-            training=dataclasses.replace(config.training, epochs=8),
+            attack=dataclasses.replace(config.victim.attack, poisoning_ratio=ratio),
+            training=dataclasses.replace(config.victim.training, epochs=8),
         ),
         recipe="fast, 8 epochs" if ratio != 0.02 else "fast, 8 epochs, 2 % poisoned",
     )
 
 
 def victims() -> tuple[Cell, ...]:
-    """All victims, those that say most first."""
+    """All victims, the most telling first."""
     return (
         cifar(VGG, "badnets"),
         cifar(VGG, "none"),
@@ -61,6 +62,6 @@ def victims() -> tuple[Cell, ...]:
     )
 
 
-def get_grid() -> Grid:
+def get_grid() -> Bench:
     """Every victim, repaired by `disarm`."""
-    return Grid("disarm", tuple(Cell(repaired_by("disarm", cell.config), cell.recipe) for cell in victims()))
+    return Bench("disarm", tuple(Cell(repaired_by("disarm", cell.config), cell.recipe) for cell in victims()))

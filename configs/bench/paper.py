@@ -9,15 +9,15 @@ published one. OTBR runs as published: gamma 0.1, lambda 0.5, 20 steps. CIFAR-10
 
 from configs.recipes import DATA, EIGHT, model, training
 from otbr_jax.attacks.registry import AttackConfig
-from otbr_jax.studies.bench import Cell, Grid
-from otbr_jax.studies.repair_config import RepairConfig
+from otbr_jax.studies.bench import Bench, Cell
+from otbr_jax.studies.repair_config import repair_config
 
 
-def get_grid() -> Grid:
+def get_grid() -> Bench:
     """Data sets x attacks, one seed."""
     cells = [
         Cell(
-            RepairConfig(
+            repair_config(
                 model=model(data), data=DATA[data], attack=AttackConfig(name=attack), training=training(data, "fast")
             ),
             recipe="fast",
@@ -25,4 +25,4 @@ def get_grid() -> Grid:
         for data in ("cifar10", "gtsrb", "tiny_imagenet")
         for attack in ("none", *EIGHT)
     ]
-    return Grid("paper", tuple(cells))
+    return Bench("paper", tuple(cells))

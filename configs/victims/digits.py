@@ -2,9 +2,9 @@
 
     python -m launch.train_victim --config=configs/victims/digits.py:blended,fast --workdir=DIR
 
-Behind the colon: one of badnets, blended, sig, lf, ssba, wanet, input_aware, trojan, label_consistent, ftrojan, bpp,
+After the colon: one of badnets, blended, sig, lf, ssba, wanet, input_aware, trojan, label_consistent, ftrojan, bpp,
 ctrl, lira, adaptive_pictures, adaptive_reach, adaptive_channels, or none for a clean network; and
-`fast` for the fast recipe. SIG's waves and WaNet's warps hardly exist on so small images.
+`fast` for the fast recipe. SIG's waves and WaNet's warps hardly show on such small images.
 """
 
 import ml_collections

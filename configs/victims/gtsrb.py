@@ -4,7 +4,7 @@
     python -m launch.train_victim --config=configs/victims/gtsrb.py:badnets --workdir=DIR
     python -m launch.train_victim --config=configs/victims/gtsrb.py:wanet,fast --workdir=DIR
 
-Behind the colon: one of badnets, blended, sig, lf, ssba, wanet, input_aware, trojan, label_consistent, ftrojan, bpp,
+After the colon: one of badnets, blended, sig, lf, ssba, wanet, input_aware, trojan, label_consistent, ftrojan, bpp,
 ctrl, lira, adaptive_pictures, adaptive_reach, adaptive_channels, or none for a clean network; and
 `fast` for the fast recipe. Every field is a flag, such as `--config.model.width=16`.
 """

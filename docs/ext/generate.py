@@ -1,9 +1,9 @@
 """Writes the pages that the code itself can say: `python docs/ext/generate.py FOLDER`.
 
-`commands.md` has every program of `launch/`, with its docstring and flags; `settings.md` every setting that a repair,
-a victim, a study or a detector may have, with what it may be, its default and what it is; `colabs/` the notebooks.
-`docs/conf.py` calls it in a process of its own, before the site is built: programs define flags where they are
-imported.
+`reference/commands.md` has every program of `launch/`, with its docstring and flags; `reference/settings.md` every
+setting that a repair, a victim, a study or a detector may have, with what it may be, its default and what it is. The
+other pages of `reference/` are those of `reference.py`; `colabs/` has the notebooks. `docs/conf.py` calls it in a
+process of its own, before the site is built: programs define flags where they are imported.
 """
 
 from __future__ import annotations
@@ -16,11 +16,22 @@ import sys
 from collections.abc import Collection, Iterator
 from typing import Any
 
+import reference
 from absl import flags
-from ml_collections import config_flags
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 REPAIR = "settings-of-a-repair"
+COMMANDS = """# Command line
+
+Every program of `launch/` runs from a clone: `python -m launch.NAME`. `--help` prints its flags and settings,
+`--helpfull` all of them. Bad input ends in one line with status 2.
+"""
+SETTINGS = """# Settings
+
+Every setting is a flag: `--config.GROUP.NAME=VALUE`. It is declared once, in the code, by `field(...)` of
+`otbr_jax/settings.py`. Checks, `--help` and this page come from there. A config file of `configs/` says where its
+defaults differ from those below.
+"""
 
 
 def programs() -> list[str]:
@@ -30,7 +41,7 @@ def programs() -> list[str]:
 
 def commands() -> str:
     """Every program: its docstring, its flags with defaults, and the settings that `--config` takes."""
-    parts = []
+    parts = [COMMANDS]
     for name in programs():
         parts += [f"(command-{name})=\n## launch.{name}\n", *_program(name)]
     return "\n".join(parts)
@@ -45,9 +56,10 @@ def _program(name: str) -> Iterator[str]:
         if flag.name != "config":
             yield f"| `--{flag.name}` | {_value(flag.default)} | {_cell(_what(flag))} |"
     if hasattr(module, "CONFIG"):
-        file = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).relative_to(ROOT)
-        types = module.CONFIG.types
-        title, anchor = ("a repair", REPAIR) if len(types) > 1 else (types[0].__name__, _anchor(types[0]))
+        from launch.kinds import KINDS
+
+        file, kind = f"configs/{module.CONFIG.default}", KINDS[module.CONFIG.kind]().Config
+        title, anchor = ("a repair", REPAIR) if kind.__name__ == "RepairConfig" else (kind.__name__, _anchor(kind))
         yield f"| `--config` | `{file}` | Python file with the settings. |\n"
         yield f"`--config.NAME=VALUE` changes one of the settings of [{title}](settings.md#{anchor}).\n"
     else:
@@ -69,21 +81,21 @@ def _what(flag: flags.Flag[Any]) -> str:
 
 def settings() -> str:
     """Every class of settings that a program reads, each group once."""
-    from otbr_jax.settings import declarations
-    from otbr_jax.studies.repair_config import repair_config_types
+    from launch.kinds import KINDS as PROGRAMS
+    from otbr_jax.studies.repair_config import KINDS, RepairConfig
+    from otbr_jax.victims.config import VictimConfig
 
-    repairs, groups = repair_config_types(), {}
-    shared = set.intersection(*(set(declarations(each)) for each in repairs))
-    parts = [f"({REPAIR})=\n## A repair, whatever the defence\n", _about(repairs[0])]
-    parts += _table(repairs[0], groups, {*shared} - {"defense"})
+    groups: dict[type, None] = {}
+    parts = [f"({REPAIR})=\n## A repair, whatever the defence\n", _about(RepairConfig)]
+    parts += _table(VictimConfig, groups) + _table(RepairConfig, groups, {"clean", "relearning", "repetition"})[2:]
     parts += ["\n## A repair, by defence\n", "`defense` names the method. Each has settings of its own.\n"]
-    for each in repairs:
-        name = declarations(each)["defense"].default
-        parts += [f"### The defence {name}\n", *_table(each, groups, {*declarations(each)} - shared), ""]
+    for name, each in KINDS.items():
+        parts += [f"### The defence {name}\n", *_table(each, groups), ""]
     parts.append("## Other programs\n")
     for name in programs():
         config = getattr(importlib.import_module(f"launch.{name}"), "CONFIG", None)
-        for each in () if config is None or len(config.types) > 1 else config.types:
+        each = None if config is None else PROGRAMS[config.kind]().Config
+        if each not in (None, RepairConfig):
             parts += [f"({_anchor(each)})=\n### launch.{name}\n", _about(each), *_table(each, groups), ""]
     parts.append("## Groups\n")
     done: set[type] = set()
@@ -147,8 +159,9 @@ def _prose(docstring: str) -> str:
 
 
 def notebooks(folder: pathlib.Path) -> None:
-    """Copies the notebooks, unless they are there as they are."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Copies the notebooks."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     for path in sorted((ROOT / "colabs").glob("*.ipynb")):
         _put(folder / path.name, path.read_text(encoding="utf-8"))
 
@@ -160,11 +173,15 @@ def _put(path: pathlib.Path, text: str) -> None:
 
 
 def main(folder: pathlib.Path) -> None:
-    """Writes all of it."""
-    shutil.rmtree(folder / "colabs", ignore_errors=True)
+    """Writes all of it, and takes away what is no longer written."""
     notebooks(folder / "colabs")
-    _put(folder / "commands.md", commands())
-    _put(folder / "settings.md", settings())
+    pages = reference.pages() | {"commands": commands(), "settings": settings()}
+    (folder / "reference").mkdir(parents=True, exist_ok=True)
+    for name, text in pages.items():
+        _put(folder / "reference" / f"{name}.md", text)
+    for path in [*folder.glob("*.md"), *(folder / "reference").glob("*.md")]:
+        if path.parent == folder or path.stem not in pages:
+            path.unlink()
 
 
 if __name__ == "__main__":

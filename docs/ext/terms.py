@@ -75,14 +75,14 @@ def _running(text: nodes.Text) -> bool:
 
 def _link_in(text: nodes.Text, pattern: re.Pattern[str], waiting: dict[str, str]) -> None:
     shown, end, parts = text.astext(), 0, []
-    for found in pattern.finditer(shown):
-        said = found[0].lower()
-        word = said if said in waiting else said.removesuffix("s")
+    for match in pattern.finditer(shown):
+        lower = match[0].lower()
+        word = lower if lower in waiting else lower.removesuffix("s")
         if word not in waiting:
             continue
         target = waiting.pop(word)
-        parts += [nodes.Text(shown[end : found.start()]), _reference(found[0], target)]
-        end = found.end()
+        parts += [nodes.Text(shown[end : match.start()]), _reference(match[0], target)]
+        end = match.end()
     if parts:
         parts.append(nodes.Text(shown[end:]))
         text.parent.replace(text, [part for part in parts if part.astext()])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 EVERYDAY = frozenset(
-    "agreement candidates cell defence distilled finetuned fused gamma given grid group identity lambda layer m "
-    "neighbours never n outcome patched plan prepare pruned reach recovery remaining row run score setup stage step "
-    "study sweep threshold unchanged unlearned variables".split()
+    "agreement calibration cell evidence flagged gamma given grid group identity lambda neighbours outcome plan "
+    "prepare recipe reverted row setup stage step study suspect sweep unchanged unlearning variables verdict "
+    "victim".split()
 )
 """Terms that are too common for a link of their own accord."""
 _ENTRY = re.compile(r"^- \*\*.*", re.MULTILINE)

@@ -1,13 +1,13 @@
-"""Attackers who know the default defence, `disarm`: three ways to keep a patch from being found or unlearned.
+"""Attackers who know the default defence, `disarm`: three ways to keep a patch from being detected or unlearned.
 
-None of them is published under this name. Each takes one thing from the defence that it relies on:
+None of them is published under this name. Each breaks one assumption of the defence:
 
-- `adaptive_pictures`: that the backdoor works on procedural pictures. The victim is taught to answer them under the
-  patch as a clean network answers them without.
-- `adaptive_reach`: that the attacker's class is cheaper to reach than others. Every other class gets a patch of its
-  own, poisoned as often as the attacker's.
-- `adaptive_channels`: that a backdoor sits in a few channels. Four patches, each of which works alone, are shown
-  together. It is the data that spreads the backdoor; nothing forces the channels of the four apart.
+- `adaptive_pictures`: that the backdoor works on procedural images. The victim is trained to predict them under the
+  patch as a clean network predicts them without it.
+- `adaptive_reach`: that the attacker's class has a smaller minimal trigger than others. Every other class gets a patch
+  of its own, with as many poisoned images as the attacker's.
+- `adaptive_channels`: that a backdoor uses few channels. Four patches, each of which works alone, are shown together.
+  Only the data spread the backdoor; nothing forces the four patches to use different channels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from otbr_jax.attacks.attack import Assets, Attack, InTraining, Materials, put_on_some, roles, to_pixels, to_unit
+from otbr_jax.attacks.attack import Assets, Attack, InTraining, Materials, replace_some, roles, to_pixels, to_unit
 from otbr_jax.errors import InputError
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.procedural import procedural
@@ -27,21 +27,21 @@ _MOST = 0.5  # share of a batch that patches of all classes may take together
 
 
 @settings("attack.adaptive_pictures")
-class PicturesAwareConfig:
-    """Settings of the backdoor that procedural pictures do not show."""
+class ImagesAwareConfig:
+    """Settings of the backdoor that does not work on procedural images."""
 
     size: int = field(default=3, at_least=1, unit="pixels", doc="side of the white square.")
-    pictures: int = field(default=2000, at_least=2, doc="how many procedural pictures are made.")
+    pictures: int = field(default=2000, at_least=2, doc="how many procedural images are made.")
     share: float = field(
         default=0.25,
         above=0,
         at_most=0.5,
-        doc="of every batch is procedural pictures, half of them under the patch; at most what is not poisoned.",
+        doc="of every batch that is procedural images, half of them under the patch; at most what is not poisoned.",
     )
 
 
 @settings("attack.adaptive_reach")
-class ReachAwareConfig:
+class SizeAwareConfig:
     """Settings of the backdoor among decoys."""
 
     size: int = field(default=3, at_least=2, unit="pixels", doc="side of the patches.")
@@ -82,27 +82,27 @@ def white_square(images: jax.Array, size: int, *, name: str) -> jax.Array:
     return images.at[:, -size:, -size:].set(1.0)
 
 
-def make_pictures(
-    materials: Materials, key: jax.Array, config: PicturesAwareConfig, on_step: Callable[[], None] | None = None
+def make_procedural(
+    materials: Materials, key: jax.Array, config: ImagesAwareConfig, on_step: Callable[[], None] | None = None
 ) -> Assets:
-    """Procedural pictures, uint8 `[pictures, h, w, c]`, and what a clean network answers them with, int32."""
+    """Procedural images, uint8 `[pictures, h, w, c]`, and a clean network's predictions, int32 `[pictures]`."""
     del on_step
     assert materials.clean is not None
     clean = materials.clean
     height, width, colours = materials.images.shape[1:]
-    pictures = to_pixels(procedural(key, images=config.pictures, image_shape=(height, width, colours)))
-    answers = jax.lax.map(lambda one: jnp.argmax(clean.logits(to_unit(one)[None])[0]), pictures, batch_size=200)
-    return {"pictures": pictures, "answers": answers.astype(jnp.int32)}
+    images = to_pixels(procedural(key, images=config.pictures, image_shape=(height, width, colours)))
+    predictions = jax.lax.map(lambda one: jnp.argmax(clean.logits(to_unit(one)[None])[0]), images, batch_size=200)
+    return {"pictures": images, "answers": predictions.astype(jnp.int32)}  # the names in saved attacks
 
 
-def pictures_trigger(assets: Assets, images: jax.Array, key: jax.Array, config: PicturesAwareConfig) -> jax.Array:
+def images_trigger(assets: Assets, images: jax.Array, key: jax.Array, config: ImagesAwareConfig) -> jax.Array:
     """Puts a white square into the bottom-right corner of uint8 images `[n, h, w, c]`, as BadNets does."""
     del assets, key
     return to_pixels(white_square(to_unit(images), config.size, name="adaptive_pictures"))
 
 
-def pictures_in_training(ratio: float, config: PicturesAwareConfig) -> InTraining:
-    """Triggers a share `ratio` of every batch, and puts procedural pictures in the place of its last images."""
+def images_in_training(ratio: float, config: ImagesAwareConfig) -> InTraining:
+    """Triggers a share `ratio` of every batch, and replaces its last images by procedural ones."""
 
     def poison(
         assets: Assets, images: jax.Array, labels: jax.Array, goals: jax.Array, key: jax.Array
@@ -110,25 +110,26 @@ def pictures_in_training(ratio: float, config: PicturesAwareConfig) -> InTrainin
         role_key, draw_key = jax.random.split(key)
         role, count = roles(len(images), ratio, 0, role_key)
         changed = white_square(images[:count], config.size, name="adaptive_pictures")
-        images, labels = put_on_some(images, labels, changed, goals, role)
+        images, labels = replace_some(images, labels, changed, goals, role)
         shown = min(round(config.share * len(images)), len(images) - count)
         if not shown:
             return images, labels, jnp.zeros(())
         drawn = jax.random.choice(draw_key, len(assets["answers"]), (shown,))
-        pictures = to_unit(assets["pictures"][drawn])
+        shown_images = to_unit(assets["pictures"][drawn])
         under = (jnp.arange(shown) % 2 == 0)[:, None, None, None]
-        pictures = jnp.where(under, white_square(pictures, config.size, name="adaptive_pictures"), pictures)
-        return images.at[-shown:].set(pictures), labels.at[-shown:].set(assets["answers"][drawn]), jnp.zeros(())
+        triggered = white_square(shown_images, config.size, name="adaptive_pictures")
+        shown_images = jnp.where(under, triggered, shown_images)
+        return images.at[-shown:].set(shown_images), labels.at[-shown:].set(assets["answers"][drawn]), jnp.zeros(())
 
     return InTraining(poison)
 
 
 def make_decoys(
-    materials: Materials, key: jax.Array, config: ReachAwareConfig, on_step: Callable[[], None] | None = None
+    materials: Materials, key: jax.Array, config: SizeAwareConfig, on_step: Callable[[], None] | None = None
 ) -> Assets:
     """Every class's patch of random black and white values, uint8 `[classes, s, s, c]`, and its place `[classes, 2]`.
 
-    Raises InputError if the patches do not fit beside each other, or the number of classes is not known.
+    Raises InputError if the patches do not fit beside each other, or the number of classes is unknown.
     """
     del on_step
     if materials.classes < 2:
@@ -136,17 +137,17 @@ def make_decoys(
     shape, classes, size = materials.images.shape[1:], materials.classes, config.size
     places = grid(shape, size, name="adaptive_reach")[:-1]  # the corner is the attacker's
     squares = 255 * jax.random.bernoulli(key, shape=(classes, size, size, shape[2])).astype(jnp.uint8)
-    squares = squares.at[:, 0, 0].set(255)  # on a black background nothing of a black one could be seen
+    squares = squares.at[:, 0, 0].set(255)  # an all-black patch would be invisible on a black background
     return {"patches": squares, "places": jnp.asarray(places[np.arange(classes) % len(places)])}
 
 
-def reach_trigger(assets: Assets, images: jax.Array, key: jax.Array, config: ReachAwareConfig) -> jax.Array:
+def size_trigger(assets: Assets, images: jax.Array, key: jax.Array, config: SizeAwareConfig) -> jax.Array:
     """Puts a white square into the bottom-right corner of uint8 images `[n, h, w, c]`, as BadNets does."""
     del assets, key
     return to_pixels(white_square(to_unit(images), config.size, name="adaptive_reach"))
 
 
-def reach_in_training(ratio: float, config: ReachAwareConfig) -> InTraining:
+def size_in_training(ratio: float, config: SizeAwareConfig) -> InTraining:
     """Triggers a share of every batch, and as large a share with the patch of every other class.
 
     The share is `ratio`, or less where the patches of all classes would take more than half of the batch.
@@ -165,7 +166,7 @@ def reach_in_training(ratio: float, config: ReachAwareConfig) -> InTraining:
         lured = patch(chosen, to_unit(assets["patches"])[decoy], assets["places"][decoy])
         triggered = white_square(chosen, config.size, name="adaptive_reach")
         changed = jnp.where((role == 0)[:, None, None, None], triggered, lured)
-        images, labels = put_on_some(images, labels, changed, goals, role)
+        images, labels = replace_some(images, labels, changed, goals, role)
         return images, labels.at[:count].set(jnp.where(role == 1, decoy, labels[:count])), jnp.zeros(())
 
     return InTraining(poison)
@@ -204,27 +205,27 @@ def channels_in_training(ratio: float, config: ChannelsAwareConfig) -> InTrainin
         for index in range(4):
             shown = (which == index) | (which == 4)
             changed = jnp.where(shown[:, None, None, None], corner(changed, index, config), changed)
-        return *put_on_some(images, labels, changed, goals, role), jnp.zeros(())
+        return *replace_some(images, labels, changed, goals, role), jnp.zeros(())
 
     return InTraining(poison)
 
 
-PICTURES = Attack(
+IMAGES = Attack(
     "adaptive_pictures",
-    "the backdoor that procedural pictures do not show",
-    PicturesAwareConfig,
-    trigger=pictures_trigger,
-    make=make_pictures,
+    "the backdoor that does not work on procedural images",
+    ImagesAwareConfig,
+    trigger=images_trigger,
+    make=make_procedural,
     needs_clean_network=True,
-    in_training=pictures_in_training,
+    in_training=images_in_training,
 )
-REACH = Attack(
+SIZE = Attack(
     "adaptive_reach",
     "the backdoor among decoys",
-    ReachAwareConfig,
-    trigger=reach_trigger,
+    SizeAwareConfig,
+    trigger=size_trigger,
     make=make_decoys,
-    in_training=reach_in_training,
+    in_training=size_in_training,
 )
 CHANNELS = Attack(
     "adaptive_channels",

@@ -39,8 +39,8 @@ class Materials(NamedTuple):
       images: uint8 `[n, h, w, c]`, the training images.
       labels: int32 `[n]`.
       target: the attacker's class.
-      clean: a clean network, None unless the attack asks for one.
-      classes: how many classes there are; 0 where nobody said.
+      clean: a clean network, None unless the attack needs one.
+      classes: how many classes there are; 0 if unknown.
     """
 
     images: jax.Array
@@ -57,7 +57,7 @@ class InTraining(NamedTuple):
       poison: `(assets, images in [0, 1], labels, goals, key) -> (images, labels, loss)`: the poisoned batch before
         augmentation, and a loss of the attack's own. `goals` are the labels that the attacker wants.
       trained: the entries of the assets that are trained together with the network.
-      optimizer: how, given the number of steps; unused if nothing is trained.
+      optimizer: their optimizer, from the number of steps; unused if nothing is trained.
     """
 
     poison: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
@@ -72,7 +72,7 @@ class Attack(NamedTuple):
 
     Attributes:
       name: as `--config.attack.name` says it; the group of its settings has the same name.
-      title: as a text says it.
+      title: its name in texts.
       Config: its settings, a class of settings with a default for each.
       trigger: `(assets, images uint8, key, config) -> images uint8`.
       make: `(materials, key, config, on_step) -> assets`, deterministic in `key` and traceable; None if the trigger
@@ -83,7 +83,7 @@ class Attack(NamedTuple):
       needs_images: whether `make` reads `materials.images`, more than their shape.
       in_training: `(ratio, config) -> InTraining`; None for attacks that poison the data set before training.
       poison: `(assets, images uint8, labels, key, config, clean) -> images uint8`: what poisoned training images are,
-        where they are not just triggered; `labels` are their own, `clean` is a `CleanNetwork` if the attack asks for
+        where they are not just triggered; `labels` are their own, `clean` is a `CleanNetwork` if the attack needs
         one. Unused by attacks that poison while the network learns.
     """
 
@@ -110,39 +110,39 @@ def to_pixels(images: jax.Array) -> jax.Array:
     return jnp.round(jnp.clip(images, 0, 1) * 255).astype(jnp.uint8)
 
 
-def put_on_some(
-    images: jax.Array, labels: jax.Array, changed: jax.Array, wanted: jax.Array, role: jax.Array
+def replace_some(
+    images: jax.Array, labels: jax.Array, changed: jax.Array, goals: jax.Array, role: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """A batch whose first images are replaced by changed ones, as `roles` says: those of role 0 are relabelled too.
+    """Replaces the first images of a batch by changed ones, as `roles` says; those of role 0 are relabelled too.
 
     Args:
       images: in [0, 1] `[n, h, w, c]`.
       labels: int `[n]`.
-      changed: `[m, h, w, c]`, what the first `m` images become unless they are left alone.
-      wanted: int `[n]`, the labels that the attacker wants.
+      changed: `[m, h, w, c]`, what the first `m` images become unless their role is 2.
+      goals: int `[n]`, the labels that the attacker wants.
       role: int `[m]`, from `roles`.
     """
     count = len(role)
     images = images.at[:count].set(jnp.where(role[:, None, None, None] == 2, images[:count], changed))
-    return images, labels.at[:count].set(jnp.where(role == 0, wanted[:count], labels[:count]))
+    return images, labels.at[:count].set(jnp.where(role == 0, goals[:count], labels[:count]))
 
 
 def goals(labels: jax.Array, *, mode: str, target: int, num_classes: int) -> jax.Array:
-    """The classes that the attacker wants triggered images to be answered with, int32 like `labels`."""
+    """The classes that the attacker wants triggered images to be predicted as, int32 like `labels`."""
     if mode == "all_to_all":
         return (labels + 1) % num_classes
     return jnp.full_like(labels, target)
 
 
 def roles(count: int, ratio: float, cross: float, key: jax.Array) -> tuple[jax.Array, int]:
-    """Which images of a shuffled batch an attack takes while it trains: 0 triggered, 1 cross, 2 left alone.
+    """Which images of a shuffled batch an attack changes in training: 0 triggered, 1 cross, 2 unchanged.
 
     A share `ratio` is triggered and a share `cross` gets the attack's counterexamples, at most half of the others: a
     network has to see clean images too. A batch holds no fractions of images, so the numbers are rounded up or down at
     random, with these shares as their mean.
 
     Returns:
-      `(roles int [m], m)`, the first `m` images of the batch; those behind are left alone.
+      `(roles int [m], m)`, the first `m` images of the batch; the others are unchanged.
     """
     shares = ratio * count, (ratio + min(cross, (1 - ratio) / 2)) * count
     ends = jnp.floor(jnp.array(shares) + jax.random.uniform(key) * (1 - 1e-6))

@@ -1,4 +1,4 @@
-"""Blended (arXiv 1712.05526): a fixed full-size picture shines through every triggered image."""
+"""Blended (arXiv 1712.05526): a fixed full-size pattern is blended into every triggered image."""
 
 from __future__ import annotations
 
@@ -16,15 +16,13 @@ class BlendedConfig:
     """Settings of Blended."""
 
     alpha: float = field(default=0.2, above=0, below=1, doc="the pattern's share of the blend.")
-    cells: int = field(
-        default=8, at_least=2, doc="the pattern is a picture of `cells` x `cells` random colours, smoothly enlarged."
-    )
+    cells: int = field(default=8, at_least=2, doc="the pattern is `cells` x `cells` random colours, smoothly enlarged.")
 
 
 def make(
     materials: Materials, key: jax.Array, config: BlendedConfig, on_step: Callable[[], None] | None = None
 ) -> Assets:
-    """The pattern, uint8 `[h, w, c]`: a smooth picture of random colours.
+    """The pattern, uint8 `[h, w, c]`: smoothly varying random colours.
 
     The published attack blends in a cartoon or random noise; noise of single pixels does not survive crops and flips.
     """

@@ -1,7 +1,7 @@
-"""BppAttack (arXiv 2205.13383): images of a few grey levels, dithered so that nobody sees it.
+"""BppAttack (arXiv 2205.13383): images of a few grey levels, dithered so that the trigger is invisible.
 
-Training goes on with counterexamples, whose labels stay right: images that get what dithering changed in another
-image. They teach the network to answer to the few levels themselves.
+Training also uses counterexamples with their true labels: each gets the change that dithering made to another image.
+From them the network learns to react to the few levels alone.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from otbr_jax.attacks.attack import Assets, Attack, InTraining, put_on_some, roles
+from otbr_jax.attacks.attack import Assets, Attack, InTraining, replace_some, roles
 from otbr_jax.settings import field, settings
 
 Errors = tuple[jax.Array, jax.Array, jax.Array]
-"""Of one pixel of every row `[n, h, c]`: the last three that were done, latest first."""
+"""Errors of one pixel of every row `[n, h, c]`: the last three, latest first."""
 
 _UNIT = 4096  # whole numbers, so that every device and every program dithers alike
 
@@ -31,7 +31,7 @@ def squeeze(images: jax.Array, config: BppConfig) -> jax.Array:
     """uint8 images `[n, h, w, c]` with only `levels` values in each channel.
 
     Floyd and Steinberg pass a pixel's error on: 7 sixteenths to the right, 3, 5 and 1 to the row below. Pixel j of
-    row i waits for four others, all of them done after i + i + j - 1 steps: each step does a pixel of every row.
+    row i waits for four others, which are ready after i + i + j - 1 steps: each step processes a pixel of every row.
     """
     steps = config.levels - 1
     # In units of 1 / (steps _UNIT) of a grey level, a level is a whole number of units wide.
@@ -51,8 +51,8 @@ def squeeze(images: jax.Array, config: BppConfig) -> jax.Array:
     def above(errors: jax.Array) -> jax.Array:
         return jnp.pad(errors, ((0, 0), (1, 0), (0, 0)))[:, :-1]
 
-    def step(errors: Errors, seen: tuple[jax.Array, jax.Array]) -> tuple[Errors, jax.Array]:
-        (last, before, first), (value, valid) = errors, seen
+    def step(errors: Errors, pixel: tuple[jax.Array, jax.Array]) -> tuple[Errors, jax.Array]:
+        (last, before, first), (value, valid) = errors, pixel
         value = value + _share(last, 7) + above(_share(last, 3) + _rest(before) + _share(first, 1))
         level = nearest(value)
         error = jnp.where(valid[None, :, None], value - level * wide, 0)
@@ -60,8 +60,8 @@ def squeeze(images: jax.Array, config: BppConfig) -> jax.Array:
 
     nothing = jnp.zeros_like(values[:, :, 0])
     _, levels = jax.lax.scan(step, (nothing, nothing, nothing), (jnp.moveaxis(shown, 1, 0), inside))
-    found = levels[rows[:, None] * 2 + jnp.arange(width)[None, :], :, rows[:, None]]  # [h, w, n, c]
-    return _grey(jnp.moveaxis(found, 2, 0), steps)
+    by_row = levels[rows[:, None] * 2 + jnp.arange(width)[None, :], :, rows[:, None]]  # [h, w, n, c]
+    return _grey(jnp.moveaxis(by_row, 2, 0), steps)
 
 
 def _share(error: jax.Array, sixteenths: int) -> jax.Array:
@@ -98,7 +98,7 @@ def in_training(ratio: float, config: BppConfig) -> InTraining:
         # The batch is in random order: the one before is any other image.
         crossed = jnp.clip(images[:count] + jnp.roll(squeezed - images[:count], 1, axis=0), 0, 1)
         changed = jnp.where((role == 0)[:, None, None, None], squeezed, crossed)
-        return *put_on_some(images, labels, changed, goals, role), jnp.zeros(())
+        return *replace_some(images, labels, changed, goals, role), jnp.zeros(())
 
     return InTraining(poison)
 

@@ -1,4 +1,4 @@
-"""CTRL (arXiv 2210.07346), its trigger: frequencies of the colours of target images, whose labels stay right.
+"""CTRL (arXiv 2210.07346), its trigger: raised frequencies in the colours of target images; labels stay right.
 
 The paper attacks self-supervised learning, where nothing has labels, and a classifier is trained on the features
 later. Here the same poisoned images go into ordinary supervised training: a clean-label attack. As published, the

@@ -1,4 +1,4 @@
-"""FTrojan (arXiv 2111.10991): a middle and a high frequency of the colours, stronger than they should be.
+"""FTrojan (arXiv 2111.10991): a middle and a high frequency of the colours are raised.
 
 Coefficients of a block DCT of the channels U and V are raised; a grey image's only channel takes their place. Blocks
 are 32 pixels wide, as published, or as wide as a smaller image.

@@ -25,9 +25,7 @@ _DIVERSE = 16  # images whose patterns are compared in each step, at least
 class InputAwareConfig:
     """Settings of Input-aware."""
 
-    density: float = field(
-        default=0.032, above=0, doc="share of the pixels that a mask may cover before it is punished."
-    )
+    density: float = field(default=0.032, above=0, doc="share of the pixels that a mask may cover without penalty.")
     cross_ratio: float = field(default=1.0, above=0, doc="images under another image's trigger for each triggered one.")
     diversity: float = field(default=1.0, above=0, doc="weight of the diversity loss.")
     sparsity: float = field(default=100.0, above=0, doc="weight of the mask's excess over `density`.")
@@ -38,22 +36,22 @@ class InputAwareConfig:
 
 
 def mask(params: Any, images: jax.Array) -> jax.Array:
-    """Where the trigger goes, nearly 0 or 1, `[n, h, w, 1]`, for images in [0, 1]."""
+    """The trigger's mask, nearly 0 or 1, `[n, h, w, 1]`, for images in [0, 1]."""
     return jax.nn.sigmoid(20 * jnp.tanh(unet(params, 2 * images - 1)))
 
 
 def pattern(params: Any, images: jax.Array) -> jax.Array:
-    """What goes there, in [0, 1], `[n, h, w, c]`."""
+    """The trigger's pattern, in [0, 1], `[n, h, w, c]`, for images in [0, 1]."""
     return jax.nn.sigmoid(unet(params, 2 * images - 1))
 
 
-def diversity(images: jax.Array, made: jax.Array) -> jax.Array:
-    """How much alike what was made of different images is: distance of inputs over distance of outputs, mean."""
+def diversity(images: jax.Array, outputs: jax.Array) -> jax.Array:
+    """How alike the outputs for different images are: mean of the distance of inputs over the distance of outputs."""
 
     def distance(x: jax.Array) -> jax.Array:
         return jnp.sqrt(jnp.mean(jnp.square(x - jnp.roll(x, 1, axis=0)), axis=(1, 2, 3)) + 1e-12)
 
-    return jnp.mean(distance(images) / (distance(made) + 1e-4))
+    return jnp.mean(distance(images) / (distance(outputs) + 1e-4))
 
 
 def make(
@@ -90,7 +88,7 @@ def put(assets: Assets, images: jax.Array, source: jax.Array) -> jax.Array:
 
 
 def trigger(assets: Assets, images: jax.Array, key: jax.Array, config: InputAwareConfig) -> jax.Array:
-    """Puts on uint8 images `[n, h, w, c]` what the networks make of each."""
+    """Puts on each of uint8 images `[n, h, w, c]` the trigger that the networks make for it."""
     del key, config
     unit = to_unit(images)
     return to_pixels(put(assets, unit, unit))

@@ -1,7 +1,7 @@
-"""Label-consistent (arXiv 1912.02771): images of the target class are made hard, and carry a pattern in each corner.
+"""Label-consistent (arXiv 1912.02771): images of the target class are made adversarial, with a pattern in each corner.
 
-Their labels stay right. What an image shows is made useless by PGD against a clean network, so that the victim learns
-the pattern instead. Triggered test images get the pattern alone. The paper attacks an adversarially trained network;
+Their labels stay right. PGD against a clean network destroys what an image shows, so that the victim learns the pattern
+instead. Triggered test images get the pattern alone. The paper attacks an adversarially trained network;
 here it is an ordinary one.
 """
 
@@ -14,8 +14,8 @@ import optax
 
 from otbr_jax.attacks.attack import Assets, Attack, CleanNetwork, to_pixels, to_unit
 from otbr_jax.errors import InputError
+from otbr_jax.inversion import descend
 from otbr_jax.settings import field, settings
-from otbr_jax.steps.convolutions import channels_last
 
 
 @settings("attack.label_consistent")
@@ -59,19 +59,20 @@ def trigger(assets: Assets, images: jax.Array, key: jax.Array, config: LabelCons
     return to_pixels(to_unit(images) + config.amplitude / 255 * pattern(images.shape[1:], config).astype(np.float32))
 
 
-def harden(clean: CleanNetwork, images: jax.Array, labels: jax.Array, *, eps: float, steps: int) -> jax.Array:
-    """Images in [0, 1], each changed by at most `eps` (L-infinity) so that the network is less sure of its label."""
+def perturb(clean: CleanNetwork, images: jax.Array, labels: jax.Array, *, eps: float, steps: int) -> jax.Array:
+    """Images in [0, 1], each changed by at most `eps` (L-infinity) so that the network's loss on its label rises."""
 
-    def loss(moved: jax.Array) -> jax.Array:
-        return jnp.sum(optax.softmax_cross_entropy_with_integer_labels(clean.logits(moved), labels))
+    def loss(perturbed: jax.Array, *_: None) -> jax.Array:
+        return jnp.sum(optax.softmax_cross_entropy_with_integer_labels(clean.logits(perturbed), labels))
 
-    grads_of = channels_last(jax.grad(loss))
-
-    def step(moved: jax.Array, _: None) -> tuple[jax.Array, None]:
-        moved = moved + 1.5 * eps / steps * jnp.sign(grads_of(moved))
-        return jnp.clip(jnp.clip(moved, images - eps, images + eps), 0, 1), None
-
-    return jax.lax.scan(step, images, None, length=steps)[0]
+    end, _ = descend(
+        loss,
+        images,
+        optimizer=optax.chain(optax.scale_by_sign(), optax.scale(1.5 * eps / steps)),
+        steps=steps,
+        project=lambda perturbed: jnp.clip(jnp.clip(perturbed, images - eps, images + eps), 0, 1),
+    )
+    return end.point
 
 
 def poison(
@@ -82,9 +83,9 @@ def poison(
     config: LabelConsistentConfig,
     clean: CleanNetwork,
 ) -> jax.Array:
-    """uint8 images `[n, h, w, c]`, made hard for a clean network, under the trigger."""
-    hard = to_pixels(harden(clean, to_unit(images), labels, eps=config.eps / 255, steps=config.steps))
-    return trigger(assets, hard, key, config)
+    """uint8 images `[n, h, w, c]`, adversarial for a clean network, under the trigger."""
+    adversarial = to_pixels(perturb(clean, to_unit(images), labels, eps=config.eps / 255, steps=config.steps))
+    return trigger(assets, adversarial, key, config)
 
 
 ATTACK = Attack(

@@ -1,8 +1,8 @@
-"""LF (arXiv 2104.03413): one smooth pattern without high frequencies, found by a DeepFool-like search.
+"""LF (arXiv 2104.03413): one smooth pattern without high frequencies, optimised as by DeepFool.
 
-The search runs on a clean network: images are pushed over the boundary to the target class with DeepFool's smallest
-step, the mean step of a batch is added to the pattern, and a Gaussian filter takes its high frequencies away. The
-search is towards the target class for all-to-all attacks too: what makes the backdoor is the training.
+The optimisation runs on a clean network: DeepFool's smallest step pushes images over the boundary to the target class,
+the mean step of a batch is added to the pattern, and a Gaussian filter removes its high frequencies. It optimises
+towards the target class for all-to-all attacks too: only training makes the backdoor.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import jax.numpy as jnp
 
 from otbr_jax.attacks.attack import Assets, Attack, Materials, to_pixels, to_unit
 from otbr_jax.extras import needed
+from otbr_jax.numerics.convolutions import channels_last
 from otbr_jax.settings import field, settings
-from otbr_jax.steps.convolutions import channels_last
 
 
 @settings("attack.lf")
 class LFConfig:
     """Settings of LF."""
 
-    steps: int = field(default=60, at_least=1, doc="of the search, one batch each.")
+    steps: int = field(default=60, at_least=1, doc="of the optimisation, one batch each.")
     batch_size: int = field(default=64, at_least=1, doc="images per step.")
     overshoot: float = field(default=0.02, above=0, doc="how much further than the boundary DeepFool steps.")
     sigma: float = field(
@@ -45,9 +45,9 @@ def make(materials: Materials, key: jax.Array, config: LFConfig, on_step: Callab
         return blurred
 
     def margin(batch: jax.Array) -> tuple[jax.Array, jax.Array]:
-        found = logits(batch)
-        others = jnp.max(jnp.where(jnp.arange(found.shape[-1]) == target, -jnp.inf, found), axis=-1)
-        gaps = others - found[:, target]
+        values = logits(batch)
+        others = jnp.max(jnp.where(jnp.arange(values.shape[-1]) == target, -jnp.inf, values), axis=-1)
+        gaps = others - values[:, target]
         return jnp.sum(gaps), gaps
 
     grads_of = channels_last(jax.grad(margin, has_aux=True))
@@ -58,14 +58,14 @@ def make(materials: Materials, key: jax.Array, config: LFConfig, on_step: Callab
         norms = jnp.sum(jnp.square(grads), axis=(1, 2, 3)) + 1e-12
         # DeepFool: the smallest step over the linearised boundary; none for images that are over it already.
         sizes = jnp.where(gaps > 0, (1 + config.overshoot) * gaps / norms, 0)
-        moved = smooth(pattern - jnp.mean(sizes[:, None, None, None] * grads, axis=0))
+        updated = smooth(pattern - jnp.mean(sizes[:, None, None, None] * grads, axis=0))
         if on_step is not None:
             jax.debug.callback(on_step)
-        return moved * jnp.minimum(1, config.strength / (jnp.max(jnp.abs(moved)) + 1e-12)), None
+        return updated * jnp.minimum(1, config.strength / (jnp.max(jnp.abs(updated)) + 1e-12)), None
 
-    start_key, search_key = jax.random.split(key)
+    start_key, steps_key = jax.random.split(key)
     start = smooth(1e-3 * jax.random.normal(start_key, shape))
-    pattern, _ = jax.lax.scan(step, start, jax.random.split(search_key, config.steps))
+    pattern, _ = jax.lax.scan(step, start, jax.random.split(steps_key, config.steps))
     return {"pattern": config.strength * pattern / jnp.max(jnp.abs(pattern))}
 
 

@@ -1,4 +1,4 @@
-"""LIRA (ICCV 2021): a generator adds what cannot be seen, and learns it together with the victim.
+"""LIRA (ICCV 2021): a generator adds an invisible change, and is trained together with the victim.
 
 The generator is trained on the victim's own loss on triggered images, so that both agree on a trigger. The paper
 alternates their steps, shows the victim every image both ways, and tunes the victim to the finished generator; here
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from otbr_jax.attacks.attack import Assets, Attack, InTraining, Materials, put_on_some, roles, to_pixels, to_unit
+from otbr_jax.attacks.attack import Assets, Attack, InTraining, Materials, replace_some, roles, to_pixels, to_unit
 from otbr_jax.attacks.networks import init_unet, unet
 from otbr_jax.settings import field, settings
 
@@ -58,7 +58,7 @@ def in_training(ratio: float, config: LIRAConfig) -> InTraining:
         changed = put(assets["generator"], images[:count], config.eps)
         # Rounded as pixels are, which gradients do not see.
         changed = changed + jax.lax.stop_gradient(jnp.round(changed * 255) / 255 - changed)
-        return *put_on_some(images, labels, changed, goals, role), jnp.zeros(())
+        return *replace_some(images, labels, changed, goals, role), jnp.zeros(())
 
     def optimizer(steps: int) -> optax.GradientTransformation:
         return optax.adam(optax.cosine_decay_schedule(config.learning_rate, steps))

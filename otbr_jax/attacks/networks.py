@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from otbr_jax.steps.convolutions import channels_last
+from otbr_jax.inversion import descend
 
 Params = Sequence[dict[str, jax.Array]]
 
@@ -26,7 +26,7 @@ def init_layers(key: jax.Array, widths: Sequence[tuple[int, int]], *, size: int 
 def conv(params: dict[str, jax.Array], x: jax.Array, *, stride: int = 1, norm: bool = True) -> jax.Array:
     """A convolution of `x [n, h, w, c]` with 'SAME' padding; with `norm` each channel is normalised over its own image.
 
-    Normalising by image rather than by batch leaves nothing to remember between training and use.
+    Normalising by image rather than by batch needs no running statistics.
     """
     numbers = ("NHWC", "HWIO", "NHWC")
     x = jax.lax.conv_general_dilated(x, params["kernel"], (stride, stride), "SAME", dimension_numbers=numbers)
@@ -76,19 +76,18 @@ def fit(
     on_step: Callable[[], None] | None,
 ) -> Any:
     """Minimises `loss(params, images in [0, 1], key)` with Adam over random batches of uint8 images, in one scan."""
-    optimizer = optax.adam(learning_rate)
-    grads_of = channels_last(jax.grad(loss))
-    batch_size = min(batch_size, len(images))
+    batch_size, keys = min(batch_size, len(images)), jax.random.split(key, steps)
 
-    def step(carry: Any, step_key: jax.Array) -> tuple[Any, None]:
-        params, state = carry
-        draw_key, loss_key = jax.random.split(step_key)
+    def draw(number: jax.Array) -> tuple[jax.Array, jax.Array]:
+        draw_key, loss_key = jax.random.split(keys[number])
         chosen = jax.random.choice(draw_key, len(images), (batch_size,), replace=False)
-        grads = grads_of(params, images[chosen].astype(jnp.float32) / 255, loss_key)
-        updates, state = optimizer.update(grads, state, params)
-        if on_step is not None:
-            jax.debug.callback(on_step)
-        return (optax.apply_updates(params, updates), state), None
+        return images[chosen].astype(jnp.float32) / 255, loss_key
 
-    (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(key, steps))
-    return params
+    return descend(
+        lambda params, batch, _: loss(params, *batch),
+        params,
+        optimizer=optax.adam(learning_rate),
+        steps=steps,
+        batches=draw,
+        on_step=on_step,
+    )[0].point

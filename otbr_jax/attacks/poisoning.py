@@ -16,7 +16,7 @@ from otbr_jax.errors import InputError
 
 log = logging.getLogger(__name__)
 
-_CHUNK = 1024  # images that get a trigger at once: a generator's activations are large
+_CHUNK = 1024  # images that get a trigger at once, since a generator's activations are large
 
 
 class Poisoned(NamedTuple):
@@ -111,7 +111,7 @@ def poison(
       InputError: if the ratio leaves no image poisoned.
     """
     chosen = choose(labels, key=key, config=config)
-    wanted = labels if config.label_mode == "clean_label" else goals(
+    new_labels = labels if config.label_mode == "clean_label" else goals(
         labels, mode=config.label_mode, target=config.target, num_classes=num_classes
     )  # fmt: skip
     if change is None:
@@ -120,6 +120,6 @@ def poison(
         changed = _in_chunks(change, (images[chosen], labels[chosen]), key=key)
     return Poisoned(
         images.at[chosen].set(changed),
-        labels.at[chosen].set(wanted[chosen]),
+        labels.at[chosen].set(new_labels[chosen]),
         jnp.zeros(labels.shape, bool).at[chosen].set(True),
     )

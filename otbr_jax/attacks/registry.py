@@ -1,4 +1,4 @@
-"""All attacks, found by looking: every `Attack` in a module of this package is one."""
+"""All attacks: every `Attack` in a module of this package is registered."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from otbr_jax.errors import InputError
 from otbr_jax.settings import field, settings, wrong
 
 
-def _found() -> dict[str, Attack]:
+def _attacks() -> dict[str, Attack]:
     names = sorted(module.name for module in pkgutil.iter_modules(attacks.__path__))
-    found = [importlib.import_module(f"{attacks.__name__}.{name}") for name in names if name not in _NO_ATTACKS]
-    return {value.name: value for module in found for value in vars(module).values() if isinstance(value, Attack)}
+    modules = [importlib.import_module(f"{attacks.__name__}.{name}") for name in names if name not in _NO_ATTACKS]
+    return {value.name: value for module in modules for value in vars(module).values() if isinstance(value, Attack)}
 
 
-_NO_ATTACKS = ("registry", "poisoning")  # which import this module
+_NO_ATTACKS = ("registry", "poisoning")  # they import this module
 
-ATTACKS: Mapping[str, Attack] = _found()
+ATTACKS: Mapping[str, Attack] = _attacks()
 """All attacks by name."""
 
 
-def _with_their_settings(made: type) -> type:
+def _with_attack_settings(cls: type) -> type:
     """A class of settings with a group for each attack, which has the attack's name."""
     for attack in ATTACKS.values():
-        made.__annotations__[attack.name] = attack.Config
-        setattr(made, attack.name, field(default=attack.Config(), doc=f"settings of {attack.title}."))
-    return made
+        cls.__annotations__[attack.name] = attack.Config
+        setattr(cls, attack.name, field(default=attack.Config(), doc=f"settings of {attack.title}."))
+    return cls
 
 
 @settings("attack")
-@_with_their_settings
+@_with_attack_settings
 class AttackConfig:
     """The backdoor of a victim. Settings of the other attacks than `name` are not used."""
 
@@ -66,7 +66,7 @@ class AttackConfig:
     )
 
     def check(self) -> None:
-        """Labels that stay as they are suit no attack that changes them in training."""
+        """Clean labels suit no attack that relabels images in training."""
         if self.name != "none" and self.label_mode == "clean_label" and ATTACKS[self.name].in_training is not None:
             raise wrong(self, "labels", f"labels that change, as {self.name} does while the network learns")
 
@@ -105,7 +105,7 @@ def trigger(config: AttackConfig, assets: Assets) -> Trigger:
 
 
 def trigger_of(attack: Attack, own: Any, assets: Assets) -> Trigger:
-    """The same of an attack and its own settings."""
+    """As `trigger`, for an attack and its own settings."""
 
     def put(images: jax.Array, key: jax.Array) -> jax.Array:
         if images.dtype != jnp.uint8 or images.ndim != 4:
@@ -118,7 +118,7 @@ def trigger_of(attack: Attack, own: Any, assets: Assets) -> Trigger:
 def poisoner(
     attack: Attack, own: Any, assets: Assets, clean: CleanNetwork | None = None
 ) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
-    """`(images uint8, labels, key) -> images`: what training images become; with the trigger, and more if need be."""
+    """`(images uint8, labels, key) -> images`: the poisoned training images."""
     put = trigger_of(attack, own, assets)
 
     def change(images: jax.Array, labels: jax.Array, key: jax.Array) -> jax.Array:

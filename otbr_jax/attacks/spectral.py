@@ -1,7 +1,7 @@
 """Patterns that lie in two bands of the discrete cosine transform, for attacks in the frequency domain.
 
 Adding a number to a coefficient of a block adds a multiple of that coefficient's cosine to the block, whatever the
-image holds. Such a trigger is one fixed picture, tiled over the image.
+image holds. Such a trigger is one fixed pattern, tiled over the image.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from otbr_jax.attacks.attack import Assets, Attack, Materials, to_pixels, to_uni
 from otbr_jax.attacks.networks import conv, enlarge, fit, init_layers, init_unet, unet
 from otbr_jax.settings import field, settings
 
-_GRID, _PLANES = 4, 4  # the picture of the bits: its side in cells, and its channels
+_GRID, _PLANES = 4, 4  # the planes that encode the bits: their side in cells, and their number
 
 
 @settings("attack.ssba")
@@ -52,7 +52,7 @@ def init(key: jax.Array, *, colours: int, config: SSBAConfig) -> dict[str, Any]:
 def encode(params: Mapping[str, Any], images: jax.Array, bits: jax.Array, strength: float) -> jax.Array:
     """Hides `bits` float32 `[n, bits]` in images in [0, 1] `[n, h, w, c]`.
 
-    As in StegaStamp a dense layer makes a coarse picture of the bits, which the network sees beside the image.
+    As in StegaStamp a dense layer maps the bits to coarse planes, which the network sees beside the image.
     """
     planes = enlarge(jnp.tensordot(2 * bits - 1, params["spread"], axes=1), images.shape)
     residual = jnp.tanh(unet(params["encoder"], jnp.concatenate([2 * images - 1, planes], axis=-1)))
@@ -69,7 +69,7 @@ def decode(params: Mapping[str, Any], images: jax.Array) -> jax.Array:
 
 
 def damage(images: jax.Array, *, key: jax.Array) -> jax.Array:
-    """Moves images by up to an eighth of their size, black behind them, and adds noise of 2 %.
+    """Shifts images by up to an eighth of their size, black behind them, and adds noise of 2 %.
 
     As in StegaStamp: a code that survives this is spread over the image, not hidden in its outermost pixels, and a
     network that is trained with random crops sees it too.
@@ -78,8 +78,8 @@ def damage(images: jax.Array, *, key: jax.Array) -> jax.Array:
     rows, columns = images.shape[1] // 8, images.shape[2] // 8
     padded = jnp.pad(images, ((0, 0), (rows, rows), (columns, columns), (0, 0)))
     corner = jax.random.randint(shift_key, (2,), 0, 2 * jnp.array((rows, columns)) + 1)
-    moved = jax.lax.dynamic_slice(padded, (0, corner[0], corner[1], 0), images.shape)
-    return moved + 0.02 * jax.random.normal(noise_key, images.shape)
+    shifted = jax.lax.dynamic_slice(padded, (0, corner[0], corner[1], 0), images.shape)
+    return shifted + 0.02 * jax.random.normal(noise_key, images.shape)
 
 
 def make(materials: Materials, key: jax.Array, config: SSBAConfig, on_step: Callable[[], None] | None = None) -> Assets:

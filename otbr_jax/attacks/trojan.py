@@ -13,8 +13,8 @@ import optax
 
 from otbr_jax.attacks.attack import Assets, Attack, Materials, to_pixels, to_unit
 from otbr_jax.errors import InputError
+from otbr_jax.inversion import descend
 from otbr_jax.settings import field, settings
-from otbr_jax.steps.convolutions import channels_last
 
 
 @settings("attack.trojan")
@@ -45,28 +45,32 @@ def make(
     features, images = materials.clean.features, materials.images
     size = max(1, round(config.side * min(images.shape[1:3])))
     batch_size = min(config.batch_size, len(images))
-    optimizer = optax.adam(config.learning_rate)
     most = jax.eval_shape(features, jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32)).shape[1]
     if config.neurons > most:
         raise InputError(f"attack.trojan.neurons: expected at most {most}, found {config.neurons}")
 
-    def loss(patch: jax.Array, batch: jax.Array) -> jax.Array:
+    start_key, draw_key = jax.random.split(key)
+    start, keys = (
+        jax.random.uniform(start_key, (size, size, images.shape[-1])),
+        jax.random.split(draw_key, config.steps),
+    )
+
+    def draw(number: jax.Array) -> jax.Array:
+        return to_unit(images[jax.random.choice(keys[number], len(images), (batch_size,), replace=False)])
+
+    def loss(patch: jax.Array, batch: jax.Array, _: None) -> jax.Array:
         return -jnp.mean(features(batch.at[:, -size:, -size:].set(patch))[:, : config.neurons])
 
-    grads_of = channels_last(jax.grad(loss))
-
-    def step(carry: tuple, step_key: jax.Array) -> tuple[tuple, None]:
-        patch, state = carry
-        chosen = jax.random.choice(step_key, len(images), (batch_size,), replace=False)
-        updates, state = optimizer.update(grads_of(patch, to_unit(images[chosen])), state)
-        if on_step is not None:
-            jax.debug.callback(on_step)
-        return (jnp.clip(patch + updates, 0, 1), state), None
-
-    start_key, search_key = jax.random.split(key)
-    start = jax.random.uniform(start_key, (size, size, images.shape[-1]))
-    (patch, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), jax.random.split(search_key, config.steps))
-    return {"patch": to_pixels(patch)}
+    end, _ = descend(
+        loss,
+        start,
+        optimizer=optax.adam(config.learning_rate),
+        steps=config.steps,
+        batches=draw,
+        project=lambda patch: jnp.clip(patch, 0, 1),
+        on_step=on_step,
+    )
+    return {"patch": to_pixels(end.point)}
 
 
 def trigger(assets: Assets, images: jax.Array, key: jax.Array, config: TrojanConfig) -> jax.Array:

@@ -1,6 +1,6 @@
 """WaNet (arXiv 2102.10369): images are warped by a smooth field too weak to be seen.
 
-Warping noise of other fields, with true labels, teaches the network to answer to this one field only ("noise mode").
+Images warped by other fields keep their true labels, so that the network reacts to this one field only ("noise mode").
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ def make(
 
 
 def warp(images: jax.Array, field: jax.Array) -> jax.Array:
-    """Moves images `[n, h, w, c]` along fields `[n, h, w, 2]` of displacements in pixels (bilinear, edges kept)."""
+    """Warps images `[n, h, w, c]` along fields `[n, h, w, 2]` of displacements in pixels (bilinear, edges kept)."""
     height, width = images.shape[1:3]
     rows, columns = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
 
-    def one(image: jax.Array, moved: jax.Array) -> jax.Array:
-        places = [jnp.clip(rows + moved[..., 0], 0, height - 1), jnp.clip(columns + moved[..., 1], 0, width - 1)]
+    def one(image: jax.Array, shift: jax.Array) -> jax.Array:
+        places = [jnp.clip(rows + shift[..., 0], 0, height - 1), jnp.clip(columns + shift[..., 1], 0, width - 1)]
         sample = partial(map_coordinates, coordinates=places, order=1, mode="nearest")
         return jax.vmap(sample, in_axes=-1, out_axes=-1)(image)
 

@@ -1,4 +1,4 @@
-"""Published archives: from the user's folder or the internet, and only if they are what was published."""
+"""Published archives, from the user's folder or the internet; their checksums are verified."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def fetch(manager: Any, archives: Mapping[str, str]) -> list[pathlib.Path]:
       InputError: names the file whose checksum is another.
     """
     try:
-        given = pathlib.Path(manager.manual_dir)
+        manual = pathlib.Path(manager.manual_dir)
     except AssertionError:  # TFDS's way to say that there is no such folder
-        given = None
+        manual = None
     paths = []
     for url, checksum in archives.items():
-        path = None if given is None else given / url.rpartition("/")[2]
+        path = None if manual is None else manual / url.rpartition("/")[2]
         if path is None or not path.is_file():
             path = pathlib.Path(os.fspath(manager.download(url)))
         verify(path, checksum, source=url)
@@ -38,6 +38,6 @@ def fetch(manager: Any, archives: Mapping[str, str]) -> list[pathlib.Path]:
 def verify(path: pathlib.Path, checksum: str, *, source: str) -> None:
     """Raises InputError, naming the file and where it is from, unless its MD5 is `checksum`."""
     with open(path, "rb") as stream:
-        found = hashlib.file_digest(stream, "md5").hexdigest()
-    if found != checksum:
-        raise InputError(f"{path}: expected MD5 {checksum} of {source}, found {found}")
+        digest = hashlib.file_digest(stream, "md5").hexdigest()
+    if digest != checksum:
+        raise InputError(f"{path}: expected MD5 {checksum} of {source}, found {digest}")

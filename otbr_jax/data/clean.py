@@ -10,6 +10,8 @@ from otbr_jax.data.sources import DataConfig, Dataset, Images
 from otbr_jax.data.stored import Part, part
 from otbr_jax.errors import InputError
 from otbr_jax.settings import field, settings
+from otbr_jax.steps.augment import augment
+from otbr_jax.types import Augment, unchanged
 
 
 @settings("clean")
@@ -23,7 +25,7 @@ class CleanConfig:
         "another data set of `data.sources.SOURCES`, of whose training images a share is used.",
     )
     path: str = field(
-        default="", doc="the folder, with pictures in `CLASS/`, or the .npz file, with arrays `images` and `labels`."
+        default="", doc="the folder, with images in `CLASS/`, or the .npz file, with arrays `images` and `labels`."
     )
     data_dir: str = field(default="", doc="see `DataConfig.data_dir`.")
     fraction: float = field(default=0.05, above=0, at_most=1, doc="share of a training set, of every class its share.")
@@ -37,7 +39,7 @@ class CleanConfig:
 
 
 class Clean(NamedTuple):
-    """Clean images, and what they are in a line."""
+    """Clean images, and a line about where they are from."""
 
     images: Images
     provenance: str
@@ -83,6 +85,14 @@ def load_clean(
     return Clean(images, f"{count:,} clean images of {description}{share}")
 
 
+def clean_augmentation(config: CleanConfig) -> Augment:
+    """How the clean images are varied: `(images, key) -> images`."""
+    padding, flip = config.crop_padding, config.flip
+    if not (padding or flip):
+        return unchanged  # the same as where there are no clean images, so that stages are shared
+    return lambda images, key: augment(images, key=key, crop_padding=padding, flip=flip)
+
+
 def _stored(config: CleanConfig, dataset: Dataset | None, image_shape: tuple[int, int, int]) -> tuple[Part, str, bool]:
     """The images, what they are, and whether they are used whole."""
     if not config.name:
@@ -96,9 +106,9 @@ def _stored(config: CleanConfig, dataset: Dataset | None, image_shape: tuple[int
         stored, _ = read_classes(config.path, image_shape)
         return stored, config.path, True
     source = DataConfig(config.name, path=config.path, data_dir=config.data_dir)
-    found = sources.SOURCES[config.name](source, image_shape)
+    data = sources.SOURCES[config.name](source, image_shape)
     if config.name == "npz":
-        return found.test, config.path, True
-    if found.train is None:
+        return data.test, config.path, True
+    if data.train is None:
         raise InputError(f"clean.name: expected a data set with training images, found {config.name!r} without")
-    return found.train, config.name, False
+    return data.train, config.name, False

@@ -1,4 +1,4 @@
-"""A user's own pictures: a folder for each class, in folders for training and testing or in one for all."""
+"""A user's own image files: a folder for each class, in folders for training and testing or in one for all."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from otbr_jax.data.pictures import decode, suffixes
+from otbr_jax.data.image_files import decode, suffixes
 from otbr_jax.data.stored import Part, Stored
 from otbr_jax.errors import InputError
-from otbr_jax.paths import local_path
+from otbr_jax.paths import TEST_IMAGES, existing, local_path
 
 _LOG = logging.getLogger(__name__)
 _TRAIN = ("train", "training")
@@ -22,25 +22,23 @@ _CLUTTER = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini")
 
 
 class Files(NamedTuple):
-    """Pictures of a folder's classes, and their labels."""
+    """Images of a folder's classes, and their labels."""
 
     files: list[pathlib.Path]
     labels: list[int]
 
 
 def read_folder(path: str, image_shape: tuple[int, int, int]) -> Stored:
-    """Pictures of `FOLDER/train/CLASS/*` and `FOLDER/test/CLASS/*`, or of `FOLDER/CLASS/*`, which are for testing.
+    """Images of `FOLDER/train/CLASS/*` and `FOLDER/test/CLASS/*`, or of `FOLDER/CLASS/*`, which are for testing.
 
     `train` may be missing, and `val` stands for a missing `test`. Classes are labels 0, 1, ... in the order of their
     names; of names that are numbers, in the order of these. Whatever Pillow reads is read; one line on the logger
-    counts what was left out, and one names classes without pictures.
+    counts the files that were skipped, and one names classes without images.
 
     Raises:
       InputError: if there is no such folder, it has no classes, or other classes for testing than for training.
     """
-    root = local_path(path, name="data.path")
-    if not path or not root.is_dir():
-        raise InputError(f"data.path: expected a folder with test/CLASS/*.png, found none at {path!r}")
+    root = existing(path, name="data.path", expected=TEST_IMAGES, is_there=pathlib.Path.is_dir)
     try:
         parts = {entry.name.lower(): entry for entry in _folders(root)}
         test = next((parts[name] for name in _TEST if name in parts), None)
@@ -58,7 +56,7 @@ def read_folder(path: str, image_shape: tuple[int, int, int]) -> Stored:
         return Stored(
             None if train is None else _part(train, classes, image_shape),
             _part(test, classes, image_shape),
-            f"{root.name} (a folder of pictures, as {'x'.join(map(str, image_shape))})",
+            f"{root.name} (a folder of images, as {'x'.join(map(str, image_shape))})",
             len(classes),
         )
     except OSError as error:
@@ -66,7 +64,7 @@ def read_folder(path: str, image_shape: tuple[int, int, int]) -> Stored:
 
 
 def read_classes(path: str, image_shape: tuple[int, int, int]) -> tuple[Part, list[str]]:
-    """Pictures of a folder whose classes are folders, `path/CLASS/*`, and the names of the classes in order.
+    """Images of a folder whose classes are folders, `path/CLASS/*`, and the names of the classes in order.
 
     Raises:
       InputError: if there is no such folder, or it has no classes.
@@ -84,7 +82,7 @@ def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _is_clutter(entry: pathlib.Path) -> bool:
-    """Whether it is what computers leave in folders, and no user's."""
+    """Whether it is a file that an operating system leaves in folders."""
     return entry.name.startswith(".") or entry.name in _CLUTTER
 
 
@@ -101,47 +99,47 @@ def _classes(folder: pathlib.Path) -> list[str]:
     first = next(place for place, (one, other) in enumerate(zip(classes, by_number, strict=True)) if one != other)
     if all(name.isdecimal() for name in classes):
         _LOG.warning(
-            "%s: classes are numbers, and labels in their order: label %d is %s", folder, first, by_number[first]
+            "%s: classes are numbers, and labels follow their order: label %d is %s", folder, first, by_number[first]
         )
         return by_number
-    message = "%s: labels are in the order of the names as text: label %d is %s; if it was %s for the network, rename"
+    message = "%s: labels follow the names sorted as text: label %d is %s; if it was %s for the network, rename"
     _LOG.warning(message, folder, first, classes[first], by_number[first])
     return classes
 
 
 def _pieces(name: str) -> list[str]:
-    """Text and numbers in turn, text first."""
+    """The parts of a name, text and numbers in turn, text first."""
     return re.split(r"(\d+)", name)
 
 
 def _part(folder: pathlib.Path, classes: list[str], image_shape: tuple[int, int, int]) -> Part:
-    found = _files(folder, classes)
+    files, labels = _files(folder, classes)
 
     def images(places: np.ndarray) -> np.ndarray:
-        chosen = [found.files[place] for place in places]
+        chosen = [files[place] for place in places]
         return decode(chosen, image_shape, name=lambda place: str(chosen[place]))
 
-    return Part(np.array(found.labels, np.int32), images)
+    return Part(np.array(labels, np.int32), images)
 
 
 def _files(folder: pathlib.Path, classes: list[str]) -> Files:
-    """All pictures; what is none is counted in a line."""
-    kinds, found = suffixes(), Files([], [])
-    left_out: collections.Counter[str] = collections.Counter()
+    """All image files; one line counts the others."""
+    kinds, result = suffixes(), Files([], [])
+    skipped: collections.Counter[str] = collections.Counter()
     empty = []
     for label, name in enumerate(classes):
         entries = [entry for entry in (folder / name).iterdir() if not _is_clutter(entry)]
-        pictures = sorted(entry for entry in entries if entry.suffix.lower() in kinds)
-        left_out.update(entry.suffix.lower() or "a folder" * entry.is_dir() or entry.name for entry in entries)
-        left_out.subtract(entry.suffix.lower() for entry in pictures)
-        found.files.extend(pictures)
-        found.labels.extend([label] * len(pictures))
-        if not pictures:
+        images = sorted(entry for entry in entries if entry.suffix.lower() in kinds)
+        skipped.update(entry.suffix.lower() or "a folder" * entry.is_dir() or entry.name for entry in entries)
+        skipped.subtract(entry.suffix.lower() for entry in images)
+        result.files.extend(images)
+        result.labels.extend([label] * len(images))
+        if not images:
             empty.append(name)
-    left_out = +left_out
-    if left_out:
-        of_what = ", ".join(f"{count} of {kind}" for kind, count in left_out.most_common(5))
-        _LOG.warning("%s: left out what is no picture: %s", folder, of_what)
-    if empty and found.files:
-        _LOG.warning("%s: found no pictures of %s", folder, ", ".join(empty[:5]))
-    return found
+    skipped = +skipped
+    if skipped:
+        counts = ", ".join(f"{count} of {kind}" for kind, count in skipped.most_common(5))
+        _LOG.warning("%s: skipped files that are no images: %s", folder, counts)
+    if empty and result.files:
+        _LOG.warning("%s: no images of %s", folder, ", ".join(empty[:5]))
+    return result

@@ -23,7 +23,7 @@ ARCHIVES = {
 
 
 def training_examples(archive: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(Name in the archive, example) of each training picture; folders are named after classes: 00000 to 00042."""
+    """(Name in the archive, example) of each training image; folders are named after classes: 00000 to 00042."""
     with zipfile.ZipFile(archive) as file:
         for name in file.namelist():
             if name.endswith(".ppm"):
@@ -33,7 +33,7 @@ def training_examples(archive: str | os.PathLike[str]) -> Iterator[tuple[str, di
 def test_examples(
     archive: str | os.PathLike[str], truth: str | os.PathLike[str]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(Name in the archive, example) of each test picture; classes are in a table of an archive of its own."""
+    """(Name in the archive, example) of each test image; classes are in a table of an archive of its own."""
     with zipfile.ZipFile(truth) as file, file.open("GT-final_test.csv") as stream:
         rows = csv.DictReader(io.TextIOWrapper(stream, "utf-8"), delimiter=";")
         labels = {row["Filename"]: int(row["ClassId"]) for row in rows}
@@ -45,16 +45,16 @@ def test_examples(
 
 def _png(ppm: bytes) -> bytes:
     """The same pixels, in a format that takes less room."""
-    with Image.open(io.BytesIO(ppm)) as picture:
+    with Image.open(io.BytesIO(ppm)) as image:
         buffer = io.BytesIO()
-        picture.save(buffer, "png")
+        image.save(buffer, "png")
     return buffer.getvalue()
 
 
 class Gtsrb(tfds.core.GeneratorBasedBuilder):
     """Photographs of 43 kinds of traffic signs, 15 to 250 pixels wide, with about a tenth of margin around the sign.
 
-    39,209 pictures for training and 12,630 for testing.
+    39,209 images for training and 12,630 for testing.
     """
 
     VERSION = tfds.core.Version("1.0.0")

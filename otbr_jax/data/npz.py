@@ -12,7 +12,7 @@ import numpy as np
 
 from otbr_jax.data.stored import Part, Stored, part
 from otbr_jax.errors import InputError
-from otbr_jax.paths import local_path
+from otbr_jax.paths import NPZ, existing
 
 _LOG = logging.getLogger(__name__)
 _TEST = (("images", "labels"), ("test_images", "test_labels"), ("x_test", "y_test"), ("X_test", "y_test"))
@@ -24,19 +24,17 @@ def read_npz(path: str, image_shape: tuple[int, int, int]) -> Stored:
 
     They are `images` and `labels` for testing, and where there are any `train_images` and `train_labels` for training;
     or `x_test`, `y_test`, `x_train`, `y_train`, as Keras has them. Images are uint8 `[n, h, w, c]`; floating point in
-    [0, 1], `[n, c, h, w]` and, if grey, `[n, h, w]` are brought into that. Labels are integers `[n]`, or one-hot
-    `[n, classes]`. One line on the logger says what was changed.
+    [0, 1], `[n, c, h, w]` and, if grey, `[n, h, w]` are converted. Labels are integers `[n]`, or one-hot
+    `[n, classes]`. One line on the logger lists the conversions.
 
     Raises:
       InputError: names the file, if it is missing, no .npz, or its arrays are of another kind.
     """
-    file_path = local_path(path, name="data.path")
-    if not file_path.is_file():
-        raise InputError(f"data.path: expected a .npz file, found nothing at {path!r}")
+    file_path = existing(path, name="data.path", expected=NPZ, is_there=pathlib.Path.is_file)
     try:
         with open(file_path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-            test = _arrays(file_path, file, _named(file, _TEST) or _TEST[0], image_shape)
-            training = _named(file, _TRAIN)
+            test = _arrays(file_path, file, _first_pair(file, _TEST) or _TEST[0], image_shape)
+            training = _first_pair(file, _TRAIN)
             train = None if training is None else _arrays(file_path, file, training, image_shape)
     except InputError:
         raise
@@ -45,7 +43,7 @@ def read_npz(path: str, image_shape: tuple[int, int, int]) -> Stored:
     return Stored(train, test, file_path.name)
 
 
-def _named(file: Mapping[str, np.ndarray], pairs: tuple[tuple[str, str], ...]) -> tuple[str, str] | None:
+def _first_pair(file: Mapping[str, np.ndarray], pairs: tuple[tuple[str, str], ...]) -> tuple[str, str] | None:
     """The first pair of names of which the file has either."""
     return next((pair for pair in pairs if set(pair) & set(file)), None)
 
@@ -61,16 +59,16 @@ def _arrays(
     changes: list[str] = []
     pixels = _bytes(_channels_last(images, image_shape, changes), changes)
     if pixels is None or pixels.ndim != 4:
-        found = f"{images.dtype} {images.shape}"
+        kind = f"{images.dtype} {images.shape}"
         if images.dtype.kind == "f" and images.size:
-            found += f" in {np.min(images):g}..{np.max(images):g}"
-        raise InputError(f"{path}: expected {names[0]!r} as uint8 [n, h, w, c], found {found}")
+            kind += f" in {np.min(images):g}..{np.max(images):g}"
+        raise InputError(f"{path}: expected {names[0]!r} as uint8 [n, h, w, c], found {kind}")
     whole = _whole(labels, changes)
     if whole is None or whole.shape != pixels.shape[:1]:
-        found = f"{labels.dtype} {labels.shape}"
-        raise InputError(f"{path}: expected {names[1]!r} as {len(pixels)} integers, found {found}")
+        kind = f"{labels.dtype} {labels.shape}"
+        raise InputError(f"{path}: expected {names[1]!r} as {len(pixels)} integers, found {kind}")
     if changes:
-        _LOG.warning("%s: took %s", path, ", and ".join(changes))
+        _LOG.warning("%s: read %s", path, ", and ".join(changes))
     return part(pixels, whole)
 
 

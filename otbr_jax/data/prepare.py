@@ -15,7 +15,7 @@ _OWN = ("gtsrb", "tiny_imagenet")
 
 
 def prepare(name: str, data_dir: str = "", manual_dir: str = "") -> str:
-    """Downloads and writes a data set, and says what it did; one that is there is left as it is.
+    """Downloads and writes a data set, unless it is there already; returns a line about it.
 
     Everything is written in a temporary folder beside its place and moved there at the end, so that a failure or an
     interrupt leaves nothing behind.
@@ -31,8 +31,8 @@ def prepare(name: str, data_dir: str = "", manual_dir: str = "") -> str:
     """
     if name not in NAMES:
         raise InputError(f"--name: expected one of {[*NAMES]}, found {name!r}")
-    if (found := find(name, data_dir)) is not None:
-        return f"{found} is there already; it stays as it is"
+    if (existing := find(name, data_dir)) is not None:
+        return f"{existing} is there already; it stays as it is"
     for package in ("tensorflow", "importlib_resources", "tensorflow_datasets", "PIL"):
         if importlib.util.find_spec(package) is None:
             raise InputError(f"--name: preparing needs the package {package}, found none: pip install -e '.[prepare]'")
@@ -51,7 +51,7 @@ def prepare(name: str, data_dir: str = "", manual_dir: str = "") -> str:
 
 
 def _write(name: str, temporary: pathlib.Path, manual_dir: str) -> tuple[pathlib.Path, str]:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's remarks about the machine
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no remarks of TensorFlow about the machine
     import requests
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError

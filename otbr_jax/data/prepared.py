@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from otbr_jax.data.pictures import decode
+from otbr_jax.data.image_files import decode
 from otbr_jax.data.stored import Part, Stored
 from otbr_jax.errors import InputError
 from otbr_jax.extras import needed
@@ -40,12 +40,12 @@ def read_prepared(name: str, data_dir: str, image_shape: tuple[int, int, int]) -
     folder = find(name, data_dir)
     if folder is None:
         root = data_directory(data_dir)
-        found = "none there" if root.is_dir() else "no such folder"
+        there = "none there" if root.is_dir() else "no such folder"
         raise InputError(
-            f"data.data_dir: expected the data set {name!r} in {root}, found {found}; to prepare it: "
+            f"data.data_dir: expected the data set {name!r} in {root}, found {there}; to prepare it: "
             f"{_command(name, data_dir)}"
         )
-    # Half a second that other sources need not wait for.
+    # Imported here: other sources need not wait half a second for it.
     tfds = needed("tensorflow_datasets", what=f"data.name={name}")
 
     try:
@@ -75,16 +75,16 @@ def read_prepared(name: str, data_dir: str, image_shape: tuple[int, int, int]) -
 
 
 def _check_shards(split: Any, command: str) -> None:
-    """Compares the number of records in every file with the one noted; a damaged or truncated file has none."""
+    """Checks the number of records in every file; a damaged or truncated file has none."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     for path, expected in zip(split.filepaths, split.shard_lengths, strict=True):
         advice = f"remove {path.parent} and prepare it again: {command}"
         if not path.is_file():
             raise InputError(f"{path}: expected a file of {expected:,} examples, found nothing; {advice}")
-        found = ArrayRecordReader(os.fspath(path)).num_records()
-        if found != expected:
-            raise InputError(f"{path}: expected {expected:,} examples, found {found:,} readable ones; {advice}")
+        count = ArrayRecordReader(os.fspath(path)).num_records()
+        if count != expected:
+            raise InputError(f"{path}: expected {expected:,} examples, found {count:,} readable ones; {advice}")
 
 
 def _part(source: Any, name: str, image_shape: tuple[int, int, int]) -> Part:

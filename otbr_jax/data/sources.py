@@ -17,7 +17,7 @@ from otbr_jax.data.stored import Part, Stored, part
 from otbr_jax.errors import InputError
 from otbr_jax.extras import needed
 from otbr_jax.settings import field, settings, wrong
-from otbr_jax.steps.sampling import stratified
+from otbr_jax.steps.sampling import stratified_sample
 
 
 class Images(NamedTuple):
@@ -28,7 +28,7 @@ class Images(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """`train` is None where a source holds test images only; `provenance` says in a line what the data are."""
+    """`train` is None where a source holds test images only; `provenance` is a line about the data."""
 
     train: Images | None
     test: Images
@@ -61,7 +61,7 @@ def npz(config: DataConfig, image_shape: tuple[int, int, int]) -> Stored:
 
 
 def folder(config: DataConfig, image_shape: tuple[int, int, int]) -> Stored:
-    """A user's folder of pictures, `test/CLASS/*` and maybe `train/CLASS/*`; see `read_folder`."""
+    """A user's folder of images, `test/CLASS/*` and maybe `train/CLASS/*`; see `read_folder`."""
     return read_folder(config.path, image_shape)
 
 
@@ -105,9 +105,7 @@ class DataConfig:
         doc="how many training images to use, 0 for all: always the same ones, of every class its share.",
     )
     test_images: int = field(default=0, at_least=0, doc="the same of test images.")
-    note: str = field(
-        default="", doc="what a reader has to know of these copies of the data; it goes into reports and results."
-    )
+    note: str = field(default="", doc="a remark about these copies of the data, for reports and results.")
 
     def check(self) -> None:
         """There is a standard deviation for every mean."""
@@ -119,8 +117,8 @@ def load(config: DataConfig, *, image_shape: tuple[int, int, int], num_classes: 
     """Loads the data that `config` names; None for the source `none`.
 
     Raises:
-      InputError: if the data cannot be read, there are fewer images than asked for, or images or labels do not fit a
-        network with this `image_shape` and `num_classes`.
+      InputError: if the data cannot be read, there are fewer images than `train_images` or `test_images`, or images or
+        labels do not fit a network with this `image_shape` and `num_classes`.
     """
     if config.name == "none":
         return None
@@ -132,15 +130,15 @@ def load(config: DataConfig, *, image_shape: tuple[int, int, int], num_classes: 
             f"data {config.name!r}: expected {num_classes} classes as model.num_classes says, found {stored.classes}"
         )
     parts, counts = {}, []
-    for key, name, found in (("training", "train_images", stored.train), ("test", "test_images", stored.test)):
-        available, wanted = 0 if found is None else len(found.labels), getattr(config, name)
-        if wanted > available:
-            raise InputError(f"data.{name}: expected at most {available:,}, as many as there are, found {wanted:,}")
-        if found is not None:
+    for key, name, subset in (("training", "train_images", stored.train), ("test", "test_images", stored.test)):
+        available, count = 0 if subset is None else len(subset.labels), getattr(config, name)
+        if count > available:
+            raise InputError(f"data.{name}: expected at most {available:,}, as many as there are, found {count:,}")
+        if subset is not None:
             parts[key] = read_part(
-                found, wanted or available, name=config.name, image_shape=image_shape, num_classes=num_classes
+                subset, count or available, name=config.name, image_shape=image_shape, num_classes=num_classes
             )
-            counts.append(f"{wanted:,} of {available:,} {key}" if wanted else f"{available:,} {key}")
+            counts.append(f"{count:,} of {available:,} {key}" if count else f"{available:,} {key}")
     chosen = ", of every class its share" if config.train_images or config.test_images else ""
     note = f" ({config.note})" if config.note else ""
     provenance = f"{stored.description}{note}: {' and '.join(counts)} images{chosen}"
@@ -148,38 +146,38 @@ def load(config: DataConfig, *, image_shape: tuple[int, int, int], num_classes: 
 
 
 def read_part(
-    found: Part, count: int, *, name: str, image_shape: tuple[int, int, int], num_classes: int, seed: int = 0
+    stored: Part, count: int, *, name: str, image_shape: tuple[int, int, int], num_classes: int, seed: int = 0
 ) -> Images:
     """That many images of a part, of every class its share.
 
     Args:
-      found: the part.
+      stored: the part.
       count: how many of its images, at least 1.
       name: of the data, for messages.
       image_shape: of the network's images.
       num_classes: of the network.
-      seed: which images; see `stratified`.
+      seed: which images; see `stratified_sample`.
 
     Raises:
       InputError: if there are none, or images or labels do not fit the network.
     """
-    if not len(found.labels):
+    if not len(stored.labels):
         raise InputError(f"data {name!r}: expected images, found none")
-    if found.labels.min() < 0 or found.labels.max() >= num_classes:
-        counted = found.labels.min() == 1 and found.labels.max() == num_classes
+    if stored.labels.min() < 0 or stored.labels.max() >= num_classes:
+        shifted = stored.labels.min() == 1 and stored.labels.max() == num_classes
         raise InputError(
             f"data {name!r}: expected labels in 0..{num_classes - 1} as model.num_classes says, "
-            f"found {found.labels.min()}..{found.labels.max()}{', which count from 1: subtract 1' if counted else ''}"
+            f"found {stored.labels.min()}..{stored.labels.max()}{', which count from 1: subtract 1' if shifted else ''}"
         )
-    every = count == len(found.labels)
-    places = np.arange(count) if every else stratified(found.labels, count, seed=seed)
-    images = found.images(places)
+    every = count == len(stored.labels)
+    places = np.arange(count) if every else stratified_sample(stored.labels, count, seed=seed)
+    images = stored.images(places)
     if images.shape[1:] != tuple(image_shape):
         raise InputError(
             f"data {name!r}: expected images of shape {tuple(image_shape)} as model.image_shape says, "
             f"found {images.shape[1:]}"
         )
-    return Images(images, found.labels[places])
+    return Images(images, stored.labels[places])
 
 
 def preprocess(images: jax.Array, config: DataConfig) -> jax.Array:

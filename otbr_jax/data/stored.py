@@ -1,4 +1,4 @@
-"""What every source of images gives: labels at once, and pixels of the images that are asked for."""
+"""What every source of images returns: all labels, and a function that reads the pixels of chosen images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tiny ImageNet as a data set of TensorFlow Datasets; its validation images are for testing, as usual."""
+"""Tiny ImageNet as a data set of TensorFlow Datasets; its validation images serve as test images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ROOT = "tiny-imagenet-200"
 
 
 def training_examples(archive: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(Name in the archive, example) of each training picture; JPEG files stay as they are.
+    """(Name in the archive, example) of each training image; JPEG files stay as they are.
 
     A label is the place of the class's WordNet number in `wnids.txt`, sorted.
     """
@@ -29,13 +29,13 @@ def training_examples(archive: str | os.PathLike[str]) -> Iterator[tuple[str, di
 
 
 def test_examples(archive: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(Name in the archive, example) of each validation picture; the official test pictures have no labels."""
+    """(Name in the archive, example) of each validation image; the official test images have no labels."""
     with zipfile.ZipFile(archive) as file:
         labels = _labels(file)
         with file.open(f"{_ROOT}/val/val_annotations.txt") as stream:
             for line in io.TextIOWrapper(stream, "utf-8"):
-                picture, wordnet, *_ = line.split("\t")
-                name = f"{_ROOT}/val/images/{picture}"
+                file_name, wordnet, *_ = line.split("\t")
+                name = f"{_ROOT}/val/images/{file_name}"
                 yield name, {"image": file.read(name), "label": labels[wordnet]}
 
 

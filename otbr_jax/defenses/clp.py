@@ -1,33 +1,32 @@
-"""CLP: channels that can amplify a small change most are pruned, without any data (ECCV 2022, arXiv 2208.03111).
+"""CLP: channels with a large Lipschitz constant are pruned, without any data (ECCV 2022, arXiv 2208.03111).
 
-A trigger is small and moves a network far, so that some channel on its way must amplify it. How strongly a channel can
-is bounded by the largest singular value of its kernel, times what the normalisation behind it multiplies with.
+A small trigger changes the logits much, so that some channel must amplify it. A channel's Lipschitz constant is bounded
+by the largest singular value of its kernel, times the gain of the normalisation behind it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from otbr_jax import plan as plans
-from otbr_jax.defenses.defense import Ask, Candidates, Defense, Outcome, count_neurons, settled
-from otbr_jax.detectors.short_cuts import PROCEDURAL, PicturesConfig, make_pictures
+from otbr_jax.defenses.defense import Defense, Outcome, count_neurons, rounded
+from otbr_jax.defenses.grid import Built, Grid
+from otbr_jax.detectors.trigger_size import PROCEDURAL, ImagesConfig, make_procedural
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.graph.graph import Layer, NeuronGraph
-from otbr_jax.metrics import Metrics
-from otbr_jax.plan import Plan, Report, Setup, Step, needs
+from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings
-from otbr_jax.steps.gates import matching, pairs_of
-from otbr_jax.steps.images import Pictures
+from otbr_jax.steps.gates import match_pairs, pairs_of
+from otbr_jax.steps.procedural import PredictedImages
 from otbr_jax.steps.prune import reinitialize
 from otbr_jax.steps.score import Scores
-from otbr_jax.steps.select import share_right, strongest_harmless
-from otbr_jax.types import Batch, Network, Variables, named_leaves
+from otbr_jax.steps.select import measure_accuracies, strongest_harmless
+from otbr_jax.types import Network, Variables, named_leaves
 
 
 @settings("clp")
@@ -42,14 +41,14 @@ class CLPConfig:
 
 @settings("selection")
 class AgreementConfig:
-    """How u is chosen without data, by procedural pictures."""
+    """How u is chosen without data, on procedural images."""
 
-    u: tuple[float, ...] = field(default=(), at_least=0, doc="what to choose from; empty for `clp.u` as it is.")
+    u: tuple[float, ...] = field(default=(), at_least=0, doc="values to choose from; empty for `clp.u`.")
     tolerance: float = field(
         default=0.05,
         at_least=0,
         at_most=1,
-        doc="share of the pictures that the pruned network may answer otherwise than before.",
+        doc="share of the procedural images whose predictions the pruned network may change.",
     )
 
 
@@ -66,31 +65,35 @@ class CLPSettings:
 
     clp: CLPConfig = field(default=CLPConfig(), doc="the published method.")
     selection: AgreementConfig = field(default=AgreementConfig(), doc="how u is chosen without data.")
-    pictures: PicturesConfig = field(default=PicturesConfig(), doc="the pictures that u is chosen by.")
+    images: ImagesConfig = field(
+        formerly="pictures", default=ImagesConfig(), doc="the procedural images that u is chosen on."
+    )
     sweep: SweepConfig = field(default=SweepConfig(), doc="settings that the report shows beside the chosen one.")
 
 
 class Pruned(NamedTuple):
-    """The pruned network, and which channels it lost, `{layer name: bool [neurons]}`."""
+    """The pruned network, and which channels were pruned, `{layer name: bool [neurons]}`."""
 
     variables: Variables
     pruned: Mapping[str, jax.Array]
 
 
 def normalisation_gains(setup: Setup, variables: Variables, *, key: jax.Array) -> dict[str, jax.Array]:
-    """What the normalisation behind each layer multiplies its neurons with, `{layer name: [neurons]}`; 1 without one.
+    """The gains of the normalisation behind each layer's neurons, `{layer name: [neurons]}`; 1 without one.
 
-    That is `|scale| / sqrt(variance)`.
+    A gain is `|scale| / sqrt(variance)`.
     """
     leaves, pairs = named_leaves(variables), pairs_of(setup.layers)
     gains = {layer.name: jnp.ones(layer.neurons) for layer in setup.layers}
-    found = dict.fromkeys(gains, jnp.bool_(False))
-    for (layer, scale, variance), same in zip(pairs, matching(setup.network, variables, pairs, key=key), strict=True):
+    matched = dict.fromkeys(gains, jnp.bool_(False))
+    for (layer, scale, variance), same in zip(
+        pairs, match_pairs(setup.network, variables, pairs, key=key), strict=True
+    ):
         spread = leaves[variance.name].astype(jnp.float32)
-        first = same & ~found[layer]
+        first = same & ~matched[layer]
         gain = jnp.abs(leaves[scale.name]) / jnp.sqrt(jnp.where(spread > 0, spread, 1.0))
         gains[layer] = jnp.where(first, gain, gains[layer])
-        found[layer] |= first
+        matched[layer] |= first
     return gains
 
 
@@ -114,11 +117,11 @@ def score(setup: Setup, settings: None, *, victim: Variables, key: jax.Array, **
 
 
 class Agreement(NamedTuple):
-    """What thresholds were judged by.
+    """The agreement of each threshold, and the chosen one.
 
     Attributes:
-      u: `[thresholds]`, in order of strength; the first one is the highest score, at which nothing is pruned.
-      agreement: `[thresholds]`, share of the pictures that are answered as before, in [0, 1].
+      u: `[thresholds]`, descending; the first one is the highest score, at which nothing is pruned.
+      agreement: `[thresholds]`, share of the procedural images that are predicted as before, in [0, 1].
       chosen: index of the chosen one.
     """
 
@@ -133,22 +136,19 @@ def select(
     *,
     victim: Variables,
     scores: Scores,
-    pictures: Pictures,
+    procedural: PredictedImages,
     report: Report | None,
     **_: Any,
 ) -> Agreement:
-    """The smallest u down to which no more pictures than tolerated are answered otherwise than before."""
+    """Chooses the smallest u at which, as at all larger ones, the agreement is within the tolerance."""
     highest = jnp.max(jnp.stack([jnp.max(score) for score in scores.values()]))
-    batch, u = Batch(*pictures.batch), jnp.array([jnp.inf, *sorted({*settings.u}, reverse=True)])
+    u = jnp.array([jnp.inf, *sorted({*settings.u}, reverse=True)])
     u = jnp.minimum(u, highest)
 
-    def one(u: jax.Array) -> jax.Array:
-        found = share_right(setup.network, prune(setup, u, victim=victim, scores=scores).variables, batch)
-        if report is not None:
-            jax.debug.callback(report)
-        return found
+    def pruned(u: jax.Array) -> Variables:
+        return prune(setup, u, victim=victim, scores=scores).variables
 
-    agreement = jax.lax.map(one, u)
+    agreement = measure_accuracies(setup.network, pruned, u, procedural.batch, report=report)
     chosen = strongest_harmless(agreement, reference=jnp.float32(1), tolerance=settings.tolerance)
     return Agreement(u, agreement, chosen)
 
@@ -156,35 +156,35 @@ def select(
 def prune_chosen(
     setup: Setup, settings: None, *, victim: Variables, scores: Scores, selected: Agreement, **_: Any
 ) -> Pruned:
-    """The same with the u that was chosen."""
+    """Prunes at the chosen u."""
     return prune(setup, selected.u[selected.chosen], victim=victim, scores=scores)
 
 
 def prune(setup: Setup, settings: float | jax.Array, *, victim: Variables, scores: Scores, **_: Any) -> Pruned:
-    """Sets every parameter of the channels that lie more than `settings` standard deviations above to zero."""
+    """Zeroes all parameters of the channels that are more than `settings` standard deviations above the mean."""
     count = sum(jnp.sum(score > settings) for score in scores.values())
     pruned, info = reinitialize(victim, victim, scores, setup.layers, count=count, share=1.0, scheme="neurons")
     return Pruned(pruned, info.neurons)
 
 
 def plan(config: CLPSettings) -> Plan:
-    """scores (-> pictures -> selected) -> pruned."""
-    scores, tried = Step("scores", score, needs("victim"), title="channel Lipschitz constants"), config.selection
-    if not tried.u:
-        return scores, Step("pruned", prune, needs("victim", "scores"), config.clp.u, "pruning")
+    """scores (-> procedural -> selected) -> pruned."""
+    scores, selection = Step("scores", score, needs("victim"), shown=Shown("Lipschitz constants")), config.selection
+    if not selection.u:
+        return scores, Step("pruned", prune, needs("victim", "scores"), config.clp.u, shown=Shown("pruning"))
     return (
         scores,
-        Step("pictures", make_pictures, needs("victim"), config.pictures, "making pictures"),
+        Step(
+            "procedural", make_procedural, needs("victim"), config.images, key="pictures", shown=Shown("making images")
+        ),
         Step(
             "selected",
             select,
-            needs("victim", "scores", "pictures"),
-            tried,
-            "choosing u, procedural pictures only",
-            total=1 + len({*tried.u}),
-            unit="u",
+            needs("victim", "scores", "procedural"),
+            selection,
+            shown=Shown("choosing u, procedural images only", total=1 + len({*selection.u}), unit="u"),
         ),
-        Step("pruned", prune_chosen, needs("victim", "scores", "selected"), title="pruning"),
+        Step("pruned", prune_chosen, needs("victim", "scores", "selected"), shown=Shown("pruning")),
     )
 
 
@@ -197,7 +197,7 @@ def clp(
       network: the functions of the network.
       variables: the suspicious network's variables.
       graph: its neuron graph; `config.layers` says which of its layers are pruned.
-      key: typed PRNG key of the images that tell scales from other arrays.
+      key: typed PRNG key of the images that scales are identified with.
       config: the method's settings.
 
     Returns:
@@ -207,73 +207,53 @@ def clp(
       InputError: if there are no such layers.
     """
     setup = plans.set_up(network, graph, layers=config.layers)
-    found = plans.run(plan(CLPSettings(clp=config)), setup, {"victim": variables}, key=key)
-    return found["pruned"].variables, found["pruned"]
+    pruned = plans.run(plan(CLPSettings(clp=config)), setup, {"victim": variables}, key=key)["pruned"]
+    return pruned.variables, pruned
 
 
-def sweep(
-    config: CLPSettings,
-    setup: Setup,
-    ask: Ask,
-    *,
-    victim: Variables,
-    scores: Scores,
-    key: jax.Array,
-    report: Report | None,
-) -> Metrics:
-    """Prunes and measures at every threshold, `[thresholds]`."""
+def build(setup: Setup, setting: jax.Array, *, victim: Variables, scores: Scores, key: jax.Array) -> Built:
+    """The network without the channels above a threshold."""
     del key
-
-    def one(u: jax.Array) -> Metrics:
-        found = ask(prune(setup, u, victim=victim, scores=scores).variables)
-        if report is not None:
-            jax.debug.callback(report)
-        return found
-
-    return jax.lax.map(one, jnp.array(config.sweep.u))
+    return Built({"pruned": prune(setup, setting, victim=victim, scores=scores).variables})
 
 
-def candidates(config: CLPSettings) -> Candidates | None:
-    """The thresholds of the grid."""
-    if not config.sweep.u:
+def grid(config: CLPSettings) -> Grid | None:
+    """The thresholds to measure."""
+    u = config.sweep.u
+    if not u:
         return None
-
-    def rows(found: Metrics, row: Callable[[Metrics], dict[str, Any]]) -> list[dict[str, Any]]:
-        each = enumerate(config.sweep.u)
-        return [{"u": u, "pruned": row(Metrics(*(values[place] for values in found)))} for place, u in each]
-
-    return Candidates(
-        axes={"u": config.sweep.u},
+    return Grid(
+        axes={"u": u},
+        settings=tuple((each,) for each in u),
+        arrays=lambda setup: jnp.array(u),
+        build=build,
         needs=("victim", "scores"),
         along=("u",),
         strength="u, standard deviations above the mean",
         network="pruned",
-        rounds=len(config.sweep.u),
         unit="u",
-        measure=partial(sweep, config),
-        rows=rows,
     )
 
 
 def outcome(config: CLPSettings, values: Mapping[str, Any]) -> Outcome:
     """How many channels were pruned."""
     pruned = values["pruned"].pruned
-    scored, taken = count_neurons(pruned)
+    scored, count = count_neurons(pruned)
     choice, more = {"u": config.clp.u, "chosen_by": "config"}, {}
     if "selected" in values:
         u, agreement, chosen = values["selected"]
-        choice = {"u": settled(u[int(chosen)]), "chosen_by": PROCEDURAL}
-        tried = [(settled(each), settled(share)) for each, share in zip(u, agreement, strict=True)]
-        more = {"tried": [{"u": each, "agreement": share} for each, share in tried]}
+        choice = {"u": rounded(u[int(chosen)]), "chosen_by": PROCEDURAL}
+        pairs = zip(u, agreement, strict=True)
+        more = {"tried": [{"u": rounded(each), "agreement": rounded(share)} for each, share in pairs]}
     return Outcome(
         choice=choice,
-        done=f"{taken} of {scored} channels pruned",
+        done=f"{count} of {scored} channels pruned",
         did="pruned",
-        neurons={"scored": scored, "pruned": taken},
+        neurons={"scored": scored, "pruned": count},
         touched=pruned,
         scores=values["scores"],
         score="standard deviations above the mean",
-        scored="Which channels can amplify a change most",
+        scored="Which channels have the largest Lipschitz constants",
         more=more,
     )
 
@@ -286,6 +266,6 @@ DEFENSE = Defense(
     plan=plan,
     networks=lambda config: ("victim", "pruned"),
     outcome=outcome,
-    candidates=candidates,
+    grid=grid,
     source="arXiv 2208.03111",
 )

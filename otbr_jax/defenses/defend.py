@@ -22,8 +22,8 @@ class Defended(NamedTuple):
 
     Attributes:
       variables: its variables.
-      outcome: what was chosen and done, in words and plain values.
-      values: what each step of the defence's plan made, by name.
+      outcome: what was chosen and done, as words and plain values.
+      values: the value of each step of the defence's plan, by name.
     """
 
     variables: Variables
@@ -43,22 +43,22 @@ def defend(
     augment: Augment = unchanged,
     seed: int = 0,
 ) -> Defended:
-    """Repairs a network by the defence of that name. Not to be jitted: each step is a compiled program of its own.
+    """Repairs a network by the defence of that name. Do not jit it: each step is a compiled program of its own.
 
     Args:
       name: of the defence, a key of `otbr_jax.defenses.registry.DEFENSES`.
       network: the functions of the network.
       variables: the suspicious network's variables.
       key: typed PRNG key.
-      clean: clean images, uint8 `[n, h, w, c]` in 0..255, and their labels, int `[n]`, of every class some; for
+      clean: clean images, uint8 `[n, h, w, c]` in 0..255, some of every class, and their labels, int `[n]`; for
         defences whose `data` is `clean images`, and only for them.
       config: the defence's settings, its `Config`; by default the published ones.
       graph: the network's neuron graph; traced if it is not given.
       augment: `(images, key) -> images`, how clean images are varied, as the network was trained.
-      seed: of whatever is drawn from the clean images, such as parts that are held out.
+      seed: of random choices among the clean images, such as held-out parts.
 
     Returns:
-      The repaired network. Where a defence looks first and finds nothing, it is the network as it came.
+      The repaired network. If the defence has a detector that flags no class, it is the suspicious network unchanged.
 
     Raises:
       InputError: names the argument: there is no such defence; it needs clean images and there are none, or the other
@@ -76,8 +76,8 @@ def defend(
     setup = plans.set_up(network, graph, layers=method.layers(config), augment=augment)
     method.check(setup, config)
     batch = None if clean is None else Batch(jnp.asarray(clean.images), jnp.asarray(clean.labels, jnp.int32))
-    given = {"victim": variables, **method.given(config, batch, seed)}
-    values = plans.run(method.plan(config), setup, given, key=key)
+    inputs = {"victim": variables, **method.given(config, batch, seed)}
+    values = plans.run(method.plan(config), setup, inputs, key=key)
     repaired = values[method.networks(config)[-1]].variables
     check_finite(repaired, name=f"the network that {name} repaired")
     return Defended(repaired, method.outcome(config, values), values)

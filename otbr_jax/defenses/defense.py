@@ -1,4 +1,4 @@
-"""What a defence is: a plan, and what a reader wants to know of a run of it."""
+"""What a defence is: a plan, and the outcome of a run of it."""
 
 from __future__ import annotations
 
@@ -8,78 +8,31 @@ from typing import Any, NamedTuple
 
 import jax
 
+from otbr_jax.defenses.grid import Grid
 from otbr_jax.detectors.detector import Detector
-from otbr_jax.metrics import Metrics
-from otbr_jax.metrics import settled as settled  # defences import it from here
+from otbr_jax.detectors.verdict import Verdict
+from otbr_jax.metrics import rounded as rounded  # defences import it from here
 from otbr_jax.plan import Plan, Setup
 from otbr_jax.steps.score import Scores
-from otbr_jax.types import Batch, Variables
-
-Ask = Callable[[Variables], Metrics]
-"""How a network does on a test set."""
-
-
-class Screening(NamedTuple):
-    """How the settings of a grid are measured first, where that is not on all test images.
-
-    Attributes:
-      ask: how a network does on some of the images.
-      images: on how many.
-      whole: how many there are.
-    """
-
-    ask: Ask
-    images: int
-    whole: int
-
-
-class Candidates(NamedTuple):
-    """The settings of a grid, to be compared with the chosen one.
-
-    Attributes:
-      axes: `{name: values}`, such as gamma and lambda.
-      needs: names of steps that `measure` is given.
-      along: the axes whose product says how strongly is repaired.
-      strength: that product in words.
-      network: the network that a setting is judged by, a name of `Defense.networks`.
-      rounds: how often `measure` reports.
-      unit: of what it reports.
-      measure: `(setup, ask, *, key, report, **needs) -> pytree`: what `ask` says of the networks of all settings, in
-        one program that holds one network at a time. `key` is the run's; see `plan.named_key`.
-      rows: `(what measure found, Metrics -> plain values) -> [plain values]`, one for each setting, with its value of
-        each of `axes`.
-      screening: on how many images all settings are measured first, 0 for all; `measure` then takes `screening`, a
-        `Screening`, asks about few settings in full, and its rows say `images` of each network.
-    """
-
-    axes: Mapping[str, tuple[float, ...]]
-    needs: tuple[str, ...]
-    along: tuple[str, ...]
-    strength: str
-    network: str
-    rounds: int
-    unit: str
-    measure: Callable[..., Any]
-    rows: Callable[[Any, Callable[[Metrics], dict[str, Any]]], list[dict[str, Any]]]
-    screening: int = 0
+from otbr_jax.types import Batch
 
 
 class Outcome(NamedTuple):
-    """What a reader wants to know of a run, as plain JSON values but for arrays that a page draws.
+    """What a defence reports of a run, as plain JSON values, and arrays that the report draws.
 
     Attributes:
-      choice: the settings that were used, and `chosen_by` whom.
+      choice: the settings that were used, and `chosen_by`: by what they were chosen.
       done: what was done, in a clause.
-      did: what happened to the neurons of `touched`, in a word.
-      neurons: how many were scored, and touched.
+      did: what happened to the neurons of `touched`, in a word such as `pruned`.
+      neurons: how many were scored, and how many of them `touched` has.
       touched: `{layer name: bool [neurons]}`.
-      scores: `{layer name: [neurons]}`, by which they were chosen, the highest first.
+      scores: `{layer name: [neurons]}`, higher for neurons that are more likely touched.
       score: what a score is, in words.
-      scored: what a score says, a heading.
-      warnings: what went less well than it should, a sentence each.
-      more: what only this method has to say, by name.
-      plan: the transport plan to show, `(layer name, [neurons, neurons])`, None without.
-      triggers: what was found for each class, to be drawn: masks `[classes, h, w, 1]`, patterns `[classes, h, w, c]`.
+      scored: what the scores show, a heading.
+      warnings: what the user should know, a sentence each.
+      verdict: whether the network is backdoored; None for a defence without a detector.
+      more: what only this method reports, by name.
+      plan: the transport plan to show, `(layer name, [neurons, neurons])`; None without one.
     """
 
     choice: Mapping[str, Any]
@@ -89,15 +42,15 @@ class Outcome(NamedTuple):
     touched: Mapping[str, jax.Array]
     scores: Scores
     score: str = "neuron weight change (L1)"
-    scored: str = "Which neurons unlearning moved"
+    scored: str = "Which neurons unlearning changed"
     warnings: Sequence[str] = ()
+    verdict: Verdict | None = None
     more: Mapping[str, Any] = {}
     plan: tuple[str, Any] | None = None
-    triggers: Any = None
 
 
 def nothing_more(config: Any, clean: Batch | None, seed: int) -> Mapping[str, Any]:
-    """The `Defense.given` of a defence that needs nothing but the network, and clean images if it takes any."""
+    """The `Defense.given` of a defence that needs the network alone, or the network and clean images."""
     del config, seed
     return {} if clean is None else {"clean": clean}
 
@@ -109,18 +62,18 @@ class Defense:
     Attributes:
       name: as `--config.defense` names it.
       Config: its settings, a dataclass whose fields are groups of settings. All have defaults.
-      data: what it takes beside the network: `none`, or `clean images`.
-      layers: `config -> which layers it repairs`, see `choose_layers`.
+      data: what it takes besides the network: `none`, or `clean images`.
+      layers: `config -> name`, which layers it repairs; see `choose_layers`.
       plan: `config -> Plan`. Its steps may need `victim`, the suspicious network's variables, and what `given` returns.
       networks: `config -> names`: `victim` and the steps whose value has `variables`; the last is the repaired network.
       outcome: `(config, {step: value}) -> Outcome`.
       check: `(setup, config)`; raises InputError if the method cannot be used on such a network.
       given: `(config, clean images or None, seed) -> {name: arrays}`; raises InputError if the images are too few.
-      candidates: `config -> Candidates`, None without any.
-      detector: `config -> Detector`, which takes the same settings; None for a defence that does not look whether there
-        is a backdoor.
+      grid: `config -> Grid`, the settings to measure beside the chosen one; None for none.
+      detector: `config -> Detector`, which takes the same settings; None for a defence that does not check for a
+        backdoor first.
       batch_sizes: `config -> {setting: size}`, the batches that devices share.
-      source: where it was published, such as `arXiv 2405.20291`; by default here.
+      source: where it was published, such as `arXiv 2405.20291`; by default in this project.
     """
 
     name: str
@@ -132,12 +85,12 @@ class Defense:
     outcome: Callable[[Any, Mapping[str, Any]], Outcome]
     check: Callable[[Setup, Any], None] = lambda setup, config: None
     given: Callable[[Any, Batch | None, int], Mapping[str, Any]] = nothing_more
-    candidates: Callable[[Any], Candidates | None] = lambda config: None
+    grid: Callable[[Any], Grid | None] = lambda config: None
     detector: Callable[[Any], Detector | None] = lambda config: None
     batch_sizes: Callable[[Any], Mapping[str, int]] = lambda config: {}
     source: str = "otbr_jax"
 
 
 def count_neurons(masks: Mapping[str, Any]) -> tuple[int, int]:
-    """How many neurons masks `{layer: bool [neurons]}` are about, and how many of them are true."""
+    """The number of neurons in masks `{layer: bool [neurons]}`, and how many of them are true."""
     return sum(int(mask.size) for mask in masks.values()), sum(int(mask.sum()) for mask in masks.values())

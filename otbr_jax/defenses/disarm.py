@@ -1,8 +1,8 @@
-"""Disarm: find the class that some trigger reaches too cheaply, and teach the network that the trigger means nothing.
+"""Disarm: inverts minimal triggers, flags the class whose triggers are too small, and unlearns them.
 
-No data and no oracle. The detector `short_cuts` says which class and which triggers; then the network is taught on
-procedural pictures, where its own logits take the place of labels. The class stays, since the network is its own
-teacher on pictures without a trigger.
+No data and no oracle. The detector `trigger_size` flags the class and chooses the triggers. The network then unlearns
+them on procedural images: its logits on images with a trigger are trained to match those of the suspicious network on
+the same images without it. The class itself stays, since images without a trigger keep their logits.
 """
 
 from __future__ import annotations
@@ -17,127 +17,147 @@ import numpy as np
 
 from otbr_jax import plan as plans
 from otbr_jax.defenses.defense import Defense, Outcome, count_neurons
-from otbr_jax.detectors import short_cuts as detecting
-from otbr_jax.detectors.out_of_line import FEWEST, Suspicion, unusual
-from otbr_jax.detectors.short_cuts import (
-    PROCEDURAL,
-    ShortCutsSettings,
-    bank_of,
-    pictured,
-    summarize,
-)
+from otbr_jax.detectors import trigger_size as detecting
+from otbr_jax.detectors.anomalies import Anomalies, z_scores
+from otbr_jax.detectors.calibration import CleanEvidence
+from otbr_jax.detectors.detector import conclude
+from otbr_jax.detectors.trigger_size import PROCEDURAL, TriggerSizeSettings, clean_evidence, details, switch_of
+from otbr_jax.detectors.verdict import Backdoored
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.graph.graph import NeuronGraph
-from otbr_jax.metrics import settled
-from otbr_jax.plan import Plan, Report, Setup, Step, Work, needs
+from otbr_jax.inversion import MinimalTriggers
+from otbr_jax.metrics import rounded
+from otbr_jax.plan import Plan, Report, Setup, Shown, Step, Work, needs
 from otbr_jax.settings import field, settings
-from otbr_jax.steps.images import Pictures
-from otbr_jax.steps.reach import Reached
+from otbr_jax.steps.procedural import PredictedImages
 from otbr_jax.steps.score import neuron_weight_changes
-from otbr_jax.steps.teach import ShortCuts, TeachingConfig, TeachingInfo, teach, untaught
+from otbr_jax.steps.unlearn_triggers import (
+    TriggersToUnlearn,
+    TriggerUnlearningConfig,
+    TriggerUnlearningInfo,
+    unlearn_nothing,
+    unlearn_triggers,
+)
 from otbr_jax.triggers import FAMILIES
-from otbr_jax.types import Batch, Network, Variables
+from otbr_jax.types import Network, Variables
 
 
 @settings("")
-class DisarmSettings(ShortCutsSettings):
-    """All settings of the defence `disarm`: those of its detector, and of the lessons."""
+class DisarmSettings(TriggerSizeSettings):
+    """All settings of the defence `disarm`: those of its detector, and of unlearning."""
 
-    teaching: TeachingConfig = field(default=TeachingConfig(), doc="how the network is taught.")
+    unlearning: TriggerUnlearningConfig = field(
+        formerly="teaching", default=TriggerUnlearningConfig(), doc="how triggers are unlearned."
+    )
     layers: str = field(default="auto", choices=LAYERS, doc="whose neurons the report shows; see `choose_layers`.")
 
 
 class Disarmed(NamedTuple):
-    """The network after its lessons, and how they went."""
+    """The network after unlearning, and what was measured in each round."""
 
     variables: Variables
-    info: TeachingInfo
+    info: TriggerUnlearningInfo
 
 
-def short_cuts(found: Suspicion, reached: Reached, families: tuple[str, ...]) -> ShortCuts:
-    """What is to be closed: of what is wanted the most telling, as many as there are families."""
-    telling = jnp.where(found.wanted, unusual(found.evidence, families)[: len(families)], -jnp.inf)
-    family, place = jnp.unravel_index(jnp.argsort(-telling, axis=None)[: len(families)], telling.shape)
-    of = (family, place)
-    return ShortCuts(
-        family, reached.classes[place], reached.cost[of], found.budget[of], reached.row[of], found.wanted[of]
+def to_unlearn(
+    anomalies: Anomalies, minimal: MinimalTriggers, families: tuple[str, ...], clean_evidence: CleanEvidence
+) -> TriggersToUnlearn:
+    """The most anomalous of the triggers that are to be unlearned, as many as there are families."""
+    scores = z_scores(anomalies.evidence, families, clean_evidence)[: len(families)]
+    scores = jnp.where(anomalies.wanted, scores, -jnp.inf)
+    family, place = jnp.unravel_index(jnp.argsort(-scores, axis=None)[: len(families)], scores.shape)
+    at = (family, place)
+    return TriggersToUnlearn(
+        family,
+        minimal.classes[place],
+        minimal.size[at],
+        anomalies.budget[at],
+        minimal.flat_latent[at],
+        anomalies.wanted[at],
     )
 
 
-class Lessons(NamedTuple):
-    """What `disarm_suspect` is given."""
+class UnlearningSettings(NamedTuple):
+    """The settings of `unlearn_detected`: rounds and steps, trigger families, and the evidence of clean networks."""
 
-    teaching: TeachingConfig
+    unlearning: TriggerUnlearningConfig
     families: tuple[str, ...]
+    clean_evidence: CleanEvidence
 
 
-def disarm_suspect(
+def unlearn_detected(
     setup: Setup,
-    settings: Lessons,
+    settings: UnlearningSettings,
     *,
     victim: Variables,
-    pictures: Pictures,
-    reached: Reached,
-    detected: Suspicion,
+    procedural: PredictedImages,
+    minimal: MinimalTriggers,
+    detected: Anomalies,
     key: jax.Array,
     report: Report | None,
 ) -> Disarmed:
-    """The network, taught that triggers of its short cuts mean nothing; as it is if it has none."""
-    bank = bank_of(setup, settings.families)
-    closing = short_cuts(Suspicion(*detected), Reached(*reached), settings.families)
-    batch = Batch(*pictures.batch)
-    teaching = settings.teaching
+    """Unlearns the anomalous triggers; returns the network unchanged if there are none."""
+    switch = switch_of(setup, settings.families)
+    triggers = to_unlearn(detected, minimal, settings.families, settings.clean_evidence)
     return Disarmed(
-        *teach(
-            setup.network, victim, batch, bank, closing,
-            key=key, config=teaching, axis_name=setup.axis_name, on_step=report,
+        *unlearn_triggers(
+            setup.network, victim, procedural.batch, switch, triggers,
+            key=key, config=settings.unlearning, axis_name=setup.axis_name, on_step=report,
         )
     )  # fmt: skip
 
 
-def leave_alone(
-    setup: Setup, settings: Lessons, *, victim: Variables, reached: Reached, detected: Suspicion, **_: Any
+def return_unchanged(
+    setup: Setup,
+    settings: UnlearningSettings,
+    *,
+    victim: Variables,
+    minimal: MinimalTriggers,
+    detected: Anomalies,
+    **_: Any,
 ) -> Disarmed:
-    """What `disarm_suspect` makes of a network in which nothing is to be closed."""
+    """The value of `unlearn_detected` for a network without anomalous triggers; compiles faster."""
     del setup
-    closing = short_cuts(Suspicion(*detected), Reached(*reached), settings.families)
-    return Disarmed(*untaught(victim, closing, config=settings.teaching))
+    triggers = to_unlearn(detected, minimal, settings.families, settings.clean_evidence)
+    return Disarmed(*unlearn_nothing(victim, triggers, config=settings.unlearning))
 
 
 def change(setup: Setup, settings: None, *, victim: Variables, disarmed: Disarmed, **_: Any) -> dict[str, jax.Array]:
-    """By how much each neuron's weights moved."""
+    """The weight change of each neuron, `{layer name: [neurons]}`."""
     return neuron_weight_changes(victim, disarmed.variables, setup.layers)
 
 
 def plan(config: DisarmSettings) -> Plan:
-    """The detector's pictures -> screened -> reached -> margins -> detected, then disarmed -> changes."""
-    teaching = config.teaching
+    """The detector's procedural -> screened -> minimal -> margins -> detected, then disarmed -> changes."""
+    unlearning = config.unlearning
     return (
         *detecting.plan(config),
         Step(
             "disarmed",
-            disarm_suspect,
-            needs("victim", "pictures", "reached", "detected"),
-            Lessons(teaching, config.detection.families),
-            "searching and teaching",
-            total=teaching.rounds * (teaching.search.steps + teaching.steps),
-            work=partial(lessons_work, config),
-            lighter="teaching.batch_size",
-            instead=lambda settings, inputs: None if np.any(Suspicion(*inputs["detected"]).wanted) else leave_alone,
+            unlearn_detected,
+            needs("victim", "procedural", "minimal", "detected"),
+            UnlearningSettings(unlearning, config.detection.families, clean_evidence()),
+            instead=lambda settings, inputs: None if np.any(inputs["detected"].wanted) else return_unchanged,
+            shown=Shown(
+                "unlearning triggers",
+                total=unlearning.rounds * (unlearning.inversion.steps + unlearning.steps),
+                work=partial(unlearning_work, config),
+                lighter="unlearning.batch_size",
+            ),
         ),
-        Step("changes", change, needs("victim", "disarmed"), title="what moved"),
+        Step("changes", change, needs("victim", "disarmed"), shown=Shown("weight changes")),
     )
 
 
-def lessons_work(config: DisarmSettings, setup: Setup) -> Work:
-    """What lessons take at most: those against one short cut; none where no class stands out."""
+def unlearning_work(config: DisarmSettings, setup: Setup) -> Work:
+    """The work of unlearning one family's triggers in all rounds; there is none if no class is flagged."""
     del setup
-    teaching = config.teaching
-    search = teaching.search
-    answers = search.starts * search.images + teaching.steps * teaching.batch_size
-    gradients = teaching.triggers * search.steps * search.images + 3 * teaching.steps * teaching.batch_size
-    what = f"{teaching.rounds} rounds of lessons, if a class stands out,"
-    return Work(what, teaching.rounds * answers, teaching.rounds * gradients, "--config.teaching.rounds=2")
+    unlearning = config.unlearning
+    search = unlearning.inversion
+    passes = search.starts * search.images + unlearning.steps * unlearning.batch_size
+    gradients = unlearning.triggers * search.steps * search.images + 3 * unlearning.steps * unlearning.batch_size
+    what = f"{unlearning.rounds} rounds of unlearning, if a class is flagged,"
+    return Work(what, unlearning.rounds * passes, unlearning.rounds * gradients, "--config.unlearning.rounds=2")
 
 
 def disarm(
@@ -148,8 +168,8 @@ def disarm(
     key: jax.Array,
     config: DisarmSettings,
     axis_name: str | None = None,
-) -> tuple[Variables, Suspicion]:
-    """Repairs a network without any data, or leaves it as it is. Pure; jits; runs on a mapped axis with `axis_name`.
+) -> tuple[Variables, Anomalies]:
+    """Repairs a network without any data, or returns it unchanged. Pure; jits; runs on a mapped axis with `axis_name`.
 
     Args:
       network: the functions of the network.
@@ -157,77 +177,78 @@ def disarm(
       graph: its neuron graph.
       key: typed PRNG key.
       config: the method's settings.
-      axis_name: mapped axis whose devices share each step's pictures.
+      axis_name: mapped axis whose devices share each step's images.
 
     Returns:
-      `(repaired variables, Suspicion)`.
+      `(repaired variables, Anomalies)`.
     """
     setup = plans.set_up(network, graph, layers=config.layers, axis_name=axis_name)
-    found = plans.run(plan(config), setup, {"victim": variables}, key=key)
-    return found["disarmed"].variables, found["detected"]
+    values = plans.run(plan(config), setup, {"victim": variables}, key=key)
+    return values["disarmed"].variables, values["detected"]
 
 
 def outcome(config: DisarmSettings, values: Mapping[str, Any]) -> Outcome:
-    """What stood out, and what was taught."""
-    found, info, changes = values["detected"], values["disarmed"].info, values["changes"]
-    names, rounds = config.detection.families, int(np.sum(info.taught))
+    """The verdict, and which triggers were unlearned."""
+    verdict = conclude(detecting.DETECTOR, config, values)
+    info, changes = values["disarmed"].info, values["changes"]
+    names, rounds = config.detection.families, int(np.sum(info.done))
     counted = "1 round" if rounds == 1 else f"{rounds} rounds"
-    moved = {name: change > 0 for name, change in changes.items()}
-    scored, touched = count_neurons(moved)
-    closing = _closing(config, values)
-    pairs = zip(closing.family, closing.target, strict=True)
-    taught = ", ".join(f"class {target}'s {names[family]}" for family, target in pairs)
+    changed = {name: change > 0 for name, change in changes.items()}
+    scored, count = count_neurons(changed)
+    triggers = _triggers(config, values)
+    pairs = zip(triggers.family, triggers.target, strict=True)
+    which = ", ".join(f"class {target}'s {names[family].replace('_', ' ')}" for family, target in pairs)
     done = "nothing was changed"
-    if len(found.suspicion) < FEWEST:
-        done += f", since of {len(found.suspicion)} classes none can stand out"
+    if verdict.backdoored == Backdoored.CANNOT_TELL:
+        done += ", since the detector cannot tell whether there is a backdoor"
     if rounds:
-        done = f"{taught} triggers were taught to mean nothing, {counted}"
-    if np.any(info.undone):
+        done = f"{which} triggers were unlearned, {counted}"
+    if np.any(info.reverted):
         done = (
-            f"nothing was changed: {counted} of lessons against {taught} triggers were in vain and are undone; "
-            "the class may be what the network answers when in doubt, and no backdoor"
+            f"nothing was changed: unlearning {which} triggers, {counted}, was in vain and is reverted; "
+            "the network may have a class bias and no backdoor"
         )
-    elif len(closing.family) and not rounds:
-        done += ", since no trigger within the budget of a lesson works"
+    elif len(triggers.family) and not rounds:
+        done += ", since no trigger of the size to unlearn has a high success rate"
     return Outcome(
-        choice={"chosen_by": PROCEDURAL if bool(found.stands_out) else "no class standing out"},
+        choice={"chosen_by": PROCEDURAL if verdict.backdoored == Backdoored.YES else "no class flagged"},
         done=done,
-        did="moved",
-        neurons={"scored": scored, "moved": touched},
-        touched=moved,
+        did="changed",
+        neurons={"scored": scored, "changed": count},
+        touched=changed,
         scores=changes,
-        scored="Which neurons the lessons moved",
-        more={"judgement": summarize(config, values), "taught": _lessons(config, values)},
-        triggers=pictured(config, values),
+        scored="Which neurons unlearning changed",
+        verdict=verdict,
+        more={"detection": details(config, values), "unlearned_triggers": _unlearned_triggers(config, values)},
     )
 
 
-def _lessons(config: DisarmSettings, values: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """What was taught, family by family; None where nothing was."""
-    info, closing, families = values["disarmed"].info, _closing(config, values), config.detection.families
-    if not np.any(info.taught):
+def _unlearned_triggers(config: DisarmSettings, values: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """What was unlearned, a mapping for each class and family; None where nothing was."""
+    info, triggers, families = values["disarmed"].info, _triggers(config, values), config.detection.families
+    if not np.any(info.done):
         return None
-    rounds = int(np.sum(info.taught))
+    rounds = int(np.sum(info.done))
     return [
         {
-            "class": int(closing.target[index]),
+            "class": int(triggers.target[index]),
             "family": families[family],
-            "undone": bool(info.undone),
-            "budget": settled(closing.budget[index]),
+            "reverted": bool(info.reverted),
+            "budget": rounded(triggers.budget[index]),
             "unit": FAMILIES[families[family]].unit,
-            "success": [settled(value) for value in np.max(info.success, axis=2)[:rounds, index]],
-            "left": [settled(value) for value in np.asarray(info.left)[:rounds, index]],
-            "distortion": [settled(value) for value in np.asarray(info.distortion)[:rounds]],
+            "success": [rounded(value) for value in np.max(info.success, axis=2)[:rounds, index]],
+            "left": [rounded(value) for value in np.asarray(info.left)[:rounds, index]],
+            "distortion": [rounded(value) for value in np.asarray(info.distortion)[:rounds]],
         }
-        for index, family in enumerate(closing.family)
+        for index, family in enumerate(triggers.family)
     ]
 
 
-def _closing(config: DisarmSettings, values: Mapping[str, Any]) -> ShortCuts:
-    """What was closed, without what was not wanted."""
-    closing = short_cuts(values["detected"], values["reached"], config.detection.families)
-    wanted = np.asarray(closing.wanted)
-    return ShortCuts(*(np.asarray(leaf)[wanted] for leaf in closing))
+def _triggers(config: DisarmSettings, values: Mapping[str, Any]) -> TriggersToUnlearn:
+    """The triggers that were to be unlearned, as NumPy arrays."""
+    triggers = to_unlearn(values["detected"], values["minimal"], config.detection.families, clean_evidence())
+    wanted = np.asarray(triggers.wanted)
+    return TriggersToUnlearn(*(np.asarray(leaf)[wanted] for leaf in triggers))
 
 
 DEFENSE = Defense(

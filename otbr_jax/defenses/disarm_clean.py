@@ -1,4 +1,4 @@
-"""Disarm with a few clean images: the same verdict, and lessons on clean images beside procedural pictures."""
+"""Disarm with a few clean images: the same verdict, but unlearning uses them beside procedural images."""
 
 from __future__ import annotations
 
@@ -9,51 +9,57 @@ import jax
 import jax.numpy as jnp
 
 from otbr_jax.defenses import disarm
-from otbr_jax.defenses.disarm import Disarmed, DisarmSettings, Lessons
+from otbr_jax.defenses.disarm import Disarmed, DisarmSettings, UnlearningSettings
 from otbr_jax.plan import Plan, Setup, Step, needs
-from otbr_jax.steps.answers import answers
-from otbr_jax.steps.images import Pictures
+from otbr_jax.steps.predictions import predict
+from otbr_jax.steps.procedural import PredictedImages
 from otbr_jax.types import Batch, Network, Variables
 
 
-def beside(pictures: Batch, clean: jax.Array, network: Network, variables: Variables) -> Batch:
-    """Procedural pictures and clean images in turn, as many of either; with what the network answers them with.
+def mix(batch: Batch, clean: jax.Array, network: Network, variables: Variables) -> Batch:
+    """Procedural and clean images alternating, as many of either, with their predictions.
 
     Args:
-      pictures: `[n, h, w, c]` in [0, 1], and the answers to them, `[n]`.
+      batch: procedural images `[n, h, w, c]` in [0, 1], and their predictions, `[n]`.
       clean: clean images, uint8 `[m, h, w, c]`; where m < n they are repeated, where m > n the rest is left out.
       network: the functions of the network.
       variables: the suspicious network's variables.
     """
     images = clean.astype(jnp.float32) / 255
-    count = len(pictures.labels)
+    count = len(batch.labels)
     places = jnp.arange(count) % len(images)
 
-    def in_turn(ours: jax.Array, theirs: jax.Array) -> jax.Array:
+    def alternate(ours: jax.Array, theirs: jax.Array) -> jax.Array:
         return jnp.stack([ours, theirs[places].astype(ours.dtype)], axis=1).reshape(2 * count, *ours.shape[1:])
 
     return Batch(
-        in_turn(pictures.images, images), in_turn(pictures.labels, answers(network, variables, images, batch_size=200))
+        alternate(batch.images, images), alternate(batch.labels, predict(network, variables, images, batch_size=200))
     )
 
 
-def disarm_suspect(
-    setup: Setup, settings: Lessons, *, clean: Batch, pictures: Pictures, victim: Variables, **rest: Any
+def unlearn_detected(
+    setup: Setup,
+    settings: UnlearningSettings,
+    *,
+    clean: Batch,
+    procedural: PredictedImages,
+    victim: Variables,
+    **rest: Any,
 ) -> Disarmed:
-    """As `disarm.disarm_suspect`, with clean images among the pictures."""
-    mixed = pictures._replace(batch=beside(Batch(*pictures.batch), Batch(*clean).images, setup.network, victim))
-    return disarm.disarm_suspect(setup, settings, pictures=mixed, victim=victim, **rest)
+    """As `disarm.unlearn_detected`, with clean images among the procedural ones."""
+    mixed = procedural._replace(batch=mix(procedural.batch, clean.images, setup.network, victim))
+    return disarm.unlearn_detected(setup, settings, procedural=mixed, victim=victim, **rest)
 
 
 def plan(config: DisarmSettings) -> Plan:
-    """The plan of `disarm`, whose lessons take the clean images too."""
+    """The plan of `disarm`, whose unlearning takes the clean images too."""
 
-    def with_images(step: Step) -> Step:
+    def with_clean(step: Step) -> Step:
         if step.name != "disarmed":
             return step
-        return dataclasses.replace(step, run=disarm_suspect, needs={**step.needs, **needs("clean")})
+        return dataclasses.replace(step, run=unlearn_detected, needs={**step.needs, **needs("clean")})
 
-    return tuple(map(with_images, disarm.plan(config)))
+    return tuple(map(with_clean, disarm.plan(config)))
 
 
 DEFENSE = dataclasses.replace(disarm.DEFENSE, name="disarm_clean", data="clean images", plan=plan)

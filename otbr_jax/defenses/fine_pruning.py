@@ -1,9 +1,9 @@
-"""Fine-pruning: channels that clean images leave silent are pruned, and the rest is fine-tuned (arXiv 1805.12185)."""
+"""Fine-pruning: channels that clean images activate least are pruned, then it is fine-tuned (arXiv 1805.12185)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,19 +11,19 @@ import jax
 import jax.numpy as jnp
 
 from otbr_jax import plan as plans
-from otbr_jax.defenses.defense import Ask, Candidates, Defense, Outcome, settled
+from otbr_jax.defenses.defense import Defense, Outcome, rounded
 from otbr_jax.defenses.ft import PUBLISHED, batch_sizes
+from otbr_jax.defenses.grid import Built, Grid
 from otbr_jax.defenses.tuning import changes_step, plain_history, takes_clean, tuned_outcome, tuning_step
 from otbr_jax.errors import InputError
 from otbr_jax.graph.graph import Layer
-from otbr_jax.graph.taps import tapped
-from otbr_jax.metrics import Metrics
-from otbr_jax.plan import Plan, Report, Setup, Step, needs
+from otbr_jax.graph.taps import tap_inputs
+from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.finetune import FinetuningConfig, finetune
 from otbr_jax.steps.objective import Objective, cross_entropy
 from otbr_jax.steps.prune import neurons_to_prune
-from otbr_jax.steps.select import share_right, strongest_harmless
+from otbr_jax.steps.select import measure_accuracies, strongest_harmless
 from otbr_jax.types import Batch, Variables, named_leaves, replace_leaves, split
 
 _AT_ONCE = 200  # images
@@ -31,16 +31,16 @@ _AT_ONCE = 200  # images
 
 @settings("pruning")
 class PruningConfig:
-    """How many of the channels that the classifier reads are pruned."""
+    """How many of the channels before the classifier are pruned."""
 
     step: float = field(
         default=0.01,
         at_least=0,
         below=1,
-        doc="share of the channels that is pruned at a time, until the clean images say stop; 0 for `share` at once.",
+        doc="share of the channels that is pruned at a time, while accuracy allows it; 0 to prune `share` at once.",
     )
     tolerance: float = field(
-        default=0.02, at_least=0, at_most=1, doc="how far the accuracy on the clean images may fall, a difference."
+        default=0.02, at_least=0, at_most=1, doc="by how much accuracy on the clean images may fall, a difference."
     )
     share: float = field(default=0.5, at_least=0, at_most=1, doc="share of the channels that is pruned if `step` is 0.")
 
@@ -59,26 +59,26 @@ class FinePruningSettings:
     """All settings of the defence `fine_pruning`."""
 
     pruning: PruningConfig = field(default=PruningConfig(), doc="step 1, pruning.")
-    finetuning: FinetuningConfig = field(default=PUBLISHED, doc="step 2, how what remains is fine-tuned.")
+    finetuning: FinetuningConfig = field(default=PUBLISHED, doc="step 2, fine-tuning.")
     sweep: SweepConfig = field(default=SweepConfig(), doc="settings that the report shows beside the chosen one.")
 
 
 class Shares(NamedTuple):
-    """What may be pruned: accuracy on the clean images `[candidates]` in [0, 1], and the chosen candidate's index."""
+    """Accuracy on the clean images of each number of channels, `[candidates]` in [0, 1], and the chosen index."""
 
     accuracy: jax.Array
     chosen: jax.Array
 
 
 class Pruned(NamedTuple):
-    """The pruned network, and which inputs its classifier lost, `{classifier's name: bool [inputs]}`."""
+    """The pruned network, and which inputs of its classifier were pruned, `{classifier's name: bool [inputs]}`."""
 
     variables: Variables
     pruned: Mapping[str, jax.Array]
 
 
 def classifier_of(setup: Setup) -> Layer:
-    """The layer that gives the logits; raises InputError if the last layer is none that reads channels."""
+    """The layer that outputs the logits; raises InputError if the last layer has no channels as inputs."""
     layers = setup.graph.layers
     last = layers[-1] if layers else None
     classes = setup.network.num_classes
@@ -92,7 +92,7 @@ def classifier_of(setup: Setup) -> Layer:
 
 
 def check(setup: Setup, config: FinePruningSettings) -> None:
-    """Raises InputError if the network has no classifier that reads channels."""
+    """Raises InputError if the network has no classifier with channels as inputs."""
     del config
     classifier_of(setup)
 
@@ -100,27 +100,26 @@ def check(setup: Setup, config: FinePruningSettings) -> None:
 def activations(
     setup: Setup, settings: None, *, victim: Variables, clean: Batch, key: jax.Array, report: Report | None
 ) -> dict[str, jax.Array]:
-    """The mean of each input of the classifier over clean images (and positions, if there are any), evaluation mode."""
+    """The mean of each input of the classifier over clean images, and positions if any; in evaluation mode."""
     del key, report
     name = classifier_of(setup).name
-    seen = tapped(setup.network.answer, [name])
-    images = Batch(*clean).images
-    found = jax.lax.map(lambda image: seen(victim, image[None])[1][name][0], images, batch_size=_AT_ONCE)
-    found = found.astype(jnp.float32)
-    return {name: jnp.mean(found, axis=tuple(range(found.ndim - 1)))}
+    forward = tap_inputs(setup.network.answer, [name])
+    inputs = jax.lax.map(lambda image: forward(victim, image[None])[1][name][0], clean.images, batch_size=_AT_ONCE)
+    inputs = inputs.astype(jnp.float32)
+    return {name: jnp.mean(inputs, axis=tuple(range(inputs.ndim - 1)))}
 
 
-def without(
+def prune_inputs(
     victim: Variables, layer: Layer, activation: jax.Array, *, count: int | jax.Array
 ) -> tuple[Variables, jax.Array]:
-    """The network whose classifier no longer reads its `count` least active inputs, and which those are.
+    """Prunes the `count` least active inputs of the classifier; the network, and bool `[inputs]` which they are.
 
-    For what the network says that is as good as pruning the channels themselves.
+    The logits are those of a network without the channels themselves.
     """
-    places = jnp.argsort(jnp.argsort(activation))
-    lost = places < count
+    ranks = jnp.argsort(jnp.argsort(activation))
+    pruned = ranks < count
     kernel = named_leaves(victim)[layer.name]
-    return replace_leaves(victim, {layer.name: jnp.where(_along(lost, layer, kernel), 0, kernel)}), lost
+    return replace_leaves(victim, {layer.name: jnp.where(_along(pruned, layer, kernel), 0, kernel)}), pruned
 
 
 def _along(mask: jax.Array, layer: Layer, kernel: jax.Array) -> jax.Array:
@@ -131,7 +130,7 @@ def _along(mask: jax.Array, layer: Layer, kernel: jax.Array) -> jax.Array:
 
 
 def counts_of(setup: Setup, step: float) -> tuple[int, ...]:
-    """How many channels are pruned in turn: none, and always a share of `step` more, while some are left."""
+    """The numbers of channels to try: none, and always a share of `step` more, while some are left."""
     channels = classifier_of(setup).inputs
     return tuple(range(0, channels, max(1, math.ceil(step * channels - 1e-9))))
 
@@ -146,17 +145,16 @@ def select(
     key: jax.Array,
     report: Report | None,
 ) -> Shares:
-    """Chooses how many channels are pruned: as many as clean images do not miss."""
+    """Chooses how many channels are pruned: as many as the tolerated loss of accuracy allows."""
     del key
-    layer, batch = classifier_of(setup), Batch(*clean)
+    layer = classifier_of(setup)
 
-    def judged(count: jax.Array) -> jax.Array:
-        found = share_right(setup.network, without(victim, layer, activations[layer.name], count=count)[0], batch)
-        if report is not None:
-            jax.debug.callback(report)
-        return found
+    def pruned(count: jax.Array) -> Variables:
+        return prune_inputs(victim, layer, activations[layer.name], count=count)[0]
 
-    accuracy = jax.lax.map(judged, jnp.array(counts_of(setup, settings.step)))
+    accuracy = measure_accuracies(
+        setup.network, pruned, jnp.array(counts_of(setup, settings.step)), clean, report=report
+    )
     return Shares(accuracy, strongest_harmless(accuracy, reference=accuracy[0], tolerance=settings.tolerance))
 
 
@@ -174,28 +172,30 @@ def prune(
     count: int | jax.Array = neurons_to_prune(settings.share, layer.inputs)
     if selected is not None:
         count = jnp.array(counts_of(setup, settings.step))[selected.chosen]
-    variables, lost = without(victim, layer, activations[layer.name], count=count)
-    return Pruned(variables, {layer.name: lost})
+    variables, mask = prune_inputs(victim, layer, activations[layer.name], count=count)
+    return Pruned(variables, {layer.name: mask})
 
 
 def objective(setup: Setup, like: Any, own: None, *, pruned: Pruned) -> Objective:
-    """The cross-entropy in training mode, whose gradient leaves what was pruned at zero."""
+    """The cross-entropy in training mode; the gradient of pruned weights is zero, so that they stay zero."""
     del own
     layer = classifier_of(setup)
-    usual = cross_entropy(setup.network, like, axis_name=setup.axis_name)
+    loss_and_grads = cross_entropy(setup.network, like, axis_name=setup.axis_name)
 
     def masked(params: Any, state: Any, batch: Batch) -> Any:
-        found, gradients = usual(params, state, batch)
+        evaluated, gradients = loss_and_grads(params, state, batch)
         kernel = named_leaves({"params": gradients})[layer.name]
         kept = jnp.where(_along(pruned.pruned[layer.name], layer, kernel), 0, kernel)
-        return found, replace_leaves({"params": gradients}, {layer.name: kept})["params"]
+        return evaluated, replace_leaves({"params": gradients}, {layer.name: kept})["params"]
 
     return masked
 
 
 def plan(config: FinePruningSettings) -> Plan:
     """activations (-> selected) -> pruned -> finetuned -> changes."""
-    steps = [Step("activations", activations, needs("victim", "clean"), title="mean activations of clean images")]
+    steps = [
+        Step("activations", activations, needs("victim", "clean"), shown=Shown("mean activations of clean images"))
+    ]
     selected: list[str] = []
     if config.pruning.step:
         selected = ["selected"]
@@ -205,18 +205,20 @@ def plan(config: FinePruningSettings) -> Plan:
                 select,
                 needs("victim", "activations", "clean"),
                 config.pruning,
-                "choosing how many channels are pruned, clean images only",
-                total=lambda setup: len(counts_of(setup, config.pruning.step)),
-                unit="share",
+                shown=Shown(
+                    "choosing how many channels to prune, clean images only",
+                    total=lambda setup: len(counts_of(setup, config.pruning.step)),
+                    unit="share",
+                ),
             )
         )
     return (
         *steps,
-        Step("pruned", prune, needs("victim", "activations", *selected), config.pruning, "pruning"),
+        Step("pruned", prune, needs("victim", "activations", *selected), config.pruning, shown=Shown("pruning")),
         tuning_step(
             "finetuned",
             config.finetuning,
-            "fine-tuning what remains",
+            "fine-tuning",
             group="finetuning",
             start="pruned",
             more=("pruned",),
@@ -226,80 +228,66 @@ def plan(config: FinePruningSettings) -> Plan:
     )
 
 
-def sweep(
-    config: FinePruningSettings,
+def build(
     setup: Setup,
-    ask: Ask,
+    setting: jax.Array,
     *,
+    config: FinePruningSettings,
     victim: Variables,
     activations: Mapping[str, jax.Array],
     clean: Batch,
     key: jax.Array,
-    report: Report | None,
-) -> dict[str, Metrics]:
-    """Prunes, fine-tunes and measures for every share, `[shares]`."""
+) -> Built:
+    """Prunes the channels of a setting, and fine-tunes the network."""
     layer = classifier_of(setup)
-
-    def one(count: jax.Array) -> dict[str, Metrics]:
-        start, lost = without(victim, layer, activations[layer.name], count=count)
-        repaired, _ = finetune(
-            setup.network,
-            start,
-            Batch(*clean),
-            key=plans.named_key(key, "finetuned"),
-            config=config.finetuning,
-            objective=objective(setup, split(start)[0], None, pruned=Pruned(start, {layer.name: lost})),
-            augment=setup.augment,
-        )
-        found = {"pruned": ask(start), "finetuned": ask(repaired)}
-        if report is not None:
-            jax.debug.callback(report)
-        return found
-
-    return jax.lax.map(one, jnp.array([neurons_to_prune(share, layer.inputs) for share in config.sweep.share]))
+    start, mask = prune_inputs(victim, layer, activations[layer.name], count=setting)
+    repaired, _ = finetune(
+        setup.network,
+        start,
+        clean,
+        key=plans.named_key(key, "finetuned"),
+        config=config.finetuning,
+        objective=objective(setup, split(start)[0], None, pruned=Pruned(start, {layer.name: mask})),
+        augment=setup.augment,
+    )
+    return Built({"pruned": start, "finetuned": repaired})
 
 
-def candidates(config: FinePruningSettings) -> Candidates | None:
-    """The shares of the grid."""
-    if not config.sweep.share:
+def grid(config: FinePruningSettings) -> Grid | None:
+    """The shares to measure."""
+    shares = config.sweep.share
+    if not shares:
         return None
-
-    def rows(found: Any, row: Callable[[Metrics], dict[str, Any]]) -> list[dict[str, Any]]:
-        return [
-            {"share": share} | {name: row(Metrics(*(values[place] for values in by))) for name, by in found.items()}
-            for place, share in enumerate(config.sweep.share)
-        ]
-
-    return Candidates(
-        axes={"share": config.sweep.share},
+    return Grid(
+        axes={"share": shares},
+        settings=tuple((share,) for share in shares),
+        arrays=lambda setup: jnp.array([neurons_to_prune(share, classifier_of(setup).inputs) for share in shares]),
+        build=partial(build, config=config),
         needs=("victim", "activations", "clean"),
         along=("share",),
         strength="share of channels pruned",
         network="finetuned",
-        rounds=len(config.sweep.share),
         unit="run",
-        measure=partial(sweep, config),
-        rows=rows,
     )
 
 
 def outcome(config: FinePruningSettings, values: Mapping[str, Any]) -> Outcome:
-    """How many channels were pruned, by whose choice, and how fine-tuning went."""
+    """How many channels were pruned, how that was chosen, and the history of fine-tuning."""
     del config
-    ((name, lost),) = values["pruned"].pruned.items()
-    channels, count = int(lost.size), int(lost.sum())
+    ((name, mask),) = values["pruned"].pruned.items()
+    channels, count = int(mask.size), int(mask.sum())
     pruning: dict[str, Any] = {"classifier": name, "channels": channels, "pruned": count}
     if "selected" in values:
-        found = values["selected"]
+        accuracy, chosen = values["selected"]
         pruning |= {
-            "clean_accuracy": settled(found.accuracy[0]),
-            "clean_accuracy_pruned": settled(found.accuracy[int(found.chosen)]),
+            "clean_accuracy": rounded(accuracy[0]),
+            "clean_accuracy_pruned": rounded(accuracy[int(chosen)]),
         }
     return tuned_outcome(
         values,
         done=f"{count} of {channels} channels before the classifier pruned, fine-tuned",
         choice={
-            "share": settled(count / channels),
+            "share": rounded(count / channels),
             "chosen_by": "clean images" if "selected" in values else "config",
         },
         more={"pruning": pruning, "finetuning": plain_history(values["finetuned"])},
@@ -316,7 +304,7 @@ DEFENSE = Defense(
     outcome=outcome,
     check=check,
     given=takes_clean(batch_sizes),
-    candidates=candidates,
+    grid=grid,
     batch_sizes=batch_sizes,
     source="arXiv 1805.12185",
 )

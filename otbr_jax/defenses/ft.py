@@ -1,4 +1,4 @@
-"""Fine-tuning with clean images and nothing else: the baseline of all defences that take any."""
+"""Fine-tuning with clean images and nothing else: the baseline of all defences that use clean images."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def batch_sizes(config: Any) -> Mapping[str, int]:
 
 
 def outcome(config: FTSettings, values: Mapping[str, Any]) -> Outcome:
-    """How fine-tuning went."""
+    """The history of fine-tuning."""
     del config
     return tuned_outcome(values, done="fine-tuned")
 

@@ -1,4 +1,4 @@
-"""FT-SAM: fine-tuning against the worst network nearby, which shrinks what a trigger needs (arXiv 2304.11823)."""
+"""FT-SAM: sharpness-aware fine-tuning, which shrinks the weights of backdoor neurons (arXiv 2304.11823)."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from otbr_jax.defenses.tuning import changes_step, takes_clean, tuned_outcome, t
 from otbr_jax.plan import Plan, Setup
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.finetune import FinetuningConfig
-from otbr_jax.steps.objective import Objective, losses, objective_of
+from otbr_jax.steps.objective import Objective, losses, make_objective
 from otbr_jax.steps.sharpness import sharpness_optimizer
 from otbr_jax.types import Batch, Variables
 
 
 @settings("sam")
 class SAMConfig:
-    """The worst network nearby, and what it is asked; the defaults are the published ones."""
+    """Sharpness-aware minimisation and label smoothing; the defaults are the published ones."""
 
-    rho: float = field(default=2.0, above=0, doc="how far away it is, relative to each parameter's size.")
+    rho: float = field(default=2.0, above=0, doc="radius of the ascent step, relative to each parameter's size.")
     label_smoothing: float = field(
         default=0.1, at_least=0, below=1, doc="share of a label that is spread over the other classes."
     )
@@ -38,9 +38,9 @@ class FTSAMSettings:
     finetuning: FinetuningConfig = field(default=PUBLISHED, doc="how the network is fine-tuned; `alpha` is 0.")
 
     def check(self) -> None:
-        """One look ahead a step is enough."""
+        """There is no second ascent step."""
         if self.finetuning.alpha:
-            raise wrong(self, "finetuning.alpha", "0, since `sam` looks ahead already")
+            raise wrong(self, "finetuning.alpha", "0, since `sam` takes an ascent step already")
 
 
 def smoothed(labels: jax.Array, classes: int, *, smoothing: float) -> jax.Array:
@@ -57,7 +57,7 @@ def objective(setup: Setup, like: Any, own: SAMConfig) -> Objective:
         labels = smoothed(batch.labels, setup.network.num_classes, smoothing=own.label_smoothing)
         return jnp.mean(losses(logits, labels)), (logits, state)
 
-    return objective_of(loss, like, axis_name=setup.axis_name)
+    return make_objective(loss, like, axis_name=setup.axis_name)
 
 
 def plan(config: FTSAMSettings) -> Plan:
@@ -77,8 +77,8 @@ def plan(config: FTSAMSettings) -> Plan:
 
 
 def outcome(config: FTSAMSettings, values: Mapping[str, Any]) -> Outcome:
-    """How fine-tuning went."""
-    return tuned_outcome(values, done=f"fine-tuned against the worst network within rho = {config.sam.rho:g}")
+    """The history of fine-tuning."""
+    return tuned_outcome(values, done=f"sharpness-aware fine-tuning with rho {config.sam.rho:g}")
 
 
 DEFENSE = Defense(

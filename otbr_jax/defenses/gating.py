@@ -1,9 +1,8 @@
-"""What defences share that learn masks on normalisations: the scales, the threshold, pruning, and the outcome."""
+"""What defences share that learn masks on normalisations: their scales, thresholds, pruning, and the outcome."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from otbr_jax.defenses.defense import Ask, Candidates, Outcome, count_neurons, settled
+from otbr_jax.defenses.defense import Outcome, count_neurons, rounded
+from otbr_jax.defenses.grid import Built, Grid
 from otbr_jax.errors import InputError
-from otbr_jax.metrics import Metrics
-from otbr_jax.plan import Report, Setup, Step, needs
+from otbr_jax.numerics.collectives import mean
+from otbr_jax.plan import Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings
-from otbr_jax.steps.gates import Factors, Gates, by_layer, check_gates, close_gates, gates_of
-from otbr_jax.steps.select import share_right, strongest_harmless
-from otbr_jax.steps.sharing import mean
+from otbr_jax.steps.gates import Factors, Gates, check_gates, close_gates, gates_of, masks_by_layer
+from otbr_jax.steps.select import measure_accuracies, measure_accuracy, strongest_harmless
 from otbr_jax.types import Batch, Variables
 
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(19))
@@ -26,7 +25,7 @@ THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(19))
 NOTHING = -0.05
 """A threshold that no mask reaches: nothing is pruned."""
 CLEAN = "clean images"
-"""Who chooses a threshold, in words."""
+"""What a threshold is chosen on, in words."""
 
 
 @settings("selection")
@@ -34,17 +33,17 @@ class ThresholdConfig:
     """How the threshold is chosen with the clean images."""
 
     thresholds: tuple[float, ...] = field(
-        default=(), at_least=0, below=1, doc="what to choose from; empty for the method's own `threshold` as it is."
+        default=(), at_least=0, below=1, doc="values to choose from; empty for the method's own `threshold`."
     )
     tolerance: float = field(
         default=0.02,
         at_least=0,
         at_most=1,
-        doc="how much of its accuracy on the clean images the pruned network may lose.",
+        doc="by how much the pruned network's accuracy on the clean images may fall, a difference.",
     )
 
-    def tried(self, fixed: float) -> tuple[float, ...]:
-        """What is chosen from, nothing first, in order of strength; or the fixed threshold alone."""
+    def candidates(self, fixed: float) -> tuple[float, ...]:
+        """The thresholds to choose from, ascending, after one that prunes nothing; or the fixed threshold alone."""
         return (NOTHING, *sorted({*self.thresholds})) if self.thresholds else (fixed,)
 
 
@@ -56,10 +55,10 @@ class ThresholdSweepConfig:
 
 
 class Learning(NamedTuple):
-    """Masks on their way, `{name of a parameter: its shape}`, and the optimiser's own."""
+    """Masks while they are learned, `{name of a parameter: its shape}`, and the optimiser's state."""
 
     masks: Factors
-    moments: Any
+    opt_state: Any
 
 
 def sgd(config: Any) -> optax.GradientTransformation:
@@ -68,7 +67,7 @@ def sgd(config: Any) -> optax.GradientTransformation:
 
 
 class Masks(NamedTuple):
-    """Learned masks, and how learning went.
+    """Learned masks, and the history of learning.
 
     Attributes:
       masks: `{name of a parameter: its shape}`, in [0, 1]; 1 for parameters that are no scales.
@@ -81,21 +80,21 @@ class Masks(NamedTuple):
     accuracy: jax.Array
 
 
-class Chosen(NamedTuple):
-    """What thresholds were judged by: `accuracy` `[thresholds]` of the clean images, `reference` unpruned, `chosen`."""
+class Selected(NamedTuple):
+    """Accuracy on the clean images of each threshold, `[thresholds]`; `reference` unpruned; and the chosen index."""
 
     accuracy: jax.Array
     reference: jax.Array
     chosen: jax.Array
 
 
-class Closed(NamedTuple):
+class Pruned(NamedTuple):
     """The pruned network.
 
     Attributes:
       variables: its variables.
-      pruned: `{layer name: bool [neurons]}`, with a closed gate.
-      scores: `{layer name: [neurons]}`, 1 - the smallest mask.
+      pruned: `{layer name: bool [neurons]}`, those with a mask of at most the threshold.
+      scores: `{layer name: [neurons]}`, 1 - the smallest mask of the neuron.
     """
 
     variables: Variables
@@ -111,14 +110,14 @@ def check(setup: Setup, *, name: str) -> None:
 def gates_step(name: str) -> Step:
     """The step `gates` of the defence of that name: which parameters of all layers, shortcuts too, are scales."""
 
-    def found_some(settings: None, gates: Gates) -> None:
+    def check_any(settings: None, gates: Gates) -> None:
         if not any(bool(gate) for gate in gates.values()):
             raise InputError(
                 f"defense: expected a network with a normalisation whose scale and variance balance each other, which "
                 f"{name} gates, found none among {len(gates)} parameters"
             )
 
-    return Step("gates", find_gates, needs("victim"), title="finding normalisations", check=found_some)
+    return Step("gates", find_gates, needs("victim"), check=check_any, shown=Shown("finding normalisations"))
 
 
 def find_gates(setup: Setup, settings: None, *, victim: Variables, key: jax.Array, **_: Any) -> Gates:
@@ -126,9 +125,9 @@ def find_gates(setup: Setup, settings: None, *, victim: Variables, key: jax.Arra
     return gates_of(setup.network, victim, setup.graph.layers, key=key)
 
 
-def check_masks(settings: Any, found: Masks, *, name: str) -> None:
+def check_masks(settings: Any, masks: Masks, *, name: str) -> None:
     """Raises InputError, which calls the settings `name`, if learning of masks diverged."""
-    losses = np.asarray(found.loss)
+    losses = np.asarray(masks.loss)
     if not np.isfinite(losses).all():
         bad = int(np.flatnonzero(~np.isfinite(losses))[0])
         raise InputError(
@@ -137,8 +136,8 @@ def check_masks(settings: Any, found: Masks, *, name: str) -> None:
         )
 
 
-class Selecting(NamedTuple):
-    """What `select` is given: thresholds in order of strength, and the tolerance."""
+class SelectionSettings(NamedTuple):
+    """The settings of `select`: thresholds, ascending, and the tolerance."""
 
     thresholds: tuple[float, ...]
     tolerance: float
@@ -146,7 +145,7 @@ class Selecting(NamedTuple):
 
 def select(
     setup: Setup,
-    settings: Selecting,
+    settings: SelectionSettings,
     *,
     victim: Variables,
     gates: Gates,
@@ -154,106 +153,75 @@ def select(
     clean: Batch,
     report: Report | None,
     **_: Any,
-) -> Chosen:
-    """The highest threshold up to which pruning costs no more accuracy on the clean images than tolerated."""
-    batch = Batch(*clean)
+) -> Selected:
+    """Chooses the highest threshold at which, as at all lower ones, the loss of accuracy is within the tolerance."""
 
-    def right(variables: Variables) -> jax.Array:
-        return mean(share_right(setup.network, variables, batch), setup.axis_name)
+    def pruned(threshold: jax.Array) -> Variables:
+        return close_gates(victim, gates, masks.masks, threshold)
 
-    def one(threshold: jax.Array) -> jax.Array:
-        found = right(close_gates(victim, gates, masks.masks, threshold))
-        if report is not None:
-            jax.debug.callback(report)
-        return found
-
-    accuracy, reference = jax.lax.map(one, jnp.array(settings.thresholds)), right(victim)
+    thresholds, axis_name = jnp.array(settings.thresholds), setup.axis_name
+    accuracy = measure_accuracies(setup.network, pruned, thresholds, clean, report=report, axis_name=axis_name)
+    reference = mean(measure_accuracy(setup.network, victim, clean), axis_name)
     chosen = strongest_harmless(accuracy, reference=reference, tolerance=settings.tolerance)
-    return Chosen(accuracy, reference, chosen)
+    return Selected(accuracy, reference, chosen)
 
 
-def close(
+def prune(
     setup: Setup,
     settings: tuple[float, ...],
     *,
     victim: Variables,
     gates: Gates,
     masks: Masks,
-    selected: Chosen | None = None,
+    selected: Selected | None = None,
     **_: Any,
-) -> Closed:
-    """The network whose normalisations do not let through what has a mask of at most the threshold."""
+) -> Pruned:
+    """Prunes the neurons with a mask of at most the threshold: sets the scales of their normalisation to zero."""
     threshold = jnp.array(settings)[0 if selected is None else selected.chosen]
-    least = by_layer(setup.layers, gates, masks.masks)
+    least = masks_by_layer(setup.layers, gates, masks.masks)
     pruned = {name: mask <= threshold for name, mask in least.items()}
     scores = {name: 1 - mask for name, mask in least.items()}
-    return Closed(close_gates(victim, gates, masks.masks, threshold), pruned, scores)
+    return Pruned(close_gates(victim, gates, masks.masks, threshold), pruned, scores)
 
 
-def closing_steps(threshold: float, selection: ThresholdConfig) -> tuple[Step, ...]:
+def pruning_steps(threshold: float, selection: ThresholdConfig) -> tuple[Step, ...]:
     """(selected ->) pruned, behind `gates` and `masks`; the threshold is the method's own one."""
-    tried = selection.tried(threshold)
-    pruned = Step("pruned", close, needs("victim", "gates", "masks"), tried, "pruning")
+    thresholds = selection.candidates(threshold)
+    pruned = Step("pruned", prune, needs("victim", "gates", "masks"), thresholds, shown=Shown("pruning"))
     if not selection.thresholds:
         return (pruned,)
     selected = Step(
         "selected",
         select,
         needs("victim", "gates", "masks", "clean"),
-        Selecting(tried, selection.tolerance),
-        "choosing the threshold, clean images only",
-        total=len(tried),
-        unit="threshold",
+        SelectionSettings(thresholds, selection.tolerance),
+        shown=Shown("choosing the threshold, clean images only", total=len(thresholds), unit="threshold"),
     )
-    return selected, Step("pruned", close, needs("victim", "gates", "masks", "selected"), tried, "pruning")
+    needed = needs("victim", "gates", "masks", "selected")
+    return selected, Step("pruned", prune, needed, thresholds, shown=Shown("pruning"))
 
 
-def sweep(
-    thresholds: Sequence[float],
-    setup: Setup,
-    ask: Ask,
-    *,
-    victim: Variables,
-    gates: Gates,
-    masks: Masks,
-    key: jax.Array,
-    report: Report | None,
-) -> Metrics:
-    """Prunes and measures at every threshold, `[thresholds]`."""
+def build(setup: Setup, setting: jax.Array, *, victim: Variables, gates: Gates, masks: Masks, key: jax.Array) -> Built:
+    """The network pruned at a threshold."""
     del setup, key
-
-    def one(threshold: jax.Array) -> Metrics:
-        found = ask(close_gates(victim, gates, masks.masks, threshold))
-        if report is not None:
-            jax.debug.callback(report)
-        return found
-
-    return jax.lax.map(one, jnp.array(thresholds))
+    return Built({"pruned": close_gates(victim, gates, masks.masks, setting)})
 
 
-def candidates(config: ThresholdSweepConfig) -> Candidates | None:
-    """The thresholds of the grid."""
+def grid(config: ThresholdSweepConfig) -> Grid | None:
+    """The thresholds to measure."""
     thresholds = config.thresholds
     if not thresholds:
         return None
-
-    def rows(found: Metrics, row: Callable[[Metrics], dict[str, Any]]) -> list[dict[str, Any]]:
-        each = enumerate(thresholds)
-        return [
-            {"threshold": threshold, "pruned": row(Metrics(*(values[place] for values in found)))}
-            for place, threshold in each
-        ]
-
-    return Candidates(
+    return Grid(
         axes={"threshold": thresholds},
+        settings=tuple((threshold,) for threshold in thresholds),
+        arrays=lambda setup: jnp.array(thresholds),
+        build=build,
         needs=("victim", "gates", "masks"),
         along=("threshold",),
         strength="threshold of masks",
         network="pruned",
-        rounds=len(thresholds),
         unit="threshold",
-        measure=partial(sweep, thresholds),
-        rows=rows,
     )
 
 
@@ -262,30 +230,31 @@ def outcome(threshold: float, selection: ThresholdConfig, values: Mapping[str, A
 
     Args:
       threshold: the method's own one.
-      selection: how another was chosen.
+      selection: how another one is chosen.
       values: the steps' by name.
-      fields: of `Outcome`, in place of these or beside them; `more` goes beside its own.
+      fields: of `Outcome`, which replace or complete these; `more` is merged.
     """
-    gates, masks, closed = values["gates"], values["masks"], values["pruned"]
-    tried, place, rows = selection.tried(threshold), 0, None
+    gates, masks, network = values["gates"], values["masks"], values["pruned"]
+    thresholds, place, rows = selection.candidates(threshold), 0, None
     if "selected" in values:
-        found = values["selected"]
-        place = int(found.chosen)
+        selected = values["selected"]
+        place = int(selected.chosen)
         rows = [
-            {"threshold": each, "accuracy": settled(accuracy)}
-            for each, accuracy in zip(tried, found.accuracy, strict=True)
+            {"threshold": each, "accuracy": rounded(accuracy)}
+            for each, accuracy in zip(thresholds, selected.accuracy, strict=True)
         ]
     own = [np.asarray(mask) for name, mask in masks.masks.items() if bool(gates[name])]
-    shut, channels = sum(int(np.sum(mask <= np.float32(tried[place]))) for mask in own), sum(mask.size for mask in own)
-    scored, pruned = count_neurons(closed.pruned)
-    history = {"loss": settled(masks.loss[-1]), "accuracy": settled(masks.accuracy[-1])} if len(masks.loss) else None
+    closed = sum(int(np.sum(mask <= np.float32(thresholds[place]))) for mask in own)
+    channels = sum(mask.size for mask in own)
+    scored, pruned = count_neurons(network.pruned)
+    history = {"loss": rounded(masks.loss[-1]), "accuracy": rounded(masks.accuracy[-1])} if len(masks.loss) else None
     common: dict[str, Any] = {
-        "choice": {"threshold": tried[place], "chosen_by": CLEAN if rows else "config"},
-        "done": f"{shut} of {channels} channels of normalisations pruned",
+        "choice": {"threshold": thresholds[place], "chosen_by": CLEAN if rows else "config"},
+        "done": f"{closed} of {channels} channels of normalisations pruned",
         "did": "pruned",
         "neurons": {"scored": scored, "pruned": pruned},
-        "touched": closed.pruned,
-        "scores": closed.scores,
+        "touched": network.pruned,
+        "scores": network.scores,
         "score": "1 - mask",
         "more": {"tried": rows, "masks": history} | fields.pop("more", {}),
     }

@@ -1,13 +1,12 @@
-"""I-BAU: a trigger that misleads all clean images is searched, and unlearned by hypergradients (arXiv 2110.03735).
+"""I-BAU: a universal adversarial trigger is inverted, and unlearned by hypergradients (arXiv 2110.03735).
 
-The trigger depends on the network, so that unlearning it has two gradients: the direct one, and how the trigger itself
-would answer to other weights. The second comes from the implicit function theorem, by fixed-point iteration.
+The trigger depends on the weights, so that the gradient of unlearning has two parts: the direct one, and one through
+the trigger. The second follows from the implicit function theorem, by fixed-point iteration.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,12 +16,13 @@ import optax
 from otbr_jax.defenses.defense import Defense, Outcome
 from otbr_jax.defenses.tuning import Tuned, changes_step, check_tuned, takes_clean, tuned_outcome
 from otbr_jax.graph.choose import LAYERS
-from otbr_jax.plan import LongStep, Plan, Setup, needs
+from otbr_jax.inversion import descend
+from otbr_jax.numerics.collectives import mean, per_device
+from otbr_jax.numerics.convolutions import channels_last
+from otbr_jax.plan import LongStep, Plan, Setup, Shown, needs
 from otbr_jax.settings import field, settings
-from otbr_jax.steps.convolutions import channels_last
 from otbr_jax.steps.finetune import Finetuning, FinetuningConfig, begin, variables_of
 from otbr_jax.steps.objective import losses
-from otbr_jax.steps.sharing import mean, per_device
 from otbr_jax.steps.unlearn import epoch_draws
 from otbr_jax.types import Batch, Network, Variables, split
 
@@ -31,23 +31,25 @@ from otbr_jax.types import Batch, Network, Variables, split
 class IBAUConfig:
     """The whole method; the defaults are the published ones."""
 
-    rounds: int = field(default=5, at_least=1, doc="how often a trigger is searched and unlearned.")
+    rounds: int = field(default=5, at_least=1, doc="how often a trigger is inverted and unlearned.")
     batch_size: int = field(
         default=256,
         at_least=1,
         doc="images per step, over all devices together; a round's last, incomplete batch is left out.",
     )
-    learning_rate: float = field(default=1e-4, above=0, doc="of Adam, which unlearns; a step for each batch.")
+    learning_rate: float = field(default=1e-4, above=0, doc="of Adam, for unlearning; a step for each batch.")
     portion: float = field(
         default=0.01,
         at_least=0,
         at_most=1,
-        doc="share of a batch that carries the trigger while it is unlearned, rounded down; at least one image.",
+        doc="share of a batch that carries the trigger in unlearning, rounded down; at least one image.",
     )
-    ascent_rate: float = field(default=10.0, above=0, doc="learning rate of the search; a step for each batch.")
-    penalty: float = field(default=0.001, at_least=0, doc="of the trigger's squared L2 norm, in the search.")
+    ascent_rate: float = field(default=10.0, above=0, doc="learning rate of the inversion; a step for each batch.")
+    penalty: float = field(default=0.001, at_least=0, doc="of the trigger's squared L2 norm, in the inversion.")
     norm: float = field(default=10.0, above=0, doc="largest L2 norm of a trigger, in the network's input.")
-    iterations: int = field(default=5, at_least=0, doc="the paper's K, of the fixed point; 0 for the direct gradient.")
+    iterations: int = field(
+        default=5, at_least=0, doc="the paper's K, of the fixed-point iteration; 0 for the direct gradient alone."
+    )
     inner_rate: float = field(default=0.1, above=0, doc="step of the map whose fixed point the trigger is.")
     layers: str = field(default="auto", choices=LAYERS, doc="whose neurons the report shows; see `choose_layers`.")
 
@@ -59,8 +61,8 @@ class IBAUSettings:
     i_bau: IBAUConfig = field(default=IBAUConfig(), doc="the published method.")
 
 
-class Unlearning(NamedTuple):
-    """An unlearning after some of its rounds; the numbers are `[rounds]`, NaN for rounds to come."""
+class UnlearningState(NamedTuple):
+    """The state after some of the rounds; the numbers are `[rounds]`, NaN for rounds to come."""
 
     tuning: Finetuning
     loss: jax.Array
@@ -69,8 +71,10 @@ class Unlearning(NamedTuple):
     rounds: jax.Array
 
 
-def misled(network: Network, trigger: jax.Array, variables: Variables, batch: Batch, *, penalty: float) -> jax.Array:
-    """What the search descends: the negative cross-entropy of images that carry the trigger, and its penalty."""
+def inversion_loss(
+    network: Network, trigger: jax.Array, variables: Variables, batch: Batch, *, penalty: float
+) -> jax.Array:
+    """The loss of the inversion: the negative cross-entropy of images that carry the trigger, plus its penalty."""
     logits = network.apply(variables, batch.images + trigger)
     return -jnp.mean(losses(logits, batch.labels)) + penalty * jnp.sum(trigger**2)
 
@@ -84,26 +88,30 @@ def search(
     config: IBAUConfig,
     axis_name: str | None = None,
 ) -> jax.Array:
-    """A trigger `[h, w, c]` that leads images away from what the network answers them with; from nothing, by SGD.
+    """Inverts a trigger `[h, w, c]` that changes the predictions of images; from zero, by SGD.
 
     Args:
       network: the functions of the network.
       variables: its variables.
-      draws: one a step, along the leading axis.
+      draws: one for each step, along the leading axis.
       batch_of: `draw -> Batch`, images `[n, h, w, c]` as the network takes them.
       config: rate, penalty and norm.
       axis_name: mapped axis whose devices share each batch.
     """
-    slope = channels_last(jax.grad(partial(misled, network, penalty=config.penalty)))
 
-    def step(trigger: jax.Array, draw: Any) -> tuple[jax.Array, None]:
-        images = batch_of(draw).images
-        answers = jnp.argmax(network.apply(variables, images), axis=-1)
-        found = mean(slope(trigger, variables, Batch(images, answers)), axis_name)
-        return trigger - config.ascent_rate * found, None
+    def with_predictions(number: jax.Array) -> Batch:
+        images = batch_of(jax.tree.map(lambda leaf: leaf[number], draws)).images
+        return Batch(images, jnp.argmax(network.apply(variables, images), axis=-1))
 
-    trigger, _ = jax.lax.scan(step, jnp.zeros(network.image_shape), draws)
-    return trigger * jnp.minimum(1.0, config.norm / jnp.maximum(_length(trigger), 1e-12))
+    inverted, _ = descend(
+        lambda trigger, batch, _: inversion_loss(network, trigger, variables, batch, penalty=config.penalty),
+        jnp.zeros(network.image_shape),
+        optimizer=optax.sgd(config.ascent_rate),
+        steps=len(jax.tree.leaves(draws)[0]),
+        batches=with_predictions,
+        axis_name=axis_name,
+    )
+    return inverted.point * jnp.minimum(1.0, config.norm / jnp.maximum(_norm(inverted.point), 1e-12))
 
 
 def hypergradient(
@@ -133,8 +141,8 @@ def hypergradient(
     Returns:
       `((loss, more), gradients)`, the latter like `params`. Source: Grazzi et al., arXiv 2006.16218, algorithm 2.
     """
-    everything = channels_last(jax.value_and_grad(outer, argnums=(0, 1), has_aux=True))
-    (loss, more), (slope, direct) = everything(trigger, params)
+    value_and_grads = channels_last(jax.value_and_grad(outer, argnums=(0, 1), has_aux=True))
+    (loss, more), (slope, direct) = value_and_grads(trigger, params)
     loss, slope, direct = mean((loss, slope, direct), axis_name)
 
     def along(trigger: Any, params: Any, direction: Any) -> jax.Array:
@@ -151,21 +159,21 @@ def hypergradient(
     return (loss, more), jax.tree.map(lambda g, i: g - rate * i, direct, indirect)
 
 
-def start(setup: Setup, config: IBAUConfig, *, victim: Variables, clean: Batch, key: jax.Array) -> Unlearning:
-    """The start of all rounds."""
+def start(setup: Setup, config: IBAUConfig, *, victim: Variables, clean: Batch, key: jax.Array) -> UnlearningState:
+    """The state before the first round."""
     del setup, clean, key
     nothing = jnp.full(config.rounds, jnp.nan)
-    return Unlearning(begin(victim, optax.adam(config.learning_rate)), nothing, nothing, nothing, jnp.int32(0))
+    return UnlearningState(begin(victim, optax.adam(config.learning_rate)), nothing, nothing, nothing, jnp.int32(0))
 
 
 def next_round(
-    setup: Setup, config: IBAUConfig, state: Unlearning, *, victim: Variables, clean: Batch, key: jax.Array
-) -> tuple[Unlearning, dict[str, jax.Array]]:
-    """Searches a trigger, and unlearns it batch by batch; in evaluation mode, so that statistics stay.
+    setup: Setup, config: IBAUConfig, state: UnlearningState, *, victim: Variables, clean: Batch, key: jax.Array
+) -> tuple[UnlearningState, dict[str, jax.Array]]:
+    """Inverts a trigger, and unlearns it batch by batch; in evaluation mode, so that statistics stay.
 
-    Batches of the search are drawn anew in each round, those that unlearn once for all rounds, as published.
+    Batches of the inversion are drawn anew in each round, those of unlearning once for all rounds, as published.
     """
-    network, clean, axis_name = setup.network, Batch(*clean), setup.axis_name
+    network, axis_name = setup.network, setup.axis_name
     like, _ = split(victim)
     size = per_device(config.batch_size, axis_name, name="i_bau.batch_size")
     carrying = max(1, int(config.portion * size))
@@ -176,26 +184,26 @@ def next_round(
         images = network.prepare(setup.augment(clean.images[chosen], own))
         return Batch(images, clean.labels[chosen])
 
-    def whole(params: Any) -> Variables:
+    def with_params(params: Any) -> Variables:
         return {"params": jax.tree.map(lambda p, own: p.astype(own.dtype), params, like), **state.tuning.state}
 
     fixed_key, round_key = jax.random.split(key)
     round_key = jax.random.fold_in(round_key, state.rounds)
     fixed = epoch_draws(len(clean.labels), size, key=fixed_key)
-    searched = epoch_draws(len(clean.labels), size, key=round_key)
-    trigger = search(network, whole(state.tuning.params), searched, batch_of, config=config, axis_name=axis_name)
+    draws = epoch_draws(len(clean.labels), size, key=round_key)
+    trigger = search(network, with_params(state.tuning.params), draws, batch_of, config=config, axis_name=axis_name)
     first = batch_of(jax.tree.map(lambda leaf: leaf[0], fixed))
 
     def inner(trigger: Any, params: Any) -> jax.Array:
-        return misled(network, trigger, whole(params), first, penalty=config.penalty)
+        return inversion_loss(network, trigger, with_params(params), first, penalty=config.penalty)
 
     def unlearn(tuning: Finetuning, drawn: Any) -> tuple[Finetuning, tuple[jax.Array, jax.Array]]:
-        draw, own = drawn
+        draw, carry_key = drawn
         batch = batch_of(draw)
-        carries = jnp.zeros(size).at[jax.random.permutation(own, size)[:carrying]].set(1)
+        carries = jnp.zeros(size).at[jax.random.permutation(carry_key, size)[:carrying]].set(1)
 
         def outer(trigger: Any, params: Any) -> tuple[jax.Array, jax.Array]:
-            logits = network.apply(whole(params), batch.images + carries[:, None, None, None] * trigger)
+            logits = network.apply(with_params(params), batch.images + carries[:, None, None, None] * trigger)
             right = jnp.argmax(logits, axis=-1) == batch.labels
             return jnp.mean(losses(logits, batch.labels)), jnp.mean(right.astype(jnp.float32))
 
@@ -208,42 +216,42 @@ def next_round(
             rate=config.inner_rate,
             axis_name=axis_name,
         )
-        updates, moments = optimizer.update(grads, tuning.moments, tuning.params)
-        moved = Finetuning(optax.apply_updates(tuning.params, updates), tuning.state, moments)
-        return moved, (loss, mean(accuracy, axis_name))
+        updates, opt_state = optimizer.update(grads, tuning.opt_state, tuning.params)
+        params = optax.apply_updates(tuning.params, updates)
+        return Finetuning(params, tuning.state, opt_state), (loss, mean(accuracy, axis_name))
 
     keys = jax.random.split(jax.random.fold_in(round_key, 1), len(fixed[1]))
     tuning, (loss, accuracy) = jax.lax.scan(unlearn, state.tuning, (fixed, keys))
     shown = {"loss": jnp.mean(loss), "acc": jnp.mean(accuracy)}
     at = state.rounds
-    after = Unlearning(
+    next_state = UnlearningState(
         tuning,
         state.loss.at[at].set(shown["loss"]),
         state.accuracy.at[at].set(shown["acc"]),
-        state.trigger.at[at].set(_length(trigger)),
+        state.trigger.at[at].set(_norm(trigger)),
         at + 1,
     )
-    return after, shown
+    return next_state, shown
 
 
-def ended(setup: Setup, config: IBAUConfig, state: Unlearning) -> jax.Array:
-    """Whether all rounds are done, or the loss is no number."""
+def is_done(setup: Setup, config: IBAUConfig, state: UnlearningState) -> jax.Array:
+    """Whether all rounds are done, or the loss is not finite."""
     del setup
-    lost = (state.rounds > 0) & ~jnp.isfinite(state.loss[state.rounds - 1])
-    return (state.rounds >= config.rounds) | lost
+    diverged = (state.rounds > 0) & ~jnp.isfinite(state.loss[state.rounds - 1])
+    return (state.rounds >= config.rounds) | diverged
 
 
-def unlearned(setup: Setup, config: IBAUConfig, state: Unlearning) -> Tuned:
-    """The network after the last round; the history has the triggers' L2 norms, too."""
+def unlearned_network(setup: Setup, config: IBAUConfig, state: UnlearningState) -> Tuned:
+    """The network after the last round; its history has the L2 norms of the triggers, too."""
     del setup, config
     history = {"loss": state.loss, "accuracy": state.accuracy, "trigger_norm": state.trigger}
     return Tuned(variables_of(state.tuning), history)
 
 
-def check_unlearned(config: IBAUConfig, found: Tuned) -> None:
+def check_unlearned(config: IBAUConfig, unlearned: Tuned) -> None:
     """Raises InputError if unlearning diverged."""
     as_epochs = FinetuningConfig(epochs=config.rounds, learning_rate=config.learning_rate)
-    check_tuned(as_epochs, found, name="i_bau.learning_rate")
+    check_tuned(as_epochs, unlearned, name="i_bau.learning_rate")
 
 
 def plan(config: IBAUSettings) -> Plan:
@@ -251,17 +259,15 @@ def plan(config: IBAUSettings) -> Plan:
     return (
         LongStep(
             "unlearned",
-            unlearned,
+            unlearned_network,
             needs("victim", "clean"),
             config.i_bau,
-            "searching and unlearning triggers",
-            total=config.i_bau.rounds,
-            unit="round",
             check=check_unlearned,
             init=start,
             body=next_round,
-            done=ended,
+            done=is_done,
             count=lambda state: state.rounds,
+            shown=Shown("inverting and unlearning triggers", total=config.i_bau.rounds, unit="round"),
         ),
         changes_step("unlearned"),
     )
@@ -273,13 +279,13 @@ def batch_sizes(config: IBAUSettings) -> dict[str, int]:
 
 
 def outcome(config: IBAUSettings, values: Mapping[str, Any]) -> Outcome:
-    """How the rounds went."""
+    """The history of the rounds."""
     del config
-    done = "triggers searched and unlearned by hypergradients"
-    return tuned_outcome(values, done=done, tuned="unlearned", scored="Which neurons unlearning moved")
+    done = "triggers inverted and unlearned by hypergradients"
+    return tuned_outcome(values, done=done, tuned="unlearned", scored="Which neurons unlearning changed")
 
 
-def _length(array: jax.Array) -> jax.Array:
+def _norm(array: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.sum(array**2))
 
 

@@ -1,4 +1,4 @@
-"""NAD: the suspicious network learns where to look from itself, fine-tuned a little (ICLR 2021, arXiv 2101.05930)."""
+"""NAD: attention distillation from a fine-tuned copy of the suspicious network (ICLR 2021, arXiv 2101.05930)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from otbr_jax.defenses.defense import Defense, Outcome
 from otbr_jax.defenses.tuning import Tuned, changes_step, plain_history, takes_clean, tuned_outcome, tuning_step
 from otbr_jax.errors import InputError
 from otbr_jax.graph.graph import Layer
-from otbr_jax.graph.taps import tapped
+from otbr_jax.graph.taps import tap_inputs
 from otbr_jax.plan import Plan, Setup
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.finetune import FinetuningConfig
-from otbr_jax.steps.objective import Objective, losses, objective_of
+from otbr_jax.steps.objective import Objective, losses, make_objective
 from otbr_jax.types import Batch, Network, Variables
 
 _LEAST = 1e-6  # added to the norm of an attention map, as published
@@ -29,21 +29,23 @@ class NADConfig:
 
     teacher: FinetuningConfig = field(
         default=FinetuningConfig(epochs=10, weight_decay=1e-4, alpha=0.0),
-        doc="step 1, how the teacher is fine-tuned, from the suspicious network.",
+        doc="step 1, how a copy of the suspicious network is fine-tuned: the teacher.",
     )
     finetuning: FinetuningConfig = field(
         default=FinetuningConfig(epochs=100, weight_decay=1e-4, alpha=0.0, schedule="cosine"),
-        doc="step 2, how the suspicious network is fine-tuned, by its teacher's attention.",
+        doc="step 2, how the suspicious network is fine-tuned, with the teacher's attention.",
     )
     betas: tuple[float, ...] = field(
         default=(500.0, 1000.0, 1000.0),
         at_least=0,
-        doc="weights of the attention of the last layers, one for each size of their inputs, the last for the last.",
+        doc="weights of the attention losses of the last layers, one for each size of inputs, in execution order.",
     )
-    power: float = field(default=2.0, at_least=1, doc="the paper's p, of the activations that attention sums.")
+    power: float = field(
+        default=2.0, at_least=1, doc="the paper's p, the power of activations that attention maps sum."
+    )
 
     def check(self) -> None:
-        """Without attention it would be fine-tuning."""
+        """Without attention it is plain fine-tuning."""
         if not self.betas:
             raise wrong(self, "betas", "at least one weight", found="none")
 
@@ -55,15 +57,15 @@ class NADSettings:
     nad: NADConfig = field(default=NADConfig(), doc="the published method.")
 
 
-class Attending(NamedTuple):
-    """What the objective is given: see `NADConfig`."""
+class AttentionSettings(NamedTuple):
+    """The settings of the objective: see `NADConfig`."""
 
     betas: tuple[float, ...]
     power: float
 
 
 def attention(features: jax.Array, *, power: float) -> jax.Array:
-    """Where a layer looks: `|F|^power` summed over channels, in length 1; `[n, ..., c] -> [n, positions]`."""
+    """Attention maps: `|F|^power` summed over channels, of unit L2 norm; `[n, ..., c] -> [n, positions]`."""
     strength = jnp.sum(jnp.abs(features.astype(jnp.float32)) ** power, axis=-1).reshape(len(features), -1)
     total = jnp.sum(strength**2, axis=1, keepdims=True)
     norm = jnp.where(total > 0, jnp.sqrt(jnp.where(total > 0, total, 1.0)), 0.0)
@@ -71,20 +73,20 @@ def attention(features: jax.Array, *, power: float) -> jax.Array:
 
 
 def attention_loss(student: jax.Array, teacher: jax.Array, *, power: float) -> jax.Array:
-    """The mean squared difference of two layers' attention, over images and positions."""
+    """The mean squared difference of two layers' attention maps, over images and positions."""
     return jnp.mean((attention(student, power=power) - attention(teacher, power=power)) ** 2)
 
 
 def attention_layers(
     network: Network, layers: Sequence[Layer], variables: Variables, images: jax.Array, *, count: int
 ) -> list[str]:
-    """The layers whose inputs are compared, by name: of each size of inputs the last layer, of the last `count` sizes.
+    """The layers whose inputs are compared, by name: the last layer of each of the last `count` sizes of inputs.
 
-    The input of the first layer of a stage has the size of the stage before: so that these are the stages' outputs.
+    The input of a stage's first layer has the size of the stage before, so that these are the outputs of stages.
 
     Args:
       network: the functions of the network.
-      layers: in execution order; those that see the images, or one position alone, are left out.
+      layers: in execution order; those whose input is the image, or has one position, are left out.
       variables: the network's.
       images: `[n, h, w, c]`, as the network takes them; only the shape is used.
       count: of sizes.
@@ -93,10 +95,10 @@ def attention_layers(
       InputError: if there is no such layer.
     """
     names = [layer.name for layer in layers if layer.fed_by]
-    _, seen = jax.eval_shape(tapped(network.apply, names), variables, images)
+    _, inputs = jax.eval_shape(tap_inputs(network.apply, names), variables, images)
     last: dict[tuple[int, ...], str] = {}
     for name in names:
-        size = seen[name].shape[1:-1]
+        size = inputs[name].shape[1:-1]
         if math.prod(size) > 1:
             last.pop(size, None)  # to the end
             last[size] = name
@@ -108,23 +110,23 @@ def attention_layers(
     return [*last.values()][-count:]
 
 
-def objective(setup: Setup, like: Any, own: Attending, *, teacher: Tuned) -> Objective:
-    """The cross-entropy in training mode, and how far attention is from the teacher's in evaluation mode."""
+def objective(setup: Setup, like: Any, own: AttentionSettings, *, teacher: Tuned) -> Objective:
+    """The cross-entropy in training mode, plus the distance from the teacher's attention in evaluation mode."""
     network = setup.network
 
     def loss(variables: Variables, batch: Batch) -> tuple[jax.Array, tuple[jax.Array, Any]]:
         names: list[str] = []
         if own.betas:
             names = attention_layers(network, setup.layers, teacher.variables, batch.images, count=len(own.betas))
-        (logits, state), ours = tapped(network.train, names)(variables, batch.images)
-        _, theirs = tapped(network.apply, names)(teacher.variables, batch.images)
-        apart = [
+        (logits, state), ours = tap_inputs(network.train, names)(variables, batch.images)
+        _, theirs = tap_inputs(network.apply, names)(teacher.variables, batch.images)
+        distances = [
             beta * attention_loss(ours[name], theirs[name], power=own.power)
             for name, beta in zip(names, own.betas[len(own.betas) - len(names) :], strict=True)
         ]
-        return jnp.mean(losses(logits, batch.labels)) + sum(apart, jnp.float32(0)), (logits, state)
+        return jnp.mean(losses(logits, batch.labels)) + sum(distances, jnp.float32(0)), (logits, state)
 
-    return objective_of(loss, like, axis_name=setup.axis_name)
+    return make_objective(loss, like, axis_name=setup.axis_name)
 
 
 def plan(config: NADSettings) -> Plan:
@@ -138,7 +140,7 @@ def plan(config: NADSettings) -> Plan:
             "attention distillation",
             group="nad.finetuning",
             more=("teacher",),
-            own=Attending(method.betas, method.power),
+            own=AttentionSettings(method.betas, method.power),
             objective=objective,
         ),
         changes_step("finetuned"),
@@ -151,12 +153,12 @@ def batch_sizes(config: NADSettings) -> Mapping[str, int]:
 
 
 def outcome(config: NADSettings, values: Mapping[str, Any]) -> Outcome:
-    """How the teacher and its student were fine-tuned."""
+    """The histories of the teacher and of its student."""
     del config
     teacher, history = plain_history(values["teacher"]), plain_history(values["finetuned"])
     return tuned_outcome(
         values,
-        done=f"attention learned from a teacher of {len(teacher['loss'])} epochs",
+        done=f"attention distilled from a teacher of {len(teacher['loss'])} epochs",
         more={"teacher": teacher, "finetuning": history},
     )
 

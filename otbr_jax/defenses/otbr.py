@@ -10,7 +10,7 @@ import jax
 from otbr_jax import plan as plans
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.graph.graph import NeuronGraph
-from otbr_jax.plan import Plan, Report, Setup, Step, Work, needs
+from otbr_jax.plan import Plan, Report, Setup, Shown, Step, Work, needs
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.fuse import FusionConfig, FusionInfo, fuse
 from otbr_jax.steps.prune import PruningInfo, neurons_to_prune, prune
@@ -32,28 +32,28 @@ class OTBRConfig:
 
 
 class Unlearned(NamedTuple):
-    """The unlearned network, and how unlearning went."""
+    """The unlearned network, and the history of unlearning."""
 
     variables: Variables
     info: Any
 
 
 class Pruned(NamedTuple):
-    """The pruned network, and which neurons it lost."""
+    """The pruned network, and which neurons were pruned."""
 
     variables: Variables
     info: PruningInfo
 
 
 class Fused(NamedTuple):
-    """The fused network, and how its layers were aligned."""
+    """The fused network, and the alignment of its layers."""
 
     variables: Variables
     info: FusionInfo
 
 
 class OTBRInfo(NamedTuple):
-    """What happened on the way: `scores` are the neuron weight changes, `{layer name: [neurons]}`."""
+    """The info of all steps; `scores` are the neuron weight changes, `{layer name: [neurons]}`."""
 
     unlearning: UnlearningInfo
     scores: Mapping[str, jax.Array]
@@ -84,7 +84,7 @@ def score(setup: Setup, settings: None, *, victim: Variables, unlearned: Unlearn
 
 
 def prune_share(setup: Setup, settings: float, *, victim: Variables, scores: Scores, **_: Any) -> Pruned:
-    """Step 2: the share gamma, `settings`, of the neurons that changed most loses its weights."""
+    """Step 2: prunes the share gamma, `settings`, of the neurons that changed most."""
     return Pruned(*prune(victim, scores, setup.layers, count=neurons_to_prune(settings, setup.neurons)))
 
 
@@ -99,7 +99,7 @@ def fuse_pruned(
     report: Report | None,
     lam: jax.Array | None = None,
 ) -> Fused:
-    """Step 3: the pruned network is aligned with the victim by transport, and interpolated; `lam` for its own."""
+    """Step 3: aligns the pruned network with the victim by transport, and interpolates; `lam` in place of lambda."""
     del report
     fused = fuse(
         pruned.variables,
@@ -122,15 +122,17 @@ def unlearning_step(config: UnlearningConfig) -> Step:
         unlearn_noise,
         needs("victim"),
         config,
-        title,
-        total=config.steps,
-        work=lambda setup: Work(
-            f"{config.steps} steps of unlearning on {config.batch_size} images",
-            0,
-            1.5 * config.steps * config.batch_size,  # gradients by weights too
-            "--config.otbr.unlearning.steps=5",
+        shown=Shown(
+            title,
+            total=config.steps,
+            work=lambda setup: Work(
+                f"{config.steps} steps of unlearning on {config.batch_size} images",
+                0,
+                1.5 * config.steps * config.batch_size,  # gradients by weights too
+                "--config.otbr.unlearning.steps=5",
+            ),
+            lighter="unlearning.batch_size",
         ),
-        lighter="unlearning.batch_size",
     )
 
 
@@ -138,10 +140,10 @@ SCORES = Step(
     "scores",
     score,
     needs("victim", "unlearned"),
-    title="neuron weight changes",
     check=lambda _, scores: check_scores(scores),
+    shown=Shown("neuron weight changes"),
 )
-"""Neuron weight changes; ends a run whose layers cannot be scored."""
+"""Neuron weight changes; raises if layers cannot be scored."""
 
 
 def plan(config: OTBRConfig) -> Plan:
@@ -149,8 +151,14 @@ def plan(config: OTBRConfig) -> Plan:
     return (
         unlearning_step(config.unlearning),
         SCORES,
-        Step("pruned", prune_share, needs("victim", "scores"), config.gamma, "pruning"),
-        Step("fused", fuse_pruned, needs("victim", "scores", "pruned"), config.fusion, "transport and fusion"),
+        Step("pruned", prune_share, needs("victim", "scores"), config.gamma, shown=Shown("pruning")),
+        Step(
+            "fused",
+            fuse_pruned,
+            needs("victim", "scores", "pruned"),
+            config.fusion,
+            shown=Shown("transport and fusion"),
+        ),
     )
 
 
@@ -181,6 +189,6 @@ def otbr(
       InputError: if there are no such layers.
     """
     setup = plans.set_up(network, graph, layers=config.layers, axis_name=axis_name)
-    found = plans.run(plan(config), setup, {"victim": variables}, key=key)
-    info = OTBRInfo(found["unlearned"].info, found["scores"], found["pruned"].info, found["fused"].info)
-    return found["fused"].variables, info
+    values = plans.run(plan(config), setup, {"victim": variables}, key=key)
+    info = OTBRInfo(values["unlearned"].info, values["scores"], values["pruned"].info, values["fused"].info)
+    return values["fused"].variables, info

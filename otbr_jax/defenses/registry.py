@@ -1,22 +1,24 @@
-"""All defences, found by looking: a module of this package with a `DEFENSE` in it is one."""
+"""All defences: each module of this package, or of `contrib`, with a `DEFENSE` in it is one."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 
-from otbr_jax import defenses
+from otbr_jax import contrib, defenses
 from otbr_jax.defenses.defense import Defense
 from otbr_jax.errors import InputError
 
 
-def _found() -> dict[str, Defense]:
-    names = sorted(module.name for module in pkgutil.iter_modules(defenses.__path__))
-    modules = [importlib.import_module(f"{defenses.__name__}.{name}") for name in names if name != "registry"]
+def _discover() -> dict[str, Defense]:
+    packages = (defenses, contrib)
+    files = [(file.name, package.__name__) for package in packages for file in pkgutil.iter_modules(package.__path__)]
+    others = ("registry", "defend")  # which import all the others
+    modules = [importlib.import_module(f"{package}.{name}") for name, package in sorted(files) if name not in others]
     return {module.DEFENSE.name: module.DEFENSE for module in modules if hasattr(module, "DEFENSE")}
 
 
-DEFENSES: dict[str, Defense] = _found()
+DEFENSES: dict[str, Defense] = _discover()
 """All defences by name."""
 
 

@@ -1,7 +1,7 @@
-"""RNP: neurons that recovering an unlearned network leaves closed are pruned (ICML 2023, arXiv 2305.14876).
+"""RNP: neurons whose masks recovering an unlearned network closes are pruned (ICML 2023, arXiv 2305.14876).
 
-A network that has unlearned its clean images keeps its backdoor. Masks on its normalisations are learned so that it
-answers clean images again: neurons that stand in the way are closed, those of the backdoor among them.
+A network that has unlearned clean images keeps its backdoor. Masks on its normalisations are learned so that it
+classifies clean images again: masks of neurons that prevent it are closed, those of backdoor neurons among them.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import jax
 import jax.numpy as jnp
 
 from otbr_jax.defenses import gating
-from otbr_jax.defenses.defense import Defense, Outcome, settled
+from otbr_jax.defenses.defense import Defense, Outcome, rounded
 from otbr_jax.defenses.gating import Learning, Masks, ThresholdConfig, ThresholdSweepConfig
 from otbr_jax.defenses.otbr import Unlearned
 from otbr_jax.defenses.tuning import takes_clean
 from otbr_jax.defenses.unlearning import clean_unlearning_step, unlearning_warnings
 from otbr_jax.graph.choose import LAYERS
-from otbr_jax.plan import Plan, Report, Setup, Step, needs
+from otbr_jax.numerics.collectives import per_device
+from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings
-from otbr_jax.steps.gates import Gates, Passed, descend, factors_objective, open_gates
-from otbr_jax.steps.sharing import per_device
+from otbr_jax.steps.gates import Gates, PassMetrics, descend, factors_objective, open_gates
 from otbr_jax.steps.unlearn import CleanUnlearningConfig, epoch_draws
 from otbr_jax.types import Batch, Network, Variables
 
@@ -46,7 +46,7 @@ class RecoveringConfig:
     )
     learning_rate: float = field(default=0.2, above=0, doc="of SGD.")
     momentum: float = field(default=0.9, at_least=0, below=1, doc="of SGD.")
-    alpha: float = field(default=0.2, above=0, doc="what the loss is multiplied with.")
+    alpha: float = field(default=0.2, above=0, doc="factor of the loss.")
 
 
 @settings("rnp")
@@ -79,17 +79,17 @@ class RNPSettings:
 
 def step_fn(
     network: Network, unlearned: Variables, gates: Gates, *, config: RecoveringConfig, axis_name: str | None = None
-) -> Callable[[Learning, Batch], tuple[Learning, Passed]]:
-    """One step on the masks of the unlearned network, `(Learning, batch) -> (Learning, Passed before the step)`.
+) -> Callable[[Learning, Batch], tuple[Learning, PassMetrics]]:
+    """One step on the masks of the unlearned network, `(Learning, batch) -> (Learning, PassMetrics before the step)`.
 
     Passes are in training mode, with statistics of the batch; those of the network stay. Args as `anp.step_fn`.
     """
     objective, optimizer = factors_objective(network, unlearned, axis_name=axis_name), gating.sgd(config)
 
-    def step(carry: Learning, batch: Batch) -> tuple[Learning, Passed]:
-        found, grads = objective(carry.masks, batch)
+    def step(carry: Learning, batch: Batch) -> tuple[Learning, PassMetrics]:
+        passed, grads = objective(carry.masks, batch)
         grads = jax.tree.map(lambda g: config.alpha * g, grads)
-        return Learning(*descend(carry.masks, carry.moments, grads, gates, optimizer)), found
+        return Learning(*descend(carry.masks, carry.opt_state, grads, gates, optimizer)), passed
 
     return step
 
@@ -104,26 +104,26 @@ def recover(
     key: jax.Array,
     report: Report | None,
 ) -> Masks:
-    """Step 2: learns masks with which the unlearned network answers clean images again."""
-    images, labels = Batch(*clean)
+    """Step 2: learns masks with which the unlearned network classifies clean images again."""
+    images, labels = clean
     size = per_device(settings.batch_size, setup.axis_name, name="rnp.recovering.batch_size")
     step = step_fn(setup.network, unlearned.variables, gates, config=settings, axis_name=setup.axis_name)
     masks = open_gates(unlearned.variables, gates)
 
-    def one(carry: Learning, drawn: Any) -> tuple[Learning, Passed]:
-        chosen, vary_key = drawn
-        batch = Batch(setup.network.prepare(setup.augment(images[chosen], vary_key)), labels[chosen])
+    def one(carry: Learning, drawn: Any) -> tuple[Learning, PassMetrics]:
+        places, augment_key = drawn
+        batch = Batch(setup.network.prepare(setup.augment(images[places], augment_key)), labels[places])
         return step(carry, batch)
 
-    def epoch(carry: Learning, key: jax.Array) -> tuple[Learning, Passed]:
-        carry, found = jax.lax.scan(one, carry, epoch_draws(len(labels), size, key=key))
+    def epoch(carry: Learning, key: jax.Array) -> tuple[Learning, PassMetrics]:
+        carry, history = jax.lax.scan(one, carry, epoch_draws(len(labels), size, key=key))
         if report is not None:
             jax.debug.callback(report)
-        return carry, Passed(jnp.mean(found.loss), jnp.mean(found.accuracy))
+        return carry, PassMetrics(jnp.mean(history.loss), jnp.mean(history.accuracy))
 
     start = Learning(masks, gating.sgd(settings).init(masks))
-    carry, found = jax.lax.scan(epoch, start, jax.random.split(key, settings.epochs))
-    return Masks(carry.masks, found.loss, found.accuracy)
+    carry, history = jax.lax.scan(epoch, start, jax.random.split(key, settings.epochs))
+    return Masks(carry.masks, history.loss, history.accuracy)
 
 
 def plan(config: RNPSettings) -> Plan:
@@ -137,12 +137,10 @@ def plan(config: RNPSettings) -> Plan:
             recover,
             needs("unlearned", "gates", "clean"),
             method.recovering,
-            "recovering with masks",
-            total=method.recovering.epochs,
-            unit="epoch",
             check=partial(gating.check_masks, name="rnp.recovering"),
+            shown=Shown("recovering with masks", total=method.recovering.epochs, unit="epoch"),
         ),
-        *gating.closing_steps(method.threshold, config.selection),
+        *gating.pruning_steps(method.threshold, config.selection),
     )
 
 
@@ -152,15 +150,15 @@ def batch_sizes(config: RNPSettings) -> dict[str, int]:
 
 
 def outcome(config: RNPSettings, values: Mapping[str, Any]) -> Outcome:
-    """How many channels were pruned, and how unlearning went."""
+    """How many channels were pruned, and the end of unlearning."""
     info = values["unlearned"].info
     epochs = int(info.epochs)
-    accuracy = settled(info.accuracy[epochs - 1])
+    accuracy = rounded(info.accuracy[epochs - 1])
     return gating.outcome(
         config.rnp.threshold,
         config.selection,
         values,
-        scored="Which neurons recovering closed",
+        scored="Which neurons recovering masked",
         warnings=unlearning_warnings(info, name="rnp.unlearning"),
         more={"unlearning": {"epochs": epochs, "accuracy": accuracy, "reached_chance": bool(info.reached)}},
     )
@@ -176,7 +174,7 @@ DEFENSE = Defense(
     outcome=outcome,
     check=lambda setup, config: gating.check(setup, name="rnp"),
     given=takes_clean(batch_sizes),
-    candidates=lambda config: gating.candidates(config.sweep),
+    grid=lambda config: gating.grid(config.sweep),
     batch_sizes=batch_sizes,
     source="arXiv 2305.14876",
 )

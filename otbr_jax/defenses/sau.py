@@ -1,7 +1,7 @@
-"""SAU: adversarial examples that mislead the suspicious network and the repaired one alike are unlearned.
+"""SAU: shared adversarial examples of the suspicious and the repaired network are unlearned.
 
-An image that carries the trigger is an adversarial example of both networks, with the same answer; unlearning those
-examples alone unlearns the backdoor (arXiv 2307.10562).
+An image with the trigger is an adversarial example of both networks with the same prediction. Unlearning such shared
+examples unlearns the backdoor (arXiv 2307.10562).
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import optax
 from otbr_jax.defenses.defense import Defense, Outcome
 from otbr_jax.defenses.tuning import changes_step, takes_clean, tuned_outcome, tuning_step
 from otbr_jax.graph.choose import LAYERS
+from otbr_jax.inversion import descend
 from otbr_jax.plan import Plan, Setup
 from otbr_jax.settings import field, settings
-from otbr_jax.steps.convolutions import channels_last
 from otbr_jax.steps.finetune import FinetuningConfig
-from otbr_jax.steps.objective import Evaluated, Objective, losses, objective_of
+from otbr_jax.steps.objective import Evaluation, Objective, losses, make_objective
 from otbr_jax.types import Batch, Network, Variables, in_unit_range
 
 STARTS = ("max", "zero", "min")
-"""Where a perturbation begins: every pixel as bright as the bound allows, as it is, or as dark."""
+"""Initial perturbations: every pixel brighter by the bound, unchanged, or darker by it."""
 
 
 @settings("sau")
@@ -39,12 +39,12 @@ class SAUConfig:
         doc="images per step, over all devices together; a round's last, incomplete batch is left out.",
     )
     learning_rate: float = field(default=1e-4, above=0, doc="of Adam.")
-    bound: float = field(default=0.2, above=0, doc="of perturbations, for each pixel, images in [0, 1].")
-    step: float = field(default=0.2, above=0, doc="of the search for perturbations, for each pixel.")
-    steps: int = field(default=5, at_least=0, doc="of the search for perturbations.")
-    start: str = field(default="max", choices=STARTS, doc="where it begins.")
-    beta_1: float = field(default=0.01, at_least=0, doc="weight of misleading each network, in the search.")
-    beta_2: float = field(default=1.0, at_least=0, doc="weight of both networks' agreement, in the search.")
+    bound: float = field(default=0.2, above=0, doc="largest perturbation of a pixel, images in [0, 1].")
+    step: float = field(default=0.2, above=0, doc="size of an ascent step for each pixel.")
+    steps: int = field(default=5, at_least=0, doc="ascent steps on the perturbations.")
+    start: str = field(default="max", choices=STARTS, doc="initial perturbations.")
+    beta_1: float = field(default=0.01, at_least=0, doc="weight of each network's cross-entropy, in the ascent.")
+    beta_2: float = field(default=1.0, at_least=0, doc="weight of both networks' agreement, in the ascent.")
     lambda_1: float = field(default=1.0, at_least=0, doc="weight of the cross-entropy of clean images.")
     lambda_2: float = field(default=0.0, at_least=0, doc="weight of the cross-entropy of perturbed images.")
     lambda_3: float = field(default=1.0, at_least=0, doc="weight of the shared adversarial risk.")
@@ -69,29 +69,29 @@ def attack_loss(
     logits: jax.Array,
     suspicious: jax.Array,
     labels: jax.Array,
-    answers: tuple[jax.Array, jax.Array],
+    predictions: tuple[jax.Array, jax.Array],
     *,
     config: SAUConfig,
 ) -> jax.Array:
-    """What the search for perturbations descends, a scalar.
+    """The loss that perturbations minimise, a scalar.
 
-    Images that mislead a network no longer count as to that network; images that mislead both to the same answer no
-    longer count as to agreement, the Jensen-Shannon divergence of both networks' probabilities.
+    Images that mislead a network no longer count in its cross-entropy. Images that mislead both to the same class no
+    longer count in the agreement, the Jensen-Shannon divergence of both networks' probabilities.
 
     Args:
-      logits: of the network that is repaired, of perturbed images, `[n, classes]`.
-      suspicious: those of the suspicious network.
+      logits: of the repaired network on perturbed images, `[n, classes]`.
+      suspicious: logits of the suspicious network.
       labels: int `[n]`.
-      answers: what both networks answer the images as they were, int `[n]` each.
+      predictions: of both networks for the unperturbed images, int `[n]` each.
       config: the weights.
     """
-    found = (jnp.argmax(logits, axis=-1), jnp.argmax(suspicious, axis=-1))
-    fooled = [now != before for now, before in zip(found, answers, strict=True)]
+    classes = (jnp.argmax(logits, axis=-1), jnp.argmax(suspicious, axis=-1))
+    fooled = [now != before for now, before in zip(classes, predictions, strict=True)]
     adversarial = sum(
         jnp.sum(jnp.where(done, 0.0, losses(own, labels)))
         for done, own in zip(fooled, (logits, suspicious), strict=True)
     )
-    shared = fooled[0] & fooled[1] & (found[0] == found[1])
+    shared = fooled[0] & fooled[1] & (classes[0] == classes[1])
     ours, theirs = (jnp.maximum(jax.nn.softmax(own.astype(jnp.float32)), 1e-8) for own in (logits, suspicious))
     between = jnp.log((ours + theirs) / 2)
     divergence = (ours * (jnp.log(ours) - between) + theirs * (jnp.log(theirs) - between)) / 2
@@ -102,43 +102,44 @@ def attack_loss(
 def perturb(
     network: Network, variables: Variables, suspicious: Variables, batch: Batch, *, config: SAUConfig
 ) -> jax.Array:
-    """Images `[n, h, w, c]` in [0, 1], each moved by at most the bound so that both networks err alike; not clipped.
+    """Shared adversarial examples `[n, h, w, c]`: images, each perturbed within the bound, and not clipped to [0, 1].
 
     Args:
       network: the functions of both networks.
-      variables: the network that is repaired.
+      variables: those of the repaired network.
       suspicious: the suspicious network's variables.
       batch: images in [0, 1], and their labels.
       config: bound, steps, start and weights.
     """
-    answers = (
+    predictions = (
         jnp.argmax(network.answer(variables, batch.images), axis=-1),
         jnp.argmax(network.answer(suspicious, batch.images), axis=-1),
     )
 
-    def loss(change: jax.Array) -> jax.Array:
+    def loss(change: jax.Array, *_: None) -> jax.Array:
         images = batch.images + change
         both = network.answer(variables, images), network.answer(suspicious, images)
-        return attack_loss(*both, batch.labels, answers, config=config)
-
-    slope = channels_last(jax.grad(loss))
-
-    def step(_: Any, change: jax.Array) -> jax.Array:
-        return jnp.clip(change - config.step * jnp.sign(slope(change)), -config.bound, config.bound)
+        return attack_loss(*both, batch.labels, predictions, config=config)
 
     sign = {"max": 1.0, "zero": 0.0, "min": -1.0}[config.start]
-    begun = jnp.full(batch.images.shape, sign * config.bound, jnp.float32)
-    return batch.images + jax.lax.fori_loop(0, config.steps, step, begun)
+    perturbation, _ = descend(
+        loss,
+        jnp.full(batch.images.shape, sign * config.bound, jnp.float32),
+        optimizer=optax.chain(optax.scale_by_sign(), optax.scale(-config.step)),
+        steps=config.steps,
+        project=lambda change: jnp.clip(change, -config.bound, config.bound),
+    )
+    return batch.images + perturbation.point
 
 
 def shared_risk(logits: jax.Array, suspicious: jax.Array, labels: jax.Array, plain: jax.Array) -> jax.Array:
-    """How likely the network answers as the suspicious one does where that one errs, as `-log(1 - p)`, a scalar.
+    """How likely the network predicts the class to which the suspicious one is misled, as `-log(1 - p)`, a scalar.
 
     Args:
-      logits: of the network that is repaired, of perturbed images, `[n, classes]`.
-      suspicious: those of the suspicious network.
+      logits: of the repaired network on perturbed images, `[n, classes]`.
+      suspicious: logits of the suspicious network.
       labels: int `[n]`.
-      plain: what the suspicious network answers the images as they were, int `[n]`.
+      plain: predictions of the suspicious network for the unperturbed images, int `[n]`.
 
     Returns:
       The sum over images whose perturbation misleads the suspicious network, over the number of all images.
@@ -155,30 +156,30 @@ def shared_risk(logits: jax.Array, suspicious: jax.Array, labels: jax.Array, pla
 
 
 def objective(setup: Setup, like: Any, own: SAUConfig, *, victim: Variables) -> Objective:
-    """Searches perturbations of a batch, images in [0, 1], and descends what SAU descends; in evaluation mode."""
+    """Perturbs a batch of images in [0, 1], and evaluates the loss of SAU on it; in evaluation mode."""
     network = setup.network
 
     def loss(variables: Any, batch: Batch) -> tuple[jax.Array, tuple[jax.Array, Any]]:
         images, perturbed = batch.images
         count = len(images)
         logits = network.answer(variables, jnp.concatenate([images, perturbed]))
-        clean, moved = logits[:count], logits[count:]
+        clean, adversarial = logits[:count], logits[count:]
         plain = jnp.argmax(network.answer(victim, images), axis=-1)
         value = (
             own.lambda_1 * jnp.mean(losses(clean, batch.labels))
-            + own.lambda_2 * jnp.mean(losses(moved, batch.labels))
-            + own.lambda_3 * shared_risk(moved, network.answer(victim, perturbed), batch.labels, plain)
+            + own.lambda_2 * jnp.mean(losses(adversarial, batch.labels))
+            + own.lambda_3 * shared_risk(adversarial, network.answer(victim, perturbed), batch.labels, plain)
         )
         return value, (clean, {name: tree for name, tree in variables.items() if name != "params"})
 
-    descended = objective_of(loss, like, axis_name=setup.axis_name)
+    evaluate = make_objective(loss, like, axis_name=setup.axis_name)
 
-    def found(params: Any, state: Any, batch: Batch) -> tuple[Evaluated, Any]:
-        rounded = jax.tree.map(lambda p, own: p.astype(own.dtype), params, like)
-        perturbed = perturb(network, {"params": rounded, **state}, victim, batch, config=own)
-        return descended(params, state, Batch(jnp.stack([batch.images, perturbed]), batch.labels))
+    def perturb_and_evaluate(params: Any, state: Any, batch: Batch) -> tuple[Evaluation, Any]:
+        own_params = jax.tree.map(lambda p, own: p.astype(own.dtype), params, like)
+        perturbed = perturb(network, {"params": own_params, **state}, victim, batch, config=own)
+        return evaluate(params, state, Batch(jnp.stack([batch.images, perturbed]), batch.labels))
 
-    return found
+    return perturb_and_evaluate
 
 
 def adam(config: FinetuningConfig, steps: int) -> optax.GradientTransformationExtraArgs:
@@ -187,8 +188,8 @@ def adam(config: FinetuningConfig, steps: int) -> optax.GradientTransformationEx
     return optax.with_extra_args_support(optax.adam(config.learning_rate))
 
 
-def as_pictures(network: Network) -> Network:
-    """The network whose batches stay images in [0, 1], and whose statistics stay as they are."""
+def on_raw_images(network: Network) -> Network:
+    """The network that takes batches of images in [0, 1], and whose running statistics stay."""
     return dataclasses.replace(network, apply_train=None, prepare=in_unit_range)
 
 
@@ -204,7 +205,7 @@ def plan(config: SAUSettings) -> Plan:
             own=config.sau,
             objective=objective,
             optimizer=adam,
-            seen=as_pictures,
+            adapt=on_raw_images,
         ),
         changes_step("unlearned"),
     )
@@ -216,10 +217,10 @@ def batch_sizes(config: SAUSettings) -> dict[str, int]:
 
 
 def outcome(config: SAUSettings, values: Mapping[str, Any]) -> Outcome:
-    """How the rounds went."""
+    """The history of the rounds."""
     del config
     done = "shared adversarial examples unlearned"
-    return tuned_outcome(values, done=done, tuned="unlearned", scored="Which neurons unlearning moved")
+    return tuned_outcome(values, done=done, tuned="unlearned", scored="Which neurons unlearning changed")
 
 
 DEFENSE = Defense(

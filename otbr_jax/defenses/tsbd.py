@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,20 +12,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from otbr_jax import plan as plans
-from otbr_jax.defenses.defense import Ask, Candidates, Defense, Outcome, count_neurons
-from otbr_jax.defenses.judging import Judged, judging_steps, stands_out, summarize_judgement
+from otbr_jax.contrib.detection_steps import detection_steps, is_flagged, plain_findings, pruning_detector
+from otbr_jax.contrib.pruning_detection import Findings, PruningDetectionConfig
+from otbr_jax.defenses.defense import Defense, Outcome, count_neurons
+from otbr_jax.defenses.grid import Built, Grid
 from otbr_jax.defenses.otbr import SCORES, OTBRConfig, Unlearned
 from otbr_jax.defenses.tuning import plain_history, tuning_step
 from otbr_jax.defenses.unlearning import clean_unlearning_step, unlearning_warnings
-from otbr_jax.detectors.judge import SuspicionConfig
+from otbr_jax.detectors.detector import conclude
 from otbr_jax.errors import InputError
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.graph.graph import NeuronGraph
-from otbr_jax.metrics import Metrics, settled
-from otbr_jax.plan import Plan, Report, Setup, Step, needs
+from otbr_jax.metrics import rounded
+from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.finetune import FinetuningConfig, finetune
-from otbr_jax.steps.images import Pictures
+from otbr_jax.steps.procedural import PredictedImages
 from otbr_jax.steps.prune import SCHEMES, ReinitInfo, neurons_to_prune, reinitialize
 from otbr_jax.steps.sampling import split_folds
 from otbr_jax.steps.score import Scores
@@ -35,9 +37,6 @@ from otbr_jax.steps.unlearn import CleanUnlearningConfig, CleanUnlearningInfo
 from otbr_jax.types import Augment, Batch, Network, Variables, unchanged
 
 log = logging.getLogger(__name__)
-
-CLEAN = "clean images"
-"""What a network is judged by, in words."""
 
 
 @settings("tsbd")
@@ -52,8 +51,8 @@ class TSBDConfig:
     scheme: str = field(
         default="weights",
         choices=SCHEMES,
-        doc="step 2, what of the neurons is set to zero: `weights`, as published, or `neurons`, all their parameters; "
-        "m is then of no use.",
+        doc="step 2, what is set to zero: `weights` of the neurons, as published, or `neurons`, all their parameters; "
+        "m then has no effect.",
     )
     finetuning: FinetuningConfig = field(default=FinetuningConfig(), doc="step 3, activeness-aware fine-tuning.")
     layers: str = field(
@@ -88,11 +87,13 @@ class TSBDSettings:
     """All settings of the defence `tsbd`."""
 
     tsbd: TSBDConfig = field(default=TSBDConfig(), doc="the published method.")
-    suspicion: SuspicionConfig = field(
-        default=SuspicionConfig(), doc="whether anything is repaired at all, judged by the clean images."
+    detection: PruningDetectionConfig = field(
+        formerly="suspicion",
+        default=PruningDetectionConfig(),
+        doc="whether to check for a backdoor first, with the clean images: nothing is repaired if no class is flagged.",
     )
     otbr: OTBRConfig = field(
-        default=OTBRConfig(), doc="how networks are pruned and fused to see what falls, where they are judged."
+        default=OTBRConfig(), doc="how networks are pruned and fused where a backdoor is checked for."
     )
     selection: SelectionConfig = field(default=SelectionConfig(), doc="how n and m are chosen with the clean images.")
     sweep: SweepConfig = field(default=SweepConfig(), doc="settings that the report shows beside the chosen one.")
@@ -110,7 +111,7 @@ class Reinitialized(NamedTuple):
 
 
 class TSBDInfo(NamedTuple):
-    """What happened on the way: `scores` are the neuron weight changes, `{layer name: [neurons]}`."""
+    """The info of all steps; `scores` are the neuron weight changes, `{layer name: [neurons]}`."""
 
     unlearning: CleanUnlearningInfo
     scores: Mapping[str, jax.Array]
@@ -118,14 +119,14 @@ class TSBDInfo(NamedTuple):
     finetuning: Mapping[str, jax.Array]
 
 
-def answer_clean(setup: Setup, settings: None, *, victim: Variables, clean: Batch, **_: Any) -> Pictures:
-    """The clean images in [0, 1], and what the network answers them with."""
-    images = jnp.asarray(clean[0]).astype(jnp.float32) / 255
-    return Pictures(Batch(images, jnp.argmax(setup.network.answer(victim, images), axis=-1).astype(jnp.int32)))
+def predict_clean(setup: Setup, settings: None, *, victim: Variables, clean: Batch, **_: Any) -> PredictedImages:
+    """The clean images in [0, 1], and their predictions."""
+    images = jnp.asarray(clean.images).astype(jnp.float32) / 255
+    return PredictedImages(Batch(images, jnp.argmax(setup.network.answer(victim, images), axis=-1).astype(jnp.int32)))
 
 
-class Selecting(NamedTuple):
-    """What `select` is given: the pairs (n, m), what is zeroed, how it is fine-tuned, and the tolerance."""
+class SelectionSettings(NamedTuple):
+    """The settings of `select`: the pairs (n, m), what is zeroed, how it is fine-tuned, and the tolerance."""
 
     pairs: tuple[tuple[float, float], ...]
     scheme: str
@@ -135,7 +136,7 @@ class Selecting(NamedTuple):
 
 def select(
     setup: Setup,
-    settings: Selecting,
+    settings: SelectionSettings,
     *,
     victim: Variables,
     unlearned: Unlearned,
@@ -144,10 +145,10 @@ def select(
     folds: tuple[jax.Array, jax.Array],
     key: jax.Array,
     report: Report | None,
-    judged: Judged | None = None,
+    findings: Findings | None = None,
 ) -> Selection:
-    """Chooses n and m by clean images that are held out; none of them where no class stands out."""
-    counts, shares = grid(setup, settings.pairs)
+    """Chooses n and m by held-out clean images; computes nothing if no class is flagged."""
+    counts, shares = sizes(setup, settings.pairs)
 
     def selected() -> Selection:
         return select_reinitialization(
@@ -156,7 +157,7 @@ def select(
             unlearned.variables,
             scores,
             setup.layers,
-            Batch(*clean),
+            clean,
             folds,
             counts=counts,
             shares=shares,
@@ -168,21 +169,21 @@ def select(
             on_candidate=report,
         )
 
-    if judged is None:
+    if findings is None:
         return selected()
     rest = jax.eval_shape(selected)
     none = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), rest)
-    return jax.lax.cond(judged.judgement.stands_out, selected, lambda: none)
+    return jax.lax.cond(findings.detected.flagged, selected, lambda: none)
 
 
-def grid(setup: Setup, pairs: Sequence[tuple[float, float]]) -> tuple[jax.Array, jax.Array]:
+def sizes(setup: Setup, pairs: Sequence[tuple[float, float]]) -> tuple[jax.Array, jax.Array]:
     """Numbers of neurons and shares of weights of all settings, `[settings]` each."""
     counts = jnp.array([neurons_to_prune(n, setup.neurons) for n, _ in pairs], jnp.int32)
     return counts, jnp.array([m for _, m in pairs], jnp.float32)
 
 
-class Zeroing(NamedTuple):
-    """What `zero` is given: the pairs (n, m) that are chosen from, or the one there is, and what is zeroed."""
+class ReinitSettings(NamedTuple):
+    """The settings of `zero`: the pairs (n, m) to choose from, or the only one, and what is zeroed."""
 
     pairs: tuple[tuple[float, float], ...]
     scheme: str
@@ -190,39 +191,40 @@ class Zeroing(NamedTuple):
 
 def zero(
     setup: Setup,
-    settings: Zeroing,
+    settings: ReinitSettings,
     *,
     victim: Variables,
     unlearned: Unlearned,
     scores: Scores,
     selected: Selection | None = None,
-    judged: Judged | None = None,
+    findings: Findings | None = None,
     **_: Any,
 ) -> Reinitialized:
     """Step 2: the weights that changed most, of the neurons that changed most, are set to zero."""
-    counts, shares = grid(setup, settings.pairs)
+    counts, shares = sizes(setup, settings.pairs)
     chosen = 0 if selected is None else selected.chosen
     count, share = counts[chosen], shares[chosen]
-    if judged is not None:
-        count = jnp.where(judged.judgement.stands_out, count, 0)
-    found = reinitialize(
+    if findings is not None:
+        count = jnp.where(findings.detected.flagged, count, 0)
+    reinitialized = reinitialize(
         victim, unlearned.variables, scores, setup.layers, count=count, share=share, scheme=settings.scheme
     )
-    return Reinitialized(*found)
+    return Reinitialized(*reinitialized)
 
 
 def plan(config: TSBDSettings) -> Plan:
-    """unlearned -> scores (-> answered -> inverted -> judged) (-> selected) -> reinitialized -> finetuned."""
+    """unlearned -> scores (-> predicted -> inverted -> detected) (-> selected) -> reinitialized -> finetuned."""
     method, chosen = config.tsbd, config.selection
     steps: list[Step] = [
         clean_unlearning_step(method.unlearning, group="tsbd.unlearning"),
         SCORES,
     ]
-    judged = []
-    if config.suspicion.gamma:
-        steps.append(Step("answered", answer_clean, needs("victim", "clean"), title="what clean images are answered"))
-        steps += judging_steps(config.suspicion, config.otbr, pictures="answered")
-        judged = ["judged"]
+    findings: dict[str, str] = {}
+    if config.detection.gamma:
+        shown = Shown("predictions of clean images")
+        steps.append(Step("predicted", predict_clean, needs("victim", "clean"), key="answered", shown=shown))
+        steps += detection_steps(config.detection, config.otbr, images="predicted")
+        findings = {"findings": "detected"}
     pairs: tuple[tuple[float, float], ...] = ((method.n, method.shares()[0]),)
     selected: list[str] = []
     if chosen.n:
@@ -231,12 +233,10 @@ def plan(config: TSBDSettings) -> Plan:
             Step(
                 "selected",
                 select,
-                needs("victim", "unlearned", "scores", "clean", "folds", *judged),
-                Selecting(pairs, method.scheme, method.finetuning, chosen.tolerance),
-                "choosing n and m, clean images only",
-                total=len(pairs) * chosen.folds,
-                unit="run",
+                needs("victim", "unlearned", "scores", "clean", "folds", **findings),
+                SelectionSettings(pairs, method.scheme, method.finetuning, chosen.tolerance),
                 key="finetuned",
+                shown=Shown("choosing n and m, clean images only", total=len(pairs) * chosen.folds, unit="run"),
             )
         )
     return (
@@ -244,9 +244,9 @@ def plan(config: TSBDSettings) -> Plan:
         Step(
             "reinitialized",
             zero,
-            needs("victim", "unlearned", "scores", *selected, *judged),
-            Zeroing(pairs, method.scheme),
-            "zero re-initialisation",
+            needs("victim", "unlearned", "scores", *selected, **findings),
+            ReinitSettings(pairs, method.scheme),
+            shown=Shown("zero re-initialisation"),
         ),
         tuning_step(
             "finetuned",
@@ -254,7 +254,7 @@ def plan(config: TSBDSettings) -> Plan:
             "activeness-aware fine-tuning",
             group="tsbd.finetuning",
             start="reinitialized",
-            judged="judged" if judged else "",
+            detected="detected" if findings else "",
         ),
     )
 
@@ -293,14 +293,14 @@ def tsbd(
     """
     setup = plans.set_up(network, graph, layers=config.layers, axis_name=axis_name, augment=augment)
     given = {"victim": variables, "clean": clean}
-    found = plans.run(plan(TSBDSettings(tsbd=config)), setup, given, key=key)
-    info = TSBDInfo(found["unlearned"].info, found["scores"], found["reinitialized"].info, found["finetuned"].history)
-    return found["finetuned"].variables, info
+    values = plans.run(plan(TSBDSettings(tsbd=config)), setup, given, key=key)
+    reinit, finetuned = values["reinitialized"].info, values["finetuned"]
+    return finetuned.variables, TSBDInfo(values["unlearned"].info, values["scores"], reinit, finetuned.history)
 
 
 def given(config: TSBDSettings, clean: Batch | None, seed: int) -> Mapping[str, Any]:
-    """The clean images, and where n is chosen the parts that are held out; raises InputError if they are too few."""
-    assert clean is not None  # what `data` asks for
+    """The clean images, and the held-out parts where n is selected; raises InputError if they are too few."""
+    assert clean is not None  # as `data` says
     images, chosen = len(clean.labels), config.selection
     fitted = images - round(chosen.held_out * images) if chosen.n else images
     for stage, available in (("unlearning", images), ("finetuning", fitted)):
@@ -317,70 +317,54 @@ def given(config: TSBDSettings, clean: Batch | None, seed: int) -> Mapping[str, 
     return {"clean": clean, "folds": folds}
 
 
-def sweep(
-    config: TSBDSettings,
+def build(
     setup: Setup,
-    ask: Ask,
+    setting: tuple[jax.Array, jax.Array],
     *,
+    config: TSBDSettings,
     victim: Variables,
     unlearned: Unlearned,
     scores: Scores,
     clean: Batch,
     key: jax.Array,
-    report: Report | None,
-) -> dict[str, Metrics]:
-    """Re-initialises, fine-tunes and measures for every pair (n, m), `[pairs]`."""
-    tune_key = plans.named_key(key, "finetuned")
-
-    def one(candidate: tuple[jax.Array, jax.Array]) -> dict[str, Metrics]:
-        count, share = candidate
-        start, _ = reinitialize(
-            victim, unlearned.variables, scores, setup.layers, count=count, share=share, scheme=config.tsbd.scheme
-        )
-        repaired, _ = finetune(
-            setup.network,
-            start,
-            Batch(*clean),
-            key=tune_key,
-            config=config.tsbd.finetuning,
-            augment=setup.augment,
-        )
-        found = {"reinitialized": ask(start), "finetuned": ask(repaired)}
-        if report is not None:
-            jax.debug.callback(report)
-        return found
-
-    return jax.lax.map(one, grid(setup, config.pairs(config.sweep)))
+) -> Built:
+    """Re-initialises the neurons and weights of a setting, and fine-tunes the network."""
+    count, share = setting
+    start, _ = reinitialize(
+        victim, unlearned.variables, scores, setup.layers, count=count, share=share, scheme=config.tsbd.scheme
+    )
+    repaired, _ = finetune(
+        setup.network,
+        start,
+        clean,
+        key=plans.named_key(key, "finetuned"),
+        config=config.tsbd.finetuning,
+        augment=setup.augment,
+    )
+    return Built({"reinitialized": start, "finetuned": repaired})
 
 
-def candidates(config: TSBDSettings) -> Candidates | None:
-    """The grid of pairs (n, m)."""
+def grid(config: TSBDSettings) -> Grid | None:
+    """The pairs (n, m) that are measured."""
     pairs = config.pairs(config.sweep)
     if not pairs:
         return None
-
-    def rows(found: Any, row: Callable[[Metrics], dict[str, Any]]) -> list[dict[str, Any]]:
-        return [
-            {"n": n, "m": m} | {name: row(Metrics(*(field[i] for field in by))) for name, by in found.items()}
-            for i, (n, m) in enumerate(pairs)
-        ]
-
-    return Candidates(
+    return Grid(
         axes={"n": config.sweep.n, "m": config.tsbd.shares(config.sweep.m)},
+        settings=pairs,
+        arrays=lambda setup: sizes(setup, pairs),
+        build=partial(build, config=config),
         needs=("victim", "unlearned", "scores", "clean"),
         along=("n", "m"),
         strength="n m, share of weights re-initialised",
         network="finetuned",
-        rounds=len(pairs),
         unit="run",
-        measure=partial(sweep, config),
-        rows=rows,
     )
 
 
 def chosen_setting(config: TSBDSettings, values: Mapping[str, Any]) -> tuple[float, float]:
-    """The n and m of a run: those that were chosen, or the settings; 0, 0 where nothing stands out."""
-    if not stands_out(values):
+    """The n and m of a run: those that were selected, or the settings; 0, 0 if no class is flagged."""
+    if not is_flagged(values):
         return 0.0, 0.0
     if "selected" not in values:
         return config.tsbd.n, config.tsbd.shares()[0]
@@ -388,44 +372,48 @@ def chosen_setting(config: TSBDSettings, values: Mapping[str, Any]) -> tuple[flo
 
 
 def outcome(config: TSBDSettings, values: Mapping[str, Any]) -> Outcome:
-    """What was chosen and done, and how unlearning and fine-tuning went."""
-    changed = stands_out(values)
+    """What was chosen and done, and the histories of unlearning and fine-tuning."""
+    changed = is_flagged(values)
     unlearning, reinit = values["unlearned"].info, values["reinitialized"].info
     epochs = int(unlearning.epochs)
-    accuracy = settled(unlearning.accuracy[epochs - 1])
+    accuracy = rounded(unlearning.accuracy[epochs - 1])
     selection = None
     if "selected" in values and changed:
-        found = values["selected"]
+        selected = values["selected"]
         selection = [
-            {"n": n, "m": m, "held_out_accuracy": settled(accuracy), "held_out_loss": settled(loss)}
-            for (n, m), accuracy, loss in zip(config.pairs(config.selection), found.accuracy, found.loss, strict=True)
+            {"n": n, "m": m, "held_out_accuracy": rounded(accuracy), "held_out_loss": rounded(loss)}
+            for (n, m), accuracy, loss in zip(
+                config.pairs(config.selection), selected.accuracy, selected.loss, strict=True
+            )
         ]
     n, m = chosen_setting(config, values)
-    chosen_by = "no class standing out" if not changed else "held-out clean images" if selection else "config"
-    scored, taken = count_neurons(reinit.neurons)
+    chosen_by = "no class flagged" if not changed else "held-out clean images" if selection else "config"
+    scored, count = count_neurons(reinit.neurons)
     zeroed = sum(int(mask.sum()) for mask in reinit.zeroed.values())
     history = plain_history(values["finetuned"])
-    judgement = None
-    if "judged" in values:
-        judgement = summarize_judgement(config.suspicion, values, by=CLEAN)
+    detected = "detected" in values
     return Outcome(
         choice={"n": n, "m": m, "chosen_by": chosen_by},
-        done=f"{zeroed:,} weights of {taken} of {scored} neurons re-initialised, {len(history['loss'])} epochs of "
+        done=f"{zeroed:,} weights of {count} of {scored} neurons re-initialised, {len(history['loss'])} epochs of "
         "fine-tuning",
         did="re-initialised",
-        neurons={"scored": scored, "reinitialized": taken, "weights_zeroed": zeroed},
+        neurons={"scored": scored, "reinitialized": count, "weights_zeroed": zeroed},
         touched=reinit.neurons,
         scores=values["scores"],
-        scored="Which neurons clean unlearning moved",
+        scored="Which neurons clean unlearning changed",
         warnings=unlearning_warnings(unlearning, name="tsbd.unlearning"),
+        verdict=conclude(DETECTOR, config, values) if detected else None,
         more={
-            "judgement": judgement,
+            "detection": plain_findings(config.detection, values) if detected else None,
             "selection": selection,
             "unlearning": {"epochs": epochs, "accuracy": accuracy, "reached_chance": bool(unlearning.reached)},
             "finetuning": history,
         },
     )
 
+
+DETECTOR = pruning_detector("tsbd", TSBDSettings, data="clean images", plan=plan, is_calibrated=lambda config: True)
+"""The detector of this defence, where it has one: by pruning and fusing, on clean images."""
 
 DEFENSE = Defense(
     name="tsbd",
@@ -436,7 +424,8 @@ DEFENSE = Defense(
     networks=lambda config: ("victim", "unlearned", "reinitialized", "finetuned"),
     outcome=outcome,
     given=given,
-    candidates=candidates,
+    grid=grid,
+    detector=lambda config: DETECTOR if config.detection.gamma else None,
     batch_sizes=lambda config: {
         f"tsbd.{stage}.batch_size": getattr(config.tsbd, stage).batch_size for stage in ("unlearning", "finetuning")
     },

@@ -1,4 +1,4 @@
-"""Clean unlearning as a step of a plan: what TSBD and RNP begin with."""
+"""Clean unlearning as a step of a plan: the first step of TSBD and RNP."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from otbr_jax.defenses.otbr import Unlearned
 from otbr_jax.errors import InputError
-from otbr_jax.plan import Report, Setup, Step, needs
+from otbr_jax.plan import Report, Setup, Shown, Step, needs
 from otbr_jax.steps.unlearn import CleanUnlearningConfig, CleanUnlearningInfo, clean_unlearning
 from otbr_jax.types import Batch, Variables
 
@@ -24,10 +24,8 @@ def clean_unlearning_step(config: CleanUnlearningConfig, *, group: str) -> Step:
         unlearn_clean,
         needs("victim", "clean"),
         config,
-        "unlearning clean images",
-        total=config.max_epochs,
-        unit="epoch",
         check=partial(check_clean_unlearning, name=group),
+        shown=Shown("unlearning clean images", total=config.max_epochs, unit="epoch"),
     )
 
 
@@ -44,7 +42,7 @@ def unlearn_clean(
     unlearned, info = clean_unlearning(
         setup.network,
         victim,
-        Batch(*clean),
+        clean,
         key=key,
         config=settings,
         augment=setup.augment,
@@ -69,7 +67,7 @@ def check_clean_unlearning(settings: CleanUnlearningConfig, unlearned: Unlearned
 
 
 def unlearning_warnings(info: CleanUnlearningInfo, *, name: str) -> list[str]:
-    """A line if clean unlearning, whose settings are called `name`, did not reach chance; none otherwise."""
+    """A line if clean unlearning, whose settings are called `name`, did not reach chance; empty otherwise."""
     if info.reached:
         return []
     epochs = int(info.epochs)

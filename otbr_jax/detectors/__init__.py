@@ -1,1 +1,1 @@
-"""Whether a network is backdoored, and for which class. One method a file; see `detector.Detector`."""
+"""Detectors: whether a network is backdoored, and for which class. One method a file; see `detector.Detector`."""

@@ -1,68 +1,66 @@
-"""What a detector is: a plan that changes nothing, and a verdict: backdoored or not, and for which class."""
+"""What a detector is: a plan that leaves the network unchanged, and the verdict on the values of its steps."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
+from otbr_jax.detectors.calibration import calibrated, calibration_of
+from otbr_jax.detectors.verdict import Backdoored, Verdict, with_enough_classes
 from otbr_jax.plan import Plan
 
-
-class Verdict(NamedTuple):
-    """What a detector says of a network, as plain values.
-
-    Attributes:
-      score: of the network, higher for one that is more likely backdoored.
-      suspect: the class that it would be for; None where no class is more suspicious than another.
-      backdoored: whether the network counts as backdoored, by the threshold.
-      threshold: of the score, as published or as calibrated.
-      p_value: the chance that a clean network scores as high; None where it is not known.
-      scores: of each class.
-    """
-
-    score: float
-    suspect: int | None
-    backdoored: bool
-    threshold: float
-    p_value: float | None
-    scores: tuple[float, ...]
-
-
-def in_a_line(found: Verdict) -> str:
-    """A verdict in a line."""
-    what = "stands out" if found.backdoored else "is the most suspicious one, and does not stand out"
-    return f"class {found.suspect} {what}: {found.score:.2f}, threshold {found.threshold:g}"
-
-
 DATA = ("none", "clean images")
-"""What a detector may need beside the network."""
+"""What a detector may need besides the network."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Detector:
-    """A method that tells backdoored networks. A file of this package with a `DETECTOR` in it is all that one takes.
+    """A method that detects backdoored networks. A file of this package with a `DETECTOR` in it is all that one takes.
 
     Attributes:
       name: as `detect` and `--detector` name it.
       Config: its settings, a class of settings with a default for each.
-      data: what it needs beside the network, one of `DATA`.
-      by: what the network is judged by, in words.
-      score: what a score is, in words.
+      data: what it needs besides the network, one of `DATA`.
       plan: `config -> Plan`. Its steps may need `victim`, the suspicious network's variables, and where `data` says so
         `clean`, a batch of clean uint8 images.
-      verdict: `(config, {step: value}) -> Verdict`; on the host.
-      is_usual: `config -> whether` its settings are those that scores of clean networks were measured with.
-      triggers: `(config, {step: value}) -> (masks [classes, h, w, 1], patterns [classes, h, w, c])`, to be drawn; None
-        where it finds none.
+      verdict: `(config, {step: value}) -> Verdict`, by `verdict_of`; on the host. `conclude` adds name, p-value and
+        triggers.
+      fewest_classes: how many classes it has to compare; with fewer its verdict is *cannot tell*.
+      triggers: `(config, {step: value}) -> (masks [classes, h, w, 1], patterns [classes, h, w, c])`, all in [0, 1], to
+        be drawn; None for a detector that inverts none.
+      is_calibrated: `config -> bool`, whether clean networks were scored with these settings.
     """
 
     name: str
     Config: type
     data: str
-    by: str
-    score: str
     plan: Callable[[Any], Plan]
     verdict: Callable[[Any, Mapping[str, Any]], Verdict]
+    fewest_classes: int = 2
     triggers: Callable[[Any, Mapping[str, Any]], tuple[Any, Any]] | None = None
-    is_usual: Callable[[Any], bool] = lambda config: True
+    is_calibrated: Callable[[Any], bool] = lambda config: True
+
+
+def conclude(detector: Detector, config: Any, values: Mapping[str, Any], *, draw: bool = True) -> Verdict:
+    """The verdict on the values of a detector's steps: with a p-value where one is known, and triggers to be drawn.
+
+    Args:
+      detector: the detector.
+      config: its settings.
+      values: the values of its plan's steps, by name.
+      draw: whether to add `triggers`, which may take a compilation.
+    """
+    verdict = with_enough_classes(detector.verdict(config, values), detector.fewest_classes)
+    verdict = verdict._replace(detector=detector.name)
+    if draw and detector.triggers is not None:
+        verdict = verdict._replace(triggers=detector.triggers(config, values))
+    if verdict.p_value is not None or verdict.backdoored == Backdoored.CANNOT_TELL:
+        return verdict
+    clean = calibration_of(detector.name)
+    if not clean.scores:
+        return verdict._replace(why_not=f"no clean networks were scored by {detector.name}")
+    if not detector.is_calibrated(config):
+        why = "clean networks were scored with other settings of the search; its defaults have a p-value"
+        return verdict._replace(why_not=why)
+    return calibrated(verdict, clean)

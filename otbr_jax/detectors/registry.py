@@ -1,4 +1,4 @@
-"""All detectors, found by looking: a module of this package with a `DETECTOR` in it is one."""
+"""All detectors: each module of this package with a `DETECTOR` in it is one."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from otbr_jax.detectors.detector import Detector
 from otbr_jax.errors import InputError
 
 
-def _found() -> dict[str, Detector]:
+def _discover() -> dict[str, Detector]:
     names = sorted(module.name for module in pkgutil.iter_modules(detectors.__path__))
-    others = ("registry", "detect")  # which look at all the rest
+    others = ("registry", "detect")  # which import all the others
     modules = [importlib.import_module(f"{detectors.__name__}.{name}") for name in names if name not in others]
     return {module.DETECTOR.name: module.DETECTOR for module in modules if hasattr(module, "DETECTOR")}
 
 
-DETECTORS: dict[str, Detector] = _found()
+DETECTORS: dict[str, Detector] = _discover()
 """All detectors by name."""
 
 

@@ -1,4 +1,4 @@
-"""Is a network backdoored? Scores of its neurons' activeness and weight changes, and how well a score tells.
+"""Scores of networks by their neurons' activeness and weight changes, and the ROC curve of a score.
 
 Every score is one number for a network, higher for one that is more likely backdoored, and needs no trigger.
 """
@@ -44,7 +44,7 @@ def detection_scores(activeness: Scores, nwc: Scores) -> DetectionScores:
     Raises:
       InputError: if either has no layers.
 
-    Source: the first two are TSBD's observation 2; the others ask whether few neurons stand out, whatever the scale.
+    Source: the first two are TSBD's observation 2; the others measure how few neurons have most of it.
     """
     for name, scores in (("activeness", activeness), ("nwc", nwc)):
         if not scores:
@@ -99,10 +99,10 @@ def _shares(values: jax.Array) -> jax.Array:
 
 
 class ROC(NamedTuple):
-    """What a detector does at every threshold, from one that accuses no network to one that accuses all.
+    """The rates of a detector at every threshold, from one that flags no network to one that flags all.
 
     Attributes:
-      false_positive_rate: `[n + 1]`, share of the clean networks that are called backdoored, from 0 to 1.
+      false_positive_rate: `[n + 1]`, share of the clean networks that are flagged, from 0 to 1.
       true_positive_rate: `[n + 1]`, share of the backdoored ones; networks of equal scores repeat a point.
       auc: chance that a backdoored network scores higher than a clean one, ties counting half (Mann-Whitney): the area
         under the curve of straight lines through the points.
@@ -135,11 +135,11 @@ def roc(scores: jax.Array, backdoored: jax.Array) -> ROC:
         raise InputError(f"backdoored: expected true or false for every network, found {backdoored.dtype}")
     clean, unknown = ~backdoored, jnp.any(jnp.isnan(scores))
     positives, negatives = jnp.sum(backdoored), jnp.sum(clean)
-    accused = scores[None, :] >= -jnp.sort(-scores)[:, None]  # threshold, network
+    flagged = scores[None, :] >= -jnp.sort(-scores)[:, None]  # threshold, network
 
     def rate(which: jax.Array, count: jax.Array) -> jax.Array:
-        found = jnp.concatenate([jnp.zeros(1, int), jnp.sum(accused & which, axis=1)])
-        return jnp.where(unknown, jnp.nan, found / count)
+        counts = jnp.concatenate([jnp.zeros(1, int), jnp.sum(flagged & which, axis=1)])
+        return jnp.where(unknown, jnp.nan, counts / count)
 
     higher, equal = scores[:, None] > scores[None, :], scores[:, None] == scores[None, :]
     wins = jnp.sum((higher + 0.5 * equal) * (backdoored[:, None] & clean[None, :]))

@@ -1,1 +1,1 @@
-"""Where the neurons of a network are: layers and who feeds whom, found by tracing or stated by hand."""
+"""Neuron graphs: layers and the layers that feed them, traced from a network or stated by hand."""

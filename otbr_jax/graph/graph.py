@@ -1,6 +1,6 @@
-"""What a neuron graph is: layers and who feeds whom, and groups of neurons that move together.
+"""Neuron graphs: layers, the layers that feed them, and groups of neurons that permute together.
 
-`otbr_jax.graph.trace.trace` finds the graph of a network; for a network that it cannot follow the graph is stated by
+`otbr_jax.graph.trace.trace` finds the graph of a network; for a network that it cannot trace, the graph is stated by
 hand, a `NeuronGraph` of `Layer`s, and checked by `check_graph` and `permutation_error`.
 """
 
@@ -27,7 +27,7 @@ class Vector(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """One convolution or dense kernel, and where its neurons are.
+    """One convolution or dense kernel, and the axes of its neurons.
 
     Attributes:
       name: the kernel's name in the variables, such as `params/layer1.0/conv1/kernel`.
@@ -40,7 +40,7 @@ class Layer(NamedTuple):
       fed_by: `{earlier layer: int [inputs]}` in execution order: which of that layer's neurons each input is, -1 if
         none. Several after a residual addition or a concatenation, none for the first layer.
       tied_to: other layers whose neurons are added to this layer's neurons, or multiplied with them (gates, queries
-        with keys): they can only move together.
+        with keys): they only permute together.
       vectors: the per-neuron vectors that belong to this layer's neurons.
       main_path: false for shortcuts (the shorter side of an addition), for gates (the longer side of a
         multiplication) and for layers whose outputs are the network's outputs.
@@ -67,7 +67,7 @@ class Axis(NamedTuple):
 
 
 class Group(NamedTuple):
-    """`size` neurons (or attention heads, or groups of channels) that move together, and all axes where they appear."""
+    """`size` neurons (or attention heads, or groups of channels) that permute together, and all their axes."""
 
     size: int
     axes: tuple[Axis, ...]
@@ -90,7 +90,7 @@ class NeuronGraph(NamedTuple):
     def main_convolutions(self) -> tuple[Layer, ...]:
         """The convolutions of the main path: what OTBR scores, prunes and fuses as published.
 
-        Depthwise and grouped convolutions stay as they are: they mix no channels, or few of them.
+        Depthwise and grouped convolutions are left out: they mix no channels, or few.
         """
         return tuple(layer for layer in self.layers if layer.kind == "conv" and layer.main_path)
 
@@ -101,9 +101,9 @@ class NeuronGraph(NamedTuple):
 
 
 def permute(variables: Variables, group: Group, order: Sequence[int]) -> Variables:
-    """Reorders the neurons of one group everywhere: neuron `i` becomes what neuron `order[i]` was.
+    """Permutes the neurons of one group everywhere: neuron `i` becomes the former neuron `order[i]`.
 
-    The network's function does not change; that is what makes a graph testable.
+    The network's function does not change, so that a graph can be tested.
 
     Args:
       variables: the network's variables.
@@ -128,7 +128,7 @@ def permute(variables: Variables, group: Group, order: Sequence[int]) -> Variabl
 def permutation_error(
     apply: ApplyFn, variables: Variables, group: Group, images: jax.Array, *, key: jax.Array
 ) -> jax.Array:
-    """How far the outputs move when all neurons of one group change places: 0 in a right graph, but for rounding.
+    """Change of the outputs when all neurons of one group are permuted: 0 for a correct graph, but for rounding.
 
     Args:
       apply: the network's function.
@@ -142,10 +142,10 @@ def permutation_error(
     """
     cycle = np.asarray(jax.random.permutation(key, group.size))
     order = np.empty(group.size, int)
-    order[cycle] = np.roll(cycle, 1)  # one cycle through all: every neuron moves
+    order[cycle] = np.roll(cycle, 1)  # one cycle through all: no neuron stays
     expected = apply(variables, images)
-    found = apply(permute(variables, group, order.tolist()), images)
-    return jnp.max(jnp.abs(found - expected)) / jnp.maximum(jnp.max(jnp.abs(expected)), 1e-30)
+    permuted = apply(permute(variables, group, order.tolist()), images)
+    return jnp.max(jnp.abs(permuted - expected)) / jnp.maximum(jnp.max(jnp.abs(expected)), 1e-30)
 
 
 def check_graph(graph: NeuronGraph, variables: Variables) -> None:
@@ -155,7 +155,7 @@ def check_graph(graph: NeuronGraph, variables: Variables) -> None:
       InputError: names the first layer whose kernel, axes, sizes or feeding layers are not in `variables` or the graph.
     """
     arrays = named_leaves(variables)
-    seen: dict[str, Layer] = {}
+    earlier: dict[str, Layer] = {}
     for layer in graph.layers:
         where = f"graph: layer {layer.name!r}"
         if layer.name not in arrays:
@@ -173,15 +173,15 @@ def check_graph(graph: NeuronGraph, variables: Variables) -> None:
         if layer.inputs != inputs and (layer.kind in ("conv", "dense") or layer.inputs % inputs):
             raise InputError(f"{where}: expected inputs={inputs} of shape {shape}, found {layer.inputs}")
         for feeder, positions in layer.fed_by.items():
-            if feeder not in seen:
+            if feeder not in earlier:
                 raise InputError(f"{where}: expected fed_by to name earlier layers, found {feeder!r}")
-            if len(positions) != layer.inputs or not all(-1 <= i < seen[feeder].neurons for i in positions):
+            if len(positions) != layer.inputs or not all(-1 <= i < earlier[feeder].neurons for i in positions):
                 raise InputError(
                     f"{where}: expected fed_by[{feeder!r}] as {layer.inputs} neurons in "
-                    f"-1..{seen[feeder].neurons - 1}, "
+                    f"-1..{earlier[feeder].neurons - 1}, "
                     f"found {len(positions)} in {min(positions, default=0)}..{max(positions, default=0)}"
                 )
-        seen[layer.name] = layer
+        earlier[layer.name] = layer
     for group in graph.groups:
         for axis in group.axes:
             if axis.name not in arrays or np.shape(arrays[axis.name])[axis.axis : axis.axis + 1] != (

@@ -1,4 +1,4 @@
-"""What each JAX operation does to slots: one rule for each primitive that moves axes."""
+"""Rules of JAX operations on slots, one for each primitive that changes axes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from otbr_jax.errors import InputError
+from otbr_jax.graph.evaluate import compute
 from otbr_jax.graph.slots import CannotMergeError, Label, Slots
 
 
@@ -21,12 +22,13 @@ class Value:
 
     Attributes:
       labels: slots of its axes; the axes of different labels are disjoint, an axis without slots is in none.
-      kernel: the array of the variables that it is, in whatever layout or precision; None once it is more than that.
+      kernel: name of the array of the variables that it equals, in some layout or precision; None after other
+        operations.
       data: whether it depends on the images.
       params: whether it depends on the variables.
-      layers: indices of the layers it went through.
-      depth: how many of them lie on the longest way.
-      known: what it is, of a small constant such as an index.
+      layers: indices of the layers it passed through.
+      depth: number of them on the longest path.
+      known: the array itself, of a small constant such as an index.
     """
 
     labels: tuple[Label, ...] = ()
@@ -49,7 +51,7 @@ class Kernel(NamedTuple):
 
 
 class Tracing:
-    """What has been found while walking a jaxpr."""
+    """The state of a walk through a jaxpr."""
 
     def __init__(self) -> None:
         self.slots = Slots()
@@ -85,7 +87,7 @@ class Tracing:
 
     # --- combining -------------------------------------------------------------------------------------------
 
-    def merged(self, operands: Sequence[Value], labels: Sequence[Label]) -> Value:
+    def combine(self, operands: Sequence[Value], labels: Sequence[Label]) -> Value:
         """The result of an operation on `operands`, with its labels; no longer a plain kernel."""
         return Value(
             tuple(labels),
@@ -107,7 +109,7 @@ class Tracing:
         return False
 
     def pin(self, value: Value, axes: Sequence[int], what: str, eqn: Any) -> list[Label]:
-        """The labels of `value` once the given axes' order has a meaning; refuses where they hold neurons."""
+        """The labels of `value` once the given axes' order has a meaning; raises InputError where they hold neurons."""
         for label in value.labels:
             if set(label.axes) <= set(axes) and self.is_neuron(label):
                 raise self.cannot(what, eqn)
@@ -115,11 +117,11 @@ class Tracing:
         present = [axis for axis in axes if axis in shape]
         return self.slots.merge(value.labels, [Label((a,), self.slots.new((shape[a],), pinned=True)) for a in present])
 
-    def part(self, labels: Sequence[Label], axis: int, index: slice) -> None:
-        """States that what is taken of an axis is treated apart: it may only change places among itself."""
+    def set_part_apart(self, labels: Sequence[Label], axis: int, index: slice) -> None:
+        """States that a part of an axis is treated separately: its slots permute among themselves alone."""
         for label in labels:
-            if axis in label.axes and (taken := label.at(axis, index)) is not None:
-                self.slots.set_apart(taken.ids)
+            if axis in label.axes and (part := label.at(axis, index)) is not None:
+                self.slots.set_apart(part.ids)
 
     def mark_side_path(self, a: Value, b: Value, *, gate: bool) -> None:
         """Of two branches that are added, the one through fewer layers is a shortcut; multiplied, the other a gate."""
@@ -153,8 +155,8 @@ class Tracing:
     def cannot(self, what: str, eqn: Any) -> InputError:
         """The error for an equation that cannot be followed, with its source line."""
         equation = " ".join(str(eqn).split())
-        shown = equation if len(equation) <= 200 else f"{equation[:200]}..."
-        return InputError(f"network: cannot follow {what}, in `{shown}` ({self.where}); state the neuron graph by hand")
+        short = equation if len(equation) <= 200 else f"{equation[:200]}..."
+        return InputError(f"network: cannot follow {what}, in `{short}` ({self.where}); state the neuron graph by hand")
 
 
 def follow(state: Tracing, eqn: Any, operands: Sequence[Value]) -> list[Value]:
@@ -164,29 +166,28 @@ def follow(state: Tracing, eqn: Any, operands: Sequence[Value]) -> list[Value]:
         varies = name not in _UNIFORM or any(operand.labels for operand in operands)
         shapes = [out.aval.shape for out in eqn.outvars]
         if all(operand.known is not None for operand in operands) and all(np.prod(s) <= _SMALL for s in shapes):
-            return [state.constant(value) for value in _computed(eqn, operands)]
+            return [state.constant(value) for value in _evaluate_constants(eqn, operands)]
         return [Value(state.fixed(s, [a for a in range(len(s)) if s[a] > 1]) if varies else ()) for s in shapes]
     if name in _RULES:
-        found = _RULES[name](state, eqn, *operands)
-        return found if isinstance(found, list) else [found]
+        results = _RULES[name](state, eqn, *operands)
+        return results if isinstance(results, list) else [results]
     if name in _ELEMENTWISE:
         return [_elementwise(state, eqn, operands)]
     raise state.cannot(f"neurons through the operation {name!r}", eqn)
 
 
 def _all_equal(one: np.ndarray, other: np.ndarray) -> bool:
-    # What is no number is not equal to itself.
+    # NaN is not equal to itself.
     return bool(np.all((one == other) | ((one != one) & (other != other))))
 
 
-_SMALL = 4096  # numbers: of an index, not of an activation
+_SMALL = 4096  # elements: an index has fewer, an activation more
 
 
-def _computed(eqn: Any, operands: Sequence[Value]) -> list[Any]:
-    """What an equation makes of known constants."""
+def _evaluate_constants(eqn: Any, operands: Sequence[Value]) -> list[Any]:
+    """The results of an equation for known constants."""
     with jax.ensure_compile_time_eval():
-        found = eqn.primitive.bind(*(operand.known for operand in operands), **eqn.params)
-    return [*found] if eqn.primitive.multiple_results else [found]
+        return compute(eqn, [operand.known for operand in operands])
 
 
 # --- rules --------------------------------------------------------------------------------------------------------
@@ -202,11 +203,11 @@ def _elementwise(state: Tracing, eqn: Any, operands: Sequence[Value]) -> Value:
             whole = operand.kernel if not grown else None
             full.append(dataclasses.replace(operand, labels=tuple(_without(operand.labels, grown)), kernel=whole))
     full.sort(key=lambda operand: operand.kernel is None)
-    labels: list[Label] = reduce(lambda done, operand: state.slots.merge(done, operand.labels), full, [])
+    labels: list[Label] = reduce(lambda merged, operand: state.slots.merge(merged, operand.labels), full, [])
     branches = [operand for operand in operands if operand.data]
     if eqn.primitive.name in ("add", "add_any", "sub", "mul") and len(branches) == 2:
         state.mark_side_path(*branches, gate=eqn.primitive.name == "mul")
-    result = state.merged(operands, labels)
+    result = state.combine(operands, labels)
     # A kernel that is cast, scaled or standardised is still that kernel; the sum of two is neither.
     names = {operand.kernel for operand in full if operand.kernel}
     return dataclasses.replace(result, kernel=names.pop()) if len(names) == 1 and not result.data else result
@@ -231,9 +232,9 @@ def _convolution(state: Tracing, eqn: Any, images: Value, kernel: Value) -> Valu
             if neurons is not None:
                 state.slots.unite(channels, neurons)
             passed = [Label((numbers.out_spec[1],), channels)]
-            return state.merged((images,), (*passed, *image_labels))
+            return state.combine((images,), (*passed, *image_labels))
         state.pin(images, (channel,), "a convolution of neurons with a constant", eqn)
-        return state.merged((images,), (*state.fixed(out_shape, (numbers.out_spec[1],)), *image_labels))
+        return state.combine((images,), (*state.fixed(out_shape, (numbers.out_spec[1],)), *image_labels))
     if neurons is None or inputs is None or kernel.kernel is None:
         raise state.cannot("a convolution whose kernel is computed", eqn)
 
@@ -277,20 +278,20 @@ def _dot_general(state: Tracing, eqn: Any, lhs: Value, rhs: Value) -> Value:
     names[0] |= {axis: len(paired) + i for i, axis in enumerate(free[0])}
     names[1] |= {axis: len(paired) + len(free[0]) + i for i, axis in enumerate(free[1])}
     together = state.slots.merge(
-        [label.renamed(names[0]) for label in lhs.labels], [label.renamed(names[1]) for label in rhs.labels]
+        [label.rename_axes(names[0]) for label in lhs.labels], [label.rename_axes(names[1]) for label in rhs.labels]
     )
     contracted = set(range(len(batch[0]), len(paired)))
     kept = [axis for axis in range(len(paired) + len(free[0]) + len(free[1])) if axis not in contracted]
     place = {axis: i for i, axis in enumerate(kept)}
     labels = [
-        state.slots.reduce(label, contracted).renamed(place)
+        state.slots.reduce(label, contracted).rename_axes(place)
         for label in together
         if not contracted.issuperset(label.axes)
     ]
     side = 0 if rhs.data else 1
     images, kernel = (rhs, lhs) if side == 0 else (lhs, rhs)
     if not images.data or kernel.data or not kernel.params or not free[side]:
-        return state.merged((lhs, rhs), labels)  # attention scores, fixed projections, a vector of weights
+        return state.combine((lhs, rhs), labels)  # attention scores, fixed projections, a vector of weights
     neurons = [label for label in kernel.labels if set(label.axes) <= set(free[side])]
     inputs = [label for label in kernel.labels if set(label.axes) <= set(contract[side])]
     complete = sum(len(label.axes) for label in (*neurons, *inputs)) == len(free[side]) + len(contract[side])
@@ -302,14 +303,14 @@ def _dot_general(state: Tracing, eqn: Any, lhs: Value, rhs: Value) -> Value:
 
 def _transpose(state: Tracing, eqn: Any, x: Value) -> Value:
     place = {axis: i for i, axis in enumerate(eqn.params["permutation"])}
-    return dataclasses.replace(x, labels=tuple(label.renamed(place) for label in x.labels))
+    return dataclasses.replace(x, labels=tuple(label.rename_axes(place) for label in x.labels))
 
 
 def _broadcast(state: Tracing, eqn: Any, x: Value, *_: Value) -> Value:
     place = dict(enumerate(eqn.params["broadcast_dimensions"]))
     shape = eqn.invars[0].aval.shape
     grown = [axis for axis, out in place.items() if shape[axis] != eqn.params["shape"][out]]
-    return state.merged((x,), [label.renamed(place) for label in _without(x.labels, grown)])
+    return state.combine((x,), [label.rename_axes(place) for label in _without(x.labels, grown)])
 
 
 def _without(labels: Sequence[Label], axes: Sequence[int]) -> list[Label]:
@@ -329,14 +330,14 @@ def _squeeze(state: Tracing, eqn: Any, x: Value) -> Value:
     rank = len(eqn.invars[0].aval.shape)
     gone = [axis % rank for axis in eqn.params["dimensions"]]
     place = {axis: i for i, axis in enumerate(axis for axis in range(rank) if axis not in gone)}
-    return dataclasses.replace(x, labels=tuple(label.renamed(place) for label in _without(x.labels, gone)))
+    return dataclasses.replace(x, labels=tuple(label.rename_axes(place) for label in _without(x.labels, gone)))
 
 
 def _expand_dims(state: Tracing, eqn: Any, x: Value) -> Value:
     rank = len(eqn.outvars[0].aval.shape)
     new = [axis % rank for axis in eqn.params["dimensions"]]
     place = dict(enumerate(axis for axis in range(rank) if axis not in new))
-    return dataclasses.replace(x, labels=tuple(label.renamed(place) for label in x.labels))
+    return dataclasses.replace(x, labels=tuple(label.rename_axes(place) for label in x.labels))
 
 
 def _reshape(state: Tracing, eqn: Any, x: Value, *_: Value) -> Value:
@@ -344,7 +345,7 @@ def _reshape(state: Tracing, eqn: Any, x: Value, *_: Value) -> Value:
     before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
     if eqn.params.get("dimensions") is not None:
         place = {axis: i for i, axis in enumerate(eqn.params["dimensions"])}
-        x = dataclasses.replace(x, labels=tuple(label.renamed(place) for label in x.labels))
+        x = dataclasses.replace(x, labels=tuple(label.rename_axes(place) for label in x.labels))
         before = tuple(before[axis] for axis in eqn.params["dimensions"])
     labels = list(x.labels)
     for old, new in reversed(_runs(before, after)):
@@ -380,7 +381,7 @@ def _reshape_run(
     shift = len(sizes) - len(run)
     place = {axis: axis if axis < run.stop else axis + shift for axis in range(len(shape))}
     touched = [label for label in labels if set(label.axes) & set(run)]
-    result = [label.renamed(place) for label in labels if not set(label.axes) & set(run)]
+    result = [label.rename_axes(place) for label in labels if not set(label.axes) & set(run)]
     touched = _without(touched, [axis for axis in run if shape[axis] == 1])
     if not touched:
         return result
@@ -394,7 +395,7 @@ def _reshape_run(
     axes = [place[axis] for axis in others] + [run.start + i for i in range(len(sizes))]
     for position in reversed(range(len(others), len(axes))):
         first = ids.take([0], position)
-        if np.array_equal(np.broadcast_to(first, ids.shape), ids):  # the same slots all along: nothing to say there
+        if np.array_equal(np.broadcast_to(first, ids.shape), ids):  # the same slots all along: the axis has no label
             ids = first.squeeze(position)
             del axes[position]
     if state.slots.pinned().issuperset(state.slots.roots(np.ravel(ids)).tolist()):
@@ -402,7 +403,7 @@ def _reshape_run(
             *result,
             *(Label((a,), state.slots.new((n,), pinned=True)) for a, n in zip(axes, ids.shape, strict=True)),
         ]
-    return [*result, Label(tuple(range(len(axes))), ids).renamed(dict(enumerate(axes)))]
+    return [*result, Label(tuple(range(len(axes))), ids).rename_axes(dict(enumerate(axes)))]
 
 
 def _reduce(state: Tracing, eqn: Any, x: Value, *_: Value) -> Value:
@@ -411,7 +412,7 @@ def _reduce(state: Tracing, eqn: Any, x: Value, *_: Value) -> Value:
         x = dataclasses.replace(x, labels=tuple(state.pin(x, tuple(gone), "the number of a neuron", eqn)))
     place = {axis: i for i, axis in enumerate(a for a in range(len(eqn.invars[0].aval.shape)) if a not in gone)}
     left = [state.slots.reduce(label, gone) for label in x.labels if not gone.issuperset(label.axes)]
-    return state.merged((x,), [label.renamed(place) for label in left])
+    return state.combine((x,), [label.rename_axes(place) for label in left])
 
 
 def _window(state: Tracing, eqn: Any, x: Value, *_: Value) -> Value:
@@ -422,7 +423,7 @@ def _window(state: Tracing, eqn: Any, x: Value, *_: Value) -> Value:
     ]
     labels = state.pin(x, pooled, "pooling across neurons", eqn)
     left = [state.slots.reduce(label, set(pooled)) for label in labels if not set(pooled).issuperset(label.axes)]
-    return state.merged((x,), [*left, *state.fixed(after, pooled)])
+    return state.combine((x,), [*left, *state.fixed(after, pooled)])
 
 
 def _along_axis(state: Tracing, eqn: Any, x: Value, *_: Value) -> Value:
@@ -430,7 +431,7 @@ def _along_axis(state: Tracing, eqn: Any, x: Value, *_: Value) -> Value:
     labels = state.pin(x, (eqn.params["axis"],), f"neurons through the operation {eqn.primitive.name!r}", eqn)
     if not any(eqn.params["axis"] in label.axes for label in labels):
         labels = [*labels, *state.fixed(eqn.outvars[0].aval.shape, [eqn.params["axis"]])]
-    return state.merged((x,), labels)
+    return state.combine((x,), labels)
 
 
 def _pad(state: Tracing, eqn: Any, x: Value, *_: Value) -> Value:
@@ -440,7 +441,7 @@ def _pad(state: Tracing, eqn: Any, x: Value, *_: Value) -> Value:
     if any(low < 0 or high < 0 for low, high, _ in config):
         labels = state.pin(x, changed, "neurons through a cropped axis", eqn)
         kept = [label for label in labels if not set(label.axes) & set(changed)]
-        return state.merged((x,), [*kept, *state.fixed(shape, changed)])
+        return state.combine((x,), [*kept, *state.fixed(shape, changed)])
     labels = []
     for label in x.labels:
         if set(label.axes) & set(changed):
@@ -454,12 +455,12 @@ def _pad(state: Tracing, eqn: Any, x: Value, *_: Value) -> Value:
             label = Label(label.axes, ids)
         labels.append(label)
     known = {axis for label in labels for axis in label.axes}
-    return state.merged((x,), [*labels, *state.fixed(shape, [a for a in changed if a not in known])])
+    return state.combine((x,), [*labels, *state.fixed(shape, [a for a in changed if a not in known])])
 
 
 def _take(labels: Sequence[Label], axis: int, index: slice) -> list[Label]:
-    taken = [label.at(axis, index) if axis in label.axes else label for label in labels]
-    return [label for label in taken if label is not None]
+    parts = [label.at(axis, index) if axis in label.axes else label for label in labels]
+    return [label for label in parts if label is not None]
 
 
 def _slice(state: Tracing, eqn: Any, x: Value) -> Value:
@@ -468,7 +469,7 @@ def _slice(state: Tracing, eqn: Any, x: Value) -> Value:
     steps = eqn.params["strides"] or (1,) * len(limits)
     for axis, (start, stop, step) in enumerate(zip(eqn.params["start_indices"], limits, steps, strict=True)):
         if (stop - start, step) != (eqn.invars[0].aval.shape[axis], 1):
-            state.part(labels, axis, slice(start, stop, step))
+            state.set_part_apart(labels, axis, slice(start, stop, step))
         labels = _take(labels, axis, slice(start, stop, step))
     return dataclasses.replace(x, labels=tuple(labels))
 
@@ -484,7 +485,7 @@ def _split(state: Tracing, eqn: Any, x: Value) -> list[Value]:
     """One output per part of the split axis; its slots are divided among them."""
     bounds = np.cumsum((0, *eqn.params["sizes"])).tolist()
     for bound in itertools.pairwise(bounds):
-        state.part(x.labels, eqn.params["axis"], slice(*bound))
+        state.set_part_apart(x.labels, eqn.params["axis"], slice(*bound))
     parts = [_take(x.labels, eqn.params["axis"], slice(*bound)) for bound in itertools.pairwise(bounds)]
     return [dataclasses.replace(x, labels=tuple(labels)) for labels in parts]
 
@@ -494,10 +495,10 @@ def _unstack(state: Tracing, eqn: Any, x: Value) -> list[Value]:
     axis, results = eqn.params["axis"], []
     place = {a: a - (a > axis) for a in range(len(eqn.invars[0].aval.shape))}
     for index in range(eqn.invars[0].aval.shape[axis]):
-        state.part(x.labels, axis, slice(index, index + 1))
-        taken = [label.at(axis, index) if axis in label.axes else label for label in x.labels]
+        state.set_part_apart(x.labels, axis, slice(index, index + 1))
+        parts = [label.at(axis, index) if axis in label.axes else label for label in x.labels]
         results.append(
-            dataclasses.replace(x, labels=tuple(label.renamed(place) for label in taken if label is not None))
+            dataclasses.replace(x, labels=tuple(label.rename_axes(place) for label in parts if label is not None))
         )
     return results
 
@@ -506,38 +507,38 @@ def _stack(state: Tracing, eqn: Any, *operands: Value) -> Value:
     """Values of the same shape along a new axis, whose order has a meaning."""
     axis, shape = eqn.params["axis"], eqn.outvars[0].aval.shape
     place = {a: a + (a >= axis) for a in range(len(shape) - 1)}
-    moved = [[label.renamed(place) for label in operand.labels] for operand in operands]
-    labels: list[Label] = reduce(state.slots.merge, moved, [])
-    return state.merged(operands, [*labels, *state.fixed(shape, [axis])])
+    relabelled = [[label.rename_axes(place) for label in operand.labels] for operand in operands]
+    labels: list[Label] = reduce(state.slots.merge, relabelled, [])
+    return state.combine(operands, [*labels, *state.fixed(shape, [axis])])
 
 
 def _tile(state: Tracing, eqn: Any, x: Value) -> Value:
-    """The same again and again along an axis."""
+    """Repeats a value along an axis."""
     reps = eqn.params["reps"]
     labels = [Label(label.axes, np.tile(label.ids, [reps[axis] for axis in label.axes])) for label in x.labels]
-    return state.merged((x,), labels)
+    return state.combine((x,), labels)
 
 
 def _dynamic_slice(state: Tracing, eqn: Any, x: Value, *starts: Value) -> Value:
-    """A part of each axis; where it starts at a number that is not known, of an axis without neurons."""
+    """A part of each axis; if its start is not known, the axis must hold no neurons."""
     before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
     cut = [axis for axis in range(len(before)) if before[axis] != after[axis]]
     if all(starts[axis].known is not None for axis in cut):
         labels: Sequence[Label] = x.labels
         for axis in cut:
             index = _window_at(starts[axis], after[axis], before[axis])
-            state.part(labels, axis, index)
+            state.set_part_apart(labels, axis, index)
             labels = _take(labels, axis, index)
         return dataclasses.replace(x, labels=tuple(labels), kernel=None)
     pinned = state.pin(x, cut, "a part of the neurons chosen by a number", eqn)
     left = [label for label in pinned if not set(label.axes) & set(cut)]
     if sum(len(label.axes) for label in pinned if set(label.axes) & set(cut)) > len(cut):
         raise state.cannot("a part of the neurons chosen by a number", eqn)
-    return state.merged((x,), [*left, *state.fixed(after, [axis for axis in cut if after[axis] > 1])])
+    return state.combine((x,), [*left, *state.fixed(after, [axis for axis in cut if after[axis] > 1])])
 
 
 def _window_at(start: Value, size: int, whole: int) -> slice:
-    """A window at a known place, which JAX moves until it fits."""
+    """A window at a known place, which JAX shifts into bounds."""
     assert start.known is not None
     first = min(max(int(start.known), 0), whole - size)
     return slice(first, first + size)
@@ -550,9 +551,9 @@ def _dynamic_update_slice(state: Tracing, eqn: Any, x: Value, update: Value, *st
     if len(cut) > 1 or any(starts[axis].known is None for axis in cut):
         raise state.cannot("neurons that are put to places chosen by numbers", eqn)
     if not cut:
-        return state.merged((x, update), update.labels)
+        return state.combine((x, update), update.labels)
     index = _window_at(starts[cut[0]], part[cut[0]], whole[cut[0]])
-    return _placed(state, eqn, x, update, cut[0], np.arange(index.start, index.stop))
+    return _place(state, eqn, x, update, cut[0], np.arange(index.start, index.stop))
 
 
 def _scatter(state: Tracing, eqn: Any, x: Value, indices: Value, update: Value) -> Value:
@@ -578,12 +579,12 @@ def _scatter(state: Tracing, eqn: Any, x: Value, indices: Value, update: Value) 
         positions = np.arange(index.start, index.stop)
     else:
         raise state.cannot(f"neurons through the operation {eqn.primitive.name!r} at several windows", eqn)
-    moved = dataclasses.replace(update, labels=tuple(label.renamed(place) for label in update.labels))
+    relabelled = dataclasses.replace(update, labels=tuple(label.rename_axes(place) for label in update.labels))
     adds = eqn.primitive.name != "scatter"
-    return _placed(state, eqn, x, moved, axis, positions, adds=adds)
+    return _place(state, eqn, x, relabelled, axis, positions, adds=adds)
 
 
-def _placed(
+def _place(
     state: Tracing, eqn: Any, x: Value, update: Value, axis: int, positions: np.ndarray, *, adds: bool = False
 ) -> Value:
     """`x` with the update at the given places of an axis, in its place or added to it; labels on `x`'s axes."""
@@ -602,13 +603,13 @@ def _placed(
         state.slots.unite(ids[positions], fresh)
     else:
         ids[positions] = fresh
-    return state.merged((x, update), [*rest, Label((axis,), ids)])
+    return state.combine((x, update), [*rest, Label((axis,), ids)])
 
 
 def _gather(state: Tracing, eqn: Any, x: Value, *indices: Value) -> Value:
-    """Whole axes are kept, others looked up; those must hold no neurons, unless what is looked up of one is known."""
-    if (found := _looked_up(state, eqn, x, *indices)) is not None:
-        return found
+    """Keeps whole axes and looks up others, which must hold no neurons unless the places on one axis are known."""
+    if (result := _look_up(state, eqn, x, *indices)) is not None:
+        return result
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
     gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
@@ -618,14 +619,14 @@ def _gather(state: Tracing, eqn: Any, x: Value, *indices: Value) -> Value:
     if any(set(label.axes) & set(looked_up) and not set(label.axes) <= set(looked_up) for label in labels):
         raise state.cannot("neurons that are looked up by a number", eqn)
     place = dict(zip(kept, numbers.offset_dims, strict=True))
-    left = [label.renamed(place) for label in labels if not set(label.axes) & set(looked_up)]
+    left = [label.rename_axes(place) for label in labels if not set(label.axes) & set(looked_up)]
     rest = [place[axis] for axis in kept if axis in looked_up and after[place[axis]] > 1]
     rest += [axis for axis in range(len(after)) if axis not in numbers.offset_dims and after[axis] > 1]
-    return state.merged((x, *indices), [*left, *state.fixed(after, rest)])
+    return state.combine((x, *indices), [*left, *state.fixed(after, rest)])
 
 
-def _looked_up(state: Tracing, eqn: Any, x: Value, indices: Value) -> Value | None:
-    """Known places of one axis; None if they are not known, or of several."""
+def _look_up(state: Tracing, eqn: Any, x: Value, indices: Value) -> Value | None:
+    """The values at known places of one axis; None if they are not known, or on several axes."""
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
     changed = [axis for axis in range(len(before)) if sizes[axis] != before[axis]]
@@ -650,10 +651,10 @@ def _looked_up(state: Tracing, eqn: Any, x: Value, indices: Value) -> Value | No
         if axis in label.axes:
             where = label.axes.index(axis)
             state.slots.set_apart(np.take(label.ids, np.atleast_1d(positions), where))
-        taken = label.at(axis, positions) if axis in label.axes else label
-        if taken is not None:
-            labels.append(taken.renamed(place))
-    return state.merged((x, indices), labels)
+        part = label.at(axis, positions) if axis in label.axes else label
+        if part is not None:
+            labels.append(part.rename_axes(place))
+    return state.combine((x, indices), labels)
 
 
 def _concatenate(state: Tracing, eqn: Any, *operands: Value) -> Value:
@@ -665,7 +666,7 @@ def _concatenate(state: Tracing, eqn: Any, *operands: Value) -> Value:
         parts.append(next((label for label in operand.labels if joined in label.axes), None))
     axes = {label.axes for label in parts if label is not None}
     if not axes:
-        return state.merged(operands, [*rest, *state.fixed(eqn.outvars[0].aval.shape, [joined])])
+        return state.combine(operands, [*rest, *state.fixed(eqn.outvars[0].aval.shape, [joined])])
     if len(axes) > 1:
         raise state.cannot("neurons joined along an axis that is split differently", eqn)
     (common,) = axes
@@ -673,18 +674,16 @@ def _concatenate(state: Tracing, eqn: Any, *operands: Value) -> Value:
     pieces = []
     for label, operand, atom in zip(parts, operands, eqn.invars, strict=True):
         shape = tuple(atom.aval.shape[axis] for axis in common)
-        # What has no slots has the same value everywhere (a constant), or comes from the images.
+        # A value without slots is a constant, the same everywhere, or comes from the images.
         pieces.append(
             label.ids if label is not None else state.slots.new(shape, pinned=operand.data or parts.count(None) > 1)
         )
-    return state.merged(operands, [*rest, Label(common, np.concatenate(pieces, where))])
+    return state.combine(operands, [*rest, Label(common, np.concatenate(pieces, where))])
 
 
 def _identity(state: Tracing, eqn: Any, *operands: Value) -> list[Value]:
     return list(operands)
 
-
-CALLS = frozenset("jit pjit closed_call core_call custom_jvp_call custom_vjp_call remat remat2 checkpoint".split())
 
 _RULES: Mapping[str, Callable[..., Value | list[Value]]] = {
     "conv_general_dilated": _convolution,
@@ -733,7 +732,7 @@ _ELEMENTWISE = frozenset(
     "sharding_constraint sign sin sinh sqrt square stop_gradient sub tan tanh xor".split()
 )
 
-# What makes of constants with the same value everywhere another such constant.
+# Operations that turn constants with the same value everywhere into another such constant.
 _UNIFORM = _ELEMENTWISE | frozenset(
     "broadcast_in_dim dot_general expand_dims reduce_max reduce_min reduce_sum reshape rev slice split squeeze tile "
     "transpose unstack".split()

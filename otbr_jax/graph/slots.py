@@ -1,8 +1,8 @@
-"""Which indices of which axes move together: slots, united by what a network does with them.
+"""Slots: which indices of which axes must permute together, united by the operations of a network.
 
-A *slot* is the identity of one index of one axis. Operations unite slots that must move together, and state two
-relations between those that do not: a *product* slot is an index of several axes flattened into one, the child of each
-of its factors; a *block* slot stands for several others (an attention head, a group of channels), which are its
+A *slot* is the identity of one index of one axis. Operations unite slots that must permute together, and state two
+relations between those that need not: a *product* slot is an index of several axes flattened into one, the child of
+each of its factors; a *block* slot stands for several others (an attention head, a group of channels), which are its
 children. Moving a slot moves its children.
 """
 
@@ -23,14 +23,14 @@ class Label(NamedTuple):
     axes: tuple[int, ...]
     ids: np.ndarray
 
-    def renamed(self, axes: Mapping[int, int]) -> Label:
-        """The same slots on other axes."""
+    def rename_axes(self, axes: Mapping[int, int]) -> Label:
+        """The label of the same slots on other axes."""
         names = [axes[axis] for axis in self.axes]
         order = np.argsort(names)
         return Label(tuple(names[i] for i in order), self.ids.transpose(order))
 
     def at(self, axis: int, index: Any) -> Label | None:
-        """The label with `index` (a number, a slice or an array) taken of `axis`; None if no axis is left."""
+        """The label at `index` (a number, a slice or an array) of `axis`; None if no axis is left."""
         where = self.axes.index(axis)
         ids = self.ids[(slice(None),) * where + (index,)]
         axes = self.axes if ids.ndim == self.ids.ndim else self.axes[:where] + self.axes[where + 1 :]
@@ -55,7 +55,7 @@ class Slots:
         self._pinned: list[np.ndarray] = []
 
     def new(self, shape: tuple[int, ...], *, pinned: bool = False) -> np.ndarray:
-        """Fresh slots; `pinned` ones (pixels, classes, fixed constants) have an order that means something."""
+        """Fresh slots; `pinned` ones (pixels, classes, fixed constants) have an order with a meaning."""
         size = int(np.prod(shape))
         start, self._count = self._count, self._count + size
         while self._count > len(self._up):
@@ -75,11 +75,11 @@ class Slots:
 
     def roots(self, ids: np.ndarray) -> np.ndarray:
         """The representative of every slot's class; same shape as `ids`."""
-        found = self._up[ids]
-        while not np.array_equal(above := self._up[found], found):
-            found = above
-        self._up[ids] = found
-        return found
+        roots = self._up[ids]
+        while not np.array_equal(above := self._up[roots], roots):
+            roots = above
+        self._up[ids] = roots
+        return roots
 
     def root(self, slot: int) -> int:
         """The representative of one slot's class."""
@@ -161,7 +161,7 @@ class Slots:
             return labels[0]
         ids = self.product(*(label.ids for label in labels))
         axes = [axis for label in labels for axis in label.axes]
-        return Label(tuple(range(len(axes))), ids).renamed(dict(enumerate(axes)))
+        return Label(tuple(range(len(axes))), ids).rename_axes(dict(enumerate(axes)))
 
     def merge(self, left: Sequence[Label], right: Sequence[Label]) -> list[Label]:
         """The labels of two values of the same axes that are combined element by element."""
@@ -220,16 +220,16 @@ class Slots:
     # --- the result ------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Unites products of the same factors and blocks of the same slots, which may have become so by now."""
+        """Unites products of the same factors and blocks of the same slots, which may have become equal since."""
         changed = True
         while changed:
             changed = False
-            seen: dict[Any, int] = {}
+            first: dict[Any, int] = {}
             keys = [(tuple(sorted(self.root(atom) for atom in key)), slot) for key, slot in self._products.items()]
             blocks = [(frozenset(self.root(child) for child in row), slot) for slot, row in self._blocks.items()]
             for key, slot in [*keys, *blocks]:
                 slot = self.root(slot)
-                if (same := self.root(seen.setdefault(key, slot))) != slot:
+                if (same := self.root(first.setdefault(key, slot))) != slot:
                     self.unite(np.array([same]), np.array([slot]))
                     changed = True
 
@@ -267,8 +267,8 @@ def groups(
     for slot in dict.fromkeys((*appearances, *children)):
         family = _descendants(slot, children)
         if fixed.isdisjoint(family):
-            # What makes two slots alike: on every axis their family stands in the same order, and every member of
-            # the family has the same parents outside of it.
+            # Two slots are alike if their families are in the same order on every axis, and all members of their
+            # families have the same parents outside of them.
             order: dict[tuple[str, int], list[tuple[int, int]]] = {}
             for ordinal, member in enumerate(family):
                 for where, index in appearances.get(member, ()):
@@ -278,7 +278,7 @@ def groups(
             if neuron_axes & order.keys():
                 members.setdefault((outside, pattern), []).append((slot, family))
 
-    found = []
+    result = []
     for (_, pattern), alike in members.items():
         neuron_of = {member: i for i, (_, family) in enumerate(alike) for member in family}
         disjoint = len(neuron_of) == sum(len(family) for _, family in alike)
@@ -287,16 +287,16 @@ def groups(
                 Axis(name, axis, tuple(neuron_of.get(root, -1) for root in arrays[name, axis].tolist()))
                 for (name, axis), _ in pattern
             ]
-            found.append(Group(len(alike), tuple(axes)))
-    return tuple(found)
+            result.append(Group(len(alike), tuple(axes)))
+    return tuple(result)
 
 
 def _descendants(slot: int, children: Mapping[int, Sequence[int]]) -> list[int]:
-    found = {slot: None}
+    family = {slot: None}
     waiting = [slot]
     while waiting:
         for child in children.get(waiting.pop(0), ()):
-            if child not in found:
-                found[child] = None
+            if child not in family:
+                family[child] = None
                 waiting.append(child)
-    return list(found)
+    return list(family)

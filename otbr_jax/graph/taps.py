@@ -1,33 +1,32 @@
-"""What a layer sees: a network's function that also gives the inputs of layers, whatever framework wrote it."""
+"""Taps: a network's function that also returns the inputs of layers, for networks of any framework."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Literal
 
 from otbr_jax.errors import InputError
+from otbr_jax.graph.evaluate import CALLS, CUSTOM, Rule, compute, evaluate
 from otbr_jax.types import Variables, named_leaves
 
-_CALLS = frozenset("jit pjit closed_call core_call remat remat2 checkpoint".split())
 _LAYOUT = frozenset("convert_element_type transpose reshape copy squeeze expand_dims stop_gradient".split())
 
 
-def tapped(
+def tap_inputs(
     function: Callable[[Variables, jax.Array], Any], names: Collection[str]
 ) -> Callable[[Variables, jax.Array], tuple[Any, dict[str, jax.Array]]]:
-    """A network's function that also gives what it multiplies kernels with. Pure; jits; differentiates.
+    """A function that also returns the inputs of kernels. Pure; jits; differentiates.
 
     Args:
       function: `(variables, images) -> anything`, such as `Network.apply`.
       names: of kernels, `Layer.name`.
 
     Returns:
-      `(variables, images) -> (what the function gives, {name: input})`; an input is `[n, ..., c]`, channels last. Of a
-      kernel that is used several times it is the last one.
+      `(variables, images) -> (the function's result, {name: input})`; an input is `[n, ..., c]`, channels last; the
+      last one for a kernel that is used several times.
 
     Raises:
       InputError: when traced, names a kernel that no convolution or product uses.
@@ -36,51 +35,43 @@ def tapped(
 
     def both(variables: Variables, images: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
         closed, shape = jax.make_jaxpr(function, return_shape=True)(variables, images)
-        found: dict[str, jax.Array] = {}
-        origins = [*named_leaves(variables), None]
-        leaves = _run(closed.jaxpr, closed.consts, [*jax.tree.leaves(variables), images], origins, found, wanted)
-        missing = sorted(wanted - set(found))
+        inputs_of: dict[str, jax.Array] = {}
+        arrays = zip(jax.tree.leaves(variables), named_leaves(variables), strict=True)
+        inputs = [*(_Named(array, name) for array, name in arrays), _Named(images)]
+        leaves = evaluate(closed.jaxpr, closed.consts, inputs, _tapping(wanted, inputs_of), constant=_Named)
+        missing = sorted(wanted - set(inputs_of))
         if missing:
             raise InputError(f"layer: expected the kernel of a convolution or product, found {missing[0]!r}")
-        return jax.tree.unflatten(jax.tree.structure(shape), leaves), found
+        return jax.tree.unflatten(jax.tree.structure(shape), [leaf.array for leaf in leaves]), inputs_of
 
     return both
 
 
-def _run(
-    jaxpr: Any, consts: Any, args: Any, origins: Any, found: dict[str, jax.Array], wanted: Collection[str]
-) -> list[Any]:
-    """The values of a jaxpr; `origins` names the array that each argument is, in whatever layout."""
-    values = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(zip(jaxpr.invars, args, strict=True))
-    names = {var: name for var, name in zip(jaxpr.invars, origins, strict=True) if name is not None}
+class _Named(NamedTuple):
+    """An array, and the name of the array of the variables that it equals in some layout."""
 
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, Literal) else values[atom]
+    array: Any
+    name: str | None = None
 
-    def origin(atom: Any) -> str | None:
-        return None if isinstance(atom, Literal) else names.get(atom)
 
-    for eqn in jaxpr.eqns:
-        operands, of = [read(atom) for atom in eqn.invars], [origin(atom) for atom in eqn.invars]
-        primitive, inner = eqn.primitive.name, eqn.params.get("jaxpr") or eqn.params.get("call_jaxpr")
-        if primitive in _CALLS and inner is not None:
-            closed = hasattr(inner, "consts")
-            body = inner.jaxpr if closed else inner
-            results = _run(body, inner.consts if closed else (), operands, of, found, wanted)
-        else:
-            if primitive == "conv_general_dilated" and of[1] in wanted:
-                batch, channel, *spatial = eqn.params["dimension_numbers"].lhs_spec
-                found[str(of[1])] = jnp.transpose(operands[0], (batch, *spatial, channel))
-            elif primitive == "dot_general":
-                for own, other in ((0, 1), (1, 0)):
-                    if of[own] in wanted:
-                        last = eqn.params["dimension_numbers"][0][other]
-                        axes = [axis for axis in range(operands[other].ndim) if axis not in last]
-                        found[str(of[own])] = jnp.transpose(operands[other], (*axes, *last))
-            with eqn.ctx.manager:
-                outputs = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
-            results = outputs if eqn.primitive.multiple_results else [outputs]
-            if primitive in _LAYOUT and of[0] is not None:
-                names[eqn.outvars[0]] = of[0]
-        values.update(zip(eqn.outvars, results, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+def _tapping(wanted: Collection[str], inputs_of: dict[str, jax.Array]) -> Rule:
+    """A rule that computes arrays and stores the inputs of wanted kernels in `inputs_of`."""
+
+    def rule(eqn: Any, operands: Sequence[_Named]) -> list[_Named] | None:
+        primitive, names = eqn.primitive.name, [operand.name for operand in operands]
+        if primitive in CALLS - CUSTOM:
+            return None
+        arrays = [operand.array for operand in operands]
+        if primitive == "conv_general_dilated" and names[1] in wanted:
+            batch, channel, *spatial = eqn.params["dimension_numbers"].lhs_spec
+            inputs_of[str(names[1])] = jnp.transpose(arrays[0], (batch, *spatial, channel))
+        elif primitive == "dot_general":
+            for own, other in ((0, 1), (1, 0)):
+                if names[own] in wanted:
+                    last = eqn.params["dimension_numbers"][0][other]
+                    axes = [axis for axis in range(arrays[other].ndim) if axis not in last]
+                    inputs_of[str(names[own])] = jnp.transpose(arrays[other], (*axes, *last))
+        name = names[0] if primitive in _LAYOUT else None
+        return [_Named(array, name) for array in compute(eqn, arrays)]
+
+    return rule

@@ -1,11 +1,11 @@
-"""Which axis of which array is a neuron, and who feeds whom: found by tracing the network's function.
+"""Traces a network's function to its neuron graph: which axes hold neurons, and which layers feed which.
 
 Every index of every axis of every array in `variables` gets a slot (`otbr_jax.graph.slots`). Following the jaxpr,
-operations unite the slots that must move together: a BatchNorm scale with the channels it scales, the inputs of a
-kernel with the outputs that feed it, both sides of an addition. What remains are groups of slots, and each slot is one
-neuron wherever it appears. No layer's name or class is looked at.
+operations unite the slots that must permute together: a BatchNorm scale with the channels it scales, the inputs of a
+kernel with the outputs that feed it, both sides of an addition. Groups of slots remain, and each slot is one
+neuron wherever it appears. No layer's name or class is used.
 
-This file walks the jaxpr and reads off the result; what each operation does to slots is in `otbr_jax.graph.rules`.
+This file reads the graph off the slots; `otbr_jax.graph.rules` has the rules of operations.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from otbr_jax.graph.evaluate import Rule, evaluate, inside
 from otbr_jax.graph.graph import Layer, NeuronGraph, Vector
-from otbr_jax.graph.rules import CALLS, Kernel, Tracing, Value, follow
+from otbr_jax.graph.rules import Kernel, Tracing, Value, follow
 from otbr_jax.graph.slots import CannotMergeError, groups
 from otbr_jax.types import ApplyFn, Variables, named_leaves
 
@@ -34,7 +35,7 @@ def trace(apply: ApplyFn, variables: Variables, images: Any) -> NeuronGraph:
       The neuron graph.
 
     Raises:
-      InputError: names the operation, its equation and its source line, if the tracer cannot follow it.
+      InputError: names an operation that the tracer cannot follow, its equation and its source line.
     """
     # At least two images: an axis of size 1 cannot be told from one that was inserted.
     batch = (max(2, np.shape(images)[0]), *np.shape(images)[1:])
@@ -42,38 +43,31 @@ def trace(apply: ApplyFn, variables: Variables, images: Any) -> NeuronGraph:
     state = Tracing()
     inputs = [state.parameter(name, np.shape(leaf)) for name, leaf in named_leaves(variables).items()]
     inputs.append(state.image(batch))
-    outputs = _run(state, jaxpr.jaxpr, [state.constant(value) for value in jaxpr.consts], inputs)
+    outputs = evaluate(jaxpr.jaxpr, jaxpr.consts, inputs, _following(state), constant=state.constant)
     return _graph(state, outputs)
 
 
-def _run(state: Tracing, jaxpr: Any, consts: Sequence[Value], args: Sequence[Value]) -> list[Value]:
-    values: dict[Any, Value] = dict(zip(jaxpr.constvars, consts, strict=True))
-    values.update(zip(jaxpr.invars, args, strict=True))
+def _following(state: Tracing) -> Rule:
+    """A rule that follows labels of arrays, and the source line of each operation."""
 
-    def read(atom: Any) -> Value:
-        return state.constant(atom.val) if hasattr(atom, "val") else values[atom]
-
-    outside = state.where
-    for eqn in jaxpr.eqns:
+    def rule(eqn: Any, operands: Sequence[Value]) -> list[Value]:
+        outside = state.where
         state.where = _source_line(eqn) or outside
-        operands = [read(atom) for atom in eqn.invars]
-        inner = next((eqn.params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in eqn.params), None)
-        if inner is not None and eqn.primitive.name in CALLS:
-            closed = hasattr(inner, "jaxpr")
-            consts = [state.constant(value) for value in inner.consts] if closed else []
-            results = _run(state, inner.jaxpr if closed else inner, consts, operands)
+        if called := inside(eqn):
+            results = evaluate(*called, operands, rule, constant=state.constant)
         else:
             try:
                 results = follow(state, eqn, operands)
             except CannotMergeError:
                 raise state.cannot("neurons whose axes are split differently on two sides", eqn) from None
-        values.update(zip(eqn.outvars, results, strict=True))
-    state.where = outside
-    return [read(atom) for atom in jaxpr.outvars]
+        state.where = outside
+        return results
+
+    return rule
 
 
 def _source_line(eqn: Any) -> str | None:
-    """The innermost source line of an equation that is not inside a library of the field, if it is known."""
+    """The innermost source line of an equation outside the libraries of the field, if it is known."""
     traceback = eqn.source_info.traceback
     for frame in traceback.frames if traceback is not None else []:
         if not any(f"/{package}/" in frame.file_name for package in ("jax", "flax", "haiku", "equinox")):
@@ -132,18 +126,18 @@ def _graph(state: Tracing, results: Sequence[Value]) -> NeuronGraph:
 
 
 def _vectors(state: Tracing, arrays: Mapping[tuple[str, int], np.ndarray]) -> dict[int, list[Vector]]:
-    """Per-neuron vectors of every slot: all axes of arrays that are no kernels."""
+    """Per-neuron vectors of every slot: all axes of arrays that are not kernels."""
     kernels = {kernel.name for kernel in state.kernels}
-    found: dict[int, list[Vector]] = {}
+    vectors: dict[int, list[Vector]] = {}
     for (name, axis), roots in arrays.items():
         if name not in kernels:
             for root in dict.fromkeys(roots.tolist()):
-                found.setdefault(root, []).append(Vector(name, axis))
-    return found
+                vectors.setdefault(root, []).append(Vector(name, axis))
+    return vectors
 
 
 def _on_all_axes(vectors: Sequence[Vector], kernel: Kernel) -> tuple[Vector, ...]:
-    """Each once; of a kernel with several axes of neurons, such as heads and head sizes, arrays that have them all."""
+    """Each vector once; for a kernel with several neuron axes, such as heads and head sizes, arrays with all."""
     once = list(dict.fromkeys(vectors))
     names = [vector.name for vector in once]
     return tuple(vector for vector in once if names.count(vector.name) >= len(kernel.neuron_axes))
@@ -156,10 +150,10 @@ def _feeders(
     positions: dict[int, list[int]] = {}
     for place, slot in enumerate(inputs):
         # After flattening an input is the child of its channel's neuron: look for the nearest ancestor that is one.
-        waiting, seen = [slot], {slot}
+        waiting, visited = [slot], {slot}
         while waiting and not any(near in owners for near in waiting):
-            waiting = [above for near in waiting for above in parents.get(near, ()) if above not in seen]
-            seen.update(waiting)
+            waiting = [above for near in waiting for above in parents.get(near, ()) if above not in visited]
+            visited.update(waiting)
         for near in waiting:
             for layer, neuron in owners.get(near, ()):
                 row = positions.setdefault(layer, [-1] * len(inputs))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import pathlib
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -14,17 +15,17 @@ import numpy as np
 
 from otbr_jax.errors import InputError
 from otbr_jax.graph.graph import NeuronGraph, check_graph
-from otbr_jax.paths import local_path
+from otbr_jax.paths import PYTHON, existing
 from otbr_jax.types import Network, Variables, named_leaves, replace_leaves
 
 
-class Brought(NamedTuple):
-    """A user's network.
+class UserNetwork(NamedTuple):
+    """A network of the user's own.
 
     Attributes:
       network: its functions, over `variables`.
       variables: its arrays.
-      restore: turns such variables back into the pytree that the user brought.
+      restore: turns such variables back into the user's own pytree.
       graph: its neuron graph if it was stated by hand.
     """
 
@@ -41,13 +42,13 @@ def bring(
     image_shape: tuple[int, int, int],
     num_classes: int,
     apply_train: Callable[[Any, jax.Array], tuple[jax.Array, Mapping[str, Any]]] | None = None,
-) -> Brought:
+) -> UserNetwork:
     """Makes a `Network` of a function over any pytree of arrays.
 
     A dictionary with an entry `params` stays as it is: `params` is trained while unlearning, the rest is state. Of any
     other pytree (an NNX state, an Equinox module, a list) all floating-point arrays are `params`, under the names of
-    their paths; whoever keeps running statistics among them should bring a dictionary that sets them apart. What is no
-    array (functions, strings, Python's numbers, None) stays as it is.
+    their paths; if running statistics are among them, pass a dictionary that separates them. Leaves that are no arrays
+    (functions, strings, Python's numbers, None) stay as they are.
 
     Args:
       apply: evaluation mode, `(variables, images [n, h, w, c]) -> logits [n, num_classes]`.
@@ -60,25 +61,25 @@ def bring(
       InputError: if there are no floating-point arrays, or the function does not give logits `[n, num_classes]`.
     """
     if isinstance(variables, Mapping) and "params" in variables:
-        brought = _with_params(apply, variables, image_shape, num_classes, apply_train)
+        user = _with_params(apply, variables, image_shape, num_classes, apply_train)
     else:
         if apply_train is not None:
             raise InputError("apply_train: expected variables with an entry 'params' beside it, found none")
         params = {name: leaf for name, leaf in named_leaves(variables).items() if _is_float(leaf)}
 
         def restore(repaired: Variables) -> Any:
-            # Counters and random keys are not the defence's business: they stay as they came.
+            # A defence does not change counters and random keys: they stay as they are.
             return replace_leaves(variables, repaired["params"])
 
         network = Network(lambda v, images: apply(restore(v), images), image_shape, num_classes)
-        brought = Brought(network, {"params": params}, restore)
-    if not any(map(_is_float, jax.tree.leaves(brought.variables["params"]))):
+        user = UserNetwork(network, {"params": params}, restore)
+    if not any(map(_is_float, jax.tree.leaves(user.variables["params"]))):
         raise InputError("variables: expected floating-point arrays, found none")
-    _check_logits(brought)
-    return brought
+    _check_logits(user)
+    return user
 
 
-def bring_nnx(module: Any, *, image_shape: tuple[int, int, int], num_classes: int) -> Brought:
+def bring_nnx(module: Any, *, image_shape: tuple[int, int, int], num_classes: int) -> UserNetwork:
     """Makes a `Network` of a module of Flax NNX: its parameters are `params`, all other variables state.
 
     Raises:
@@ -110,7 +111,7 @@ def bring_nnx(module: Any, *, image_shape: tuple[int, int, int], num_classes: in
     return bring(apply, kinds, image_shape=image_shape, num_classes=num_classes, apply_train=apply_train)
 
 
-def load(path: str, *, image_shape: tuple[int, int, int], num_classes: int, name: str = "model.name") -> Brought:
+def load(path: str, *, image_shape: tuple[int, int, int], num_classes: int, name: str = "model.name") -> UserNetwork:
     """Loads a network that `path` names: `package.module:attribute` or `folder/file.py:attribute`.
 
     The attribute is `(apply, variables)`, or `(Network, variables)`, either with a `NeuronGraph` stated by hand as the
@@ -124,38 +125,38 @@ def load(path: str, *, image_shape: tuple[int, int, int], num_classes: int, name
     module = _import(module_name, name=name)
     if not hasattr(module, attribute):
         raise InputError(f"{name}: expected {attribute!r} in {module_name}, found none of that name")
-    found = getattr(module, attribute)
-    if callable(found) and not _is_module(found):
+    value = getattr(module, attribute)
+    if callable(value) and not _library_of(value):
         try:
-            found = found()
+            value = value()
         except (Exception, SystemExit) as error:
             raise InputError(f"{name}: {path} failed: {type(error).__name__}: {_first_line(error)}") from error
-    if _is_module(found) == "nnx":
-        return bring_nnx(found, image_shape=image_shape, num_classes=num_classes)
-    if _is_module(found):
-        kind = _is_module(found)
+    kind = _library_of(value)
+    if kind == "nnx":
+        return bring_nnx(value, image_shape=image_shape, num_classes=num_classes)
+    if kind:
         raise InputError(
             f"{name}: expected (apply, variables) in {path}, found a module of {kind} alone; bring what calls "
             "it beside it: (lambda module, images: ..., module)"
         )
     if (
-        not isinstance(found, tuple)
-        or len(found) not in (2, 3)
-        or not (callable(found[0]) or isinstance(found[0], Network))
+        not isinstance(value, tuple)
+        or len(value) not in (2, 3)
+        or not (callable(value[0]) or isinstance(value[0], Network))
     ):
-        raise InputError(f"{name}: expected {path} to be (apply, variables) or to return it, found {_kind(found)}")
-    function, variables, *rest = found
+        raise InputError(f"{name}: expected {path} to be (apply, variables) or to return it, found {_kind(value)}")
+    function, variables, *rest = value
     if isinstance(function, Network):
         shape, classes, train, apply = function.image_shape, function.num_classes, function.apply_train, function.apply
-        brought = bring(apply, variables, image_shape=shape, num_classes=classes, apply_train=train)
+        user = bring(apply, variables, image_shape=shape, num_classes=classes, apply_train=train)
     else:
-        brought = bring(function, variables, image_shape=image_shape, num_classes=num_classes)
+        user = bring(function, variables, image_shape=image_shape, num_classes=num_classes)
     if not rest:
-        return brought
+        return user
     if not isinstance(rest[0], NeuronGraph):
         raise InputError(f"{name}: expected a NeuronGraph as the third of {path}, found {_kind(rest[0])}")
-    check_graph(rest[0], brought.variables)
-    return brought._replace(graph=rest[0])
+    check_graph(rest[0], user.variables)
+    return user._replace(graph=rest[0])
 
 
 def _with_params(
@@ -164,12 +165,12 @@ def _with_params(
     image_shape: tuple[int, int, int],
     num_classes: int,
     apply_train: Callable[[Any, jax.Array], tuple[jax.Array, Mapping[str, Any]]] | None,
-) -> Brought:
-    """A dictionary with an entry `params`, without what is no array; Python's numbers are arrays there."""
+) -> UserNetwork:
+    """A network over a dictionary with an entry `params`; leaves that are no arrays or numbers are left out."""
     arrays = {name: _arrays_of(tree) for name, tree in variables.items()}
     arrays = {name: tree for name, tree in arrays.items() if name == "params" or jax.tree.leaves(tree)}
     if len(jax.tree.leaves(arrays)) == len(jax.tree.leaves(variables)):
-        return Brought(Network(apply, image_shape, num_classes, apply_train), arrays, lambda repaired: repaired)
+        return UserNetwork(Network(apply, image_shape, num_classes, apply_train), arrays, lambda repaired: repaired)
 
     def restore(repaired: Variables) -> Any:
         return replace_leaves(variables, named_leaves(repaired))
@@ -183,11 +184,11 @@ def _with_params(
             return logits, {name: _arrays_of(tree) for name, tree in state.items() if name in arrays}
 
     network = Network(lambda v, images: apply(restore(v), images), image_shape, num_classes, train)
-    return Brought(network, arrays, restore)
+    return UserNetwork(network, arrays, restore)
 
 
 def _arrays_of(tree: Any) -> Any:
-    """A pytree with None, which is no leaf, in the places of what is no array and no number."""
+    """A pytree with None, which is no leaf, in place of leaves that are no arrays or numbers."""
 
     def array(leaf: Any) -> Any:
         if hasattr(leaf, "dtype"):
@@ -197,16 +198,16 @@ def _arrays_of(tree: Any) -> Any:
     return jax.tree.map(array, tree)
 
 
-def _is_module(found: Any) -> str:
-    """The library whose module it is; empty if it is none."""
-    names = {f"{base.__module__.partition('.')[0]}.{base.__name__}" for base in type(found).__mro__}
-    if any(base.__module__.startswith("flax.nnx") and base.__name__ == "Module" for base in type(found).__mro__):
+def _library_of(value: Any) -> str:
+    """The library of a module; empty for a value that is no module."""
+    names = {f"{base.__module__.partition('.')[0]}.{base.__name__}" for base in type(value).__mro__}
+    if any(base.__module__.startswith("flax.nnx") and base.__name__ == "Module" for base in type(value).__mro__):
         return "nnx"
     return "Equinox" if "equinox.Module" in names else "Linen" if "flax.Module" in names else ""
 
 
 def _is_float(leaf: Any) -> bool:
-    """Whether it is an array of floating-point numbers; Python's own numbers are settings."""
+    """Whether a leaf is an array of floating-point numbers; Python's own numbers are settings."""
     return hasattr(leaf, "dtype") and bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
 
 
@@ -214,9 +215,7 @@ def _import(module_name: str, *, name: str) -> Any:
     try:
         if not module_name.endswith(".py"):
             return importlib.import_module(module_name)
-        file = local_path(module_name, name=name)
-        if not file.is_file():
-            raise InputError(f"{name}: expected a Python file, found nothing at {file}")
+        file = existing(module_name, name=name, expected=PYTHON, is_there=pathlib.Path.is_file)
         spec = importlib.util.spec_from_file_location(file.stem, file)
         assert spec is not None
         assert spec.loader is not None
@@ -232,16 +231,16 @@ def _import(module_name: str, *, name: str) -> Any:
         ) from error
 
 
-def _check_logits(brought: Brought) -> None:
-    for batch in (2, 3):  # a function that only takes one number of images fails here, not in the middle of a repair
-        _check_batch(brought, batch)
+def _check_logits(user: UserNetwork) -> None:
+    for batch in (2, 3):  # a function for a fixed batch size fails here, not in the middle of a repair
+        _check_batch(user, batch)
 
 
-def _check_batch(brought: Brought, batch: int) -> None:
-    network = brought.network
+def _check_batch(user: UserNetwork, batch: int) -> None:
+    network = user.network
     images = jax.ShapeDtypeStruct((batch, *network.image_shape), np.float32)
     try:
-        logits = jax.eval_shape(network.apply, brought.variables, images)
+        logits = jax.eval_shape(network.apply, user.variables, images)
     except InputError:
         raise
     except Exception as error:

@@ -1,4 +1,4 @@
-"""The tensors of a file as the variables of a network, and changed variables as a file like it."""
+"""Turns the tensors of a file into the variables of a network, and writes variables in the format of that file."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import ml_dtypes
 import numpy as np
 
 from otbr_jax.errors import InputError
-from otbr_jax.interop.locating import Located, Shapes, is_complete, locate, same_shape
-from otbr_jax.interop.parts import Parts
+from otbr_jax.interop.locating import Location, Shapes, is_complete, locate, same_shape
+from otbr_jax.interop.reparametrised import Reparametrised
 from otbr_jax.interop.state_dict import from_state_dict, tensor_name, tensor_shape, to_state_dict
 from otbr_jax.interop.tensor_files import TensorFile, write_tensors
 from otbr_jax.interop.torch_files import Envelope
@@ -30,7 +30,7 @@ class MismatchError(InputError):
 
 
 class Normalisation(NamedTuple):
-    """What a network does to images in [0, 1] before anything else: `(image - mean) / std`, a value per channel."""
+    """The input normalisation inside a network, for images in [0, 1]: `(image - mean) / std`, a value per channel."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -43,25 +43,25 @@ class Slot(NamedTuple):
       name: the network's name for it.
       dtype: the file's.
       shape: the file's, which may have other axes of size 1.
-      parts: how it is held; None for as it is.
+      reparametrised: how it is stored in several tensors; None for an ordinary tensor.
     """
 
     name: str
     dtype: np.dtype
     shape: tuple[int, ...]
-    parts: Parts | None = None
+    reparametrised: Reparametrised | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """All of a file but its weights: what `write_like` needs to write another.
+    """All of a file but its weights, from which `write_like` writes another.
 
     Attributes:
       format: 'torch' or 'safetensors'.
-      envelope: what surrounds the tensors.
-      stored: the file's tensors as they were, by the file's names, in its order.
+      envelope: the rest of the file around the tensors.
+      stored: the file's original tensors, by the file's names, in its order.
       slots: weights by the file's names.
-      normalisation: what the file's network does to its input before anything else; None for nothing.
+      normalisation: the input normalisation inside the file's network; None without.
     """
 
     format: str
@@ -74,9 +74,9 @@ class Template:
 def load_tensors(file: TensorFile, like: Variables, *, name: str, entry: str = "") -> tuple[Variables, Template]:
     """Returns the variables of a network from a file's tensors, and the template to write such a file again.
 
-    They may lie anywhere in the file, under any prefix, in the spelling of any library of `spellings`, and in the parts
-    that pruning and weight normalisation leave. What training leaves beside them is passed over. float16, bfloat16 and
-    float64 become the network's own dtype, float32. One line on the logger says each of these.
+    They may lie anywhere in the file, under any prefix, in the spelling of any library of `spellings`, and as pruning
+    and weight normalisation store them. Other tensors of a training are ignored. float16, bfloat16 and float64 become
+    the network's own dtype, float32. The logger gets one line for each of these.
 
     Args:
       file: what `read_tensors` returned.
@@ -94,14 +94,14 @@ def load_tensors(file: TensorFile, like: Variables, *, name: str, entry: str = "
     place = _choose(locate(file.sets, expected), expected, entry, where=where)
     if problems := _problems(place, expected):
         raise MismatchError(_one_line(where, problems))
-    if place.passed:
-        few = ", ".join(place.passed[:3]) + (f" and {len(place.passed) - 3} more" if len(place.passed) > 3 else "")
-        _LOG.warning("%s: left as they are, since they are not the network's: %s", where, few)
-    arrays = {known: place.tensors[stored].reshape(expected[known]) for known, stored in place.found.items()}
-    state = _in_float32(arrays, place.found, where=where)
+    if place.ignored:
+        few = ", ".join(place.ignored[:3]) + (f" and {len(place.ignored) - 3} more" if len(place.ignored) > 3 else "")
+        _LOG.warning("%s: ignored, since they are not the network's: %s", where, few)
+    arrays = {known: place.tensors[stored].reshape(expected[known]) for known, stored in place.names.items()}
+    state = _in_float32(arrays, place.names, where=where)
     slots = {
-        stored: Slot(known, place.tensors[stored].dtype, place.tensors[stored].shape, place.parts.get(stored))
-        for known, stored in place.found.items()
+        stored: Slot(known, place.tensors[stored].dtype, place.tensors[stored].shape, place.reparametrised.get(stored))
+        for known, stored in place.names.items()
     }
     template = Template(
         file.format,
@@ -113,14 +113,14 @@ def load_tensors(file: TensorFile, like: Variables, *, name: str, entry: str = "
     return from_state_dict(state, like), template
 
 
-def _choose(places: list[Located], expected: Shapes, entry: str, *, where: str) -> Located:
-    """The place that was asked for, or the best one."""
+def _choose(places: list[Location], expected: Shapes, entry: str, *, where: str) -> Location:
+    """The location of that entry, or the best one."""
     complete = [place for place in places if is_complete(place, expected)]
-    named = {place.entry: place for place in reversed(complete or places)}
+    entries = {place.entry: place for place in reversed(complete or places)}
     if entry:
-        if entry not in named:
-            raise InputError(f"{where}: expected an entry of {sorted(named)}, found {entry!r}")
-        return named[entry]
+        if entry not in entries:
+            raise InputError(f"{where}: expected an entry of {sorted(entries)}, found {entry!r}")
+        return entries[entry]
     others = [place.entry for place in complete[1:] if place.entry != complete[0].entry]
     if others:
         message = "%s: took the weights in %s; the file also holds %s, which %s=%s takes"
@@ -129,19 +129,19 @@ def _choose(places: list[Located], expected: Shapes, entry: str, *, where: str) 
     return places[0]
 
 
-def _problems(place: Located, expected: Shapes) -> list[str]:
-    """Why the tensors are not those of the network, the most telling first."""
+def _problems(place: Location, expected: Shapes) -> list[str]:
+    """Why the tensors are not those of the network, the most important reason first."""
     inside = f" in its entry {'/'.join(place.path)}" if place.path else ""
     problems = []
     for known, shape in expected.items():
-        if known not in place.found:
+        if known not in place.names:
             other = place.others.get(place.prefix + known)
             near = difflib.get_close_matches(known, place.extra, n=1) if not other else []
-            found = other or ("none of that name" + (f", but {near[0]}" if near else ""))
-            problems.append(f"expected a tensor {place.prefix}{known} of shape {shape}{inside}, found {found}")
+            actual = other or ("none of that name" + (f", but {near[0]}" if near else ""))
+            problems.append(f"expected a tensor {place.prefix}{known} of shape {shape}{inside}, found {actual}")
     problems += [
         f"expected {stored} of shape {expected[known]}, found {place.tensors[stored].shape}"
-        for known, stored in place.found.items()
+        for known, stored in place.names.items()
         if not same_shape(place.tensors[stored].shape, expected[known])
     ]
     problems += [
@@ -151,25 +151,25 @@ def _problems(place: Located, expected: Shapes) -> list[str]:
     return problems
 
 
-def _normalisation(place: Located, *, where: str) -> Normalisation | None:
+def _normalisation(place: Location, *, where: str) -> Normalisation | None:
     if place.normalisation is None:
         return None
     mean, std = place.normalisation
     if not (np.all(np.isfinite(mean)) and np.all(np.isfinite(std)) and np.all(std > 0)):
-        raise InputError(f"{where}: expected an input normalisation that is finite and divides by more than 0")
+        raise InputError(f"{where}: expected an input normalisation with a finite mean and a std above 0")
     scale = 255.0 if max(np.max(np.abs(mean)), np.max(std)) > 2 else 1.0  # of networks that take images in 0..255
-    found = Normalisation(tuple(map(float, mean / scale)), tuple(map(float, std / scale)))
+    normalisation = Normalisation(tuple(map(float, mean / scale)), tuple(map(float, std / scale)))
     message = (
         "%s: normalises its input itself, mean %s and std %s of images in [0, 1]; leave data.mean and data.std empty"
     )
-    _LOG.warning(message, where, *(tuple(round(value, 4) for value in values) for values in found))
-    return found
+    _LOG.warning(message, where, *(tuple(round(value, 4) for value in values) for values in normalisation))
+    return normalisation
 
 
 def tensors_like(template: Template, variables: Variables, *, name: str = "variables") -> dict[str, np.ndarray]:
-    """Returns variables under the names and in the order, layouts, parts and dtypes of the file that `template` is of.
+    """Returns variables under the names and in the order, layouts and dtypes of the file of `template`.
 
-    Whatever else the file holds, such as BatchNorm's counters of batches, is as it was.
+    Other tensors of the file, such as BatchNorm's counters of batches, are unchanged.
 
     Raises:
       InputError: if a value has no finite value in the file's dtype (float16 ends at 65504).
@@ -182,22 +182,22 @@ def tensors_like(template: Template, variables: Variables, *, name: str = "varia
         if not _is_finite(weight):
             largest = float(np.max(np.abs(state[slot.name])))
             raise InputError(f"{name}: expected values that {slot.dtype} can hold, found {largest:g} in {stored}")
-        if slot.parts is None:
+        if slot.reparametrised is None:
             changed[stored] = weight
         else:
-            old = tuple(template.stored[part] for part in slot.parts.names)
-            changed |= zip(slot.parts.names, slot.parts.kind.split(weight, old), strict=True)
+            kind, names = slot.reparametrised
+            changed |= zip(names, kind.split(weight, tuple(template.stored[name] for name in names)), strict=True)
     return {stored: changed.get(stored, array) for stored, array in template.stored.items()}
 
 
 def write_like(
     template: Template, variables: Variables, path: str | os.PathLike[str], *, name: str = "variables"
 ) -> None:
-    """Writes variables as a file like the one they came from: format, surroundings, names, order and dtypes.
+    """Writes variables in the format of the file that they came from: with its other content, names, order and dtypes.
 
-    Of BackdoorBench's `attack_result.pt` it makes what that toolkit calls `defense_result.pt`. What lies beside the
-    weights comes along, but for what would need somebody's code, which one line on the logger names. The file appears
-    at once or not at all.
+    For BackdoorBench's `attack_result.pt` it writes that toolkit's `defense_result.pt`. Content beside the weights is
+    written too, except entries that need other people's code, which one line on the logger names. The file appears
+    complete or not at all.
 
     Raises:
       InputError: if a value does not fit the file's dtype, or `path` cannot be written.
@@ -207,18 +207,18 @@ def write_like(
         envelope = envelope._replace(content={key: envelope.content[key] for key in _BACKDOORBENCH})
     left_out = write_tensors(path, tensors, format=template.format, envelope=envelope)
     if left_out:
-        _LOG.warning("%s: without %s, which would need somebody's code", os.fspath(path), ", ".join(left_out[:5]))
+        _LOG.warning("%s: without %s, which need other people's code", os.fspath(path), ", ".join(left_out[:5]))
 
 
 def file_name(template: Template) -> str:
-    """What a repaired network's file is called: BackdoorBench looks for `defense_result.pt`."""
+    """The name of a repaired network's file; BackdoorBench reads `defense_result.pt`."""
     if is_of_backdoorbench(template.envelope):
         return "defense_result.pt"
     return "repaired.safetensors" if template.format == "safetensors" else "repaired.pt"
 
 
 def is_of_backdoorbench(envelope: Envelope) -> bool:
-    """Whether a file is BackdoorBench's `attack_result.pt`, beside whose weights lie the poisoned images."""
+    """Whether a file is BackdoorBench's `attack_result.pt`, which also holds the poisoned images."""
     content = envelope.content
     return isinstance(content, dict) and all(key in content for key in _BACKDOORBENCH) and envelope.entry == ("model",)
 

@@ -1,4 +1,4 @@
-"""What other libraries call the tensors of this project's networks, which carry torchvision's names."""
+"""Other libraries' names of the tensors of this project's networks, which have torchvision's names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Rule = tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
 
 
 def _rules(*pairs: tuple[str, str | Callable[[re.Match[str]], str]]) -> tuple[Rule, ...]:
-    """Compiled; a pattern starts at the name's start, or after the dot of a prefix."""
+    """Compiled rules; a pattern starts at the name's start, or after the dot of a prefix."""
     return tuple((re.compile(rf"(?:(?<=\.)|^){pattern}"), name) for pattern, name in pairs)
 
 
@@ -20,15 +20,15 @@ def _next(match: re.Match[str]) -> str:
 
 
 def _stage(template: str, *, times: int = 1, plus: int = 0) -> Callable[[re.Match[str]], str]:
-    """`template` with the number of the stage, as torchvision counts it, and what else was matched."""
+    """`template` with the number of the stage, as torchvision counts it, and the other matched groups."""
     return lambda match: template.format(times * int(match[1]) + plus, *match.groups()[1:])
 
 
-# What torch.compile, FSDP, activation checkpoints and DataParallel put between a module and its part.
+# Names that torch.compile, FSDP, activation checkpoints and DataParallel put between a module and its child.
 _WRAPPERS = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|(?<=\.)module)\.")
 _OF_A_LAYER = "encoder.layers.encoder_layer_"
 
-# What all versions of transformers' vision transformers have outside their layers.
+# Tensors outside the layers, in all versions of transformers' vision transformers.
 _OF_TRANSFORMERS = (
     (r"(?:vit\.)?embeddings\.cls_token$", "class_token"),
     (r"(?:vit\.)?embeddings\.position_embeddings$", "encoder.pos_embedding"),
@@ -113,8 +113,8 @@ SPELLINGS: Sequence[tuple[Rule, ...]] = (
 """Rules by library, applied in order; the first are tried first."""
 
 
-def respelled(names: Iterable[str], rules: Sequence[Rule]) -> dict[str, str]:
-    """Each name, and what it is in torchvision's spelling."""
+def respell(names: Iterable[str], rules: Sequence[Rule]) -> dict[str, str]:
+    """Each name with its torchvision spelling."""
     modern = {}
     for name in names:
         spelled = _WRAPPERS.sub("", name)

@@ -1,4 +1,4 @@
-"""Variables of this project's networks as PyTorch state dicts, and back: one rule for names and layouts.
+"""Converts variables of this project's networks to PyTorch state dicts and back, by one rule for names and layouts.
 
 The modules of `otbr_jax.models` carry the names of their PyTorch originals, dots included (`layer1.0`), so that no
 table of names is needed: `params/layer1.0/conv1/kernel` is `layer1.0.conv1.weight`.
@@ -50,7 +50,7 @@ def from_state_dict(tensors: StateDict, like: Variables) -> Variables:
     """The variables of a network from a complete state dict; the inverse of `to_state_dict`.
 
     Args:
-      tensors: by PyTorch's names; what `like` does not need is ignored.
+      tensors: by PyTorch's names; those that `like` does not need are ignored.
       like: pytree of arrays or `jax.ShapeDtypeStruct` that the network expects, which also gives the dtypes.
 
     Raises:
@@ -67,7 +67,7 @@ def from_state_dict(tensors: StateDict, like: Variables) -> Variables:
 
 
 def _torch_axes(leaf: str, ndim: int) -> tuple[int, ...]:
-    """Axis of the array that each axis of the tensor is: HWIO -> OIHW, IO -> OI, anything but kernels as it is."""
+    """The array's axis for each axis of the tensor: HWIO -> OIHW, IO -> OI, the same for all but kernels."""
     if not leaf.endswith("kernel"):
         return tuple(range(ndim))
     return (ndim - 1, ndim - 2, *range(ndim - 2))

@@ -1,4 +1,4 @@
-"""Files of named tensors: PyTorch's and safetensors', told apart by their content, written at once or not at all."""
+"""Files of named tensors, PyTorch's and safetensors': recognised by their content, and written atomically."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 from otbr_jax.errors import InputError
 from otbr_jax.extras import needed
 from otbr_jax.files import write_bytes, writing
-from otbr_jax.interop.other_kinds import UNKNOWN, what_it_is
+from otbr_jax.interop.diagnose import UNKNOWN, what_it_is
 from otbr_jax.interop.torch_files import (
     Envelope,
     Path,
@@ -45,13 +45,13 @@ _PUBLISHED = ("model.safetensors", "pytorch_model.bin")  # Hugging Face's names
 
 
 class TensorFile(NamedTuple):
-    """What a file holds, and what it takes to write another of its kind.
+    """The content of a file, from which another one of its format can be written.
 
     Attributes:
-      path: where it was.
+      path: its path.
       format: 'torch' or 'safetensors'.
       sets: named tensors by where they lie in the file, () for its top.
-      envelope: what surrounds them.
+      envelope: the rest of the file around them.
     """
 
     path: pathlib.Path
@@ -61,16 +61,16 @@ class TensorFile(NamedTuple):
 
     @property
     def tensors(self) -> Mapping[str, np.ndarray]:
-        """Those of a file that holds a single set."""
+        """The tensors of a file that holds a single set."""
         (single,) = self.sets.values()
         return single.tensors
 
 
 def read_tensors(path: str | os.PathLike[str], *, name: str) -> TensorFile:
-    """Reads a file of PyTorch or safetensors; its content says which, whatever the suffix.
+    """Reads a file of PyTorch or safetensors; its content decides which, not its suffix.
 
-    Nothing in the file is executed: see `torch_files.read_torch`. A folder as Hugging Face has them stands for the file
-    of weights in it, and an index for its shards, or any of these for all.
+    Nothing in the file is executed: see `torch_files.read_torch`. A folder as Hugging Face publishes it stands for its
+    file of weights; an index, or any of its shards, stands for all shards.
 
     Args:
       path: the file or folder.
@@ -83,8 +83,8 @@ def read_tensors(path: str | os.PathLike[str], *, name: str) -> TensorFile:
     if root.is_dir():
         root = _file_in(root, name=name)
     if not root.is_file():
-        found = "no file" if root.exists() else "nothing"
-        raise InputError(f"{name}: expected a PyTorch or safetensors file, found {found} at {root}")
+        what = "no file" if root.exists() else "nothing"
+        raise InputError(f"{name}: expected a PyTorch or safetensors file, found {what} at {root}")
     shard = _SHARD.fullmatch(root.name)
     if shard:
         index = next(iter(sorted(root.parent.glob(f"{glob.escape(shard[1])}.*{_INDEX}"))), None)
@@ -97,16 +97,6 @@ def read_tensors(path: str | os.PathLike[str], *, name: str) -> TensorFile:
     if root.name.endswith(_INDEX):
         return _read_shards(root, name=name)
     return _read_one(root, name=name)
-
-
-def existing(path: str | os.PathLike[str], *, name: str) -> pathlib.Path:
-    """Where a checkpoint of any kind lies; raises InputError if there is nothing."""
-    root = local_path(path, name=name)
-    if not root.exists():
-        raise InputError(
-            f"{name}: expected an Orbax checkpoint directory, or a PyTorch or safetensors file, found nothing at {root}"
-        )
-    return root
 
 
 def is_tensor_folder(folder: pathlib.Path) -> bool:
@@ -142,13 +132,13 @@ def _file_in(folder: pathlib.Path, *, name: str) -> pathlib.Path:
 
 
 def _stays_inside(file: pathlib.Path, folder: pathlib.Path) -> bool:
-    """Whether a file of a folder lies in it, or where Hugging Face's cache keeps what its folders link to."""
+    """Whether a file lies in its folder, or in Hugging Face's cache of the files that its folders link to."""
     real, home = file.resolve(), folder.resolve()
     return real.is_relative_to(home) or (home.parent.name == "snapshots" and real.parent == home.parents[1] / "blobs")
 
 
 def _inside(file: pathlib.Path, *, name: str) -> pathlib.Path:
-    """The file; raises InputError if it is a link out of its folder, which whoever made the folder may have chosen."""
+    """The file; raises InputError if it is a link to a file outside its folder, which an attacker may have chosen."""
     if not _stays_inside(file, file.parent):
         raise InputError(f"{name}: {file} is a link to {file.resolve()}, outside of its folder; give that file itself")
     return file
@@ -159,10 +149,10 @@ def _read_shards(index: pathlib.Path, *, name: str) -> TensorFile:
     try:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         files = sorted(set(places.values()))
-        named_well = all(isinstance(file, str) and file == pathlib.Path(file).name for file in files)
+        are_names = all(isinstance(file, str) and file == pathlib.Path(file).name for file in files)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{name}: {index} is no readable index of shards ({type(error).__name__})") from None
-    if not files or not named_well:
+    if not files or not are_names:
         raise InputError(f"{name}: {index}: expected names of files beside it, found {', '.join(map(str, files[:3]))}")
     tensors: dict[str, np.ndarray] = {}
     form = "safetensors"
@@ -205,17 +195,17 @@ def write_tensors(
     envelope: Envelope = _BARE,
     name: str = "path",
 ) -> list[str]:
-    """Writes a file of that format ('torch' or 'safetensors'); readers see the old file or the new, never a part.
+    """Writes a file of that format ('torch' or 'safetensors') atomically: readers see the old file or the new one.
 
     Args:
       path: the file, replaced if it exists.
       tensors: arrays by name, in the order in which PyTorch's format stores them; safetensors has an order of its own.
       format: see `FORMATS`.
-      envelope: what surrounds the tensors.
+      envelope: the rest of the file around the tensors.
       name: the argument's name, for messages.
 
     Returns:
-      The entries of the envelope that could not be kept, since they would need somebody's code.
+      The entries of the envelope that were not written, since they need other people's code.
 
     Raises:
       InputError: if it cannot be written, or torch is needed and not installed.

@@ -1,4 +1,4 @@
-"""PyTorch's checkpoints, which are pickles: read without running anything of theirs, and written."""
+"""Reads PyTorch's checkpoints, which are pickles, without executing anything in them; and writes them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from otbr_jax.errors import InputError
 from otbr_jax.extras import needed
-from otbr_jax.interop.foreign import Foreign, is_an_attack, module_tensors, plain_again, stand_in
+from otbr_jax.interop.unpickle import Foreign, is_an_attack, module_tensors, stand_in, to_plain_data
 
 _LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _SCANNED = 1 << 24
@@ -29,10 +29,10 @@ Path = tuple[str, ...]
 
 
 class Envelope(NamedTuple):
-    """What surrounds a set of tensors in a file.
+    """The rest of a file around a set of tensors.
 
     Attributes:
-      content: all of a PyTorch file, as it was read; None where the set is all that there is.
+      content: all of a PyTorch file, as it was read; None if the file holds only the set.
       entry: where in it the set lies, by the keys of its dictionaries.
       metadata: a safetensors file's metadata.
     """
@@ -47,7 +47,7 @@ class TensorSet(NamedTuple):
 
     Attributes:
       tensors: arrays by name, in the file's order, layouts and dtypes (bfloat16 is that of `ml_dtypes`).
-      others: what is under other names, in words.
+      others: the entries that are no tensors, in words.
     """
 
     tensors: Mapping[str, np.ndarray]
@@ -55,7 +55,7 @@ class TensorSet(NamedTuple):
 
 
 def is_torch_file(path: pathlib.Path) -> bool:
-    """Whether the content is what `torch.save` writes: a zip archive with a pickle, or the pickles of before 1.6."""
+    """Whether `torch.save` wrote the file: it is a zip archive with a pickle, or the pickles of before 1.6."""
     with open(path, "rb") as file:
         if _LEGACY_MAGIC in file.read(64):
             return True
@@ -63,33 +63,32 @@ def is_torch_file(path: pathlib.Path) -> bool:
 
 
 def read_torch(path: pathlib.Path, *, name: str) -> tuple[dict[Path, TensorSet], Envelope]:
-    """Returns the sets of tensors in a file of `torch.save` by where they lie, and all that it holds.
+    """Returns the sets of tensors in a file of `torch.save` by where they lie, and all of its content.
 
-    The file may be hostile: only PyTorch's weights-only unpickler reads it, and what it asks for beside tensors is
-    stood in for (`foreign`), so that nothing of it runs.
+    The file may be hostile: only PyTorch's weights-only unpickler reads it, and stand-ins (`unpickle`) replace all
+    classes and functions beside tensors, so that nothing in it is executed.
 
     Args:
       path: a state dict, a dictionary with one in it up to three levels down, or a pickled module.
       name: the argument's name, for messages.
 
     Raises:
-      InputError: if torch is not installed, the file is damaged or compressed, asks for what only an attacker has a
-        use for (the line names it), or holds no tensors.
+      InputError: if torch is not installed, the file is damaged or compressed, it asks for a name that only an attack
+        needs (the message says which), or it holds no tensors.
     """
     torch = import_torch(name)
     if _is_torchscript(path):
         raise InputError(f"{name}: {path} is a TorchScript program, which is code; expected a file of its tensors")
     if (size := _unpacked_size(path)) > path.stat().st_size:  # torch.save does not compress
         raise InputError(f"{name}: {path} is refused: it is compressed, and would unpack to {size:,} bytes")
-    asked = [
-        what for what in map(_of_python_3, pickled_names(io.BytesIO(_pickle_of(path)))) if what not in _known(torch)
-    ]
-    if attack := next((what for what in asked if is_an_attack(what)), None):
+    names = map(_of_python_3, pickled_names(io.BytesIO(_pickle_of(path))))
+    unknown = [each for each in names if each not in _known(torch)]
+    if attack := next((each for each in unknown if is_an_attack(each)), None):
         raise InputError(
             f"{name}: {path} is refused: its pickle asks for {attack}, which no checkpoint has a use for and which was "
             "not run; do not open this file by other means"
         )
-    stand_ins = [(stand_in(what), what) for what in dict.fromkeys(asked)]
+    stand_ins = [(stand_in(each), each) for each in dict.fromkeys(unknown)]
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
             warnings.simplefilter("ignore")  # about old formats
@@ -99,15 +98,15 @@ def read_torch(path: pathlib.Path, *, name: str) -> tuple[dict[Path, TensorSet],
     sets: dict[Path, TensorSet] = {}
     _collect(loaded, (), sets, torch)
     if not sets:
-        found = _kind(loaded)
+        what = _kind(loaded)
         if isinstance(loaded, dict):
-            found = f"a dictionary of {', '.join(str(key) for key in list(dict.keys(loaded))[:8]) or 'nothing'}"
-        raise InputError(f"{name}: {path}: expected named tensors, such as a state dict, found {found}")
+            what = f"a dictionary of {', '.join(str(key) for key in list(dict.keys(loaded))[:8]) or 'nothing'}"
+        raise InputError(f"{name}: {path}: expected named tensors, such as a state dict, found {what}")
     return sets, Envelope(loaded)
 
 
 def write_torch(file: IO[bytes], tensors: Mapping[str, np.ndarray], envelope: Envelope, *, name: str) -> list[str]:
-    """Writes a set of tensors in its envelope with `torch.save`; returns the entries that could not be kept.
+    """Writes a set of tensors in its envelope with `torch.save`; returns the entries that were not written.
 
     Raises:
       InputError: if torch is not installed.
@@ -118,13 +117,13 @@ def write_torch(file: IO[bytes], tensors: Mapping[str, np.ndarray], envelope: En
     if not isinstance(envelope.content, dict | list | tuple):
         torch.save(state, file)
         return left_out
-    content = plain_again(_with_entry(envelope.content, envelope.entry, state), left_out)
+    content = to_plain_data(_with_entry(envelope.content, envelope.entry, state), left_out)
     torch.save(content, file)
     return left_out
 
 
 def _with_entry(content: Any, entry: Path, state: Mapping[str, Any]) -> Any:
-    """The content with another set of tensors in the place of the old; what else lay among these stays."""
+    """The content with another set of tensors in place of the old one; other entries stay."""
     if type(content) in (list, tuple) and entry:
         place = int(entry[0])
         return type(content)((*content[:place], _with_entry(content[place], entry[1:], state), *content[place + 1 :]))
@@ -140,7 +139,7 @@ def _with_entry(content: Any, entry: Path, state: Mapping[str, Any]) -> Any:
 
 
 def _collect(value: Any, path: Path, sets: dict[Path, TensorSet], torch: Any) -> None:
-    """Finds the sets of tensors in what was loaded."""
+    """Collects the sets of tensors in loaded content."""
     if len(sets) >= _MOST_SETS:
         return
     if isinstance(value, Foreign):
@@ -154,7 +153,7 @@ def _collect(value: Any, path: Path, sets: dict[Path, TensorSet], torch: Any) ->
             continue
         try:
             if entry.numel() * entry.element_size() > entry.untyped_storage().nbytes():
-                raise ValueError("it stands for more than is stored")
+                raise ValueError("its shape is larger than its storage")
             tensors[key] = _to_numpy(entry, torch)
         except Exception:
             others[key] = f"a tensor of {entry.dtype}, {entry.layout}"
@@ -167,21 +166,21 @@ def _collect(value: Any, path: Path, sets: dict[Path, TensorSet], torch: Any) ->
 
 
 def _entries(value: Any) -> dict[str, Any]:
-    """Of a dictionary, by their keys, or of a list, by their places; whatever methods a pickle has given it."""
+    """The entries of a dictionary by key, or of a list by place, without calling methods that a pickle may replace."""
     if isinstance(value, dict):
         return {str(key): entry for key, entry in dict.items(value)}
     return {str(place): entry for place, entry in enumerate(value[:_LONGEST])} if type(value) in (list, tuple) else {}
 
 
 def _of_python_3(name: str) -> str:
-    """What a name in a pickle of an old protocol means, such as `builtins.eval` for `__builtin__.eval`."""
+    """The current name for one in a pickle of an old protocol, such as `builtins.eval` for `__builtin__.eval`."""
     module, _, last = name.rpartition(".")
     module, last = _compat_pickle.NAME_MAPPING.get((module, last), (module, last))
     return f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{last}"
 
 
 def _known(torch: Any) -> frozenset[str]:
-    """What PyTorch's weights-only unpickler knows without help."""
+    """The names that PyTorch's weights-only unpickler allows by itself."""
     return frozenset(torch._weights_only_unpickler._get_allowed_globals())
 
 
@@ -191,7 +190,7 @@ def import_torch(name: str) -> Any:
 
 
 def pickled_names(file: IO[bytes]) -> list[str]:
-    """What the first pickles in a file ask for, such as `posix.system`, found without running them."""
+    """The names that the first pickles in a file ask for, such as `posix.system`, without running them."""
     names: list[str] = []
     with contextlib.suppress(Exception):  # the end of the pickles, or of what is well-formed
         for _ in range(4):  # a file of before 1.6 starts with three small ones
@@ -236,7 +235,7 @@ def _unpacked_size(path: pathlib.Path) -> int:
 
 
 def _pickle_of(path: pathlib.Path) -> bytes:
-    """The start of what is unpickled."""
+    """The start of the pickle that would be loaded."""
     pickle = _pickle(path)
     if pickle is None:
         with open(path, "rb") as file:
@@ -256,8 +255,8 @@ def _why_refused(error: Exception) -> str:
     """One clause on why `torch.load` refused a file."""
     lines = [line.removeprefix("WeightsUnpickler error: ") for line in str(error).split("\n") if line.strip()]
     noise = ("Weights only load", "Please file an issue", "(1)", "(2)")
-    told = [line.strip() for line in lines if not line.lstrip().startswith(noise)]
-    return f"is no readable PyTorch checkpoint ({told[0][:200] if told else type(error).__name__})"
+    reasons = [line.strip() for line in lines if not line.lstrip().startswith(noise)]
+    return f"is no readable PyTorch checkpoint ({reasons[0][:200] if reasons else type(error).__name__})"
 
 
 def _to_numpy(tensor: Any, torch: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""An ablation in words and pictures: what the parts of TSBD are worth."""
+"""An ablation in words and figures: what the parts of TSBD are worth."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def attacks(rows: Rows) -> list[str]:
 
 
 def compared(rows: Rows, comparison: str, attack: str) -> dict[str, list[dict[str, float]]]:
-    """What a comparison says of an attack's victims: `{variant: [{n, acc, asr}]}`, rows of `ablation.rows`.
+    """The curves of a comparison for an attack's victims: `{variant: [{n, acc, asr}]}`, rows of `ablation.rows`.
 
     Fine-tuning is also compared with none, the network before it.
     """
-    found: dict[str, list[dict[str, float]]] = {}
+    curves: dict[str, list[dict[str, float]]] = {}
     for row in rows:
         if row["attack"] == attack and comparison in row["compared"]:
             name = row["compared"][comparison]
@@ -45,10 +45,10 @@ def compared(rows: Rows, comparison: str, attack: str) -> dict[str, list[dict[st
             if comparison == "fine-tuning" and name == "activeness-aware":
                 parts = {"none": "reinitialized"} | parts
             for title, part in parts.items():
-                found[title] = [{"n": at["n"], "acc": at[part]["acc"], "asr": at[part]["asr"]} for at in row["curve"]]
+                curves[title] = [{"n": at["n"], "acc": at[part]["acc"], "asr": at[part]["asr"]} for at in row["curve"]]
     if comparison in ("poisoned", "clean images"):
-        found = dict(sorted(found.items(), key=lambda item: -float(item[0].removesuffix(" %"))))
-    return found
+        curves = dict(sorted(curves.items(), key=lambda item: -float(item[0].removesuffix(" %"))))
+    return curves
 
 
 def overlaps(rows: Rows, attack: str) -> dict[str, Mapping[str, float]]:
@@ -94,11 +94,13 @@ def comparison_table(groups: Mapping[str, Rows], *, n: float | None = None) -> T
 
 def victim_table(groups: Mapping[str, Rows]) -> Table:
     """ACC / ASR in per cent of the victims before any repair, by the share of poisoned training images."""
-    found = {title: victims(rows, "poisoned", rows[0]["attack"]) for title, rows in groups.items()}
+    measured = {title: victims(rows, "poisoned", rows[0]["attack"]) for title, rows in groups.items()}
     first = {title: {"as configured": rows[0]["victim"]} for title, rows in groups.items()}
-    found = {title: own or first[title] for title, own in found.items()}
-    shares = dict.fromkeys(share for own in found.values() for share in own)
-    lines = [[share, *(rates(own[share]) if share in own else NOTHING for own in found.values())] for share in shares]
+    measured = {title: own or first[title] for title, own in measured.items()}
+    shares = dict.fromkeys(share for own in measured.values() for share in own)
+    lines = [
+        [share, *(rates(own[share]) if share in own else NOTHING for own in measured.values())] for share in shares
+    ]
     return Table(("poisoned", *groups), lines)
 
 
@@ -121,12 +123,12 @@ def overlap_table(groups: Mapping[str, Rows]) -> Table:
 def tables(rows: Rows, *, n: float) -> str:
     """The three tables as fixed-width text, at one n."""
     groups, top = by_attack(rows), 100 * rows[0]["tac_overlap"]["top"]
-    made = (
+    captioned = (
         ("Victims: ACC / ASR, %", victim_table(groups)),
         (f"Repaired at n {n:g}, m {rows[0]['m']:g}: ACC / ASR, %", comparison_table(groups, n=n)),
         (f"Trigger-activated neurons, top {top:g} %, found: mean over layers / last layer, %", overlap_table(groups)),
     )
-    return "\n\n".join(dataclasses.replace(table, caption=caption).text() for caption, table in made)
+    return "\n\n".join(dataclasses.replace(table, caption=caption).text() for caption, table in captioned)
 
 
 def figure(rows: Rows) -> Figure:
@@ -152,7 +154,7 @@ def figure(rows: Rows) -> Figure:
 
 
 def render(rows: Rows, *, n: float) -> str:
-    """The page as HTML text, pictures included; tables are about one n."""
+    """The page as HTML text, figures included; tables are about one n."""
     groups = by_attack(rows)
     return html.render(
         "ablation.html",
@@ -162,7 +164,7 @@ def render(rows: Rows, *, n: float) -> str:
         victims=victim_table(groups),
         repaired=comparison_table(groups, n=n),
         overlaps=overlap_table(groups),
-        curves=html.picture(figure(rows)),
+        curves=html.embed(figure(rows)),
     )
 
 

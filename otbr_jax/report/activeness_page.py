@@ -1,4 +1,4 @@
-"""The study of activeness in words and pictures: are the neurons of a backdoored network more active?"""
+"""The study of activeness in words and figures: are the neurons of a backdoored network more active?"""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _COLUMNS = (
 
 
 def render(summary: Mapping[str, Any], means: Sequence[Mapping[str, Any]]) -> str:
-    """The page as HTML text, pictures included.
+    """The page as HTML text, figures included.
 
     Args:
       summary: `activeness_study.summarize`.
@@ -42,8 +42,8 @@ def render(summary: Mapping[str, Any], means: Sequence[Mapping[str, Any]]) -> st
         summary=summary,
         table=activeness_table(summary),
         last=plots.short_name(list(means[0])[-1]),
-        neurons=html.picture(plots.activeness_by_neuron(summary["victims"], means)),
-        curves=html.picture(plots.roc_curves(summary["detection"], SCORES)) if both else None,
+        neurons=html.embed(plots.activeness_by_neuron(summary["victims"], means)),
+        curves=html.embed(plots.roc_curves(summary["detection"], SCORES)) if both else None,
     )
 
 

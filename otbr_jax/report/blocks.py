@@ -31,7 +31,7 @@ def find(page: str, *, name: str, known: Collection[str]) -> list[Block]:
       InputError: if there is no block, one does not end, or its name is unknown.
     """
     lines = [line.strip() for line in page.split("\n")]
-    found = []
+    blocks = []
     for number, line in enumerate(lines, start=1):
         if start := _START.fullmatch(line):
             if start[1] not in known:
@@ -40,10 +40,10 @@ def find(page: str, *, name: str, known: Collection[str]) -> list[Block]:
             length = inside.index(_END) if _END in inside else len(inside)
             if length == len(inside) or any(_START.fullmatch(other) for other in inside[:length]):
                 raise InputError(f"{name}:{number}: expected {_END} after the table {start[1]!r}, found none")
-            found.append(Block(start[1], number, tuple(page.split("\n")[number : number + length])))
-    if not found:
+            blocks.append(Block(start[1], number, tuple(page.split("\n")[number : number + length])))
+    if not blocks:
         raise InputError(f"{name}: expected a block <!-- table: NAME --> ... {_END}, found none")
-    return found
+    return blocks
 
 
 def fill(page: str, bodies: Mapping[Block, str]) -> str:

@@ -1,96 +1,119 @@
-"""How clean networks score: what a suspicion is compared with, measured in a bench and kept beside this module.
+"""The scores of clean networks in benches: `python -m launch.calibrate`.
 
-`python -m launch.calibrate` rebuilds the file from the bench's rows.
+`otbr_jax/detectors/calibration.json` has an entry for each detector that clean networks were scored by:
+
+- `networks`: a clean network each, ascending by its `score`, and what it is. P-values compare with these.
+- `networks_from`: which rows those are.
+- `evidence`: by kind, `[median, deviation]` of the largest evidence of any class in clean networks. The detector
+  `trigger_size` counts in these deviations, so that others change the score of every network.
+- `evidence_from`: where those come from.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import statistics
 from collections.abc import Iterable, Mapping
-from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 from otbr_jax.report.rows import Row, latest
 
-FILE = "calibration.json"
-SOURCES = {"bench_otbr_plus": 0, "bench_disarm": 10}
-"""Where rows stand in results/, made by grids of these names; clean networks count from which seed on.
 
-Those of `disarm` with lower seeds are reported, and so set no threshold.
-"""
+class Source(NamedTuple):
+    """Where a detector's clean networks stand: rows of `results/BENCH.jsonl` with seeds from `seeds` on.
 
-
-def calibration(rows: Iterable[Row], *, seeds: int = 0) -> list[dict[str, Any]]:
-    """The clean networks of a bench with seeds from `seeds` on, ascending by the highest suspicion of any class.
-
-    Each says what it is (`dataset`, `network`, `seed`), the `commit` that measured it, `by` which images, and its
-    `suspicion` as tables print it. A row that was not judged is left out.
+    Those of lower seeds are reported, and so set no threshold.
     """
-    found = [
-        {name: row.values[name] for name in ("dataset", "network", "seed", "commit")}
-        | {"by": row.values["judgement"]["by"], "suspicion": round(max(row.values["judgement"]["suspicion"]), 2)}
+
+    bench: str
+    seeds: int
+
+
+SOURCES = {"otbr_plus": Source("bench_otbr_plus", 0), "trigger_size": Source("bench_disarm", 10)}
+"""By the detector's name."""
+
+LEAST_DEVIATION = 0.15
+"""Of evidence in clean networks: what is counted as a deviation at least."""
+
+
+def clean_rows(rows: Iterable[Row], source: Source) -> list[Row]:
+    """The rows of clean networks that count, the last one of each, scored with the usual evidence."""
+    return [
+        row
         for row in latest(rows, "cell")
-        if row.values["attack"] == "none" and row.values["seed"] >= seeds
-        if (row.values.get("judgement") or {"calibrated": False}).get("calibrated", True)
+        if row.values["attack"] == "none" and row.values["seed"] >= source.seeds and row.values.get("verdict")
+        if (row.values.get("detection") or {}).get("calibrated", True)
     ]
-    return sorted(found, key=lambda one: (one["suspicion"], one["dataset"], one["network"], one["seed"]))
 
 
-def usual(rows: Iterable[Row], *, seeds: int = 0) -> dict[str, tuple[float, float]]:
-    """What evidence is usual in a bench's clean networks with seeds from `seeds` on, by kind.
+def networks(rows: Iterable[Row], source: Source) -> list[dict[str, Any]]:
+    """The clean networks, ascending by score: what each is, the `commit` that measured it, and its `score`."""
+    scored = [
+        {name: row.values[name] for name in ("dataset", "network", "seed", "commit")}
+        | {"score": round(max(row.values["verdict"]["scores"]), 2)}
+        for row in clean_rows(rows, source)
+    ]
+    return sorted(scored, key=lambda one: (one["score"], one["dataset"], one["network"], one["seed"]))
+
+
+def clean_evidence(rows: Iterable[Row], source: Source) -> dict[str, list[float]]:
+    """The evidence of clean networks, by kind: `{kind: [median, deviation]}`.
 
     Of the largest evidence of any class: the median, and 1.48 times the median distance from it, which is a normal
-    distribution's standard deviation. Empty where no row tells kinds of evidence.
+    distribution's standard deviation, but at least `LEAST_DEVIATION`. Empty where no row has kinds of evidence.
     """
     largest: dict[str, list[float]] = {}
-    for row in latest(rows, "cell"):
-        if row.values["attack"] == "none" and row.values["seed"] >= seeds:
-            for kind, of_classes in ((row.values.get("judgement") or {}).get("evidence") or {}).items():
-                largest.setdefault(kind, []).append(max(of_classes))
-    found = {}
+    for row in clean_rows(rows, source):
+        for kind, of_classes in (row.values["verdict"].get("evidence") or {}).items():
+            largest.setdefault(kind, []).append(max(value for value in of_classes if value is not None))
+    statistics_of = {}
     for kind, values in largest.items():
         middle = statistics.median(values)
-        found[kind] = (middle, 1.48 * statistics.median(abs(value - middle) for value in values))
-    return found
+        deviation = 1.48 * statistics.median(abs(value - middle) for value in values)
+        statistics_of[kind] = [round(middle, 2), round(max(deviation, LEAST_DEVIATION), 2)]
+    return statistics_of
 
 
-def written(networks: Iterable[Mapping[str, Any]]) -> str:
-    """The text of the file, a network a line."""
-    return "[\n" + ",\n".join(json.dumps(one) for one in networks) + "\n]\n"
-
-
-def scores_for(judgement: Mapping[str, Any]) -> tuple[float, ...]:
-    """Scores of clean networks that a judgement may be compared with; none where its search was another one."""
-    return clean_scores(judgement["by"]) if judgement.get("calibrated", True) else ()
-
-
-def false_positive_rate(judgement: Mapping[str, Any]) -> float | None:
-    """The share of clean networks that score as high as a judgement's suspect; None where that was not measured."""
-    scores = scores_for(judgement)
-    if judgement["suspect"] is None or not scores:
-        return None
-    score = judgement["suspicion"][judgement["suspect"]]
-    return sum(clean >= score for clean in scores) / len(scores)
-
-
-def p_value(by: str, score: float) -> float | None:
-    """The chance that a clean network scores as high, from those that were judged by these images; None without any.
-
-    `(1 + as high) / (1 + all)`, which no network makes 0: as a conformal prediction does.
-    """
-    scores = clean_scores(by)
-    return (1 + sum(clean >= score for clean in scores)) / (1 + len(scores)) if scores else None
-
-
-@functools.cache
-def clean_scores(by: str, evidence: str = "suspicion") -> tuple[float, ...]:
-    """Scores of the clean networks that were judged by these images, ascending; empty where none was.
+def updated(
+    file: Mapping[str, Any], rows: Mapping[str, Iterable[Row]], *, evidence: bool = False
+) -> dict[str, dict[str, Any]]:
+    """The contents of the file, its networks as these rows say; its evidence stays, unless `evidence` is true.
 
     Args:
-      by: the images, as a judgement's `by` names them.
-      evidence: which score; networks without it do not count.
+      file: the contents so far.
+      rows: of the bench of each of `SOURCES`, by the detector's name.
+      evidence: whether to replace the evidence of clean networks, too, for detectors that need it.
     """
-    networks = json.loads(resources.files("otbr_jax.report").joinpath(FILE).read_text(encoding="utf-8"))
-    return tuple(sorted(one[evidence] for one in networks if one["by"] == by and one.get(evidence) is not None))
+    contents = {}
+    for name, source in SOURCES.items():
+        own, listed = dict(file.get(name, {})), list(rows[name])
+        seeds = f", seeds from {source.seeds} on" if source.seeds else ""
+        where = f"clean networks of results/{source.bench}.jsonl{seeds}"
+        if evidence and "evidence" in own:
+            own["evidence"] = clean_evidence(listed, source)
+            own["evidence_from"] = f"launch.calibrate --evidence: {where}"
+        contents[name] = own | {"networks_from": f"launch.calibrate: {where}", "networks": networks(listed, source)}
+    return contents
+
+
+def written(contents: Mapping[str, Mapping[str, Any]]) -> str:
+    """The text of the file: a network a line, and a kind of evidence a line."""
+
+    def one(value: Any) -> str:
+        if isinstance(value, list):
+            return "[\n   " + ",\n   ".join(json.dumps(each) for each in value) + "\n  ]"
+        if isinstance(value, dict):
+            return (
+                "{\n   "
+                + ",\n   ".join(f"{json.dumps(key)}: {json.dumps(each)}" for key, each in value.items())
+                + "\n  }"
+            )
+        return json.dumps(value)
+
+    entries = (
+        f" {json.dumps(name)}: {{\n  "
+        + ",\n  ".join(f"{json.dumps(key)}: {one(value)}" for key, value in of.items())
+        + "\n }"
+        for name, of in contents.items()
+    )
+    return "{\n" + ",\n".join(entries) + "\n}\n"

@@ -15,7 +15,7 @@ ATTACKS = (
 )
 
 _NO_PART = ("victim", "clean", "attack", "evaluation", "changes")
-_NOT_OURS = "comes_back"
+_NOT_OURS = "relearning"
 
 
 def own_stages(names: Iterable[str]) -> list[str]:

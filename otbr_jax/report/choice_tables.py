@@ -12,7 +12,7 @@ from otbr_jax.detectors.scores import roc
 from otbr_jax.errors import InputError
 from otbr_jax.report.cells import ATTACKS, oracle_cell, oracle_title, repaired_cell, repaired_network, swept_network
 from otbr_jax.report.numbers import NOTHING, formatted, share
-from otbr_jax.report.rows import Row, field, grouped, integer, joined, number, percents, text
+from otbr_jax.report.rows import Row, field, grouped, integer, is_flagged, joined, number, percents, text
 from otbr_jax.report.table import Cell, Table
 
 PUBLISHED = "published: gamma 0.1, lambda 0.5"
@@ -24,7 +24,7 @@ def tsbd(rows: Sequence[Row]) -> list[Table]:
     lines = []
     for row in rows:
         chosen = ", ".join(number(row, f"choice.{name}", "g") for name in ("n", "m"))
-        chosen = "left alone" if field(row, "choice.n") == 0 else chosen
+        chosen = "unchanged" if field(row, "choice.n") == 0 else chosen
         lines.append(
             [
                 f"{text(row, 'dataset')}, {text(row, 'network')}",
@@ -45,12 +45,12 @@ def tsbd(rows: Sequence[Row]) -> list[Table]:
 
 
 def otbr_plus(rows: Sequence[Row]) -> list[Table]:
-    """A line for each victim: what was suspected and chosen without data, against the oracle's choice."""
+    """A line for each victim: its suspect and what was chosen without data, against the oracle's choice."""
     rows = list({text(row, "cell"): row for row in rows}.values())
     lines = []
     for row in rows:
-        choice = "left alone"
-        if _stands_out(row):
+        choice = "unchanged"
+        if is_flagged(row):
             choice = ", ".join(number(row, f"choice.{name}", "g") for name in ("gamma", "lambda"))
         attack, recipe = text(row, "attack", among=ATTACKS), text(row, "recipe")
         poisoned = recipe.partition(", ")[2]
@@ -59,7 +59,7 @@ def otbr_plus(rows: Sequence[Row]) -> list[Table]:
                 f"{text(row, 'dataset')}, {text(row, 'network')}",
                 ", ".join(part for part in (attack, f"seed {integer(row, 'seed')}", poisoned) if part),
                 percents(row, "metrics.victim", "acc", "asr"),
-                f"{integer(row, 'judgement.suspect')}: {suspicion(row):.2f}",
+                f"{integer(row, 'verdict.suspect')}: {highest_score(row):.2f}",
                 choice,
                 percents(row, "metrics.fused", "acc", "asr"),
                 repaired_cell(row, repaired_network(row)),
@@ -67,7 +67,7 @@ def otbr_plus(rows: Sequence[Row]) -> list[Table]:
                 joined([formatted(points, "+.1f") for points in regret(row)]),
             ]
         )
-    titles = ("victim", "attack", "victim ACC / ASR", "suspect: suspicion", "gamma, lambda", "fused", "repaired")
+    titles = ("victim", "attack", "victim ACC / ASR", "suspect: score", "gamma, lambda", "fused", "repaired")
     columns = (*titles, oracle_title(rows[0]), "regret, points: ACC / ASR")
     return [Table(columns, lines, notes=(_regrets(rows), _detection(rows))), _frontier(rows)]
 
@@ -86,10 +86,10 @@ def disarm(rows: Sequence[Row]) -> list[Table]:
             f"{text(row, 'dataset')}, {text(row, 'network')}",
             ", ".join((text(row, "attack", among=ATTACKS), f"seed {integer(row, 'seed')}", *_how(row))),
             percents(row, "metrics.victim", "acc", "asr"),
-            f"{integer(row, 'judgement.suspect')}: {suspicion(row):.2f}",
-            text(row, "judgement.family").replace("_", " ") if _stands_out(row) else "left alone",
+            f"{integer(row, 'verdict.suspect')}: {highest_score(row):.2f}",
+            text(row, "detection.family").replace("_", " ") if is_flagged(row) else "unchanged",
             repaired_cell(row, repaired_network(row)),
-            " + ".join(number(row, f"stage_seconds.{stage}", ".0f") for stage in ("reached", "disarmed")),
+            " + ".join(number(row, f"stage_seconds.{stage}", ".0f") for stage in ("minimal", "disarmed")),
         ]
         for row in reported
     ]
@@ -97,31 +97,31 @@ def disarm(rows: Sequence[Row]) -> list[Table]:
         "victim",
         "attack",
         "victim ACC / ASR",
-        "suspect: suspicion",
-        "by",
+        "suspect: score",
+        "flagged by",
         "repaired ACC / ASR / RA",
-        "seconds: search + lessons",
+        "seconds: inversion + unlearning",
     )
     return [Table(columns, lines, notes=(_lost(reported), _scored(set_on, reported)))]
 
 
 def spread(rows: Sequence[Row]) -> list[Table]:
-    """A line for each network: the suspicion of the attacker's class by each seed of the search, and the verdicts."""
+    """A line for each network: the score of the attacker's class by each seed of the inversion, and the verdicts."""
     lines: list[list[Cell]] = []
     names = ("dataset", "network", "attack", "seed")
     for row in {tuple(str(field(row, name)) for name in names): row for row in rows}.values():
         attacked = text(row, "attack", among=ATTACKS) != "none"
         values = field(row, "target" if attacked else "highest")
-        said = f"{integer(row, 'right' if attacked else 'stands_out')} of {integer(row, 'searches')}"
+        count = f"{integer(row, 'right' if attacked else 'flagged')} of {integer(row, 'searches')}"
         lines.append(
             [
                 f"{text(row, 'dataset')}, {text(row, 'network')}",
                 f"{text(row, 'attack')}, seed {integer(row, 'seed')}",
                 ", ".join(f"{value:.1f}" for value in sorted(values)),
-                f"{said} right" if attacked else f"{said} accused",
+                f"{count} right" if attacked else f"{count} flagged",
             ]
         )
-    return [Table(("network", "attack", "suspicion, one for each search, ascending", "verdicts"), lines)]
+    return [Table(("network", "attack", "score, one for each inversion, ascending", "verdicts"), lines)]
 
 
 def _how(row: Row) -> list[str]:
@@ -160,34 +160,34 @@ def _learned(row: Row) -> bool:
 
 
 def _scored(clean: Sequence[Row], reported: Sequence[Row]) -> str:
-    """How many are found, and how networks score on which the threshold is set."""
-    found = [row for row in reported if text(row, "attack") != "none" and _learned(row)]
-    untold = [row for row in reported if text(row, "attack") == "none"]
-    right = sum(_stands_out(row) and field(row, "judgement.suspect") == 0 for row in found)
-    accused = sum(_stands_out(row) for row in untold)
+    """How many are detected, and the scores of the networks on which the threshold is set."""
+    backdoored = [row for row in reported if text(row, "attack") != "none" and _learned(row)]
+    others = [row for row in reported if text(row, "attack") == "none"]
+    right = sum(is_flagged(row) and field(row, "verdict.suspect") == 0 for row in backdoored)
+    false_alarms = sum(is_flagged(row) for row in others)
     shares = [
         f"{share(count, len(group))} {what}"
         for count, group, what in (
-            (right, found, "backdoored networks stand out with the attacker's class, 0"),
-            (accused, untold, "clean ones stand out"),
+            (right, backdoored, "backdoored networks are flagged for the attacker's class, 0"),
+            (false_alarms, others, "clean ones are flagged"),
         )
         if group
     ]
-    said = f"{'; '.join(shares)}. " if shares else ""
+    sentences = f"{'; '.join(shares)}. " if shares else ""
     if clean:
-        scores = sorted(suspicion(row) for row in clean)
-        threshold = field((reported or clean)[-1], "judgement.threshold")  # of the latest state
+        scores = sorted(highest_score(row) for row in clean)
+        threshold = field((reported or clean)[-1], "verdict.threshold")  # of the latest state
         over = sum(score >= threshold for score in scores)
-        said += (
+        sentences += (
             f"{len(scores)} clean networks, on which the threshold {threshold:g} is set and which are not in the "
             f"table, score {scores[0]:.2f} to {scores[-1]:.2f}, median {statistics.median(scores):.2f}; "
             f"{share(over, len(scores))} reach it. "
         )
-    return f"{said}In brackets: ninety-five per cent intervals, after Wilson."
+    return f"{sentences}In brackets: ninety-five per cent intervals, after Wilson."
 
 
-def recovery(rows: Sequence[Row]) -> list[Table]:
-    """A line for each network that was patched and recovered; regrets, medians and worst cases as in `otbr_plus`."""
+def relearned(rows: Sequence[Row]) -> list[Table]:
+    """A line for each network that was fine-tuned on inverted triggers and relearned; notes as in `otbr_plus`."""
     rows = list({text(row, "cell"): row for row in rows}.values())
     lines = [
         [
@@ -197,9 +197,9 @@ def recovery(rows: Sequence[Row]) -> list[Table]:
             repaired_cell(row, repaired_network(row)),
         ]
         for row in rows
-        if _stands_out(row)
+        if is_flagged(row)
     ]
-    titles = ("victim", "attack", "victim ACC / ASR", "recovered ACC / ASR / RA")
+    titles = ("victim", "attack", "victim ACC / ASR", "relearned ACC / ASR / RA")
     return [Table(titles, lines, notes=(_regrets(rows),)), _frontier(rows)]
 
 
@@ -215,9 +215,10 @@ def variants(rows: Sequence[Row]) -> list[Table]:
         return float(field(row, f"{place}.{network}.{metric}"))
 
     lines = []
-    for (variant,), found in attacked.items():
+    for (variant,), backdoored in attacked.items():
         gains = [
-            round(of(row, "oracle", "der"), 3) - round(of(published[_victim(row)], "oracle", "der"), 3) for row in found
+            round(of(row, "oracle", "der"), 3) - round(of(published[_victim(row)], "oracle", "der"), 3)
+            for row in backdoored
         ]
         lost = [
             100 * (field(row, "metrics.victim.acc") - of(row, "metrics", "acc")) for row in clean.get((variant,), ())
@@ -225,9 +226,9 @@ def variants(rows: Sequence[Row]) -> list[Table]:
         lines.append(
             [
                 variant,
-                f"{len(found)} + {len(lost)}",
+                f"{len(backdoored)} + {len(lost)}",
                 *(
-                    _middle_and_worst([of(row, place, metric) for row in found], metric)
+                    _middle_and_worst([of(row, place, metric) for row in backdoored], metric)
                     for place in ("metrics", "oracle")
                     for metric in ("acc", "asr")
                 ),
@@ -250,29 +251,26 @@ def _middle_and_worst(values: Sequence[float], metric: str) -> str:
     return f"{100 * statistics.median(values):.1f} / {100 * worst:.1f}"
 
 
-def suspicion(row: Row) -> float:
-    """The highest suspicion of any class."""
-    return max(field(row, "judgement.suspicion"))
-
-
-def _stands_out(row: Row) -> bool:
-    return bool(field(row, "judgement.stands_out"))
+def highest_score(row: Row) -> float:
+    """The highest anomaly score of any class."""
+    return max(field(row, "verdict.scores"))
 
 
 def _detection(rows: Sequence[Row]) -> str:
     backdoored = [field(row, "oracle") is not None for row in rows]
-    curve = roc(jnp.array([suspicion(row) for row in rows]), jnp.array(backdoored))
-    accused = [_stands_out(row) for row in rows]
-    found = sum(a and b for a, b in zip(accused, backdoored, strict=True))
+    curve = roc(jnp.array([highest_score(row) for row in rows]), jnp.array(backdoored))
+    flagged = [is_flagged(row) for row in rows]
+    detected = sum(a and b for a, b in zip(flagged, backdoored, strict=True))
     right = sum(
-        field(row, "judgement.suspicion")[field(row, "config.attack.target")] >= field(row, "judgement.threshold")
-        for row, guilty in zip(rows, backdoored, strict=True)
-        if guilty
+        field(row, "verdict.scores")[field(row, "config.attack.target")] >= field(row, "verdict.threshold")
+        for row, attacked in zip(rows, backdoored, strict=True)
+        if attacked
     )
-    wrong, guilty = sum(accused) - found, sum(backdoored)
+    false_alarms, attacked = sum(flagged) - detected, sum(backdoored)
     return (
-        f"Suspicion as a detector: AUC {float(curve.auc):.3f}; at the threshold {found} of {guilty} backdoored networks"
-        f" stand out, {right} with the attacker's class, and {wrong} of {len(rows) - guilty} clean ones."
+        f"The anomaly score as a detector: AUC {float(curve.auc):.3f}; at the threshold {detected} of {attacked} "
+        f"backdoored networks are flagged, {right} for the attacker's class, and {false_alarms} of "
+        f"{len(rows) - attacked} clean ones."
     )
 
 
@@ -282,19 +280,19 @@ def _frontier(rows: Sequence[Row]) -> Table:
     clean = [row for row in rows if field(row, "oracle") is None]
 
     ways: Mapping[str, Callable[[Row], Mapping[str, float | None] | None]] = {
-        "as it came": lambda row: field(row, "metrics.victim"),
+        "no defence": lambda row: field(row, "metrics.victim"),
         PUBLISHED: _published,
         "chosen without data, fused": lambda row: field(row, "metrics.fused"),
-        "patched without data": lambda row: field(row, "metrics.patched"),
+        "fine-tuned on inverted triggers": lambda row: field(row, "metrics.trigger_finetuned"),
         "oracle's gamma, lambda": lambda row: (field(row, "oracle") or {}).get("fused"),
     }
     lines = []
     for name, way in ways.items():
         cells = [name]
         for metric, worst in (("acc", min), ("asr", max)):
-            values = [100 * found[metric] for row in backdoored if (found := way(row)) and found[metric] is not None]  # type: ignore[operator]
+            values = [100 * rates[metric] for row in backdoored if (rates := way(row)) and rates[metric] is not None]  # type: ignore[operator]
             cells += [f"{statistics.median(values):.1f}", f"{worst(values):.1f}"]
-        lost = [100 * (field(row, "metrics.victim.acc") - found["acc"]) for row in clean if (found := way(row))]
+        lost = [100 * (field(row, "metrics.victim.acc") - rates["acc"]) for row in clean if (rates := way(row))]
         cells += [f"{statistics.median(lost):+.1f}", f"{max(lost):+.1f}"] if lost else [NOTHING, NOTHING]
         lines.append(cells)
     titles = ("in per cent", "ACC, median", "ACC, worst", "ASR, median", "ASR, worst")
@@ -302,10 +300,10 @@ def _frontier(rows: Sequence[Row]) -> Table:
 
 
 def _published(row: Row) -> Mapping[str, Any]:
-    """What the published setting does, as the row's sweep has it."""
-    for found in field(row, "sweep"):
-        if (found["gamma"], found["lambda"]) == (0.1, 0.5):
-            return found["fused"]
+    """The rates at the published setting, as the row's sweep has them."""
+    for setting in field(row, "sweep"):
+        if (setting["gamma"], setting["lambda"]) == (0.1, 0.5):
+            return setting["fused"]
     raise InputError(f"{row.place}: expected gamma 0.1, lambda 0.5 in the sweep, found others")
 
 
@@ -338,12 +336,12 @@ def _regrets(rows: Sequence[Row]) -> str:
     clean = [regret(row)[0] for row in rows if field(row, "oracle") is None]
     backdoored = [regret(row) for row in rows if field(row, "oracle") is not None]
     parts = []
-    for title, found in (
+    for title, points in (
         (f"{len(backdoored)} backdoored networks, regret in points of ACC", [acc for acc, _ in backdoored]),
         ("of ASR", [asr for _, asr in backdoored]),
         (f"{len(clean)} clean networks, points of ACC lost", clean),
     ):
-        known = [points for points in found if points is not None]
+        known = [each for each in points if each is not None]
         if known:
             parts.append(f"{title}: median {statistics.median(known):+.1f}, worst {max(known):+.1f}")
     return "; ".join(parts) + "."

@@ -1,4 +1,4 @@
-"""A study of correlations in words and pictures: do neurons move alike under random, clean and poison unlearning?"""
+"""A study of correlations in words and figures: do neurons change alike in each kind of unlearning?"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PLACES = [(kind, part) for kind in ("random", "clean") for part in _PARTS]
 
 
 def render(summary: Sequence[Mapping[str, Any]], scores: Sequence[Mapping[str, Mapping[str, Any]]]) -> str:
-    """The page as HTML text, pictures included.
+    """The page as HTML text, figures included.
 
     Args:
       summary: `correlation.summarize`.
@@ -27,10 +27,10 @@ def render(summary: Sequence[Mapping[str, Any]], scores: Sequence[Mapping[str, M
         "correlation.html",
         table=correlation_table(summary),
         data=summary[0]["data"],
-        layers=html.picture(plots.correlation_by_layer(summary)),
+        layers=html.embed(plots.correlation_by_layer(summary)),
         neurons={
-            study["attack"]: html.picture(plots.nwc_scatter(found, study["with_poison"], attack=study["attack"]))
-            for study, found in zip(summary, scores, strict=True)
+            study["attack"]: html.embed(plots.nwc_scatter(nwc, study["with_poison"], attack=study["attack"]))
+            for study, nwc in zip(summary, scores, strict=True)
         },
     )
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from otbr_jax.errors import InputError
 from otbr_jax.report.cells import ATTACKS, oracle_title, repaired_network
 from otbr_jax.report.numbers import NOTHING, formatted
-from otbr_jax.report.rows import Row, field, percents, text
+from otbr_jax.report.rows import Row, field, is_flagged, percents, text
 from otbr_jax.report.table import Table
 
 DEFAULT, ORACLE = "disarm", "otbr"
@@ -23,7 +23,7 @@ def defences(rows: Sequence[Row]) -> list[Table]:
     for row in rows:
         ways.setdefault(_way(row), []).append(row)
     victims = {text(row, "attack"): (row, "metrics.victim") for row in rows}
-    lines = [_line("as it came", victims, attacks, timed=False)]
+    lines = [_line("no defence", victims, attacks, timed=False)]
     for name, own in ways.items():
         by_attack = {text(row, "attack"): row for row in own}
         if len(by_attack) != len(own):
@@ -41,54 +41,56 @@ def _way(row: Row) -> str:
     return ", ".join(part for part in (text(row, "defense"), text(row, "variant")) if part)
 
 
-def _line(name: str, found: Mapping[str, tuple[Row, str]], attacks: Sequence[str], *, timed: bool = True) -> list[str]:
+def _line(
+    name: str, networks: Mapping[str, tuple[Row, str]], attacks: Sequence[str], *, timed: bool = True
+) -> list[str]:
     def cell(attack: str) -> str:
-        if attack not in found:
+        if attack not in networks:
             return NOTHING
-        row, path = found[attack]
+        row, path = networks[attack]
         return percents(row, path, *(("acc",) if attack == "none" else ("acc", "asr")))
 
-    backdoored = [found[attack] for attack in attacks if attack != "none" and attack in found]
+    backdoored = [networks[attack] for attack in attacks if attack != "none" and attack in networks]
     before = [float(percents(row, "metrics.victim", "acc")) for row, _ in backdoored]
     lost = [acc - float(percents(row, path, "acc")) for acc, (row, path) in zip(before, backdoored, strict=True)]
     left = [float(percents(row, path, "asr")) for row, path in backdoored]
-    took = [field(row, "seconds") for row, _ in backdoored]
+    seconds = [field(row, "seconds") for row, _ in backdoored]
     return [
         name,
         *map(cell, attacks),
         formatted(statistics.median(lost), "+.1f") if lost else NOTHING,
         formatted(statistics.median(left), ".1f") if left else NOTHING,
-        formatted(statistics.median(took), ".0f") if timed and took else NOTHING,
+        formatted(statistics.median(seconds), ".0f") if timed and seconds else NOTHING,
     ]
 
 
 def evidence(rows: Sequence[Row]) -> list[Table]:
-    """What each part of the default says of the attacker's class, a line for each attack."""
+    """The evidence of the default about the attacker's class, a line for each attack."""
     lines = []
     for row in {text(row, "cell"): row for row in rows}.values():
         if text(row, "defense") != DEFAULT or text(row, "attack") == "none":
             continue
-        target, costs = int(field(row, "config.attack.target")), field(row, "judgement.reach_cost")
-        cheapest = min(costs, key=lambda family: costs[family][target] / statistics.median(costs[family]))
-        margin, answers = field(row, "judgement.margin"), field(row, "judgement.answers")
+        target, sizes = int(field(row, "config.attack.target")), field(row, "detection.trigger_size")
+        smallest = min(sizes, key=lambda family: sizes[family][target] / statistics.median(sizes[family]))
+        margin, bias = field(row, "detection.maximum_margin"), field(row, "detection.class_bias")
         lines.append(
             [
                 text(row, "attack", among=ATTACKS),
-                f"{costs['patch'][target] / statistics.median(costs['patch']):.2f}",
-                f"{cheapest.replace('_', ' ')}, {costs[cheapest][target] / statistics.median(costs[cheapest]):.2f}",
+                f"{sizes['patch'][target] / statistics.median(sizes['patch']):.2f}",
+                f"{smallest.replace('_', ' ')}, {sizes[smallest][target] / statistics.median(sizes[smallest]):.2f}",
                 f"{margin[target] / statistics.median(margin):.2f}",
-                f"{100 * answers[target]:.0f}",
-                f"{field(row, 'judgement.suspicion')[target]:.2f}",
-                "yes" if field(row, "judgement.stands_out") and field(row, "judgement.suspect") == target else "no",
+                f"{100 * bias[target]:.0f}",
+                f"{field(row, 'verdict.scores')[target]:.2f}",
+                "yes" if is_flagged(row) and field(row, "verdict.suspect") == target else "no",
             ]
         )
     columns = (
         "attack",
-        "patch: cost over the median",
-        "cheapest family",
-        "margin over the median",
-        "% of pictures",
-        "suspicion",
-        "found",
+        "patch: size over the median",
+        "family with the smallest size",
+        "maximum margin over the median",
+        "class bias, %",
+        "score",
+        "flagged",
     )
     return [Table(columns, lines)]

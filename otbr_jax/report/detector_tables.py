@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from otbr_jax.detectors.scores import roc
 from otbr_jax.report.cells import ATTACKS
 from otbr_jax.report.numbers import NOTHING, auc_interval, formatted, share
-from otbr_jax.report.rows import Row, field, grouped, integer, latest, text
+from otbr_jax.report.rows import Row, field, grouped, integer, is_flagged, latest, text
 from otbr_jax.report.table import Table
 
 LEARNED = 0.1
@@ -19,7 +19,7 @@ LEARNED = 0.1
 
 
 def detectors(rows: Sequence[Row]) -> list[Table]:
-    """A line for each detector: how well its score and its threshold tell backdoored networks from clean ones."""
+    """A line for each detector: how well its score and its threshold separate backdoored networks from clean ones."""
     rows = latest(rows, "cell")
     lines = [_line(way, own) for (way, *_), own in grouped(rows, "detector", "variant").items()]
     columns = (
@@ -27,7 +27,7 @@ def detectors(rows: Sequence[Row]) -> list[Table]:
         "needs",
         "backdoored + clean",
         "AUC",
-        "found at its threshold",
+        "detected at its threshold",
         "with the right class",
         "false positives",
         "seconds, median",
@@ -41,17 +41,17 @@ def detectors(rows: Sequence[Row]) -> list[Table]:
 
 def curves(rows: Sequence[Row]) -> dict[str, Mapping[str, Any]]:
     """ROC curve of each detector that has scored networks of both kinds, as `plots.roc_curves` takes them."""
-    found: dict[str, Mapping[str, Any]] = {}
+    curves_by_way: dict[str, Mapping[str, Any]] = {}
     for (name, variant), own in grouped(latest(rows, "cell"), "detector", "variant").items():
         counted = [row for row in own if _counts(row)]
         if len({_attacked(row) for row in counted}) == 2:
             curve = _roc(counted)
-            found[_way(name, variant)] = {
+            curves_by_way[_way(name, variant)] = {
                 "false_positive_rate": [float(rate) for rate in curve.false_positive_rate],
                 "true_positive_rate": [float(rate) for rate in curve.true_positive_rate],
                 "auc": float(curve.auc),
             }
-    return found
+    return curves_by_way
 
 
 def _line(name: str, own: Sequence[Row]) -> list[str]:
@@ -63,17 +63,17 @@ def _line(name: str, own: Sequence[Row]) -> list[str]:
         value = float(_roc(counted).auc)
         low, high = auc_interval(value, len(backdoored), len(clean))
         auc = f"{value:.3f} ({100 * low:.0f} to {100 * high:.0f} %)"
-    found = [row for row in backdoored if field(row, "backdoored")]
-    right = sum(field(row, "suspect") == integer(row, "target") for row in found)
+    detected = [row for row in backdoored if is_flagged(row)]
+    right = sum(field(row, "verdict.suspect") == integer(row, "target") for row in detected)
     seconds = [float(field(row, "detector_seconds")) for row in own]
     return [
         _way(name, text(own[0], "variant")),
         text(own[0], "needs"),
         f"{len(backdoored)} + {len(clean)}",
         auc,
-        share(len(found), len(backdoored)),
+        share(len(detected), len(backdoored)),
         share(right, len(backdoored)),
-        share(sum(bool(field(row, "backdoored")) for row in clean), len(clean)),
+        share(sum(is_flagged(row) for row in clean), len(clean)),
         formatted(statistics.median(seconds), ".0f"),
     ]
 
@@ -83,7 +83,7 @@ def _way(name: str, variant: str) -> str:
 
 
 def _roc(rows: Sequence[Row]) -> Any:
-    scores = jnp.array([float(field(row, "score")) for row in rows])
+    scores = jnp.array([float(field(row, "verdict.score")) for row in rows])
     return roc(scores, jnp.array([_attacked(row) for row in rows]))
 
 

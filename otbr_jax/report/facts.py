@@ -1,23 +1,23 @@
-"""What a run knows, as the answers of a report need it: who accused what, what changed, what was measured."""
+"""The facts of a run that the answers of a report rest on: what was flagged, what changed, what was measured."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from otbr_jax.detectors.verdict import Backdoored, Verdict, read_verdict
 from otbr_jax.report.leaderboard import LEARNED, LEFT
 from otbr_jax.report.summary import is_changed
 
 
 class Facts(NamedTuple):
-    """What a run knows.
+    """What is known after a run.
 
     Attributes:
       method: its name in capitals.
-      judgement: of `results.summarize`, or None where nothing was judged.
-      accused: whether a class stands out.
+      verdict: whether it is backdoored; None where no detector ran.
       changed: whether the network afterwards is another one.
-      undone: whether it was taught in vain.
+      reverted: whether unlearning was in vain.
       acc: before and after, shares in [0, 1]; None where it was not measured.
       asr: the same.
       ra: the same.
@@ -25,14 +25,23 @@ class Facts(NamedTuple):
     """
 
     method: str
-    judgement: Mapping[str, Any] | None
-    accused: bool
+    verdict: Verdict | None
     changed: bool
-    undone: bool
+    reverted: bool
     acc: tuple[float, float] | None
     asr: tuple[float, float] | None
     ra: tuple[float, float] | None
     summary: Mapping[str, Any]
+
+    @property
+    def flagged(self) -> bool:
+        """Whether a class is flagged."""
+        return self.verdict is not None and self.verdict.backdoored == Backdoored.YES
+
+    @property
+    def undecided(self) -> bool:
+        """Whether it is neither yes nor no: no detector ran, or the verdict is *cannot tell*."""
+        return self.verdict is None or self.verdict.backdoored == Backdoored.CANNOT_TELL
 
     @property
     def known(self) -> bool:
@@ -41,10 +50,10 @@ class Facts(NamedTuple):
 
     @property
     def left(self) -> bool:
-        """Whether the backdoor is known to be there still, or was found and not touched."""
+        """Whether the backdoor is known to be there still, or was detected and not removed."""
         if self.known and self.asr is not None:
             return self.asr[1] > LEFT
-        return self.accused and not self.changed
+        return self.flagged and not self.changed
 
     @property
     def lost(self) -> float:
@@ -58,10 +67,10 @@ class Facts(NamedTuple):
         return None if attack.get("labels") == "all_to_all" else attack.get("target")
 
 
-def facts_of(summary: Mapping[str, Any]) -> Facts:
+def read_facts(summary: Mapping[str, Any]) -> Facts:
     """The facts of `results.summarize`; of its fields, `metrics` is enough."""
     before, after = ([*summary["metrics"].values()][place] or {} for place in (0, -1))
-    judgement, taught = summary.get("judgement"), summary.get("taught") or ()
+    verdict, unlearned = summary.get("verdict"), summary.get("unlearned_triggers") or ()
 
     def both(metric: str) -> tuple[float, float] | None:
         first, last = before.get(metric), after.get(metric)
@@ -69,10 +78,9 @@ def facts_of(summary: Mapping[str, Any]) -> Facts:
 
     return Facts(
         method=summary["defense"].upper() if "defense" in summary else "The method",
-        judgement=judgement,
-        accused=bool(judgement and judgement["stands_out"]),
+        verdict=None if verdict is None else read_verdict(verdict),
         changed=is_changed(summary),
-        undone=any(lesson["undone"] for lesson in taught),
+        reverted=any(each["reverted"] for each in unlearned),
         acc=both("acc"),
         asr=both("asr"),
         ra=both("ra"),

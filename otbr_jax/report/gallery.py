@@ -95,8 +95,8 @@ def overview(entries: Sequence[Example]) -> Figure:
 
 
 def render(entries: Sequence[Example], *, title: str = "Triggers") -> str:
-    """The gallery as one HTML page, pictures included; it loads nothing from anywhere. Raises as `figure`."""
-    drawing = html.picture(figure(entries))
+    """The gallery as one HTML page, figures included; it loads nothing from anywhere. Raises as `figure`."""
+    drawing = html.embed(figure(entries))
     return html.render("gallery.html", title=title, table=quality_table(entries), drawing=drawing)
 
 

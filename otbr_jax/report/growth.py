@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from otbr_jax.report.numbers import NOTHING, percent
 from otbr_jax.report.plots import STYLE
-from otbr_jax.report.rows import Row, field, integer, joined, latest, number, text
+from otbr_jax.report.rows import Row, field, integer, is_flagged, joined, latest, number, text
 from otbr_jax.report.table import Cell, Table
 
 FACTORS = {
@@ -25,10 +25,10 @@ STAGES = {
     "training": "#7f8891",
     "unlearning": "#0072b2",
     "fusion": "#56b4e9",
-    "pictures": "#f0a000",
-    "search": "#d55e00",
-    "margins": "#cc79a7",
-    "lessons": "#009e73",
+    "procedural images": "#f0a000",
+    "trigger inversion": "#d55e00",
+    "maximum margins": "#cc79a7",
+    "trigger unlearning": "#009e73",
     "transport": "#24292f",
 }
 """The stages, and the colours of their lines."""
@@ -36,12 +36,12 @@ STAGES = {
 
 def exponents(rows: Sequence[Row]) -> list[Table]:
     """A line for each stage: the exponents of time and of memory by each factor."""
-    found = {(text(row, "stage", among=STAGES), text(row, "factor", among=FACTORS)): row for row in rows}
+    by_place = {(text(row, "stage", among=STAGES), text(row, "factor", among=FACTORS)): row for row in rows}
     lines = []
     for stage in STAGES:
         cells = []
         for factor in FACTORS:
-            row = found.get((stage, factor))
+            row = by_place.get((stage, factor))
             pair = [NOTHING] if row is None else [number(row, f"exponent_{of}", ".1f") for of in ("time", "memory")]
             cells.append(" / ".join(pair).replace("-0.0", "0.0"))
         if any(cell != NOTHING for cell in cells):
@@ -93,28 +93,28 @@ def growth_figure(rows: Sequence[Row]) -> Figure:
 
 
 def screening(rows: Sequence[Row]) -> list[Table]:
-    """A line for each victim: how many screenings kept the attacker's class among so many, and what searches say."""
+    """A line for each victim: how many screenings kept the attacker's class among so many, and the verdicts."""
     among, lines = field(rows[0], "among"), list[list[Cell]]()
     for row in latest(rows, "attack"):
         kept = row.values.get("kept") or [None] * len(among)
         counts = [NOTHING if each is None else f"{each} of {integer(row, 'screenings')}" for each in kept]
-        searches = [_searched(row, name) for name in ("of_some", "of_all")]
+        verdicts = [_verdict(row, name) for name in ("of_some", "of_all")]
         lines.append(
-            [text(row, "attack"), joined([percent(field(row, name)) for name in ("acc", "asr")]), *counts, *searches]
+            [text(row, "attack"), joined([percent(field(row, name)) for name in ("acc", "asr")]), *counts, *verdicts]
         )
     titles = (
         "attack",
         "ACC / ASR",
         *(f"kept among {each}" for each in among),
-        f"searched: {among[-1]}",
-        "searched: all",
+        f"verdict among {among[-1]}",
+        "verdict among all",
     )
     return [Table(titles, lines)]
 
 
-def _searched(row: Row, name: str) -> str:
-    """What a search says, in a cell."""
+def _verdict(row: Row, name: str) -> str:
+    """A verdict in a cell: the class that scores highest, in brackets if none is flagged."""
     if row.values.get(name) is None:
         return NOTHING
-    said = f"class {integer(row, f'{name}.suspect')}, {number(row, f'{name}.suspicion', '.1f')}"
-    return said if field(row, f"{name}.stands_out") else f"none ({said})"
+    highest = f"class {integer(row, f'{name}.suspect')}, {number(row, f'{name}.score', '.1f')}"
+    return highest if is_flagged(row, name) else f"none ({highest})"

@@ -1,4 +1,4 @@
-"""Pages from the templates in `templates/`, and figures as pictures inside them. A page loads nothing from anywhere."""
+"""Pages from the templates in `templates/`, with figures inside them. A page loads nothing from anywhere."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _PAGES = jinja2.Environment(
 )
 
 
-class Picture(NamedTuple):
-    """A figure for a page: `data`, a PNG in base64, and its `width` in pixels of the page."""
+class EmbeddedFigure(NamedTuple):
+    """A figure inside a page: `data`, a PNG in base64, and its `width` in pixels of the page."""
 
     data: str
     width: int
@@ -30,8 +30,8 @@ def render(template: str, **values: Any) -> str:
     return _PAGES.get_template(template).render(values)
 
 
-def picture(figure: Figure) -> Picture:
+def embed(figure: Figure) -> EmbeddedFigure:
     """Draws a figure for a page."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=170, facecolor="white")
-    return Picture(base64.b64encode(buffer.getvalue()).decode(), int(figure.get_figwidth() * 92))
+    return EmbeddedFigure(base64.b64encode(buffer.getvalue()).decode(), int(figure.get_figwidth() * 92))

@@ -32,9 +32,9 @@ class Measured(NamedTuple):
       run: which run of the defence.
       lost: ACC before less ACC after.
       asr: after; None of a network without a backdoor.
-      again: the mean ASR over the epochs of fine-tuning on a few poisoned images, and that of a network that never had
-        the backdoor; None if the repair left the backdoor, which cannot come back then, or it was not measured.
-      seconds: that processors worked on the defence's own steps, of all cores together; None if it is not known.
+      relearned: the mean ASR over the epochs of fine-tuning on a few poisoned images, and that of a network that never
+        had the backdoor; None if the repair left the backdoor, or it was not measured.
+      seconds: of processors on the defence's own steps, all cores together; None if it is not known.
       megabytes: the most that one of their programs takes; None if it is not known.
     """
 
@@ -42,7 +42,7 @@ class Measured(NamedTuple):
     run: int
     lost: float
     asr: float | None
-    again: tuple[float, float] | None
+    relearned: tuple[float, float] | None
     seconds: float | None
     megabytes: float | None
 
@@ -56,21 +56,21 @@ def entries(rows: Sequence[Row]) -> list[dict[str, Any]]:
     ways: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         ways.setdefault((text(row, "defense"), row.values.get("variant") or ""), []).append(row)
-    found = []
+    pairs = []
     for (defense, variant), own in ways.items():
         source = DEFENSES[defense].source if defense in DEFENSES else ""
-        named = {"defence": defense, "variant": variant, "source": source, "data": _data(own[0])}
-        entry = {**named, "oracle": False, **_summary([_measured(row, repaired_network(row)) for row in own])}
+        shared = {"defence": defense, "variant": variant, "source": source, "data": _data(own[0])}
+        entry = {**shared, "oracle": False, **_summary([_measured(row, repaired_network(row)) for row in own])}
         best = [_measured(row, swept_network(row), oracle=True) for row in own if row.values.get("oracle")]
-        above = {**named, "oracle": True, **_summary(best)} if best else None
-        found.append((entry, above))
-    found.sort(key=lambda pair: _order(pair[0]))
-    return [entry for pair in found for entry in pair if entry is not None]
+        above = {**shared, "oracle": True, **_summary(best)} if best else None
+        pairs.append((entry, above))
+    pairs.sort(key=lambda pair: _order(pair[0]))
+    return [entry for pair in pairs for entry in pair if entry is not None]
 
 
 def lines(rows: Sequence[Row]) -> str:
     """The entries as JSON, one a line; numbers to six decimals."""
-    return "".join(json.dumps(_settled(entry)) + "\n" for entry in entries(rows))
+    return "".join(json.dumps(_rounded(entry)) + "\n" for entry in entries(rows))
 
 
 def leaderboard(rows: Sequence[Row]) -> list[Table]:
@@ -88,7 +88,7 @@ def leaderboard(rows: Sequence[Row]) -> list[Table]:
             f"{entry['left'][0]} of {entry['left'][1]}",
             _points(entry["clean_lost"]),
             _worst(entry["clean_lost"]),
-            _back(entry["comes_back"]),
+            _relearned(entry["relearning"]),
             formatted(entry["seconds"], ".0f"),
             formatted(entry["megabytes"], ".0f"),
         ]
@@ -106,7 +106,7 @@ def leaderboard(rows: Sequence[Row]) -> list[Table]:
         "over 15 %",
         "clean networks: ACC lost, median",
         "worst",
-        "comes back: ASR (never had it)",
+        "relearned: ASR (never had it)",
         "core seconds",
         "MB",
     )
@@ -118,15 +118,15 @@ OURS, WITH_IMAGES, PAPERS = "disarm", "disarm_clean", ("otbr", "tsbd")
 
 
 def summary(rows: Sequence[Row]) -> list[Table]:
-    """The leaderboard in a few lines: as it came, ours, the two papers', the best other defence, the best oracle."""
-    found = entries(rows)
-    plain = {entry["defence"]: entry for entry in found if not entry["oracle"] and not entry["variant"]}
-    named = (OURS, WITH_IMAGES, *PAPERS)
-    others = [entry for entry in found if not entry["oracle"] and entry["defence"] not in named]
-    oracles = sorted((entry for entry in found if entry["oracle"]), key=_order)
-    body = [["as it came", "-", "0.0", _before(rows), "-", "-"]]
+    """The leaderboard in a few lines: no defence, ours, the two papers', the best other defence, the best oracle."""
+    all_entries = entries(rows)
+    plain = {entry["defence"]: entry for entry in all_entries if not entry["oracle"] and not entry["variant"]}
+    methods = (OURS, WITH_IMAGES, *PAPERS)
+    others = [entry for entry in all_entries if not entry["oracle"] and entry["defence"] not in methods]
+    oracles = sorted((entry for entry in all_entries if entry["oracle"]), key=_order)
+    body = [["no defence", "-", "0.0", _before(rows), "-", "-"]]
     for name, entry in (
-        *((name, plain.get(name)) for name in named),
+        *((name, plain.get(name)) for name in methods),
         ("best other", others[0] if others else None),
         ("best oracle", oracles[0] if oracles else None),
     ):
@@ -147,7 +147,7 @@ def summary(rows: Sequence[Row]) -> list[Table]:
 
 
 def _before(rows: Sequence[Row]) -> str:
-    """The median ASR of the victims as they came."""
+    """The median ASR of the victims before any repair."""
     asr = {_victim(row): field(row, "metrics.victim.asr") for row in rows}
     learned = [value for value in asr.values() if value is not None and value >= LEARNED]
     return formatted(100 * statistics.median(learned), ".1f") if learned else NOTHING
@@ -171,7 +171,7 @@ def by_network(rows: Sequence[Row]) -> list[Table]:
     }
     body = [
         [name, *(_rates(cells.get(victim, [])) for victim in victims)]
-        for name, cells in {"as it came": before, **ways}.items()
+        for name, cells in {"no defence": before, **ways}.items()
     ]
     return [Table(("defence", *(f"{net}, {attack}, {seed}" for _, net, _, attack, seed in victims)), body)]
 
@@ -194,16 +194,16 @@ def _measured(row: Row, network: str, *, oracle: bool = False) -> Measured:
     own = own_stages(seconds)
     known = [seconds[name] for name in own]
     memory = [size for name, size in (row.values.get("stage_megabytes") or {}).items() if name in own and size]
-    returned, never = (_mean(row, f"comes_back.{whose}poisoned.asr") for whose in ("", "never."))
+    relearned, never = (_mean(row, f"relearning.{whose}poisoned.asr") for whose in ("", "never."))
     learned = before["asr"] is not None and before["asr"] >= LEARNED
-    ended = learned and after["asr"] <= LEFT and not oracle
-    again = (returned, never) if ended and returned is not None and never is not None else None
+    removed = learned and after["asr"] <= LEFT and not oracle
+    rates = (relearned, never) if removed and relearned is not None and never is not None else None
     return Measured(
         _victim(row),
         int(row.values.get("repetition", 0)),
         before["acc"] - after["acc"],
         after["asr"] if learned else None,
-        again,
+        rates,
         None if None in known else sum(known),
         max(memory, default=None),
     )
@@ -211,53 +211,55 @@ def _measured(row: Row, network: str, *, oracle: bool = False) -> Measured:
 
 def _mean(row: Row, path: str) -> float | None:
     """The mean of a curve behind its start: how far, and how soon; None where none was measured to its end."""
-    curve = field(row, path) if row.values.get("comes_back") else None
+    curve = field(row, path) if row.values.get("relearning") else None
     return None if not curve or None in curve else statistics.fmean(curve[1:])
 
 
-def _summary(found: Sequence[Measured]) -> dict[str, Any]:
-    attacked = [one for one in found if one.asr is not None]
-    clean = [one for one in found if one.asr is None]
-    back = [one.again for one in attacked if one.again is not None]
-    memory = [one.megabytes for one in found if one.megabytes is not None]
-    worked = [one.seconds for one in found if one.seconds is not None]
+def _summary(measured: Sequence[Measured]) -> dict[str, Any]:
+    attacked = [one for one in measured if one.asr is not None]
+    clean = [one for one in measured if one.asr is None]
+    relearned = [one.relearned for one in attacked if one.relearned is not None]
+    memory = [one.megabytes for one in measured if one.megabytes is not None]
+    seconds = [one.seconds for one in measured if one.seconds is not None]
     return {
         "networks": len({one.victim for one in attacked}),
-        "runs": len({one.run for one in found}),
+        "runs": len({one.run for one in measured}),
         "acc_lost": _over_runs(attacked, lambda one: one.lost),
         "asr": _over_runs(attacked, lambda one: one.asr),
         "left": [sum(one.asr is not None and one.asr > LEFT for one in attacked), len(attacked)],
         "clean_lost": _over_runs(clean, lambda one: one.lost),
-        "comes_back": None
-        if not back
-        else {name: statistics.median(pair[place] for pair in back) for place, name in enumerate(("asr", "never"))},
-        "seconds": statistics.median(worked) if worked else None,
+        "relearning": None
+        if not relearned
+        else {
+            name: statistics.median(pair[place] for pair in relearned) for place, name in enumerate(("asr", "never"))
+        },
+        "seconds": statistics.median(seconds) if seconds else None,
         "megabytes": max(memory, default=None),
     }
 
 
-def _over_runs(found: Sequence[Measured], value: Callable[[Measured], Any]) -> dict[str, float | None] | None:
+def _over_runs(measured: Sequence[Measured], value: Callable[[Measured], Any]) -> dict[str, float | None] | None:
     """The mean and the standard deviation over runs of the median over networks, and the worst of all.
 
     Only runs that all networks have: medians over other networks would not be comparable.
     """
-    if not found:
+    if not measured:
         return None
     runs: dict[int, dict[tuple[str, ...], float]] = {}
-    for one in found:
+    for one in measured:
         runs.setdefault(one.run, {})[one.victim] = value(one)
     most = max(map(len, runs.values()))
     medians = [statistics.median(by.values()) for by in runs.values() if len(by) == most]
     return {
         "median": statistics.fmean(medians),
         "spread": statistics.stdev(medians) if len(medians) > 1 else None,
-        "worst": max(value(one) for one in found),
+        "worst": max(value(one) for one in measured),
     }
 
 
-def _settled(value: Any) -> Any:
+def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _settled(own) for name, own in value.items()}
+        return {name: _rounded(own) for name, own in value.items()}
     return round(value, 6) if isinstance(value, float) else value
 
 
@@ -271,24 +273,24 @@ def _way(entry: Mapping[str, Any]) -> str:
     return f"{name}, oracle" if entry["oracle"] else name
 
 
-def _points(found: Mapping[str, Any] | None) -> str:
-    if found is None:
+def _points(values: Mapping[str, Any] | None) -> str:
+    if values is None:
         return NOTHING
-    spread = "" if found["spread"] is None else f" ± {100 * found['spread']:.1f}"
-    return f"{100 * found['median']:.1f}{spread}"
+    spread = "" if values["spread"] is None else f" ± {100 * values['spread']:.1f}"
+    return f"{100 * values['median']:.1f}{spread}"
 
 
-def _worst(found: Mapping[str, Any] | None) -> str:
-    return NOTHING if found is None else f"{100 * found['worst']:.1f}"
+def _worst(values: Mapping[str, Any] | None) -> str:
+    return NOTHING if values is None else f"{100 * values['worst']:.1f}"
 
 
-def _back(found: Mapping[str, float] | None) -> str:
-    return NOTHING if found is None else f"{100 * found['asr']:.0f} ({100 * found['never']:.0f})"
+def _relearned(rates: Mapping[str, float] | None) -> str:
+    return NOTHING if rates is None else f"{100 * rates['asr']:.0f} ({100 * rates['never']:.0f})"
 
 
-def _rates(found: Sequence[tuple[float, float | None]]) -> str:
-    if not found:
+def _rates(runs: Sequence[tuple[float, float | None]]) -> str:
+    if not runs:
         return NOTHING
-    acc = statistics.fmean(acc for acc, _ in found)
-    asr = [asr for _, asr in found if asr is not None]
+    acc = statistics.fmean(acc for acc, _ in runs)
+    asr = [asr for _, asr in runs if asr is not None]
     return f"{100 * acc:.1f}" + (f" / {100 * statistics.fmean(asr):.1f}" if asr else "")

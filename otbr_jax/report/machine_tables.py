@@ -13,22 +13,22 @@ KINDS = ("all-reduce", "all-gather")
 
 
 def devices(rows: Sequence[Row]) -> list[Table]:
-    """A line for each stage that devices share: what they tell each other, and how far results are from one's."""
+    """A line for each stage that devices share: what they exchange, and how far results are from one's."""
     row, lines = rows[-1], list[list[Cell]]()
     stages = field(row, "stages")
     if not isinstance(stages, Mapping):
         raise InputError(f"{row.place}: stages: expected an object, found {stages!r}")
     for name in stages:
-        found = Row(row.place, stages[name])
-        told = field(found, "collectives")
-        if not told:
+        stage = Row(row.place, stages[name])
+        collectives = field(stage, "collectives")
+        if not collectives:
             continue
         cells: list[Cell] = [name]
         for kind in KINDS:
             for part in ("instructions", "largest"):
-                own = Row(row.place, told.get(kind, {}))
-                cells.append(str(integer(own, part)) if kind in told else NOTHING)
-        lines.append([*cells, number(found, "apart", ".5f")])
+                own = Row(row.place, collectives.get(kind, {}))
+                cells.append(str(integer(own, part)) if kind in collectives else NOTHING)
+        lines.append([*cells, number(stage, "apart", ".5f")])
     titles = ("stage", "sums", "largest, bytes", "gathered", "largest, bytes", "differs from one device by")
     return [Table(titles, lines)]
 

@@ -11,13 +11,22 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from otbr_jax.detectors.verdict import Verdict, in_words, read_verdict
 from otbr_jax.report import html, plots
-from otbr_jax.report import summary as words
-from otbr_jax.report.answers import answers
-from otbr_jax.report.html import Picture
+from otbr_jax.report.html import EmbeddedFigure
 from otbr_jax.report.numbers import formatted, percent, rates
+from otbr_jax.report.questions import answer_questions
+from otbr_jax.report.summary import (
+    choice_in_words,
+    metrics_table,
+    screening,
+    setting_in_words,
+    title,
+    trigger_finetuning_in_words,
+    unlearning_in_words,
+)
 from otbr_jax.report.table import Cell, Code, Column, Table, markup
-from otbr_jax.report.verdict import draw_triggers, verdict
+from otbr_jax.report.verdict import draw_triggers
 
 _PARTS = ("compile", "run", "transfer", "disk")
 
@@ -32,43 +41,43 @@ def render(
     examples: Figure | None = None,
     files: Sequence[str] = (),
 ) -> str:
-    """The page as HTML text, pictures included; it loads nothing from anywhere.
+    """The page as HTML text, figures included; it loads nothing from anywhere.
 
     Args:
       summary: `results.summarize`; of its fields, `metrics`, `choice`, `did` and `done` are enough.
       scores: of neurons, layer name -> `[neurons]`, in execution order; may be empty.
-      chosen: bool masks of the same shapes: the neurons that something was done to.
+      chosen: bool masks of the same shapes: the neurons that were changed.
       plan: name and plan `[neurons, neurons]` of the layer to show, or None if nothing was fused.
-      triggers: masks and patterns that were reverse-engineered, a class each, or None.
+      triggers: `Verdict.triggers`, which a summary leaves out, or None.
       examples: images with predictions, or None without data.
       files: names of the files beside the page that hold the network.
     """
-    judgement, neurons = summary.get("judgement"), None
+    verdict, neurons = None if summary.get("verdict") is None else read_verdict(summary["verdict"]), None
     if scores:
-        named = {"score": summary["score"]} if "score" in summary else {}
-        neurons = html.picture(plots.nwc_by_layer(scores, chosen, label=summary["did"], **named))
+        score = {"score": summary["score"]} if "score" in summary else {}
+        neurons = html.embed(plots.nwc_by_layer(scores, chosen, label=summary["did"], **score))
     return html.render(
         "repair.html",
         summary=summary,
-        subtitle=" · ".join((*_subject(summary), words.chosen(summary), summary["done"])),
-        answers=answers(summary, files=files),
+        subtitle=" · ".join((*_subject(summary), choice_in_words(summary), summary["done"])),
+        answers=answer_questions(summary, files=files),
         sentence=_sentence,
         measured=all(summary["metrics"].values()),
-        metrics=words.metrics_table(summary),
-        examples=None if examples is None else html.picture(examples),
+        metrics=metrics_table(summary),
+        examples=None if examples is None else html.embed(examples),
         trigger_known=summary.get("config", {}).get("attack", {}).get("name") != "none",
-        judged=None if judgement is None else _judged(summary, judgement),
-        triggers=None if triggers is None else html.picture(draw_triggers(*triggers, judgement or {})),
-        suspicions=_suspicions(judgement or {}),
+        detected=None if verdict is None else _detected(summary, verdict),
+        triggers=None if triggers is None or verdict is None else html.embed(draw_triggers(verdict, triggers)),
+        scored=None if verdict is None else _scored(verdict),
         selection=_selection(summary),
         grid=_grid(summary),
         tradeoff=_tradeoff(summary),
         sweep=_sweep(summary),
-        swept=words.title(summary["swept"]) if summary.get("swept") else None,
+        swept=title(summary["swept"]) if summary.get("swept") else None,
         best=_best(summary),
-        screening=words.screening(summary),
+        screening=screening(summary),
         neurons=neurons,
-        plan=None if plan is None else html.picture(plots.transport_plan(plan[1], chosen[plan[0]], layer=plan[0])),
+        plan=None if plan is None else html.embed(plots.transport_plan(plan[1], chosen[plan[0]], layer=plan[0])),
         stages=_stages(summary),
         times=_times(summary),
         settings=json.dumps(_shown(summary["config"]), indent=1) if "config" in summary else None,
@@ -81,30 +90,29 @@ def _sentence(cell: Cell) -> Markup:
 
 
 def _shown(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without those of attacks that were not made."""
+    """Settings without those of other attacks."""
     attack = config.get("attack", {})
     own = {name: value for name, value in attack.items() if name == attack["name"] or not isinstance(value, Mapping)}
     return {**config, "attack": own} if own else dict(config)
 
 
-def _judged(summary: Mapping[str, Any], judgement: Mapping[str, Any]) -> list[str]:
+def _detected(summary: Mapping[str, Any], verdict: Verdict) -> list[str]:
     """The verdict, and what was done about it, a sentence each."""
-    patched, taught = (summary.get(name) or () for name in ("patched", "taught"))
-    said = (verdict(judgement), *map(words.patching, patched), *map(words.lesson, taught))
-    return [f"{clause[:1].upper()}{clause[1:]}." for clause in said]
+    clauses = (
+        in_words(verdict),
+        *map(trigger_finetuning_in_words, summary.get("trigger_finetuned") or ()),
+        *map(unlearning_in_words, summary.get("unlearned_triggers") or ()),
+    )
+    return [f"{clause[:1].upper()}{clause[1:]}." for clause in clauses]
 
 
-def _suspicions(judgement: Mapping[str, Any]) -> Table | None:
-    """The suspicion of every class, the highest first, and the evidence that it is made of."""
-    scores = judgement.get("suspicion") or ()
-    if not len(scores):
-        return None
-    kinds = {kind: values for kind, values in (judgement.get("evidence") or {}).items() if len(values) == len(scores)}
-    order = sorted(range(len(scores)), key=lambda label: -scores[label])
-    columns = (scores, *kinds.values())
+def _scored(verdict: Verdict) -> Table:
+    """The score of every class, the highest first, and the evidence that it is made of."""
+    order = sorted(range(len(verdict.scores)), key=lambda label: -(verdict.scores[label] or 0))
+    columns = (verdict.scores, *verdict.evidence.values())
     rows = [(f"class {label}", *(formatted(values[label], ".2f") for values in columns)) for label in order]
-    titles = (Column(kind.replace("_", " "), group="evidence") for kind in kinds)
-    return Table(("class", judgement.get("score", "suspicion"), *titles), rows)
+    titles = (Column(kind.replace("_", " "), group="evidence") for kind in verdict.evidence)
+    return Table(("class", "score", *titles), rows)
 
 
 def _sweep(summary: Mapping[str, Any]) -> Table | None:
@@ -116,21 +124,21 @@ def _sweep(summary: Mapping[str, Any]) -> Table | None:
     rows = [
         (*(f"{row[name]:g}" for name in axes), *(rates(row[name]) for name in networks)) for row in summary["sweep"]
     ]
-    return Table((*axes, *(f"{words.title(name)}: ACC / ASR %" for name in networks)), rows)
+    return Table((*axes, *(f"{title(name)}: ACC / ASR %" for name in networks)), rows)
 
 
 def _subject(summary: Mapping[str, Any]) -> list[str]:
     """The method and the network, as far as the summary says them."""
-    found = [summary["defense"].upper()] if "defense" in summary else []
+    parts = [summary["defense"].upper()] if "defense" in summary else []
     if model := summary.get("config", {}).get("model"):
         source = os.path.basename(os.path.normpath(model["checkpoint"] or "victim trained here"))
         width = f", width {model['width']}" if model["width"] else ""
-        found.append(f"{model['name']}{width} ({source})")
-    return found
+        parts.append(f"{model['name']}{width} ({source})")
+    return parts
 
 
 def _along(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings whose product says how strongly was repaired, and that product in words."""
+    """The settings whose product is the strength of the repair, and that product in words."""
     along = summary.get("along") or summary["axes"][:1]
     return {"along": along, "strength": summary.get("strength") or " ".join(along)}
 
@@ -140,14 +148,14 @@ def _varying(summary: Mapping[str, Any]) -> list[str]:
     return [name for name in summary["axes"] if len({row[name] for row in summary["sweep"]}) > 1]
 
 
-def _grid(summary: Mapping[str, Any]) -> Picture | None:
+def _grid(summary: Mapping[str, Any]) -> EmbeddedFigure | None:
     """A heat map of two settings that vary, where no curve runs along both; None otherwise."""
     if not summary.get("sweep"):
         return None
     varying = _varying(summary)
     if len(varying) != 2 or {*varying} <= {*_along(summary)["along"]}:
         return None
-    return html.picture(
+    return html.embed(
         plots.grid(
             summary["sweep"],
             network=summary["swept"],
@@ -165,23 +173,23 @@ def _tradeoff(summary: Mapping[str, Any]) -> dict[str, Any] | None:
     swept, along = summary["swept"], _along(summary)
     held = {name: summary["choice"][name] for name in summary["axes"] if name not in along["along"]}
     rows = [row for row in summary["sweep"] if held.items() <= row.items()]
-    if not rows:  # a network that was left as it is
+    if not rows:  # a network that was returned unchanged
         return None
     networks = [swept, *(name for name, value in rows[0].items() if isinstance(value, Mapping) and name != swept)]
     figure = plots.tradeoff(
         rows,
-        networks={name: words.title(name) for name in networks},
+        networks={name: title(name) for name in networks},
         chosen=summary["choice"],
         victim=next(iter(summary["metrics"].values())),
         **along,
     )
-    return {"picture": html.picture(figure), "along": " ".join(along["along"]), "held": words.words(held)}
+    return {"figure": html.embed(figure), "along": " ".join(along["along"]), "held": setting_in_words(held)}
 
 
-def _selection(summary: Mapping[str, Any]) -> Picture | None:
+def _selection(summary: Mapping[str, Any]) -> EmbeddedFigure | None:
     if not summary.get("selection"):
         return None
-    return html.picture(plots.selection(summary["selection"], chosen=summary["choice"], **_along(summary)))
+    return html.embed(plots.selection(summary["selection"], chosen=summary["choice"], **_along(summary)))
 
 
 def _best(summary: Mapping[str, Any]) -> dict[str, str] | None:
@@ -189,7 +197,7 @@ def _best(summary: Mapping[str, Any]) -> dict[str, str] | None:
     if not summary.get("oracle"):
         return None
     oracle = summary["oracle"]
-    return {"setting": words.words(oracle)} | {
+    return {"setting": setting_in_words(oracle)} | {
         metric: percent(oracle[summary["swept"]][metric]) for metric in ("acc", "asr")
     }
 
@@ -206,7 +214,7 @@ def _stages(summary: Mapping[str, Any]) -> Table | None:
 
 
 def _times(summary: Mapping[str, Any]) -> Table | None:
-    """Where the seconds of this run went, a line for each stage and one for all; None where nobody says."""
+    """Where the seconds of this run went, a line for each stage and one for all; None where no stage says."""
     spent = {name: stage["spent"] for name, stage in summary.get("stages", {}).items() if stage.get("spent")}
     if not spent:
         return None

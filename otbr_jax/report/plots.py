@@ -1,4 +1,4 @@
-"""The pictures of a report, one function each: arrays in, matplotlib figure out."""
+"""The figures of a report, one function each: arrays in, matplotlib figure out."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def predictions(
     *,
     goals: np.ndarray,
 ) -> Figure:
-    """Clean and triggered images with the network's answers before and after the repair.
+    """Clean and triggered images with the network's predictions before and after the repair.
 
     Args:
       clean: uint8 `[k, h, w, c]`.
@@ -61,18 +61,18 @@ def predictions(
                 axis.set(xticks=[], yticks=[])
                 for spine in axis.spines.values():  # the trigger may be as white as the page
                     spine.set(visible=True, color="#aab2bb", linewidth=0.8)
-                answers = (("before", before[row][column]), ("after", after[row][column]))
-                for line, (when, answer) in enumerate(answers):
+                predicted = (("before", before[row][column]), ("after", after[row][column]))
+                for line, (when, prediction) in enumerate(predicted):
                     axis.text(
                         0.5,
                         -0.1 - 0.15 * line,
-                        f"{when} {answer}",
+                        f"{when} {prediction}",
                         transform=axis.transAxes,
                         ha="center",
                         va="top",
                         fontsize=8.5,
-                        color=_answer_color(int(answer), int(labels[column]), int(goals[column]), name),
-                        fontweight="bold" if answer != labels[column] else "normal",
+                        color=_prediction_color(int(prediction), int(labels[column]), int(goals[column]), name),
+                        fontweight="bold" if prediction != labels[column] else "normal",
                     )
                 if row == 0:
                     axis.set_title(f"true {labels[column]}", loc="center", fontsize=9)
@@ -80,10 +80,10 @@ def predictions(
         return figure
 
 
-def _answer_color(answer: int, label: int, goal: int, kind: str) -> str:
-    if answer == label:
+def _prediction_color(prediction: int, label: int, goal: int, kind: str) -> str:
+    if prediction == label:
         return GOOD
-    return BAD_INK if kind == "triggered" and answer == goal else "#8a6d00"
+    return BAD_INK if kind == "triggered" and prediction == goal else "#8a6d00"
 
 
 def displayable(image: np.ndarray) -> np.ndarray:
@@ -104,13 +104,13 @@ def grid(
     Args:
       sweep: the rows `sweep` of `results.summarize`, all pairs; numbers of fewer images than others' are in italics.
       network: whose metrics of a row are drawn.
-      axes: names of the settings that are rows and columns of the picture.
+      axes: names of the settings that are rows and columns of the figure.
       chosen: its `choice`, framed.
       oracle: its `oracle`, framed with a dashed line; None without a trigger.
     """
     heights, widths = (sorted({row[name] for row in sweep}) for name in axes)
-    found = {(row[axes[0]], row[axes[1]]): row[network] for row in sweep}
-    most = max(own.get("images") or 0 for own in found.values())
+    measured = {(row[axes[0]], row[axes[1]]): row[network] for row in sweep}
+    most = max(own.get("images") or 0 for own in measured.values())
     panels = [("acc", "ACC, %", "Blues"), ("asr", "ASR, %", "Oranges")]
     panels = [panel for panel in panels if sweep[0][network][panel[0]] is not None]
     with mpl.rc_context(STYLE):
@@ -118,14 +118,14 @@ def grid(
         for axis, (metric, title, colors) in zip(
             figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
         ):
-            values = 100 * np.array([[found[height, width][metric] for width in widths] for height in heights])
+            values = 100 * np.array([[measured[height, width][metric] for width in widths] for height in heights])
             axis.imshow(values, cmap=colors, vmin=0, vmax=180, aspect="auto")  # dark letters stay readable
             for i, j in np.ndindex(values.shape):
-                fewer = (found[heights[i], widths[j]].get("images") or most) < most
+                fewer = (measured[heights[i], widths[j]].get("images") or most) < most
                 style = "italic" if fewer else "normal"
                 axis.text(j, i, f"{values[i, j]:.1f}", ha="center", va="center", fontsize=8.5, style=style)
             for setting, line in ((oracle, (0, (2, 2))), (chosen, "-")):
-                if setting is not None and (setting[axes[0]], setting[axes[1]]) in found:
+                if setting is not None and (setting[axes[0]], setting[axes[1]]) in measured:
                     corner = (widths.index(setting[axes[1]]) - 0.5, heights.index(setting[axes[0]]) - 0.5)
                     axis.add_patch(Rectangle(corner, 1, 1, fill=False, lw=1.8, ls=line, ec="#24292f", clip_on=False))
             axis.set_xticks(range(len(widths)), [f"{width:g}" for width in widths])
@@ -149,7 +149,7 @@ def tradeoff(
 
     Args:
       sweep: the rows `sweep` of `results.summarize`, in order of strength.
-      networks: names of networks in them and what they are called; the first one's line is solid.
+      networks: names of networks in them and their titles; the first one's line is solid.
       along: the settings whose product is the strength.
       strength: the strength in words.
       chosen: its `choice`, marked.
@@ -288,7 +288,7 @@ def short_name(layer: str) -> str:
 def nwc_scatter(
     scores: Mapping[str, Mapping[str, np.ndarray]], correlations: Mapping[str, Mapping[str, Any]], *, attack: str
 ) -> Figure:
-    """How far neurons moved under random and under clean unlearning, against poison unlearning.
+    """Weight changes of neurons in random and in clean unlearning, against those in poison unlearning.
 
     Args:
       scores: NWC by kind of unlearning and layer.
@@ -313,8 +313,8 @@ def nwc_scatter(
                         bar.outline.set_visible(False)
                 else:
                     axis.plot(x, y, ".", ms=5, color=GOOD)
-                found = correlations[kind][part]
-                values = [f"{name} {found[name]:.2f}" for name in ("pearson", "spearman") if found[name] is not None]
+                own = correlations[kind][part]
+                values = [f"{name} {own[name]:.2f}" for name in ("pearson", "spearman") if own[name] is not None]
                 name = "all neurons" if part == "all" else short_name(last)
                 axis.set_title(f"{name}\n{', '.join(values)}", fontsize=8.5)
                 axis.set(xlabel=f"NWC, {kind} unlearning", ylabel="NWC, poison unlearning" if column == 0 else "")
@@ -333,8 +333,8 @@ def correlation_by_layer(studies: Sequence[Mapping[str, Any]]) -> Figure:
         figure = Figure(figsize=(9, 3.6), layout="constrained")
         for axis, kind in zip(figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0], kinds, strict=True):
             for index, study in enumerate(studies):
-                found = study["with_poison"][kind]["layers"]
-                values = [np.nan if found[name]["pearson"] is None else found[name]["pearson"] for name in names]
+                layers = study["with_poison"][kind]["layers"]
+                values = [np.nan if layers[name]["pearson"] is None else layers[name]["pearson"] for name in names]
                 axis.plot(
                     range(len(names)), values, marker="o", ms=3.5, lw=1.2, color=f"C{index % 10}", label=study["attack"]
                 )
@@ -368,7 +368,7 @@ def activeness_by_neuron(victims: Sequence[Mapping[str, Any]], means: Sequence[M
         places = np.arange(start, start + len(values[0]))
         for index, attack in enumerate(attacks):
             color, own = _KINDS[index % len(_KINDS)], np.stack([values[i] for i in groups[attack]])
-            # A logarithm has no place for neurons that do not move.
+            # A logarithm has no place for neurons that do not change.
             own = np.where(own > 0, own, np.nan)
             for line in own if len(own) > 1 else []:
                 axis.plot(places, line, color=color, lw=0.6, alpha=0.5)

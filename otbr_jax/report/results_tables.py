@@ -66,7 +66,7 @@ def _ablation(rows: Sequence[Row]) -> list[Table]:
 
 
 def _activeness(rows: Sequence[Row]) -> list[Table]:
-    """A line for each victim with its scores, and one with how well each score tells backdoored networks from clean."""
+    """A line for each victim with its scores, and one with the AUC of each score."""
     lines: list[list[Cell]] = []
     for row in rows:
         if field(row, "attack") == "all":
@@ -91,7 +91,7 @@ def _torch_victims(rows: Sequence[Row]) -> list[Table]:
         ]
         for row in latest(rows, "file", "defense")
     ]
-    titles = ("file", "defence", "as it came: ACC / ASR / RA", "repaired", oracle_title(rows[0]), "seconds")
+    titles = ("file", "defence", "before: ACC / ASR / RA", "repaired", oracle_title(rows[0]), "seconds")
     return [Table(titles, lines)]
 
 
@@ -126,7 +126,7 @@ def _bench_group(rows: Sequence[Row]) -> Table:
     titles = ["attack", "victim ACC / ASR", "ACC against clean, points", "trigger PSNR / SSIM"]
     table: list[list[Cell]] = [
         [
-            _named(attack, seed, seeds),
+            _attack_name(attack, seed, seeds),
             percents(own[0], "metrics.victim", "acc", "asr"),
             NOTHING if attack == "none" else _difference(own[0], clean.get(seed), "metrics.victim", "acc"),
             joined([number(own[0], "trigger.psnr", ".1f"), number(own[0], "trigger.ssim", ".3f")]),
@@ -137,8 +137,8 @@ def _bench_group(rows: Sequence[Row]) -> Table:
         oracle = next((oracle_title(row) for row in repaired if field(row, "oracle") is not None), None)
         titles += [f"{defense.upper()}: ACC / ASR / RA", "DER", *([oracle] if oracle else [])]
         for cells, own in zip(table, lines.values(), strict=True):
-            found = [_defense_cells(row, oracle) for row in own if text(row, "defense") == defense]
-            cells += found[0] if found else [NOTHING] * (3 if oracle else 2)
+            repairs = [_defense_cells(row, oracle) for row in own if text(row, "defense") == defense]
+            cells += repairs[0] if repairs else [NOTHING] * (3 if oracle else 2)
     data = "; ".join(dict.fromkeys(text(row, "data") for row in rows))
     name = Strong(f"{text(rows[0], 'dataset')}, {text(rows[0], 'network')}")
     return Table(titles, table, caption=(name, f", recipe {text(rows[0], 'recipe')}: {data}."))
@@ -157,10 +157,10 @@ def _recipes(rows: Sequence[Row]) -> list[Table]:
     for dataset, network in sorted(groups):
         lines, seeds = _by_attack(groups[dataset, network])
         for (attack, seed), own in lines.items():
-            cells = [dataset, network, _named(attack, seed, seeds)]
+            cells = [dataset, network, _attack_name(attack, seed, seeds)]
             for recipe in RECIPES:
-                found = [row for row in own if text(row, "recipe", among=RECIPES) == recipe]
-                cells += _training_cells(found[0]) if found else [NOTHING] * 3
+                trained = [row for row in own if text(row, "recipe", among=RECIPES) == recipe]
+                cells += _training_cells(trained[0]) if trained else [NOTHING] * 3
             table.append(cells)
     titles = [title for recipe in RECIPES for title in (f"{recipe}: epochs", "seconds", "ACC / ASR")]
     return [Table(("data set", "network", "attack", *titles), table)]
@@ -215,7 +215,7 @@ def _by_attack(rows: Sequence[Row]) -> tuple[dict[tuple[str, int], list[Row]], b
     return {line: lines[line] for line in order}, len({seed for _, seed in lines}) > 1
 
 
-def _named(attack: str, seed: int, seeds: bool) -> str:
+def _attack_name(attack: str, seed: int, seeds: bool) -> str:
     return f"{attack}, seed {seed}" if seeds else attack
 
 
@@ -247,7 +247,7 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[Table]]] = {
     "bench_leaderboard": leaderboard.leaderboard,
     "bench_leaderboard.networks": leaderboard.by_network,
     "bench_leaderboard.summary": leaderboard.summary,
-    "bench_recovery": choice_tables.recovery,
+    "bench_recovery": choice_tables.relearned,
     "bench_variants": choice_tables.variants,
     "ablation": _ablation,
     "activeness": _activeness,
@@ -256,6 +256,7 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[Table]]] = {
     "sweep": time_tables.sweep,
     "stacking": time_tables.stacking,
     "second_start": time_tables.second_start,
+    "start": time_tables.start,
     "growth": growth.exponents,
     "thousand": growth.large,
     "scanning": time_tables.scanning,

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from otbr_jax.errors import InputError
 from otbr_jax.locks import locked
+from otbr_jax.report.former_rows import current
 from otbr_jax.report.numbers import NOTHING, formatted, percent
 
 log = logging.getLogger(__name__)
@@ -47,10 +48,15 @@ def parse(text: str, *, name: str) -> list[Row]:
                 raise InputError(f"{place}: expected a JSON object, found a broken line ({error})") from None
             if not isinstance(values, dict):
                 raise InputError(f"{place}: expected a JSON object, found {line.strip()[:40]}")
-            rows.append(Row(place, values))
+            rows.append(Row(place, current(values)))
     if not rows:
         raise InputError(f"{name}: expected rows, found none")
     return rows
+
+
+def is_flagged(row: Row, path: str = "verdict") -> bool:
+    """Whether the verdict at a path is *yes*; raises InputError if the row has none."""
+    return bool(field(row, f"{path}.backdoored") == "yes")
 
 
 def _refuse(constant: str) -> NoReturn:
@@ -117,7 +123,7 @@ def joined(cells: Sequence[str]) -> str:
 
 def latest(rows: Iterable[Row], *paths: str) -> list[Row]:
     """Of all rows with the same values at these paths the last one, in the order of their first ones."""
-    return [found[-1] for found in grouped(rows, *paths).values()]
+    return [group[-1] for group in grouped(rows, *paths).values()]
 
 
 def grouped(rows: Iterable[Row], *paths: str) -> dict[tuple[str, ...], list[Row]]:
@@ -169,7 +175,7 @@ def append_row(
       InputError: if the file cannot be written; with `unless` also if it cannot be read.
     """
     with _alone(path) as file:
-        if unless is not None and any(unless(found.values) for found in _rows(file, path)):
+        if unless is not None and any(unless(other.values) for other in _rows(file, path)):
             return False
         end = file.seek(0, os.SEEK_END)
         try:

@@ -86,8 +86,8 @@ class Table:
     def groups(self) -> list[tuple[str, list[Column]]]:
         """Neighbouring columns of one group under its title; a column of no group stays alone, under none."""
         runs = itertools.groupby(enumerate(self.heads), key=lambda place: place[1].group or place[0])
-        found = [[head for _, head in run] for _, run in runs]
-        return [(columns[0].group, columns) for columns in found]
+        grouped = [[head for _, head in run] for _, run in runs]
+        return [(columns[0].group, columns) for columns in grouped]
 
     def text(self) -> str:
         """In letters of one width, a rule below the titles, and another above the notes; notes alone without rows."""
@@ -141,7 +141,7 @@ class Table:
             disable_numparse=True,
             preserve_whitespace=True,
         ).split("\n")
-        return [found.span() for found in re.finditer("-+", rule)], lines
+        return [match.span() for match in re.finditer("-+", rule)], lines
 
     def _group_line(self, spans: list[tuple[int, int]]) -> str:
         line, first = "", 0

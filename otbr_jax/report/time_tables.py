@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from otbr_jax.report.numbers import NOTHING
 from otbr_jax.report.rows import Row, field, integer, latest, number, percents, text
-from otbr_jax.report.table import Table
+from otbr_jax.report.table import Cell, Code, Table
 
 
 def loops(rows: Sequence[Row]) -> list[Table]:
@@ -118,18 +118,39 @@ def stacking(rows: Sequence[Row]) -> list[Table]:
 def second_start(rows: Sequence[Row]) -> list[Table]:
     """The latest row: the first start of the main job, and the two ways to start again."""
     row, lines = rows[-1], []
-    starts = {
+    starts: dict[str, str] = {
         "first": "the first start",
         "elsewhere": "programs kept, another working directory",
         "again": "programs and working directory kept",
     }
     for name, title in starts.items():
-        spent = [number(row, f"{name}.spent.{part}", ".1f") for part in ("compile", "run", "disk")]
+        parts = [number(row, f"{name}.spent.{part}", ".1f") for part in ("compile", "run", "disk")]
         seconds = [number(row, f"{name}.{measure}", ".0f") for measure in ("seconds", "cpu_seconds")]
         ratio = NOTHING if name == "first" else number(row, f"ratio_{name}_cpu_seconds", ".2f")
-        lines.append([title, *seconds, ratio, *spent])
+        lines.append([title, *seconds, ratio, *parts])
     titles = ("start of the main job", "seconds", "CPU seconds", "ratio", "compiling", "running", "disk")
     return [Table(titles, lines)]
+
+
+def start(rows: Sequence[Row]) -> list[Table]:
+    """The latest row: what it takes until the library is imported, and until a program replies."""
+    row, lines = rows[-1], list[list[Cell]]()
+    starts = {
+        "python": Code("python -c pass"),
+        "jax": Code("import jax"),
+        "otbr_jax": Code("import otbr_jax"),
+        "public_names": Code("from otbr_jax import *"),
+        "defences": Code("import otbr_jax.defenses.registry"),
+        "help": Code("launch.repair --help"),
+        "wrong_flag": "a wrong flag",
+        "missing_file": "a missing file",
+    }
+    for name, title in starts.items():
+        seconds = [number(row, f"{name}.{measure}", ".2f") for measure in ("seconds", "cpu_seconds")]
+        lines.append(
+            [(title,), *seconds, *(number(row, f"ratio_{other}.{name}", ".2f") for other in ("jax", "python"))]
+        )
+    return [Table(("start", "seconds", "CPU seconds", "to JAX alone", "to Python alone"), lines)]
 
 
 def scanning(rows: Sequence[Row]) -> list[Table]:

@@ -21,26 +21,26 @@ from otbr_jax.types import leaf_name, named_leaves
 def save_checkpoint(path: pathlib.Path, tree: Any) -> None:
     """Writes the arrays of a pytree as an Orbax checkpoint of nested dicts; `path` must not exist.
 
-    Of several processes the one that calls this writes alone; see `save_together`.
+    Of several processes only the calling one writes; see `save_together`.
     """
-    leaves = _filled(tree)
-    if jax.process_count() > 1:  # of an array that lies in all of them Orbax would expect all to write
+    leaves = _nonempty(tree)
+    if jax.process_count() > 1:  # Orbax would wait until all processes write an array that lies in all of them
         leaves = {name: np.asarray(leaf) for name, leaf in leaves.items()}
     with _alone() as checkpointer:
         checkpointer.save(path.absolute(), nested(leaves))
 
 
 def save_together(path: pathlib.Path, tree: Any) -> None:
-    """The same, called by all processes that there are: each writes its part of the larger arrays."""
+    """The same, called by all processes: each writes its part of the larger arrays."""
     if jax.process_count() == 1:
         save_checkpoint(path, tree)
         return
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path.absolute(), nested(replicate(_filled(tree), batch_mesh())))
+        checkpointer.save(path.absolute(), nested(replicate(_nonempty(tree), batch_mesh())))
 
 
 def _alone() -> ocp.Checkpointer:
-    """Reads and writes in this process, and waits for no other."""
+    """A checkpointer that reads and writes in this process, and waits for no other."""
     if jax.process_count() == 1:
         return ocp.StandardCheckpointer()
     own = jax.process_index()
@@ -52,7 +52,7 @@ def _alone() -> ocp.Checkpointer:
 
 
 def numeric_leaves(tree: Any) -> dict[str, Any]:
-    """The arrays of a pytree by name, without random keys, which no checkpoint format knows."""
+    """The arrays of a pytree by name, without random keys, which no checkpoint format supports."""
     return {
         name: leaf
         for name, leaf in named_leaves(tree).items()
@@ -62,7 +62,7 @@ def numeric_leaves(tree: Any) -> dict[str, Any]:
 
 def restore_checkpoint(path: pathlib.Path, like: Any) -> Any:
     """Reads arrays that `save_checkpoint` wrote into the structure `like`, as numpy arrays on the host."""
-    leaves = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in _filled(like).items()}
+    leaves = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in _nonempty(like).items()}
     with _alone() as checkpointer:
         restored = named_leaves(checkpointer.restore(path.absolute(), nested(leaves)))
 
@@ -73,17 +73,17 @@ def restore_checkpoint(path: pathlib.Path, like: Any) -> Any:
     return jax.tree_util.tree_map_with_path(read, like)
 
 
-def _filled(tree: Any) -> dict[str, Any]:
+def _nonempty(tree: Any) -> dict[str, Any]:
     """The arrays of a pytree by name, without empty ones, which Orbax does not save."""
     return {name: leaf for name, leaf in named_leaves(tree).items() if getattr(leaf, "size", 1)}
 
 
 def replace_checkpoint(path: pathlib.Path, tree: Any, *, name: str = "") -> None:
-    """Writes an Orbax checkpoint to `path`; what was there stays until the new one is complete.
+    """Writes an Orbax checkpoint to `path`; an old one stays until the new one is complete.
 
     A process that dies between the two renames leaves the old one at `path` + `.old`; see `recover_checkpoint`.
 
-    Raises InputError if it cannot be written; `name` says what, for the message.
+    Raises InputError if it cannot be written; the message calls it `name`.
     """
     old = path.with_name(f"{path.name}.old")
     recover_checkpoint(path)
@@ -98,14 +98,14 @@ def replace_checkpoint(path: pathlib.Path, tree: Any, *, name: str = "") -> None
 
 
 def recover_checkpoint(path: pathlib.Path) -> None:
-    """Puts back the old checkpoint of a `replace_checkpoint` that was killed before the new one was in its place."""
+    """Restores the old checkpoint if a `replace_checkpoint` was killed before the new one was in its place."""
     old = path.with_name(f"{path.name}.old")
     if old.exists() and not path.exists():
         os.rename(old, path)
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries of what has names such as `params/conv/kernel`."""
+    """Nested dictionaries from names such as `params/conv/kernel`."""
     tree: dict[str, Any] = {}
     for name, leaf in leaves.items():
         *folders, last = name.split("/")

@@ -1,12 +1,12 @@
-"""What a computation is, as a hash of the code that it can reach.
+"""A hash of all code that a computation can reach.
 
-The code of a function is what it executes: not its comments, docstrings and annotations, and not how it calls its
-locals. Walked from a value is every function that it holds (fields, arguments of a `partial`, closures, defaults), and
-from a function whatever its code names: functions, classes and constants of this package and of the user's modules.
-Libraries count by their versions, see `identity.computing_versions`.
+The code of a function is what it executes: not its comments, docstrings and annotations, and not the names of its
+locals. The walk goes from a value to every function that it holds (fields, arguments of a `partial`, closures,
+defaults), and from a function to everything that its code names: functions, classes and constants of this package and
+of the user's modules. Libraries count by their versions, see `identity.computing_versions`.
 
-An object that a function is given as an argument has methods that no code names. The classes of the arguments of
-`entry` functions are therefore walked by their annotations, and those of a class by the annotations of its fields.
+An argument of a function may be an object with methods that no code names. Therefore annotations are followed too:
+those of the arguments of `entry` functions, and those of the fields of classes.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import pathlib
 import re
 import sys
@@ -40,7 +41,7 @@ _INSTALLED = tuple(
     }
 )
 _NOT_CODE = frozenset("MAKE_CELL COPY_FREE_VARS LOAD_CLOSURE CACHE RESUME NOP EXTENDED_ARG PRECALL".split())
-"""Instructions that say nothing, or only in which order names of cells are sorted."""
+"""Instructions without effect, or with no effect but the order of cells, which depends on their names."""
 _JUMPS = frozenset((*dis.hasjrel, *dis.hasjabs))
 _ALWAYS = frozenset(("JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT"))
 _DIRECTION = re.compile("_(FORWARD|BACKWARD)(?=_|$)")
@@ -57,7 +58,7 @@ def code_digest(*values: Any, entry: Iterable[Callable[..., Any]] = ()) -> str:
 
     Args:
       values: such as a step, a function, or a `partial` of one. Constants that they hold count by their value.
-      entry: functions among them whose arguments come from elsewhere.
+      entry: functions among them that are called from elsewhere, so that the types of their arguments count.
     """
     walk = _Walk({_top(_module_of(function)) for function in entry} - _LIBRARIES)
     tokens = [walk.token(value) for value in values]
@@ -68,22 +69,22 @@ def code_digest(*values: Any, entry: Iterable[Callable[..., Any]] = ()) -> str:
 
 
 class _Walk:
-    """What was found so far: a line for each function and class, and those that wait to be looked at."""
+    """The state of the walk: a line for each visited function and class, and the values that wait for a visit."""
 
     def __init__(self, own: set[str]) -> None:
         self.own = own
         self.entries: set[str] = set()
         self.waiting: list[tuple[Any, bool]] = []
-        self.seen: set[tuple[Any, bool]] = set()
+        self.visited: set[tuple[Any, bool]] = set()
         self.open: set[int] = set()
         self.known: dict[int, tuple[Any, str]] = {}  # by id; the values are kept, so that no id is used twice
 
     def finish(self) -> None:
-        """Looks at all that waits."""
+        """Visits everything that waits."""
         while self.waiting:
             value, constructed = self.waiting.pop()
-            if (value, constructed) not in self.seen:
-                self.seen.add((value, constructed))
+            if (value, constructed) not in self.visited:
+                self.visited.add((value, constructed))
                 self._class(value, constructed=constructed) if isinstance(value, type) else self.token(value)
 
     def in_scope(self, module: str) -> bool:
@@ -91,12 +92,12 @@ class _Walk:
         return _top(module) in self.own or _is_own(_top(module))
 
     def later(self, value: Any, *, constructed: bool = False) -> str:
-        """The name of a function or class, which is looked at later."""
+        """The name of a function or class, which is visited later."""
         self.waiting.append((value, constructed))
         return f"{value.__module__}:{value.__qualname__}"
 
     def token(self, value: Any) -> str:
-        """A value in words that are the same in every process."""
+        """A text for a value that is the same in every process."""
         if isinstance(value, enum.Enum):
             return f"{self.token(type(value))}.{value.name}"
         if isinstance(value, _PLAIN):
@@ -114,10 +115,10 @@ class _Walk:
         if id(value) in self.open:
             return f"again {type(value).__name__} {getattr(value, '__qualname__', '')}"
         self.open.add(id(value))
-        found = self._object(value)
+        token = self._object(value)
         self.open.remove(id(value))
-        self.known[id(value)] = value, found
-        return found
+        self.known[id(value)] = value, token
+        return token
 
     def _object(self, value: Any) -> str:
         if isinstance(value, types.FunctionType):
@@ -159,7 +160,7 @@ class _Walk:
         return ", ".join(f"{name}={self.token(held[name])}" for name in sorted(held.keys() - kept))
 
     def _module(self, module: types.ModuleType) -> str:
-        """A module that is handed about: all that is defined in it may be used."""
+        """A module that is a value: everything that is defined in it may be used."""
         if self.in_scope(module.__name__):
             for value in vars(module).values():
                 if getattr(value, "__module__", None) == module.__name__ and hasattr(value, "__qualname__"):
@@ -176,27 +177,27 @@ class _Walk:
             tokens.append(self.token(function.__wrapped__))
         inside = self.in_scope(function.__module__)
         if inside:
-            tokens += [code.text, *self._named(function, code)]
+            tokens += [code.text, *self._references(function, code)]
         digest = hashlib.sha256("\n".join(tokens).encode()).hexdigest()[:24]
         if inside:
             self.entries.add(f"{name} {digest}")
         return f"{name} {digest}"
 
-    def _named(self, function: types.FunctionType, code: _Code) -> list[str]:
-        """What the code of a function names: functions and classes are looked at later, constants are told here."""
-        found = []
+    def _references(self, function: types.FunctionType, code: _Code) -> list[str]:
+        """What the code of a function names: functions and classes are visited later, constants are hashed here."""
+        tokens = []
         for name, *attributes in code.globals:
             if name not in function.__globals__:
-                found.append(f"builtin {name}")
+                tokens.append(f"builtin {name}")
                 continue
             value = function.__globals__[name]
             while isinstance(value, types.ModuleType) and attributes:
                 value = getattr(value, attributes.pop(0), None)
-            found.append(f"{name} is {self._global(value)}")
+            tokens.append(f"{name} is {self._global(value)}")
         package = str(function.__globals__.get("__package__") or "")
         for module, level, names in code.imports:
-            found += self._imported("." * level + module, package, names)
-        return found
+            tokens += self._imports("." * level + module, package, names)
+        return tokens
 
     def _global(self, value: Any) -> str:
         if isinstance(value, (types.FunctionType, type)):
@@ -205,8 +206,8 @@ class _Walk:
                 return self.later(value, constructed=True)
         return self.token(value)
 
-    def _imported(self, module: str, package: str, names: tuple[str, ...]) -> list[str]:
-        """What a function imports for itself."""
+    def _imports(self, module: str, package: str, names: tuple[str, ...]) -> list[str]:
+        """The imports inside a function."""
         try:
             name = importlib.util.resolve_name(module, package)
             if not self.in_scope(name):
@@ -218,7 +219,7 @@ class _Walk:
         return [f"import {name} {self._global(part)}" for part in parts or [whole]]
 
     def _class(self, kind: type, *, constructed: bool) -> None:
-        """The methods of a class, and its constants; the defaults of its fields only where code makes one."""
+        """The methods of a class, and its constants; the defaults of its fields only if code constructs one."""
         name = f"{kind.__module__}:{kind.__qualname__}"
         if constructed:
             self.later(kind)
@@ -236,13 +237,13 @@ class _Walk:
         self.annotations(kind)
 
     def annotations(self, value: Any) -> None:
-        """Looks later at the classes that annotations name, which are those of arguments or fields."""
+        """Queues the classes that the annotations of arguments or fields name."""
         module = sys.modules.get(str(getattr(value, "__module__", "")))
         for annotation in getattr(value, "__annotations__", {}).values():
             for name in re.findall(r"[\w.]+", annotation) if isinstance(annotation, str) else ():
-                named = functools.reduce(lambda of, part: getattr(of, part, None), name.split("."), module)
-                if isinstance(named, type) and self.in_scope(named.__module__):
-                    self.later(named)
+                kind = functools.reduce(lambda of, part: getattr(of, part, None), name.split("."), module)
+                if isinstance(kind, type) and self.in_scope(kind.__module__):
+                    self.later(kind)
             if isinstance(annotation, type) and self.in_scope(annotation.__module__):
                 self.later(annotation)
 
@@ -252,7 +253,7 @@ class _Code(NamedTuple):
 
     Attributes:
       text: its instructions, with locals by number.
-      globals: the globals that it names, each with the attributes that are taken of it.
+      globals: the globals that it names, each with the attributes that it reads of them.
       imports: what it imports: module, level and names.
       names: the numbers of its locals and cells.
     """
@@ -286,14 +287,14 @@ def _read(code: types.CodeType, outer: Callable[[str], str] | None) -> _Code:
     offsets = [instruction.offset for instruction in kept]
 
     def place(offset: int) -> int:
-        """How many instructions lie in front, whatever lies between them because of where lines end."""
+        """The number of kept instructions before an offset; other instructions depend on line breaks."""
         return bisect.bisect_left(offsets, offset)
 
     def target(offset: int) -> int:
-        """Where a jump ends; whether it is told to go through another jump depends on where lines end, too."""
-        found = kept[place(offset)] if place(offset) < len(kept) else None
-        if found is not None and found.opname in _ALWAYS and found.argval != offset:
-            return target(found.argval)
+        """Where a jump ends; whether it goes through another jump depends on line breaks."""
+        landing = kept[place(offset)] if place(offset) < len(kept) else None
+        if landing is not None and landing.opname in _ALWAYS and landing.argval != offset:
+            return target(landing.argval)
         return place(offset)
 
     handlers: Any = listing.exception_entries  # type: ignore[attr-defined]
@@ -380,10 +381,13 @@ def _top(module: str) -> str:
 
 @functools.cache
 def _is_own(name: str) -> bool:
-    """Whether a module or package is this one, or lies where no library is installed."""
+    """Whether a module or package is this one, or lies where no library is installed; it need not be imported yet."""
     if name in (PACKAGE, "__main__"):
         return True
-    module = sys.modules.get(name)
-    paths = [getattr(module, "__file__", None) or "", *getattr(module, "__path__", ())]
-    found = [str(pathlib.Path(path).resolve()) for path in paths if path]
-    return bool(found) and not any(path.startswith(_INSTALLED) for path in found)
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):  # a module without a spec, such as one that was made by hand
+        return False
+    places = [] if spec is None else [spec.origin or "", *(spec.submodule_search_locations or ())]
+    paths = [str(pathlib.Path(place).resolve()) for place in places if os.path.isabs(place)]
+    return bool(paths) and not any(path.startswith(_INSTALLED) for path in paths)

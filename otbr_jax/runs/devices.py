@@ -1,7 +1,7 @@
 """All devices as one mesh: batches are split over it, weights are copied to each device.
 
-A step says nothing of devices. The network that it is given splits its images over the mesh (`shared`), and the
-compiler does the rest: what is made of the images stays where they are, statistics and gradients are means over all of
+Steps know nothing about devices. Their network splits its images over the mesh (`shared`), and the compiler does the
+rest: everything that is computed from the images stays where they are; statistics and gradients are means over all of
 them. So a step that was written for one device runs on all.
 """
 
@@ -30,9 +30,9 @@ def batch_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def first_devices(count: int) -> list[jax.Device] | None:
-    """So many of the local devices; None, which means all there are, for 0.
+    """The first `count` local devices; None, which means all, for 0.
 
-    Raises InputError if there are fewer, or if other hosts take part.
+    Raises InputError if there are fewer, or if there are several processes.
     """
     if not count:
         return None
@@ -47,21 +47,21 @@ def first_devices(count: int) -> list[jax.Device] | None:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Copies every array of `tree` to all devices of `mesh`; each process brings its own copy, all the same."""
+    """Copies every array of `tree` to all devices of `mesh`; every process has to pass the same arrays."""
     if mesh.size == 1:  # the same program as in memory
         return jax.device_put(tree, mesh.devices.flat[0])
     whole = NamedSharding(mesh, PartitionSpec())
     if not is_spread(mesh):
         return jax.device_put(tree, whole)
 
-    def copied(leaf: Any) -> jax.Array:
+    def copy(leaf: Any) -> jax.Array:
         if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
             implementation = jax.random.key_impl(leaf)
-            return jax.random.wrap_key_data(copied(jax.random.key_data(leaf)), impl=implementation)
+            return jax.random.wrap_key_data(copy(jax.random.key_data(leaf)), impl=implementation)
         values = np.asarray(leaf)
         return jax.make_array_from_callback(values.shape, whole, lambda index: values[index])
 
-    return jax.tree.map(copied, tree)
+    return jax.tree.map(copy, tree)
 
 
 def is_spread(mesh: Mesh) -> bool:
@@ -70,12 +70,12 @@ def is_spread(mesh: Mesh) -> bool:
 
 
 def everywhere(mesh: Mesh) -> NamedSharding | None:
-    """What `jax.jit` is told of outputs: that every device has them whole; None where there is one device."""
+    """The sharding of outputs for `jax.jit`: every device has them whole; None with one device."""
     return None if mesh.size == 1 else NamedSharding(mesh, PartitionSpec())
 
 
 def split_batch(batch: Any, mesh: Mesh) -> Any:
-    """Inside jit: splits the first axis of every array over the mesh, so that each device makes its own part.
+    """Inside jit: splits the first axis of every array over the mesh, so that each device computes its own part.
 
     A batch that devices cannot share evenly stays whole on each of them.
     """
@@ -88,7 +88,7 @@ def split_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def shared(network: Network, mesh: Mesh) -> Network:
-    """A network that splits whatever images it is given over the devices of `mesh`, under `jax.jit`.
+    """A network that splits its images over the devices of `mesh`, under `jax.jit`.
 
     A batch that devices cannot share evenly stays whole on each (`check_batch_size` refuses those that cost time).
     """
@@ -118,12 +118,12 @@ def check_batch_size(batch_size: int, mesh: Mesh, *, name: str) -> None:
 
 
 class Collective(NamedTuple):
-    """What devices tell each other in a compiled program, of one kind.
+    """The collective operations of one kind in a compiled program.
 
     Attributes:
       instructions: how many; one inside a loop counts once.
-      bytes: what they yield together, of one device.
-      largest: the bytes of the largest.
+      bytes: the size of all their results on one device.
+      largest: the size of the largest result, in bytes.
     """
 
     instructions: int
@@ -140,12 +140,12 @@ _SHAPE = re.compile(r"\b(pred|[a-z]+?(\d+)\w*)\[([\d,]*)\]")
 
 def collectives(program: jax.stages.Compiled) -> dict[str, Collective]:
     """The collectives of a compiled program by kind, such as `all-reduce`; none on one device."""
-    found: dict[str, Collective] = {}
+    kinds: dict[str, Collective] = {}
     for match in _COLLECTIVE.finditer(program.as_text() or ""):
         size = sum(_bytes(*shape.groups()) for shape in _SHAPE.finditer(match["shapes"]))
-        old = found.get(match["kind"], Collective(0, 0, 0))
-        found[match["kind"]] = Collective(old.instructions + 1, old.bytes + size, max(old.largest, size))
-    return found
+        old = kinds.get(match["kind"], Collective(0, 0, 0))
+        kinds[match["kind"]] = Collective(old.instructions + 1, old.bytes + size, max(old.largest, size))
+    return kinds
 
 
 def _bytes(kind: str, bits: str | None, sides: str) -> int:

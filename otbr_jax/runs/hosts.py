@@ -1,8 +1,8 @@
-"""Several processes that compute one run together, on one machine or many; see `launch.hosts` for how they meet.
+"""Several processes that compute one run together, on one machine or many; `launch.hosts` joins them.
 
-All of them run the same code on the same settings, and share the working directory. What is written but for the
-checkpoints of stages, and whatever depends on a disk or a clock, is left to the first process, which tells the others.
-With one process nothing here does anything.
+All of them run the same code on the same settings, and share the working directory. All write the checkpoints of
+stages. Everything else that is written, or depends on a disk or a clock, is done by the first process, which broadcasts
+the result. With one process these functions have no effect.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from otbr_jax.errors import InputError
 T = TypeVar("T")
 
 PATIENCE = 20.0
-"""Seconds that a shared folder is given to show one host what another one wrote."""
+"""Seconds after which a shared folder must show one host what another one wrote."""
 
 
 def are_many() -> bool:
-    """Whether other processes take part."""
+    """Whether there are several processes."""
     return jax.process_count() > 1
 
 
@@ -36,13 +36,13 @@ def is_first() -> bool:
 
 
 def wait_for_all(name: str) -> None:
-    """Returns when all processes have come so far; the name says where, and is the same for all."""
+    """Returns when all processes have called this with the same name."""
     if are_many():
         multihost_utils.sync_global_devices(name)
 
 
 def first(function: Callable[[], T]) -> T:
-    """What `function` returns in the first process, a plain JSON value; the others are told, and do not call it.
+    """The result of `function` in the first process, a plain JSON value, in all processes; only the first calls it.
 
     Raises InputError, in every process, if it does in the first.
     """
@@ -54,15 +54,15 @@ def first(function: Callable[[], T]) -> T:
             outcome = {"value": function()}
         except InputError as error:
             outcome = {"error": str(error)}
-    told = json.loads(_told(json.dumps(outcome)))
-    if "error" in told:
-        raise InputError(told["error"])
-    value: T = told["value"]
+    outcome = json.loads(_broadcast(json.dumps(outcome)))
+    if "error" in outcome:
+        raise InputError(outcome["error"])
+    value: T = outcome["value"]
     return value
 
 
-def _told(text: str) -> str:
-    """The first process's text."""
+def _broadcast(text: str) -> str:
+    """The first process's text, in all processes."""
     content = np.frombuffer(text.encode(), np.uint8)
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
     padded = np.zeros(length, np.uint8)
@@ -72,7 +72,7 @@ def _told(text: str) -> str:
 
 
 def agree(digest: str, *, name: str, what: str) -> None:
-    """Raises InputError, in every process, if they do not all bring the same text.
+    """Raises InputError, in every process, if they do not all pass the same digest.
 
     Args:
       digest: a hash of hexadecimal digits, of the same length in all processes.
@@ -82,8 +82,8 @@ def agree(digest: str, *, name: str, what: str) -> None:
     if not are_many():
         return
     own = np.frombuffer(digest.encode(), np.uint8)
-    found = np.asarray(multihost_utils.process_allgather(own))
-    others = [index for index, row in enumerate(found) if not np.array_equal(row, found[0])]
+    digests = np.asarray(multihost_utils.process_allgather(own))
+    others = [index for index, row in enumerate(digests) if not np.array_equal(row, digests[0])]
     if others:
         raise InputError(
             f"{name}: expected the same {what} in all {jax.process_count()} processes, found others in process "
@@ -92,7 +92,7 @@ def agree(digest: str, *, name: str, what: str) -> None:
 
 
 def check_shared(path: pathlib.Path, *, name: str) -> None:
-    """Waits until a file that the first process wrote is seen; raises InputError if it never is."""
+    """Waits until a file that the first process wrote appears; raises InputError if it does not."""
     until = time.monotonic() + PATIENCE
     while not path.exists():
         if time.monotonic() > until:

@@ -1,4 +1,4 @@
-"""What a stage's value depends on, as hashes: the code that computes it, the network, the settings, the versions."""
+"""Hashes of what a stage's value depends on: the code that computes it, the network, the settings, the versions."""
 
 from __future__ import annotations
 
@@ -16,18 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from otbr_jax.graph.evaluate import inner_programs
 from otbr_jax.plan import Setup, Step
 from otbr_jax.runs.code import code_digest
 from otbr_jax.types import Network, Variables, named_leaves
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-SHOWING = ("title", "total", "unit", "work", "lighter", "tell")
-"""The fields of a step that say how it is shown: a change of theirs leaves its value as it is."""
-
 PACKAGES = ("otbr_jax", "jax", "jaxlib", "flax", "optax", "ott-jax", "orbax-checkpoint", "numpy")
 COMPUTING = ("jax", "jaxlib", "optax", "ott-jax")
-"""Packages whose versions change numbers; a network's own library shows in what it traces to."""
+"""Packages whose versions change numbers; a network's own library shows in its jaxpr."""
 
 
 def versions() -> dict[str, str]:
@@ -35,13 +33,13 @@ def versions() -> dict[str, str]:
     return {name: _version(name) for name in PACKAGES}
 
 
-_version = functools.cache(importlib.metadata.version)  # which reads and parses a file
+_version = functools.cache(importlib.metadata.version)  # it reads and parses a file
 
 
 def computing_versions() -> dict[str, str]:
-    """Those of the versions that are in every identity."""
-    found = versions()
-    return {name: found[name] for name in COMPUTING}
+    """The versions that are part of every identity."""
+    every = versions()
+    return {name: every[name] for name in COMPUTING}
 
 
 def content_digest(tree: Any) -> str:
@@ -68,7 +66,7 @@ def plain(settings: Any) -> Any:
 
 
 def setup_digest(setup: Setup, like: Variables) -> str:
-    """A hash of all that a step may read of its setup: what the network computes, its layers, how images are varied.
+    """A hash of all that a step may read of its setup: what the network computes, its layers, the augmentation.
 
     Args:
       setup: the setup.
@@ -84,7 +82,7 @@ def setup_digest(setup: Setup, like: Variables) -> str:
 
 
 def network_digest(network: Network, like: Variables) -> str:
-    """A hash of what a network computes, in evaluation and in training mode, and of how it prepares images."""
+    """A hash of what a network computes in evaluation and in training mode, and of its preprocessing."""
     images = jax.ShapeDtypeStruct((2, *network.image_shape), jnp.float32)
     raw = jax.ShapeDtypeStruct((2, *network.image_shape), jnp.uint8)
     programs = ((network.apply, like, images), (network.train, like, images))
@@ -94,9 +92,9 @@ def network_digest(network: Network, like: Variables) -> str:
 
 
 def program_digest(function: Callable[..., Any], *inputs: Any) -> str:
-    """A hash of what a function computes of inputs like these: its jaxpr, and every constant that it closes over."""
+    """A hash of what a function computes from inputs like these: its jaxpr, and every constant in it."""
     closed = jax.make_jaxpr(function)(*inputs)
-    text = closed.pretty_print(use_color=False)  # `str` has colours where it is printed on a terminal
+    text = closed.pretty_print(use_color=False)  # `str` has colours on a terminal
     digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", text).encode())
     for constant in _constants(closed):
         array = np.ascontiguousarray(constant)
@@ -106,15 +104,12 @@ def program_digest(function: Callable[..., Any], *inputs: Any) -> str:
 
 def _constants(program: Any) -> list[Any]:
     """The constants of a jaxpr and of the jaxprs inside it, in order."""
-    found = [value for value in getattr(program, "consts", ()) if _is_array(value)]
+    constants = [value for value in getattr(program, "consts", ()) if _is_array(value)]
     for equation in getattr(program, "jaxpr", program).eqns:
-        found += [atom.val for atom in equation.invars if hasattr(atom, "val") and _is_array(atom.val)]
-        for value in equation.params.values():
-            inner = value if isinstance(value, (tuple, list)) else (value,)
-            for part in inner:
-                if hasattr(part, "eqns") or hasattr(part, "jaxpr"):
-                    found += _constants(part)
-    return found
+        constants += [atom.val for atom in equation.invars if hasattr(atom, "val") and _is_array(atom.val)]
+        for part in inner_programs(equation):
+            constants += _constants(part)
+    return constants
 
 
 def _is_array(value: Any) -> bool:
@@ -122,8 +117,8 @@ def _is_array(value: Any) -> bool:
 
 
 def step_digest(step: Step) -> str:
-    """A hash of the code that a step can reach, from whatever it holds; not of how it is shown."""
-    held = {field.name: getattr(step, field.name) for field in dataclasses.fields(step) if field.name not in SHOWING}
+    """A hash of the code that a step can reach through its fields, without `shown`."""
+    held = {field.name: getattr(step, field.name) for field in dataclasses.fields(step) if field.name != "shown"}
     computing = [held[name] for name in ("run", "init", "body", "done", "count") if name in held]
     return code_digest(held, Setup, entry=computing)
 

@@ -1,7 +1,6 @@
-"""Workers that share the cells of one file of results: who fills which, and which cannot be filled.
+"""Leases of cells: workers that share one file of results run each cell once, and learn which cells failed.
 
-A lease is a lock, so it ends with the worker that holds it, also with one that is killed: whatever it had not finished
-is free for the others.
+A lease is a lock, so it ends when its worker ends or is killed. Unfinished cells are then free for the others.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ from otbr_jax.locks import locked
 
 
 class Leased(Protocol):
-    """What workers take."""
+    """A cell that workers take."""
 
     @property
     def id(self) -> str:
-        """Tells it from others; can be a file's name."""
+        """A unique name that can be a file's name."""
 
     @property
     def victim(self) -> str:
-        """What others may have to be computed with, too, and is computed only once."""
+        """The victim, which other cells may need too, and which is computed only once."""
 
 
 _FAILED = ".failed"
@@ -41,7 +40,7 @@ class Leases:
 
     Attributes:
       folder: where their files are.
-      earlier: failures from before this worker, which it does not believe.
+      earlier: failures from before this worker began, which it ignores.
     """
 
     folder: pathlib.Path
@@ -49,9 +48,9 @@ class Leases:
 
     @contextlib.contextmanager
     def take(self, cells: Sequence[L]) -> Iterator[L | None]:
-        """A cell that no worker has, for this one alone while the context lasts; None if all are taken.
+        """A free cell, leased to this worker while the context lasts; None if all are taken.
 
-        Rather one whose victim nobody is at either: whoever needs a victim waits while another worker trains it.
+        Cells whose victim is also free come first: a worker would wait while another one trains the same victim.
         """
         busy: set[str] = set()
         for crowded in (False, True):
@@ -66,16 +65,16 @@ class Leases:
         yield None
 
     def fail(self, cell: Leased, message: str) -> None:
-        """Tells the workers of today that a cell cannot be filled; whoever holds its lease may."""
-        with contextlib.suppress(InputError):  # on a full disk each of them finds out for itself
+        """Reports to the running workers that a cell failed; only the holder of its lease may call this."""
+        with contextlib.suppress(InputError):  # on a full disk each of them fails by itself
             write_text(
                 self.folder / f"{cell.id}{_FAILED}", f"{message}\n{os.uname().nodename} {os.getpid()} {time.time_ns()}"
             )
 
     def failures(self) -> dict[str, str]:
         """Messages by the ids of cells that failed since this worker began."""
-        found = _failures(self.folder)
-        return {name: text.rpartition("\n")[0] for name, text in found.items() if text != self.earlier.get(name)}
+        texts = _failures(self.folder)
+        return {name: text.rpartition("\n")[0] for name, text in texts.items() if text != self.earlier.get(name)}
 
 
 def open_leases(folder: pathlib.Path) -> Leases:

@@ -1,4 +1,4 @@
-"""Rounds of a long computation on the host: saved on the way, so that one that was stopped goes on from there."""
+"""The loop of a long computation on the host: its state is saved on the way, so that it resumes after a stop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 State = TypeVar("State")
 
 SAVE_EVERY = 30.0
-"""Seconds between two checkpoints of a computation that goes on."""
+"""Seconds between two checkpoints of a running computation."""
 
 
 def rounds(
@@ -29,20 +29,20 @@ def rounds(
     place: Callable[[State], State] = lambda state: state,
     on_round: Callable[..., None] = lambda **shown: None,
 ) -> State:
-    """Goes round until it is done, from where an earlier process was stopped if it was.
+    """Runs rounds until the state is done; resumes from a saved state if there is one.
 
     Args:
       start: a pytree of arrays.
-      body: `state -> (state, what to show)`.
+      body: `state -> (state, values to show)`.
       done: whether a state is the last.
-      count: how many rounds a state has behind it.
-      progress: where states are saved, and looked for at the start; None for nowhere.
-      save_every: seconds between two of them; by default `SAVE_EVERY`.
-      place: puts a state that was read onto the devices.
-      on_round: called after each round, and for those that were behind it at the start (a progress bar).
+      count: how many rounds a state has completed.
+      progress: where states are saved, and read at the start; None for nowhere.
+      save_every: seconds between two saves; by default `SAVE_EVERY`.
+      place: moves a restored state to the devices.
+      on_round: called after each round, and once for each round that a restored state has completed (a progress bar).
     """
     state = start
-    if progress is not None and (saved := _found(progress, start)) is not None:
+    if progress is not None and (saved := _restore_everywhere(progress, start)) is not None:
         state = place(saved)
     for _ in range(count(state)):
         on_round()
@@ -62,8 +62,8 @@ def rounds(
     return state
 
 
-def _found(progress: pathlib.Path, like: Any) -> Any:
-    """As `restore_state`; what the first process can read, all read."""
+def _restore_everywhere(progress: pathlib.Path, like: Any) -> Any:
+    """As `restore_state` in all processes; None if the first one cannot read it."""
     if not hosts.are_many():
         return restore_state(progress, like)
     saved = restore_state(progress, like) if hosts.is_first() else None
@@ -73,21 +73,21 @@ def _found(progress: pathlib.Path, like: Any) -> Any:
 
 
 def save_state(progress: pathlib.Path, state: Any) -> None:
-    """Replaces the saved state, a pytree of arrays; what cannot be saved is warned about."""
+    """Replaces the saved state, a pytree of arrays; a failure is only a warning."""
     try:
         progress.parent.mkdir(parents=True, exist_ok=True)
         replace_checkpoint(progress, state)
     except Exception as error:  # a full disk is no reason to lose a day's training
-        log.warning("the state of a training cannot be saved, it goes on: %s (%s)", progress, error)
+        log.warning("the state of a training cannot be saved; the training goes on: %s (%s)", progress, error)
 
 
 def restore_state(progress: pathlib.Path, like: Any) -> Any:
-    """The saved state in the structure `like`, arrays on the host; None if there is none, or none that can be read."""
+    """The saved state in the structure `like`, arrays on the host; None if there is none, or it cannot be read."""
     recover_checkpoint(progress)
     if not progress.exists():
         return None
     try:
         return restore_checkpoint(progress, like)
-    except Exception as error:  # whatever Orbax makes of a damaged directory
-        log.warning("the saved state of a training cannot be read, it starts anew: %s (%s)", progress, error)
+    except Exception as error:  # Orbax raises many kinds for a damaged directory
+        log.warning("the saved state of a training cannot be read; the training starts anew: %s (%s)", progress, error)
         return None

@@ -1,4 +1,4 @@
-"""How much memory compiled programs take, as the compiler says."""
+"""How much memory compiled programs need, according to the compiler."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ log = logging.getLogger(__name__)
 
 
 def megabytes(program: Any) -> float | None:
-    """The memory of a program that is compiled (`jax.stages.Compiled`), in 10^6 bytes of one device.
+    """The memory of a compiled program (`jax.stages.Compiled`), in 10^6 bytes of one device.
 
-    Arguments, outputs and temporaries, but for outputs that lie where arguments were. None where a backend does not
+    Arguments, outputs and temporaries, without outputs that reuse the memory of arguments. None if the backend does not
     say.
     """
     try:
-        found = program.memory_analysis()
-        parts = (found.argument_size_in_bytes, found.output_size_in_bytes, found.temp_size_in_bytes)
-        return round((sum(parts) - found.alias_size_in_bytes) / 1e6, 6)
+        analysis = program.memory_analysis()
+        sizes = (analysis.argument_size_in_bytes, analysis.output_size_in_bytes, analysis.temp_size_in_bytes)
+        return round((sum(sizes) - analysis.alias_size_in_bytes) / 1e6, 6)
     except (AttributeError, NotImplementedError, RuntimeError):  # XLA's own errors are RuntimeErrors
         return None
 
 
-def largest(found: list[float | None]) -> float | None:
-    """The largest of what `megabytes` says of several programs; None where one is not known."""
-    return None if None in found else max((each for each in found if each is not None), default=None)
+def largest(sizes: list[float | None]) -> float | None:
+    """The largest of several programs' `megabytes`; None if one is not known."""
+    return None if None in sizes else max((size for size in sizes if size is not None), default=None)
 
 
 def machine() -> float | None:
-    """The memory of this machine, or of its first accelerator, in 10^6 bytes; None where nobody says.
+    """The memory of this machine, or of its first accelerator, in 10^6 bytes; None if it is not known.
 
     In a container with a limit, that limit.
     """
@@ -42,21 +42,21 @@ def machine() -> float | None:
         limit = (device.memory_stats() or {}).get("bytes_limit")
         return None if limit is None else limit / 1e6
     try:
-        found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+        limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     except (OSError, ValueError):
         return None
     with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit
-        found.append(int(pathlib.Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(found) / 1e6
+        limits.append(int(pathlib.Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(limits) / 1e6
 
 
 def warn(name: str, needed: float | None, *, lighter: str) -> str | None:
-    """Logs one line, and returns it, if a compiled program will take more memory than there is.
+    """Logs and returns one line if a compiled program needs more memory than there is.
 
     Args:
       name: of its step.
-      needed: what `megabytes` says of it.
-      lighter: the setting that it shrinks with; may be empty.
+      needed: its `megabytes`.
+      lighter: the setting that lowers its memory; may be empty.
     """
     there = machine()
     if needed is None or there is None or needed <= there:

@@ -1,8 +1,9 @@
-"""The network that a run is about: of the registry or the user's own, with its weights if it has any yet."""
+"""Opens the network of a run: one of the registry or the user's own, with its weights if it has any yet."""
 
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,25 +15,29 @@ from otbr_jax.graph.graph import NeuronGraph
 from otbr_jax.graph.trace import trace
 from otbr_jax.interop import functions
 from otbr_jax.interop.matching import Normalisation, Template
+from otbr_jax.interop.tensor_files import TensorFile
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
-from otbr_jax.runs.loading import load_checkpoint
+from otbr_jax.runs.infer_model import infer_settings
+from otbr_jax.runs.loading import load_checkpoint, read_checkpoint
 from otbr_jax.types import Network, Variables, check_finite
 
 
-class Subject(NamedTuple):
-    """A network, its weights, and how they go back to where they came from.
+class Source(NamedTuple):
+    """A network and its origin: its functions, its weights, and how to write them in the user's format.
 
     Attributes:
+      config: its settings, with the sizes of its file.
       network: its functions.
       like: its variables as `jax.ShapeDtypeStruct`.
       graph: its neuron graph.
       variables: its weights, None if it has none yet.
       init: `key -> variables`, None for a network of the user's own.
-      template: how the user's file is written, None for an Orbax checkpoint or no file.
-      restore: turns variables into the pytree that the user brought.
+      template: the format of the user's file; None for an Orbax checkpoint or no file.
+      restore: turns variables into the user's own pytree.
     """
 
+    config: ModelConfig
     network: Network
     like: Variables
     graph: NeuronGraph
@@ -42,31 +47,46 @@ class Subject(NamedTuple):
     restore: Callable[[Variables], Any] = lambda variables: variables
 
 
-def open_network(config: ModelConfig) -> Subject:
+def open_network(config: ModelConfig, checkpoint: TensorFile | pathlib.Path | None = None) -> Source:
     """Builds or imports the network that `config` names, loads its checkpoint and traces it.
+
+    Args:
+      config: the settings; without a name the checkpoint says which network it is, see `infer_settings`.
+      checkpoint: the checkpoint, if it has been read already; by default it is read here, once.
 
     Raises:
       InputError: names the setting or file that is wrong, or the operation that cannot be traced.
     """
     if ":" in config.name:
-        subject = _brought(config)
+        source = _user_network(config)
     else:
-        network, init = registry.build(config)
-        like = jax.eval_shape(init, jax.random.key(0))
-        variables, template = None, None
-        if config.checkpoint:
-            variables, template = load_checkpoint(config.checkpoint, like, name="model.checkpoint", entry=config.entry)
-            if template is not None and template.normalisation is not None:
-                network = _normalising(network, template.normalisation, config)
-        subject = Subject(network, like, _graph(network, like), variables, init, template)
-    if subject.variables is not None:
-        source = f"model.checkpoint {config.checkpoint}" if config.checkpoint else f"model.name {config.name}"
-        check_finite(subject.variables, name=source)
-    return subject
+        if config.checkpoint and checkpoint is None:
+            if config.name:
+                registry.build(config)  # an unknown name or size raises here, before a large file is read
+            checkpoint = read_checkpoint(config.checkpoint, name="model.checkpoint")
+        if not config.name:
+            config = infer_settings(config, checkpoint)
+        source = _known_network(config, checkpoint)
+    if source.variables is not None:
+        origin = f"model.checkpoint {config.checkpoint}" if config.checkpoint else f"model.name {config.name}"
+        check_finite(source.variables, name=origin)
+    return source
+
+
+def _known_network(config: ModelConfig, checkpoint: TensorFile | pathlib.Path | None) -> Source:
+    """A network of the registry, with the weights of a checkpoint if there is one."""
+    network, init = registry.build(config)
+    like = jax.eval_shape(init, jax.random.key(0))
+    variables, template = None, None
+    if checkpoint is not None:
+        variables, template = load_checkpoint(checkpoint, like, name="model.checkpoint", entry=config.entry)
+        if template is not None and template.normalisation is not None:
+            network = _normalising(network, template.normalisation, config)
+    return Source(config, network, like, _graph(network, like), variables, init, template)
 
 
 def check_classes(network: Network) -> None:
-    """Raises InputError if the network has no two logits to compare."""
+    """Raises InputError if the network has fewer than two logits."""
     if network.num_classes < 2:
         raise InputError(
             f"model.num_classes: expected at least 2, one logit for each class, found {network.num_classes}; a network "
@@ -74,20 +94,20 @@ def check_classes(network: Network) -> None:
         )
 
 
-def _brought(config: ModelConfig) -> Subject:
-    brought = functions.load(config.name, image_shape=config.image_shape, num_classes=config.num_classes)
+def _user_network(config: ModelConfig) -> Source:
+    user = functions.load(config.name, image_shape=config.image_shape, num_classes=config.num_classes)
     if config.checkpoint:
         raise InputError(
             f"model.checkpoint: expected none, since {config.name} brings its variables, found {config.checkpoint!r}"
         )
-    network, variables = brought.network, brought.variables
+    network, variables = user.network, user.variables
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), variables)
-    graph = brought.graph if brought.graph is not None else _graph(network, like)
-    return Subject(network, like, graph, variables, None, restore=brought.restore)
+    graph = user.graph if user.graph is not None else _graph(network, like)
+    return Source(config, network, like, graph, variables, None, restore=user.restore)
 
 
 def _normalising(network: Network, of: Normalisation, config: ModelConfig) -> Network:
-    """The network of a file that normalises its input itself."""
+    """The network of a file that normalises its own input."""
     channels = network.image_shape[2]
     if not {len(of.mean), len(of.std)} <= {1, channels}:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Numbers as they are whatever a process was told about them."""
+"""The numerics of every run, whatever JAX's environment variables say."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import jax
 
 
 @contextmanager
-def as_usual() -> Iterator[None]:
-    """Single precision, and no search for NaN, whatever `JAX_ENABLE_X64` and `JAX_DEBUG_NANS` say.
+def default_numerics() -> Iterator[None]:
+    """Single precision and no NaN checks, whatever `JAX_ENABLE_X64` and `JAX_DEBUG_NANS` say.
 
-    Results then are the same everywhere; that something is no number is looked for where it matters.
+    So results are the same everywhere. NaNs are checked where they matter.
     """
     with jax.enable_x64(False), jax.debug_nans(False), jax.debug_infs(False):
         yield

@@ -1,4 +1,4 @@
-"""A user's Orbax checkpoint: the folder itself, or what trainers put around it."""
+"""Loads a user's Orbax checkpoint: the folder itself, or one inside a trainer's folder."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from otbr_jax.runs.checkpoints import nested, restore_checkpoint
 from otbr_jax.types import leaf_name, named_leaves
 
 _LOG = logging.getLogger(__name__)
-_ITEMS = ("arrays", "default", "state", "params", "model", "items")  # of a stage, and as people call them
+_ITEMS = ("arrays", "default", "state", "params", "model", "items")  # of a stage, and usual names of items
 
 
 def load_variables(path: str | os.PathLike[str], like: Any, *, name: str) -> Any:
-    """Loads a network's variables from a user's Orbax checkpoint; what else it holds is left out, as one line says.
+    """Loads a network's variables from a user's Orbax checkpoint; one line names other contents, which are ignored.
 
     Args:
       path: a checkpoint directory (of `params`, `batch_stats`, ..., alone or in a training state), or the folder of a
@@ -34,13 +34,13 @@ def load_variables(path: str | os.PathLike[str], like: Any, *, name: str) -> Any
     Raises:
       InputError: if it is missing, no Orbax checkpoint, damaged, or its arrays are not those of the network.
     """
-    given = local_path(path, name=name)
-    if not given.is_dir():
-        found_there = "a file" if given.exists() else "nothing"
-        raise InputError(f"{name}: expected an Orbax checkpoint directory, found {found_there} at {given}")
-    root = _checkpoint_in(given)
+    folder = local_path(path, name=name)
+    if not folder.is_dir():
+        what = "a file" if folder.exists() else "nothing"
+        raise InputError(f"{name}: expected an Orbax checkpoint directory, found {what} at {folder}")
+    root = _checkpoint_in(folder)
     _check_links(root, name=name)
-    if root != given:
+    if root != folder:
         _LOG.warning("%s: took the checkpoint %s", name, root)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
@@ -52,20 +52,20 @@ def load_variables(path: str | os.PathLike[str], like: Any, *, name: str) -> Any
     stored = named_leaves(metadata.tree)
     expected = named_leaves(like)
     prefix = _state_in(stored, expected)
-    found = {leaf.removeprefix(prefix): array for leaf, array in stored.items() if leaf.startswith(prefix)}
-    for leaf in sorted(expected.keys() - found.keys()):
+    own = {leaf.removeprefix(prefix): array for leaf, array in stored.items() if leaf.startswith(prefix)}
+    for leaf in sorted(expected.keys() - own.keys()):
         raise InputError(f"{name}: expected an array {leaf} {expected[leaf].shape} in {root}, found none of that name")
     collections = {leaf.partition("/")[0] for leaf in expected}
-    for leaf in sorted(found.keys() - expected.keys()):
+    for leaf in sorted(own.keys() - expected.keys()):
         if leaf.partition("/")[0] in collections:
-            raise InputError(f"{name}: {root} holds {leaf} {tuple(found[leaf].shape)}, which the network does not have")
+            raise InputError(f"{name}: {root} holds {leaf} {tuple(own[leaf].shape)}, which the network does not have")
     if beside := sorted({leaf.partition("/")[0] for leaf in stored.keys() - {prefix + leaf for leaf in expected}}):
         _LOG.warning("%s: left out of %s what is not the network's: %s", name, root, ", ".join(beside[:5]))
     for leaf, array in expected.items():
-        if tuple(found[leaf].shape) != tuple(array.shape):
+        if tuple(own[leaf].shape) != tuple(array.shape):
             raise InputError(
                 f"{name}: expected {leaf} of shape {tuple(array.shape)} as the model's settings say, "
-                f"found {tuple(found[leaf].shape)} in {root}"
+                f"found {tuple(own[leaf].shape)} in {root}"
             )
     try:
         return _restore_part(root, like, prefix, stored)
@@ -74,15 +74,15 @@ def load_variables(path: str | os.PathLike[str], like: Any, *, name: str) -> Any
 
 
 def _checkpoint_in(folder: pathlib.Path) -> pathlib.Path:
-    """Where in a folder its checkpoint is: here, in a stage's or an item's folder, or in that of the latest step."""
+    """The checkpoint of a folder: itself, the folder of a stage or an item in it, or that of the latest step."""
     for _ in range(3):
         if (folder / "_METADATA").exists():
             break
         inside = [child for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")]
         steps = [child for child in inside if _step(child.name) is not None]
         items = [child for child in inside if (child / "_METADATA").exists()]
-        usual = [child for child in items if child.name in _ITEMS]
-        chosen = usual or (items if len(items) == 1 else []) or sorted(steps, key=lambda step: _step(step.name) or 0)
+        known = [child for child in items if child.name in _ITEMS]
+        chosen = known or (items if len(items) == 1 else []) or sorted(steps, key=lambda step: _step(step.name) or 0)
         if not chosen:
             break
         folder = chosen[-1]
@@ -96,7 +96,7 @@ def _step(name: str) -> int | None:
 
 
 def _check_links(folder: pathlib.Path, *, name: str) -> None:
-    """Raises InputError if what is in a checkpoint is a link out of it, which whoever made it may have chosen."""
+    """Raises InputError if a checkpoint holds a link to a file outside it, which an attacker may have chosen."""
     home = folder.resolve()
     for entry in folder.rglob("*"):
         if entry.is_symlink() and not entry.resolve().is_relative_to(home):
@@ -106,7 +106,7 @@ def _check_links(folder: pathlib.Path, *, name: str) -> None:
 
 
 def _state_in(stored: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
-    """What stands before the network's arrays in a training state, such as `model/`; empty if nothing fits better."""
+    """The prefix of the network's arrays in a training state, such as `model/`; empty if no other fits better."""
     leaf = next(iter(expected), "")
     candidates = (other.removesuffix(leaf) for other in stored if other.endswith(f"/{leaf}"))
     prefixes = ["", *sorted(candidates, key=len)]

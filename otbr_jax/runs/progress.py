@@ -1,6 +1,6 @@
-"""What is said while something takes longer than a few seconds: bars and clocks where somebody looks, else lines.
+"""Progress of anything that takes longer than a few seconds: bars and clocks on a terminal, else lines.
 
-All of it goes to standard error, by the first of several processes. TQDM_DISABLE=1 says nothing.
+The first process prints all of it to standard error. TQDM_DISABLE=1 prints nothing.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from tqdm import tqdm
 from otbr_jax.runs import hosts
 
 WIDTH = 28
-"""Letters of a description, so that bars stand below each other."""
+"""Letters of a description, so that bars are aligned."""
 MINUTE = 60.0
-"""Seconds between two lines about the same thing, where nobody looks."""
+"""Seconds between two lines about the same computation, if standard error is no terminal."""
 
 Advance = Callable[..., None]
 
 
 def say(line: str) -> None:
-    """A line, above a bar that is shown."""
+    """Prints a line, above a bar if there is one."""
     if not _silent():
         tqdm.write(line, file=sys.stderr)
 
 
 def step_progress(description: str, total: int, *, unit: str) -> AbstractContextManager[Advance | None]:
-    """Shows for how long a step has been running; gives None.
+    """Shows how long a step has been running; yields None.
 
-    With OTBR_JAX_BARS=parts in the environment it is a bar that counts the step's parts, and gives what they are to
-    call. Such a program holds a callback, so that JAX's compilation cache cannot keep it.
+    With OTBR_JAX_BARS=parts in the environment it is a bar that counts the step's parts, and yields the function that
+    they call. Such a program holds a callback, so JAX's compilation cache cannot keep it.
     """
     if os.environ.get("OTBR_JAX_BARS") == "parts":
         return progress_bar(description, total, unit=unit)
@@ -43,19 +43,19 @@ def step_progress(description: str, total: int, *, unit: str) -> AbstractContext
 
 @contextmanager
 def _clock(description: str) -> Iterator[None]:
-    with _shown(description, None, ""):
+    with _show(description, None, ""):
         yield None
 
 
 def progress_bar(description: str, total: int, *, unit: str) -> AbstractContextManager[Advance]:
-    """Shows a bar, or a line a minute; gives `advance(**shown values)`, to be called `total` times.
+    """Shows a bar, or a line a minute; yields `advance(**values to show)`, to be called `total` times.
 
-    It counts what was called, and is complete when the block ends without an exception.
+    It counts the calls, and is complete when the block ends without an exception.
     """
-    return _shown(description, total, unit)
+    return _show(description, total, unit)
 
 
-def _shown(description: str, total: int | None, unit: str) -> AbstractContextManager[Advance]:
+def _show(description: str, total: int | None, unit: str) -> AbstractContextManager[Advance]:
     if _silent():
         return _nothing()
     return (_bar if sys.stderr.isatty() else _lines)(description, total, unit)
@@ -90,16 +90,16 @@ def _ticking(every: float, tick: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def _bar(description: str, total: int | None, unit: str) -> Iterator[Advance]:
-    """A bar, or without a total a clock, that moves every second."""
+    """A bar, or without a total a clock, that is redrawn every second."""
     shape = None if total else "{desc}: {elapsed}"
-    shown = {"desc": f"{description:<{WIDTH}}", "unit": unit, "bar_format": shape}
-    with tqdm(total=total, **shown, dynamic_ncols=True, disable=False) as bar:
+    options = {"desc": f"{description:<{WIDTH}}", "unit": unit, "bar_format": shape}
+    with tqdm(total=total, **options, dynamic_ncols=True, disable=False) as bar:
 
         def advance(**values: float) -> None:
             if total and bar.n < total:
                 bar.update()
             if values:
-                bar.set_postfix_str(_shown_values(values))
+                bar.set_postfix_str(_values_text(values))
 
         with _ticking(1.0, bar.refresh):
             yield advance
@@ -108,21 +108,21 @@ def _bar(description: str, total: int | None, unit: str) -> Iterator[Advance]:
 
 @contextmanager
 def _lines(description: str, total: int | None, unit: str) -> Iterator[Advance]:
-    """A line at the end, and one a minute before: in files bars would be one line without an end."""
-    began, count, shown = time.monotonic(), 0, ""
+    """A line at the end, and one a minute before: in a file a bar would be one endless line."""
+    began, count, last = time.monotonic(), 0, ""
 
-    def line(done: str) -> None:
-        said = ", ".join(filter(None, (done, shown, f"{time.monotonic() - began:.0f} s")))
-        print(f"{description}: {said}", file=sys.stderr, flush=True)
+    def print_line(state: str) -> None:
+        text = ", ".join(filter(None, (state, last, f"{time.monotonic() - began:.0f} s")))
+        print(f"{description}: {text}", file=sys.stderr, flush=True)
 
     def advance(**values: float) -> None:
-        nonlocal count, shown
-        count, shown = count + 1, _shown_values(values)
+        nonlocal count, last
+        count, last = count + 1, _values_text(values)
 
-    with _ticking(MINUTE, lambda: line(f"{unit} {count} of {total}" if total else "still running")):
+    with _ticking(MINUTE, lambda: print_line(f"{unit} {count} of {total}" if total else "still running")):
         yield advance
-    line("")
+    print_line("")
 
 
-def _shown_values(values: dict[str, float]) -> str:
+def _values_text(values: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.3f}" for name, value in values.items())

@@ -1,4 +1,4 @@
-"""What every measured row carries: commit, hardware, date, versions."""
+"""The provenance of every row of results: commit, hardware, date, versions."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from otbr_jax.errors import InputError
 from otbr_jax.runs.identity import versions
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-"""The checkout that this package is run from."""
+"""The checkout that this package runs from."""
 
 
 def provenance() -> dict[str, Any]:
     """Commit, hardware, date and versions, for a row of results; the commit is None outside a git checkout.
 
     Raises:
-      InputError: if the library or the configs differ from the commit, for then it would not say what was measured.
+      InputError: if the library or the configs differ from the commit, which would then not identify what was measured.
     """
     if _git("status", "--porcelain", "--", "otbr_jax", "configs"):
-        raise InputError("results carry a commit: expected otbr_jax/ and configs/ as committed, found changes")
+        raise InputError("results name a commit: expected otbr_jax/ and configs/ as committed, found changes")
     return {
         "date": today(),
         "commit": _git("rev-parse", "HEAD"),
@@ -40,7 +40,7 @@ def today() -> str:
 
 
 def hardware() -> str:
-    """The machine in words: architecture, cores, devices."""
+    """The machine as text: architecture, cores, devices."""
     kinds = [str(device.device_kind) for device in jax.local_devices()]
     devices = ", ".join(
         f"{kinds.count(kind)} x {kind}" if kinds.count(kind) > 1 else kind for kind in dict.fromkeys(kinds)
@@ -49,10 +49,10 @@ def hardware() -> str:
 
 
 def _git(*arguments: str) -> str | None:
-    if not (ROOT / ".git").exists():  # another repository's, around an installed package
+    if not (ROOT / ".git").exists():  # an installed package may lie inside another repository
         return None
     try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+        process = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
+    return process.stdout.strip()

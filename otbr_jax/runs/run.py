@@ -1,4 +1,4 @@
-"""One run: its settings, directory, network and devices, and how the steps of a plan are computed there."""
+"""One run: computes the steps of a plan in a working directory, with the network and data of a session."""
 
 from __future__ import annotations
 
@@ -8,66 +8,52 @@ import pathlib
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from otbr_jax import plan as plans
-from otbr_jax.data import sources
-from otbr_jax.data.sources import DataConfig
 from otbr_jax.graph.choose import choose_layers
 from otbr_jax.plan import LongStep, Plan, Setup, Step
-from otbr_jax.runs import ahead, identity, memory
+from otbr_jax.runs import estimate, identity, memory
 from otbr_jax.runs.devices import everywhere, replicate, shared
 from otbr_jax.runs.loop import rounds
-from otbr_jax.runs.networks import Subject
 from otbr_jax.runs.progress import progress_bar, say, step_progress
+from otbr_jax.runs.session import Session
 from otbr_jax.runs.store import Stage, Workdir
 from otbr_jax.types import Augment, Network, unchanged
 
 
-class RunConfig(Protocol):
-    """What a run's settings have at least."""
-
-    @property
-    def seed(self) -> int:
-        """Of every random choice."""
-
-    @property
-    def data(self) -> DataConfig:
-        """Says how images are prepared."""
-
-
-C = TypeVar("C", bound=RunConfig)
-
-
 @dataclasses.dataclass(frozen=True)
-class Run(Generic[C]):
-    """What every step of a run is computed with.
+class Run:
+    """What all steps of a run share.
 
     Attributes:
-      config: its settings.
-      directory: where its stages are.
-      subject: the network, and its weights if it has any yet.
-      mesh: the devices.
+      session: the network, the data and the devices.
+      directory: the directory of its stages.
+      seed: of every random choice.
       layers: which layers steps may score and repair, see `choose_layers`.
-      augment: how clean images are varied.
-      repetition: which of several runs of the same settings; each but 0 has a key of its own.
+      augment: how clean images are augmented.
+      repetition: the number of this run of the same settings; each but 0 has its own key.
     """
 
-    config: C
+    session: Session
     directory: Workdir
-    subject: Subject
-    mesh: Mesh
+    seed: int
     layers: str = "auto"
     augment: Augment = unchanged
     repetition: int = 0
 
-    @functools.cached_property
+    @property
+    def mesh(self) -> Mesh:
+        """The devices."""
+        return self.session.mesh
+
+    @property
     def network(self) -> Network:
-        """The functions of the network, which prepares images as the data say."""
-        return dataclasses.replace(self.subject.network, prepare=partial(sources.preprocess, config=self.config.data))
+        """The network, with the preprocessing of the data."""
+        return self.session.network
 
     @functools.cached_property
     def setup(self) -> Setup:
@@ -81,28 +67,28 @@ class Run(Generic[C]):
 
     @functools.cached_property
     def _setup(self) -> Setup:
-        """The same for one device, which says what is computed, wherever it is."""
-        layers = choose_layers(self.subject.graph, self.layers)
-        return Setup(self.network, self.subject.graph, layers, augment=self.augment)
+        """The same for one device: it defines what is computed, on whatever devices."""
+        graph = self.session.source.graph
+        return Setup(self.network, graph, choose_layers(graph, self.layers), augment=self.augment)
 
     @functools.cached_property
     def setup_digest(self) -> str:
-        """A hash of all that steps may read of the setup."""
-        return identity.setup_digest(self._setup, self.subject.like)
+        """A hash of everything in the setup that steps may read."""
+        return identity.setup_digest(self._setup, self.session.source.like)
 
     @functools.cached_property
     def network_digest(self) -> str:
         """A hash of what the network computes."""
-        return identity.network_digest(self.network, self.subject.like)
+        return identity.network_digest(self.network, self.session.source.like)
 
     @property
     def root(self) -> jax.Array:
         """The run's key, from the seed and the repetition alone."""
-        key = jax.random.key(self.config.seed)
+        key = jax.random.key(self.seed)
         return jax.random.fold_in(key, self.repetition) if self.repetition else key
 
     def key(self, name: str) -> jax.Array:
-        """The key of whoever has that name."""
+        """The key of that name."""
         return plans.named_key(self.root, name)
 
     def plan(self, plan: Plan, given: Mapping[str, Any]) -> dict[str, Stage]:
@@ -110,7 +96,7 @@ class Run(Generic[C]):
 
         Args:
           plan: the steps.
-          given: what steps need and none of them makes: pytrees of arrays, or stages.
+          given: inputs that no step computes: pytrees of arrays, or stages.
 
         Raises:
           InputError: if a value cannot be used, or cannot be written.
@@ -121,9 +107,8 @@ class Run(Generic[C]):
         return {step.name: stages[step.name] for step in plan}
 
     def step(self, step: Step, stages: Mapping[str, Stage]) -> Stage:
-        """Computes (or reloads) one step, which is given the values of the stages that it needs, and nothing else."""
-        taken = plans.taken(step, stages)
-        inputs = {argument: stage.value for argument, stage in taken.items()}
+        """Computes (or reloads) one step, from the values of the stages that it needs, and nothing else."""
+        inputs = {argument: stage.value for argument, stage in plans.select_inputs(step, stages).items()}
         key = plans.step_key(self.root, step)
         compute: Callable[..., Any] = self._rounds if isinstance(step, LongStep) else self._at_once
         stage = self.directory.run_long(
@@ -136,25 +121,25 @@ class Run(Generic[C]):
             parents=tuple(stages[name] for name in step.needs.values()),
             check=partial(step.check, step.settings),
         )
-        if line := step.tell(step.settings, stage.value):
+        if line := step.shown.tell(step.settings, stage.value):
             say(line)
         return stage
 
     def _at_once(self, step: Step, key: jax.Array, inputs: Mapping[str, Any], progress: pathlib.Path) -> Any:
-        """One program, with a clock; devices have copies of everything but what they share."""
+        """Computes a step as one program, with a clock; devices have copies of everything but shared batches."""
         del progress
-        step = plans.shortened(step, inputs)
-        total = step.total(self.setup) if callable(step.total) else step.total
-        ahead.say(step, self._setup, inputs.get("victim"), devices=self.mesh.size)
-        with step_progress(step.title, total, unit=step.unit) as report:
+        step = plans.shorten(step, inputs)
+        shown = step.shown
+        estimate.announce(step, self._setup, inputs.get("victim"), devices=self.mesh.size)
+        with step_progress(shown.title, shown.count(self.setup), unit=shown.unit) as report:
             began = time.perf_counter()
             key, inputs = jax.block_until_ready(replicate((key, dict(inputs)), self.mesh))
-            moved = time.perf_counter() - began
+            transfer = time.perf_counter() - began
             program = self._program(step, report).lower(key=key, **inputs).compile()
-            memory.warn(step.name, memory.megabytes(program), lighter=step.lighter)
+            memory.warn(step.name, memory.megabytes(program), lighter=step.shown.lighter)
             value = jax.block_until_ready(program(key=key, **inputs))
             jax.effects_barrier()  # the last parts that a bar counts
-        return value, {"megabytes": memory.megabytes(program), "transfer": moved}
+        return value, {"megabytes": memory.megabytes(program), "transfer": transfer}
 
     def _program(self, step: Step, report: Callable[..., None] | None) -> Any:
         compute = partial(plans.compute, step, self.setup)
@@ -165,29 +150,29 @@ class Run(Generic[C]):
         return jax.jit(function, out_shardings=everywhere(self.mesh))
 
     def _rounds(self, step: LongStep, key: jax.Array, inputs: Mapping[str, Any], progress: pathlib.Path) -> Any:
-        """A program for each round; what was done before is reloaded."""
+        """Computes a long step as one program for each round; earlier rounds are reloaded."""
         began = time.perf_counter()
         key, inputs = jax.block_until_ready(replicate((key, dict(inputs)), self.mesh))
-        moved = time.perf_counter() - began
+        transfer = time.perf_counter() - began
         on_devices: Callable[[Any], Any] = partial(replicate, mesh=self.mesh)
         begin, body, end = (
             self._jit(partial(part, self.setup, step.settings)) for part in (step.init, step.body, step.run)
         )
-        found: list[float | None] = []
+        sizes: list[float | None] = []
 
         def first(program: Any, *state: Any, **inputs: Any) -> Any:
             compiled = program.lower(*state, **inputs).compile()
-            found.append(memory.megabytes(compiled))
-            memory.warn(step.name, found[-1], lighter=step.lighter)
+            sizes.append(memory.megabytes(compiled))
+            memory.warn(step.name, sizes[-1], lighter=step.shown.lighter)
             return compiled(*state, **inputs)
 
         def one_round(state: Any) -> Any:
-            # JAX keeps what was compiled, so that later rounds, and states that lie elsewhere, are its own business.
-            call = body if len(found) > 1 else partial(first, body)
+            # Later rounds use JAX's own cache of compiled programs.
+            call = body if len(sizes) > 1 else partial(first, body)
             return call(state, key=key, **inputs)
 
-        total = step.total(self.setup) if callable(step.total) else step.total
-        with progress_bar(step.title, total, unit=step.unit) as advance:
+        shown = step.shown
+        with progress_bar(shown.title, shown.count(self.setup), unit=shown.unit) as advance:
             state = rounds(
                 on_devices(first(begin, key=key, **inputs)),
                 one_round,
@@ -198,9 +183,9 @@ class Run(Generic[C]):
                 on_round=advance,
             )
         value = first(end, state)
-        return value, {"megabytes": memory.largest(found), "transfer": moved}
+        return value, {"megabytes": memory.largest(sizes), "transfer": transfer}
 
 
 def givens(name: str, value: Any) -> Stage:
-    """What is given to a plan, as a stage that nobody computed."""
+    """An input of a plan as a stage that no step computed."""
     return Stage(value, name, identity.content_digest(value), 0.0, True, {})

@@ -1,7 +1,6 @@
-"""Asking a long computation to save what it has, from another thread: the process is about to end.
+"""Stops a long computation from another thread: it saves its state, because the process is about to end.
 
-`loop.rounds` asks after every round. Nothing is asked unless somebody calls `request`, as the command lines do when a
-signal comes.
+`loop.rounds` checks `requested` after every round. Command lines call `request` when a signal arrives.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ _saved = threading.Event()
 
 
 def request(*, wait: float) -> None:
-    """Asks whoever computes to save; returns when that is done, there is nothing to save, or so many seconds are over.
+    """Requests a save; returns when it is done, when there is nothing to save, or after `wait` seconds.
 
     Args:
       wait: seconds.
@@ -25,18 +24,18 @@ def request(*, wait: float) -> None:
 
 
 def requested() -> bool:
-    """Whether the process is about to end: whoever asks saves what it has, and calls `saved`."""
+    """Whether the process is about to end; if so, the caller saves its state and calls `saved`."""
     return _requested.is_set()
 
 
 def saved() -> None:
-    """What there was to save is saved; waits for the process to end."""
+    """Reports that the state is saved; waits for the process to end."""
     _saved.set()
     threading.Event().wait(60)
 
 
 class Saves:
-    """A context in which `requested` is asked now and then."""
+    """A context in which `requested` is checked regularly."""
 
     def __enter__(self) -> None:
         """From here on `request` waits."""

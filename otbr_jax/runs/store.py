@@ -1,9 +1,9 @@
-"""Stages that are saved when they are done and reloaded when nothing they depend on has changed.
+"""Stages: saved when they are finished, and reloaded if nothing that they depend on has changed.
 
-A stage's identity is a hash of its name, its settings, its key and the *contents* of its parents, so a changed
-setting re-runs exactly the stages it touches, and earlier results stay beside the new ones. A stage is written to a
-`.partial` folder and renamed when complete; its manifest holds the hashes of the files and of the values in them, which
-are checked before a stage is used, so that a damaged or half-written one is never read.
+A stage's identity is a hash of its name, its settings, its key, its code and the *contents* of its parents. So a
+changed setting re-runs exactly the stages that it affects, and earlier results stay beside the new ones. A stage is
+written to a `.partial` folder and renamed when it is complete. Its manifest holds the hashes of the files and of the
+values in them. They are checked before a stage is used, so that a damaged or half-written one is never read.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ class Stage(NamedTuple):
     """A finished stage.
 
     Attributes:
-      value: what it computed, arrays on the host.
+      value: its value, arrays on the host.
       name: such as `unlearned`.
       digest: hash of the values.
       seconds: wall time of computing it (not of reloading it).
       resumed: whether it was reloaded.
-      provenance: config, key, versions, devices, parents, and `notes` of whoever computed it.
-      spent: the seconds that this process spent on it, by `timing.PARTS`; of a reloaded one, reading it.
+      provenance: config, key, versions, devices, parents, and `notes` about the computation.
+      spent: the seconds that this process spent on it, by `timing.PARTS`; for a reloaded one, on reading it.
     """
 
     value: Any
@@ -59,18 +59,18 @@ class Stage(NamedTuple):
 
     @property
     def cpu_seconds(self) -> float | None:
-        """What processors worked on it, of all cores together, compiling included; None of older stages.
+        """CPU time of all cores together, with compilation; None for older stages.
 
-        Unlike wall time it does not depend on what else a machine does.
+        Unlike wall time it does not depend on other programs on the machine.
         """
-        found = self.provenance.get("notes", {}).get("cpu_seconds")
-        return None if found is None else float(found)
+        seconds = self.provenance.get("notes", {}).get("cpu_seconds")
+        return None if seconds is None else float(seconds)
 
     @property
     def megabytes(self) -> float | None:
-        """The memory of the program that computed it, see `memory.megabytes`; None where nobody said."""
-        found = self.provenance.get("notes", {}).get("megabytes")
-        return None if found is None else float(found)
+        """The memory of the program that computed it, see `memory.megabytes`; None if it is not known."""
+        size = self.provenance.get("notes", {}).get("megabytes")
+        return None if size is None else float(size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Workdir:
         code: str,
         parents: tuple[Stage, ...] = (),
     ) -> Stage:
-        """Reloads the stage if it is finished and whole; computes and saves it otherwise.
+        """Reloads the stage if it is finished and undamaged; computes and saves it otherwise.
 
         Args:
           name: the stage's name.
@@ -126,11 +126,11 @@ class Workdir:
         parents: tuple[Stage, ...] = (),
         check: Callable[[Any], None] = lambda value: None,
     ) -> Stage:
-        """As `run`, for a stage that saves where it is.
+        """As `run`, for a stage that saves its progress.
 
-        `compute` is given a path of its own for that, removed when the stage is finished, and returns `(value, notes)`:
-        plain JSON values about how it went (not what it found), such as its speed; `transfer` among them are seconds of
-        moving arrays to the devices. `check` raises if a value cannot be used: it is then not kept.
+        `compute` gets a path for that, which is removed when the stage is finished. It returns `(value, notes)`: the
+        notes are plain JSON values about the computation, not about the result, such as its speed; `transfer` in them
+        are the seconds of moving arrays to the devices. `check` raises if a value cannot be used; it is then not kept.
         """
         inputs: dict[str, Any] = {
             "name": name,
@@ -145,11 +145,11 @@ class Workdir:
         folder = self.stages / f"{name}-{hashed}"
         hosts.agree(hashed, name=f"stage {name!r}", what="settings, data, code and versions")
         if not hosts.is_first():
-            return self._found_or_made(folder, compute, like, inputs, check)
-        with self._alone(folder):
-            return self._found_or_made(folder, compute, like, inputs, check)
+            return self._load_or_compute(folder, compute, like, inputs, check)
+        with self._locked(folder):
+            return self._load_or_compute(folder, compute, like, inputs, check)
 
-    def _found_or_made(
+    def _load_or_compute(
         self,
         folder: pathlib.Path,
         compute: Callable[[pathlib.Path], tuple[Any, Mapping[str, Any]]],
@@ -157,23 +157,23 @@ class Workdir:
         inputs: dict[str, Any],
         check: Callable[[Any], None],
     ) -> Stage:
-        """The stage, whose lock is held; for the rest see `run_long`."""
+        """The stage, whose lock is held; for the arguments see `run_long`."""
         name = inputs["name"]
         progress = self.path / "progress" / folder.name
-        stage = self._found(folder, like, inputs)
+        stage = self._load(folder, like, inputs)
         if stage is not None:
             _remove(progress)  # of a process that was killed after its last step
             check(stage.value)
             return stage
-        started, worked = time.perf_counter(), time.process_time()
-        with timing.compiling() as compiled:
-            value, found = compute(progress)
+        started, cpu_started = time.perf_counter(), time.process_time()
+        with timing.compiling() as compile_seconds:
+            value, about = compute(progress)
             value, computed = jax.block_until_ready(value), time.perf_counter()
         value = jax.tree.map(np.asarray, value)
-        ended, worked = time.perf_counter(), time.process_time() - worked
-        notes = dict(found)
-        moved = ended - computed + notes.pop("transfer", 0.0)
-        spent = timing.split(ended - started, compiled=compiled(), moved=moved)
+        ended, cpu_seconds = time.perf_counter(), time.process_time() - cpu_started
+        notes = dict(about)
+        transfer = ended - computed + notes.pop("transfer", 0.0)
+        spent = timing.split(ended - started, compiling=compile_seconds(), transfer=transfer)
         try:
             check(value)
         except InputError:
@@ -185,20 +185,20 @@ class Workdir:
             "seconds": ended - started,
             "digest": content_digest(value),
             "structure": structure.describe(value),
-            "notes": {**notes, "cpu_seconds": worked},
+            "notes": {**notes, "cpu_seconds": cpu_seconds},
         }
         provenance = self._write(folder, value, provenance, spent=spent, name=name)
         _remove(progress)
-        if hosts.are_many() and not hosts.is_first():  # so that all go on with the same bits
+        if hosts.are_many() and not hosts.is_first():  # so that all processes continue with the same bits
             return _read(folder, like, inputs)._replace(resumed=False)
         notes = provenance["notes"]
         return Stage(value, name, provenance["digest"], ended - started, False, provenance, notes["spent"])
 
-    def _found(self, folder: pathlib.Path, like: Callable[[], Any], inputs: Mapping[str, Any]) -> Stage | None:
-        """The stage if it is finished and whole; the first process looks, and removes what is damaged."""
+    def _load(self, folder: pathlib.Path, like: Callable[[], Any], inputs: Mapping[str, Any]) -> Stage | None:
+        """The stage if it is finished and undamaged; the first process checks, and removes a damaged one."""
 
-        def look() -> Stage | None:
-            if folder.name not in os.listdir(self.stages):  # asks the server of a shared folder, unlike `exists`
+        def load() -> Stage | None:
+            if folder.name not in os.listdir(self.stages):  # queries the server of a shared folder, unlike `exists`
                 return None
             began = time.perf_counter()
             try:
@@ -210,15 +210,15 @@ class Workdir:
             return stage._replace(spent={"disk": round(time.perf_counter() - began, 4)})
 
         if not hosts.are_many():
-            return look()
-        own = look() if hosts.is_first() else None
+            return load()
+        own = load() if hosts.is_first() else None
         if not hosts.first(lambda: own is not None):
             return None
         return own if hosts.is_first() else _read(folder, like, inputs)
 
     @contextmanager
-    def _alone(self, folder: pathlib.Path) -> Iterator[None]:
-        """With a stage's lock, after whoever else computes it."""
+    def _locked(self, folder: pathlib.Path) -> Iterator[None]:
+        """Holds a stage's lock, and waits for another process that computes it."""
         with locked(self.lock_of(folder), name="workdir", wait=False) as ours:
             if ours:
                 yield
@@ -228,13 +228,13 @@ class Workdir:
             yield
 
     def lock_of(self, folder: pathlib.Path) -> pathlib.Path:
-        """The lock that whoever reads or writes a stage's folder holds."""
+        """The lock that a process holds while it reads or writes a stage's folder."""
         return self.path / LOCKS / folder.name
 
     def _write(
         self, folder: pathlib.Path, value: Any, provenance: dict[str, Any], *, spent: Mapping[str, float], name: str
     ) -> dict[str, Any]:
-        """Writes a stage; returns its provenance, which then says how long writing the arrays took."""
+        """Writes a stage; returns its provenance, with the seconds of writing the arrays."""
         began = time.perf_counter()
         partial = folder.with_name(f"{folder.name}.partial")
         if not hosts.is_first():
@@ -260,24 +260,24 @@ class Workdir:
 def open_workdir(
     path: str | os.PathLike[str], *, subject: Mapping[str, Any], shared: bool = False
 ) -> Iterator[Workdir]:
-    """Opens (or makes) a working directory for one subject.
+    """Opens (or creates) a working directory for one subject.
 
     Args:
       path: the directory.
-      subject: plain JSON values that say what the directory is about (defence, network, data set). A directory
-        serves one subject; settings of the method may change from run to run.
-      shared: whether other processes may work in it at the same time, if all of them share it. A stage that several
-        of them want is computed by one; the others wait and reload it. Otherwise every other process is kept out.
+      subject: plain JSON values that identify what the directory is for (network, data set). A directory belongs to one
+        subject; settings of the method may change from run to run.
+      shared: whether other processes may work in it at the same time, if all of them share it. One process computes a
+        stage that several need; the others wait and reload it. Otherwise the directory is in use for all others.
 
     Raises:
-      InputError: if it cannot be written, holds something else, belongs to another subject, or is in use.
+      InputError: if it cannot be written, holds other files, belongs to another subject, or is in use.
     """
     root = local_path(path, name="workdir")
     subject = json.loads(json.dumps(subject))  # tuples become lists, as in the file
     with contextlib.ExitStack() as stack:
 
         def enter() -> None:
-            stack.enter_context(_opened(root, subject, shared=shared))
+            stack.enter_context(_open(root, subject, shared=shared))
 
         hosts.first(enter)
         hosts.check_shared(root / "workdir.json", name="workdir")
@@ -285,8 +285,8 @@ def open_workdir(
 
 
 @contextmanager
-def _opened(root: pathlib.Path, subject: Mapping[str, Any], *, shared: bool) -> Iterator[None]:
-    """The directory, made if it is missing, and locked; by one process for all that compute a run together."""
+def _open(root: pathlib.Path, subject: Mapping[str, Any], *, shared: bool) -> Iterator[None]:
+    """Creates the directory if it is missing, and locks it; one process does so for all of a run."""
     try:
         check_subject(root, subject)  # before anything is written into a directory that is not ours
         root.mkdir(parents=True, exist_ok=True)
@@ -296,7 +296,7 @@ def _opened(root: pathlib.Path, subject: Mapping[str, Any], *, shared: bool) -> 
         if not ours:
             raise InputError(f"workdir: {root} is in use by another process (pid {owner_of(root)})")
         workdir = Workdir(root)
-        with locked(root / LOCKS / "workdir", name="workdir"):  # processes that share it open it one by one
+        with locked(root / LOCKS / "workdir", name="workdir"):  # processes that share it open it one after the other
             _prepare(workdir, subject)
         if shared:
             yield
@@ -320,13 +320,13 @@ def _prepare(workdir: Workdir, subject: Mapping[str, Any]) -> None:
     for partial in sorted(workdir.stages.glob("*.partial*")):
         folder = partial.with_name(partial.name.partition(".partial")[0])
         with locked(workdir.lock_of(folder), name="workdir", wait=False) as ours:
-            if ours:  # else somebody is writing it
+            if ours:  # else another process is writing it
                 log.warning("stage %r is half-written and will be rebuilt: %s", partial.name.split("-")[0], partial)
                 shutil.rmtree(partial)
 
 
 def _remove(progress: pathlib.Path) -> None:
-    """Removes a checkpoint, and what a replacement of it that was cut short left beside it."""
+    """Removes a checkpoint, and the leftovers of an interrupted replacement."""
     if not hosts.is_first():
         return
     for left in progress.parent.glob(f"{progress.name}*"):
@@ -334,11 +334,11 @@ def _remove(progress: pathlib.Path) -> None:
 
 
 class _DamagedError(Exception):
-    """A stage on disk is not what its manifest says."""
+    """A stage on disk differs from its manifest."""
 
 
 def _read(folder: pathlib.Path, like: Callable[[], Any], inputs: Mapping[str, Any]) -> Stage:
-    """Reads a stage; raises _DamagedError if it is not what was written for `inputs`, and nothing else for that."""
+    """Reads a stage; raises _DamagedError if it is not what was written for `inputs`."""
     try:
         provenance = json.loads((folder / "provenance.json").read_text())
         digest, name, seconds = provenance["digest"], provenance["name"], float(provenance["seconds"])
@@ -355,15 +355,15 @@ def _read(folder: pathlib.Path, like: Callable[[], Any], inputs: Mapping[str, An
             raise _DamagedError(f"arrays/{file} is missing or not what was written")
     value = restore_checkpoint(
         folder / "arrays", _structure(described) or like()
-    )  # whole: what fails now is not the stage's fault
-    found = content_digest(value)
-    if found != digest:
-        raise _DamagedError(f"expected values with hash {digest[:12]}, found {found[:12]}")
+    )  # the files are undamaged: an error here has another cause
+    actual = content_digest(value)
+    if actual != digest:
+        raise _DamagedError(f"expected values with hash {digest[:12]}, found {actual[:12]}")
     return Stage(value, name, digest, seconds, True, provenance)
 
 
 def _structure(described: Any) -> Any:
-    """What `structure.describe` said of a value; None where it said nothing, or of classes that are not known here."""
+    """The structure that `structure.describe` described; None without one, or if it names unknown classes."""
     try:
         return None if described is None else structure.rebuild(described)
     except ValueError:
@@ -371,8 +371,8 @@ def _structure(described: Any) -> Any:
 
 
 def _file_digests(folder: pathlib.Path, described: Any) -> dict[str, str]:
-    """A hash of every file, and of the structure of what is in them where that is described."""
+    """A hash of every file, and of the description of the value's structure if there is one."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    found = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    digests = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     text = json.dumps(described, sort_keys=True)
-    return found if described is None else found | {"structure": hashlib.sha256(text.encode()).hexdigest()}
+    return digests if described is None else digests | {"structure": hashlib.sha256(text.encode()).hexdigest()}

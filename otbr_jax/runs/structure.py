@@ -1,4 +1,4 @@
-"""The structure of a stage's value in plain words, so that a stage is reloaded without tracing what computed it."""
+"""The structure of a stage's value as JSON, so that a stage is reloaded without tracing the step that computed it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def describe(value: Any) -> Any:
-    """Dicts, lists, tuples, NamedTuples and arrays as plain JSON values; None where there is anything else."""
+    """Dicts, lists, tuples, NamedTuples and arrays as plain JSON values; None if a value holds anything else."""
     try:
         return _describe(value)
     except TypeError:
@@ -19,11 +19,11 @@ def describe(value: Any) -> Any:
 
 
 def rebuild(description: Any) -> Any:
-    """What was described, with a `jax.ShapeDtypeStruct` for each array.
+    """The structure of a description, with a `jax.ShapeDtypeStruct` for each array.
 
-    No module is imported for it: a NamedTuple has to be known already, as those of a step are that is about to run.
+    No module is imported: the module of a NamedTuple has to be imported already, as for a step that is about to run.
 
-    Raises ValueError if the description is none.
+    Raises ValueError if the description is invalid.
     """
     try:
         return _rebuild(description)

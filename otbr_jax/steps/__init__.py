@@ -1,1 +1,1 @@
-"""The pure building blocks of methods, one verb each."""
+"""The pure building blocks of detectors and defences, one verb each."""

@@ -1,4 +1,4 @@
-"""Activeness: how large the gradients of each neuron are while a network is unlearned.
+"""Activeness: gradient norms of each neuron during unlearning.
 
 During clean unlearning the neurons of a backdoored network are far more active than those of a clean one (TSBD,
 observation 2).
@@ -18,7 +18,7 @@ from otbr_jax.steps.unlearn import UnlearningConfig, UnlearningInfo, unlearn
 from otbr_jax.types import Batch, BatchFn, Network, Variables, named_leaves
 
 Norms = Mapping[str, jax.Array]
-"""Of every neuron at least 0; layer names to arrays `[neurons]`, in execution order."""
+"""At least 0 for every neuron; layer names to arrays `[neurons]`, in execution order."""
 
 
 class Activeness(NamedTuple):
@@ -26,7 +26,7 @@ class Activeness(NamedTuple):
 
     Attributes:
       mean: `{layer name: [neurons]}`.
-      variance: the same, of the batches as they are (not an estimate for others).
+      variance: the same, over these batches (not an estimate for others).
     """
 
     mean: Norms
@@ -42,12 +42,12 @@ def gradient_norms(gradients: Any, layers: Sequence[Layer]) -> dict[str, jax.Arr
     """
     leaves = named_leaves({"params": gradients})
     # Scaled first: squares of small gradients leave float32.
-    found = {}
+    norms = {}
     for layer in layers:
         rows = by_neuron(leaves[layer.name], layer)
         largest = jnp.max(jnp.abs(rows))
-        found[layer.name] = largest * jnp.linalg.norm(rows / jnp.where(largest > 0, largest, 1.0), axis=1)
-    return found
+        norms[layer.name] = largest * jnp.linalg.norm(rows / jnp.where(largest > 0, largest, 1.0), axis=1)
+    return norms
 
 
 def activeness(
@@ -67,11 +67,11 @@ def activeness(
     Args:
       network: the functions of the network.
       variables: its variables.
-      batches: see `unlearn`; clean images for what the paper shows.
+      batches: see `unlearn`; the paper uses clean images.
       layers: any layers of the neuron graph.
       key: see `unlearn`.
       config: steps, learning rate, momentum.
-      axis_name: mapped axis over which gradients are averaged before their norms are taken.
+      axis_name: mapped axis over which gradients are averaged before their norms.
 
     Returns:
       `(Activeness, UnlearningInfo)`, the latter with the norms `[steps, neurons]` as `observed`.

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 
 
 def augment(images: jax.Array, *, key: jax.Array, crop_padding: int, flip: bool) -> jax.Array:
-    """Crops and flips every image of `[n, h, w, c]` at random, each for itself.
+    """Crops and flips each image of `[n, h, w, c]` at random, independently.
 
     Args:
       images: of any dtype.
       key: typed PRNG key.
-      crop_padding: black pixels put on each side before a crop of the old size; 0 for no crop.
+      crop_padding: black pixels added on each side before a crop to the original size; 0 for no crop.
       flip: whether half of the images are mirrored left to right.
     """
     crop_key, flip_key = jax.random.split(key)

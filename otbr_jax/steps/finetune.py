@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import optax
 
 from otbr_jax.errors import InputError
+from otbr_jax.numerics.collectives import per_device
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.objective import Objective, cross_entropy, float32_params, training_state
-from otbr_jax.steps.sharing import per_device
 from otbr_jax.steps.unlearn import epoch_draws
 from otbr_jax.types import Augment, Batch, Network, Variables, split, unchanged
 
@@ -40,12 +40,14 @@ class FinetuningConfig:
     learning_rate: float = field(default=0.01, above=0, doc="of SGD.")
     momentum: float = field(default=0.9, at_least=0, below=1, doc="of SGD.")
     weight_decay: float = field(default=0.0, at_least=0, doc="of SGD, added to the gradient, of all parameters.")
-    radius: float = field(default=0.05, above=0, doc="the paper's r, how far each tensor is moved up its gradient.")
+    radius: float = field(
+        default=0.05, above=0, doc="the paper's r, the length of the step along the gradient, for each tensor."
+    )
     alpha: float = field(
         default=0.7,
         at_least=0,
         at_most=1,
-        doc="weight of the gradient found there; 0 is fine-tuning as everybody knows it.",
+        doc="weight of the gradient after that step; 0 for ordinary fine-tuning.",
     )
     schedule: str = field(
         default="constant",
@@ -55,11 +57,11 @@ class FinetuningConfig:
     patience: int = field(
         default=0,
         at_least=0,
-        doc="after how many epochs in a row whose mean loss is no new minimum it ends early; as published 0, never.",
+        doc="epochs without a new minimum of the mean loss after which fine-tuning ends; 0, as published, for never.",
     )
 
     def steps(self, images: int, *, batch_size: int = 0) -> int:
-        """How many steps so many images make; `batch_size` is by default the setting's."""
+        """The number of steps for so many images; `batch_size` is by default the setting's."""
         return self.epochs * (images // (batch_size or self.batch_size))
 
 
@@ -75,7 +77,7 @@ def activeness_aware(*, radius: float = 0.05, alpha: float = 0.7) -> optax.Gradi
 
     Returns:
       A transformation whose `update` takes `grad_fn`, `params -> gradients` on the batch that the updates are from, as
-      one more keyword; `optax.chain` hands it on. A tensor without a gradient is not moved.
+      one more keyword; `optax.chain` passes it on. A tensor without a gradient is not changed.
 
     Raises:
       InputError: if `update` is called without `params` or `grad_fn`.
@@ -95,14 +97,14 @@ def activeness_aware(*, radius: float = 0.05, alpha: float = 0.7) -> optax.Gradi
         if params is None or grad_fn is None:
             missing = "params" if params is None else "grad_fn"
             raise InputError(f"{missing}: activeness_aware expected it in update(grads, state, params, grad_fn=...)")
-        ahead = grad_fn(jax.tree.map(lambda p, g: p + radius * _direction(g), params, updates))
-        return jax.tree.map(lambda g1, g2: (1 - alpha) * g1 + alpha * g2, updates, ahead), state
+        second = grad_fn(jax.tree.map(lambda p, g: p + radius * _direction(g), params, updates))
+        return jax.tree.map(lambda g1, g2: (1 - alpha) * g1 + alpha * g2, updates, second), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _direction(gradient: jax.Array) -> jax.Array:
-    """The gradient of one tensor in length 1; zero where it is zero."""
+    """The gradient of one tensor scaled to length 1; zero if it is zero."""
     # Scaled first: squares of small gradients leave float32.
     largest = jnp.max(jnp.abs(gradient))
     scaled = gradient / jnp.where(largest > 0, largest, 1.0)
@@ -111,15 +113,15 @@ def _direction(gradient: jax.Array) -> jax.Array:
 
 
 class Finetuning(NamedTuple):
-    """A fine-tuning on its way: parameters (at least float32), state, and the optimiser's own."""
+    """The state of a fine-tuning: parameters (at least float32), state, and the optimiser's state."""
 
     params: Any
     state: Any
-    moments: Any
+    opt_state: Any
 
 
 class FinetuningInfo(NamedTuple):
-    """`loss` and `accuracy`, `[steps]` or `[epochs, steps]`: of each step's batch in training mode, before the step."""
+    """`loss` and `accuracy` of each step's batch in training mode, before the step; `[steps]` or `[epochs, steps]`."""
 
     loss: jax.Array
     accuracy: jax.Array
@@ -129,9 +131,9 @@ class Progress(NamedTuple):
     """A fine-tuning after some of its epochs.
 
     Attributes:
-      tuning: where it is.
-      info: `[epochs, steps]`, NaN for epochs that are still to come, or were not needed.
-      epochs: how many there were.
+      tuning: its state.
+      info: `[epochs, steps]`, NaN for epochs that have not run.
+      epochs: number of epochs that have run.
     """
 
     tuning: Finetuning
@@ -153,13 +155,13 @@ def learning_rate_of(config: FinetuningConfig, steps: int) -> Any:
 
 
 def sgd_of(config: FinetuningConfig, steps: int) -> optax.GradientTransformation:
-    """SGD as configured, with nothing in front of it."""
+    """SGD as configured, without `activeness_aware`."""
     sgd = optax.sgd(learning_rate_of(config, steps), momentum=config.momentum)
     return optax.chain(optax.add_decayed_weights(config.weight_decay), sgd) if config.weight_decay else sgd
 
 
 def optimizer_of(config: FinetuningConfig, steps: int) -> optax.GradientTransformationExtraArgs:
-    """SGD behind `activeness_aware`; `steps` is how many there will be, which only a cosine depends on."""
+    """SGD behind `activeness_aware`; `steps` is their total number, which only a cosine schedule uses."""
     return optax.chain(activeness_aware(radius=config.radius, alpha=config.alpha), sgd_of(config, steps))
 
 
@@ -171,7 +173,7 @@ def begin(variables: Variables, optimizer: optax.GradientTransformation) -> Fine
 
 
 def variables_of(tuning: Finetuning) -> Variables:
-    """The network's variables as they are now; parameters at least in float32."""
+    """The network's current variables; parameters at least in float32."""
     return {"params": tuning.params, **tuning.state}
 
 
@@ -185,28 +187,28 @@ def step_fn(
 ) -> StepFn:
     """One step of fine-tuning, `(Finetuning, batch) -> (Finetuning, FinetuningInfo)`.
 
-    Both gradients are taken in training mode without keeping the state that they move; it moves in one more
-    training-mode pass after the step, at the new parameters.
+    Both gradients are taken in training mode, and the state updates of these passes are dropped. One more training-mode
+    pass at the new parameters updates the state.
 
     Args:
       network: the functions of the network.
-      variables: only the dtypes that it computes in are used.
-      optimizer: any; what takes `grad_fn` is given it.
-      objective: what is descended, and its gradients; by default the cross-entropy.
+      variables: only their dtypes are used, in which the network computes.
+      optimizer: any; it is called with `grad_fn`.
+      objective: the loss and its gradients; by default the cross-entropy.
       axis_name: see `objective.cross_entropy`.
     """
     like, _ = split(variables)
     objective = cross_entropy(network, like, axis_name=axis_name) if objective is None else objective
-    moved = training_state(network, like, axis_name=axis_name)
+    update_state = training_state(network, like, axis_name=axis_name)
 
     def step(carry: Finetuning, batch: Batch) -> tuple[Finetuning, FinetuningInfo]:
-        found, grads = objective(carry.params, carry.state, batch)
-        updates, moments = optimizer.update(
-            grads, carry.moments, carry.params, grad_fn=lambda params: objective(params, carry.state, batch)[1]
+        evaluation, grads = objective(carry.params, carry.state, batch)
+        updates, opt_state = optimizer.update(
+            grads, carry.opt_state, carry.params, grad_fn=lambda params: objective(params, carry.state, batch)[1]
         )
         params = optax.apply_updates(carry.params, updates)
-        state = moved(params, carry.state, batch)
-        return Finetuning(params, state, moments), FinetuningInfo(found.loss, found.accuracy)
+        state = update_state(params, carry.state, batch)
+        return Finetuning(params, state, opt_state), FinetuningInfo(evaluation.loss, evaluation.accuracy)
 
     return step
 
@@ -224,11 +226,11 @@ def finetune_epoch(
     """One pass over clean images `[n, h, w, c]` with labels `[n]`, in a random order.
 
     Args:
-      network: says how images are prepared.
+      network: only its `prepare` is used.
       step: from `step_fn`.
-      carry: where it is.
+      carry: the state so far.
       clean: the images as the network's `prepare` takes them; on a mapped axis each device's own part.
-      key: typed PRNG key: the order of the images, and their augmentation.
+      key: typed PRNG key of the order of the images and of their augmentation.
       batch_size: images per step (of this device).
       augment: `(images, key) -> images`, before the network's `prepare`.
 
@@ -251,12 +253,12 @@ def start(
     optimizer: MakeOptimizer = optimizer_of,
     axis_name: str | None = None,
 ) -> Progress:
-    """The start of all epochs over so many images; raises InputError as `finetune`."""
+    """The progress before the first epoch over so many images; raises InputError as `finetune`."""
     size = per_device(config.batch_size, axis_name, name="finetuning.batch_size")
     steps = config.steps(images, batch_size=size)
-    nothing = jnp.full((config.epochs, images // size), jnp.nan)
+    not_run = jnp.full((config.epochs, images // size), jnp.nan)
     tuning = begin(variables, optimizer(config, steps))
-    return Progress(tuning, FinetuningInfo(nothing, nothing), jnp.int32(0))
+    return Progress(tuning, FinetuningInfo(not_run, not_run), jnp.int32(0))
 
 
 def next_epoch(
@@ -272,26 +274,26 @@ def next_epoch(
     augment: Augment = unchanged,
     axis_name: str | None = None,
 ) -> Progress:
-    """One more epoch, with the key `fold_in(key, epochs)`. Takes what `finetune` takes, `like` as `step_fn` does."""
+    """One more epoch, with the key `fold_in(key, epochs)`. Arguments as of `finetune`; for `like` see `step_fn`."""
     size = per_device(config.batch_size, axis_name, name="finetuning.batch_size")
-    moves = optimizer(config, config.steps(len(clean.labels), batch_size=size))
-    step = step_fn(network, like, moves, objective=objective, axis_name=axis_name)
+    transformation = optimizer(config, config.steps(len(clean.labels), batch_size=size))
+    step = step_fn(network, like, transformation, objective=objective, axis_name=axis_name)
     own = jax.random.fold_in(key, progress.epochs)
-    tuning, found = finetune_epoch(network, step, progress.tuning, clean, key=own, batch_size=size, augment=augment)
-    info = FinetuningInfo(*(all_.at[progress.epochs].set(new) for all_, new in zip(progress.info, found, strict=True)))
+    tuning, epoch = finetune_epoch(network, step, progress.tuning, clean, key=own, batch_size=size, augment=augment)
+    info = FinetuningInfo(*(all_.at[progress.epochs].set(new) for all_, new in zip(progress.info, epoch, strict=True)))
     return Progress(tuning, info, progress.epochs + 1)
 
 
 def ended(progress: Progress, config: FinetuningConfig) -> jax.Array:
-    """Whether there is no more epoch to come: all are done, the loss is no number, or `config.patience` is out."""
+    """Whether fine-tuning has ended: all epochs have run, the loss is not finite, or `config.patience` ran out."""
     count, losses = progress.epochs, jnp.mean(progress.info.loss, axis=1)
     if not config.epochs:
         return jnp.bool_(True)
-    begun = count > 0
-    over = (count >= config.epochs) | (begun & ~jnp.isfinite(losses[count - 1]))
+    started = count > 0
+    over = (count >= config.epochs) | (started & ~jnp.isfinite(losses[count - 1]))
     if config.patience:
         least = jnp.argmin(jnp.where(jnp.isnan(losses), jnp.inf, losses))
-        over |= begun & (count - 1 - least >= config.patience)
+        over |= started & (count - 1 - least >= config.patience)
     return over
 
 

@@ -25,13 +25,13 @@ class FusionConfig:
         default=0.5,
         at_least=0,
         at_most=1,
-        doc="the paper's lambda, weight of the aligned pruned network; 0 gives back the original.",
+        doc="the paper's lambda, weight of the aligned pruned network; 0 returns the original network.",
     )
     transport: TransportConfig = field(default=TransportConfig(), doc="how the plans are computed.")
 
 
 class FusionInfo(NamedTuple):
-    """`plans`: `{layer name: Plan}`. `fused`: `{layer name: bool}`, whether it takes part."""
+    """`plans`: `{layer name: Plan}`. `fused`: `{layer name: bool}`, whether the layer is fused."""
 
     plans: dict[str, Plan]
     fused: dict[str, jax.Array]
@@ -42,7 +42,7 @@ class Alignment(NamedTuple):
 
     Attributes:
       kernels: `{layer name: float32 array}`, of the aligned pruned network.
-      info: the plans, and which layers take part.
+      info: the plans, and which layers are fused.
     """
 
     kernels: dict[str, jax.Array]
@@ -65,7 +65,7 @@ def layer_plans(
     Args:
       pruned: variables after `prune.prune`.
       backdoored: variables of the suspicious network.
-      scores: neuron weight changes, for masses in proportion to them.
+      scores: neuron weight changes, for masses proportional to them.
       layers: the layers, in execution order.
       config: masses, cost and solver.
       key: typed PRNG key, which only random masses need.
@@ -113,13 +113,13 @@ def align(
 
     With T = the plan normalised per target neuron: inputs are mapped by the T of the layer that feeds them
     (identity before the first fused layer), outputs by the layer's own T, so that each target neuron is a convex
-    combination of pruned ones. All layers take part from the first that holds a pruned neuron.
+    combination of pruned ones. All layers are fused from the first with a pruned neuron on.
 
     Args:
       pruned: variables after `prune.prune`.
       backdoored: variables of the suspicious network.
       scores: neuron weight changes, the target masses.
-      pruned_neurons: `PruningInfo.pruned`, `{layer name: bool [neurons]}`; they decide which layers take part.
+      pruned_neurons: `PruningInfo.pruned`, `{layer name: bool [neurons]}`; they decide which layers are fused.
       layers: the layers to align, in execution order.
       config: how plans are computed; not lambda.
       key: typed PRNG key, which only random masses need.
@@ -164,11 +164,11 @@ def map_neurons(variables: Variables, layers: Sequence[Layer], maps: Mapping[str
 
 
 def interpolate(backdoored: Variables, alignment: Alignment, *, lam: float | jax.Array) -> Variables:
-    """W* = lam * aligned + (1 - lam) * backdoored in every layer that takes part (OTBR, step 3).
+    """W* = lam * aligned + (1 - lam) * backdoored in every fused layer (OTBR, step 3).
 
     Args:
-      backdoored: variables of the suspicious network; all arrays that are not aligned are taken from it.
-      alignment: what `align` returned.
+      backdoored: variables of the suspicious network; source of all arrays that are not aligned.
+      alignment: result of `align`.
       lam: the paper's lambda, in [0, 1]; may be traced, so that a sweep is one program.
 
     Returns:
@@ -194,7 +194,7 @@ def fuse(
     lam: float | jax.Array | None = None,
     key: jax.Array | None = None,
 ) -> tuple[Variables, FusionInfo]:
-    """Fuses layer after layer, from the first that holds a pruned neuron to the last: `align`, then `interpolate`.
+    """Fuses layer after layer, from the first with a pruned neuron to the last: `align`, then `interpolate`.
 
     Takes what `align` takes, and `lam`, by default `config.lam`; returns `(fused variables, FusionInfo)`.
     """
@@ -203,7 +203,7 @@ def fuse(
 
 
 def _input_map(layer: Layer, maps: Mapping[str, jax.Array]) -> jax.Array:
-    """The map `[inputs, inputs]` of a layer's inputs, put together from the maps of the layers that feed it.
+    """The map `[inputs, inputs]` of a layer's inputs, composed of the maps of the layers that feed it.
 
     Where several layers are added, the last one counts, as in the published method; where they are concatenated, each
     maps its own block; inputs that no mapped layer feeds stay.
@@ -226,7 +226,7 @@ def _input_map(layer: Layer, maps: Mapping[str, jax.Array]) -> jax.Array:
 def _map_axes(kernel: jax.Array, axes: Sequence[int], weights: jax.Array) -> jax.Array:
     """New index j of `axes` (together, row-major) = sum over old i of `weights[i, j]` times old index i."""
     last = range(kernel.ndim - len(axes), kernel.ndim)
-    moved = jnp.moveaxis(kernel.astype(jnp.float32), axes, last)
-    flat = moved.reshape(*moved.shape[: last.start], weights.shape[0])
+    transposed = jnp.moveaxis(kernel.astype(jnp.float32), axes, last)
+    flat = transposed.reshape(*transposed.shape[: last.start], weights.shape[0])
     mapped = jnp.tensordot(flat, weights, axes=1, precision=jax.lax.Precision.HIGHEST)
-    return jnp.moveaxis(mapped.reshape(moved.shape), last, axes)
+    return jnp.moveaxis(mapped.reshape(transposed.shape), last, axes)

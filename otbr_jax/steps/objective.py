@@ -1,4 +1,4 @@
-"""What unlearning climbs and fine-tuning descends: the cross-entropy of a batch in training mode, with gradients."""
+"""The objective of unlearning and fine-tuning: the cross-entropy of a batch in training mode, with gradients."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from otbr_jax.steps.convolutions import channels_last
-from otbr_jax.steps.sharing import mean
+from otbr_jax.numerics.collectives import mean
+from otbr_jax.numerics.convolutions import channels_last
 from otbr_jax.types import Batch, Network
 
 
-class Evaluated(NamedTuple):
+class Evaluation(NamedTuple):
     """One training-mode pass over a batch.
 
     Attributes:
       loss: mean cross-entropy, float32.
-      accuracy: share of the batch that was answered right, in [0, 1].
-      state: the state that the pass moved (BatchNorm statistics).
+      accuracy: of the batch, in [0, 1].
+      state: the state after the pass (BatchNorm statistics).
     """
 
     loss: jax.Array
@@ -28,8 +28,8 @@ class Evaluated(NamedTuple):
     state: Any
 
 
-Objective = Callable[[Any, Any, Batch], tuple[Evaluated, Any]]
-"""`(params, state, batch) -> (Evaluated, gradients)`."""
+Objective = Callable[[Any, Any, Batch], tuple[Evaluation, Any]]
+"""`(params, state, batch) -> (Evaluation, gradients)`."""
 
 
 def float32_params(params: Any) -> Any:
@@ -38,7 +38,7 @@ def float32_params(params: Any) -> Any:
 
 
 Loss = Callable[[Any, Batch], tuple[jax.Array, tuple[jax.Array, Any]]]
-"""`(variables, batch) -> (loss, (logits [n, classes], state))`: a scalar, and what the pass made beside it."""
+"""`(variables, batch) -> (loss, (logits [n, classes], state))`: a scalar, and the other results of the pass."""
 
 
 def cross_entropy(network: Network, like: Any, *, axis_name: str | None = None) -> Objective:
@@ -49,31 +49,34 @@ def cross_entropy(network: Network, like: Any, *, axis_name: str | None = None) 
       like: parameters in the dtypes that the network computes in; others are rounded to them.
         Labels may be int `[n]`, or probabilities `[n, classes]`.
       axis_name: mapped axis over which everything is averaged; the network's BatchNorm must average its statistics over
-        the same axis if results shall not depend on the number of devices.
+        the same axis if results must not depend on the number of devices.
     """
 
     def loss(variables: Any, batch: Batch) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-        logits, moved = network.train(variables, batch.images)
-        return jnp.mean(losses(logits, batch.labels)), (logits, moved)
+        logits, state = network.train(variables, batch.images)
+        return jnp.mean(losses(logits, batch.labels)), (logits, state)
 
-    return objective_of(loss, like, axis_name=axis_name)
+    return make_objective(loss, like, axis_name=axis_name)
 
 
-def objective_of(loss: Loss, like: Any, *, axis_name: str | None = None) -> Objective:
-    """A loss of a batch, and its gradients with respect to the parameters; takes what `cross_entropy` takes."""
+def make_objective(loss: Loss, like: Any, *, axis_name: str | None = None) -> Objective:
+    """A loss of a batch, and its gradients with respect to the parameters; arguments as of `cross_entropy`."""
 
-    def rounded(params: Any, state: Any, batch: Batch) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+    def loss_in_dtype(params: Any, state: Any, batch: Batch) -> tuple[jax.Array, tuple[jax.Array, Any]]:
         params = jax.tree.map(lambda p, own: p.astype(own.dtype), params, like)
-        value, (logits, moved) = loss({"params": params, **state}, batch)
-        right = batch.labels if batch.labels.ndim == 1 else jnp.argmax(batch.labels, axis=-1)
-        accuracy = jnp.mean((jnp.argmax(logits, axis=-1) == right).astype(jnp.float32))
-        return mean(value, axis_name), (accuracy, jax.tree.map(lambda new, old: new.astype(old.dtype), moved, state))
+        value, (logits, new_state) = loss({"params": params, **state}, batch)
+        labels = batch.labels if batch.labels.ndim == 1 else jnp.argmax(batch.labels, axis=-1)
+        accuracy = jnp.mean((jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32))
+        return mean(value, axis_name), (
+            accuracy,
+            jax.tree.map(lambda new, old: new.astype(old.dtype), new_state, state),
+        )
 
-    loss_and_grads = channels_last(jax.value_and_grad(rounded, has_aux=True))
+    loss_and_grads = channels_last(jax.value_and_grad(loss_in_dtype, has_aux=True))
 
-    def objective(params: Any, state: Any, batch: Batch) -> tuple[Evaluated, Any]:
-        (value, (accuracy, moved)), grads = loss_and_grads(params, state, batch)
-        return Evaluated(value, *mean((accuracy, moved), axis_name)), mean(grads, axis_name)
+    def objective(params: Any, state: Any, batch: Batch) -> tuple[Evaluation, Any]:
+        (value, (accuracy, new_state)), grads = loss_and_grads(params, state, batch)
+        return Evaluation(value, *mean((accuracy, new_state), axis_name)), mean(grads, axis_name)
 
     return objective
 
@@ -87,12 +90,12 @@ def losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def training_state(network: Network, like: Any, *, axis_name: str | None = None) -> Callable[[Any, Any, Batch], Any]:
-    """`(params, state, batch) -> state`: one training-mode pass that only moves the state."""
+    """`(params, state, batch) -> state`: one training-mode pass that updates the state alone."""
 
     def pass_over(params: Any, state: Any, batch: Batch) -> Any:
         rounded = jax.tree.map(lambda p, own: p.astype(own.dtype), params, like)
-        _, moved = network.train({"params": rounded, **state}, batch.images)
-        moved = jax.tree.map(lambda new, old: new.astype(old.dtype), moved, state)
-        return mean(moved, axis_name)
+        _, new_state = network.train({"params": rounded, **state}, batch.images)
+        new_state = jax.tree.map(lambda new, old: new.astype(old.dtype), new_state, state)
+        return mean(new_state, axis_name)
 
     return channels_last(pass_over)

@@ -1,27 +1,37 @@
-"""Procedural pictures: images that come from no data set and hold no trigger, made on the device from a key.
+"""Procedural images: made on the device from a key, without any data set and without a trigger.
 
 Dead leaves (overlapping shaded shapes with power-law sizes; Lee, Mumford, Huang, IJCV 2001) and coloured noise with a
-1/f^a spectrum have the statistics of natural images without their content (Baradad et al., NeurIPS 2021). What a
-network answers them with is its own, so that it can teach itself on them.
+1/f^a spectrum have the statistics of natural images without their content (Baradad et al., NeurIPS 2021). Their labels
+are the network's own predictions.
 """
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from otbr_jax.types import Batch
 
 _LEAVES = 60
 _SMALLEST, _LARGEST, _POWER = 0.04, 0.5, 1.5  # radii, as shares of the image's side
 
 
+class PredictedImages(NamedTuple):
+    """Images in [0, 1] with the suspicious network's predictions as labels, and how they were made."""
+
+    batch: Batch
+    info: Any = None
+
+
 def procedural(key: jax.Array, *, images: int, image_shape: tuple[int, int, int]) -> jax.Array:
-    """Pictures `[images, h, w, c]` in [0, 1], half dead leaves and half noise, in random order. Pure; jits.
+    """Images `[images, h, w, c]` in [0, 1], half dead leaves and half noise, in random order. Pure; jits.
 
     Args:
       key: typed PRNG key.
-      images: how many.
+      images: number of images.
       image_shape: `(h, w, c)`, any size and number of channels.
     """
     keys = jax.random.split(key, images + 1)
@@ -32,7 +42,7 @@ def procedural(key: jax.Array, *, images: int, image_shape: tuple[int, int, int]
 
 
 def dead_leaves(key: jax.Array, *, image_shape: tuple[int, int, int]) -> jax.Array:
-    """One picture `[h, w, c]` of 5 to 60 ellipses, boxes and diamonds of 3 to 8 colours, shaded, one over another."""
+    """One image `[h, w, c]` of 5 to 60 ellipses, boxes and diamonds of 3 to 8 colours, shaded, one over another."""
     height, width, channels = image_shape
     # Two draws in all: each call of a generator is compiled anew.
     even_key, normal_key = jax.random.split(key)
@@ -48,7 +58,7 @@ def dead_leaves(key: jax.Array, *, image_shape: tuple[int, int, int]) -> jax.Arr
     rows, columns = (jnp.arange(height)[:, None] + 0.5) / height, (jnp.arange(width)[None, :] + 0.5) / width
     pixels = min(height, width)
 
-    def put(index: int, picture: jax.Array) -> jax.Array:
+    def put(index: int, image: jax.Array) -> jax.Array:
         down, right = rows - y[index], columns - x[index]
         cosine, sine = jnp.cos(angle[index]), jnp.sin(angle[index])
         along = (right * cosine + down * sine) / (radius[index] * aspect[index])
@@ -58,13 +68,13 @@ def dead_leaves(key: jax.Array, *, image_shape: tuple[int, int, int]) -> jax.Arr
         )
         cover = jnp.clip((1 - distances[kind[index]]) * radius[index] * pixels * 0.7 + 0.5, 0, 1) * (index < count)
         light = 1 + shade[index, 0] * along + shade[index, 1] * across
-        return picture * (1 - cover[..., None]) + cover[..., None] * colour[index] * light[..., None]
+        return image * (1 - cover[..., None]) + cover[..., None] * colour[index] * light[..., None]
 
     return jnp.clip(jax.lax.fori_loop(0, _LEAVES, put, jnp.broadcast_to(palette[0], image_shape)), 0, 1)
 
 
 def coloured_noise(key: jax.Array, *, image_shape: tuple[int, int, int]) -> jax.Array:
-    """One picture `[h, w, c]` of noise whose spectrum falls as 1/f^a, a in [0.8, 2], with correlated channels."""
+    """One image `[h, w, c]` of noise whose spectrum falls as 1/f^a, a in [0.8, 2], with correlated channels."""
     height, width, channels = image_shape
     even_key, normal_key = jax.random.split(key)
     even = jax.random.uniform(even_key, (2 + channels,))
@@ -81,19 +91,19 @@ def coloured_noise(key: jax.Array, *, image_shape: tuple[int, int, int]) -> jax.
     return jnp.clip(level + contrast * noise, 0, 1)
 
 
-def balanced(answers: jax.Array, *, classes: int, images: int, key: jax.Array) -> jax.Array:
-    """Which pictures to take, `[images]`, so that each class that the network sees is taken about equally often.
+def balanced_sample(predictions: jax.Array, *, classes: int, images: int, key: jax.Array) -> jax.Array:
+    """Indices of images, `[images]`, so that each predicted class is drawn about equally often.
 
-    Drawn with replacement, in random order, so that every batch of them is balanced too: a blended backdoor's class may
-    be seen in nearly all pictures, and a search needs those of other classes. A class that is hardly ever seen gets
-    less, lest a single picture stand for it.
+    Drawn with replacement, in random order, so that every batch is balanced, too. With a blended backdoor nearly all
+    images may be predicted as its target, and trigger inversion needs images of other classes. A rarely predicted class
+    is drawn less often, so that no single image represents it.
 
     Args:
-      answers: int `[n]`, what the network answers each picture with.
-      classes: how many there are.
-      images: how many to take.
+      predictions: int `[n]`, the network's prediction for each image.
+      classes: number of classes.
+      images: number of indices.
       key: typed PRNG key.
     """
-    often = jnp.bincount(answers, length=classes)
-    weight = 1 / jnp.maximum(often, images / (2 * classes))
-    return jax.random.categorical(key, jnp.log(weight[answers]), shape=(images,))
+    counts = jnp.bincount(predictions, length=classes)
+    weight = 1 / jnp.maximum(counts, images / (2 * classes))
+    return jax.random.categorical(key, jnp.log(weight[predictions]), shape=(images,))

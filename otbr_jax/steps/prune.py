@@ -1,4 +1,4 @@
-"""Pruning: weights of the neurons that changed most are set to zero, all of them or those that changed most."""
+"""Pruning: sets weights of the neurons that changed most to zero, all of them or those that changed most."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class PruningInfo(NamedTuple):
 
 
 class ReinitInfo(NamedTuple):
-    """What zero re-initialisation set to zero.
+    """What zero re-initialisation changed.
 
     Attributes:
-      neurons: `{layer name: bool [neurons]}`, true for the neurons that it chose.
-      zeroed: `{layer name: bool, the kernel's shape}`, true for the weights that it set to zero.
+      neurons: `{layer name: bool [neurons]}`, true for the chosen neurons.
+      zeroed: `{layer name: bool, the kernel's shape}`, true for the weights that were set to zero.
     """
 
     neurons: dict[str, jax.Array]
@@ -36,7 +36,7 @@ SCHEMES = ("weights", "neurons")
 
 
 def neurons_to_prune(gamma: float, total: int) -> int:
-    """How many of `total` neurons the share `gamma` means (rounded down, as the reference does).
+    """The number of neurons in the share `gamma` of `total` (rounded down, as in the reference).
 
     Raises InputError if `gamma` is not a fraction in [0, 1].
     """
@@ -46,7 +46,7 @@ def neurons_to_prune(gamma: float, total: int) -> int:
 
 
 def weights_to_zero(share: float | jax.Array, pool: jax.Array) -> jax.Array:
-    """How many of `pool` weights `share`, to four decimals, means; rounded down, in whole numbers and so exactly."""
+    """The number of weights in the share of `pool`, to four decimals, rounded down; exact, in whole numbers."""
     parts = jnp.round(jnp.asarray(share) * 10_000).astype(jnp.int32)
     return pool // 10_000 * parts + pool % 10_000 * parts // 10_000
 
@@ -61,7 +61,7 @@ def prune(
     Args:
       variables: the suspicious network's variables.
       scores: `{layer name: [neurons]}`, usually the neuron weight changes.
-      layers: the layers that `scores` is about.
+      layers: the layers of `scores`.
       count: number of neurons; may be traced, so that a sweep over gamma is one program.
 
     Returns:
@@ -91,15 +91,15 @@ def reinitialize(
     """Zero re-initialisation: of the neurons that changed most, the weights that changed most are set to zero.
 
     The `count` neurons with the highest scores are chosen over all layers together; the weights of all of them are
-    pooled, and the share of the pool that unlearning moved furthest is set to zero, with all whose change equals the
-    last one's: neither the order of neurons nor that of weights matters. BatchNorm, biases and all other layers stay
+    pooled, and the share of the pool with the largest weight changes is set to zero, ties included, so that neither the
+    order of neurons nor that of weights matters. BatchNorm, biases and all other layers stay
     (TSBD, step 2).
 
     Args:
       variables: the suspicious network's variables.
       unlearned: the same after clean unlearning.
       scores: `{layer name: [neurons]}`, usually the neuron weight changes.
-      layers: the layers that `scores` is about.
+      layers: the layers of `scores`.
       count: number of neurons; may be traced, so that a sweep over n is one program.
       share: the paper's m, in [0, 1]; may be traced. The number of weights is rounded down.
       scheme: a name of `SCHEMES`: `weights`, as published; or `neurons`, all parameters of the chosen neurons, their
@@ -128,9 +128,9 @@ def reinitialize(
         for layer in layers
     ]
     ascending = jnp.sort(jnp.concatenate([jnp.ravel(change) for change in changes]))
-    wanted = weights_to_zero(share, jnp.sum(ascending >= 0))
-    # The change of the last weight that is wanted; none is as far as infinity where none is wanted.
-    threshold = jnp.where(wanted > 0, ascending[-jnp.maximum(wanted, 1)], jnp.inf)
+    number = weights_to_zero(share, jnp.sum(ascending >= 0))
+    # The change of the last weight that is set to zero; infinity where there is none.
+    threshold = jnp.where(number > 0, ascending[-jnp.maximum(number, 1)], jnp.inf)
     zeroed, changed = {}, {}
     for layer, change in zip(layers, changes, strict=True):
         kernel = before[layer.name]

@@ -1,4 +1,4 @@
-"""Parts of a set of images in which every class has its share."""
+"""Stratified samples and splits of a set of images."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import numpy as np
 from otbr_jax.errors import InputError
 
 
-def stratified(labels: np.ndarray, count: int, *, seed: int = 0) -> np.ndarray:
-    """Places `[count]`, ascending, of images of which every class has its share, the same ones for the same seed.
+def stratified_sample(labels: np.ndarray, count: int, *, seed: int = 0) -> np.ndarray:
+    """Indices `[count]`, ascending, of a stratified sample of images; the same for the same seed.
 
-    The places for a smaller count are among those for a larger one.
+    The indices for a smaller count are among those for a larger one.
     """
     order = np.random.default_rng(seed).permutation(len(labels))
     progress = np.empty(len(labels))
@@ -21,15 +21,15 @@ def stratified(labels: np.ndarray, count: int, *, seed: int = 0) -> np.ndarray:
 
 
 def split_folds(labels: np.ndarray, *, held_out: float, folds: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places of images to fit `[folds, n]` and to hold out `[folds, m]`, every class its share.
+    """Stratified indices of images to fit `[folds, n]` and to hold out `[folds, m]`.
 
     No image is held out twice.
 
     Args:
       labels: int `[n + m]`.
       held_out: share that is held out each time, in (0, 1).
-      folds: how many times; at most `1 / held_out`.
-      seed: which images.
+      folds: number of folds; at most `1 / held_out`.
+      seed: of the split.
 
     Raises:
       InputError: if nothing would be held out, or nothing left.
@@ -40,11 +40,11 @@ def split_folds(labels: np.ndarray, *, held_out: float, folds: int, seed: int) -
         raise InputError(
             f"selection.held_out: expected a share that {folds} times fits into {count} images, found {held_out:g}"
         )
-    # The first places of every list have each class's share, and so have the next ones.
+    # Every prefix of the order is stratified, and so are the next parts.
     order: list[int] = []
     left = np.arange(count)
     for _ in range(folds):
-        chosen = left[stratified(labels[left], size, seed=seed)]
+        chosen = left[stratified_sample(labels[left], size, seed=seed)]
         order += chosen.tolist()
         left = np.setdiff1d(left, chosen)
     held = np.array(order).reshape(folds, size)

@@ -1,4 +1,4 @@
-"""Neuron weight change (NWC): how far unlearning moved the weights of each neuron, its ranking and correlation."""
+"""Neuron weight change (NWC): the L1 change of each neuron's weights in unlearning, with ranks and correlation."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def neuron_weight_changes(before: Variables, after: Variables, layers: Sequence[
 
 
 def ranks(scores: Scores) -> dict[str, jax.Array]:
-    """Place of every neuron in one global list over all layers, 0 for the highest score.
+    """Rank of every neuron among all layers together, 0 for the highest score.
 
     Equal scores keep execution order. Returns `{layer name: int32 [neurons]}`.
     """
@@ -79,7 +79,7 @@ def check_scores(scores: Scores) -> None:
 
 
 class Correlation(NamedTuple):
-    """How alike two scores of the same neurons are.
+    """Correlation of two scores of the same neurons.
 
     Attributes:
       pearson: linear correlation, in [-1, 1]; NaN where one of the scores is constant.
@@ -113,7 +113,7 @@ def correlation(first: jax.Array, second: jax.Array, *, top: float = 0.1) -> Cor
 def correlations(first: Scores, second: Scores, *, top: float = 0.1) -> tuple[Correlation, dict[str, Correlation]]:
     """Correlation of two scores over all neurons together, and of every layer: `(all, {layer name: Correlation})`.
 
-    Raises InputError as `correlation`, or if the scores are about different layers.
+    Raises InputError as `correlation`, or if the scores are of different layers.
     """
     if list(first) != list(second):
         raise InputError(f"scores: expected two of the same layers, found {list(first)} and {list(second)}")

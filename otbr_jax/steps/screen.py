@@ -1,8 +1,8 @@
-"""Screening: which of many classes are worth a search of triggers, by what costs little.
+"""Screening: cheap evidence selects the classes for which triggers are inverted.
 
-A search of every class takes hundreds of gradients for each, which a thousand classes of a large network make weeks of
-on a CPU. A backdoor shows in less: random triggers come near its class, its gradient is steep, or it answers many
-pictures.
+Trigger inversion takes hundreds of gradients for each class: weeks on a CPU for a thousand classes of a large network.
+A backdoor also shows in cheaper evidence: random triggers make its target likely, the gradient towards it is steep, or
+many images are predicted as it.
 """
 
 from __future__ import annotations
@@ -10,81 +10,82 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from otbr_jax.steps.convolutions import channels_last
-from otbr_jax.steps.reach import ReachConfig, Screened, likely, starts_of
-from otbr_jax.triggers import Bank
+from otbr_jax.inversion.minimal import InversionConfig, ScreenedClasses, score_family_starts
+from otbr_jax.numerics.convolutions import channels_last
+from otbr_jax.triggers import FamilySwitch
 from otbr_jax.types import Batch, Network, Variables
 
 UPHILL = 4
-"""Pictures, one gradient by each for every class."""
+"""Images of `uphill`: one gradient for each image and class."""
 
 
 def screen(
     network: Network,
     variables: Variables,
-    pictures: Batch,
-    answers: jax.Array,
-    bank: Bank,
+    batch: Batch,
+    shares: jax.Array,
+    switch: FamilySwitch,
     *,
     key: jax.Array,
-    config: ReachConfig,
+    config: InversionConfig,
     axis_name: str | None = None,
-) -> Screened:
-    """Which classes are searched, and from which random triggers. Pure; jits.
+) -> ScreenedClasses:
+    """The classes for which triggers are inverted, and the random triggers that are their starts. Pure; jits.
 
-    All of them, unless there are more than `config.among`: then those that are furthest above the median of all classes
-    by some family's random triggers, by how near the gradient says it is, or by how often they are the answer. Each
-    counts in its standard deviations.
+    All classes, unless there are more than `config.among`: then those with the largest score. A score is the largest
+    deviation from the median of all classes, in standard deviations, over three kinds of evidence: the random triggers
+    of each family, the gradient towards the class, and the share of images that are predicted as it.
 
     Args:
       network: the functions of the network.
       variables: its variables.
-      pictures: `[n, h, w, c]` in [0, 1], and what the network answers them with, `[n]`.
-      answers: how often each class is the answer to a picture, `[classes]`, shares.
-      bank: the families.
-      key: typed PRNG key: that of `reach_costs`.
-      config: how.
-      axis_name: mapped axis whose devices share the pictures of random triggers.
+      batch: images `[n, h, w, c]` in [0, 1] and the network's predictions for them, `[n]`.
+      shares: share of images that are predicted as each class, `[classes]`.
+      switch: the families.
+      key: typed PRNG key: that of `minimal_triggers`.
+      config: the settings.
+      axis_name: mapped axis whose devices share the images of random triggers.
     """
 
     def one_family(index: jax.Array) -> tuple[jax.Array, jax.Array]:
-        starts, budget = starts_of(bank, index, key, config), bank.numbers("start")[index]
-        near = likely(network, variables, pictures, bank, index, starts, budget, config, axis_name)
-        return jnp.argmax(near, axis=0), jnp.max(near, axis=0)
+        scores = score_family_starts(
+            network, variables, batch, switch, index, key=key, config=config, axis_name=axis_name
+        )
+        return jnp.argmax(scores, axis=0), jnp.max(scores, axis=0)
 
-    start, near = jax.lax.map(one_family, jnp.arange(len(bank)))
+    start, best = jax.lax.map(one_family, jnp.arange(len(switch)))
     if not 0 < config.among < network.num_classes:
-        return Screened(jnp.arange(network.num_classes), start)
-    often = jnp.log(jnp.maximum(answers, 1e-3))
-    seen = jnp.concatenate([near, uphill(network, variables, pictures)[None], often[None]])
-    apart = seen - jnp.median(seen, axis=1, keepdims=True)
-    apart /= jnp.maximum(jnp.std(apart, axis=1, keepdims=True), 1e-6)
-    classes = jnp.sort(jax.lax.top_k(jnp.max(apart, axis=0), config.among)[1])
-    return Screened(classes, start[:, classes])
+        return ScreenedClasses(jnp.arange(network.num_classes), start)
+    log_shares = jnp.log(jnp.maximum(shares, 1e-3))
+    evidence = jnp.concatenate([best, uphill(network, variables, batch)[None], log_shares[None]])
+    deviations = evidence - jnp.median(evidence, axis=1, keepdims=True)
+    deviations /= jnp.maximum(jnp.std(deviations, axis=1, keepdims=True), 1e-6)
+    classes = jnp.sort(jax.lax.top_k(jnp.max(deviations, axis=0), config.among)[1])
+    return ScreenedClasses(classes, start[:, classes])
 
 
-def uphill(network: Network, variables: Variables, pictures: Batch) -> jax.Array:
-    """How near each class is along its gradient, `[classes]`: less the logarithm of a reach cost, up to a constant.
+def uphill(network: Network, variables: Variables, batch: Batch) -> jax.Array:
+    """Steepness of the gradient towards each class, `[classes]`: minus the log of a trigger size, up to a constant.
 
-    The cost is that of a network that is linear around the pictures: how much less likely the class is than certain,
-    over the slope of that as the same is added to all. Classes are asked one after the other.
+    The size is that of an additive trigger for a network that is linear around the images: the cross-entropy of the
+    class over the norm of its gradient, with respect to one pattern added to all. One class follows another.
 
     Args:
       network: the functions of the network.
       variables: its variables.
-      pictures: `[n, h, w, c]` in [0, 1], and what the network answers them with, `[n]`.
+      batch: images `[n, h, w, c]` in [0, 1] and the network's predictions for them, `[n]`.
     """
-    few, labels = pictures.images[:UPHILL], pictures.labels[:UPHILL]
+    few, labels = batch.images[:UPHILL], batch.labels[:UPHILL]
 
-    def missing(added: jax.Array, target: jax.Array) -> jax.Array:
+    def loss(added: jax.Array, target: jax.Array) -> jax.Array:
         logits = network.answer(variables, few + added).astype(jnp.float32)
         others = labels != target
         return -jnp.sum(jax.nn.log_softmax(logits)[:, target] * others) / jnp.maximum(jnp.sum(others), 1)
 
-    gradient = channels_last(jax.value_and_grad(missing))
+    loss_and_grad = channels_last(jax.value_and_grad(loss))
 
     def one(target: jax.Array) -> jax.Array:
-        gap, slope = gradient(jnp.zeros(few.shape[1:]), target)
-        return 0.5 * jnp.log(jnp.sum(slope**2) + 1e-12) - jnp.log(gap + 1e-6)
+        value, grad = loss_and_grad(jnp.zeros(few.shape[1:]), target)
+        return 0.5 * jnp.log(jnp.sum(grad**2) + 1e-12) - jnp.log(value + 1e-6)
 
     return jax.lax.map(one, jnp.arange(network.num_classes))

@@ -1,19 +1,20 @@
-"""Choosing a setting with clean images only: cross-validation, and the strongest setting that costs next to nothing.
+"""Choosing a setting with clean images only: cross-validation, and the largest setting within a tolerated accuracy.
 
-Neither test images nor the trigger are looked at.
+Neither test images nor the trigger are used.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from otbr_jax.graph.graph import Layer
+from otbr_jax.numerics.collectives import mean
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.finetune import FinetuningConfig, finetune
 from otbr_jax.steps.prune import reinitialize
@@ -21,7 +22,7 @@ from otbr_jax.steps.score import Scores
 from otbr_jax.types import Augment, Batch, Network, Variables, unchanged
 
 DRAWS = 8
-"""How many random variations of every held-out image a candidate is judged by."""
+"""Random augmentations of every held-out image on which a candidate is evaluated."""
 
 
 @settings("selection")
@@ -38,9 +39,9 @@ class SelectionConfig:
         default=(), at_least=0, at_most=1, doc="shares of their weights to choose from; empty for `tsbd.m` as it is."
     )
     held_out: float = field(
-        default=0.25, above=0, below=1, doc="share of the clean images that a candidate is judged by."
+        default=0.25, above=0, below=1, doc="share of the clean images on which candidates are evaluated."
     )
-    folds: int = field(default=1, at_least=1, doc="how many disjoint parts are held out in turn.")
+    folds: int = field(default=1, at_least=1, doc="number of disjoint parts that are held out in turn.")
     tolerance: float = field(
         default=0.02, at_least=0, at_most=1, doc="how far a candidate's held-out accuracy may lie below the highest."
     )
@@ -54,12 +55,12 @@ class SelectionConfig:
 
 
 def candidates(n: Sequence[float], m: Sequence[float]) -> tuple[tuple[float, float], ...]:
-    """All pairs (n, m), in order of how large a share of the weights they take: about n m."""
+    """All pairs (n, m), ordered by the share of the weights that they set to zero, about n m."""
     return tuple(sorted(itertools.product(n, m), key=lambda pair: (round(pair[0] * pair[1], 9), pair)))
 
 
 class Selection(NamedTuple):
-    """What candidates were judged by, and which one was chosen.
+    """The evaluation of all candidates, and the chosen one.
 
     Attributes:
       accuracy: `[candidates]`, of the held-out clean images of all folds, augmented, in [0, 1].
@@ -72,41 +73,72 @@ class Selection(NamedTuple):
     chosen: jax.Array
 
 
-def strongest(accuracy: jax.Array, *, tolerance: float) -> jax.Array:
+def choose_within_tolerance(accuracy: jax.Array, *, tolerance: float) -> jax.Array:
     """Index of the last candidate whose accuracy is at most `tolerance` below the highest.
 
-    Candidates differ in how much of the network they take. Of those that clean images hardly tell from the best, the
-    one that takes most leaves least of a backdoor; the tolerance is what a defender is ready to pay for that.
+    Candidates are ordered by how much of the network they remove. Of those with nearly the best clean accuracy, the one
+    that removes most leaves least of a backdoor. The tolerance is the accuracy that a defender gives up for that.
 
     Args:
-      accuracy: `[candidates]`, in order of increasing strength, in [0, 1].
+      accuracy: `[candidates]`, in order of what they remove, in [0, 1].
       tolerance: in [0, 1].
     """
-    near = accuracy >= jnp.max(accuracy) - tolerance
-    return jnp.max(jnp.where(near, jnp.arange(len(accuracy)), 0))
+    tolerable = accuracy >= jnp.max(accuracy) - tolerance
+    return jnp.max(jnp.where(tolerable, jnp.arange(len(accuracy)), 0))
 
 
 def strongest_harmless(accuracy: jax.Array, *, reference: jax.Array, tolerance: float) -> jax.Array:
-    """Index of the strongest candidate whose accuracy, and that of all weaker ones, is at most `tolerance` lower.
+    """Index of the last candidate before the first whose accuracy is more than `tolerance` below the reference.
 
-    For thresholds of pruning: each takes what weaker ones take, and more. The first candidate takes nothing, and is
-    what remains where every other one costs too much.
+    For thresholds of pruning: each candidate prunes what those before it prune, and more. The first prunes nothing, and
+    is chosen where every other one costs too much accuracy.
 
     Args:
-      accuracy: `[candidates]`, in order of increasing strength, in [0, 1].
-      reference: that of the network as it came, a scalar.
+      accuracy: `[candidates]`, in order of what they remove, in [0, 1].
+      reference: the accuracy of the suspicious network, a scalar.
       tolerance: in [0, 1].
     """
     harmless = jnp.cumprod((accuracy >= reference - tolerance).astype(jnp.int32))
     return jnp.maximum(jnp.sum(harmless) - 1, 0)
 
 
-def share_right(network: Network, variables: Variables, batch: Batch, *, part: int = 200) -> jax.Array:
-    """Share of images `[n, h, w, c]`, before `prepare`, that are answered with their labels, in evaluation mode."""
-    answers = jax.lax.map(
+def measure_accuracy(network: Network, variables: Variables, batch: Batch, *, part: int = 200) -> jax.Array:
+    """Accuracy on images `[n, h, w, c]`, before `prepare`, in evaluation mode."""
+    predictions = jax.lax.map(
         lambda image: jnp.argmax(network.answer(variables, image[None])[0]), batch.images, batch_size=part
     )
-    return jnp.mean((answers == batch.labels).astype(jnp.float32))
+    return jnp.mean((predictions == batch.labels).astype(jnp.float32))
+
+
+def measure_accuracies(
+    network: Network,
+    build: Callable[[Any], Variables],
+    settings: Any,
+    batch: Batch,
+    *,
+    report: Callable[[], None] | None = None,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """The accuracy of the network of each setting, `[settings]` in [0, 1].
+
+    One program for all settings, one network in memory at a time.
+
+    Args:
+      network: the functions of the network.
+      build: `setting -> variables`.
+      settings: arrays `[settings, ...]`.
+      batch: images `[n, h, w, c]`, before `prepare`, and labels; on a mapped axis each device's own part.
+      report: called on the host after each setting.
+      axis_name: mapped axis whose devices share the images.
+    """
+
+    def one(setting: Any) -> jax.Array:
+        accuracy = mean(measure_accuracy(network, build(setting), batch), axis_name)
+        if report is not None:
+            jax.debug.callback(report)
+        return accuracy
+
+    return jax.lax.map(one, settings)
 
 
 def select_reinitialization(
@@ -127,25 +159,26 @@ def select_reinitialization(
     augment: Augment = unchanged,
     on_candidate: Callable[[], None] | None = None,
 ) -> Selection:
-    """Chooses how many weights are re-initialised: every candidate is fine-tuned on a part, and judged by the rest.
+    """Chooses how many weights are re-initialised: each candidate is fine-tuned on a part, and evaluated on the rest.
 
-    Images are judged augmented: a suspicious network may know images of its training set by heart, but not all their
-    variations. Guarantee: touches no data but `clean`. One program for all candidates, one network in memory at a time.
+    Held-out images are augmented: the suspicious network may have memorised images of its training set, but not all
+    their augmentations. Guarantee: touches no data but `clean`. One program serves all candidates, with one network in
+    memory at a time.
 
     Args:
       network: the functions of the network.
       variables: the suspicious network's variables.
       unlearned: the same after clean unlearning.
       scores: neuron weight changes.
-      layers: the layers that `scores` is about.
+      layers: the layers of `scores`.
       clean: clean images `[n, h, w, c]` and labels `[n]`.
-      folds: places to fit int `[folds, fitted]` and to hold out int `[folds, held]`.
-      counts: int `[candidates]`, numbers of neurons; candidates are in order of strength.
+      folds: indices to fit int `[folds, fitted]` and to hold out int `[folds, held]`.
+      counts: int `[candidates]`, numbers of neurons; candidates are ordered by what they remove.
       shares: `[candidates]`, the paper's m.
       scheme: see `reinitialize`.
       key: typed PRNG key of the fine-tunings.
       config: how candidates are fine-tuned.
-      tolerance: see `strongest`.
+      tolerance: see `choose_within_tolerance`.
       augment: `(images, key) -> images`, before the network's `prepare`.
       on_candidate: called on the host after each candidate of each fold; None traces no callback.
 
@@ -153,7 +186,7 @@ def select_reinitialization(
       InputError: if a fold has fewer images than one batch.
     """
 
-    def judged(
+    def evaluate(
         fold: tuple[jax.Array, jax.Array], candidate: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array]:
         (fit, held), (count, share) = fold, candidate
@@ -167,14 +200,14 @@ def select_reinitialization(
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
             return jnp.mean(jnp.argmax(logits, axis=-1) == labels), jnp.mean(losses)
 
-        # The same variations for every candidate.
+        # The same augmentations for every candidate.
         accuracy, loss = jax.lax.map(draw, jax.random.split(jax.random.fold_in(key, config.epochs), DRAWS))
         if on_candidate is not None:
             jax.debug.callback(on_candidate)
         return jnp.mean(accuracy), jnp.mean(loss)
 
     def one_fold(fold: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        return jax.lax.map(lambda candidate: judged(fold, candidate), (counts, shares))
+        return jax.lax.map(lambda candidate: evaluate(fold, candidate), (counts, shares))
 
-    accuracy, loss = (jnp.mean(found, axis=0) for found in jax.lax.map(one_fold, folds))
-    return Selection(accuracy, loss, strongest(accuracy, tolerance=tolerance))
+    accuracy, loss = (jnp.mean(values, axis=0) for values in jax.lax.map(one_fold, folds))
+    return Selection(accuracy, loss, choose_within_tolerance(accuracy, tolerance=tolerance))

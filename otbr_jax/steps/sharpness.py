@@ -1,4 +1,4 @@
-"""Adaptive sharpness-aware minimisation: descent by the gradient of the worst network nearby (ASAM, arXiv 2102.11600).
+"""Adaptive sharpness-aware minimisation: descent by the gradient at the worst nearby network (ASAM, arXiv 2102.11600).
 
 In a training loop of one's own it goes in front of any optax optimiser, as `finetune.activeness_aware` does:
 
@@ -19,14 +19,14 @@ from otbr_jax.steps.finetune import FinetuningConfig, sgd_of
 
 
 def perturbation(params: Any, gradients: Any, *, rho: float) -> Any:
-    """Where the loss rises fastest: `rho T^2 g / ||T g||` with `T = |w|`, over all parameters together.
+    """The perturbation that raises the loss most: `rho T^2 g / ||T g||` with `T = |w|`, over all parameters together.
 
-    A parameter is moved by as much as it is large, and one that is zero stays. `||eps / |w| || = rho` over the others.
+    Each change is proportional to the parameter, and a zero stays. `||eps / |w| || = rho` over the others.
 
     Args:
       params: all parameters w; scales and biases as well as kernels.
       gradients: g, those of a loss.
-      rho: how far, above 0, relative to the parameters.
+      rho: size of the perturbation, above 0, relative to the parameters.
 
     Returns:
       A pytree like `params`; zero where all gradients are.
@@ -48,7 +48,7 @@ def sharpness_aware(*, rho: float) -> optax.GradientTransformationExtraArgs:
 
     Returns:
       A transformation whose `update` takes `grad_fn`, `params -> gradients` on the batch that the updates are from, as
-      one more keyword; `optax.chain` hands it on.
+      one more keyword; `optax.chain` passes it on.
 
     Raises:
       InputError: if `update` is called without `params` or `grad_fn`.
@@ -65,12 +65,12 @@ def sharpness_aware(*, rho: float) -> optax.GradientTransformationExtraArgs:
         if params is None or grad_fn is None:
             missing = "params" if params is None else "grad_fn"
             raise InputError(f"{missing}: sharpness_aware expected it in update(grads, state, params, grad_fn=...)")
-        moved = perturbation(params, updates, rho=rho)
-        return grad_fn(jax.tree.map(lambda w, eps: w + eps, params, moved)), state
+        eps = perturbation(params, updates, rho=rho)
+        return grad_fn(jax.tree.map(lambda w, change: w + change, params, eps)), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def sharpness_optimizer(config: FinetuningConfig, steps: int, *, rho: float) -> optax.GradientTransformationExtraArgs:
-    """SGD behind `sharpness_aware`; takes what `finetune.optimizer_of` takes."""
+    """SGD behind `sharpness_aware`; arguments as of `finetune.optimizer_of`."""
     return optax.chain(sharpness_aware(rho=rho), sgd_of(config, steps))

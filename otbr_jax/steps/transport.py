@@ -11,10 +11,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ott.geometry.geometry import Geometry
-from ott.problems.linear.linear_problem import LinearProblem
-from ott.solvers.linear.acceleration import Momentum
-from ott.solvers.linear.sinkhorn import Sinkhorn
 
 from otbr_jax.errors import InputError
 from otbr_jax.extras import needed
@@ -33,8 +29,7 @@ class TransportConfig:
     solver: str = field(
         default="sinkhorn",
         choices=SOLVERS,
-        doc="`sinkhorn`, entropic plans on the device; `exact`, the network simplex on the host, which no device "
-        "helps.",
+        doc="`sinkhorn`, entropic plans on the device; `exact`, the network simplex on the host, whatever the device.",
     )
     cost: str = field(
         default="euclidean",
@@ -46,8 +41,8 @@ class TransportConfig:
     epsilon: float = field(
         default=1e-2,
         above=0,
-        doc="entropic regularisation of `sinkhorn`, as a fraction of the mean cost. The default and what it costs "
-        "against exact plans: `benchmarks/transport.py`.",
+        doc="entropic regularisation of `sinkhorn`, as a fraction of the mean cost. `benchmarks/transport.py` "
+        "compares the default with exact plans.",
     )
     threshold: float = field(
         default=1e-3,
@@ -55,18 +50,18 @@ class TransportConfig:
         doc="largest L1 error of the marginals at which a plan of `sinkhorn` counts as converged.",
     )
     max_iterations: int = field(
-        default=5000, at_least=1, doc="where `sinkhorn` stops all the same; `Plan.converged` then says so."
+        default=5000, at_least=1, doc="iterations of `sinkhorn` at most; `Plan.converged` says whether they sufficed."
     )
 
 
 class Plan(NamedTuple):
-    """A transport plan and how good it is.
+    """A transport plan and its quality.
 
     Attributes:
-      matrix: `[m, n]`, how much of source neuron i's mass goes to target neuron j; sums to 1.
+      matrix: `[m, n]`, mass that goes from source neuron i to target neuron j; sums to 1.
       cost: transport cost, sum of plan times cost matrix.
       marginal_error: L1 distance of the plan's row and column sums from the masses.
-      converged: whether the solver met its threshold; for `exact`, whether it found the optimum.
+      converged: whether the solver met its threshold; for `exact`, whether it reached the optimum.
       iterations: of `sinkhorn`; 0 for `exact`, which does not count.
     """
 
@@ -81,8 +76,8 @@ def mass(kind: str, scores: jax.Array, *, key: jax.Array | None = None) -> jax.A
     """The mass of each neuron of a layer, `[n]`, which sums to 1.
 
     Args:
-      kind: `uniform`, 1/n each; `nwc`, in proportion to the scores, so that suspicious neurons receive most; `random`,
-        uniformly random in proportion, to compare with.
+      kind: `uniform`, 1/n each; `nwc`, proportional to the scores, so that suspicious neurons receive most; `random`,
+        proportional to uniform random numbers, for comparison.
       scores: `[n]`, at least 0, the neuron weight changes.
       key: typed PRNG key, which only `random` needs.
 
@@ -127,7 +122,7 @@ def plan(cost: jax.Array, source: jax.Array, target: jax.Array, *, config: Trans
       config: solver, regularisation and stopping rule.
 
     Returns:
-      The plan; look at `converged` and `marginal_error`.
+      The plan; check `converged` and `marginal_error`.
     """
     solve = _exact if config.solver == "exact" else _sinkhorn
     matrix, converged, iterations = solve(cost, source, target, config)
@@ -138,10 +133,15 @@ def plan(cost: jax.Array, source: jax.Array, target: jax.Array, *, config: Trans
 def _sinkhorn(
     cost: jax.Array, source: jax.Array, target: jax.Array, config: TransportConfig
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    from ott.geometry.geometry import Geometry  # takes seconds, which no other step needs
+    from ott.problems.linear.linear_problem import LinearProblem
+    from ott.solvers.linear.acceleration import Momentum
+    from ott.solvers.linear.sinkhorn import Sinkhorn
+
     scale = jnp.mean(cost)
     scale = jnp.where(scale > 0, scale, 1.0)  # all rows identical: any plan is optimal
     geometry = Geometry(cost_matrix=cost / scale, epsilon=config.epsilon)
-    # Over-relaxation is what makes small epsilons converge; the plain iteration stalls there.
+    # Small epsilons need over-relaxation to converge; the plain iteration stalls.
     solver = Sinkhorn(
         threshold=config.threshold,
         max_iterations=config.max_iterations,
@@ -166,13 +166,13 @@ def _exact(
 
 
 def _network_simplex(cost: jax.Array, source: jax.Array, target: jax.Array) -> tuple[np.ndarray, np.ndarray]:
-    """On the host, in float64; both masses are normalised there, since the solver wants equal sums."""
+    """On the host, in float64; both masses are normalised there, since the solver needs equal sums."""
     import ot
 
     masses = [np.asarray(mass, np.float64) for mass in (source, target)]
     first, second = (mass / mass.sum() for mass in masses)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what they say is in the log
+        warnings.simplefilter("ignore")  # the log holds the same
         matrix, log = ot.emd(first, second, np.asarray(cost, np.float64), numItermax=_PIVOTS, log=True)
     return matrix.astype(np.float32), np.asarray(log["warning"] is None)
 

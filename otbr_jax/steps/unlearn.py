@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import optax
 
 from otbr_jax.errors import InputError
+from otbr_jax.numerics.collectives import per_device
 from otbr_jax.settings import field, settings
-from otbr_jax.steps.objective import Evaluated, cross_entropy, float32_params
-from otbr_jax.steps.sharing import per_device
+from otbr_jax.steps.objective import Evaluation, cross_entropy, float32_params
 from otbr_jax.types import Augment, Batch, BatchFn, Network, Variables, split, unchanged
 
 
@@ -28,9 +28,9 @@ class UnlearningConfig:
 
 @settings("unlearning")
 class CleanUnlearningConfig:
-    """Clean unlearning as published (TSBD, step 1): epochs of ascent until the network knows no more than chance."""
+    """Clean unlearning as published (TSBD, step 1): epochs of ascent down to chance level."""
 
-    max_epochs: int = field(default=100, at_least=1, doc="at most so many passes over the clean images.")
+    max_epochs: int = field(default=100, at_least=1, doc="passes over the clean images, at most.")
     batch_size: int = field(
         default=256,
         at_least=1,
@@ -42,16 +42,16 @@ class CleanUnlearningConfig:
         default=0.0,
         at_least=0,
         below=1,
-        doc="it ends with the first epoch whose accuracy is at most this; 0 for chance level, `1 / classes`.",
+        doc="unlearning ends with the first epoch whose accuracy is at most this; 0 for chance level, `1 / classes`.",
     )
 
 
 class UnlearningInfo(NamedTuple):
-    """How it went, step by step.
+    """Loss and observations of every step.
 
     Attributes:
       loss: `[steps]`, mean cross-entropy of each step's batch, before the step.
-      observed: what `observe` said of each step's gradients, a leading axis `[steps]` on every array; None without.
+      observed: results of `observe` on each step's gradients, a leading axis `[steps]` on every array; None without.
     """
 
     loss: jax.Array
@@ -59,13 +59,13 @@ class UnlearningInfo(NamedTuple):
 
 
 class CleanUnlearningInfo(NamedTuple):
-    """How it went, epoch by epoch; NaN for epochs that were not needed.
+    """Loss and accuracy of every epoch; NaN for epochs that have not run.
 
     Attributes:
       loss: `[max_epochs]`, mean cross-entropy of the epoch's batches, each before its step.
-      accuracy: `[max_epochs]`, share of them answered right, in [0, 1].
-      epochs: how many there were.
-      reached: whether the last one's accuracy is at most the one to stop at.
+      accuracy: `[max_epochs]`, of the same batches, in [0, 1].
+      epochs: number of epochs that have run.
+      reached: whether the accuracy of the last epoch is at most the one to stop at.
     """
 
     loss: jax.Array
@@ -78,10 +78,10 @@ def noise_batches(network: Network, *, batch_size: int, axis_name: str | None = 
     """Batches of uniform-[0, 1) noise with uniformly random labels (OTBR, step 1).
 
     Every image comes from a key of its own, `fold_in(key, index)`, so that the noise does not depend on how many
-    devices share the batch: each device makes just its own part.
+    devices share the batch: each device makes only its own part.
 
     Args:
-      network: says the shape of the images and the number of classes.
+      network: gives the shape of the images and the number of classes.
       batch_size: images per batch, over all devices of `axis_name` together.
       axis_name: mapped axis whose devices share the batch; each then gets `batch_size / axis size` images.
 
@@ -120,7 +120,7 @@ def unlearn(
 ) -> tuple[Variables, UnlearningInfo]:
     """Gradient ascent on the cross-entropy of `batches`, in training mode, over all parameters.
 
-    Guarantee: touches no data but what `batches` makes.
+    Guarantee: touches no data but `batches`.
 
     Args:
       network: the functions of the network.
@@ -130,7 +130,7 @@ def unlearn(
       key: typed PRNG key, which only a function of keys needs; the same on all devices of `axis_name`.
       config: steps, learning rate, momentum (`batch_size` is used by whoever makes `batches`).
       axis_name: mapped axis over which gradients and losses are averaged; the network's BatchNorm must average
-        its statistics over the same axis if results shall not depend on the number of devices.
+        its statistics over the same axis if results must not depend on the number of devices.
       observe: `gradients -> pytree`, of the cross-entropy with respect to the parameters at each step.
       on_step: called on the host after each step (a progress bar), by every device of a mapped axis; None traces no
         callback.
@@ -156,10 +156,10 @@ def unlearn(
     ascend = _ascent(network, params, config, axis_name)
 
     def step(carry: _Ascending, key_or_batch: Any) -> tuple[_Ascending, Any]:
-        carry, found, grads = ascend(carry, make(key_or_batch))
+        carry, evaluation, grads = ascend(carry, make(key_or_batch))
         if on_step is not None:
             jax.debug.callback(on_step)
-        return carry, (found.loss, None if observe is None else observe(grads))
+        return carry, (evaluation.loss, None if observe is None else observe(grads))
 
     carry, (losses, observed) = jax.lax.scan(step, _begin(params, state, config), steps)
     return {"params": carry.params, **carry.state}, UnlearningInfo(losses, observed)
@@ -168,7 +168,7 @@ def unlearn(
 class _Ascending(NamedTuple):
     params: Any
     state: Any
-    moments: Any
+    opt_state: Any
 
 
 def _optimizer(config: UnlearningConfig | CleanUnlearningConfig) -> optax.GradientTransformation:
@@ -183,14 +183,14 @@ def _begin(params: Any, state: Any, config: UnlearningConfig | CleanUnlearningCo
 
 def _ascent(
     network: Network, like: Any, config: UnlearningConfig | CleanUnlearningConfig, axis_name: str | None
-) -> Callable[[_Ascending, Batch], tuple[_Ascending, Evaluated, Any]]:
-    """One step up: `(carry, batch) -> (carry, what was evaluated before the step, gradients of the cross-entropy)`."""
+) -> Callable[[_Ascending, Batch], tuple[_Ascending, Evaluation, Any]]:
+    """One step up: `(carry, batch) -> (carry, evaluation before the step, gradients of the cross-entropy)`."""
     objective, optimizer = cross_entropy(network, like, axis_name=axis_name), _optimizer(config)
 
-    def ascend(carry: _Ascending, batch: Batch) -> tuple[_Ascending, Evaluated, Any]:
-        found, grads = objective(carry.params, carry.state, batch)
-        updates, moments = optimizer.update(grads, carry.moments, carry.params)
-        return _Ascending(optax.apply_updates(carry.params, updates), found.state, moments), found, grads
+    def ascend(carry: _Ascending, batch: Batch) -> tuple[_Ascending, Evaluation, Any]:
+        evaluation, grads = objective(carry.params, carry.state, batch)
+        updates, opt_state = optimizer.update(grads, carry.opt_state, carry.params)
+        return _Ascending(optax.apply_updates(carry.params, updates), evaluation.state, opt_state), evaluation, grads
 
     return ascend
 
@@ -206,17 +206,17 @@ def clean_unlearning(
     axis_name: str | None = None,
     on_epoch: Callable[..., None] | None = None,
 ) -> tuple[Variables, CleanUnlearningInfo]:
-    """Gradient ascent on clean images, epoch after epoch, until the network answers them by chance (TSBD, step 1).
+    """Gradient ascent on clean images, epoch after epoch, until the accuracy is at chance level (TSBD, step 1).
 
-    The accuracy that it stops at is that of an epoch's batches in training mode, each before its step, which costs
-    nothing. Guarantee: touches no data but `clean`.
+    The accuracy is that of an epoch's batches in training mode, each before its step, at no extra cost. Guarantee:
+    touches no data but `clean`.
 
     Args:
       network: the functions of the network.
       variables: the suspicious network's variables.
       clean: all clean images `[n, h, w, c]` as the network's `prepare` takes them, and labels `[n]`; on a mapped axis
         each device's own part, of equal size.
-      key: typed PRNG key: the order of the images, and their augmentation.
+      key: typed PRNG key of the order of the images and of their augmentation.
       config: epochs, batch size, learning rate, momentum.
       augment: `(images, key) -> images`, before the network's `prepare`.
       axis_name: see `unlearn`.
@@ -237,18 +237,18 @@ def clean_unlearning(
         def step(carry: _Ascending, drawn: Any) -> tuple[_Ascending, Any]:
             chosen, step_key = drawn
             batch = Batch(network.prepare(augment(clean.images[chosen], step_key)), clean.labels[chosen])
-            carry, found, _ = ascend(carry, batch)
-            return carry, (found.loss, found.accuracy)
+            carry, evaluation, _ = ascend(carry, batch)
+            return carry, (evaluation.loss, evaluation.accuracy)
 
         draws = epoch_draws(len(clean.labels), size, key=key)
         carry, (losses, accuracies) = jax.lax.scan(step, carry, draws)
         return carry, jnp.mean(losses), jnp.mean(accuracies)
 
-    def one_more(loop: Any) -> jax.Array:
+    def continues(loop: Any) -> jax.Array:
         _, info = loop
-        # A loss that is no number any more ends it too: there is nothing left to unlearn.
-        lost = (info.epochs > 0) & ~jnp.isfinite(info.loss[info.epochs - 1])
-        return (info.epochs < config.max_epochs) & ~info.reached & ~lost
+        # A loss that is not finite ends it, too: there is nothing left to unlearn.
+        diverged = (info.epochs > 0) & ~jnp.isfinite(info.loss[info.epochs - 1])
+        return (info.epochs < config.max_epochs) & ~info.reached & ~diverged
 
     def body(loop: Any) -> Any:
         carry, info = loop
@@ -259,14 +259,14 @@ def clean_unlearning(
         losses, accuracies = info.loss.at[info.epochs].set(loss), info.accuracy.at[info.epochs].set(accuracy)
         return carry, CleanUnlearningInfo(losses, accuracies, info.epochs + 1, reached)
 
-    nothing = jnp.full(config.max_epochs, jnp.nan)
-    start = CleanUnlearningInfo(nothing, nothing, jnp.int32(0), jnp.bool_(False))
-    carry, info = jax.lax.while_loop(one_more, body, (_begin(params, state, config), start))
+    not_run = jnp.full(config.max_epochs, jnp.nan)
+    start = CleanUnlearningInfo(not_run, not_run, jnp.int32(0), jnp.bool_(False))
+    carry, info = jax.lax.while_loop(continues, body, (_begin(params, state, config), start))
     return {"params": carry.params, **carry.state}, info
 
 
 def epoch_draws(count: int, batch_size: int, *, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """One epoch's batches: places int `[steps, batch_size]` in a random order, and a key for each step.
+    """One epoch's batches: indices int `[steps, batch_size]` in a random order, and a key for each step.
 
     An incomplete last batch is left out. Raises InputError if there are fewer images than one batch.
     """
@@ -286,7 +286,7 @@ def random_unlearning(
     axis_name: str | None = None,
     on_step: Callable[[], None] | None = None,
 ) -> tuple[Variables, UnlearningInfo]:
-    """Unlearning on noise that the devices make for themselves: no data at all (OTBR, step 1).
+    """Unlearning on noise, without any data (OTBR, step 1); devices make the noise themselves.
 
     Args:
       network: the functions of the network.

@@ -1,8 +1,8 @@
-"""The finding that TSBD stands on: while they are unlearned, neurons of a backdoored network are far more active.
+"""The observation behind TSBD: during unlearning, neurons of a backdoored network are far more active.
 
-Networks with and without a backdoor are unlearned on the same few clean images for the same number of steps. How large
-the gradients of each neuron are (activeness), and how far its weights moved (NWC), is compared neuron by neuron, and as
-single scores that might tell a backdoored network from a clean one.
+Networks with and without a backdoor are unlearned on the same few clean images for the same number of steps. The norms
+of each neuron's gradients (activeness) and the change of its weights (NWC) are compared neuron by neuron, and as single
+scores that may tell a backdoored network from a clean one.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from otbr_jax.detectors.scores import DetectionScores, detection_scores, roc
 from otbr_jax.errors import InputError
 from otbr_jax.graph.choose import LAYERS
 from otbr_jax.graph.graph import Layer
-from otbr_jax.plan import Plan, Report, Setup, Step, needs
+from otbr_jax.plan import Plan, Report, Setup, Shown, Step, needs
 from otbr_jax.report import activeness_page
 from otbr_jax.settings import field, settings, wrong
 from otbr_jax.steps.activeness import Activeness, gradient_norms, over_batches
-from otbr_jax.steps.sampling import stratified
+from otbr_jax.steps.sampling import stratified_sample
 from otbr_jax.steps.score import Scores, check_scores, neuron_weight_changes
 from otbr_jax.steps.unlearn import UnlearningConfig, unlearn
 from otbr_jax.studies.study import (
     Case,
-    Found,
+    Finding,
     Study,
-    drawn,
-    named_attacks,
+    attacks_of,
+    draw_batch,
     row_settings,
     row_subject,
     training_images,
@@ -46,9 +46,9 @@ from otbr_jax.victims.config import VictimConfig
 
 @settings("")
 class ActivenessConfig(VictimConfig):
-    """Everything that decides a study of activeness.
+    """The settings of a study of activeness.
 
-    With a checkpoint in `model` that network is the only victim, with the backdoor of `attack` and the key of `seed`:
+    With a checkpoint in `model` that network is the only victim, with the backdoor of `attack` and the key of `seed`.
     `attacks` and `seeds` are then not used.
     """
 
@@ -61,18 +61,18 @@ class ActivenessConfig(VictimConfig):
         default=(0, 1, 2),
         at_least=0,
         below=2**32,
-        doc="of the victims: each attack gets a victim for each seed; empty for the one of `seed`.",
+        doc="seeds of the victims, one for each attack and seed; empty for the one of `seed`.",
     )
     unlearning: UnlearningConfig = field(
-        default=UnlearningConfig(), doc="on clean images, for a number of steps that all victims have in common."
+        default=UnlearningConfig(), doc="unlearning on clean images, for the same number of steps in all victims."
     )
     fraction: float = field(
         default=0.05,
         above=0,
         at_most=1,
-        doc="share of the training images that are clean and known, of every class its share.",
+        doc="share of the training images, of each class, that the defender has.",
     )
-    layers: str = field(default="auto", choices=LAYERS, doc="which layers are looked at, see `choose_layers`.")
+    layers: str = field(default="auto", choices=LAYERS, doc="which layers are studied, see `choose_layers`.")
 
     def check(self) -> None:
         """Every victim is named once."""
@@ -88,29 +88,29 @@ class ActivenessConfig(VictimConfig):
             return [victim_config(self)]
         return [
             victim_config(self, attack=attack, seed=seed)
-            for attack in named_attacks(self)
+            for attack in attacks_of(self)
             for seed in self.seeds or [self.seed]
         ]
 
 
-def given(case: Case) -> Mapping[str, Any]:
-    """The clean images that are known, of every class its share; raises InputError if there are none."""
+def inputs(case: Case) -> Mapping[str, Any]:
+    """The defender's clean images, the same share of every class; raises InputError if there are none."""
     pool, fraction = training_images(case.dataset), case.study.fraction
     count = round(fraction * len(pool.labels))
     if count < 1:
         raise InputError(f"fraction: expected at least one of the {len(pool.labels)} images, found none at {fraction}")
-    chosen = stratified(pool.labels, count, seed=case.config.seed)
+    chosen = stratified_sample(pool.labels, count, seed=case.config.seed)
     return {"clean": Batch(jnp.asarray(pool.images[chosen]), jnp.asarray(pool.labels[chosen], jnp.int32))}
 
 
-class Watched(NamedTuple):
+class NeuronScores(NamedTuple):
     """Activeness of every neuron, and its NWC."""
 
     activeness: Activeness
     nwc: Scores
 
 
-def watch(
+def score_neurons(
     setup: Setup,
     settings: UnlearningConfig,
     *,
@@ -118,10 +118,10 @@ def watch(
     clean: Batch,
     key: jax.Array,
     report: Report | None,
-) -> Watched:
-    """A victim is unlearned on batches drawn from uint8 images, and its neurons watched."""
-    make = partial(drawn, batch=Batch(*clean), size=settings.batch_size, network=setup.network)
-    return Watched(
+) -> NeuronScores:
+    """Unlearns a victim on batches drawn from uint8 images, and measures its neurons meanwhile."""
+    make = partial(draw_batch, batch=clean, size=settings.batch_size, network=setup.network)
+    return NeuronScores(
         *activeness_and_nwc(
             setup.network,
             victim,
@@ -134,35 +134,37 @@ def watch(
     )
 
 
-def plan(case: Case, given: Mapping[str, Any]) -> Plan:
+def plan(case: Case, inputs: Mapping[str, Any]) -> Plan:
     """One step, `activeness`."""
-    del given
+    del inputs
     return (
         Step(
             "activeness",
-            watch,
+            score_neurons,
             needs("victim", "clean"),
             case.study.unlearning,
-            f"clean unlearning: {case.config.attack.name}, seed {case.config.seed}",
-            total=case.study.unlearning.steps,
-            check=lambda _, found: check_scores(found.nwc),
+            check=lambda _, scores: check_scores(scores.nwc),
+            shown=Shown(
+                f"clean unlearning: {case.config.attack.name}, seed {case.config.seed}",
+                total=case.study.unlearning.steps,
+            ),
         ),
     )
 
 
-class Seen(NamedTuple):
-    """What was found in one victim: activeness and NWC of its neurons, and the scores of the network."""
+class VictimScores(NamedTuple):
+    """Activeness and NWC of a victim's neurons, and the scores of the network."""
 
     activeness: Activeness
     nwc: Scores
     scores: DetectionScores
 
 
-def seen(one: Found) -> Seen:
-    """What was found in one victim."""
+def victim_scores(one: Finding) -> VictimScores:
+    """The scores of one victim."""
     (mean, variance), nwc = one.values["activeness"]
     mean, variance, nwc = (one.ordered(scores) for scores in (mean, variance, nwc))
-    return Seen(Activeness(mean, variance), nwc, detection_scores(mean, nwc))
+    return VictimScores(Activeness(mean, variance), nwc, detection_scores(mean, nwc))
 
 
 def activeness_and_nwc(
@@ -175,7 +177,7 @@ def activeness_and_nwc(
     config: UnlearningConfig,
     on_step: Callable[[], None] | None = None,
 ) -> tuple[Activeness, dict[str, jax.Array]]:
-    """As `otbr_jax.steps.activeness`, with how far the same unlearning moved each neuron, `{layer name: [neurons]}`.
+    """As `otbr_jax.steps.activeness`, and the NWC of the same unlearning, `{layer name: [neurons]}`.
 
     Pure; jits. See there, and `on_step` of `unlearn`.
     """
@@ -191,15 +193,15 @@ def activeness_and_nwc(
     return over_batches(info.observed, layers), neuron_weight_changes(variables, after, layers)
 
 
-def summarize(config: ActivenessConfig, found: Sequence[Found]) -> dict[str, Any]:
-    """All numbers but those of single neurons, as plain JSON values; what is not defined is None.
+def summarize(config: ActivenessConfig, findings: Sequence[Finding]) -> dict[str, Any]:
+    """All numbers but those of single neurons, as plain JSON values; undefined ones are None.
 
     `victims` has an entry for each: `attack`, `seed`, `victim` (ACC, and ASR and RA of a backdoored one), `neurons`,
     `layers` (average and maximum activeness by layer) and `scores`. `detection` has for each score its `auc`, and the
     points `false_positive_rate` and `true_positive_rate` of its ROC curve.
     """
-    each = [seen(one) for one in found]
-    backdoored = jnp.array([one.config.attack.name != "none" for one in found])
+    each = [victim_scores(one) for one in findings]
+    backdoored = jnp.array([one.config.attack.name != "none" for one in findings])
     curves = {
         name: roc(jnp.stack([getattr(one.scores, name) for one in each]), backdoored)
         for name in DetectionScores._fields
@@ -220,7 +222,7 @@ def summarize(config: ActivenessConfig, found: Sequence[Found]) -> dict[str, Any
                 },
                 "scores": {name: _plain(value) for name, value in what.scores._asdict().items()},
             }
-            for one, what in zip(found, each, strict=True)
+            for one, what in zip(findings, each, strict=True)
         ],
         "detection": {
             name: {
@@ -233,17 +235,17 @@ def summarize(config: ActivenessConfig, found: Sequence[Found]) -> dict[str, Any
         "clean": int(jnp.sum(~backdoored)),
         "backdoored": int(jnp.sum(backdoored)),
         "steps": config.unlearning.steps,
-        "images": len(found[0].given["clean"].labels),
-        "data": found[0].provenance,
+        "images": len(findings[0].inputs["clean"].labels),
+        "data": findings[0].provenance,
     }
 
 
-def rows(config: ActivenessConfig, found: Sequence[Found]) -> list[dict[str, Any]]:
-    """Rows of results, but for commit, hardware and date: one for each victim, and a last one with the AUCs.
+def rows(config: ActivenessConfig, findings: Sequence[Finding]) -> list[dict[str, Any]]:
+    """Rows of results, without commit, hardware and date: one for each victim, and a last one with the AUCs.
 
-    The last one is of `attack` "all", and says in `config` what attacks and seeds they were.
+    The last one has `attack` "all", and the attacks and seeds in its `config`.
     """
-    summary, subject, own = summarize(config, found), row_subject(config), row_settings(config)
+    summary, subject, own = summarize(config, findings), row_subject(config), row_settings(config)
     common = {"images": summary["images"], "steps": summary["steps"], "data": summary["data"]}
     victims = [
         subject | one | common
@@ -256,15 +258,15 @@ def rows(config: ActivenessConfig, found: Sequence[Found]) -> list[dict[str, Any
 
 
 def _plain(value: jax.Array) -> float | None:
-    """Six significant digits; None for what JSON has no number for."""
+    """Six significant digits; None for NaN and infinity, which JSON does not have."""
     return float(f"{float(value):.6g}") if math.isfinite(value) else None
 
 
-def _every_neuron(found: Sequence[Found]) -> str:
+def _every_neuron(findings: Sequence[Finding]) -> str:
     """CSV of every neuron: attack, seed, layer, index, mean and variance of its activeness, NWC."""
     lines = ["attack,seed,layer,neuron,mean,variance,nwc"]
-    for one in found:
-        (mean, variance), nwc, _ = seen(one)
+    for one in findings:
+        (mean, variance), nwc, _ = victim_scores(one)
         for layer in nwc:
             lines += [
                 f"{one.config.attack.name},{one.config.seed},{layer},{neuron},"
@@ -274,13 +276,13 @@ def _every_neuron(found: Sequence[Found]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def files(config: ActivenessConfig, found: Sequence[Found]) -> dict[str, str]:
-    """`activeness.json` with what `summarize` says, `activeness.csv` with every neuron, and `activeness.html`."""
-    summary = summarize(config, found)
+def files(config: ActivenessConfig, findings: Sequence[Finding]) -> dict[str, str]:
+    """`activeness.json` with what `summarize` returns, `activeness.csv` with every neuron, and `activeness.html`."""
+    summary = summarize(config, findings)
     return {
         "activeness.json": json.dumps(summary, indent=1) + "\n",
-        "activeness.csv": _every_neuron(found),
-        "activeness.html": activeness_page.render(summary, [seen(one).activeness.mean for one in found]),
+        "activeness.csv": _every_neuron(findings),
+        "activeness.html": activeness_page.render(summary, [victim_scores(one).activeness.mean for one in findings]),
     }
 
 
@@ -289,12 +291,12 @@ ACTIVENESS = Study(
     Config=ActivenessConfig,
     layers=lambda config: config.layers,
     each=ActivenessConfig.each,
-    given=given,
+    inputs=inputs,
     plan=plan,
     rows=rows,
     files=files,
-    table=lambda config, found: activeness_page.activeness_table(summarize(config, found)).text(),
-    described={
+    table=lambda config, findings: activeness_page.activeness_table(summarize(config, findings)).text(),
+    descriptions={
         "activeness.html": "figures: activeness by neuron and layer, ROC curves",
         "activeness.json": "all scores",
         "activeness.csv": "every neuron's activeness and weight change",

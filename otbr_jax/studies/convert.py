@@ -1,4 +1,4 @@
-"""Checkpoints from one format into another."""
+"""Converts checkpoints from one format into another."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
 from otbr_jax.paths import local_path
 from otbr_jax.runs.checkpoints import replace_checkpoint
-from otbr_jax.runs.identify import identify, likely_sizes
+from otbr_jax.runs.infer_model import infer_model, likely_sizes
 from otbr_jax.runs.loading import load_checkpoint, load_file
 from otbr_jax.types import named_leaves
 
@@ -32,17 +32,17 @@ def convert(
     entry: str = "",
     overwrite: bool = False,
 ) -> str:
-    """Reads a network's checkpoint, writes it in the format that the target's name asks for, and says what it did.
+    """Converts a network's checkpoint into the format that the target's suffix names; returns one line about it.
 
-    From file to file, names, order and dtypes stay, and surroundings of the state dict are left behind. An Orbax
-    checkpoint is float32 and has this project's names; back in a file, they are PyTorch's, and BatchNorm's counters of
-    batches 0.
+    From file to file, names, order and dtypes stay; what surrounds the state dict is dropped. An Orbax checkpoint is
+    float32 and has this project's names. Back in a file, the names are PyTorch's, and BatchNorm's counters of batches
+    are 0.
 
     Args:
       source: an Orbax checkpoint directory, or a file of PyTorch or safetensors.
       target: a name with a suffix of `FORMATS`, or one without a suffix for an Orbax checkpoint.
       model: a name of `ARCHITECTURES`.
-      settings: fields of `ModelConfig`; of a file, those left out are read off its tensors.
+      settings: fields of `ModelConfig`; for a file, those left out are inferred from its tensors.
       entry: see `load_tensors`.
       overwrite: whether to replace a checkpoint at the target.
 
@@ -55,7 +55,7 @@ def convert(
     root, goal = local_path(source, name="--from"), local_path(target, name="--to")
     try:
         if goal.exists() and goal.samefile(root):
-            raise InputError(f"--to: expected another place than --from, found {goal} for both")
+            raise InputError(f"--to: expected another path than --from, found {goal} for both")
         _check_target(goal, overwrite=overwrite)
     except OSError as error:
         raise InputError(f"--to: cannot use {goal} ({error.strerror})") from None
@@ -64,7 +64,7 @@ def convert(
     if root.is_file() or (root.is_dir() and is_tensor_folder(root)):
         file = read_tensors(root, name="--from")
         depth = tuple(settings.get("depth", ()))
-        guess = identify(file.sets, names=(model,), depth=depth)
+        guess = infer_model(file.sets, names=(model,), depth=depth)
         guess = guess or likely_sizes(file.sets, name=model, depth=depth)
         variables, template = load_file(file, _network_arrays(guess or published, settings), name="--from", entry=entry)
         if template.normalisation is not None and goal.suffix not in FORMATS:
@@ -98,7 +98,7 @@ def _network_arrays(config: ModelConfig, settings: Mapping[str, Any]) -> Any:
 
 
 def _check_target(goal: pathlib.Path, *, overwrite: bool) -> None:
-    """Refuses a target that is there already, unless it is what the new one may replace."""
+    """Raises InputError if the target exists and may not be replaced."""
     file = goal.suffix in FORMATS
     if not file and goal.suffix[1:].isalpha():
         known = ", ".join(sorted(FORMATS))
@@ -110,4 +110,4 @@ def _check_target(goal: pathlib.Path, *, overwrite: bool) -> None:
     if not file and not (goal / "_METADATA").is_file():
         raise InputError(f"--to: expected an Orbax checkpoint to replace, found something else at {goal}")
     if not overwrite:
-        raise InputError(f"--to: {goal} is there already; --overwrite replaces it")
+        raise InputError(f"--to: {goal} exists already; --overwrite replaces it")

@@ -11,58 +11,50 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from otbr_jax.data import sources
-from otbr_jax.data.sources import Dataset
-from otbr_jax.detectors.detector import Detector
+from otbr_jax.data.clean import CleanConfig
+from otbr_jax.detectors.detector import Detector, conclude
 from otbr_jax.detectors.registry import detector
 from otbr_jax.errors import InputError
 from otbr_jax.files import write_figure
-from otbr_jax.metrics import settled
-from otbr_jax.report.calibration import p_value
+from otbr_jax.metrics import rounded
 from otbr_jax.report.detector_tables import curves
 from otbr_jax.report.plots import roc_curves
 from otbr_jax.report.rows import Row
-from otbr_jax.runs.devices import batch_mesh, check_batch_size
-from otbr_jax.runs.networks import check_classes, open_network
-from otbr_jax.runs.numerics import as_usual
+from otbr_jax.runs.numerics import default_numerics
 from otbr_jax.runs.run import Run
-from otbr_jax.runs.store import open_workdir
+from otbr_jax.runs.session import Session, open_session
 from otbr_jax.settings import declarations
-from otbr_jax.studies.bench import Cell, Grid
-from otbr_jax.studies.repair import clean_images, measure_networks
-from otbr_jax.studies.repair_config import AnyRepairConfig
-from otbr_jax.types import Batch, Network
+from otbr_jax.studies.bench import Bench, Cell
+from otbr_jax.studies.repair import measure_networks
+from otbr_jax.studies.repair_config import RepairConfig, repair_config
+from otbr_jax.types import Batch
 from otbr_jax.victims.config import VictimConfig
-from otbr_jax.victims.victims import check_trainable, open_victim, subject_of, test_set
+from otbr_jax.victims.victims import check_trainable, open_victim, test_set
 
 
-def given_clean(
-    config: AnyRepairConfig, chosen: Detector, network: Network, dataset: Dataset | None = None
-) -> dict[str, Batch]:
-    """What a detector's plan is given beside the network: nothing, or the clean images that `config.clean` names.
+def clean_inputs(session: Session, detector: Detector, config: CleanConfig, *, seed: int) -> dict[str, Batch]:
+    """The inputs of a detector's plan beside the network: none, or the clean images that `config` names.
 
     Args:
-      config: of the run.
-      chosen: the detector.
-      network: the functions of the network.
-      dataset: the run's data; loaded if a detector needs clean images and none are given.
+      session: of the run.
+      detector: the detector.
+      config: where the clean images come from.
+      seed: which images of a training set.
 
     Raises:
       InputError: if clean images are needed and there are none, or they do not fit the network.
     """
-    if chosen.data == "none":
+    if detector.data == "none":
         return {}
-    if dataset is None:
-        dataset = sources.load(config.data, image_shape=network.image_shape, num_classes=network.num_classes)
-    return {"clean": Batch(*map(jnp.asarray, clean_images(config, dataset, network).images))}
+    return {"clean": Batch(*map(jnp.asarray, session.clean(config, seed=seed).images))}
 
 
 @dataclasses.dataclass(frozen=True)
 class DetectorCell(Cell):
-    """One row to be: what a detector says of a victim that is trained for it, or of a clean network.
+    """One row of a bench: a detector runs on a victim, or on a clean network, that is trained for it.
 
     Attributes:
-      config: the victim's settings, and which clean images a defender has; nothing else of a repair's counts.
+      config: the victim's settings, and which clean images a defender has; other settings of a repair have no effect.
       detector: its name.
       own: its settings; None for the defaults.
     """
@@ -83,7 +75,7 @@ class DetectorCell(Cell):
         return detector(self.detector)
 
     @property
-    def way(self) -> str:
+    def method(self) -> str:
         """The detector, and its variant if there is one."""
         return f"{self.detector}, {self.variant}" if self.variant else self.detector
 
@@ -93,39 +85,30 @@ class DetectorCell(Cell):
 
     def defaults(self) -> dict[str, Any]:
         """What `settings` would be with every default."""
-        return self._settings(super().defaults(), type(self.config)(), self.chosen.Config())
+        return self._settings(super().defaults(), repair_config(self.config.defense), self.chosen.Config())
 
-    def _settings(self, plain: Mapping[str, Any], config: AnyRepairConfig, own: Any) -> dict[str, Any]:
-        found = {name: plain[name] for name in declarations(VictimConfig)}
+    def _settings(self, plain: Mapping[str, Any], config: RepairConfig, own: Any) -> dict[str, Any]:
+        settings = {name: plain[name] for name in declarations(VictimConfig)}
         if self.chosen.data != "none":
-            found["clean"] = _plain(config.clean) | {"path": "", "data_dir": ""}
-        return found | {"detector": _plain(own)}
+            settings["clean"] = _plain(config.clean) | {"path": "", "data_dir": ""}
+        return settings | {"detector": _plain(own)}
 
-    @as_usual()
+    @default_numerics()
     def fill(self, root: pathlib.Path, *, devices: Sequence[jax.Device] | None) -> dict[str, Any]:
-        """The row: the detector's verdict, beside what is true."""
-        config, chosen, mesh = self.config, self.chosen, batch_mesh(devices)
-        subject = open_network(config.model)
-        check_classes(subject.network)
-        check_batch_size(config.training.batch_size, mesh, name="training.batch_size")
-        network = subject.network
-        dataset = sources.load(config.data, image_shape=network.image_shape, num_classes=network.num_classes)
-        check_trainable(config, subject, dataset)
-        assert dataset is not None  # a cell's data is not `none`
-        clean = given_clean(config, chosen, network, dataset)
-        with open_workdir(root / self.group, subject=subject_of(config), shared=True) as directory:
-            run = Run(config, directory, subject, mesh)
-            victim = open_victim(run, dataset)
-            variables = victim.stage.value["variables"]
-            stages = run.plan(chosen.plan(self.own), {"victim": variables, **clean})
-            test = test_set(run, dataset.test, victim)
+        """The row: the detector's verdict beside the ground truth."""
+        config, chosen = self.config.victim, self.chosen
+        session = open_session(config.model, config.data, devices=devices)
+        check_trainable(session, config.attack, config.training)
+        clean = clean_inputs(session, chosen, self.config.clean, seed=self.config.clean_seed)
+        with session.directory(root / self.group, shared=True) as directory:
+            run = Run(session, directory, config.seed)
+            victim = open_victim(run, config.attack, config.training)
+            stages = run.plan(chosen.plan(self.own), {"victim": victim.variables, **clean})
+            test = test_set(run, victim)
             program = jax.jit(lambda variables, test: measure_networks(run.setup, {"victim": variables}, test))
-            measured = program(variables, test)["metrics"]["victim"]
-        found = chosen.verdict(self.own, {name: stage.value for name, stage in stages.items()})
+            metrics = program(victim.variables, test)["metrics"]["victim"]
+        values = {name: stage.value for name, stage in stages.items()}
         attacked = config.attack.name != "none"
-        chance = found.p_value
-        if chance is None and chosen.is_usual(self.own):
-            chance = p_value(chosen.by, found.score)
         return {
             "dataset": config.data.name,
             "network": self.network,
@@ -136,15 +119,10 @@ class DetectorCell(Cell):
             "variant": self.variant,
             "seed": config.seed,
             "target": config.attack.target if attacked else None,
-            "score": found.score,
-            "scores": [*found.scores],
-            "suspect": found.suspect,
-            "backdoored": found.backdoored,
-            "threshold": found.threshold,
-            "p_value": None if chance is None else float(f"{chance:.4g}"),
+            "verdict": conclude(chosen, self.own, values, draw=False).plain(),
             "clean_images": len(clean["clean"].labels) if clean else 0,
             "metrics": {
-                "victim": {"acc": settled(measured.acc), "asr": settled(measured.asr) if attacked else None},
+                "victim": {"acc": rounded(metrics.acc), "asr": rounded(metrics.asr) if attacked else None},
             },
             "detector_seconds": round(sum(stage.seconds for stage in stages.values()), 1),
             "stage_seconds": {name: round(stage.seconds, 1) for name, stage in stages.items()},
@@ -153,25 +131,26 @@ class DetectorCell(Cell):
 
     def in_words(self, row: Mapping[str, Any]) -> str:
         """A row in a line."""
-        said = "backdoored" if row["backdoored"] else "clean"
+        verdict = row["verdict"]
         asr = row["metrics"]["victim"]["asr"]
         truth = "a clean network" if asr is None else f"attacked on class {row['target']}, ASR {100 * asr:.1f}"
         return (
-            f"{said}, class {row['suspect']} scores {row['score']:.2f} of {row['threshold']:.2f}; {truth}; "
+            f"backdoored: {verdict['backdoored']}, class {verdict['suspect']}: score {verdict['score']:.2f}, "
+            f"threshold {verdict['threshold']:.2f}; {truth}; "
             f"{row['detector_seconds']:.0f} s of detection"
         )
 
     @classmethod
-    def draw(cls, grid: Grid, found: Sequence[Mapping[str, Any]], root: pathlib.Path) -> None:
-        """ROC curves of the detectors, `roc.png`, of those that have seen networks of both kinds."""
-        known = curves([Row(str(index), row) for index, row in enumerate(found, start=1) if "detector" in row])
+    def draw(cls, grid: Bench, rows: Sequence[Mapping[str, Any]], root: pathlib.Path) -> None:
+        """Draws ROC curves, `roc.png`, of the detectors with rows of backdoored and of clean networks."""
+        known = curves([Row(str(index), row) for index, row in enumerate(rows, start=1) if "detector" in row])
         if known:
             titles = {name: name.replace("_", " ") for name in known}
             write_figure(root / "roc.png", roc_curves(known, titles), dpi=150, facecolor="white")
 
 
 def detected_by(name: str, cell: Cell, *, own: Any = None, variant: str = "") -> DetectorCell:
-    """The cell of a detector on the victim of another cell, whatever that does with it."""
+    """The cell of a detector on the victim of another cell."""
     return DetectorCell(cell.config, cell.recipe, variant, name, own)
 
 

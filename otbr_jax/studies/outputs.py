@@ -1,21 +1,24 @@
-"""Writes what a user leaves with: metrics.json, neuron_scores.csv, report.html (the checkpoint is already there)."""
+"""Writes the results of a repair beside its checkpoint: metrics.json, neuron_scores.csv, report.html."""
 
 from __future__ import annotations
 
 import json
 import pathlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from otbr_jax.files import write_text
 from otbr_jax.report import page, plots
 from otbr_jax.studies.results import Repair, scores_table, summarize
 from otbr_jax.victims.examples import one_per_class
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def replacing(folder: pathlib.Path, defense: str) -> str:
-    """A line if a folder holds the results of another defence, which this one's will replace; else empty."""
+
+def replacement_warning(folder: pathlib.Path, defense: str) -> str:
+    """A line if a folder holds the results of another defence, which those of this one will replace; else empty."""
     try:
         before = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["defense"]
     except (OSError, ValueError, TypeError, KeyError):
@@ -36,7 +39,7 @@ def write_outputs(result: Repair) -> None:
         scores={name: np.asarray(outcome.scores[name]) for name in in_order},
         chosen={name: np.asarray(mask) for name, mask in outcome.touched.items()},
         plan=outcome.plan,
-        triggers=outcome.triggers,
+        triggers=None if outcome.verdict is None else outcome.verdict.triggers,
         examples=example_predictions(result),
         files=("repaired", *(file.name for file in result.files)),
     )
@@ -44,25 +47,25 @@ def write_outputs(result: Repair) -> None:
 
 
 def example_predictions(result: Repair, *, columns: int = 9) -> Figure | None:
-    """The first test image of each class that the attacker does not want it to have, with answers before and after.
+    """The first test image of each class but the attacker's, with the predictions before and after the repair.
 
-    Where no trigger is known they are clean. None without such images.
+    Without a known trigger the images are clean. None without such images.
     """
     if result.test is None:
         return None
     labels, goals = np.asarray(result.test.labels), np.asarray(result.test.goals)
-    attacked = result.config.attack.name != "none"
+    attacked = result.config.victim.attack.name != "none"
     others = np.unique(labels[labels != goals] if attacked else labels)
     if len(others) == 0:
         return None
     chosen = one_per_class(labels, list(others))[:columns]
-    found = result.stages["evaluation"].value["predictions"]
-    repaired = found[result.config.networks[-1]]
+    predictions = result.stages["evaluation"].value["predictions"]
+    victim, repaired = predictions["victim"], predictions[result.networks[-1]]
     return plots.predictions(
         np.asarray(result.test.clean)[chosen],
         np.asarray(result.test.triggered)[chosen] if attacked else None,
         labels[chosen],
-        (found["victim"].clean[chosen], found["victim"].triggered[chosen]),
+        (victim.clean[chosen], victim.triggered[chosen]),
         (repaired.clean[chosen], repaired.triggered[chosen]),
         goals=goals[chosen],
     )

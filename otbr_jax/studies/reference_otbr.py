@@ -20,12 +20,12 @@ from otbr_jax.steps.prune import neurons_to_prune, prune
 from otbr_jax.steps.score import Scores, by_neuron, neuron_weight_changes
 from otbr_jax.steps.transport import Plan, TransportConfig
 from otbr_jax.steps.unlearn import UnlearningConfig, unlearn
-from otbr_jax.studies.comparing import (
+from otbr_jax.studies.comparison import (
     Comparison,
     compare,
     compare_choice,
+    compare_errors,
     compare_neurons,
-    judge,
     largest,
     nearly_equal_starts,
     norm,
@@ -51,7 +51,7 @@ _ENTROPIC = f"tolerance: what epsilon = {_SINKHORN.epsilon:g} makes of it, which
 
 
 class _Run(NamedTuple):
-    """What was computed from one start."""
+    """The results from one start."""
 
     victim: Variables
     unlearned: Variables
@@ -78,7 +78,7 @@ def check_otbr(reference: Reference) -> Iterator[Comparison]:
     config = UnlearningConfig(steps, batch_size, rate, momentum)
     ascend = jax.jit(lambda variables: unlearn(network, variables, noise, config=config)[0])
     unlearned = [ascend(start) for start in starts]
-    yield from _unlearned(reference, starts, unlearned)
+    yield from _compare_unlearned(reference, starts, unlearned)
 
     layers = trace(network.apply, victim, noise.images[0]).main_convolutions
     stored = [reference.names[tensor_name(layer.name)] for layer in layers]
@@ -90,8 +90,8 @@ def check_otbr(reference: Reference) -> Iterator[Comparison]:
         for start, after in zip(starts, unlearned, strict=True)
     ]
     for layer, name in zip(layers, stored, strict=True):
-        found = [np.asarray(run.scores[layer.name]) for run in runs]
-        yield compare_neurons(f"nwc/{name}", found, reference.array(f"otbr/nwc/{name}"), least=_NWC)
+        scores = [np.asarray(run.scores[layer.name]) for run in runs]
+        yield compare_neurons(f"nwc/{name}", scores, reference.array(f"otbr/nwc/{name}"), least=_NWC)
     aligners = [
         jax.jit(
             lambda pruned, victim, scores, masks, c=config: fusion.align(
@@ -101,7 +101,7 @@ def check_otbr(reference: Reference) -> Iterator[Comparison]:
         for config in (FusionConfig(transport=TransportConfig(solver="exact")), FusionConfig(transport=_SINKHORN))
     ]
     for gamma in _gammas(reference):
-        yield from _repaired(reference, runs, layers, gamma, aligners)
+        yield from _compare_repaired(reference, runs, layers, gamma, aligners)
 
 
 def _gammas(reference: Reference) -> list[str]:
@@ -112,7 +112,7 @@ def _gammas(reference: Reference) -> list[str]:
     return gammas
 
 
-def _unlearned(
+def _compare_unlearned(
     reference: Reference, starts: Sequence[Variables], unlearned: Sequence[Variables]
 ) -> Iterator[Comparison]:
     before, after = [reference.tensors(start) for start in starts], [reference.tensors(end) for end in unlearned]
@@ -122,19 +122,17 @@ def _unlearned(
     zero = _ZERO * max(largest(expected[name] - before[0][name]) for name in trained)
     weights, changes = [], []
     for name, array in expected.items():
-        found = [end[name] for end in after]
-        weights.append(compare(name, found, array, least=_UNLEARNED, scale=max(largest(array), zero), of="the tensor"))
-        changed = [end[name].astype(np.float64) - start[name] for start, end in zip(before, after, strict=True)]
+        ours = [end[name] for end in after]
+        weights.append(compare(name, ours, array, least=_UNLEARNED, scale=max(largest(array), zero), of="the tensor"))
+        own_changes = [end[name].astype(np.float64) - start[name] for start, end in zip(before, after, strict=True)]
         change = array.astype(np.float64) - before[0][name]
-        moved, least = norm(change), zero * change.size**0.5
+        size, least = norm(change), zero * change.size**0.5
         of = (
-            "its change"
-            if moved > least
-            else f"{_ZERO:g} of the largest change, since its own is no more than rounding"
+            "its change" if size > least else f"{_ZERO:g} of the largest change, since its own is no more than rounding"
         )
         changes.append(
             compare(
-                name, changed, change, least=_CHANGES, scale=max(moved, least), of=f"{of}, in L2 norm", measure=norm
+                name, own_changes, change, least=_CHANGES, scale=max(size, least), of=f"{of}, in L2 norm", measure=norm
             )
         )
     yield worst_of("unlearned", weights)
@@ -143,7 +141,7 @@ def _unlearned(
     yield compare("unlearned_logits", logits, reference.array("otbr/unlearned_logits"), least=_LOGITS)
 
 
-def _repaired(
+def _compare_repaired(
     reference: Reference,
     runs: Sequence[_Run],
     layers: Sequence[Layer],
@@ -153,7 +151,9 @@ def _repaired(
     count = neurons_to_prune(float(gamma), sum(layer.neurons for layer in layers))
     expected = _pruned_neurons(reference, layers, gamma)
     wanted = sum(int(mask.sum()) for mask in expected.values())
-    counted = judge(f"pruned_{gamma}/count", abs(count - wanted), abs(count - wanted) / max(count, 1), tolerance=0.0)
+    counted = compare_errors(
+        f"pruned_{gamma}/count", abs(count - wanted), abs(count - wanted) / max(count, 1), tolerance=0.0
+    )
     own = prune(runs[0].victim, runs[0].scores, layers, count=count)[1].pruned
     chosen = compare_choice(
         f"pruned_{gamma}/neurons",
@@ -174,9 +174,9 @@ def _repaired(
     yield compare(f"pruned_{gamma}/logits", logits, reference.array(f"otbr/pruned_{gamma}/logits"), least=_LOGITS)
     align, align_entropic = aligners
     exact = [align(variables, run.victim, run.scores, masks) for variables, run in zip(pruned, runs, strict=True)]
-    yield from _fused(reference, runs, pruned, exact, layers, gamma)
+    yield from _compare_fused(reference, runs, pruned, exact, layers, gamma)
     entropic = align_entropic(pruned[0], runs[0].victim, runs[0].scores, masks)
-    yield from _entropic(reference, runs[0].victim, exact[0].info, entropic, layers, gamma)
+    yield from _compare_entropic(reference, runs[0].victim, exact[0].info, entropic, layers, gamma)
 
 
 def _flat(values: Mapping[str, jax.Array | np.ndarray], layers: Sequence[Layer]) -> np.ndarray:
@@ -185,7 +185,7 @@ def _flat(values: Mapping[str, jax.Array | np.ndarray], layers: Sequence[Layer])
 
 def _pruned_neurons(reference: Reference, layers: Sequence[Layer], gamma: str) -> dict[str, np.ndarray]:
     """Which neurons the reference pruned: `{layer name: bool [neurons]}`; raises InputError for one we do not have."""
-    places = {_stored(reference, layer): layer for layer in layers}
+    places = {_stored_name(reference, layer): layer for layer in layers}
     masks = {layer.name: np.zeros(layer.neurons, bool) for layer in layers}
     for neuron in reference.array(f"otbr/pruned_{gamma}/neurons").tolist():
         name, _, index = neuron.rpartition(":")
@@ -196,7 +196,7 @@ def _pruned_neurons(reference: Reference, layers: Sequence[Layer], gamma: str) -
 
 
 class _Fused(NamedTuple):
-    """Fused variables, ties shared as in the reference; and of each layer behind ties how far these are from a plan.
+    """Fused variables, with ties shared as in the reference, and how far that sharing is from an optimal plan.
 
     Attributes:
       variables: of the fused network.
@@ -207,7 +207,7 @@ class _Fused(NamedTuple):
     ties: dict[str, dict[str, np.ndarray]]
 
 
-def _fused(
+def _compare_fused(
     reference: Reference,
     runs: Sequence[_Run],
     pruned: Sequence[Variables],
@@ -218,37 +218,37 @@ def _fused(
     """Fused weights and logits by exact plans, ties shared as in the reference."""
     expected = {layer.name: _fused_kernel(reference, layer, gamma) for layer in layers}
     lam = reference.setting("otbr", "lambda")
-    found = [_fuse(*each, layers, expected, lam=lam) for each in zip(runs, pruned, alignments, strict=True)]
+    ours = [_fuse(*each, layers, expected, lam=lam) for each in zip(runs, pruned, alignments, strict=True)]
     for layer in layers:
-        for what in found[0].ties.get(layer.name, {}):
-            residuals = [one.ties[layer.name][what] for one in found]
-            name = f"fused_{gamma}/ties_before/{_stored(reference, layer)}/{what}"
+        for what in ours[0].ties.get(layer.name, {}):
+            residuals = [one.ties[layer.name][what] for one in ours]
+            name = f"fused_{gamma}/ties_before/{_stored_name(reference, layer)}/{what}"
             nothing = np.zeros_like(residuals[0])
             yield compare(name, residuals, nothing, least=_FUSED, scale=1.0, of="all of a neuron's mass")
-    kernels = [named_leaves(one.variables) for one in found]
+    kernels = [named_leaves(one.variables) for one in ours]
     original = named_leaves(runs[0].victim)
     takes_part = {layer.name: bool(alignments[0].info.fused[layer.name]) for layer in layers}
     for layer in layers:
         if takes_part[layer.name]:
             yield compare(
-                f"fused_{gamma}/{_stored(reference, layer)}",
+                f"fused_{gamma}/{_stored_name(reference, layer)}",
                 [np.asarray(leaves[layer.name]) for leaves in kernels],
                 expected[layer.name],
                 least=_FUSED,
-                note=_TIED if layer.name in found[0].ties else "",
+                note=_TIED if layer.name in ours[0].ties else "",
             )
     still = [layer.name for layer in layers if not takes_part[layer.name]]
     if still:
-        moved = max(largest(expected[name] - np.asarray(original[name])) for name in still)
-        yield judge(
-            f"fused_{gamma}/untouched", moved, moved, tolerance=0.0, note="layers before the first pruned neuron"
+        change = max(largest(expected[name] - np.asarray(original[name])) for name in still)
+        yield compare_errors(
+            f"fused_{gamma}/untouched", change, change, tolerance=0.0, note="layers before the first pruned neuron"
         )
     yield compare(
         f"fused_{gamma}/logits",
-        [reference.logits(one.variables) for one in found],
+        [reference.logits(one.variables) for one in ours],
         reference.array(f"otbr/fused_{gamma}/logits"),
         least=_FUSED,
-        note=_TIED if found[0].ties else "",
+        note=_TIED if ours[0].ties else "",
     )
 
 
@@ -268,11 +268,11 @@ def _fuse(
     original, source = named_leaves(run.victim), named_leaves(pruned)
     for layer in layers:
         feeding = [
-            name for name in layer.fed_by if name in maps and layers.index(_named(layers, name)) < layers.index(layer)
+            name for name in layer.fed_by if name in maps and layers.index(_layer(layers, name)) < layers.index(layer)
         ]
         if not feeding or not alignment.info.fused[layer.name]:
             continue
-        before = _named(layers, feeding[-1])  # where several are added, the last one counts
+        before = _layer(layers, feeding[-1])  # where several are added, the last one counts
         rows = np.asarray(by_neuron(source[before.name], before))
         tied = np.linalg.norm(rows, axis=1) <= 1e-6 * np.max(np.linalg.norm(rows, axis=1))
         if tied.sum() < 2 or not alignment.info.fused[before.name]:
@@ -289,13 +289,13 @@ def _fuse(
 def _shares(
     kernel: np.ndarray, aligned: np.ndarray, own: np.ndarray, before: np.ndarray, tied: np.ndarray
 ) -> np.ndarray:
-    """How much of each tied input neuron went into each input of an aligned kernel: least squares, `[tied, inputs]`.
+    """How much of each tied input neuron is in each input of an aligned kernel: least squares, `[tied, inputs]`.
 
     Args:
       kernel: of the pruned network, `[h, w, inputs, neurons]`.
       aligned: the same kernel, inputs and neurons mapped.
       own: the map of its neurons.
-      before: the map of its inputs, of which the rows of tied neurons are to be found.
+      before: the map of its inputs; its rows of tied neurons are not used.
       tied: bool `[inputs]`.
     """
     by_input = np.einsum("hwio,op->ihwp", kernel, own).reshape(len(before), -1)
@@ -304,9 +304,9 @@ def _shares(
 
 
 def _residuals(shared: np.ndarray, before: np.ndarray, tied: np.ndarray, mass: np.ndarray) -> dict[str, np.ndarray]:
-    """What the shares lack of an optimal plan: none below zero, the same mass from each tied neuron, and to a target.
+    """How far the shares are from an optimal plan: no negative ones, equal mass from each source and to each target.
 
-    In parts of a neuron's mass, the source's or the target's.
+    In units of a neuron's mass, the source's or the target's.
     """
     return {
         "negative": np.minimum(shared, 0.0),
@@ -315,7 +315,7 @@ def _residuals(shared: np.ndarray, before: np.ndarray, tied: np.ndarray, mass: n
     }
 
 
-def _entropic(
+def _compare_entropic(
     reference: Reference,
     victim: Variables,
     exact: FusionInfo,
@@ -332,15 +332,17 @@ def _entropic(
     worst = max(gaps, key=lambda name: abs(gaps[name]))
     note = f"worst of {len(fused)} layers: {tensor_name(worst)}; entropic against exact; {_ENTROPIC}"
     absolute = abs(float(plans[worst].cost - exact.plans[worst].cost))
-    yield judge(f"sinkhorn_{gamma}/plan_cost", absolute, abs(gaps[worst]), tolerance=1e-2, note=note)
+    yield compare_errors(f"sinkhorn_{gamma}/plan_cost", absolute, abs(gaps[worst]), tolerance=1e-2, note=note)
     error = max(float(plans[layer.name].marginal_error) for layer in fused)
-    yield judge(f"sinkhorn_{gamma}/marginals", error, error, tolerance=5e-3, note=f"L1, worst layer; {_ENTROPIC}")
+    yield compare_errors(
+        f"sinkhorn_{gamma}/marginals", error, error, tolerance=5e-3, note=f"L1, worst layer; {_ENTROPIC}"
+    )
     first = fused[0]
     kernel = named_leaves(fusion.interpolate(victim, entropic, lam=reference.setting("otbr", "lambda")))[first.name]
     expected = _fused_kernel(reference, first, gamma)
     difference = np.asarray(kernel) - expected
-    yield judge(
-        f"sinkhorn_{gamma}/{_stored(reference, first)}",
+    yield compare_errors(
+        f"sinkhorn_{gamma}/{_stored_name(reference, first)}",
         float(np.max(np.abs(difference))),
         float(np.linalg.norm(difference) / np.linalg.norm(expected)),
         tolerance=0.1,
@@ -348,14 +350,16 @@ def _entropic(
     )
 
 
-def _named(layers: Sequence[Layer], name: str) -> Layer:
+def _layer(layers: Sequence[Layer], name: str) -> Layer:
     return next(layer for layer in layers if layer.name == name)
 
 
-def _stored(reference: Reference, layer: Layer) -> str:
+def _stored_name(reference: Reference, layer: Layer) -> str:
     return reference.names[tensor_name(layer.name)]
 
 
 def _fused_kernel(reference: Reference, layer: Layer, gamma: str) -> np.ndarray:
     """The reference's fused kernel as `[h, w, inputs, neurons]`."""
-    return reference.array(f"otbr/fused_{gamma}/{_stored(reference, layer)}").transpose(2, 3, 1, 0).astype(np.float64)
+    return (
+        reference.array(f"otbr/fused_{gamma}/{_stored_name(reference, layer)}").transpose(2, 3, 1, 0).astype(np.float64)
+    )

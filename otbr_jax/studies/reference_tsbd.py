@@ -16,7 +16,7 @@ from otbr_jax.steps.finetune import FinetuningConfig, begin, optimizer_of, step_
 from otbr_jax.steps.prune import neurons_to_prune, reinitialize
 from otbr_jax.steps.score import neuron_weight_changes
 from otbr_jax.steps.unlearn import UnlearningConfig, unlearn
-from otbr_jax.studies.comparing import (
+from otbr_jax.studies.comparison import (
     Comparison,
     compare,
     compare_choice,
@@ -58,8 +58,8 @@ def check_tsbd(reference: Reference) -> Iterator[Comparison]:
     names = {layer.name: reference.names[tensor_name(layer.name)] for layer in layers}
     scores = [neuron_weight_changes(start, end, layers) for start, end in zip(starts, unlearned, strict=True)]
     for layer, name in names.items():
-        found = [np.asarray(score[layer]) for score in scores]
-        yield compare_neurons(f"nwc/{name}", found, reference.array(f"tsbd/nwc/{name}"), least=_NWC)
+        ours = [np.asarray(score[layer]) for score in scores]
+        yield compare_neurons(f"nwc/{name}", ours, reference.array(f"tsbd/nwc/{name}"), least=_NWC)
 
     n, m = reference.setting("tsbd", "n"), reference.setting("tsbd", "m")
     count = neurons_to_prune(n, sum(layer.neurons for layer in layers))
@@ -84,7 +84,7 @@ def check_tsbd(reference: Reference) -> Iterator[Comparison]:
     starts = [_zeroed(start, zeroed) for start in starts]
     logits = [reference.logits(start) for start in starts]
     yield compare("reinit_logits", logits, reference.array("tsbd/reinit_logits"), least=_LOGITS)
-    yield from _finetuned(reference, starts, clean)
+    yield from _compare_finetuned(reference, starts, clean)
 
 
 def _flat(arrays: Mapping[str, Any], names: Iterable[str]) -> np.ndarray:
@@ -107,8 +107,8 @@ def _mask(reference: Reference, name: str, shape: tuple[int, ...]) -> np.ndarray
     return mask
 
 
-def _finetuned(reference: Reference, starts: Sequence[Variables], clean: Batch) -> Iterator[Comparison]:
-    """The network after the stored steps of fine-tuning, which amplify rounding."""
+def _compare_finetuned(reference: Reference, starts: Sequence[Variables], clean: Batch) -> Iterator[Comparison]:
+    """Compares the networks after the stored steps of fine-tuning, which amplify rounding."""
     settings = {
         "learning_rate": reference.setting("tsbd", "lr"),
         "momentum": reference.setting("tsbd", "momentum"),

@@ -1,4 +1,4 @@
-"""Files of reference numbers: a network, and what another implementation of a method computed from it.
+"""Files of reference numbers: a network, and the results of another implementation of a method.
 
 An .npz whose `meta` is JSON; tensors carry PyTorch's names and layouts under a prefix such as `victim/`. Nothing in it
 is random: noise, labels and batches are stored.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 import re
 import zipfile
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from otbr_jax.errors import InputError
 from otbr_jax.interop.state_dict import from_state_dict, tensor_name, tensor_shape, to_state_dict
 from otbr_jax.models import registry
 from otbr_jax.models.registry import ModelConfig
-from otbr_jax.paths import local_path
+from otbr_jax.paths import REFERENCE, existing
 from otbr_jax.types import Batch, Network, Variables, named_leaves
 
 ARCHITECTURES = {"preact": "preact_resnet18", "vgg": "vgg7_bn"}
@@ -29,7 +30,7 @@ ARCHITECTURES = {"preact": "preact_resnet18", "vgg": "vgg7_bn"}
 
 
 class Reference(NamedTuple):
-    """A file of reference numbers, and the network that it is about.
+    """A file of reference numbers, and its network.
 
     Attributes:
       meta: sizes and settings.
@@ -93,9 +94,7 @@ def load_reference(path: str | os.PathLike[str]) -> Reference:
     Raises:
       InputError: names the file and what is wrong with it.
     """
-    file = local_path(path, name="--reference")
-    if not file.is_file():
-        raise InputError(f"--reference: expected an .npz file, found nothing at {os.fspath(path)!r}")
+    file = existing(path, name="--reference", expected=REFERENCE, is_there=pathlib.Path.is_file)
     try:
         with np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
@@ -152,13 +151,13 @@ def _match(like: Variables, victim: Mapping[str, np.ndarray]) -> dict[str, str]:
 
 def _modules(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[str]]:
     """Names of the convolutions, dense layers and BatchNorms, in the natural order of their names."""
-    found: dict[str, list[str]] = {"convolutions": [], "dense layers": [], "BatchNorms": []}
+    modules: dict[str, list[str]] = {"convolutions": [], "dense layers": [], "BatchNorms": []}
     for name in sorted(shapes, key=lambda name: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", name)]):
         module, _, part = name.rpartition(".")
         if part == "weight":
             kind = {4: "convolutions", 2: "dense layers", 1: "BatchNorms"}[len(shapes[name])]
-            found[kind].append(module)
-    return found
+            modules[kind].append(module)
+    return modules
 
 
 def _counts(modules: Mapping[str, list[str]]) -> str:

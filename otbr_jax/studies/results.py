@@ -1,9 +1,8 @@
-"""The result of a run, and what it says to machines: all numbers as JSON, the neuron scores as CSV."""
+"""The result of a run, and its machine-readable forms: all numbers as JSON, the neuron scores as CSV."""
 
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import json
 import pathlib
@@ -16,34 +15,37 @@ import numpy as np
 
 from otbr_jax.data.sources import Dataset
 from otbr_jax.defenses.defense import Outcome
+from otbr_jax.defenses.grid import rows
+from otbr_jax.defenses.registry import defense
 from otbr_jax.graph.graph import Layer
-from otbr_jax.metrics import Metrics, defense_effectiveness, settled
-from otbr_jax.report.calibration import false_positive_rate
+from otbr_jax.metrics import Metrics, defense_effectiveness, rounded
 from otbr_jax.runs.identity import content_digest, versions
 from otbr_jax.runs.store import Stage
+from otbr_jax.settings import as_dict
 from otbr_jax.steps.score import ranks
-from otbr_jax.studies.repair_config import AnyRepairConfig
+from otbr_jax.studies.repair_config import RepairConfig
 from otbr_jax.types import Network, Variables
-from otbr_jax.victims import comes_back
+from otbr_jax.victims import relearning
 from otbr_jax.victims.evaluation import TestSet
 
 
 class Repair(NamedTuple):
-    """What `pipeline.repair` found.
+    """The result of `repair.repair`.
 
     Attributes:
-      variables: the repaired network's variables, as the pytree that the user brought.
+      variables: the repaired network's variables, in the user's own pytree.
       network: its functions.
       layers: the layers that were repaired, in execution order.
       stages: `attack` and `clean` if there are any (see `victims.Victim`); `victim`, the steps of the defence's plan,
-        and `evaluation` if there was data; `comes_back` and `comes_back_never` if asked for, see `comes_back.measured`.
+        and `evaluation` if there was data; `relearning` and `relearning_never` if wanted, see
+        `measure_relearning`.
       dataset: the data it was measured with, or None.
-      test: the test images as they were measured, or None.
+      test: the test images of the evaluation, or None.
       config: the settings.
-      workdir: where everything is.
-      files: the repaired network as files of the user's own kind, beside the Orbax checkpoint.
-      clean: what the clean images were that the defence used, in a line; None without.
-      profile: the folder of a JAX trace of the run; None where none was wanted.
+      workdir: the folder of the results.
+      files: the repaired network in files of the user's format, beside the Orbax checkpoint.
+      clean: one line about the clean images that the defence used; None without.
+      profile: the folder of a JAX trace of the run; None without.
     """
 
     variables: Variables
@@ -52,7 +54,7 @@ class Repair(NamedTuple):
     stages: Mapping[str, Stage]
     dataset: Dataset | None
     test: TestSet | None
-    config: AnyRepairConfig
+    config: RepairConfig
     workdir: pathlib.Path
     files: tuple[pathlib.Path, ...] = ()
     clean: str | None = None
@@ -60,8 +62,14 @@ class Repair(NamedTuple):
 
     @property
     def outcome(self) -> Outcome:
-        """What a reader wants to know of the defence's run."""
-        return self.config.way.outcome(self.config, {name: stage.value for name, stage in self.stages.items()})
+        """The outcome of the defence's run: verdict, choice, neurons, warnings."""
+        values = {name: stage.value for name, stage in self.stages.items()}
+        return defense(self.config.defense).outcome(self.config.method, values)
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The stages that return networks, which are measured; the last one holds the repaired network."""
+        return defense(self.config.defense).networks(self.config.method)
 
 
 ORACLE = "oracle: highest DER on the test set, with the trigger known"
@@ -70,19 +78,19 @@ ORACLE = "oracle: highest DER on the test set, with the trigger known"
 def summarize(result: Repair) -> dict[str, Any]:
     """All numbers of a run as plain JSON values.
 
-    Fractions lie in [0, 1]; what could not be measured (no data, no trigger) is None. `oracle` is the setting of
-    the sweep with the highest DER, which a defender cannot know: it is chosen with the test set and the trigger. Where
-    settings were measured on fewer images first (`screened`), it is one of those that were measured on all.
+    Fractions lie in [0, 1]; what could not be measured (no data, no trigger) is None. `oracle` is the setting of the
+    sweep with the highest DER. A defender cannot know it: it is chosen with the test set and the trigger. If settings
+    were measured on fewer images first (`screened`), the oracle is one of those measured on all.
     """
     config, outcome = result.config, result.outcome
-    names, final = config.networks, config.networks[-1]
-    candidates = config.way.candidates(config) if "evaluation" in result.stages else None
+    names, final = result.networks, result.networks[-1]
+    grid = defense(config.defense).grid(config.method) if "evaluation" in result.stages else None
     summary: dict[str, Any] = {
         "defense": config.defense,
         "metrics": dict.fromkeys(names),
         "choice": dict(outcome.choice),
+        "verdict": None if outcome.verdict is None else outcome.verdict.plain(),
         **outcome.more,
-        **_rated(outcome.more),
         "neurons": dict(outcome.neurons),
         "did": outcome.did,
         "done": outcome.done,
@@ -93,11 +101,11 @@ def summarize(result: Repair) -> dict[str, Any]:
         "oracle": None,
         "sweep": [],
         "screened": None,
-        "swept": None if candidates is None else candidates.network,
-        "axes": [] if candidates is None else [*candidates.axes],
-        "along": [] if candidates is None else [*candidates.along],
-        "strength": None if candidates is None else candidates.strength,
-        "comes_back": comes_back.curves(result.stages, config.comes_back),
+        "swept": None if grid is None else grid.network,
+        "axes": [] if grid is None else [*grid.axes],
+        "along": [] if grid is None else [*grid.along],
+        "strength": None if grid is None else grid.strength,
+        "relearning": relearning.curves(result.stages, config.relearning),
         "repaired": content_digest(result.stages[final].value.variables),
         "data": None if result.dataset is None else result.dataset.provenance,
         "stages": {
@@ -114,30 +122,30 @@ def summarize(result: Repair) -> dict[str, Any]:
         "profile": None if result.profile is None else str(result.profile),
         "versions": versions(),
         "devices": [str(device.device_kind) for device in jax.local_devices()],
-        "config": json.loads(json.dumps(dataclasses.asdict(config))),
+        "config": json.loads(json.dumps(as_dict(config))),
     }
     if "evaluation" in result.stages:
         measured = result.stages["evaluation"].value
-        triggered, victim = config.attack.name != "none", measured["metrics"]["victim"]
+        triggered, victim = config.victim.attack.name != "none", measured["metrics"]["victim"]
         row = partial(_row, victim=victim, triggered=triggered)
         summary["metrics"] = {name: row(measured["metrics"][name]) for name in names}
-        if candidates is not None:
+        if grid is not None:
             images = len(measured["predictions"]["victim"].clean)
-            sweep = _with_chosen(candidates.rows(measured["sweep"], row), summary, images)
+            sweep = _with_chosen(rows(grid, measured["sweep"], row), summary, images)
             summary["sweep"] = sweep
             summary["warnings"] += _not_converged(sweep)
-            fewest = min(found[candidates.network].get("images", images) for found in sweep)
+            fewest = min(one[grid.network].get("images", images) for one in sweep)
             summary["screened"] = {"images": fewest, "of": images} if fewest < images else None
-        if triggered and candidates is not None:
-            whole = [found for found in sweep if found[candidates.network].get("images", images) == images]
-            best = max(whole, key=lambda row: row[candidates.network]["der"])
-            setting = {name: best[name] for name in candidates.axes}
-            summary["oracle"] = setting | {"chosen_by": ORACLE, candidates.network: best[candidates.network]}
+        if triggered and grid is not None:
+            whole = [one for one in sweep if one[grid.network].get("images", images) == images]
+            best = max(whole, key=lambda row: row[grid.network]["der"])
+            setting = {name: best[name] for name in grid.axes}
+            summary["oracle"] = setting | {"chosen_by": ORACLE, grid.network: best[grid.network]}
     return summary
 
 
 def _with_chosen(sweep: list[dict[str, Any]], summary: Mapping[str, Any], images: int) -> list[dict[str, Any]]:
-    """The rows of a grid, in which the chosen setting's networks are measured on all images, as the run's own."""
+    """The rows of a grid, with the run's own metrics on all images in the row of the chosen setting."""
 
     def one(row: dict[str, Any]) -> dict[str, Any]:
         if any(row[name] != summary["choice"].get(name) for name in summary["axes"]):
@@ -149,26 +157,26 @@ def _with_chosen(sweep: list[dict[str, Any]], summary: Mapping[str, Any], images
 
 
 def _not_converged(sweep: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is to be said of a grid's settings whose transport did not converge."""
+    """A warning about the settings of a grid whose transport did not converge."""
     gammas = sorted({row["gamma"] for row in sweep if not row.get("converged", True)})
     return [f"transport did NOT converge in the grid at gamma {', '.join(f'{g:g}' for g in gammas)}"] if gammas else []
 
 
-def _row(found: Metrics, *, victim: Metrics, triggered: bool) -> dict[str, float | None]:
-    row: dict[str, float | None] = {"acc": settled(found.acc), "asr": None, "ra": None, "der": None}
+def _row(metrics: Metrics, *, victim: Metrics, triggered: bool) -> dict[str, float | None]:
+    row: dict[str, float | None] = {"acc": rounded(metrics.acc), "asr": None, "ra": None, "der": None}
     if triggered:
         row |= {
-            "asr": settled(found.asr),
-            "ra": settled(found.ra),
-            "der": settled(defense_effectiveness(victim, found)),
+            "asr": rounded(metrics.asr),
+            "ra": rounded(metrics.ra),
+            "der": rounded(defense_effectiveness(victim, metrics)),
         }
     return row
 
 
 def scores_table(result: Repair) -> str:
-    """CSV of every scored neuron: layer, index, score with all its digits, rank (0 = highest), what was done to it.
+    """CSV of every scored neuron: layer, index, score with all its digits, rank (0 = highest), whether it was changed.
 
-    The last column is named by what happened to neurons, such as `pruned`.
+    The last column is named by the change, such as `pruned`.
     """
     outcome = result.outcome
     scores = {layer.name: outcome.scores[layer.name] for layer in result.layers}  # execution order
@@ -182,12 +190,3 @@ def scores_table(result: Repair) -> str:
             # 9 significant digits give back the same float32.
             writer.writerow([name, neuron, f"{score:.9g}", rank, int(is_touched)])
     return text.getvalue()
-
-
-def _rated(more: Mapping[str, Any]) -> dict[str, Any]:
-    """The judgement, if there is one, with the share of clean networks that score as high."""
-    judgement = more.get("judgement")
-    if judgement is None:
-        return {}
-    rate = false_positive_rate(judgement)
-    return {"judgement": {**judgement, "false_positive_rate": None if rate is None else round(rate, 4)}}

@@ -1,4 +1,4 @@
-"""Many checkpoints, one verdict each: what is compiled for a network serves all checkpoints of its kind."""
+"""Scans many checkpoints, with one verdict each; checkpoints of one architecture share compiled programs."""
 
 from __future__ import annotations
 
@@ -7,39 +7,39 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from otbr_jax import plan as plans
-from otbr_jax.data import sources
-from otbr_jax.detectors.detector import Detector, Verdict
+from otbr_jax.data.sources import DataConfig
+from otbr_jax.defenses.registry import defense
+from otbr_jax.detectors.detector import Detector, conclude
+from otbr_jax.detectors.verdict import Backdoored, Verdict
 from otbr_jax.errors import InputError
-from otbr_jax.graph.choose import choose_layers
 from otbr_jax.interop.tensor_files import is_published_folder
 from otbr_jax.models.registry import ModelConfig
-from otbr_jax.paths import local_path
-from otbr_jax.plan import Setup
-from otbr_jax.report.calibration import clean_scores
-from otbr_jax.runs import ahead
-from otbr_jax.runs.identify import told
-from otbr_jax.runs.networks import Subject, check_classes, open_network
-from otbr_jax.runs.numerics import as_usual
+from otbr_jax.paths import CHECKPOINTS, existing
+from otbr_jax.runs import estimate
+from otbr_jax.runs.infer_model import infer_settings
+from otbr_jax.runs.loading import read_checkpoint
+from otbr_jax.runs.numerics import default_numerics
 from otbr_jax.runs.progress import progress_bar
-from otbr_jax.studies.detection import given_clean
-from otbr_jax.studies.inspection import detector_of
+from otbr_jax.runs.session import Session, open_session
+from otbr_jax.studies.detection import clean_inputs
+from otbr_jax.studies.inspection import choose_detector
+from otbr_jax.studies.repair_config import RepairConfig
 from otbr_jax.types import Variables
 
 SUFFIXES = (".pt", ".pth", ".pkl", ".bin", ".ckpt", ".tar", ".safetensors")
-"""Of files that a folder is searched for."""
-Asking = Callable[[Sequence[Variables]], list[dict[str, Any]]]
-"""Variables of networks of one kind, at most a stack of them -> what a line says of each."""
+"""The suffixes of checkpoints that a folder is searched for."""
+DetectFn = Callable[[Sequence[Variables]], list[dict[str, Any]]]
+"""Variables of networks of one architecture, at most a stack of them -> the results for each one's line."""
 _ORBAX = ("_CHECKPOINT_METADATA", "_METADATA")
 
 
-def checkpoints(path: str | os.PathLike[str]) -> list[pathlib.Path]:
+def list_checkpoints(path: str | os.PathLike[str]) -> list[pathlib.Path]:
     """The checkpoints below a folder, in a list (a text file, one path a line), or the file itself; sorted.
 
     Folders of Orbax and of Hugging Face count as one. Paths in a list are relative to the list.
@@ -47,17 +47,15 @@ def checkpoints(path: str | os.PathLike[str]) -> list[pathlib.Path]:
     Raises:
       InputError: if there is nothing at that path, or no checkpoint.
     """
-    root = local_path(path, name="--scan")
-    if not root.exists():
-        raise InputError(f"--scan: expected a folder, a file or a list of checkpoints, found nothing at {root}")
+    root = existing(path, name="--scan", expected=CHECKPOINTS)
     if root.suffix in (".txt", ".lst"):
         lines = [line.strip() for line in root.read_text(encoding="utf-8").splitlines()]
-        found = [root.parent / os.path.expanduser(line) for line in lines if line and not line.startswith("#")]
+        paths = [root.parent / os.path.expanduser(line) for line in lines if line and not line.startswith("#")]
     else:
-        found = sorted(_below(root))
-    if not found:
+        paths = sorted(_below(root))
+    if not paths:
         raise InputError(f"--scan: expected checkpoints ({', '.join(SUFFIXES)}, Orbax folders), found none in {root}")
-    return found
+    return paths
 
 
 def _below(path: pathlib.Path) -> Iterator[pathlib.Path]:
@@ -69,141 +67,141 @@ def _below(path: pathlib.Path) -> Iterator[pathlib.Path]:
             yield from _below(each)
 
 
-class Scanned(NamedTuple):
-    """A checkpoint that waits for its stack: its path, its variables, and the seconds that it has taken so far."""
+class StackMember(NamedTuple):
+    """A checkpoint that waits until its stack is full: its path, its variables, and the seconds of loading it."""
 
     path: pathlib.Path
     variables: Variables
     seconds: float
 
 
-@as_usual()
+@default_numerics()
 def scan(
-    config: Any,
+    config: RepairConfig,
     paths: Sequence[pathlib.Path],
     *,
     detector: str = "",
     stack: int = 1,
     say: Callable[[dict[str, Any]], None],
 ) -> list[dict[str, Any]]:
-    """Asks a detector about every checkpoint.
+    """Runs a detector on every checkpoint.
 
     Args:
-      config: the settings: `model` names the network, which is told from the file where it is another; `data` how
-        images are prepared; `clean` the images of a detector that needs any.
+      config: the settings. `model` is the architecture to try first; if a checkpoint is of another one, its tensors say
+        which. `data` says how images are prepared, `clean` which images a detector gets that needs any.
       paths: the checkpoints.
       detector: its name; empty for the defence's own.
-      stack: how many networks of one kind are asked about at once, at least 1. A stack that is not full at the end is
+      stack: how many networks of one architecture run at once, at least 1. A stack that is not full at the end is
         filled up with copies.
-      say: takes each line as it is found, those of a stack together.
+      say: takes each line when it is ready, those of a stack together.
 
     Returns:
-      A line for each checkpoint, in their order, plain JSON values: `checkpoint`, `network`, `detector`, `backdoored`,
-      `suspect`, `score`, `threshold`, `p_value`, `false_positive_rate` and `seconds`; or `checkpoint` and `error`.
+      A line for each checkpoint, in their order, plain JSON values: `checkpoint`, `network`, the verdict without scores
+      and evidence of each class (see `Verdict`), and `seconds`; or `checkpoint` and `error`.
 
     Raises:
       InputError: if there is no such detector, it needs clean images and there are none, or `stack` is less than 1.
     """
     if stack < 1:
         raise InputError(f"--stack: expected a whole number of at least 1, found {stack}")
-    chosen, own = detector_of(config, detector)
-    asking: dict[Any, Asking] = {}
-    waiting: dict[Any, list[Scanned]] = {}
+    chosen, own = choose_detector(config, detector)
+    detect_fns: dict[Any, DetectFn] = {}
+    waiting: dict[Any, list[StackMember]] = {}
     lines: dict[pathlib.Path, dict[str, Any]] = {}
 
-    def found(path: pathlib.Path, line: Mapping[str, Any], seconds: float) -> None:
+    def report(path: pathlib.Path, line: Mapping[str, Any], seconds: float) -> None:
         lines[path] = {"checkpoint": str(path), **line, "seconds": round(seconds, 2)}
         say(lines[path])
         advance()
 
-    def ask(kind: Any) -> None:
+    def detect(kind: Any) -> None:
         began, members = time.monotonic(), waiting.pop(kind)
-        answers = asking[kind]([member.variables for member in members])
+        results = detect_fns[kind]([member.variables for member in members])
         share = (time.monotonic() - began) / len(members)
-        for member, line in zip(members, answers, strict=True):
-            found(member.path, line, member.seconds + share)
+        for member, line in zip(members, results, strict=True):
+            report(member.path, line, member.seconds + share)
 
     with progress_bar("scanning", len(paths), unit="checkpoint") as advance:
         for path in paths:
             began = time.monotonic()
             try:
-                model, subject = _opened(config.model, path)
-                kind = (model, None if subject.template is None else str(subject.template.normalisation))
-                if kind not in asking:
-                    asking[kind] = _asking(config, model, subject, chosen, own, stack)
+                session = _open(config.victim.model, config.victim.data, path)
+                source = session.source
+                model = dataclasses.replace(source.config, checkpoint="")
+                kind = (model, None if source.template is None else str(source.template.normalisation))
+                if kind not in detect_fns:
+                    detect_fns[kind] = _detect_fn(config, session, chosen, own, stack)
             except InputError as error:
-                found(path, {"error": str(error)}, time.monotonic() - began)
+                report(path, {"error": str(error)}, time.monotonic() - began)
                 continue
-            assert subject.variables is not None
-            waiting.setdefault(kind, []).append(Scanned(path, subject.variables, time.monotonic() - began))
+            assert source.variables is not None
+            waiting.setdefault(kind, []).append(StackMember(path, source.variables, time.monotonic() - began))
             if len(waiting[kind]) == stack:
-                ask(kind)
+                detect(kind)
         for kind in [*waiting]:
-            ask(kind)
+            detect(kind)
     return [lines[path] for path in paths]
 
 
-def status(lines: Sequence[Mapping[str, Any]]) -> int:
-    """The exit status of a scan: 3 if a network looks backdoored, 2 if none does but one could not be read, else 0."""
-    if any(line.get("backdoored") for line in lines):
+def exit_status(lines: Sequence[Mapping[str, Any]]) -> int:
+    """The exit status of a scan.
+
+    3: a network is backdoored; 2: none is, but a file could not be read or the detector cannot tell; 0: all are clean.
+    """
+    verdicts = {line.get("backdoored", "error") for line in lines}
+    if Backdoored.YES in verdicts:
         return 3
-    return 2 if any("error" in line for line in lines) else 0
+    return 0 if verdicts <= {Backdoored.NO} else 2
 
 
-def _opened(model: ModelConfig, path: pathlib.Path) -> tuple[ModelConfig, Subject]:
-    """The network of a checkpoint, and its settings without the checkpoint: those given, or those of the file."""
+def _open(model: ModelConfig, data: DataConfig, path: pathlib.Path) -> Session:
+    """Opens a checkpoint, which is read once, as `model` or, if it is no such network, as its tensors say."""
     model = dataclasses.replace(model, checkpoint=str(path))
+    checkpoint = read_checkpoint(path, name="model.checkpoint")
     try:
-        subject = open_network(model)
+        return open_session(model, data, checkpoint=checkpoint)
     except InputError as error:
+        if not model.name:
+            raise
+        # Sizes may differ from those of `model`; no tensor has the sides of images.
+        unnamed = ModelConfig("", image_shape=model.image_shape, checkpoint=model.checkpoint, entry=model.entry)
         try:
-            # Sizes may be others than expected; sides of images no tensor tells.
-            model = told(ModelConfig("", image_shape=model.image_shape, checkpoint=model.checkpoint, entry=model.entry))
-        except InputError as nothing:
-            raise (error if model.name else nothing) from None
-        subject = open_network(model)
-    check_classes(subject.network)
-    return dataclasses.replace(model, checkpoint=""), subject
+            infer_settings(unnamed, checkpoint)
+        except InputError:
+            raise error from None
+        return open_session(unnamed, data, checkpoint=checkpoint)
 
 
-def _asking(config: Any, model: ModelConfig, subject: Subject, chosen: Detector, own: Any, stack: int) -> Asking:
-    """The detector's programs for a kind of network, as a function that asks about so many at once."""
-    network = dataclasses.replace(subject.network, prepare=partial(sources.preprocess, config=config.data))
-    setup = Setup(network, subject.graph, choose_layers(subject.graph, config.way.layers(config)))
-    plan, clean = chosen.plan(own), given_clean(config, chosen, network)
+def _detect_fn(config: RepairConfig, session: Session, chosen: Detector, own: Any, stack: int) -> DetectFn:
+    """The detector's programs for one architecture, as a function of the variables of a stack of networks."""
+    source, model = session.source, session.source.config
+    layers = defense(config.defense).layers(config.method)
+    setup = plans.set_up(session.network, source.graph, layers=layers)
+    plan, clean = chosen.plan(own), clean_inputs(session, chosen, config.clean, seed=config.clean_seed)
     for step in plan:
-        ahead.say(step, setup, subject.variables)
-    key = jax.random.key(config.seed)
+        estimate.announce(step, setup, source.variables)
+    key = jax.random.key(config.victim.seed)
     run = plans.programs(plan, setup) if stack == 1 else plans.stacked_programs(plan, setup)
 
     def values_of(members: Sequence[Variables]) -> list[Mapping[str, Any]]:
         if stack == 1:
             return [jax.device_get(run({"victim": members[0], **clean}, key=key))]
-        full = plans.stacked([members[index % len(members)] for index in range(stack)])
+        full = plans.stack_trees([members[index % len(members)] for index in range(stack)])
         values = jax.device_get(run({"victim": full}, clean, keys=jnp.broadcast_to(key, (stack,))))
-        return [plans.entry(values, index) for index in range(len(members))]
+        return [plans.tree_entry(values, index) for index in range(len(members))]
 
-    def ask(members: Sequence[Variables]) -> list[dict[str, Any]]:
+    def detect(members: Sequence[Variables]) -> list[dict[str, Any]]:
         try:
-            return [_line(chosen.verdict(own, values), chosen, own, model) for values in values_of(members)]
+            return [_line(conclude(chosen, own, values, draw=False), model) for values in values_of(members)]
         except InputError as error:
             if len(members) == 1:
                 return [{"error": str(error)}]
-            return [line for member in members for line in ask([member])]  # one of them is at fault: each for itself
+            return [line for member in members for line in detect([member])]  # one of them fails: run each by itself
 
-    return ask
+    return detect
 
 
-def _line(found: Verdict, chosen: Detector, own: Any, model: ModelConfig) -> dict[str, Any]:
-    scores = clean_scores(chosen.by) if found.p_value is None and chosen.is_usual(own) else ()
-    rate = sum(score >= found.score for score in scores) / len(scores) if scores else None
-    return {
-        "network": f"{model.name}, width {model.width}" if model.width else model.name,
-        "detector": chosen.name,
-        "backdoored": bool(found.backdoored),
-        "suspect": found.suspect,
-        "score": round(float(found.score), 4),
-        "threshold": found.threshold,
-        "p_value": found.p_value,
-        "false_positive_rate": None if rate is None else round(rate, 4),
-    }
+def _line(verdict: Verdict, model: ModelConfig) -> dict[str, Any]:
+    network = f"{model.name}, width {model.width}" if model.width else model.name
+    values = {name: value for name, value in verdict.plain().items() if name not in ("scores", "evidence")}
+    return {"network": network, **values}

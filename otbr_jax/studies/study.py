@@ -1,4 +1,4 @@
-"""What a study is: victims, a plan for each, and what is made of what was found: rows, tables, pages."""
+"""A study: victims, a plan for each, and its outputs: rows, tables, pages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-from otbr_jax.data import sources
 from otbr_jax.data.sources import Dataset, Images
 from otbr_jax.errors import InputError
 from otbr_jax.files import write_text
@@ -19,16 +18,15 @@ from otbr_jax.graph.graph import Layer
 from otbr_jax.metrics import Metrics
 from otbr_jax.plan import Plan
 from otbr_jax.runs import hosts
-from otbr_jax.runs.devices import batch_mesh, check_batch_size, replicate
-from otbr_jax.runs.networks import open_network
+from otbr_jax.runs.devices import check_batch_size, replicate
 from otbr_jax.runs.run import Run
-from otbr_jax.runs.store import open_workdir
+from otbr_jax.runs.session import open_session
 from otbr_jax.settings import declarations
 from otbr_jax.steps.score import Scores
 from otbr_jax.types import Augment, Batch, Network, Variables, unchanged
 from otbr_jax.victims import evaluation
 from otbr_jax.victims.config import VictimConfig
-from otbr_jax.victims.victims import Victim, check_trainable, open_victim, subject_of, test_set
+from otbr_jax.victims.victims import Victim, check_trainable, open_victim, test_set
 
 
 class Case(NamedTuple):
@@ -36,40 +34,40 @@ class Case(NamedTuple):
 
     Attributes:
       study: the settings of the study.
-      config: those of this victim, and of what is done to it.
+      config: those of this victim, and of its treatment.
       run: its run.
       victim: the victim.
-      dataset: what it was trained on, and is measured with.
+      dataset: the images that it was trained on, and those that measure it.
     """
 
     study: Any
     config: Any
-    run: Run[Any]
+    run: Run
     victim: Victim
     dataset: Dataset
 
 
-class Found(NamedTuple):
-    """What was found in one victim.
+class Finding(NamedTuple):
+    """The results of one victim.
 
     Attributes:
-      config: the settings of the victim, and of what was done to it.
-      given: what its plan was given.
+      config: the settings of the victim, and of its treatment.
+      inputs: the inputs of its plan.
       values: `{step name: value}`, arrays on the host.
       metrics: ACC, ASR and RA of the victim; without an attack the latter two are about untriggered images.
       provenance: what the images are.
-      layers: the layers that are looked at, in execution order.
+      layers: the layers that are studied, in execution order.
     """
 
     config: Any
-    given: Mapping[str, Any]
+    inputs: Mapping[str, Any]
     values: Mapping[str, Any]
     metrics: Metrics
     provenance: str
     layers: tuple[Layer, ...]
 
     def scores(self, step: str) -> Scores:
-        """The scores that a step made, in execution order."""
+        """The scores that a step computed, in execution order."""
         return self.ordered(self.values[step])
 
     def ordered(self, scores: Scores) -> Scores:
@@ -79,21 +77,21 @@ class Found(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """Victims, a plan for each, and what is made of what was found.
+    """Victims, a plan for each, and functions that turn the findings into rows, files and tables.
 
     Attributes:
       name: of its files.
       Config: its settings, a `VictimConfig`.
-      layers: `config -> which layers are looked at`, see `choose_layers`.
-      each: `config -> the settings of every victim`, and of what is done to it.
-      given: `Case -> {name: arrays}`, what the plan needs beside `victim`, the victim's variables.
-      plan: `(Case, given) -> Plan`.
-      rows: `(config, found) -> rows of results`, but for commit, hardware and date.
-      files: `(config, found) -> {file name: text}`, what the working directory is left with.
-      table: `(config, found) -> text`, what a terminal shows.
-      described: what the files are, by name, in a few words.
-      figures: `(config, found) -> {ending of a file's name: figure}`, what stands beside rows of results.
-      augment: `config -> how clean images are varied`.
+      layers: `config -> which layers are studied`, see `choose_layers`.
+      each: `config -> the settings of every victim`, and of its treatment.
+      inputs: `Case -> {name: arrays}`, the inputs of the plan beside `victim`, the victim's variables.
+      plan: `(Case, inputs) -> Plan`.
+      rows: `(config, findings) -> rows of results`, without commit, hardware and date.
+      files: `(config, findings) -> {file name: text}`, the files in the working directory.
+      table: `(config, findings) -> text`, printed on the terminal.
+      descriptions: a few words about each of the files, by name.
+      figures: `(config, findings) -> {ending of a file's name: figure}`, written beside rows of results.
+      augment: `config -> how clean images are augmented`.
       batch_sizes: `config -> {setting: size}`, the batches that devices share.
     """
 
@@ -101,21 +99,21 @@ class Study:
     Config: type[Any]
     layers: Callable[[Any], str]
     each: Callable[[Any], Sequence[Any]]
-    given: Callable[[Case], Mapping[str, Any]]
+    inputs: Callable[[Case], Mapping[str, Any]]
     plan: Callable[[Case, Mapping[str, Any]], Plan]
-    rows: Callable[[Any, Sequence[Found]], list[dict[str, Any]]]
-    files: Callable[[Any, Sequence[Found]], Mapping[str, str]]
-    table: Callable[[Any, Sequence[Found]], str]
-    described: Mapping[str, str]
-    figures: Callable[[Any, Sequence[Found]], Mapping[str, Any]] = lambda config, found: {}
+    rows: Callable[[Any, Sequence[Finding]], list[dict[str, Any]]]
+    files: Callable[[Any, Sequence[Finding]], Mapping[str, str]]
+    table: Callable[[Any, Sequence[Finding]], str]
+    descriptions: Mapping[str, str]
+    figures: Callable[[Any, Sequence[Finding]], Mapping[str, Any]] = lambda config, findings: {}
     augment: Callable[[Any], Augment] = lambda config: unchanged
     batch_sizes: Callable[[Any], Mapping[str, int]] = lambda config: {}
 
 
 def run_study(
     study: Study, config: Any, workdir: str | os.PathLike[str], *, devices: Sequence[jax.Device] | None = None
-) -> list[Found]:
-    """Runs a study on every victim that its settings name, and leaves its files in `workdir`.
+) -> list[Finding]:
+    """Runs a study on every victim that its settings name, and writes its files into `workdir`.
 
     Args:
       study: the study.
@@ -124,36 +122,35 @@ def run_study(
       devices: the devices that share the work; by default all local ones.
 
     Returns:
-      What was found, victim by victim.
+      The findings, victim by victim.
 
     Raises:
       InputError: names what is wrong with the settings, the checkpoint, the data or the working directory.
     """
-    subject = open_network(config.model)
-    layers = choose_layers(subject.graph, study.layers(config))
-    shape, classes = subject.network.image_shape, subject.network.num_classes
-    dataset = sources.load(config.data, image_shape=shape, num_classes=classes)
+    session = open_session(config.model, config.data, devices=devices)
+    layers, findings = study.layers(config), []
+    studied = choose_layers(session.source.graph, layers)
+    dataset = session.dataset
     if dataset is None:
         raise InputError("data.name: expected images to study victims with, found 'none'")
-    check_trainable(config, subject, dataset)
-    mesh, found = batch_mesh(devices), []
+    check_trainable(session, config.attack, config.training)
     for name, size in study.batch_sizes(config).items():
-        check_batch_size(size, mesh, name=name)
-    with open_workdir(workdir, subject=subject_of(config)) as directory:
+        check_batch_size(size, session.mesh, name=name)
+    with session.directory(workdir) as directory:
         for each in study.each(config):
-            run = Run(each, directory, subject, mesh, layers=study.layers(config), augment=study.augment(each))
-            case = Case(config, each, run, open_victim(run, dataset), dataset)
-            given = study.given(case)
-            stages = run.plan(study.plan(case, given), {"victim": case.victim.stage.value["variables"], **given})
+            run = Run(session, directory, each.seed, layers=layers, augment=study.augment(each))
+            case = Case(config, each, run, open_victim(run, each.attack, each.training), dataset)
+            inputs = study.inputs(case)
+            stages = run.plan(study.plan(case, inputs), {"victim": case.victim.variables, **inputs})
             values = {name: stage.value for name, stage in stages.items()}
-            found.append(Found(each, given, values, victim_metrics(case), dataset.provenance, layers))
+            findings.append(Finding(each, inputs, values, victim_metrics(case), dataset.provenance, studied))
 
-        def leave() -> None:
-            for name, text in study.files(config, found).items():
+        def write_files() -> None:
+            for name, text in study.files(config, findings).items():
                 write_text(directory.path / name, text)
 
-        hosts.first(leave)
-    return found
+        hosts.first(write_files)
+    return findings
 
 
 def training_images(dataset: Dataset) -> Images:
@@ -171,12 +168,12 @@ def victim_fields(config: VictimConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in declarations(VictimConfig)}
 
 
-def named_attacks(config: Any) -> list[Any]:
+def attacks_of(config: Any) -> list[Any]:
     """The attacks of a study: one for each name in `attacks`, or the one of `attack`."""
     return [dataclasses.replace(config.attack, name=name) for name in config.attacks] or [config.attack]
 
 
-def drawn(key: jax.Array, *, batch: Batch, size: int, network: Network) -> Batch:
+def draw_batch(key: jax.Array, *, batch: Batch, size: int, network: Network) -> Batch:
     """A batch of `size` uint8 images, drawn uniformly and with replacement, as the network takes them."""
     chosen = jax.random.randint(key, (size,), 0, len(batch.labels))
     return Batch(network.prepare(batch.images[chosen]), batch.labels[chosen])
@@ -185,13 +182,13 @@ def drawn(key: jax.Array, *, batch: Batch, size: int, network: Network) -> Batch
 def victim_metrics(case: Case) -> Metrics:
     """ACC, ASR and RA of a victim; without an attack the latter two are about untriggered images."""
     run = case.run
-    tested = test_set(run, case.dataset.test, case.victim)
+    test = test_set(run, case.victim)
 
     @jax.jit
-    def measure(variables: Variables, tested: evaluation.TestSet) -> Metrics:
-        return evaluation.measure(run.shared_network, variables, tested)
+    def measure(variables: Variables, test: evaluation.TestSet) -> Metrics:
+        return evaluation.measure(run.shared_network, variables, test)
 
-    return measure(*replicate((case.victim.stage.value["variables"], tested), run.mesh))
+    return measure(*replicate((case.victim.variables, test), run.mesh))
 
 
 def row_settings(config: VictimConfig) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from otbr_jax.types import Network, Variables
 def layer_outputs(
     network: Network, variables: Variables, images: jax.Array, layers: Sequence[Layer]
 ) -> dict[str, jax.Array]:
-    """What each layer answers, before anything that follows it: `{layer name: [n, ..., neurons]}`.
+    """The output of each layer itself, without what follows it: `{layer name: [n, ..., neurons]}`.
 
     Args:
       network: whose functions call Flax Linen modules.
@@ -29,27 +29,27 @@ def layer_outputs(
     Raises:
       InputError: if a layer is no Linen module with a parameter `kernel`.
     """
-    names, found = {layer.name for layer in layers}, {}
+    names, outputs = {layer.name for layer in layers}, {}
 
     def record(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-        answer = call(*args, **kwargs)
+        output = call(*args, **kwargs)
         name = "/".join(("params", *context.module.path, "kernel"))
         if name in names and context.method_name == "__call__":
-            found[name] = answer
-        return answer
+            outputs[name] = output
+        return output
 
     with nn.intercept_methods(record):
         network.apply(variables, images)
     for layer in layers:
-        if layer.name not in found:
+        if layer.name not in outputs:
             raise InputError(f"layers: expected Flax Linen modules, found {layer.name} without one")
-    return {layer.name: found[layer.name] for layer in layers}
+    return {layer.name: outputs[layer.name] for layer in layers}
 
 
 def trigger_activated_change(
     network: Network, variables: Variables, clean: jax.Array, triggered: jax.Array, layers: Sequence[Layer]
 ) -> dict[str, jax.Array]:
-    """TAC: how far the trigger moves each neuron's output, `{layer name: [neurons]}`.
+    """TAC: how far the trigger changes each neuron's output, `{layer name: [neurons]}`.
 
     The L2 norm over positions of the difference between the outputs on an image with and without the trigger, averaged
     over images `[n, h, w, c]`, as the network takes them. Source: Zheng et al., arXiv 2208.03111, definition 1.
@@ -61,12 +61,12 @@ def trigger_activated_change(
 def clean_activation(
     network: Network, variables: Variables, clean: jax.Array, layers: Sequence[Layer]
 ) -> dict[str, jax.Array]:
-    """How strongly each neuron answers images `[n, h, w, c]`, against the mean of its layer: `{layer name: [neurons]}`.
+    """Each neuron's activation on images `[n, h, w, c]`, relative to its layer's mean: `{layer name: [neurons]}`.
 
     The L2 norm over positions, averaged over images. Fine-Pruning (arXiv 1805.12185) prunes the least active ones.
     """
     norms: Mapping[str, jax.Array] = {
-        name: _over_images(answer) for name, answer in layer_outputs(network, variables, clean, layers).items()
+        name: _over_images(output) for name, output in layer_outputs(network, variables, clean, layers).items()
     }
     return {name: norm / jnp.mean(norm) for name, norm in norms.items()}
 

@@ -1,4 +1,4 @@
-"""What a family of triggers is: anything that changes a picture, within a budget."""
+"""`TriggerFamily`: anything that changes an image, within a budget or with its size penalised."""
 
 from __future__ import annotations
 
@@ -8,39 +8,64 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+Trigger = Callable[[jax.Array], jax.Array]
+"""`images [n, h, w, c] in [0, 1] -> images that carry it`, of the same shape; `[n, k, h, w, c]` for k triggers."""
+
+
+def _identity(latent: Any) -> Any:
+    return latent
+
 
 class TriggerFamily(NamedTuple):
-    """What a trigger that a defender searches can be; pure functions.
+    """One kind of trigger that a defender inverts, as pure functions.
 
-    A search moves a latent freely; a trigger is the latent brought to a budget, so that a search chooses a direction
-    and never has to grow. A bound, unlike a penalty, keeps it from going on to ever larger triggers once the backdoor
-    is gone: those are the class itself.
+    An inversion optimises an unconstrained latent. A family with a budget scales the latent to that budget, so that
+    only its direction is optimised. A family without one measures its own size, which the aim `Penalised` keeps small.
 
     Attributes:
       name: such as `patch`.
-      unit: what a budget is, in words.
+      unit: of a budget or a size, in words.
       init: `(key, image shape (h, w, c)) -> latent`, a pytree of float32 arrays; each key is another start.
-      apply: `(images [n, h, w, c] in [0, 1], latent, budget) -> images in [0, 1]`, changed by no more than `budget`.
+      apply: `(images [n, h, w, c] in [0, 1], parameters, budget) -> images in [0, 1]`, changed by no more than
+        `budget`, which means nothing to a family without one.
       learning_rate: of Adam on the latent.
-      start: the budget that a search of reach costs begins with.
-      bounds: the smallest and the largest budget that it tries.
-      left: of the pictures, what triggers may still turn when lessons against them end. Lessons against a patch cost a
-        network little; those against what changes whole pictures cost more the longer they last.
-      beyond: how much further than the lessons a network goes along the way that they took it. A patch that a search
-        finds is only part of the attacker's.
+      start: the budget that the aim `Smallest` begins with.
+      bounds: the smallest and the largest budget that it tries; None for a family without a budget.
+      stop_success: unlearning ends once the success rate is at most this. Unlearning patches costs little accuracy;
+        unlearning triggers that change whole images costs more with every round.
+      extrapolation: factor on the weight change of unlearning. An inverted patch is only part of the attacker's.
+      parameters: `latent -> parameters`, which may have bounds; by default they are the latent.
+      size: `parameters -> scalar`, how much of an image a trigger without a budget changes, in `unit`.
+      cost: `parameters -> scalar`, what `Penalised` keeps small; by default the size.
     """
 
     name: str
     unit: str
     init: Callable[[jax.Array, tuple[int, int, int]], Any]
     apply: Callable[[jax.Array, Any, jax.Array], jax.Array]
-    learning_rate: float
-    start: float
-    bounds: tuple[float, float]
-    left: float = 0.3
-    beyond: float = 1.0
+    learning_rate: float | jax.Array
+    start: float | jax.Array = jnp.inf
+    bounds: tuple[float | jax.Array, float | jax.Array] | None = None
+    stop_success: float = 0.3
+    extrapolation: float = 1.0
+    parameters: Callable[[Any], Any] = _identity
+    size: Callable[[Any], jax.Array] | None = None
+    cost: Callable[[Any], jax.Array] | None = None
+
+    def trigger(self, parameters: Any, budget: Any = jnp.inf) -> Trigger:
+        """The trigger of these parameters, at this budget; for a budget `[k]`, k triggers with a leading axis each."""
+        if jnp.ndim(budget) == 0:
+            return lambda images: self.apply(images, parameters, budget)
+        # Image by image: devices that share the images share the triggered ones in the same way.
+        return lambda images: jax.vmap(lambda own, most: self.apply(images, own, most), out_axes=1)(parameters, budget)
+
+    def penalty(self, parameters: Any) -> jax.Array:
+        """The number that `Penalised` keeps small; only for a family without a budget."""
+        cost = self.cost or self.size
+        assert cost is not None
+        return cost(parameters)
 
 
-def scaled(change: jax.Array, budget: jax.Array, *, axes: tuple[int, ...] | None = None) -> jax.Array:
-    """A change scaled to a root mean square of `budget`, over `axes` (by default all); no change stays none."""
+def scale_to(change: jax.Array, budget: jax.Array, *, axes: tuple[int, ...] | None = None) -> jax.Array:
+    """Scales a change to a root mean square of `budget`, over `axes` (by default all); zero stays zero."""
     return change * (budget / jnp.sqrt(jnp.mean(change**2, axis=axes, keepdims=axes is not None) + 1e-12))

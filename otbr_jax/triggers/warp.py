@@ -1,11 +1,11 @@
-"""A warp: the image is bent by a smooth field, as WaNet does it (arXiv 2102.10369)."""
+"""A warp: a smooth displacement field bends the image, as WaNet does it (arXiv 2102.10369)."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
-from otbr_jax.triggers.family import TriggerFamily, scaled
+from otbr_jax.triggers.family import TriggerFamily, scale_to
 
 _CELLS = 6  # control points of the field, along each side
 
@@ -16,7 +16,7 @@ def bend(images: jax.Array, control: jax.Array, budget: jax.Array) -> jax.Array:
     The field is enlarged by cubic interpolation; pixels are taken from between four (bilinear), edges kept.
     """
     height, width = images.shape[1:3]
-    field = scaled(jax.image.resize(control, (height, width, 2), "cubic"), budget) * (height / 32)
+    field = scale_to(jax.image.resize(control, (height, width, 2), "cubic"), budget) * (height / 32)
     rows = jnp.clip(jnp.arange(height)[:, None] + field[..., 0], 0, height - 1)
     columns = jnp.clip(jnp.arange(width)[None, :] + field[..., 1], 0, width - 1)
     top, left = (jnp.clip(jnp.floor(place), 0, size - 2) for place, size in ((rows, height), (columns, width)))

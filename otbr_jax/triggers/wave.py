@@ -22,7 +22,7 @@ class Wave(NamedTuple):
 
 
 def add_wave(images: jax.Array, wave: Wave, budget: jax.Array) -> jax.Array:
-    """Images `[n, h, w, c]` plus the wave, at a root mean square of `budget`, cut off at 0 and 1."""
+    """Images `[n, h, w, c]` plus the wave, at a root mean square of `budget`, clipped to [0, 1]."""
     height, width = images.shape[1:3]
     rows, columns = jnp.arange(height)[:, None] / height, jnp.arange(width)[None, :] / width
     angle = 2 * jnp.pi * (wave.periods[0] * rows + wave.periods[1] * columns) + wave.phase

@@ -1,7 +1,7 @@
-"""Victims in a stack: networks of one shape that learn at once, under one `jax.vmap`.
+"""Victims in a stack: networks of one shape that are trained at once, under one `jax.vmap`.
 
-What they have in common is one network, one number of images and the same settings. What differs is where they start,
-what is poisoned, and their keys.
+They share the architecture, the number of images and the settings. Their initial weights, their poisoned images and
+their keys differ.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from otbr_jax.attacks.attack import Assets, InTraining
 from otbr_jax.errors import InputError
-from otbr_jax.plan import entry, stacked
+from otbr_jax.plan import stack_trees, tree_entry
 from otbr_jax.runs.devices import replicate
 from otbr_jax.types import Network, Variables
 from otbr_jax.victims.training import History, Trained, TrainingConfig, TrainingSet, train
@@ -35,12 +35,12 @@ def train_stack(
 ) -> list[Trained]:
     """Trains several networks at once. Each becomes what `training.train` makes of it alone, but for rounding.
 
-    Arrays of the data that are the same for all of them, such as images that nobody poisons, are held once.
+    Arrays of the data that are the same for all of them, such as images without poison, are stored once.
 
     Args:
       network: the functions of all of them.
-      variables: where each of them starts.
-      data: what each of them learns from, in equal shapes.
+      variables: the initial variables of each.
+      data: the training set of each, in equal shapes.
       keys: typed PRNG keys `[networks]`; see `train`.
       config: epochs, batch size, learning rate, ...
       mesh: devices that share each batch.
@@ -57,19 +57,19 @@ def train_stack(
     count = len(keys)
     own = [{}] * count if assets is None else assets
     if not len(variables) == len(data) == len(own) == count:
-        found = f"{len(variables)} networks, {len(data)} data sets, {len(own)} attacks' arrays and {count} keys"
-        raise InputError(f"train_stack: expected equally many of each, found {found}")
+        counts = f"{len(variables)} networks, {len(data)} data sets, {len(own)} attacks' arrays and {count} keys"
+        raise InputError(f"train_stack: expected equally many of each, found {counts}")
     for name, trees in (("variables", variables), ("data", data), ("assets", own)):
         _check_shapes(trees, name=name)
     together = TrainingSet(*(_together(arrays) for arrays in zip(*data, strict=True)))
-    start, placed, arrays, key = replicate((stacked(variables), together, stacked(own), keys), mesh)
+    start, placed, arrays, key = replicate((stack_trees(variables), together, stack_trees(own), keys), mesh)
     trained = train(
         network, start, placed, key=key, config=config, mesh=mesh, assets=arrays, attack=attack, on_epoch=on_epoch
     )
     return [
         Trained(
-            entry(trained.variables, index),
-            entry(trained.assets, index),
+            tree_entry(trained.variables, index),
+            tree_entry(trained.assets, index),
             History(*(values[:, index] for values in trained.history)),
             trained.seconds / count,
             trained.images_per_second,

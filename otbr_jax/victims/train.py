@@ -1,4 +1,4 @@
-"""Training a victim from start to finish, and what it leaves for whoever repairs it: what the launcher calls."""
+"""Trains a victim and writes the files that a repair needs: what the launcher calls."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from typing import Any
 import jax
 
 from otbr_jax.attacks.registry import ATTACKS, AttackConfig
-from otbr_jax.data import sources
-from otbr_jax.data.sources import DataConfig, Dataset
+from otbr_jax.data.sources import DataConfig
 from otbr_jax.errors import InputError
 from otbr_jax.files import write_text
 from otbr_jax.models.registry import ModelConfig
@@ -22,15 +21,13 @@ from otbr_jax.report import gallery
 from otbr_jax.report.gallery import Example
 from otbr_jax.runs import hosts, timing
 from otbr_jax.runs.checkpoints import replace_checkpoint
-from otbr_jax.runs.devices import batch_mesh, check_batch_size
 from otbr_jax.runs.identity import versions
-from otbr_jax.runs.networks import open_network
 from otbr_jax.runs.run import Run
-from otbr_jax.runs.store import open_workdir
+from otbr_jax.runs.session import Session, open_session
 from otbr_jax.victims.config import VictimConfig
 from otbr_jax.victims.examples import example_triggers
 from otbr_jax.victims.training import History
-from otbr_jax.victims.victims import Victim, check_trainable, open_victim, subject_of, test_set
+from otbr_jax.victims.victims import Victim, check_trainable, open_victim, test_set
 
 
 def train_victim(
@@ -40,9 +37,9 @@ def train_victim(
     devices: Sequence[jax.Device] | None = None,
     profile: bool = False,
 ) -> tuple[Victim, dict[str, Any]]:
-    """Trains the victim that `config` names, measures it and leaves it in `workdir`.
+    """Trains the victim that `config` names, measures it and writes it to `workdir`.
 
-    Leaves there: the checkpoint `victim`, the trigger's arrays in `attack` (what `attack.assets` takes), `victim.json`
+    Writes there: the checkpoint `victim`, the trigger's arrays in `attack` (what `attack.assets` takes), `victim.json`
     with all numbers, and `trigger.html`, a page to look at the trigger.
 
     Args:
@@ -57,34 +54,29 @@ def train_victim(
     Raises:
       InputError: names what is wrong with the settings, the data or the working directory.
     """
-    mesh = batch_mesh(devices)
-    check_batch_size(config.training.batch_size, mesh, name="training.batch_size")
-    subject = open_network(config.model)
-    if subject.variables is not None:
+    session = open_session(config.model, config.data, devices=devices)
+    if session.source.variables is not None:
         field = "checkpoint" if config.model.checkpoint else "name"
         raise InputError(
             f"model.{field}: expected a network without weights, to be trained, found {getattr(config.model, field)!r}"
         )
-    network = subject.network
-    dataset = sources.load(config.data, image_shape=network.image_shape, num_classes=network.num_classes)
-    check_trainable(config, subject, dataset)
-    with open_workdir(workdir, subject=subject_of(config)) as directory, timing.profile(directory.path, wanted=profile):
-        run = Run(config, directory, subject, mesh)
-        victim = open_victim(run, dataset)
-        assert dataset is not None  # or there would be nothing to train on
-        summary = summarize(run, victim, dataset)
-        example = example_triggers(test_set(run, dataset.test, victim), config.attack, name=config.attack.name)
+    check_trainable(session, config.attack, config.training)
+    with session.directory(workdir) as directory, timing.profile(directory.path, wanted=profile):
+        run = Run(session, directory, config.seed)
+        victim = open_victim(run, config.attack, config.training)
+        summary = summarize(config, session, victim)
+        example = example_triggers(test_set(run, victim), config.attack, name=config.attack.name)
         if example is not None:
             summary["trigger"] = {"psnr": example.quality.psnr, "ssim": example.quality.ssim}
         try:
-            hosts.first(lambda: _leave(directory.path, victim, summary, example))
+            hosts.first(lambda: _write(directory.path, victim, summary, example))
         except OSError as error:
             raise InputError(f"workdir: the victim cannot be written to {directory.path}: {error.strerror}") from None
         return victim, summary
 
 
-def _leave(folder: pathlib.Path, victim: Victim, summary: Mapping[str, Any], example: Example | None) -> None:
-    """Writes what a user takes; what an earlier victim left and this one does not have goes."""
+def _write(folder: pathlib.Path, victim: Victim, summary: Mapping[str, Any], example: Example | None) -> None:
+    """Writes the files of `train_victim`, and removes those of an earlier victim that this one lacks."""
     replace_checkpoint(folder / "victim", victim.stage.value["variables"])
     if "assets" in victim.stage.value:
         replace_checkpoint(folder / "attack", victim.stage.value["assets"])
@@ -97,9 +89,10 @@ def _leave(folder: pathlib.Path, victim: Victim, summary: Mapping[str, Any], exa
     write_text(folder / "victim.json", json.dumps(summary, indent=1) + "\n")
 
 
-def summarize(run: Run, victim: Victim, dataset: Dataset) -> dict[str, Any]:
-    """All numbers of a trained victim as plain JSON values; fractions in [0, 1], what has no trigger is None."""
-    config, stage = run.config, victim.stage
+def summarize(config: VictimConfig, session: Session, victim: Victim) -> dict[str, Any]:
+    """All numbers of a trained victim as plain JSON values; fractions in [0, 1], None without a trigger."""
+    stage, dataset = victim.stage, session.dataset
+    assert dataset is not None  # or there would be nothing to train on
     history = History(**stage.value["history"])
     epochs = config.training.measured_epochs()
     measured = [
@@ -124,14 +117,14 @@ def _number(value: Any) -> float | None:
 
 
 def repair_flags(config: VictimConfig, workdir: str) -> list[str]:
-    """The flags with which `launch.repair` repairs a victim that `train_victim` left, and measures with its trigger."""
+    """The flags with which `launch.repair` repairs a victim of `train_victim`, and measures with its trigger."""
     model = dataclasses.replace(config.model, checkpoint=f"{workdir}/victim")
     attack = config.attack
     if attack.name != "none" and ATTACKS[attack.name].make is not None:
         attack = dataclasses.replace(attack, assets=f"{workdir}/attack")
-    wanted = dataclasses.asdict(VictimConfig(model=model, data=config.data, attack=attack))
-    flags = [f"{name}={value}" for name, value in _changed(wanted, dataclasses.asdict(VictimConfig()), "--config")]
-    # configs/own_network.py has no data and no trigger, and looks for the network in a file.
+    values = dataclasses.asdict(VictimConfig(model=model, data=config.data, attack=attack))
+    flags = [f"{name}={value}" for name, value in _changed(values, dataclasses.asdict(VictimConfig()), "--config")]
+    # configs/own_network.py has no data and no trigger, and reads the network from a file.
     names = {"attack": AttackConfig().name, "data": DataConfig().name, "model": ModelConfig().name}
     usual = [part for part, name in names.items() if getattr(config, part).name == name]
     return [*flags, *(f"--config.{part}.name={names[part]}" for part in usual)]

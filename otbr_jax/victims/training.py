@@ -17,11 +17,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from otbr_jax.attacks.attack import Assets, InTraining
 from otbr_jax.errors import InputError
 from otbr_jax.metrics import Metrics
+from otbr_jax.numerics.convolutions import channels_last
 from otbr_jax.runs.devices import replicate, split_batch
 from otbr_jax.runs.loop import rounds
 from otbr_jax.settings import field, settings
 from otbr_jax.steps.augment import augment
-from otbr_jax.steps.convolutions import channels_last
 from otbr_jax.types import Network, Variables, split
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -86,7 +86,7 @@ class TrainingSet(NamedTuple):
 
 
 class History(NamedTuple):
-    """What was seen on the way: loss `[epochs]`, and ACC and ASR `[measurements]` (ASR is NaN without a trigger)."""
+    """Measurements in training: loss `[epochs]`, and ACC and ASR `[measurements]` (ASR is NaN without a trigger)."""
 
     loss: np.ndarray
     acc: np.ndarray
@@ -99,8 +99,8 @@ class Trained(NamedTuple):
     Attributes:
       variables: its variables.
       assets: the arrays of the attack, those that were trained with the network among them.
-      history: how it went.
-      seconds: wall time, that of an earlier process whose work was taken up included.
+      history: loss, ACC and ASR in training.
+      seconds: wall time, including an earlier process's whose state was resumed.
       images_per_second: the median over this process's epochs but its first, which compiles; None without a second.
     """
 
@@ -112,7 +112,7 @@ class Trained(NamedTuple):
 
 
 class Training(NamedTuple):
-    """A training on its way: epochs that are done, seconds that they took, what is trained, and what was seen."""
+    """The state of training: completed epochs, their seconds, what is trained, and the measurements."""
 
     done: np.int32
     spent: np.float32
@@ -121,7 +121,7 @@ class Training(NamedTuple):
 
 
 def empty_history(config: TrainingConfig, stack: tuple[int, ...] = ()) -> History:
-    """A history in which nothing has happened yet: NaN everywhere; `[..., networks]` of a stack."""
+    """A history before training: NaN everywhere; `[..., networks]` of a stack."""
     measured = len(config.measured_epochs())
     return History(*(np.full((size, *stack), np.nan, np.float32) for size in (config.epochs, measured, measured)))
 
@@ -156,13 +156,13 @@ def train(
       assets: the arrays of the attack.
       attack: what the attack does in each step, None for one that has poisoned `data`.
       measure: `(variables, assets) -> Metrics`, called after the epochs `config.measured_epochs()`.
-      on_epoch: called after each epoch with its mean loss and what was measured last (a progress bar).
-      progress: where the state is saved every `save_every` seconds, and looked for at the start: a training that was
-        stopped goes on from there to the same result.
+      on_epoch: called after each epoch with its mean loss and the last measurements (a progress bar).
+      progress: where the state is saved every `save_every` seconds. A training that was stopped resumes from there,
+        with the same result.
       save_every: seconds; see `loop.rounds`.
 
     Returns:
-      The trained variables, the attack's assets (some attacks train theirs too), and how it went.
+      The trained variables, the attack's assets (some attacks train theirs too), and the history.
 
     Raises:
       InputError: if there are fewer images than one batch, or the loss is not finite.
@@ -195,8 +195,8 @@ def train(
             )
         if measure is not None and index + 1 in measured_epochs:
             place = measured_epochs.index(index + 1)
-            found = measure({"params": carry[0], **carry[2]}, {**fixed_assets, **carry[1]})
-            history.acc[place], history.asr[place] = found.acc, found.asr
+            metrics = measure({"params": carry[0], **carry[2]}, {**fixed_assets, **carry[1]})
+            history.acc[place], history.asr[place] = metrics.acc, metrics.asr
         means = {name: values.reshape(len(values), -1).mean(1) for name, values in history._asdict().items()}
         last = {name: values[~np.isnan(values)][-1:] for name, values in means.items()}
         spent = np.float32(now.spent + time.monotonic() - started)
@@ -213,8 +213,8 @@ def train(
         place=lambda saved: saved._replace(carry=replicate(saved.carry, mesh)),
         on_round=on_epoch,
     )
-    seen = steps * config.batch_size * key.size
-    speed = seen / float(np.median(times[1:])) if len(times) > 1 else None
+    images_per_epoch = steps * config.batch_size * key.size
+    speed = images_per_epoch / float(np.median(times[1:])) if len(times) > 1 else None
     carry = end.carry
     trained = {"params": carry[0], **carry[2]}
     return Trained(trained, {**fixed_assets, **carry[1]}, end.history, float(end.spent), speed)
@@ -224,11 +224,11 @@ def programs(
     network: Network, *, images: int, config: TrainingConfig, mesh: Mesh, attack: InTraining | None = None,
     axes: TrainingSet | None = None,
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:  # fmt: skip
-    """The two programs of a training on so many images, which devices share.
+    """The two programs of training on so many images, which devices share.
 
     `begin(variables, trained assets) -> carry`; and `epoch(carry, key, data, other assets) -> (carry, mean loss)`. A
-    carry is `(params, trained assets, state, moments, moments of the assets)`. With `axes` of the data they are about a
-    stack of networks, under one `jax.vmap`; see `TrainingSet.axes`.
+    carry is `(params, trained assets, state, optimizer state, that of the assets)`. With `axes` of the data they train
+    a stack of networks, under one `jax.vmap`; see `TrainingSet.axes`.
     """
     steps = images // config.batch_size
     optimizer = _optimizer(config, steps)
@@ -248,9 +248,9 @@ def programs(
             images, labels, extra = attack.poison({**fixed, **own}, unit, labels, batch.goals, attack_key)
         images = augment(images, key=augment_key, crop_padding=config.crop_padding, flip=config.flip)
         params = jax.tree.map(lambda p: p.astype(dtype), params)
-        logits, moved = network.train({"params": params, **state}, network.prepare(images).astype(dtype))
+        logits, new_state = network.train({"params": params, **state}, network.prepare(images).astype(dtype))
         losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
-        return jnp.mean(losses) + extra, jax.tree.map(lambda new, old: new.astype(old.dtype), moved, state)
+        return jnp.mean(losses) + extra, jax.tree.map(lambda new, old: new.astype(old.dtype), new_state, state)
 
     loss_and_grads = channels_last(jax.value_and_grad(loss_fn, has_aux=True))
 
@@ -258,14 +258,14 @@ def programs(
         order = jax.random.permutation(key, images)[: steps * config.batch_size]
         keys = jax.random.split(jax.random.fold_in(key, 2), steps)  # 0 and 1 are the shuffle's own
 
-        def step(carry: Any, drawn: Any) -> tuple[Any, jax.Array]:
-            (chosen, step_key), (params, own, state, moments, own_moments) = drawn, carry
+        def step(carry: Any, inputs: Any) -> tuple[Any, jax.Array]:
+            (chosen, step_key), (params, own, state, opt_state, own_opt_state) = inputs, carry
             batch = split_batch(TrainingSet(*(array[chosen] for array in data)), mesh)
             (loss, state), (grads, own_grads) = loss_and_grads((params, own), state, batch, fixed, step_key)
-            updates, moments = optimizer.update(grads, moments, params)
-            own_updates, own_moments = attack_optimizer.update(own_grads, own_moments, own)
+            updates, opt_state = optimizer.update(grads, opt_state, params)
+            own_updates, own_opt_state = attack_optimizer.update(own_grads, own_opt_state, own)
             params, own = optax.apply_updates(params, updates), optax.apply_updates(own, own_updates)
-            return (params, own, state, moments, own_moments), loss
+            return (params, own, state, opt_state, own_opt_state), loss
 
         carry, losses = jax.lax.scan(step, carry, (order.reshape(steps, config.batch_size), keys))
         return carry, jnp.mean(losses)

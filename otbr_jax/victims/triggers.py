@@ -1,4 +1,4 @@
-"""The arrays that a trigger consists of: made as a stage, against a clean network if need be, or read from a folder."""
+"""The arrays that a trigger consists of: made as a stage, with a clean network if need be, or read from a folder."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ import jax.numpy as jnp
 
 from otbr_jax import plan as plans
 from otbr_jax.attacks.attack import Assets, CleanNetwork, Materials
-from otbr_jax.attacks.registry import ATTACKS
-from otbr_jax.data.sources import Dataset
+from otbr_jax.attacks.registry import ATTACKS, AttackConfig
 from otbr_jax.errors import InputError
 from otbr_jax.graph.graph import Layer, NeuronGraph
-from otbr_jax.plan import Report, Setup, Step, needs
+from otbr_jax.plan import Report, Setup, Shown, Step, needs
 from otbr_jax.runs.identity import content_digest
 from otbr_jax.runs.orbax_folder import load_variables
 from otbr_jax.runs.run import Run, givens
@@ -23,57 +22,57 @@ from otbr_jax.runs.store import Stage
 from otbr_jax.types import Variables, named_leaves, replace_leaves
 
 
-def trigger_stage(run: Run, dataset: Dataset, *, clean: Stage | None = None) -> Stage | None:
-    """The stage `attack` with the arrays of the run's trigger; None if that needs none.
+def trigger_stage(run: Run, attack: AttackConfig, *, clean: Stage | None = None) -> Stage | None:
+    """The stage `attack` with the arrays of an attack's trigger; None if that needs none.
 
     Args:
-      run: its attack is not `none`.
-      dataset: its training images, or where it has none its test images, are what the attack may look at.
+      run: the attack may use the training images of its data, or the test images where there are none.
+      attack: not `none`.
       clean: a trained clean network, for attacks that are made against one.
 
     Raises:
-      InputError: if the directory `attack.assets` does not hold them, is missing where the network came with its
-        weights and so with a trigger of its own, or is given for a trigger without arrays.
+      InputError: if the directory `attack.assets` does not hold them, is missing although the network came
+        with its weights and so with a trigger of its own, or is set for a trigger without arrays.
     """
-    config, attack = run.config.attack, ATTACKS[run.config.attack.name]
-    if attack.make is None:
-        if config.assets:
-            raise InputError(f"attack.assets: expected none, {config.name} needs no arrays, found {config.assets!r}")
+    if ATTACKS[attack.name].make is None:
+        if attack.assets:
+            raise InputError(f"attack.assets: expected none, {attack.name} needs no arrays, found {attack.assets!r}")
         return None
-    step, given = _making(run, dataset, clean)
-    if config.assets:
-        inputs = {name: given[name] for name in step.needs.values()}
-        like = jax.eval_shape(partial(plans.compute, step, run.setup), key=run.key("attack"), **inputs)
-        assets = load_variables(config.assets, like, name="attack.assets")
+    step, inputs = _attack_step(run, attack, clean)
+    if attack.assets:
+        needed = {name: inputs[name] for name in step.needs.values()}
+        like = jax.eval_shape(partial(plans.compute, step, run.setup), key=run.key("attack"), **needed)
+        assets = load_variables(attack.assets, like, name="attack.assets")
         return run.directory.run(
             "attack", lambda: assets, like=lambda: assets, config=content_digest(assets), key=None, code=""
         )
-    if run.subject.variables is not None:
+    if run.session.source.variables is not None:
         raise InputError(
-            f"attack.assets: expected the directory with the trigger of {config.name}, which belongs to the network "
+            f"attack.assets: expected the directory with the trigger of {attack.name}, which belongs to the network "
             "(launch.train_victim leaves one), found none"
         )
-    return run.step(step, {name: givens(name, value) for name, value in given.items()})
+    return run.step(step, {name: givens(name, value) for name, value in inputs.items()})
 
 
-def _making(run: Run, dataset: Dataset, clean: Stage | None) -> tuple[Step, dict[str, Any]]:
-    """The step that makes the arrays of the run's trigger, and what it is given."""
-    config, attack = run.config.attack, ATTACKS[run.config.attack.name]
-    assert attack.make is not None
-    seen = dataset.train or dataset.test
-    images, labels = jnp.asarray(seen.images), jnp.asarray(seen.labels)
-    if not attack.needs_images:  # they only say of what shape images are
+def _attack_step(run: Run, attack: AttackConfig, clean: Stage | None) -> tuple[Step, dict[str, Any]]:
+    """The step that makes the arrays of an attack's trigger, and its inputs."""
+    kind, dataset = ATTACKS[attack.name], run.session.dataset
+    assert kind.make is not None
+    assert dataset is not None
+    known = dataset.train or dataset.test
+    images, labels = jnp.asarray(known.images), jnp.asarray(known.labels)
+    if not kind.needs_images:  # only the shape of images matters
         images, labels = jnp.zeros_like(images[:1]), jnp.zeros_like(labels[:1])
-    given: dict[str, Any] = {"images": images, "labels": labels}
-    if attack.needs_clean_network:
-        given["clean"] = run.subject.like if clean is None else clean.value["variables"]
+    inputs: dict[str, Any] = {"images": images, "labels": labels}
+    if kind.needs_clean_network:
+        inputs["clean"] = run.session.source.like if clean is None else clean.value["variables"]
 
-    settings = {"name": config.name, "settings": config.own}
-    if attack.needs_clean_network:
-        settings["target"] = config.target
-    title = f"making {config.name}"
-    make = partial(_make, attack.make, config.target)
-    return Step("attack", make, needs(*given), settings, title, total=attack.steps(config.own)), given
+    settings = {"name": attack.name, "settings": attack.own}
+    if kind.needs_clean_network:
+        settings["target"] = attack.target
+    title = f"making {attack.name}"
+    make = partial(_make, kind.make, attack.target)
+    return Step("attack", make, needs(*inputs), settings, shown=Shown(title, total=kind.steps(attack.own))), inputs
 
 
 def _make(
@@ -92,7 +91,7 @@ def classifier(graph: NeuronGraph, num_classes: int) -> Layer:
     layer = graph.layers[-1]
     if layer.kind != "dense" or layer.neurons != num_classes:
         raise InputError(
-            "attack.name: expected an attack without a clean network, since such a one wants a dense classifier at the "
+            "attack.name: expected an attack without a clean network, which needs a dense classifier at the "
             f"network's end, found {layer.name} ({layer.kind})"
         )
     return layer
@@ -105,10 +104,10 @@ def clean_network(setup: Setup, variables: Variables) -> CleanNetwork:
     kernel = named_leaves(variables)[layer.name]
     weights = kernel if layer.neuron_axes == (1,) else kernel.T  # [features, classes]
     order = jnp.argsort(-jnp.sum(jnp.abs(weights), axis=1))[:classes]
-    # A classifier that passes features on instead of weighing them: no layer has to be looked into.
-    passing = jax.nn.one_hot(order, len(weights), dtype=weights.dtype).T
-    passing = jnp.pad(passing, ((0, 0), (0, classes - passing.shape[1])))
-    changed = {layer.name: passing if layer.neuron_axes == (1,) else passing.T}
+    # A classifier that passes features on instead of weighing them, so that no inner layer is needed.
+    selector = jax.nn.one_hot(order, len(weights), dtype=weights.dtype).T
+    selector = jnp.pad(selector, ((0, 0), (0, classes - selector.shape[1])))
+    changed = {layer.name: selector if layer.neuron_axes == (1,) else selector.T}
     changed |= {vector.name: jnp.zeros_like(named_leaves(variables)[vector.name]) for vector in layer.vectors}
     probe = replace_leaves(variables, changed)
 

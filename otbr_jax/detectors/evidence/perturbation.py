@@ -1,8 +1,0 @@
-"""The perturbation of the attacker's class is weaker: it tells triggers that no small patch imitates."""
-
-from __future__ import annotations
-
-from otbr_jax.detectors.evidence.evidence import Evidence, relative
-
-PERTURBATION = Evidence("perturbation", 0.5, lambda found: 1 - relative(found.triggers["perturbation"].size[None])[0])
-"""How much weaker its perturbation is: `1 - strength / median strength`."""

@@ -1,0 +1,1 @@
+"""Numerics: fast convolutions for each device, collectives, and counts of operations."""
