@@ -61,7 +61,7 @@ FACTORS = {
     "classes": (10, 40, 160),
     "side": (8, 16, 32),
 }
-UNMOVED = {"fusion": ("batch", "classes", "side"), "pictures": ("width", "depth", "batch", "classes")}
+UNMOVED = {"fusion": ("batch", "classes", "side"), "procedural images": ("width", "depth", "batch", "classes")}
 NEURONS = (128, 512, 2048)
 FEW = ("patch", "additive", "generator")
 KEY = jax.random.key(0)
@@ -95,10 +95,10 @@ def programs(*, width: int, depth: int, batch: int, classes: int, side: int) -> 
         "training": (partial(train, network), (variables, labelled), 2),
         "unlearning": (partial(unlearn, setup, UnlearningConfig(steps=2, batch_size=batch)), (variables,), 2),
         "fusion": (partial(fuse, setup), (variables,), 1),
-        "pictures": (partial(make_images, setup), (variables,), 1),
-        "search": (invert, (variables, labelled), len(FEW)),
-        "margins": (margins, (variables,), 2),
-        "lessons": (partial(unlearning_round, setup, switch, batch), (variables, labelled), 1),
+        "procedural images": (partial(make_images, setup), (variables,), 1),
+        "trigger inversion": (invert, (variables, labelled), len(FEW)),
+        "maximum margins": (margins, (variables,), 2),
+        "trigger unlearning": (partial(unlearning_round, setup, switch, batch), (variables, labelled), 1),
     }
 
 

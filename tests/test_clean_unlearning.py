@@ -15,7 +15,7 @@ def close(a, b, rtol=2e-4):
 
 @pytest.fixture(scope="module")
 def clean(small):
-    """Random images that the network knows by heart: their labels are its own answers in training mode."""
+    """Random images that the network knows by heart: their labels are its training-mode predictions."""
     network, variables, _ = small
     images = jax.random.uniform(jax.random.key(1), (COUNT, 8, 8, 1))
     logits, _ = jax.jit(network.train)(variables, images)

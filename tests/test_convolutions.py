@@ -25,8 +25,8 @@ def test_values_and_gradients_do_not_change(strides, layout, groups):
         )
         return jnp.sum(jax.nn.relu(y) ** 2), y
 
-    expected = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(x, kernel)
-    results = channels_last(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(x, kernel)
+    gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+    expected, results = (jax.jit(function)(x, kernel) for function in (gradients, channels_last(gradients)))
     assert jax.tree.structure(results) == jax.tree.structure(expected)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), results, expected)
 
@@ -88,7 +88,7 @@ def test_kernel_gradients_are_sums_of_products(case, layout, positions, monkeypa
     monkeypatch.setitem(summed_products.__kwdefaults__, "positions", positions)
     gradient, arguments = kernel_gradient(*case, layout=layout)
     rewritten = jax.jit(channels_last(gradient))
-    np.testing.assert_allclose(rewritten(*arguments), gradient(*arguments), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(rewritten(*arguments), jax.jit(gradient)(*arguments), rtol=1e-4, atol=1e-4)
     assert operations(rewritten.lower(*arguments)) == {"dot_general"}
 
 
@@ -117,13 +117,12 @@ def test_kernel_gradients_of_many_networks_and_of_gradients():
     gradient, (kernel, x) = kernel_gradient(3, 2, 1, 1)
     rewritten = channels_last(gradient)
     kernels, several = jnp.stack([kernel, 2 * kernel]), jnp.stack([x, x + 1])
-    grads = jax.vmap(rewritten)(kernels, several)
-    np.testing.assert_allclose(grads, jax.vmap(gradient)(kernels, several), rtol=1e-4, atol=1e-4)
-    grads = channels_last(jax.vmap(gradient))(kernels, several)
-    np.testing.assert_allclose(grads, jax.vmap(gradient)(kernels, several), rtol=1e-4, atol=1e-4)
+    expected = jax.jit(jax.vmap(gradient))(kernels, several)
+    for function in (jax.vmap(rewritten), channels_last(jax.vmap(gradient))):
+        np.testing.assert_allclose(jax.jit(function)(kernels, several), expected, rtol=1e-4, atol=1e-4)
 
     def length(gradient):
-        return jax.grad(lambda x: jnp.sum(gradient(kernel, x) ** 2))(x)
+        return jax.jit(jax.grad(lambda x: jnp.sum(gradient(kernel, x) ** 2)))(x)
 
     np.testing.assert_allclose(length(rewritten), length(gradient), rtol=1e-3, atol=1e-3)
 

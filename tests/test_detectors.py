@@ -330,7 +330,7 @@ def test_the_table_to_the_letter():
     weak["metrics"]["victim"]["asr"] = 0.05
     values += [weak, scored("neural_cleanse", "badnets", 0, 8.0), scored("neural_cleanse", "badnets", 0, 9.0)]
     head, _, first, second, _, *notes = markdown("bench_detectors", rows(values)).splitlines()
-    assert head.startswith("| detector | needs | backdoored + clean | AUC | found at its threshold |")
+    assert head.startswith("| detector | needs | backdoored + clean | AUC | detected at its threshold |")
     low, high = auc_interval(5 / 6, 3, 2)
     assert first == (
         f"| mm_bd | none | 3 + 2 | 0.833 ({100 * low:.0f} to {100 * high:.0f} %) | 2 of 3 (21 to 94 %) | "

@@ -33,6 +33,7 @@ from otbr_jax.steps.unlearn import UnlearningConfig
 from otbr_jax.steps.unlearn_triggers import TriggerUnlearningConfig
 from otbr_jax.victims.training import TrainingConfig, TrainingSet, programs
 
+KEY = jax.random.key(8)
 IMAGE = 8 * 8 * 4  # bytes of one image in float32
 SEARCH = InversionConfig(steps=2, starts=8, finalists=2)
 OTBR = OTBRConfig(unlearning=UnlearningConfig(steps=2, batch_size=64, learning_rate=1e-3))
@@ -102,11 +103,11 @@ def same(found, expected):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=3e-2), found, expected)
 
 
-@pytest.mark.parametrize("devices", [2, 4])
-def test_any_number_of_devices_unlearns_as_one_does(small, devices):
-    one, some = computed(otbr_plan(OTBR)[:2], small, 1), computed(otbr_plan(OTBR)[:2], small, devices)
-    for name, (_, value) in some.items():
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), value, one[name][1])
+def test_any_number_of_devices_unlearns_as_one_does(small):
+    one, *others = (computed(otbr_plan(OTBR)[:2], small, devices) for devices in (1, 2, 4))
+    for some in others:
+        for name, (_, value) in some.items():
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), value, one[name][1])
 
 
 def test_a_batch_that_devices_cannot_share_stays_whole(small):
@@ -132,26 +133,33 @@ def mapped(function, checked):
     return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=checked))
 
 
-@pytest.mark.parametrize("checked", [None, False, True], ids=["pmap", "shard_map", "shard_map, checked"])
-def test_otbr_in_a_users_map(small, synchronised, checked):
+@pytest.fixture(scope="module")
+def alone(small):
+    """What `otbr` and `disarm` find on one device."""
     network, variables, graph = small
-    key = jax.random.key(8)
-    one, info = jax.jit(lambda v: otbr(network, v, graph, key=key, config=OTBR))(variables)
+    return {
+        function: jax.jit(partial(function, network, graph=graph, key=KEY, config=config))(variables)
+        for function, config in ((otbr, OTBR), (disarm.disarm, DISARM))
+    }
+
+
+@pytest.mark.parametrize("checked", [None, False, True], ids=["pmap", "shard_map", "shard_map, checked"])
+def test_otbr_in_a_users_map(small, synchronised, alone, checked):
+    _, variables, graph = small
+    one, info = alone[otbr]
     found, found_info = mapped(
-        lambda v: otbr(synchronised, v, graph, key=key, config=OTBR, axis_name="devices"), checked
+        lambda v: otbr(synchronised, v, graph, key=KEY, config=OTBR, axis_name="devices"), checked
     )(variables)
     for name, scores in info.scores.items():
         np.testing.assert_allclose(found_info.scores[name], scores, rtol=1e-3)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), found, one)
 
 
-@pytest.mark.parametrize("checked", [False, True])
-def test_disarm_in_a_users_map(small, checked):
+def test_disarm_in_a_users_map(small, alone):
     network, variables, graph = small
-    key = jax.random.key(8)
-    one, suspicion = jax.jit(lambda v: disarm.disarm(network, v, graph, key=key, config=DISARM))(variables)
+    one, suspicion = alone[disarm.disarm]
     found, found_suspicion = mapped(
-        lambda v: disarm.disarm(network, v, graph, key=key, config=DISARM, axis_name="devices"), checked
+        lambda v: disarm.disarm(network, v, graph, key=KEY, config=DISARM, axis_name="devices"), checked=True
     )(variables)
     np.testing.assert_allclose(found_suspicion.suspicion, suspicion.suspicion, rtol=1e-2, atol=1e-2)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-2), found, one)

@@ -151,8 +151,7 @@ def inverted(network, variables, batch, switch, config):
     return minimal_triggers(network, variables, batch, switch, screened, key=key, config=config)
 
 
-@pytest.mark.usefixtures("usual_compiler")  # without its passes maximum margins are NaN
-def test_a_planted_backdoor_is_detected_and_unlearned(planted):
+def test_a_planted_backdoor_is_detected_and_unlearned(planted, usual_compiler):
     network, variables, batch = planted
     switch = FamilySwitch((FAMILIES["patch"], FAMILIES["additive"], FAMILIES["warp"]), SHAPE)
     config = InversionConfig(steps=30, starts=8, finalists=2)

@@ -89,7 +89,11 @@ def test_other_transports(small, settings):
 def test_random_masses_need_a_key(moved):
     _, before, after, graph = moved
     with pytest.raises(InputError, match="key: expected a PRNG key for random masses"):
-        run(before, after, graph.main_convolutions, transport=TransportConfig(target_mass="random"))
+        jax.eval_shape(
+            lambda a, b: run(a, b, graph.main_convolutions, transport=TransportConfig(target_mass="random"))[:2],
+            before,
+            after,
+        )
 
 
 def test_lambda_interpolates_linearly(moved, fused):
@@ -149,9 +153,14 @@ def test_half_precision_weights(small):
     network, before, graph = small
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), before)
     config = UnlearningConfig(steps=2, batch_size=8)
-    unlearned, _ = random_unlearning(network, half, key=jax.random.key(0), config=config)
-    fused, info, _ = run(half, unlearned, graph.main_convolutions)
-    scores = neuron_weight_changes(half, unlearned, graph.main_convolutions)
+    layers = graph.main_convolutions
+
+    @jax.jit
+    def found(half):
+        unlearned, _ = random_unlearning(network, half, key=jax.random.key(0), config=config)
+        return run(half, unlearned, layers)[:2], neuron_weight_changes(half, unlearned, layers)
+
+    (fused, info), scores = found(half)
     assert all(score.dtype == jnp.float32 and bool(jnp.any(score > 0)) for score in scores.values())
     assert all(bool(plan.converged) for plan in info.plans.values())
     assert {leaf.dtype for leaf in jax.tree.leaves(fused)} == {jnp.dtype(jnp.bfloat16)}

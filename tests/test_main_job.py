@@ -15,7 +15,7 @@ def test_the_default_run_keeps_its_promises(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=own)
     assert done.returncode == 0, done.stderr
     assert "repaired (after unlearning)" in done.stdout
-    assert "class 0 stands out" in done.stdout
+    assert "class 0 is flagged" in done.stdout
     summary = json.loads((tmp_path / "w" / "metrics.json").read_text())
     before, after = summary["metrics"]["victim"], summary["metrics"]["disarmed"]
     assert before["acc"] >= 0.97

@@ -87,7 +87,7 @@ def test_a_suspicious_network_is_flagged_fused_and_finetuned(finished):
     assert "of the way" in table
     page = (workdir / "report.html").read_text()
     assert "Is it backdoored?" in page
-    assert page.count(": triggers not taught") == 2
+    assert page.count("other triggers turn") == 2
     assert json.loads((workdir / "metrics.json").read_text())["verdict"] == verdict
 
 

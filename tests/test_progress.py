@@ -28,7 +28,7 @@ def once(count=3):
             advance(loss=epoch / 2)
     with progress.step_progress("pruning", 1, unit="step") as report:
         assert report is None
-    progress.say("class 1 stands out")
+    progress.say("class 1 is flagged")
 
 
 def test_a_file_has_a_line_for_each_step_and_a_terminal_bars(stderr):
@@ -38,9 +38,9 @@ def test_a_file_has_a_line_for_each_step_and_a_terminal_bars(stderr):
     assert "clock" not in {thread.name for thread in threading.enumerate()}
     if isinstance(stderr, Terminal):
         assert all(part in said for part in ("\r", "3/3", "loss 1.000"))
-        assert said.endswith("class 1 stands out\n")
+        assert said.endswith("class 1 is flagged\n")
     else:
-        assert re.fullmatch(r"training: loss 1.000, \d+ s\npruning: \d+ s\nclass 1 stands out\n", said)
+        assert re.fullmatch(r"training: loss 1.000, \d+ s\npruning: \d+ s\nclass 1 is flagged\n", said)
 
 
 def test_a_file_has_a_line_a_minute(monkeypatch, capsys):

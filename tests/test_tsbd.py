@@ -26,7 +26,7 @@ def brightened(images, key):
 
 @pytest.fixture(scope="module")
 def clean(small):
-    """Random images with the network's own answers in training mode, so that there is something to unlearn."""
+    """Random images with the network's training-mode predictions, so that there is something to unlearn."""
     network, variables, _ = small
     images = jax.random.uniform(jax.random.key(1), (32, 8, 8, 1))
     logits, _ = jax.jit(network.train)(variables, images)

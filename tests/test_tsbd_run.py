@@ -149,7 +149,7 @@ def test_eight_devices_find_the_same_neurons(tsbd_run, tmp_path):
     assert np.isfinite(eight.stages["finetuned"].value.history["loss"]).all()
 
 
-def test_the_strongest_that_hardly_differs_from_the_best():
+def test_the_largest_share_that_hardly_differs_from_the_best():
     accuracy = jnp.array([0.95, 0.99, 0.98, 0.97, 0.5])
     assert [int(choose_within_tolerance(accuracy, tolerance=tolerance)) for tolerance in (0.0, 0.015, 0.025, 1.0)] == [
         1,
