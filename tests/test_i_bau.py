@@ -141,7 +141,7 @@ def test_too_few_images_are_named(clean):
         method.DEFENSE.given(method.IBAUSettings(), clean, 0)
 
 
-def test_a_run_leaves_a_report_and_memory_equals_disk(tmp_path):
+def test_a_run_leaves_a_report_and_memory_equals_disk(tmp_path, usual_compiler):
     tuning = dataclasses.replace(TINY, batch_size=32)
     config = repaired_by("i_bau", tiny_runs.OTBR, clean=CleanConfig(crop_padding=1), i_bau=tuning)
     result = tiny_runs.run(tmp_path / "w", config)
