@@ -63,7 +63,7 @@ def computed(plan, small, devices):
 @pytest.mark.parametrize("plan", [otbr_plan(OTBR), disarm.plan(DISARM)], ids=["otbr", "disarm"])
 def test_devices_tell_each_other_gradients_and_answers_alone(small, plan):
     one, eight = computed(plan, small, 1), computed(plan, small, 8)
-    shared_work = {"unlearned", "pictures", "screened", "minimal", "margins", "disarmed"}
+    shared_work = {"unlearned", "procedural", "screened", "minimal", "margins", "disarmed"}
     for name, (program, value) in eight.items():
         told = collectives(program)
         assert bool(told) == (name in shared_work), (name, told)
@@ -157,11 +157,11 @@ def test_otbr_in_a_users_map(small, synchronised, alone, checked):
 
 def test_disarm_in_a_users_map(small, alone):
     network, variables, graph = small
-    one, suspicion = alone[disarm.disarm]
-    found, found_suspicion = mapped(
+    one, anomalies = alone[disarm.disarm]
+    found, found_anomalies = mapped(
         lambda v: disarm.disarm(network, v, graph, key=KEY, config=DISARM, axis_name="devices"), checked=True
     )(variables)
-    np.testing.assert_allclose(found_suspicion.suspicion, suspicion.suspicion, rtol=1e-2, atol=1e-2)
+    np.testing.assert_allclose(found_anomalies.detected.scores, anomalies.detected.scores, rtol=1e-2, atol=1e-2)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-2), found, one)
 
 
