@@ -169,7 +169,7 @@ def test_devices_find_what_one_finds(aim, images):
         )()
 
 
-def test_one_call_takes_any_family_aim_and_kind_of_image(images):
+def test_one_call_takes_any_family_aim_and_kind_of_image(images, usual_compiler):
     few = {"steps": 2, "triggers": 2, "starts": 2}
     pixels = np.asarray(images.images * 255).astype(np.uint8)
     one = otbr_jax.invert(NETWORK, VARIABLES, pixels, "additive", 1, aim=Within(0.05), **few)

@@ -108,7 +108,7 @@ def defaults(of: Sizes) -> dict:
     configs = {"digits": digits, "cifar10": cifar10}
     if not of.reduced:
         return configs
-    small = dataclasses.replace(digits.model, width=4)
-    training = dataclasses.replace(digits.training, epochs=1)
-    configs["digits"] = dataclasses.replace(digits, model=small, training=training)
+    small = dataclasses.replace(digits.victim.model, width=4)
+    training = dataclasses.replace(digits.victim.training, epochs=1)
+    configs["digits"] = change(digits, model=small, training=training)
     return {name: change(config, **TINY) for name, config in configs.items()}
