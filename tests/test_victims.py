@@ -19,6 +19,7 @@ from otbr_jax.attacks.badnets import BadNetsConfig
 from otbr_jax.attacks.registry import ATTACKS, AttackConfig
 from otbr_jax.contrib.otbr_plus import SweepConfig
 from otbr_jax.data.sources import DataConfig
+from otbr_jax.runs import loop
 from otbr_jax.runs.orbax_folder import load_variables
 from otbr_jax.settings import change
 from otbr_jax.studies.repair import repair
@@ -141,7 +142,8 @@ LONG = with_attack(
 
 
 @pytest.mark.slow
-def test_a_killed_training_goes_on_inside_the_epochs_to_the_same_bits(tmp_path):
+def test_a_killed_training_goes_on_inside_the_epochs_to_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)  # a constant that the code reads is part of a stage's identity
     code = KILLED.format(tests=str(pathlib.Path(__file__).parent), workdir=str(tmp_path / "w"))
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     folder = tmp_path / "w" / "progress"
